@@ -1,0 +1,1 @@
+//! Typed events, requests and log shipping over one messaging contract

@@ -1,0 +1,1 @@
+//! Derive macros: Event, Request and task

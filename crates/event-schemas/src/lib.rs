@@ -1,0 +1,1 @@
+//! The shared events of the reference systems, tested against schemas/

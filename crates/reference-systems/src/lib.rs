@@ -1,0 +1,1 @@
+//! The five reference systems as small programs on the backbone

@@ -1,0 +1,1 @@
+//! What every process does first and last: configuration, telemetry, health, metrics, shutdown

@@ -1,0 +1,1 @@
+//! Tasks, worker, scheduler and results on apalis
