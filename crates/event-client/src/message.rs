@@ -1,0 +1,295 @@
+//! What travels: a subject, an id, headers and bytes, the same on every transport.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use smol_str::SmolStr;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Subject;
+
+/// Identity of a message. Ours are UUIDv7; foreign producers may send any text.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum MessageId {
+    /// A UUID, kept in 16 bytes.
+    Uuid(Uuid),
+    /// Any other text.
+    Text(SmolStr),
+}
+
+impl MessageId {
+    /// A fresh UUIDv7.
+    pub fn now() -> Self {
+        Self::Uuid(Uuid::now_v7())
+    }
+}
+
+impl From<Uuid> for MessageId {
+    fn from(id: Uuid) -> Self {
+        Self::Uuid(id)
+    }
+}
+
+impl From<&str> for MessageId {
+    fn from(text: &str) -> Self {
+        match Uuid::try_parse(text) {
+            // Only the canonical spelling may be folded, or the text would not come back as it was sent.
+            Ok(id) if text.len() == 36 && !text.bytes().any(|b| b.is_ascii_uppercase()) => Self::Uuid(id),
+            _ => Self::Text(text.into()),
+        }
+    }
+}
+
+impl From<String> for MessageId {
+    fn from(text: String) -> Self {
+        text.as_str().into()
+    }
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uuid(id) => id.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl serde::Serialize for MessageId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Uuid(id) => {
+                serializer.serialize_str(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+            }
+            Self::Text(text) => serializer.serialize_str(text),
+        }
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for MessageId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = MessageId;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a message id")
+            }
+            fn visit_str<E>(self, text: &str) -> std::result::Result<MessageId, E> {
+                Ok(text.into())
+            }
+        }
+        deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// Where a message stands in its transport's log. Comparable within one topic of one transport.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Position(pub u128);
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Position({})", self.0)
+    }
+}
+
+impl FromStr for Position {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| Error::new(ErrorKind::Config, "a position is a number").with("position", text))
+    }
+}
+
+/// Free headers, in the order they were added. Names are lower case; small and rarely more than a few.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(SmolStr, SmolStr)>);
+
+impl Headers {
+    /// No headers.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// The value of `name`, whatever its case.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    /// Sets `name` to `value`, replacing an earlier value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`] unless the name is 1 to 64 characters of `[a-zA-Z0-9_-]` and the value is
+    /// at most 4 KiB without control characters.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let named = (1..=64).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        if !named || value.len() > 4096 || value.chars().any(char::is_control) {
+            return Err(Error::new(
+                ErrorKind::InvalidName,
+                "a header name takes 1 to 64 of a-z 0-9 _ -, its value at most 4096 bytes without control characters",
+            )
+            .with("header", format!("{:?}", &name[..name.floor_char_boundary(80)])));
+        }
+        let name = SmolStr::new(name.to_ascii_lowercase());
+        match self.0.iter_mut().find(|(have, _)| *have == name) {
+            Some((_, old)) => *old = value.into(),
+            None => self.0.push((name, value.into())),
+        }
+        Ok(())
+    }
+
+    /// Sets one of this library's own headers; name and value are known to be valid.
+    pub(crate) fn put(&mut self, name: &'static str, value: impl Into<SmolStr>) {
+        let value = value.into();
+        match self.0.iter_mut().find(|(have, _)| have == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((SmolStr::new_static(name), value)),
+        }
+    }
+
+    /// All headers in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An `authorization` or token header must not reach a log through `{:?}`.
+        f.debug_map()
+            .entries(self.iter().map(|(name, value)| {
+                (name, if name.contains("auth") || name.contains("token") { "***" } else { value })
+            }))
+            .finish()
+    }
+}
+
+/// How safe a published message is when `publish` returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Durability {
+    /// The bus's own class; see [`Capabilities::durability`](crate::transport::Capabilities::durability).
+    #[default]
+    Default,
+    /// Survives a crash of the process, not of the machine.
+    PageCache,
+    /// Survives loss of power.
+    Fsync,
+}
+
+/// One message on its way.
+#[derive(Clone, PartialEq)]
+pub struct Message {
+    /// Where it goes: `orders.placed.v1`.
+    pub subject: Subject,
+    /// Its identity, stable over repeats and retries.
+    pub id: MessageId,
+    /// Messages of one topic with the same key stay in order for keyed consumers.
+    pub key: Option<SmolStr>,
+    /// MIME type of `payload`, such as `application/cloudevents+json`.
+    pub content_type: SmolStr,
+    /// Free headers; attributes of the envelope in binary mode.
+    pub headers: Headers,
+    /// The bytes.
+    pub payload: Bytes,
+    /// Not delivered before this time.
+    pub deliver_at: Option<Timestamp>,
+    /// Not delivered after this time; an expired message is skipped and counted.
+    pub expires_at: Option<Timestamp>,
+    /// Ask the transport to store one message per id within its dedup window.
+    pub dedup: bool,
+    /// How safe it must be before `publish` returns.
+    pub durability: Durability,
+}
+
+impl Message {
+    /// A message with a fresh id and no options.
+    pub fn new(subject: Subject, content_type: impl Into<SmolStr>, payload: impl Into<Bytes>) -> Self {
+        Self {
+            subject,
+            id: MessageId::now(),
+            key: None,
+            content_type: content_type.into(),
+            headers: Headers::new(),
+            payload: payload.into(),
+            deliver_at: None,
+            expires_at: None,
+            dedup: false,
+            durability: Durability::Default,
+        }
+    }
+
+    /// Bytes it takes in a transport's buffer: payload, headers and names.
+    pub fn size(&self) -> usize {
+        self.payload.len()
+            + self.subject.as_str().len()
+            + self.content_type.len()
+            + self.key.as_ref().map_or(0, |key| key.len())
+            + self.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The payload is the user's data: its size is enough for a log line.
+        f.debug_struct("Message")
+            .field("subject", &self.subject)
+            .field("id", &self.id)
+            .field("key", &self.key)
+            .field("content_type", &self.content_type)
+            .field("headers", &self.headers)
+            .field("payload_bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_come_back_as_they_were_sent() {
+        for text in
+            ["018f3c5e-7b1a-7000-8000-000000000001", "018F3C5E-7B1A-7000-8000-000000000001", "A-1", ""]
+        {
+            assert_eq!(MessageId::from(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn header_names_fold_case_and_secrets_stay_hidden() {
+        let mut headers = Headers::new();
+        headers.set("Tenant", "a").unwrap();
+        headers.set("tenant", "b").unwrap();
+        headers.set("authorization", "Bearer x").unwrap();
+        assert_eq!((headers.get("TENANT"), headers.len()), (Some("b"), 2));
+        assert!(!format!("{headers:?}").contains("Bearer"));
+        assert!(headers.set("bad name", "x").is_err());
+        assert!(headers.set("ok", "line\nbreak").is_err());
+    }
+}

@@ -1,0 +1,29 @@
+//! The door: a URL's scheme decides the transport.
+
+use std::sync::Arc;
+
+use super::Transport;
+use crate::error::{Error, ErrorKind, Result};
+use crate::url::BusUrl;
+
+/// Opens the transport that `url` names.
+///
+/// # Errors
+/// [`ErrorKind::Config`] for an unknown scheme or option, [`ErrorKind::Unsupported`] for a transport that this
+/// build does not have, and what the transport itself says.
+pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
+    match url.scheme() {
+        "nats" | "tls" | "redis" | "rediss" | "amqp" | "amqps" => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`",
+                url.scheme()
+            ),
+        )),
+        scheme => Err(Error::new(
+            ErrorKind::Config,
+            format!("unknown scheme `{scheme}`; use `memory:`, `memory:NAME` or `sqlite:PATH`"),
+        )),
+    }
+    .map_err(|error: Error| error.during("connect").with("url", &url))
+}

@@ -1,0 +1,142 @@
+//! Request and reply: one member of a service answers, at once or in several frames.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use smol_str::SmolStr;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::confirm::Confirm;
+use crate::error::Result;
+use crate::message::{Headers, Message};
+use crate::subject::Subject;
+
+/// The call door of a transport.
+///
+/// Requests are not stored: they live in memory or, where another process must see them, no longer than their
+/// deadline. Members of a service share requests evenly.
+pub trait Requests: Send + Sync {
+    /// Sends `request` to one member that serves its subject.
+    ///
+    /// Must answer [`ErrorKind::NoResponder`](crate::ErrorKind::NoResponder) at once when nobody serves it, and must carry `within`
+    /// to the server. Dropping the replies tells the server that nobody waits any more.
+    fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>>;
+
+    /// Serves subjects as one member of a service until the returned value is dropped or stopped.
+    fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>>;
+}
+
+/// What to serve.
+#[derive(Clone, Debug)]
+pub struct Serve {
+    /// The service's name, shared by its members.
+    pub service: SmolStr,
+    /// The subjects it answers.
+    pub subjects: Vec<Subject>,
+    /// Most requests taken at a time; beyond it callers wait for another member or for their deadline.
+    pub credit: usize,
+}
+
+/// One frame of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// Status code and text of an error travel here.
+    pub headers: Headers,
+    /// MIME type of `payload`.
+    pub content_type: SmolStr,
+    /// The bytes.
+    pub payload: Bytes,
+    /// Nothing comes after it.
+    pub last: bool,
+}
+
+/// The frames of one answer, in order. Ends after the last frame; an early end means that the server went away.
+pub struct Replies {
+    frames: mpsc::Receiver<Result<Frame>>,
+    _guard: Option<tokio_util::sync::DropGuard>,
+}
+
+impl Replies {
+    /// Frames from `frames`; `gone` is cancelled when the caller stops waiting.
+    pub fn new(frames: mpsc::Receiver<Result<Frame>>, gone: Option<CancellationToken>) -> Self {
+        Self { frames, _guard: gone.map(CancellationToken::drop_guard) }
+    }
+
+    /// The next frame; `None` after the last.
+    pub async fn next(&mut self) -> Option<Result<Frame>> {
+        self.frames.recv().await
+    }
+}
+
+impl fmt::Debug for Replies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replies").finish_non_exhaustive()
+    }
+}
+
+/// A request in a server's hands.
+#[derive(Debug)]
+pub struct IncomingRequest {
+    /// The request.
+    pub message: Arc<Message>,
+    /// What is left of the caller's patience on arrival.
+    pub within: Duration,
+    /// Answers it.
+    pub responder: Responder,
+}
+
+/// Sends the frames of one answer. Dropped before the last frame, it answers with an error by itself.
+pub struct Responder {
+    respond: Option<Box<dyn Respond>>,
+    gone: CancellationToken,
+}
+
+/// The transport's side of a [`Responder`].
+pub trait Respond: Send + Sync + 'static {
+    /// Sends a frame. After one with `last` no other follows.
+    fn send(&mut self, frame: Frame) -> Confirm<()>;
+
+    /// The server dropped the request without finishing its answer.
+    fn abandoned(&mut self);
+}
+
+impl Responder {
+    /// A responder; `gone` is cancelled when the caller no longer waits.
+    pub fn new(respond: Box<dyn Respond>, gone: CancellationToken) -> Self {
+        Self { respond: Some(respond), gone }
+    }
+
+    /// Sends a frame; after the last one further frames are ignored.
+    pub fn send(&mut self, frame: Frame) -> Confirm<()> {
+        let last = frame.last;
+        let Some(respond) = &mut self.respond else { return Confirm::ready(Ok(())) };
+        let confirm = respond.send(frame);
+        if last {
+            self.respond = None;
+        }
+        confirm
+    }
+
+    /// Cancelled when the caller has gone or its deadline has passed.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if let Some(mut respond) = self.respond.take() {
+            respond.abandoned();
+        }
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Responder").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,139 @@
+//! The bus URL: one line that decides the transport.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A parsed bus URL such as `sqlite:data/bus.db?synchronous=full` or `memory:`.
+///
+/// Passwords never show in `Display` or `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BusUrl {
+    scheme: String,
+    rest: String,
+    options: BTreeMap<String, String>,
+}
+
+impl BusUrl {
+    /// The scheme in lower case: `sqlite`.
+    pub fn scheme(&self) -> &str {
+        &self.scheme
+    }
+
+    /// What stands between the scheme and the options: a path, a name, or `//user:password@host:port/…`.
+    pub fn rest(&self) -> &str {
+        &self.rest
+    }
+
+    /// Takes an option out and parses it; what nobody takes is reported by [`BusUrl::finish`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the value does not parse; the text names the option and what it takes.
+    pub fn take<T: FromStr>(&mut self, option: &str, takes: &str) -> Result<Option<T>> {
+        let Some(value) = self.options.remove(option) else { return Ok(None) };
+        value.parse().map(Some).map_err(|_| {
+            Error::new(ErrorKind::Config, format!("option `{option}` takes {takes}, not {value:?}"))
+                .during("connect")
+                .with("url", &*self)
+        })
+    }
+
+    /// Refuses options that nobody took.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] naming the first unknown option and the known ones.
+    pub fn finish(&self, known: &[&str]) -> Result<()> {
+        match self.options.keys().next() {
+            None => Ok(()),
+            Some(unknown) => {
+                let known = if known.is_empty() {
+                    "takes no options".into()
+                } else {
+                    format!("takes {}", known.join(", "))
+                };
+                Err(Error::new(
+                    ErrorKind::Config,
+                    format!("unknown option `{unknown}`; `{}:` {known}", self.scheme),
+                )
+                .during("connect")
+                .with("url", self))
+            }
+        }
+    }
+}
+
+impl FromStr for BusUrl {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        let refuse = |what: &str| {
+            // The text may hold a password, so only what stands before a colon is repeated.
+            let shown: String = text.chars().take_while(|c| *c != ':').take(40).collect();
+            Error::new(ErrorKind::Config, format!("{what}; use `memory:`, `memory:NAME` or `sqlite:PATH`"))
+                .during("connect")
+                .with("url", format!("{shown}:…"))
+        };
+        let (scheme, rest) = text.split_once(':').ok_or_else(|| refuse("the bus URL has no scheme"))?;
+        if scheme.is_empty()
+            || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
+        {
+            return Err(refuse("the bus URL's scheme is ill-spelled"));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let mut options = BTreeMap::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| refuse("an option of the bus URL has no `=`"))?;
+            if options.insert(name.to_owned(), value.to_owned()).is_some() {
+                return Err(refuse("an option of the bus URL is given twice"));
+            }
+        }
+        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: rest.to_owned(), options })
+    }
+}
+
+impl fmt::Display for BusUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = match (self.rest.strip_prefix("//"), self.rest.rfind('@')) {
+            (Some(_), Some(at)) => format!("//***@{}", &self.rest[at + 1..]),
+            _ => self.rest.clone(),
+        };
+        write!(f, "{}:{rest}", self.scheme)
+    }
+}
+
+impl fmt::Debug for BusUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_and_options() {
+        let mut url: BusUrl = "SQLite:data/bus.db?synchronous=full".parse().unwrap();
+        assert_eq!((url.scheme(), url.rest()), ("sqlite", "data/bus.db"));
+        assert!(url.finish(&[]).unwrap_err().to_string().contains("synchronous"));
+        assert_eq!(url.take::<String>("synchronous", "full or normal").unwrap().as_deref(), Some("full"));
+        url.finish(&[]).unwrap();
+    }
+
+    #[test]
+    fn passwords_stay_hidden() {
+        let url: BusUrl = "nats://user:p@ss@host:4222".parse().unwrap();
+        assert_eq!(url.to_string(), "nats://***@host:4222");
+        for bad in ["secret", "x y:pw", "a:b?c", "a:b?c=1&c=2"] {
+            let error = bad.parse::<BusUrl>().unwrap_err();
+            assert!(
+                error.to_string().contains("sqlite:PATH") && !error.to_string().contains("pw"),
+                "{error}"
+            );
+        }
+    }
+}
