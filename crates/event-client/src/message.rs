@@ -154,15 +154,6 @@ impl Headers {
         Ok(())
     }
 
-    /// Sets one of this library's own headers; name and value are known to be valid.
-    pub(crate) fn put(&mut self, name: &'static str, value: impl Into<SmolStr>) {
-        let value = value.into();
-        match self.0.iter_mut().find(|(have, _)| have == name) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((SmolStr::new_static(name), value)),
-        }
-    }
-
     /// All headers in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))

@@ -1,1 +1,24 @@
-//! Derive macros: Event, Request and task
+//! Derive macros: Event, Request and task.
+
+use proc_macro::TokenStream;
+
+mod event;
+mod request;
+
+/// Implements `event_client::Event`.
+///
+/// `#[event(name = "orders.placed", version = 1)]`, and optionally `key = field`, `upcast_from = OlderType`
+/// (with `impl From<OlderType>`), `since = N` when versions before N no longer exist.
+#[proc_macro_derive(Event, attributes(event))]
+pub fn event(input: TokenStream) -> TokenStream {
+    event::derive(syn::parse_macro_input!(input)).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// Implements `event_client::Request`.
+///
+/// `#[request(name = "pricing.get-quote", reply = Quote)]`, and optionally `error = QuoteError`, `version = 1`,
+/// `idempotent`.
+#[proc_macro_derive(Request, attributes(request))]
+pub fn request(input: TokenStream) -> TokenStream {
+    request::derive(syn::parse_macro_input!(input)).unwrap_or_else(|error| error.to_compile_error()).into()
+}

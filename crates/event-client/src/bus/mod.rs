@@ -1,0 +1,230 @@
+//! The bus: one cheap handle to publish, subscribe and request through.
+
+mod env;
+mod publish;
+mod window;
+
+use std::fmt;
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+use tokio::sync::Semaphore;
+
+pub use publish::Publish;
+pub use window::Window;
+
+use crate::codec::Codec;
+use crate::confirm::Confirm;
+use crate::envelope::Mode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::message::{Durability, Message};
+use crate::subject::Subject;
+use crate::subscription::Subscription;
+use crate::transport::{self, Admin, Capabilities, Receipt, Subscribe, Transport};
+use crate::url::BusUrl;
+
+/// A connection to the bus; clones share it.
+#[derive(Clone)]
+pub struct Bus(Arc<Inner>);
+
+struct Inner {
+    transport: Arc<dyn Transport>,
+    settings: Settings,
+    /// Bounds the messages that wait for their confirmation; a publish beyond it waits its turn.
+    window: Arc<Semaphore>,
+}
+
+/// How this service uses its bus.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// CloudEvents source of everything published here: `/billing`.
+    pub source: SmolStr,
+    /// How payloads are encoded. Default JSON.
+    pub codec: Codec,
+    /// Where the envelope's attributes travel. Default structured.
+    pub mode: Mode,
+    /// Most unconfirmed publishes at a time. Default 4096.
+    pub window: usize,
+    /// How safe a publish is that does not say. Default: the transport's own class.
+    pub durability: Durability,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            source: SmolStr::new_static("/backbone"),
+            codec: Codec::Json,
+            mode: Mode::Structured,
+            window: 4096,
+            durability: Durability::Default,
+        }
+    }
+}
+
+impl Bus {
+    /// Connects with default settings; the URL decides the transport.
+    ///
+    /// # Errors
+    /// As [`transport::open`].
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with(url, Settings::default()).await
+    }
+
+    /// Connects with settings.
+    ///
+    /// # Errors
+    /// As [`transport::open`], and [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
+    pub async fn connect_with(url: &str, settings: Settings) -> Result<Self> {
+        let url: BusUrl = url.parse()?;
+        Self::over(transport::open(url).await?, settings)
+    }
+
+    /// A bus over a transport that is already open, such as one of your own.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
+    pub fn over(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self> {
+        let most = transport.capabilities().max_durability;
+        if settings.durability > most {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "`{}` as configured cannot promise {:?}",
+                    transport.capabilities().name,
+                    settings.durability
+                ),
+            )
+            .during("connect"));
+        }
+        let window = Arc::new(Semaphore::new(settings.window.max(1)));
+        Ok(Self(Arc::new(Inner { transport, settings, window })))
+    }
+
+    /// The same connection with other settings; the window is its own.
+    ///
+    /// # Errors
+    /// As [`Bus::over`].
+    pub fn with_settings(&self, settings: Settings) -> Result<Self> {
+        Self::over(self.0.transport.clone(), settings)
+    }
+
+    /// How this handle publishes.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    /// What the transport can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        self.0.transport.capabilities()
+    }
+
+    /// Publishes an event; await the returned builder for the broker's confirmation.
+    pub fn publish<E: Event>(&self, event: E) -> Publish<'_, E> {
+        Publish::new(self, event)
+    }
+
+    /// Publishes many events, all on their way at once; answers when the last is confirmed.
+    ///
+    /// # Errors
+    /// The first failure in order. Events before and after it may have been stored: repeat with the same ids.
+    pub async fn publish_all<E: Event>(&self, events: impl IntoIterator<Item = E>) -> Result<Vec<Receipt>> {
+        let mut window = self.window(self.0.settings.window);
+        for event in events {
+            window.push(event).await?;
+        }
+        window.flush().await
+    }
+
+    /// A sliding window: up to `size` publishes wait for their confirmation while you go on.
+    pub fn window(&self, size: usize) -> Window<'_> {
+        Window::new(self, size)
+    }
+
+    /// Publishes a message as it is, for bridges and tools.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Unsupported`] for an option that the transport lacks, and transport errors.
+    pub async fn publish_message(&self, message: Message) -> Result<Receipt> {
+        let subject = message.subject.clone();
+        let (_slot, confirm) = self.send(message).await?;
+        confirm.await.map_err(|error| error.during("publish").with("subject", subject))
+    }
+
+    /// Takes a place in the window and sends.
+    async fn send(&self, message: Message) -> Result<(tokio::sync::OwnedSemaphorePermit, Confirm<Receipt>)> {
+        self.check(&message).map_err(|error| error.during("publish").with("subject", &message.subject))?;
+        let slot = self.0.window.clone().acquire_owned().await.expect("the window is never closed");
+        Ok((slot, self.0.transport.publish(message)))
+    }
+
+    fn check(&self, message: &Message) -> Result<()> {
+        let can = self.capabilities();
+        let lacks =
+            |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", can.name)));
+        if message.size() > can.max_payload {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the message takes {} bytes, `{}` takes at most {}; send a reference to the data instead",
+                    message.size(),
+                    can.name,
+                    can.max_payload
+                ),
+            ));
+        }
+        if message.deliver_at.is_some() && !can.delayed {
+            return lacks("delayed publish");
+        }
+        if message.expires_at.is_some() && !can.expiry {
+            return lacks("expiry");
+        }
+        if message.dedup && can.dedup_window.is_zero() {
+            return lacks("publish deduplication");
+        }
+        if message.durability > can.max_durability {
+            return lacks(&format!("{:?} durability as configured", message.durability));
+        }
+        Ok(())
+    }
+
+    /// Opens a subscription of raw deliveries. Services use [`Service`](crate::service::Service) instead.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for what the transport lacks, and transport errors.
+    pub async fn subscribe(&self, spec: Subscribe) -> Result<Subscription> {
+        self.0.transport.subscribe(spec).await.map_err(|error| error.during("subscribe"))
+    }
+
+    /// Dead letters, groups and lag.
+    pub fn admin(&self) -> &dyn Admin {
+        self.0.transport.admin()
+    }
+
+    /// The transport beneath.
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.0.transport
+    }
+
+    /// Flushes and closes the connection for every clone.
+    ///
+    /// # Errors
+    /// When something could not be flushed.
+    pub async fn close(&self) -> Result<()> {
+        self.0.transport.close().await.map_err(|error| error.during("close"))
+    }
+}
+
+/// The subject of an event type.
+fn subject_of<E: Event>() -> Result<Subject> {
+    Subject::new(E::SUBJECT)
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus")
+            .field("transport", &self.0.transport)
+            .field("settings", &self.0.settings)
+            .finish()
+    }
+}

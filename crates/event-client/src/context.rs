@@ -1,0 +1,129 @@
+//! What is being handled right now: correlation, cause and trace, passed on to everything that it emits.
+
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::MessageId;
+
+/// W3C trace context, level 1: which trace, which span in it.
+///
+/// Spelled `00-<32 hex>-<16 hex>-<2 hex>` (<https://www.w3.org/TR/trace-context/>).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TraceParent {
+    /// 128 bits, never zero.
+    pub trace_id: u128,
+    /// 64 bits, never zero.
+    pub span_id: u64,
+    /// Bit 0: sampled.
+    pub flags: u8,
+}
+
+impl TraceParent {
+    /// A new trace with its first span.
+    pub fn root() -> Self {
+        Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), flags: 1 }
+    }
+
+    /// A new span of the same trace.
+    #[must_use]
+    pub fn child(self) -> Self {
+        Self { span_id: fastrand::u64(1..), ..self }
+    }
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags)
+    }
+}
+
+impl fmt::Debug for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for TraceParent {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parse = || {
+            let mut parts = text.split('-');
+            let mut hex = |length: usize| {
+                let part = parts.next()?;
+                (part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+                    .then(|| u128::from_str_radix(part, 16).ok())?
+            };
+            let (version, trace_id, span_id, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+            // Later versions may append fields; version ff is forbidden, and 00 has exactly four.
+            let whole = parts.next().is_none() || version > 0;
+            (version != 0xff && trace_id != 0 && span_id != 0 && whole).then_some(Self {
+                trace_id,
+                span_id: span_id as u64,
+                flags: flags as u8,
+            })
+        };
+        parse().ok_or_else(|| Error::new(ErrorKind::Decode, "not a W3C traceparent"))
+    }
+}
+
+/// Where an event that is emitted now comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The flow that everything here belongs to: the id of the event that started it.
+    pub correlation: MessageId,
+    /// The event being handled: the direct cause of what is emitted.
+    pub causation: MessageId,
+    /// The handler's own span.
+    pub trace: TraceParent,
+}
+
+tokio::task_local! {
+    static CURRENT: Context;
+}
+
+impl Context {
+    /// The context of the event that this task handles, if it handles one.
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Clone::clone).ok()
+    }
+
+    /// Runs `future` in this context.
+    pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, future)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_specification_s_own_examples() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(text.parse::<TraceParent>().unwrap().to_string(), text);
+        for bad in [
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+            "",
+        ] {
+            assert!(bad.parse::<TraceParent>().is_err(), "{bad}");
+        }
+        assert!(
+            "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-later".parse::<TraceParent>().is_ok()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in ".{0,80}") {
+            let _ = text.parse::<TraceParent>();
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Extractors: what a handler's arguments may be.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use smol_str::SmolStr;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::incoming::Incoming;
+use crate::bus::{Bus, Publish};
+use crate::context::Context;
+use crate::envelope;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, version_of};
+use crate::message::{Headers, Message, MessageId};
+use crate::subject::Pattern;
+
+/// An argument that a handler can take before its payload.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be extracted from an incoming message",
+    label = "not an extractor",
+    note = "a handler takes State<T>, Attempt, Meta, Emitter, Headers, Deadline or Bus, and last Msg<T>, Dynamic or Raw"
+)]
+pub trait FromIncoming<S>: Sized {
+    /// Takes the argument out.
+    ///
+    /// # Errors
+    /// Become the message's outcome: kinds that cannot mend themselves go to the dead letters, the rest is retried.
+    fn from_incoming(incoming: &Incoming, state: &S) -> Result<Self>;
+}
+
+/// A handler's last argument: it says what the handler receives.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a handler's last argument",
+    label = "says nothing about which messages to receive",
+    note = "the last argument is Msg<T> of an `#[derive(Event)]` type, or Dynamic or Raw with `.on_subject(\"orders.>\", handler)`"
+)]
+pub trait FromPayload: Sized {
+    /// What to receive.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the type cannot say, or its versions have a gap.
+    fn route() -> Result<Route>;
+
+    /// Takes the payload out.
+    ///
+    /// # Errors
+    /// As [`FromIncoming::from_incoming`].
+    fn from_payload(incoming: &Incoming) -> Result<Self>;
+}
+
+/// What a handler receives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The handler's name within its service; part of the group's name.
+    pub name: SmolStr,
+    /// The subjects.
+    pub filters: Vec<Pattern>,
+}
+
+/// The event, decoded; older versions are upcast on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msg<T>(pub T);
+
+impl<T: Event> FromPayload for Msg<T> {
+    fn route() -> Result<Route> {
+        Ok(Route {
+            name: SmolStr::new_static(T::NAME),
+            filters: T::subjects()?.iter().map(Pattern::from).collect(),
+        })
+    }
+
+    fn from_payload(incoming: &Incoming) -> Result<Self> {
+        let kind = incoming.envelope.meta.kind.as_str();
+        let version = match version_of(kind) {
+            Some(version) if kind.strip_suffix(&format!(".v{version}")) == Some(T::NAME) => version,
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::UnknownType,
+                    format!("the event says it is `{kind}`, this handler takes `{}`", T::NAME),
+                ));
+            }
+        };
+        T::decode(version, &incoming.envelope).map(Self)
+    }
+}
+
+/// Any event as a JSON value with its type, for wildcard subscriptions.
+#[derive(Clone, Debug)]
+pub struct Dynamic {
+    /// The event's type.
+    pub kind: SmolStr,
+    /// Its data.
+    pub data: serde_json::Value,
+}
+
+impl FromPayload for Dynamic {
+    fn route() -> Result<Route> {
+        needs_subject("Dynamic")
+    }
+
+    fn from_payload(incoming: &Incoming) -> Result<Self> {
+        Ok(Self { kind: incoming.envelope.meta.kind.clone(), data: incoming.envelope.decode()? })
+    }
+}
+
+/// The message as it travelled, nothing decoded.
+#[derive(Clone, Debug)]
+pub struct Raw(pub Arc<Message>);
+
+impl FromPayload for Raw {
+    fn route() -> Result<Route> {
+        needs_subject("Raw")
+    }
+
+    fn from_payload(incoming: &Incoming) -> Result<Self> {
+        Ok(Self(incoming.message.clone()))
+    }
+}
+
+fn needs_subject(what: &str) -> Result<Route> {
+    Err(Error::new(
+        ErrorKind::Config,
+        format!(
+            "a handler of `{what}` does not say what to receive; register it with `.on_subject(\"orders.>\", handler)`"
+        ),
+    ))
+}
+
+/// A part of the service's state.
+#[derive(Clone, Copy, Debug)]
+pub struct State<T>(pub T);
+
+/// Takes a part out of the whole state; the whole is a part of itself.
+pub trait FromRef<S> {
+    /// Clones the part.
+    fn from_ref(state: &S) -> Self;
+}
+
+impl<S: Clone> FromRef<S> for S {
+    fn from_ref(state: &S) -> Self {
+        state.clone()
+    }
+}
+
+impl<S, T: FromRef<S>> FromIncoming<S> for State<T> {
+    fn from_incoming(_: &Incoming, state: &S) -> Result<Self> {
+        Ok(Self(T::from_ref(state)))
+    }
+}
+
+/// Which attempt this is.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    number: u32,
+    most: u32,
+    key: SmolStr,
+}
+
+impl Attempt {
+    /// From 1.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether a failure now means a dead letter.
+    pub fn is_last(&self) -> bool {
+        self.number >= self.most
+    }
+
+    /// The same for every attempt of this handler on this event: hand it to payment providers and the like.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+}
+
+impl<S> FromIncoming<S> for Attempt {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(Self {
+            number: incoming.info.attempt,
+            most: incoming.handler.attempts,
+            key: incoming.idempotency_key(),
+        })
+    }
+}
+
+/// The event's attributes.
+#[derive(Clone, Debug)]
+pub struct Meta(pub envelope::Meta);
+
+impl Deref for Meta {
+    type Target = envelope::Meta;
+    fn deref(&self) -> &envelope::Meta {
+        &self.0
+    }
+}
+
+impl<S> FromIncoming<S> for Meta {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(Self(incoming.envelope.meta.clone()))
+    }
+}
+
+impl<S> FromIncoming<S> for Headers {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(incoming.message.headers.clone())
+    }
+}
+
+impl<S> FromIncoming<S> for Bus {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(incoming.bus.clone())
+    }
+}
+
+impl<S> FromIncoming<S> for Context {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(incoming.context.clone())
+    }
+}
+
+/// How long anybody will want the result.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(pub Option<Instant>);
+
+impl Deadline {
+    /// What is left; `None` without a deadline.
+    pub fn left(&self) -> Option<Duration> {
+        self.0.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+impl<S> FromIncoming<S> for Deadline {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        Ok(Self(incoming.deadline))
+    }
+}
+
+/// Publishes events that the one being handled has caused.
+///
+/// Correlation, cause and trace are filled in, and ids are derived from the cause: when the handler is tried
+/// again, the n-th event of a type that it emits has the same id as before, so that an inbox or a dedup window
+/// downstream recognises it.
+#[derive(Debug)]
+pub struct Emitter {
+    bus: Bus,
+    context: Context,
+    cause: Uuid,
+    emitted: AtomicU32,
+}
+
+impl Emitter {
+    /// Publishes `event`; await the returned builder.
+    pub fn emit<E: Event>(&self, event: E) -> Publish<'_, E> {
+        let nth = self.emitted.fetch_add(1, Ordering::Relaxed);
+        let id = Uuid::new_v5(&self.cause, format!("{}:{nth}", E::SUBJECT).as_bytes());
+        self.bus.publish(event).id(MessageId::Uuid(id)).context(self.context.clone())
+    }
+}
+
+impl<S> FromIncoming<S> for Emitter {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        let cause = Uuid::new_v5(&Uuid::NAMESPACE_OID, incoming.idempotency_key().as_bytes());
+        Ok(Self {
+            bus: incoming.bus.clone(),
+            context: incoming.context.clone(),
+            cause,
+            emitted: AtomicU32::new(0),
+        })
+    }
+}

@@ -1,0 +1,237 @@
+//! Handlers: plain async functions, and the knobs that go with them.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use super::extract::{FromIncoming, FromPayload, Route};
+use super::incoming::Incoming;
+use super::outcome::{IntoOutcome, Outcome};
+use super::retry::RetryPolicy;
+use crate::error::Result;
+use crate::transport::{Start, Subscribe};
+
+/// A function that handles messages. Implemented for async functions of extractors; `M` is the list of their types.
+#[diagnostic::on_unimplemented(
+    message = "this function is not a handler",
+    label = "not a handler",
+    note = "a handler is an `async fn` of up to 8 extractors and last a payload (`Msg<T>`), with every future `Send`; \
+            it returns `()`, `Outcome`, or `Result<(), E>`"
+)]
+pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
+    /// What it receives.
+    ///
+    /// # Errors
+    /// As [`FromPayload::route`].
+    fn route(&self) -> Result<Route>;
+
+    /// Handles one message. Extraction happens before the future is made, so the future borrows nothing.
+    fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static;
+
+    /// Its settings.
+    fn knobs(&self) -> Knobs {
+        Knobs::default()
+    }
+
+    /// Handles up to `n` messages at a time in this process, and fetches no more than that. Default 16.
+    fn concurrency(self, n: usize) -> Configured<Self, M, S> {
+        Configured::new(self).concurrency(n)
+    }
+
+    /// Handles messages with the same key one after another, in order, retries included.
+    fn keyed(self) -> Configured<Self, M, S> {
+        Configured::new(self).keyed()
+    }
+
+    /// When to try again, and when to give up.
+    fn retry(self, policy: RetryPolicy) -> Configured<Self, M, S> {
+        Configured::new(self).retry(policy)
+    }
+
+    /// Names the group instead of `<service>.<event>`: needed when two handlers take the same event.
+    fn group(self, name: impl Into<SmolStr>) -> Configured<Self, M, S> {
+        Configured::new(self).group(name)
+    }
+
+    /// Where the group starts when it is new. Default: with what is published from then on.
+    fn start(self, start: Start) -> Configured<Self, M, S> {
+        Configured::new(self).start(start)
+    }
+
+    /// How long a crashed process keeps what it had fetched. Default 30 s; live processes renew.
+    fn lease(self, lease: Duration) -> Configured<Self, M, S> {
+        Configured::new(self).lease(lease)
+    }
+
+    /// Every process gets every message from now on; nothing is settled, retried or kept.
+    fn broadcast(self) -> Configured<Self, M, S> {
+        Configured::new(self).broadcast()
+    }
+}
+
+/// How a handler is run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Knobs {
+    /// Most messages at a time.
+    pub concurrency: Option<usize>,
+    /// In order per key.
+    pub keyed: bool,
+    /// Retries.
+    pub retry: Option<RetryPolicy>,
+    /// The group's name.
+    pub group: Option<SmolStr>,
+    /// Where a new group starts.
+    pub start: Start,
+    /// The lease.
+    pub lease: Option<Duration>,
+    /// Ephemeral, everything to everyone.
+    pub broadcast: bool,
+}
+
+impl Knobs {
+    /// Messages at a time when nothing is said.
+    pub const DEFAULT_CONCURRENCY: usize = 16;
+
+    pub(crate) fn subscribe(&self, mut spec: Subscribe) -> Subscribe {
+        spec.start = self.start;
+        spec.keyed = self.keyed;
+        spec.credit = self.concurrency.unwrap_or(Self::DEFAULT_CONCURRENCY).max(1);
+        spec.lease = self.lease.unwrap_or(Subscribe::DEFAULT_LEASE);
+        spec
+    }
+}
+
+/// A handler with settings of its own.
+pub struct Configured<H, M, S> {
+    handler: H,
+    knobs: Knobs,
+    _types: PhantomData<fn() -> (M, S)>,
+}
+
+impl<H, M, S> Configured<H, M, S>
+where
+    H: Handler<M, S>,
+{
+    fn new(handler: H) -> Self {
+        let knobs = handler.knobs();
+        Self { handler, knobs, _types: PhantomData }
+    }
+}
+
+macro_rules! knobs {
+    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty)?) => $field:ident = $value:expr;)*) => {
+        impl<H, M, S> Configured<H, M, S> {$(
+            $(#[$doc])*
+            #[must_use]
+            pub fn $name(mut self $(, $argument: $type)?) -> Self {
+                self.knobs.$field = $value;
+                self
+            }
+        )*}
+    };
+}
+
+knobs! {
+    /// See [`Handler::concurrency`].
+    concurrency(n: usize) => concurrency = Some(n);
+    /// See [`Handler::keyed`].
+    keyed() => keyed = true;
+    /// See [`Handler::retry`].
+    retry(policy: RetryPolicy) => retry = Some(policy);
+    /// See [`Handler::group`].
+    group(name: impl Into<SmolStr>) => group = Some(name.into());
+    /// See [`Handler::start`].
+    start(start: Start) => start = start;
+    /// See [`Handler::lease`].
+    lease(lease: Duration) => lease = Some(lease);
+    /// See [`Handler::broadcast`].
+    broadcast() => broadcast = true;
+}
+
+impl<H: Clone, M, S> Clone for Configured<H, M, S> {
+    fn clone(&self) -> Self {
+        Self { handler: self.handler.clone(), knobs: self.knobs.clone(), _types: PhantomData }
+    }
+}
+
+impl<H, M, S> fmt::Debug for Configured<H, M, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Configured").field("knobs", &self.knobs).finish_non_exhaustive()
+    }
+}
+
+impl<H, M, S> Handler<M, S> for Configured<H, M, S>
+where
+    H: Handler<M, S>,
+    M: 'static,
+    S: 'static,
+{
+    fn route(&self) -> Result<Route> {
+        self.handler.route()
+    }
+
+    fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
+        self.handler.call(incoming, state)
+    }
+
+    fn knobs(&self) -> Knobs {
+        self.knobs.clone()
+    }
+}
+
+/// Who handles: known to every message on its way to the handler.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The service.
+    pub service: SmolStr,
+    /// The group, `<service>.<event>` unless named.
+    pub group: SmolStr,
+    /// Most attempts before a message is given up.
+    pub attempts: u32,
+}
+
+impl Identity {
+    pub(crate) fn new(service: SmolStr, group: SmolStr, attempts: u32) -> Self {
+        Self { service, group, attempts }
+    }
+}
+
+macro_rules! functions {
+    ($([$($extractor:ident)*])*) => {$(
+        #[allow(non_snake_case, unused_variables)]
+        impl<F, Fut, S, P, $($extractor,)*> Handler<($($extractor,)* P,), S> for F
+        where
+            F: Fn($($extractor,)* P) -> Fut + Clone + Send + Sync + 'static,
+            Fut: Future + Send + 'static,
+            Fut::Output: IntoOutcome,
+            P: FromPayload,
+            $($extractor: FromIncoming<S>,)*
+        {
+            fn route(&self) -> Result<Route> {
+                P::route()
+            }
+
+            fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
+                let future = (|| {
+                    $(let $extractor = $extractor::from_incoming(&incoming, &state)?;)*
+                    Ok::<_, crate::Error>(self($($extractor,)* P::from_payload(&incoming)?))
+                })();
+                async move {
+                    match future {
+                        Ok(future) => future.await.into_outcome(),
+                        Err(error) => error.into(),
+                    }
+                }
+            }
+        }
+    )*};
+}
+
+functions! {
+    [] [A] [A B] [A B C] [A B C D] [A B C D E] [A B C D E G] [A B C D E G H] [A B C D E G H I]
+}

@@ -1,0 +1,79 @@
+//! A message on its way through layers to a handler.
+
+use std::fmt;
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+use tokio::time::Instant;
+
+use super::handler::Identity;
+use crate::bus::Bus;
+use crate::context::Context;
+use crate::delivery::DeliveryInfo;
+use crate::envelope::Envelope;
+use crate::message::Message;
+
+/// What layers and extractors see: the message, its envelope, and where it is being handled.
+///
+/// Cloning is cheap enough for a layer that calls twice; the right to settle stays with the service.
+#[derive(Clone)]
+pub struct Incoming {
+    pub(crate) message: Arc<Message>,
+    pub(crate) info: DeliveryInfo,
+    pub(crate) envelope: Envelope,
+    pub(crate) context: Context,
+    pub(crate) bus: Bus,
+    pub(crate) handler: Arc<Identity>,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Incoming {
+    /// The message as it travelled.
+    pub fn message(&self) -> &Arc<Message> {
+        &self.message
+    }
+
+    /// Attempt, position and times.
+    pub fn info(&self) -> &DeliveryInfo {
+        &self.info
+    }
+
+    /// Attributes and undecoded data.
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Correlation, cause and trace for everything done here.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// The bus it came over.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The handler's group, and most attempts.
+    pub fn handler(&self) -> &Identity {
+        &self.handler
+    }
+
+    /// When nobody wants the result any more.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Stable over all attempts of this group on this message: the key for effects that must happen once.
+    pub fn idempotency_key(&self) -> SmolStr {
+        smol_str::format_smolstr!("{}:{}", self.handler.group, self.envelope.meta.id)
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming")
+            .field("message", &self.message)
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,328 @@
+//! Services: handlers on a bus, with layers around them, started and drained together.
+//!
+//! ```no_run
+//! use event_client::service::{Attempt, Emitter, Handler, Msg, Service, State};
+//! use event_client::Event;
+//! # use event_client::event::JsonSchema;
+//! # use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Event, Serialize, Deserialize, JsonSchema)]
+//! #[event(name = "orders.placed", version = 1, key = order_id)]
+//! struct OrderPlaced { order_id: u64, cents: i64 }
+//! # #[derive(Event, Serialize, Deserialize, JsonSchema)]
+//! # #[event(name = "orders.paid", version = 1, key = order_id)]
+//! # struct OrderPaid { order_id: u64 }
+//! # #[derive(Clone)] struct Gateway;
+//! # impl Gateway { async fn charge(&self, _: u64, _: i64, _: &str) -> std::io::Result<()> { Ok(()) } }
+//!
+//! async fn charge(
+//!     State(gateway): State<Gateway>,
+//!     attempt: Attempt,
+//!     out: Emitter,
+//!     Msg(order): Msg<OrderPlaced>,
+//! ) -> anyhow_free::Result<()> {
+//!     gateway.charge(order.order_id, order.cents, attempt.key()).await?; // Err: backoff, then dead letter
+//!     out.emit(OrderPaid { order_id: order.order_id }).await?;           // cause, correlation and trace filled in
+//!     Ok(())
+//! }
+//! # mod anyhow_free { pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>; }
+//!
+//! # async fn run() -> event_client::Result<()> {
+//! Service::from_env("billing").await?
+//!     .on(charge.concurrency(32).keyed())
+//!     .with_state(Gateway)
+//!     .run_until(async { tokio::signal::ctrl_c().await.unwrap() })
+//!     .await
+//! # }
+//! ```
+
+mod extract;
+mod handler;
+mod incoming;
+mod outcome;
+mod retry;
+mod running;
+mod worker;
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+use tokio::task::JoinSet;
+use tower::util::BoxCloneSyncService;
+use tower_layer::Layer;
+
+pub use extract::{
+    Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route, State,
+};
+pub use handler::{Configured, Handler, Identity, Knobs};
+pub use incoming::Incoming;
+pub use outcome::{IntoOutcome, Outcome, Permanent, RetryAfter};
+pub use retry::RetryPolicy;
+pub use running::Running;
+pub use worker::{Counts, Stats};
+
+
+use crate::bus::{Bus, Settings};
+use crate::error::{Error, Result};
+use crate::subject::{Group, Pattern};
+use crate::subscription::Subscription;
+use worker::Station;
+
+/// The tower service that layers wrap: one message in, its outcome out.
+pub type BoxService = BoxCloneSyncService<Incoming, Outcome, Error>;
+
+/// Handlers that share a name, a bus and a state of type `S`.
+///
+/// Every handler is a durable group of its own, `<service>.<event>`: handlers of one service that take the same
+/// event each get it, and fail and retry apart.
+pub struct Service<S = ()> {
+    name: SmolStr,
+    bus: Option<Bus>,
+    stations: Vec<Entry<S>>,
+    retry: RetryPolicy,
+    drain: Duration,
+}
+
+struct Entry<S> {
+    route: Result<Route>,
+    knobs: Knobs,
+    open: Box<dyn FnOnce(Arc<S>) -> Box<dyn Work> + Send>,
+}
+
+/// A handler with everything around it, ready to be spawned on a subscription.
+trait Work: Send {
+    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, subscription: Subscription)
+    -> JoinSet<()>;
+    /// For one more layer around it: costs a box per message, so an unlayered handler never pays it.
+    fn boxed(self: Box<Self>) -> BoxService;
+}
+
+impl<T> Work for T
+where
+    T: tower_service::Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
+    T::Future: Send,
+{
+    fn spawn(
+        self: Box<Self>,
+        slots: usize,
+        station: Arc<Station>,
+        subscription: Subscription,
+    ) -> JoinSet<()> {
+        worker::spawn(*self, slots, station, subscription)
+    }
+
+    fn boxed(self: Box<Self>) -> BoxService {
+        BoxCloneSyncService::new(*self)
+    }
+}
+
+impl Service {
+    /// Connects as the environment says ([`Bus::from_env`]).
+    ///
+    /// # Errors
+    /// As [`Bus::from_env`].
+    pub async fn from_env<S: Send + Sync + 'static>(name: &str) -> Result<Service<S>> {
+        Ok(Service::new(name).bus(Bus::from_env(name).await?))
+    }
+}
+
+impl<S: Send + Sync + 'static> Service<S> {
+    /// A service without a bus yet.
+    pub fn new(name: impl Into<SmolStr>) -> Self {
+        Self {
+            name: name.into(),
+            bus: None,
+            stations: Vec::new(),
+            retry: RetryPolicy::default(),
+            drain: Duration::from_secs(25),
+        }
+    }
+
+    /// Runs on this bus; events are published under the service's name.
+    #[must_use]
+    pub fn bus(mut self, bus: Bus) -> Self {
+        self.bus = Some(bus);
+        self
+    }
+
+    /// Adds a handler; its last argument says what it receives.
+    #[must_use]
+    pub fn on<M: 'static, H: Handler<M, S>>(self, handler: H) -> Self {
+        let route = handler.route();
+        self.add(route, handler)
+    }
+
+    /// Adds a handler for everything that a pattern matches, for payloads such as [`Dynamic`] and [`Raw`].
+    /// Several handlers on patterns need names of their own: `.group("…")`.
+    #[must_use]
+    pub fn on_subject<M: 'static, H: Handler<M, S>>(self, pattern: &str, handler: H) -> Self {
+        let name: String = pattern.chars().map(|c| if matches!(c, '*' | '>') { '_' } else { c }).collect();
+        let route = Pattern::new(pattern).map(|pattern| Route { name: name.into(), filters: vec![pattern] });
+        self.add(route, handler)
+    }
+
+    fn add<M: 'static, H: Handler<M, S>>(mut self, route: Result<Route>, handler: H) -> Self {
+        let knobs = handler.knobs();
+        self.stations.push(Entry {
+            route,
+            knobs,
+            open: Box::new(move |state| {
+                Box::new(tower::service_fn(move |incoming| {
+                    let handling = handler.clone().call(incoming, state.clone());
+                    async move { Ok(handling.await) }
+                }))
+            }),
+        });
+        self
+    }
+
+    /// Wraps every handler added so far; a tuple applies several, the first outermost.
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<BoxService> + Clone + Send + 'static,
+        L::Service: tower_service::Service<Incoming, Response = Outcome> + Clone + Send + Sync + 'static,
+        <L::Service as tower_service::Service<Incoming>>::Error: Into<tower::BoxError>,
+        <L::Service as tower_service::Service<Incoming>>::Future: Send,
+    {
+        self.stations = self
+            .stations
+            .into_iter()
+            .map(|entry| {
+                let layer = layer.clone();
+                let open = entry.open;
+                Entry {
+                    open: Box::new(move |state| {
+                        let service = layer.layer(open(state).boxed());
+                        Box::new(tower::ServiceExt::map_err(service, |error| {
+                            crate::layers::into_error(error)
+                        }))
+                    }),
+                    ..entry
+                }
+            })
+            .collect();
+        self
+    }
+
+    /// The retry policy of handlers that have none of their own.
+    #[must_use]
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// How long draining may take before unfinished work is handed back. Default 25 s, below the 30 s that
+    /// Kubernetes grants.
+    #[must_use]
+    pub fn drain_within(mut self, bound: Duration) -> Self {
+        self.drain = bound;
+        self
+    }
+
+    /// Gives the handlers their state.
+    #[must_use]
+    pub fn with_state(self, state: S) -> Service {
+        let state = Arc::new(state);
+        let stations = self.stations.into_iter().map(|entry| {
+            let state = state.clone();
+            let open = entry.open;
+            let open: Box<dyn FnOnce(Arc<()>) -> Box<dyn Work> + Send> = Box::new(move |_| open(state));
+            Entry { route: entry.route, knobs: entry.knobs, open }
+        });
+        Service {
+            stations: stations.collect(),
+            name: self.name,
+            bus: self.bus,
+            retry: self.retry,
+            drain: self.drain,
+        }
+    }
+}
+
+impl Service {
+    /// Subscribes every handler and starts its workers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a handler without a route, a gap in an event's versions or
+    /// two handlers in one group; and what subscribing answers. Nothing runs when one handler cannot.
+    pub async fn start(self) -> Result<Running> {
+        let config = |text: String| {
+            Error::new(crate::ErrorKind::Config, text).during("start service").with("service", &self.name)
+        };
+        let Some(bus) = &self.bus else {
+            return Err(config("the service has no bus; add `.bus(bus)` or use `Service::from_env`".into()));
+        };
+        let settings =
+            Settings { source: smol_str::format_smolstr!("/{}", self.name), ..bus.settings().clone() };
+        let bus = bus.with_settings(settings)?;
+        let mut open: Vec<(Station, Knobs, Subscription, Box<dyn Work>)> = Vec::new();
+        for entry in self.stations {
+            let route =
+                entry.route.map_err(|error| error.during("start service").with("service", &self.name))?;
+            let group = entry
+                .knobs
+                .group
+                .clone()
+                .unwrap_or_else(|| smol_str::format_smolstr!("{}.{}", self.name, route.name));
+            if open.iter().any(|(station, ..)| station.identity.group == group) {
+                return Err(Error::new(
+                    crate::ErrorKind::Config,
+                    format!("two handlers share the group `{group}`; name one with `.group(\"…\")`"),
+                )
+                .during("start service")
+                .with("service", &self.name));
+            }
+            let retry = entry.knobs.retry.unwrap_or(self.retry);
+            let spec = if entry.knobs.broadcast {
+                crate::transport::Subscribe::broadcast(route.filters.clone())
+            } else {
+                crate::transport::Subscribe::group(Group::new(&group)?, route.filters.clone())
+            };
+            let subscription = bus
+                .subscribe(entry.knobs.subscribe(spec))
+                .await
+                .map_err(|error| error.with("group", &group))?;
+            let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
+            tracing::info!(
+                service = %self.name, %group, receives = filters.join(" "), transport = bus.capabilities().name,
+                concurrency = entry.knobs.concurrency.unwrap_or(Knobs::DEFAULT_CONCURRENCY), keyed = entry.knobs.keyed,
+                attempts = retry.attempts, "handler subscribed"
+            );
+            let identity = Arc::new(Identity::new(self.name.clone(), group, retry.attempts));
+            let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default() };
+            open.push((station, entry.knobs, subscription, (entry.open)(Arc::new(()))));
+        }
+        let mut running = Running::new(self.name, bus, self.drain);
+        for (station, knobs, subscription, work) in open {
+            let slots = knobs.concurrency.unwrap_or(Knobs::DEFAULT_CONCURRENCY);
+            let station = Arc::new(station);
+            let workers = work.spawn(slots, station.clone(), subscription.clone());
+            running.add(station.identity.group.clone(), station.stats.clone(), subscription, workers);
+        }
+        Ok(running)
+    }
+
+    /// Runs until `shutdown` resolves, then drains: stops fetching, hands back what has not started, finishes
+    /// what runs within the bound, settles. The bus stays open for its other users.
+    ///
+    /// # Errors
+    /// As [`Service::start`], and when draining had to abandon work.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let running = self.start().await?;
+        shutdown.await;
+        running.drain().await
+    }
+}
+
+impl<S> fmt::Debug for Service<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("name", &self.name)
+            .field("handlers", &self.stations.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,201 @@
+//! One handler at work: its subscription, its slots, and how each delivery is settled.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use smol_str::SmolStr;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use super::handler::Identity;
+use super::incoming::Incoming;
+use super::outcome::Outcome;
+use super::retry::RetryPolicy;
+use crate::bus::Bus;
+use crate::confirm::Confirm;
+use crate::delivery::{Delivery, Reason, Rejection, Settlement};
+use crate::envelope::Envelope;
+use crate::error::Error;
+use crate::subscription::Subscription;
+
+/// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
+const CRASH_MARGIN: u32 = 5;
+
+/// What a worker needs beside the handler.
+pub(crate) struct Station {
+    pub(crate) bus: Bus,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) stats: Arc<Stats>,
+}
+
+/// Counts of one handler since it started.
+#[derive(Debug, Default)]
+pub struct Stats {
+    acked: AtomicU64,
+    retried: AtomicU64,
+    rejected: AtomicU64,
+    released: AtomicU64,
+    panicked: AtomicU64,
+}
+
+/// A moment's reading of a handler's [`Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Handled.
+    pub acked: u64,
+    /// Failed and to be tried again.
+    pub retried: u64,
+    /// Given up.
+    pub rejected: u64,
+    /// Handed back untried.
+    pub released: u64,
+    /// Attempts that ended in a panic; also counted as retried or rejected.
+    pub panicked: u64,
+}
+
+impl Stats {
+    /// Reads the counts.
+    pub fn counts(&self) -> Counts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            acked: read(&self.acked),
+            retried: read(&self.retried),
+            rejected: read(&self.rejected),
+            released: read(&self.released),
+            panicked: read(&self.panicked),
+        }
+    }
+}
+
+/// Starts `slots` workers on one subscription. Each takes a delivery only when its service is ready for it.
+pub(crate) fn spawn<S>(
+    service: S,
+    slots: usize,
+    station: Arc<Station>,
+    subscription: Subscription,
+) -> JoinSet<()>
+where
+    S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let mut workers = JoinSet::new();
+    for _ in 0..slots.max(1) {
+        workers.spawn(work(service.clone(), station.clone(), subscription.clone()));
+    }
+    workers
+}
+
+async fn work<S>(mut service: S, station: Arc<Station>, subscription: Subscription)
+where
+    S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let pristine = service.clone();
+    let mut last: Option<Confirm<()>> = None;
+    loop {
+        // A layer that is not ready (an open breaker, a spent rate) stops the fetching here.
+        let ready = poll_fn(|cx| service.poll_ready(cx)).await;
+        let Some(delivery) = subscription.next().await else { break };
+        let outcome = match ready {
+            Ok(()) => station.attempt(&mut service, &pristine, &delivery).await,
+            Err(error) => Outcome::retry(error),
+        };
+        last = Some(station.settle(delivery, outcome));
+    }
+    // Settlements are stored in order: when the last is, all are.
+    if let Some(last) = last
+        && let Err(error) = last.await
+    {
+        tracing::warn!(group = %station.identity.group, %error, "the last settlement was not confirmed");
+    }
+}
+
+impl Station {
+    /// Runs the handler once; panics end here.
+    async fn attempt<S>(&self, service: &mut S, pristine: &S, delivery: &Delivery) -> Outcome
+    where
+        S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
+    {
+        let info = delivery.info();
+        if info.attempt > self.retry.attempts.max(1).saturating_add(CRASH_MARGIN) {
+            let error = format!("delivered {} times; consumers seem to die on it", info.attempt);
+            return Outcome::Reject { reason: Reason::CrashLoop, error: error.into() };
+        }
+        let envelope = match Envelope::read(delivery.message()) {
+            Ok(envelope) => envelope,
+            Err(error) => return error.into(),
+        };
+        let incoming = Incoming {
+            message: delivery.message().clone(),
+            info: info.clone(),
+            context: envelope.meta.context(),
+            deadline: envelope.meta.expirytime.map(instant),
+            envelope,
+            bus: self.bus.clone(),
+            handler: self.identity.clone(),
+        };
+        let context = incoming.context.clone();
+        let run = async { service.call(incoming).await };
+        match AssertUnwindSafe(context.scope(run)).catch_unwind().await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => error.into(),
+            Err(panic) => {
+                // What a panic left behind in the service is not to be trusted.
+                service.clone_from(pristine);
+                self.stats.panicked.fetch_add(1, Ordering::Relaxed);
+                Outcome::retry(format_args!("the handler panicked: {}", panic_text(&*panic)))
+            }
+        }
+    }
+
+    /// Applies the retry policy and gives the delivery back. The failure is logged here and nowhere else.
+    fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirm<()> {
+        let attempt = delivery.info().attempt;
+        let (count, settlement) = match outcome {
+            Outcome::Ack => (&self.stats.acked, Settlement::Ack),
+            Outcome::Release => (&self.stats.released, Settlement::Release),
+            Outcome::Reject { reason, error } => {
+                (&self.stats.rejected, Settlement::Reject(Rejection::new(reason, error)))
+            }
+            Outcome::Retry { error, .. } if self.retry.is_last(attempt) => {
+                (&self.stats.rejected, Settlement::Reject(Rejection::new(Reason::Exhausted, error)))
+            }
+            Outcome::Retry { after, error } => {
+                let after = after.unwrap_or_else(|| self.retry.wait(attempt));
+                (&self.stats.retried, Settlement::Retry { after, error })
+            }
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let message = delivery.message();
+        match &settlement {
+            Settlement::Retry { after, error } => tracing::warn!(
+                group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
+                retry_in_ms = after.as_millis() as u64, error = %error, "handling failed, will be tried again"
+            ),
+            Settlement::Reject(rejection) => tracing::error!(
+                group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
+                reason = rejection.reason.as_str(), error = %rejection.error, "handling failed for good, now a dead letter"
+            ),
+            Settlement::Ack | Settlement::Release => {}
+        }
+        delivery.settle(settlement)
+    }
+}
+
+fn instant(time: jiff::Timestamp) -> Instant {
+    let left = time.duration_since(jiff::Timestamp::now());
+    Instant::now() + std::time::Duration::try_from(left).unwrap_or_default()
+}
+
+/// The text of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> SmolStr {
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no text").into()
+}
