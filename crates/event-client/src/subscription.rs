@@ -28,16 +28,39 @@ pub struct Subscription {
     queue: async_channel::Receiver<Delivery>,
     health: watch::Receiver<Health>,
     stop: CancellationToken,
-    /// Stops the transport's feeding task when the last clone goes.
-    _guard: Arc<DropGuard>,
+    /// Tells the transport when the last clone goes.
+    _last: Arc<Last>,
+}
+
+/// Dropped with the last clone of a subscription.
+struct Last {
+    queue: async_channel::Receiver<Delivery>,
+    _gone: DropGuard,
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        give_back(&self.queue);
+    }
+}
+
+/// Closes the queue and lets go of what nobody took, which releases it.
+fn give_back(queue: &async_channel::Receiver<Delivery>) {
+    queue.close();
+    while let Ok(delivery) = queue.try_recv() {
+        drop(delivery);
+    }
 }
 
 /// The transport's end of a [`Subscription`].
 pub struct Feed {
     queue: async_channel::Sender<Delivery>,
+    /// Only to give back what nobody took when the transport ends the subscription.
+    untaken: async_channel::Receiver<Delivery>,
     credit: Arc<Semaphore>,
     health: watch::Sender<Health>,
     stop: CancellationToken,
+    gone: CancellationToken,
 }
 
 impl Subscription {
@@ -47,15 +70,18 @@ impl Subscription {
         // The queue holds what the credit allows, so a `try_send` under credit always has room.
         let (sender, queue) = async_channel::bounded(credit);
         let (health_sender, health) = watch::channel(Health::Starting);
-        let stop = CancellationToken::new();
+        let gone = CancellationToken::new();
+        let stop = gone.child_token();
         let feed = Feed {
             queue: sender,
+            untaken: queue.clone(),
             credit: Arc::new(Semaphore::new(credit)),
             health: health_sender,
             stop: stop.clone(),
+            gone: gone.clone(),
         };
-        let guard = Arc::new(stop.clone().drop_guard());
-        (feed, Self { queue, health, stop, _guard: guard })
+        let last = Arc::new(Last { queue: queue.clone(), _gone: gone.drop_guard() });
+        (feed, Self { queue, health, stop, _last: last })
     }
 
     /// The next delivery; `None` when the subscription has ended.
@@ -71,10 +97,7 @@ impl Subscription {
     /// Stops fetching. What has been fetched and not taken goes back to the group; taken deliveries stay leased.
     pub fn stop(&self) {
         self.stop.cancel();
-        self.queue.close();
-        while let Ok(delivery) = self.queue.try_recv() {
-            drop(delivery);
-        }
+        give_back(&self.queue);
     }
 
     /// Whether the subscription makes progress; changes can be awaited.
@@ -105,9 +128,14 @@ impl Feed {
         drop(self.queue.try_send(delivery));
     }
 
-    /// Cancelled when the consumer stops or is gone.
+    /// Cancelled when the consumer stops or is gone: fetch no more. Leases of taken deliveries are still renewed.
     pub fn stopped(&self) -> &CancellationToken {
         &self.stop
+    }
+
+    /// Cancelled when the last clone of the subscription is dropped: renew no more leases.
+    pub fn gone(&self) -> &CancellationToken {
+        &self.gone
     }
 
     /// Reports progress or trouble.
@@ -125,7 +153,8 @@ impl Feed {
 impl Drop for Feed {
     fn drop(&mut self) {
         self.report(Health::Stopped);
-        self.queue.close();
+        // What the consumer has not taken must not be handled under a lease that nobody renews.
+        give_back(&self.untaken);
     }
 }
 

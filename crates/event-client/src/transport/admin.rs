@@ -20,7 +20,8 @@ pub trait Admin: Send + Sync {
     /// Sends the chosen dead letters to the group that failed on them, and to no other; answers how many.
     ///
     /// Attempts start at 1 again and the message says that it is replayed. A letter leaves the dead letters in the
-    /// same step in which it becomes deliverable.
+    /// same step in which it becomes deliverable. A replayed message no longer expires. When the group of a chosen
+    /// letter is deleted the answer is [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) and nothing is replayed.
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>>;
 
     /// Deletes the chosen dead letters; answers how many.
@@ -33,7 +34,9 @@ pub trait Admin: Send + Sync {
     /// Unsettled deliveries are given up. Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group.
     fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>>;
 
-    /// Deletes a durable group and all that waits for it. Never called by anything but an operator's command.
+    /// Deletes a durable group and all that waits for it; its members' subscriptions end, its dead letters stay.
+    /// Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group. Never called by anything
+    /// but an operator's command.
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>>;
 
     /// One round trip to whatever stores the messages.

@@ -120,15 +120,18 @@ pub struct Receipt {
 pub struct Subscribe {
     /// Shared durable work, or everything for oneself.
     pub mode: Mode,
-    /// What to receive; any of them.
+    /// What to receive; any of them. The latest subscription of a group decides for the whole group: what is
+    /// published from then on goes by its filters, what already waits stays.
     pub filters: Vec<Pattern>,
     /// Where a *new* group starts; an existing group goes on where it was.
     pub start: Start,
-    /// How long a delivery stays ours without renewal.
+    /// How long a delivery stays ours without renewal. The transport renews by itself, also after
+    /// [`Subscription::stop`], until the last clone of the subscription is dropped.
     pub lease: Duration,
     /// Most unsettled deliveries at a time.
     pub credit: usize,
-    /// In order per key, one at a time per key.
+    /// In order per key, one at a time per key; messages without a key are free. All live members of a group must
+    /// agree on it, or the newcomer is refused with [`ErrorKind::Config`](crate::ErrorKind::Config).
     pub keyed: bool,
 }
 

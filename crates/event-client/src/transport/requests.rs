@@ -23,7 +23,9 @@ pub trait Requests: Send + Sync {
     /// Sends `request` to one member that serves its subject.
     ///
     /// Must answer [`ErrorKind::NoResponder`](crate::ErrorKind::NoResponder) at once when nobody serves it, and must carry `within`
-    /// to the server. Dropping the replies tells the server that nobody waits any more.
+    /// to the server. Dropping the replies tells the server that nobody waits any more. When `within` has passed
+    /// the replies must end with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout); when the server lets go of the request or
+    /// goes away before the last frame, with [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>>;
 
     /// Serves subjects as one member of a service until the returned value is dropped or stopped.
@@ -97,7 +99,9 @@ pub struct Responder {
 
 /// The transport's side of a [`Responder`].
 pub trait Respond: Send + Sync + 'static {
-    /// Sends a frame. After one with `last` no other follows.
+    /// Sends a frame. After one with `last` no other follows. The confirmation comes when the transport has room
+    /// for another frame: a sender that does not wait for it may be refused with
+    /// [`ErrorKind::Full`](crate::ErrorKind::Full).
     fn send(&mut self, frame: Frame) -> Confirm<()>;
 
     /// The server dropped the request without finishing its answer.
