@@ -16,10 +16,12 @@ use crate::subject::{Group, Pattern};
 use crate::subscription::Subscription;
 
 mod admin;
+mod memory;
 mod open;
 mod requests;
 
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
+pub use memory::{MemoryConfig, MemoryTransport};
 pub use open::open;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Transport;
+use super::{MemoryTransport, Transport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::url::BusUrl;
 
@@ -12,7 +12,9 @@ use crate::url::BusUrl;
 /// [`ErrorKind::Config`] for an unknown scheme or option, [`ErrorKind::Unsupported`] for a transport that this
 /// build does not have, and what the transport itself says.
 pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
+    let shown = url.to_string();
     match url.scheme() {
+        "memory" => MemoryTransport::open(url).map(|memory| Arc::new(memory) as Arc<dyn Transport>),
         "nats" | "tls" | "redis" | "rediss" | "amqp" | "amqps" => Err(Error::new(
             ErrorKind::Unsupported,
             format!(
@@ -25,5 +27,5 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
             format!("unknown scheme `{scheme}`; use `memory:`, `memory:NAME` or `sqlite:PATH`"),
         )),
     }
-    .map_err(|error: Error| error.during("connect").with("url", &url))
+    .map_err(|error: Error| error.during("connect").with("url", shown))
 }

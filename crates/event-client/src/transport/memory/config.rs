@@ -1,0 +1,127 @@
+//! Options of a `memory:` URL, with their bounds.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::url::BusUrl;
+
+/// Bounds of one bus in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryConfig {
+    /// Most messages kept: history, what groups still need, delayed messages and dead letters together.
+    /// Default 1,000,000.
+    pub max_messages: usize,
+    /// Most bytes kept, counted as [`Message::size`](crate::message::Message::size) and a fixed part for each message.
+    /// Default 256 MiB.
+    pub max_bytes: usize,
+    /// Largest message in bytes. Default 1 MiB.
+    pub max_payload: usize,
+    /// How long a dedup id is remembered. Default 2 minutes.
+    pub dedup_window: Duration,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            max_messages: 1_000_000,
+            max_bytes: 256 * 1024 * 1024,
+            max_payload: 1024 * 1024,
+            dedup_window: Duration::from_secs(120),
+        }
+    }
+}
+
+impl MemoryConfig {
+    const OPTIONS: [&str; 4] = ["max_messages", "max_bytes", "max_payload", "dedup_window"];
+
+    /// The name and the options of a URL; no options are the defaults.
+    pub(super) fn from_url(mut url: BusUrl) -> Result<(String, Self)> {
+        let mut config = Self::default();
+        let name = match url.rest() {
+            "" => "default".to_owned(),
+            name if name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.')) => {
+                name.to_owned()
+            }
+            name => {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    format!("the name of a bus in memory takes a-z A-Z 0-9 . _ -, not {name:?}"),
+                ));
+            }
+        };
+        if let Some(count) = url.take("max_messages", "a number of messages")? {
+            config.max_messages = count;
+        }
+        if let Some(bytes) = url.take("max_bytes", "a number of bytes")? {
+            config.max_bytes = bytes;
+        }
+        if let Some(bytes) = url.take("max_payload", "a number of bytes")? {
+            config.max_payload = bytes;
+        }
+        if let Some(window) = url.take::<SignedDuration>("dedup_window", "a duration such as 2m or 500ms")? {
+            config.dedup_window = Duration::try_from(window).map_err(|_| {
+                Error::new(ErrorKind::Config, "option `dedup_window` takes a duration that is not negative")
+            })?;
+        }
+        url.finish(&Self::OPTIONS)?;
+        config.check()?;
+        Ok((name, config))
+    }
+
+    /// Refuses bounds that could never hold a message.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.max_messages == 0 {
+            return Err(Error::new(ErrorKind::Config, "option `max_messages` must be at least 1"));
+        }
+        if self.max_bytes < self.max_payload.saturating_add(super::log::OVERHEAD) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "option `max_bytes` must hold one message of `max_payload` and {} bytes beside it",
+                    super::log::OVERHEAD
+                ),
+            )
+            .with("max_bytes", self.max_bytes)
+            .with("max_payload", self.max_payload));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<(String, MemoryConfig)> {
+        MemoryConfig::from_url(url.parse()?)
+    }
+
+    #[test]
+    fn names_and_options() {
+        assert_eq!(parse("memory:").unwrap(), ("default".into(), MemoryConfig::default()));
+        let (name, config) = parse("memory:a?max_messages=10&dedup_window=1500ms").unwrap();
+        assert_eq!(
+            (name.as_str(), config.max_messages, config.dedup_window),
+            ("a", 10, Duration::from_millis(1500))
+        );
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        for (url, word) in [
+            ("memory:a/b", "a/b"),
+            ("memory:?max_messages=0", "max_messages"),
+            ("memory:?max_messages=many", "max_messages"),
+            ("memory:?max_bytes=1000", "max_bytes"),
+            ("memory:?dedup_window=-2s", "dedup_window"),
+            ("memory:?synchronous=full", "synchronous"),
+        ] {
+            let error = parse(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(word), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! A durable group: what it has not settled, in which order it may have it, and who is at work.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use slab::Slab;
+use smol_str::SmolStr;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::log::Log;
+use crate::delivery::Token;
+use crate::message::Message;
+use crate::subject::{Group, Pattern};
+
+const NONE: u32 = u32::MAX;
+
+/// A message that the group has not settled.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) number: u64,
+    pub(super) message: Arc<Message>,
+    pub(super) published_at: Timestamp,
+    pub(super) expires: Option<Instant>,
+    pub(super) attempt: u32,
+    pub(super) first_attempt_at: Option<Timestamp>,
+    pub(super) replayed: bool,
+    state: State,
+    /// Changes with every fetch and retry, so that an old token or timer means nothing.
+    generation: u32,
+    /// The next entry of the same key.
+    next: u32,
+}
+
+#[derive(Debug, PartialEq)]
+enum State {
+    /// In `ready`, or behind its key's head.
+    Waiting,
+    /// Handed to a member; the lease ends only once that member is gone.
+    InFlight { member: u64, lease_until: Option<Instant> },
+    /// Waits for a timer.
+    Delayed,
+}
+
+impl Entry {
+    pub(super) fn new(
+        number: u64,
+        message: Arc<Message>,
+        published_at: Timestamp,
+        expires: Option<Instant>,
+    ) -> Self {
+        Self {
+            number,
+            message,
+            published_at,
+            expires,
+            attempt: 0,
+            first_attempt_at: None,
+            replayed: false,
+            state: State::Waiting,
+            generation: 0,
+            next: NONE,
+        }
+    }
+
+    /// The same message as if it had never been tried.
+    pub(super) fn afresh(self) -> Self {
+        let Self { number, message, published_at, expires, replayed, .. } = self;
+        Self { replayed, ..Self::new(number, message, published_at, expires) }
+    }
+
+    /// The same message, sent again by an operator.
+    pub(super) fn replay(self) -> Self {
+        Self { replayed: true, ..self.afresh() }
+    }
+
+    fn expired(&self, now: Instant) -> bool {
+        !self.replayed && self.expires.is_some_and(|at| at <= now)
+    }
+}
+
+/// Entries of one key, linked from head to tail; only the head may be delivered.
+#[derive(Debug)]
+struct Lane {
+    head: u32,
+    tail: u32,
+}
+
+/// Wakes a delayed entry or ends a lease.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Timer {
+    at: Instant,
+    index: u32,
+    generation: u32,
+}
+
+/// A live subscription.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) id: u64,
+    pub(super) connection: u64,
+    pub(super) wake: Arc<Notify>,
+    /// Stopped members fetch no more but hold on to what they have.
+    pub(super) stopped: bool,
+    in_flight: usize,
+}
+
+/// A fetched entry on its way to a consumer.
+#[derive(Debug)]
+pub(super) struct Fetched {
+    pub(super) message: Arc<Message>,
+    pub(super) token: Token,
+    pub(super) number: u64,
+    pub(super) attempt: u32,
+    pub(super) published_at: Timestamp,
+    pub(super) replayed: bool,
+}
+
+/// How many entries are in which state.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) waiting: usize,
+    pub(super) in_flight: usize,
+    pub(super) delayed: usize,
+    pub(super) oldest: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+pub(super) struct GroupState {
+    /// Tells a group from an earlier one in the same place.
+    pub(super) uid: u64,
+    pub(super) name: Group,
+    pub(super) filters: Vec<Pattern>,
+    pub(super) members: Vec<Member>,
+    keyed: bool,
+    entries: Slab<Entry>,
+    ready: VecDeque<u32>,
+    lanes: HashMap<SmolStr, Lane>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    /// Members that wait for work, longest first.
+    idle: VecDeque<u64>,
+    generation: u32,
+}
+
+impl GroupState {
+    pub(super) fn new(uid: u64, name: Group, filters: Vec<Pattern>, keyed: bool) -> Self {
+        Self {
+            uid,
+            name,
+            filters,
+            members: Vec::new(),
+            keyed,
+            entries: Slab::new(),
+            ready: VecDeque::new(),
+            lanes: HashMap::new(),
+            timers: BinaryHeap::new(),
+            idle: VecDeque::new(),
+            generation: 0,
+        }
+    }
+
+    pub(super) fn keyed(&self) -> bool {
+        self.keyed
+    }
+
+    /// Changes whether keys are kept in order. Only while nobody is at work.
+    pub(super) fn set_keyed(&mut self, keyed: bool) {
+        if self.keyed != keyed {
+            self.keyed = keyed;
+            let mut entries: Vec<Entry> = self.clear();
+            entries.sort_by_key(|entry| entry.number);
+            for mut entry in entries {
+                entry.state = State::Waiting;
+                self.add(entry);
+            }
+        }
+    }
+
+    /// Takes in an entry behind all others of its key.
+    pub(super) fn add(&mut self, mut entry: Entry) {
+        entry.next = NONE;
+        let key = if self.keyed { entry.message.key.clone() } else { None };
+        let index = self.entries.insert(entry) as u32;
+        let Some(key) = key else { return self.ready.push_back(index) };
+        match self.lanes.get_mut(&key) {
+            Some(lane) => {
+                self.entries[lane.tail as usize].next = index;
+                lane.tail = index;
+            }
+            None => {
+                self.lanes.insert(key, Lane { head: index, tail: index });
+                self.ready.push_back(index);
+            }
+        }
+    }
+
+    /// Removes everything: nothing is owed to the group any more and old tokens mean nothing.
+    pub(super) fn clear(&mut self) -> Vec<Entry> {
+        self.ready.clear();
+        self.lanes.clear();
+        self.timers.clear();
+        for member in &mut self.members {
+            member.in_flight = 0;
+        }
+        // The generation goes on, so a token of before finds no match in a reused place.
+        self.entries.drain().collect()
+    }
+
+    /// Leases up to `most` entries to `member`; answers how many had expired instead.
+    pub(super) fn fetch(
+        &mut self,
+        member: u64,
+        most: usize,
+        now: Instant,
+        log: &mut Log,
+        out: &mut Vec<Fetched>,
+    ) -> u64 {
+        self.idle.retain(|idle| *idle != member); // it is here, so waking it would be wasted
+        let mut expired = 0;
+        let mut wall = None;
+        let start = out.len();
+        while out.len() - start < most {
+            let Some(index) = self.ready.pop_front() else { break };
+            let entry = &mut self.entries[index as usize];
+            if entry.expired(now) {
+                expired += 1;
+                let entry = self.remove(index);
+                log.unpin(entry.number);
+                continue;
+            }
+            self.generation = self.generation.wrapping_add(1);
+            entry.generation = self.generation;
+            entry.attempt += 1;
+            entry.first_attempt_at.get_or_insert_with(|| *wall.get_or_insert_with(Timestamp::now));
+            entry.state = State::InFlight { member, lease_until: None };
+            out.push(Fetched {
+                message: entry.message.clone(),
+                token: u64::from(entry.generation) << 32 | u64::from(index),
+                number: entry.number,
+                attempt: entry.attempt,
+                published_at: entry.published_at,
+                replayed: entry.replayed,
+            });
+        }
+        if let Some(member) = self.member(member) {
+            member.in_flight += out.len() - start;
+        }
+        expired
+    }
+
+    /// The entry that `token` still leases.
+    pub(super) fn leased(&mut self, token: Token) -> Option<u32> {
+        let index = token as u32;
+        let entry = self.entries.get(index as usize)?;
+        let owned = entry.generation == (token >> 32) as u32 && matches!(entry.state, State::InFlight { .. });
+        owned.then_some(index)
+    }
+
+    /// Takes a settled entry out; the next of its key becomes ready.
+    pub(super) fn finish(&mut self, index: u32) -> Entry {
+        self.landed(index);
+        self.remove(index)
+    }
+
+    /// Puts a leased entry back, at the front: not tried, so not counted.
+    pub(super) fn release(&mut self, index: u32) {
+        self.landed(index);
+        self.entries[index as usize].attempt -= 1;
+        self.put_back(index);
+    }
+
+    /// Puts a leased entry back for its next attempt at `at`, or at once.
+    pub(super) fn retry(&mut self, index: u32, at: Option<Instant>) {
+        self.landed(index);
+        self.generation = self.generation.wrapping_add(1);
+        let entry = &mut self.entries[index as usize];
+        entry.generation = self.generation;
+        match at {
+            Some(at) => {
+                entry.state = State::Delayed;
+                self.timers.push(Reverse(Timer { at, index, generation: self.generation }));
+            }
+            None => {
+                entry.state = State::Waiting;
+                self.ready.push_back(index);
+            }
+        }
+    }
+
+    /// Renews the lease of an entry whose member is gone; a live member's needs none.
+    pub(super) fn renew(&mut self, index: u32, until: Instant) {
+        if let State::InFlight { lease_until: Some(at), .. } = &mut self.entries[index as usize].state {
+            *at = until;
+        }
+    }
+
+    /// What is delayed and due becomes ready, and leases that ended are given up.
+    pub(super) fn advance(&mut self, now: Instant) {
+        while let Some(Reverse(timer)) = self.timers.peek() {
+            if timer.at > now {
+                break;
+            }
+            let Some(Reverse(timer)) = self.timers.pop() else { break };
+            let Some(entry) = self.entries.get_mut(timer.index as usize) else { continue };
+            if entry.generation != timer.generation {
+                continue;
+            }
+            match entry.state {
+                State::Waiting => {}
+                State::Delayed => {
+                    entry.state = State::Waiting;
+                    self.ready.push_back(timer.index);
+                }
+                State::InFlight { lease_until: Some(at), .. } if at > now => {
+                    self.timers.push(Reverse(Timer { at, ..timer }));
+                }
+                State::InFlight { .. } => {
+                    self.landed(timer.index);
+                    self.put_back(timer.index);
+                }
+            }
+        }
+    }
+
+    /// When [`GroupState::advance`] has something to do.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse(timer)| timer.at)
+    }
+
+    /// Takes out what expired before anybody fetched it.
+    pub(super) fn sweep(&mut self, now: Instant, log: &mut Log) -> u64 {
+        let mut expired = 0;
+        let mut left = self.ready.len();
+        // A removed head makes the next of its key ready at the end, so that one is looked at as well.
+        while left > 0 {
+            left -= 1;
+            let Some(index) = self.ready.pop_front() else { break };
+            if self.entries[index as usize].expired(now) {
+                let before = self.ready.len();
+                log.unpin(self.remove(index).number);
+                left += self.ready.len() - before;
+                expired += 1;
+            } else {
+                self.ready.push_back(index);
+            }
+        }
+        expired
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for (_, entry) in &self.entries {
+            match entry.state {
+                State::Waiting => counts.waiting += 1,
+                State::Delayed => {
+                    counts.waiting += 1;
+                    counts.delayed += 1;
+                }
+                State::InFlight { .. } => counts.in_flight += 1,
+            }
+            counts.oldest = Some(counts.oldest.map_or(entry.published_at, |at| at.min(entry.published_at)));
+        }
+        counts
+    }
+
+    // Members
+
+    pub(super) fn member(&mut self, id: u64) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.id == id)
+    }
+
+    pub(super) fn join(&mut self, id: u64, connection: u64) -> Arc<Notify> {
+        let wake = Arc::new(Notify::new());
+        self.members.push(Member { id, connection, wake: wake.clone(), stopped: false, in_flight: 0 });
+        wake
+    }
+
+    /// The member fetches no more.
+    pub(super) fn stop(&mut self, id: u64) {
+        if let Some(member) = self.member(id) {
+            member.stopped = true;
+        }
+        self.idle.retain(|idle| *idle != id);
+        self.wake_one(); // it may have been woken for what it will not fetch
+    }
+
+    /// The member is gone: what it still has is leased for `lease` more.
+    pub(super) fn part(&mut self, id: u64, until: Instant) {
+        self.stop(id);
+        let Some(at) = self.members.iter().position(|member| member.id == id) else { return };
+        if self.members.swap_remove(at).in_flight > 0 {
+            for (index, entry) in &mut self.entries {
+                if let State::InFlight { member, lease_until } = &mut entry.state
+                    && *member == id
+                {
+                    *lease_until = Some(until);
+                    let generation = entry.generation;
+                    self.timers.push(Reverse(Timer { at: until, index: index as u32, generation }));
+                }
+            }
+        }
+        self.wake_all(); // somebody must watch the new timers
+    }
+
+    /// The member's connection closed: what it has goes back at once.
+    pub(super) fn evict(&mut self, id: u64) {
+        let theirs: Vec<u32> = (self.entries.iter())
+            .filter(|(_, entry)| matches!(entry.state, State::InFlight { member, .. } if member == id))
+            .map(|(index, _)| index as u32)
+            .collect();
+        for index in theirs {
+            self.release(index);
+        }
+        self.stop(id);
+        self.members.retain(|member| member.id != id);
+        self.wake_all();
+    }
+
+    /// Remembers that a member waits for work.
+    pub(super) fn wait(&mut self, id: u64) {
+        if !self.idle.contains(&id) {
+            self.idle.push_back(id);
+        }
+    }
+
+    /// Wakes a member when there is work for it.
+    pub(super) fn wake_one(&mut self) {
+        if self.has_ready() {
+            while let Some(id) = self.idle.pop_front() {
+                if let Some(member) = self.member(id) {
+                    return member.wake.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Wakes all that wait, to look at the clock again.
+    pub(super) fn wake_all(&mut self) {
+        while let Some(id) = self.idle.pop_front() {
+            if let Some(member) = self.member(id) {
+                member.wake.notify_one();
+            }
+        }
+    }
+
+    // Inner steps
+
+    /// An entry comes back from its member.
+    fn landed(&mut self, index: u32) {
+        if let State::InFlight { member, .. } = self.entries[index as usize].state
+            && let Some(member) = self.member(member)
+        {
+            member.in_flight = member.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Ready again, among the first, in the order of publication.
+    fn put_back(&mut self, index: u32) {
+        self.entries[index as usize].state = State::Waiting;
+        let number = self.entries[index as usize].number;
+        let at =
+            (self.ready.iter()).take_while(|before| self.entries[**before as usize].number < number).count();
+        self.ready.insert(at, index);
+    }
+
+    /// Takes an entry out that is neither linked behind another nor in `ready`.
+    fn remove(&mut self, index: u32) -> Entry {
+        let entry = self.entries.remove(index as usize);
+        if self.keyed
+            && let Some(key) = &entry.message.key
+        {
+            if entry.next == NONE {
+                self.lanes.remove(key);
+            } else if let Some(lane) = self.lanes.get_mut(key) {
+                lane.head = entry.next;
+                self.ready.push_back(entry.next);
+            }
+        }
+        entry
+    }
+}
+
+/// When a lease that starts now ends.
+pub(super) fn lease_end(now: Instant, lease: Duration) -> Instant {
+    now.checked_add(lease).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365))
+}

@@ -1,0 +1,223 @@
+//! The bounded log: what was published, in order, and which of it somebody still needs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::message::Message;
+
+/// What a message takes beside its own bytes, about: its place in the log, in a group and on the heap.
+pub(super) const OVERHEAD: usize = 512;
+
+/// Messages and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
+impl Usage {
+    fn add(&mut self, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    fn sub(&mut self, bytes: usize) {
+        self.messages -= 1;
+        self.bytes -= bytes;
+    }
+
+    fn fits(&self, bytes: usize, limit: &Self) -> bool {
+        self.messages < limit.messages && self.bytes + bytes <= limit.bytes
+    }
+}
+
+/// A published message.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) message: Arc<Message>,
+    pub(super) published_at: Timestamp,
+    pub(super) expires: Option<Instant>,
+    bytes: usize,
+    /// How many groups and dead letters need it.
+    pins: u32,
+}
+
+/// Numbered records of every topic. The oldest are forgotten when room is needed, except that what is pinned goes on
+/// counting until it is let go.
+#[derive(Debug)]
+pub(super) struct Log {
+    records: VecDeque<Record>,
+    /// Number of the first record.
+    first: u64,
+    /// Pinned records that are no longer in the log: their pins and bytes.
+    held: HashMap<u64, (u32, usize)>,
+    needed: Usage,
+    total: Usage,
+    limit: Usage,
+}
+
+/// Bytes that `message` counts for.
+pub(super) fn weight(message: &Message) -> usize {
+    message.size() + OVERHEAD
+}
+
+impl Log {
+    pub(super) fn new(limit: Usage) -> Self {
+        Self {
+            records: VecDeque::new(),
+            first: 1,
+            held: HashMap::new(),
+            needed: Usage::default(),
+            total: Usage::default(),
+            limit,
+        }
+    }
+
+    /// Whether a message may be added, at the cost of history that nobody needs.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.needed.fits(bytes, &self.limit)
+    }
+
+    /// How much cannot be forgotten.
+    pub(super) fn needed(&self) -> Usage {
+        self.needed
+    }
+
+    /// Sets room aside for a message that comes later. Ask [`Log::has_room`] first.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.evict(bytes);
+        self.needed.add(bytes);
+        self.total.add(bytes);
+    }
+
+    /// Gives back what was set aside.
+    pub(super) fn unreserve(&mut self, bytes: usize) {
+        self.needed.sub(bytes);
+        self.total.sub(bytes);
+    }
+
+    /// Adds a record that `pins` groups need; answers its number. Ask [`Log::has_room`] first.
+    pub(super) fn append(
+        &mut self,
+        message: Arc<Message>,
+        published_at: Timestamp,
+        expires: Option<Instant>,
+        pins: u32,
+    ) -> u64 {
+        let bytes = weight(&message);
+        self.evict(bytes);
+        self.total.add(bytes);
+        if pins > 0 {
+            self.needed.add(bytes);
+        }
+        self.records.push_back(Record { message, published_at, expires, bytes, pins });
+        self.end() - 1
+    }
+
+    /// Forgets the oldest until a message of `bytes` fits.
+    fn evict(&mut self, bytes: usize) {
+        while !self.total.fits(bytes, &self.limit) {
+            let Some(oldest) = self.records.pop_front() else { return };
+            if oldest.pins == 0 {
+                self.total.sub(oldest.bytes);
+            } else {
+                self.held.insert(self.first, (oldest.pins, oldest.bytes));
+            }
+            self.first += 1;
+        }
+    }
+
+    /// Number of the oldest record kept.
+    pub(super) fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Number of the next record.
+    pub(super) fn end(&self) -> u64 {
+        self.first + self.records.len() as u64
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<&Record> {
+        self.records.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Number of the first record stored at or after `time`.
+    pub(super) fn find_time(&self, time: Timestamp) -> u64 {
+        let at = self.records.iter().position(|record| record.published_at >= time);
+        self.first + at.unwrap_or(self.records.len()) as u64
+    }
+
+    /// Says that one more needs the record.
+    pub(super) fn pin(&mut self, number: u64) {
+        if let Some(at) = number.checked_sub(self.first) {
+            let record = &mut self.records[at as usize];
+            record.pins += 1;
+            if record.pins == 1 {
+                self.needed.add(record.bytes);
+            }
+        } else if let Some((pins, _)) = self.held.get_mut(&number) {
+            *pins += 1;
+        }
+    }
+
+    /// Says that one less needs the record.
+    pub(super) fn unpin(&mut self, number: u64) {
+        if let Some(at) = number.checked_sub(self.first) {
+            let record = &mut self.records[at as usize];
+            record.pins -= 1;
+            if record.pins == 0 {
+                self.needed.sub(record.bytes);
+            }
+        } else if let Some((pins, bytes)) = self.held.get_mut(&number) {
+            *pins -= 1;
+            if *pins == 0 {
+                self.needed.sub(*bytes);
+                self.total.sub(*bytes);
+                self.held.remove(&number);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::subject::Subject;
+
+    fn append(log: &mut Log, pins: u32) -> Option<u64> {
+        let message = Message::new(Subject::new("a").unwrap(), "", vec![0u8; 99]);
+        let message = Arc::new(message);
+        log.has_room(weight(&message)).then(|| log.append(message, Timestamp::now(), None, pins))
+    }
+
+    #[test]
+    fn history_goes_first_and_what_is_needed_stays() {
+        let mut log = Log::new(Usage { messages: 3, bytes: usize::MAX });
+        assert_eq!(
+            (append(&mut log, 1), append(&mut log, 0), append(&mut log, 0)),
+            (Some(1), Some(2), Some(3))
+        );
+        assert_eq!(append(&mut log, 1), Some(4));
+        assert_eq!((log.first(), log.needed().messages), (3, 2));
+        assert_eq!(append(&mut log, 1), Some(5));
+        assert_eq!(append(&mut log, 0), None);
+        log.unpin(1);
+        assert_eq!(append(&mut log, 0), Some(6));
+        for number in [4, 5] {
+            log.unpin(number);
+        }
+        assert_eq!(log.needed(), Usage::default());
+    }
+
+    #[test]
+    fn bytes_bound_too() {
+        let mut log = Log::new(Usage { messages: 100, bytes: 2 * (OVERHEAD + 100) });
+        for _ in 0..10 {
+            assert!(append(&mut log, 0).is_some());
+        }
+        assert_eq!(log.end() - log.first(), 2);
+    }
+}

@@ -1,0 +1,110 @@
+//! `memory:` and `memory:NAME`: a bus within one process, and the reference for what every transport means.
+//!
+//! Whoever opens the same name shares the bus; it ends with its last user. Nothing survives the process, so no
+//! durability can be promised. One lock guards it all: every step is short, and nobody waits while holding it.
+//!
+//! ```text
+//!   publish ─▶ log (bounded history) ─▶ group: ready │ in flight │ delayed ─▶ feeding task ─▶ Subscription
+//!                    │                          ▲          │                        settle ◀─── Delivery
+//!                    └─▶ broadcast listeners    └──────────┘ retry, release, end of lease
+//! ```
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
+use crate::confirm::Confirm;
+use crate::error::Result;
+use crate::message::Message;
+use crate::subscription::Subscription;
+use crate::url::BusUrl;
+
+mod admin;
+mod config;
+mod connection;
+mod group;
+mod log;
+mod publish;
+mod requests;
+mod settle;
+mod subscribe;
+#[cfg(test)]
+mod tests;
+
+pub use config::MemoryConfig;
+use connection::{Bus, Connection};
+
+/// One connection to a bus in memory.
+#[derive(Debug)]
+pub struct MemoryTransport {
+    connection: Arc<Connection>,
+    capabilities: Capabilities,
+}
+
+impl MemoryTransport {
+    /// The bus that `url` names, shared with all who opened the same name; `memory:` is the name `default`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options, or when the bus is open with others.
+    pub fn open(url: BusUrl) -> Result<Self> {
+        let (name, config) = MemoryConfig::from_url(url)?;
+        Ok(Self::on(Bus::named(&name, config)?))
+    }
+
+    /// A bus without a name, for a test or a part of a program. [`MemoryTransport::connect`] shares it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for bounds that could never hold a message.
+    pub fn private(config: MemoryConfig) -> Result<Self> {
+        Ok(Self::on(Bus::new(config)?))
+    }
+
+    /// Another connection to the same bus, with its own `close`.
+    pub fn connect(&self) -> Self {
+        Self::on(self.connection.bus.clone())
+    }
+
+    fn on(bus: Arc<Bus>) -> Self {
+        let mut capabilities = Capabilities::new("memory");
+        capabilities.max_payload = bus.config.max_payload;
+        capabilities.dedup_window = bus.config.dedup_window;
+        capabilities.delayed = true;
+        capabilities.expiry = true;
+        capabilities.replay = true;
+        capabilities.cross_topic = true;
+        capabilities.keyed_members = usize::MAX;
+        Self { connection: Connection::open(bus), capabilities }
+    }
+}
+
+impl Transport for MemoryTransport {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn publish(&self, message: Message) -> Confirm<Receipt> {
+        Confirm::ready(publish::publish(&self.connection, message).map_err(|error| error.during("publish")))
+    }
+
+    fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
+        Box::pin(async move {
+            subscribe::subscribe(&self.connection, spec).map_err(|error| error.during("subscribe"))
+        })
+    }
+
+    fn requests(&self) -> &dyn Requests {
+        self
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.connection.close();
+            Ok(())
+        })
+    }
+}

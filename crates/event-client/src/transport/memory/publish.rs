@@ -1,0 +1,251 @@
+//! Publishing: limits, dedup, delay, and the way from a subject to the groups that want it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::MemoryConfig;
+use super::connection::{Connection, State};
+use super::group::{Entry, GroupState};
+use super::log::weight;
+use super::subscribe::Listeners;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Durability, Message, MessageId, Position};
+use crate::subject::Subject;
+use crate::transport::Receipt;
+
+/// Stores `message` and hands it to whoever waits.
+pub(super) fn publish(connection: &Connection, message: Message) -> Result<Receipt> {
+    connection.check()?;
+    let config = &connection.bus.config;
+    check_size(&message, config)?;
+    if message.durability > Durability::Default {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a bus in memory ends with its process and cannot promise durability; use `sqlite:PATH`",
+        )
+        .with("subject", &message.subject));
+    }
+    let wall = Timestamp::now();
+    // Wall-clock times become spans at once: from here on the runtime's clock counts, which tests can pause.
+    let now = Instant::now();
+    let expires = message.expires_at.and_then(|at| after(now, wall, at));
+    let due = message.deliver_at.and_then(|at| after(now, wall, at)).filter(|at| *at > now);
+    let bytes = weight(&message);
+
+    let mut state = connection.bus.lock();
+    state.advance(now);
+    let dedup = message.dedup.then(|| message.id.clone());
+    if let Some(id) = &dedup {
+        if let Some(position) = state.dedup.find(id, now) {
+            return Ok(Receipt { position, duplicate: true });
+        }
+        state.dedup.has_room(config)?;
+    }
+    if !state.log.has_room(bytes) {
+        state.sweep(now);
+        if !state.log.has_room(bytes) {
+            let needed = state.log.needed();
+            return Err(Error::new(
+                ErrorKind::Full,
+                "the bus in memory is full of messages that groups, delays or dead letters still need",
+            )
+            .with("subject", &message.subject)
+            .with("messages", format!("{}/{}", needed.messages, config.max_messages))
+            .with("bytes", format!("{}/{}", needed.bytes, config.max_bytes)));
+        }
+    }
+    let message = Arc::new(message);
+    let position = match due {
+        Some(due) => {
+            state.log.reserve(bytes);
+            state.schedule.add(Scheduled { message, published_at: wall, expires }, due);
+            state.wake_all();
+            None
+        }
+        None => Some(Position(u128::from(state.append(message, wall, expires)))),
+    };
+    if let Some(id) = dedup {
+        state.dedup.remember(id, position, now, config.dedup_window);
+    }
+    Ok(Receipt { position, duplicate: false })
+}
+
+/// Refuses what is larger than the bus takes.
+pub(super) fn check_size(message: &Message, config: &MemoryConfig) -> Result<()> {
+    let size = message.size();
+    if size <= config.max_payload {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::TooLarge, "the message is larger than the bus takes")
+        .with("subject", &message.subject)
+        .with("bytes", size)
+        .with("max_payload", config.max_payload))
+}
+
+/// `at` on the runtime's clock; `None` when it is out of its reach.
+fn after(now: Instant, wall: Timestamp, at: Timestamp) -> Option<Instant> {
+    match Duration::try_from(at.duration_since(wall)) {
+        Ok(span) => now.checked_add(span),
+        Err(_) => Some(now), // it has passed
+    }
+}
+
+impl State {
+    /// Adds a message to the log and to every group that matches.
+    fn append(&mut self, message: Arc<Message>, published_at: Timestamp, expires: Option<Instant>) -> u64 {
+        let route = self.routes.find(&message.subject, &self.groups, &self.listeners);
+        let pins = route.groups.len() as u32;
+        let number = self.log.append(message.clone(), published_at, expires, pins);
+        for place in &route.groups {
+            let group = &mut self.groups[*place];
+            group.add(Entry::new(number, message.clone(), published_at, expires));
+            group.wake_one();
+        }
+        for id in &route.listeners {
+            self.listeners.wake(*id, number);
+        }
+        number
+    }
+
+    /// Publishes what was delayed and is due.
+    pub(super) fn advance(&mut self, now: Instant) {
+        while let Some(due) = self.schedule.pop(now) {
+            self.log.unreserve(weight(&due.message));
+            self.append(due.message, due.published_at, due.expires);
+        }
+    }
+
+    /// Lets go of what expired before anybody fetched it.
+    fn sweep(&mut self, now: Instant) {
+        let log = &mut self.log;
+        let expired = self.groups.iter_mut().map(|(_, group)| group.sweep(now, log)).sum();
+        count_expired(expired);
+    }
+
+    /// Wakes all that wait, to look at the clock again.
+    pub(super) fn wake_all(&mut self) {
+        self.groups.iter_mut().for_each(|(_, group)| group.wake_all());
+        self.listeners.wake_all();
+    }
+}
+
+pub(super) fn count_expired(messages: u64) {
+    if messages > 0 {
+        metrics::counter!("event_client_expired_total", "transport" => "memory").increment(messages);
+    }
+}
+
+/// Which groups and listeners a subject goes to, worked out once per subject.
+#[derive(Debug, Default)]
+pub(super) struct Routes(HashMap<Subject, Route>);
+
+#[derive(Debug, Default)]
+struct Route {
+    groups: Vec<usize>,
+    listeners: Vec<u64>,
+}
+
+impl Routes {
+    /// Subjects may be made up without end; the memory for them may not.
+    const MOST: usize = 4096;
+
+    fn find(&mut self, subject: &Subject, groups: &Slab<GroupState>, listeners: &Listeners) -> &Route {
+        if self.0.len() >= Self::MOST && !self.0.contains_key(subject) {
+            self.0.clear();
+        }
+        // A hit must not clone the subject, so `entry` will not do.
+        if !self.0.contains_key(subject) {
+            let groups = (groups.iter())
+                .filter(|(_, group)| group.filters.iter().any(|filter| filter.matches(subject)))
+                .map(|(place, _)| place)
+                .collect();
+            let listeners = listeners.matching(subject);
+            self.0.insert(subject.clone(), Route { groups, listeners });
+        }
+        &self.0[subject]
+    }
+
+    /// Groups or listeners changed.
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Messages that wait for their time, each accounted for in the log.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    waiting: BTreeMap<u64, Scheduled>,
+    next: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Scheduled {
+    message: Arc<Message>,
+    published_at: Timestamp,
+    expires: Option<Instant>,
+}
+
+impl Schedule {
+    fn add(&mut self, scheduled: Scheduled, at: Instant) {
+        self.next += 1; // equal times keep the order of publication
+        self.due.push(Reverse((at, self.next)));
+        self.waiting.insert(self.next, scheduled);
+    }
+
+    fn pop(&mut self, now: Instant) -> Option<Scheduled> {
+        let Reverse((at, number)) = *self.due.peek()?;
+        if at > now {
+            return None;
+        }
+        self.due.pop();
+        self.waiting.remove(&number)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.peek().map(|Reverse((at, _))| *at)
+    }
+}
+
+/// Ids seen within the dedup window.
+#[derive(Debug, Default)]
+pub(super) struct Dedup {
+    seen: HashMap<MessageId, Option<Position>>,
+    ends: VecDeque<(Instant, MessageId)>,
+}
+
+impl Dedup {
+    /// Where the message with this id stands, if it was published within the window.
+    fn find(&mut self, id: &MessageId, now: Instant) -> Option<Option<Position>> {
+        while self.ends.front().is_some_and(|(end, _)| *end <= now) {
+            if let Some((_, id)) = self.ends.pop_front() {
+                self.seen.remove(&id);
+            }
+        }
+        self.seen.get(id).copied()
+    }
+
+    fn has_room(&self, config: &MemoryConfig) -> Result<()> {
+        if self.seen.len() < config.max_messages {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Full,
+            "the bus in memory remembers as many dedup ids as it may; publish fewer within the dedup window",
+        )
+        .with("max_messages", config.max_messages)
+        .with("dedup_window", format!("{:?}", config.dedup_window)))
+    }
+
+    fn remember(&mut self, id: MessageId, position: Option<Position>, now: Instant, window: Duration) {
+        let Some(end) = now.checked_add(window) else { return };
+        self.ends.push_back((end, id.clone()));
+        self.seen.insert(id, position);
+    }
+}

@@ -1,0 +1,90 @@
+//! Settling: ack, retry, reject and release, answered at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::connection::{Connection, GroupRef, closed};
+use super::group::lease_end;
+use crate::confirm::Confirm;
+use crate::delivery::{Settle, Settlement, Token};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Settles for one subscription.
+#[derive(Debug)]
+pub(super) struct Holder {
+    connection: Arc<Connection>,
+    group: GroupRef,
+    lease: Duration,
+}
+
+impl Holder {
+    pub(super) fn new(connection: &Arc<Connection>, group: GroupRef, lease: Duration) -> Self {
+        Self { connection: connection.clone(), group, lease }
+    }
+
+    fn apply(&self, token: Token, settlement: Settlement) -> Result<()> {
+        let mut state = self.connection.bus.lock();
+        let state = &mut *state;
+        if self.connection.closed.is_cancelled() {
+            return Err(closed().during("settle"));
+        }
+        let group = state.groups.get_mut(self.group.place).filter(|group| group.uid == self.group.uid);
+        let Some(group) = group else { return Err(lost()) };
+        let Some(index) = group.leased(token) else { return Err(lost()) };
+        match settlement {
+            Settlement::Ack => {
+                let entry = group.finish(index);
+                state.log.unpin(entry.number);
+            }
+            Settlement::Retry { after, .. } => {
+                let at = if after.is_zero() { None } else { Some(lease_end(Instant::now(), after)) };
+                group.retry(index, at);
+                if at.is_some() {
+                    group.wake_all(); // somebody must watch the new timer
+                }
+            }
+            Settlement::Reject(rejection) => {
+                let name = group.name.clone();
+                // The letter takes over the entry's claim on its room.
+                state.dead.bury(name, group.finish(index), rejection, Timestamp::now());
+            }
+            Settlement::Release => group.release(index),
+        }
+        group.wake_one();
+        Ok(())
+    }
+}
+
+impl Settle for Holder {
+    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
+        Confirm::ready(self.apply(token, settlement))
+    }
+
+    fn in_progress(&self, token: Token) -> Confirm<()> {
+        let until = lease_end(Instant::now(), self.lease);
+        let mut state = self.connection.bus.lock();
+        let renewed = if self.connection.closed.is_cancelled() {
+            Err(closed().during("renew"))
+        } else {
+            match state.group(self.group).and_then(|group| Some((group.leased(token)?, group))) {
+                Some((index, group)) => {
+                    group.renew(index, until);
+                    Ok(())
+                }
+                None => Err(lost()),
+            }
+        };
+        Confirm::ready(renewed)
+    }
+}
+
+fn lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the lease ended and the message went to another consumer, or its group was moved or deleted",
+    )
+    .during("settle")
+}
