@@ -15,7 +15,8 @@ pub enum Codec {
     /// `application/json`.
     #[default]
     Json,
-    /// `application/msgpack`, structs as maps with names, so that the order of fields is not part of the contract.
+    /// `application/msgpack`, structs as maps with names, so that the order of fields is not part of the contract,
+    /// and ids and times as text, so that readers in other languages see what the JSON Schema says.
     MsgPack,
 }
 
@@ -28,7 +29,9 @@ impl Codec {
         let encoded = match self {
             Self::Json => serde_json::to_writer(&mut *buffer, value).map_err(|error| error.to_string()),
             Self::MsgPack => value
-                .serialize(&mut rmp_serde::Serializer::new(&mut *buffer).with_struct_map())
+                .serialize(
+                    &mut rmp_serde::Serializer::new(&mut *buffer).with_struct_map().with_human_readable(),
+                )
                 .map_err(|error| error.to_string()),
         };
         encoded.map_err(|cause| {
@@ -49,7 +52,7 @@ impl Codec {
             Self::Json => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
             Self::MsgPack => {
                 let mut rest = bytes;
-                let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+                let mut deserializer = rmp_serde::Deserializer::new(&mut rest).with_human_readable();
                 deserializer.set_max_depth(MAX_DEPTH);
                 let value = T::deserialize(&mut deserializer).map_err(|error| error.to_string());
                 match value {
@@ -119,6 +122,15 @@ mod tests {
             bytes.extend_from_slice(b"1");
             assert!(codec.decode::<Value>(&bytes).is_err(), "bytes after the value");
         }
+    }
+
+    #[test]
+    fn messagepack_spells_ids_as_json_does() {
+        let id = uuid::Uuid::from_u128(7);
+        let mut bytes = Vec::new();
+        Codec::MsgPack.encode(&id, &mut bytes).unwrap();
+        assert_eq!(Codec::MsgPack.decode::<String>(&bytes).unwrap(), id.to_string());
+        assert_eq!(Codec::MsgPack.decode::<uuid::Uuid>(&bytes).unwrap(), id);
     }
 
     #[test]

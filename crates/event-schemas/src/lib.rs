@@ -1,1 +1,18 @@
-//! The shared events of the reference systems, tested against schemas/
+//! The shared events of the reference systems, one file per domain, tested against `schemas/`.
+//!
+//! [`catalog`] lists every version of every event. From it come the files under `schemas/`: a JSON Schema per
+//! version for readers in any language, and golden samples in JSON and MessagePack that every later version of
+//! this code must still decode.
+
+pub mod chat;
+pub mod edge;
+pub mod files;
+pub mod orders;
+pub mod platform;
+
+mod catalog;
+mod envelope;
+mod golden;
+
+pub use catalog::{Entry, Sample, catalog};
+pub use golden::{Drift, check, generate};

@@ -64,7 +64,6 @@ pub use retry::RetryPolicy;
 pub use running::Running;
 pub use worker::{Counts, Stats};
 
-
 use crate::bus::{Bus, Settings};
 use crate::error::{Error, Result};
 use crate::subject::{Group, Pattern};

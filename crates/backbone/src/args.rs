@@ -1,0 +1,238 @@
+//! The command line as types.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use event_client::message::Position;
+use event_client::transport::Start;
+use jiff::{SignedDuration, Timestamp};
+
+/// Events, tasks and logs in one backbone.
+#[derive(Debug, Parser)]
+#[command(name = "backbone", version, arg_required_else_help = true, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  backbone up                                   everything in one process; the log viewer at http://127.0.0.1:5000
+  backbone demo --once                          real traffic through it, with a report
+  backbone pub orders.placed.v1 '{\"order_id\": 7, \"cents\": 1200}'
+  backbone sub 'orders.>' --group audit         handle events as the durable group `audit`
+  backbone tail 'orders.>' --since 10m          what happened, and what happens
+  backbone lag                                  how far every group is
+  backbone dlq ls --group billing.orders.placed
+";
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Where the bus is: `sqlite:PATH` or `memory:`
+    #[arg(long, global = true, env = "EVENT_BUS_URL", default_value = event_client::Bus::DEFAULT_URL, hide_env_values = true)]
+    pub(crate) url: String,
+    /// One JSON object per line instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish an event
+    Pub(Publish),
+    /// Receive events, as a durable group or just looking
+    Sub(Subscribe),
+    /// Show past and new events without taking any
+    Tail(Tail),
+    /// Show a stretch of the past, or send it to one group again
+    Replay(Replay),
+    /// How far every group is
+    Lag(Lag),
+    /// Dead letters
+    #[command(subcommand)]
+    Dlq(DeadLetters),
+    /// JSON Schemas and golden samples of the shared events
+    #[command(subcommand)]
+    Schema(Schema),
+    /// Check the bus: reachable, writable, healthy, durable
+    Doctor,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// Name and version: orders.placed.v1
+    pub(crate) subject: String,
+    /// The data as JSON; `-` or nothing reads one JSON value per line from standard input
+    pub(crate) data: Option<String>,
+    /// The event's id, instead of a new one
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Store one event per id within the dedup window
+    #[arg(long)]
+    pub(crate) dedup: bool,
+    /// Ordering key
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Deliver after this time: `5s`, `10m`
+    #[arg(long)]
+    pub(crate) delay: Option<SignedDuration>,
+    /// Skip it when not delivered within this time
+    #[arg(long)]
+    pub(crate) expires_in: Option<SignedDuration>,
+    /// A free header, `name=value`; may be given several times
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// `json` or `msgpack`
+    #[arg(long, default_value = "json")]
+    pub(crate) codec: event_client::codec::Codec,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Subscribe {
+    /// What to receive; `*` is one token, `>` the rest
+    #[arg(default_value = ">")]
+    pub(crate) patterns: Vec<String>,
+    /// Take events as this durable group and acknowledge them; without it, only look
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Where a new group starts: `new`, `earliest`, a time, `10m` ago, or a position
+    #[arg(long, default_value = "new")]
+    pub(crate) from: From,
+    /// Stop after so many events
+    #[arg(long)]
+    pub(crate) limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// What to show
+    #[arg(default_value = ">")]
+    pub(crate) patterns: Vec<String>,
+    /// Begin this far back: `10m`, a time, `earliest`
+    #[arg(long, default_value = "new")]
+    pub(crate) since: From,
+    /// Stop after so many events
+    #[arg(long)]
+    pub(crate) limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// What to show
+    #[arg(default_value = ">")]
+    pub(crate) patterns: Vec<String>,
+    /// First: `earliest`, a time, `10m` ago, or a position
+    #[arg(long, default_value = "earliest")]
+    pub(crate) from: From,
+    /// Last: a time or `5m` ago; default now
+    #[arg(long)]
+    pub(crate) to: Option<Moment>,
+    /// Deliver everything since `--from` to this group again, instead of showing it
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Lag {
+    /// Only this group
+    pub(crate) group: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetters {
+    /// List them
+    Ls(Choice),
+    /// Show one with its data
+    Show {
+        /// The letter
+        id: String,
+    },
+    /// Send them to the group that failed, and to no other
+    Replay(Choice),
+    /// Delete them
+    Drop(Choice),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Choice {
+    /// These letters
+    pub(crate) ids: Vec<String>,
+    /// Of this group
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Whose subject matches
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// With this reason: exhausted, permanent, undecodable, unknown-type, unauthorised, crash-loop
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+    /// At most so many, oldest first
+    #[arg(long, default_value_t = 0)]
+    pub(crate) limit: usize,
+    /// All of them: needed to replay or drop without any condition
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schema {
+    /// Write schemas and golden samples from the types in the code
+    Gen {
+        /// The folder
+        #[arg(long, default_value = "schemas")]
+        dir: PathBuf,
+    },
+    /// Compare the folder with the code; fails when they differ
+    Check {
+        /// The folder
+        #[arg(long, default_value = "schemas")]
+        dir: PathBuf,
+    },
+}
+
+/// A place to start from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct From(pub(crate) Start);
+
+impl FromStr for From {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Self(match text {
+            "new" => Start::New,
+            "earliest" => Start::Earliest,
+            _ if text.bytes().all(|b| b.is_ascii_digit()) => {
+                Start::Position(text.parse::<Position>().map_err(|error| error.to_string())?)
+            }
+            _ => Start::Time(text.parse::<Moment>()?.0),
+        }))
+    }
+}
+
+/// A time, or how long ago.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment(pub(crate) Timestamp);
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(time) = text.parse::<Timestamp>() {
+            return Ok(Self(time));
+        }
+        let ago: SignedDuration = text.parse().map_err(|_| {
+            "takes a time such as 2026-01-31T12:00:00Z or how long ago, such as 10m".to_owned()
+        })?;
+        Timestamp::now().checked_sub(ago.abs()).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+/// A duration that must not be negative.
+pub(crate) fn duration(value: SignedDuration) -> anyhow::Result<Duration> {
+    Duration::try_from(value).map_err(|_| anyhow::anyhow!("a wait cannot be negative: {value:#}"))
+}

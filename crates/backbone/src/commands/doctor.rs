@@ -1,0 +1,142 @@
+//! `backbone doctor`: is the bus reachable, writable, durable, and is anybody stuck?
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use event_client::Bus;
+use event_client::codec::Codec;
+use event_client::envelope::{Meta, Mode, write};
+use event_client::message::{Durability, Message, MessageId};
+use event_client::subject::{Pattern, Subject};
+use event_client::transport::{DeadLetterFilter, Subscribe};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::connect;
+use crate::args::Global;
+use crate::output::Output;
+
+struct Finding {
+    check: &'static str,
+    good: bool,
+    text: String,
+}
+
+pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitCode> {
+    let findings = match connect(global).await {
+        Ok(bus) => {
+            let findings = examine(&bus).await;
+            bus.close().await?;
+            findings
+        }
+        Err(error) => vec![Finding { check: "connect", good: false, text: format!("{error:#}") }],
+    };
+    for finding in &findings {
+        if output.is_json() {
+            output.json(&json!({"check": finding.check, "ok": finding.good, "text": finding.text}))?;
+        } else {
+            let mark = output.verdict(finding.good, if finding.good { "ok  " } else { "bad " });
+            output.line(&format!("{mark} {:<12} {}", finding.check, finding.text))?;
+        }
+    }
+    Ok(if findings.iter().all(|finding| finding.good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn examine(bus: &Bus) -> Vec<Finding> {
+    let can = bus.capabilities();
+    let mut findings =
+        vec![Finding { check: "connect", good: true, text: format!("`{}` is open", can.name) }];
+    findings.push(match bus.admin().ping().await {
+        Ok(latency) => {
+            Finding { check: "ping", good: true, text: format!("{:.2} ms", latency.as_secs_f64() * 1e3) }
+        }
+        Err(error) => Finding { check: "ping", good: false, text: error.to_string() },
+    });
+    findings.push(match round_trip(bus).await {
+        Ok((stored, seen)) => Finding {
+            check: "round trip",
+            good: true,
+            text: format!(
+                "stored in {:.2} ms, received in {:.2} ms",
+                stored.as_secs_f64() * 1e3,
+                seen.as_secs_f64() * 1e3
+            ),
+        },
+        Err(error) => Finding { check: "round trip", good: false, text: format!("{error:#}") },
+    });
+    let durable = match can.durability {
+        Durability::Fsync => "a confirmed publish survives loss of power",
+        Durability::PageCache => "a confirmed publish survives a crash of the process, not of the machine",
+        Durability::Default => "nothing survives the end of the process",
+    };
+    findings.push(Finding { check: "durability", good: true, text: durable.into() });
+    findings.push(Finding {
+        check: "limits",
+        good: true,
+        text: format!("messages up to {} bytes, dedup window {:?}", can.max_payload, can.dedup_window),
+    });
+    match bus.admin().groups().await {
+        Ok(groups) => {
+            let now = Timestamp::now();
+            let stuck: Vec<_> = groups
+                .iter()
+                .filter(|status| status.members == 0 && status.waiting > 0)
+                .map(|status| {
+                    let age = status
+                        .oldest_unsettled
+                        .map(|at| format!(", oldest {:#} old", now.duration_since(at)));
+                    format!("{} ({} waiting{})", status.group, status.waiting, age.unwrap_or_default())
+                })
+                .collect();
+            let text = if stuck.is_empty() {
+                format!("{} groups, none waiting without a member", groups.len())
+            } else {
+                format!(
+                    "nobody works for {}; start the service, or delete the group if it is gone for good",
+                    stuck.join(", ")
+                )
+            };
+            findings.push(Finding { check: "groups", good: stuck.is_empty(), text });
+        }
+        Err(error) => findings.push(Finding { check: "groups", good: false, text: error.to_string() }),
+    }
+    match bus.admin().dead_letters(DeadLetterFilter::default()).await {
+        Ok(letters) if letters.is_empty() => {
+            findings.push(Finding { check: "dead letters", good: true, text: "none".into() });
+        }
+        Ok(letters) => findings.push(Finding {
+            check: "dead letters",
+            good: false,
+            text: format!("{}; look with `backbone dlq ls`, then replay or drop them", letters.len()),
+        }),
+        Err(error) => findings.push(Finding { check: "dead letters", good: false, text: error.to_string() }),
+    }
+    findings
+}
+
+/// Publishes a probe that only a broadcast subscription of our own receives.
+async fn round_trip(bus: &Bus) -> anyhow::Result<(Duration, Duration)> {
+    let subject = Subject::new("backbone.doctor.v1")?;
+    let subscription = bus.subscribe(Subscribe::broadcast([Pattern::from(&subject)])).await?;
+    // A proper event, so that groups on everything can decode it.
+    let mut meta = Meta::new(MessageId::now(), "/backbone-cli", subject.as_str());
+    let (content_type, _, body) = write(&mut meta, &(), Codec::Json, Mode::Structured)?;
+    let probe = Message { id: meta.id.clone(), ..Message::new(subject, content_type, body) };
+    let id = meta.id;
+    let began = Instant::now();
+    bus.publish_message(probe).await?;
+    let stored = began.elapsed();
+    let seen = tokio::time::timeout(Duration::from_secs(5), async {
+        while let Some(delivery) = subscription.next().await {
+            if delivery.message().id == id {
+                return Some(began.elapsed());
+            }
+        }
+        None
+    });
+    match seen.await {
+        Ok(Some(seen)) => Ok((stored, seen)),
+        Ok(None) => anyhow::bail!("the subscription ended"),
+        Err(_) => anyhow::bail!("the probe was stored but not received within 5 s"),
+    }
+}

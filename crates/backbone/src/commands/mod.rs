@@ -1,0 +1,55 @@
+//! The commands, one file each.
+
+mod dead_letters;
+mod doctor;
+mod lag;
+mod publish;
+mod replay;
+mod schema;
+mod show;
+mod subscribe;
+
+use std::process::ExitCode;
+
+use event_client::Bus;
+use event_client::bus::Settings;
+
+use crate::args::{Cli, Command, Global};
+use crate::output::Output;
+
+/// Runs the command; the code says how it went.
+pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let output = Output::new(cli.global.json);
+    match cli.command {
+        Command::Pub(args) => publish::run(&cli.global, args, output).await?,
+        Command::Sub(args) => subscribe::run(&cli.global, args, output).await?,
+        Command::Tail(args) => subscribe::tail(&cli.global, args, output).await?,
+        Command::Replay(args) => replay::run(&cli.global, args, output).await?,
+        Command::Lag(args) => lag::run(&cli.global, args, output).await?,
+        Command::Dlq(args) => dead_letters::run(&cli.global, args, output).await?,
+        Command::Schema(args) => return schema::run(args, output),
+        Command::Doctor => return doctor::run(&cli.global, output).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the bus of `--url`. The default file's folder is made when it is missing; any other is the user's to make.
+async fn connect(global: &Global) -> anyhow::Result<Bus> {
+    if global.url == Bus::DEFAULT_URL {
+        std::fs::create_dir_all("backbone-data")?;
+    }
+    let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
+    Ok(Bus::connect_with(&global.url, settings).await?)
+}
+
+/// Resolves at Ctrl-C or SIGTERM.
+async fn interrupted() {
+    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(terminate) => terminate,
+        Err(_) => return std::future::pending().await,
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,59 @@
+//! How one event looks: a line for people, an object for scripts.
+
+use event_client::envelope::Envelope;
+use event_client::message::Message;
+use serde_json::{Value, json};
+
+use crate::output::{Output, plain};
+
+/// Prints a message as it travelled, decoded as far as possible.
+pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]) -> anyhow::Result<()> {
+    let envelope = Envelope::read(message);
+    let data = match &envelope {
+        Ok(envelope) => envelope.decode::<Value>().ok(),
+        Err(_) => None,
+    };
+    if output.is_json() {
+        let mut line = json!({
+            "subject": message.subject.as_str(), "id": message.id.to_string(), "key": message.key,
+            "content_type": message.content_type, "headers": message.headers.iter().collect::<std::collections::BTreeMap<_, _>>(),
+            "data": data,
+        });
+        let object = line.as_object_mut().expect("built as an object");
+        if let Ok(envelope) = &envelope {
+            let meta = &envelope.meta;
+            object.insert("source".into(), meta.source.as_str().into());
+            object.insert("time".into(), meta.time.map(|time| time.to_string()).into());
+            object
+                .insert("correlationid".into(), meta.correlationid.as_ref().map(ToString::to_string).into());
+            object.insert("causationid".into(), meta.causationid.as_ref().map(ToString::to_string).into());
+        }
+        if let Err(error) = &envelope {
+            object.insert("undecodable".into(), error.to_string().into());
+        }
+        for (name, value) in extra {
+            object.insert((*name).into(), value.clone());
+        }
+        return output.json(&line);
+    }
+    let time = envelope.as_ref().ok().and_then(|envelope| envelope.meta.time);
+    let time = time.map_or_else(|| "-".to_owned(), |time| time.strftime("%H:%M:%S%.3f").to_string());
+    let body = match (data, envelope) {
+        (Some(data), _) => data.to_string(),
+        (None, Ok(envelope)) => format!("{} bytes of {}", envelope.data().len(), message.content_type),
+        (None, Err(error)) => format!("undecodable: {error}"),
+    };
+    let notes: Vec<_> = extra
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let notes =
+        if notes.is_empty() { String::new() } else { output.dim(&format!(" ({})", plain(&notes.join(" ")))) };
+    output.line(&format!(
+        "{} {} {}{notes}",
+        output.dim(&time),
+        output.bold(message.subject.as_str()),
+        plain(&body)
+    ))
+}
