@@ -13,6 +13,7 @@ pub mod envelope;
 mod error;
 pub mod event;
 pub mod layers;
+pub mod log;
 pub mod message;
 pub mod request;
 pub mod service;

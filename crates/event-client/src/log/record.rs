@@ -1,0 +1,167 @@
+//! The log record, in the spirit of OpenTelemetry's, and the batch it travels in.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use super::Severity;
+
+/// One log record: what a service said, when, how grave it was, and what it belongs to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogRecord {
+    /// UUIDv7, made by whoever made the record.
+    pub id: Uuid,
+    /// Event time: when it happened, by the clock of the service that says so.
+    pub time: Timestamp,
+    /// Arrival time by the aggregator's clock; `None` until the aggregator has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived: Option<Timestamp>,
+    /// Severity on the common scale.
+    #[serde(default)]
+    pub severity: Severity,
+    /// The level as the logger wrote it, `WARNING` or `warn`; any text.
+    pub level: String,
+    /// The service that speaks. Left out inside a [`LogBatch`] when it is the batch's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// The message, OpenTelemetry's body.
+    pub message: String,
+    /// Everything else that was said, by name.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub attributes: Map<String, Value>,
+    /// W3C trace id, 32 hex digits when the sender keeps to the standard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+    /// W3C span id, 16 hex digits when the sender keeps to the standard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub span_id: Option<String>,
+    /// The request that was being answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// The conversation that the event being handled belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// The body as it was received, when it was not valid and had to be repaired; `None` for every sound record.
+    /// Bytes that are not UTF-8 stand as U+FFFD.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<String>,
+}
+
+impl LogRecord {
+    /// A record of `service` that happens now, with nothing but a level word and a message.
+    pub fn new(service: impl Into<String>, level: impl Into<String>, message: impl Into<String>) -> Self {
+        let level = level.into();
+        Self {
+            id: Uuid::now_v7(),
+            time: Timestamp::now(),
+            arrived: None,
+            severity: Severity::from_word(&level).unwrap_or_default(),
+            level,
+            service: service.into(),
+            message: message.into(),
+            attributes: Map::new(),
+            trace_id: None,
+            span_id: None,
+            request_id: None,
+            correlation_id: None,
+            raw: None,
+        }
+    }
+
+    /// Whether the record was received broken and repaired; then [`raw`](Self::raw) has what was received.
+    pub fn repaired(&self) -> bool {
+        self.raw.is_some()
+    }
+
+    /// Roughly how many bytes the record holds in memory: what bounds of queues and buffers count.
+    pub fn weight(&self) -> usize {
+        let ids = [&self.trace_id, &self.span_id, &self.request_id, &self.correlation_id, &self.raw];
+        size_of::<Self>()
+            + self.level.len()
+            + self.service.len()
+            + self.message.len()
+            + self.attributes.iter().map(|(name, value)| name.len() + weight_of(value)).sum::<usize>()
+            + ids.into_iter().flatten().map(String::len).sum::<usize>()
+    }
+}
+
+fn weight_of(value: &Value) -> usize {
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(items) => items.iter().map(weight_of).sum(),
+            Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + weight_of(value)).sum(),
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
+}
+
+/// Records of one service on their way to the aggregator.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// The service of every record that names none itself.
+    pub service: String,
+    /// The records, oldest first.
+    pub records: Vec<LogRecord>,
+    /// What the shipper had to drop since its last batch, because its queue was full.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dropped: Vec<Dropped>,
+}
+
+/// How many records of one severity a shipper dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Severity of the dropped records.
+    pub severity: Severity,
+    /// How many.
+    pub count: u64,
+}
+
+impl LogBatch {
+    /// The records, each with its service filled in.
+    pub fn into_records(self) -> Vec<LogRecord> {
+        let Self { service, mut records, .. } = self;
+        for record in &mut records {
+            if record.service.is_empty() {
+                record.service.clone_from(&service);
+            }
+        }
+        records
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_its_own_json() {
+        let mut record = LogRecord::new("billing", "Warning", "card refused");
+        record.attributes.insert("response_time".into(), Value::from(0.004_779_577_255_249_023_4));
+        record.trace_id = Some("580d7b71d8f564135be6128e18c26797".into());
+        let text = serde_json::to_string(&record).expect("a record is JSON");
+        assert!(!text.contains("\"raw\""), "what is absent is not written: {text}");
+        assert_eq!(serde_json::from_str::<LogRecord>(&text).expect("its own JSON"), record);
+        assert_eq!(record.severity, Severity::WARN);
+    }
+
+    #[test]
+    fn a_batch_names_the_service_once() {
+        let mut batch = LogBatch {
+            service: "billing".into(),
+            records: vec![LogRecord::new("", "info", "a")],
+            dropped: vec![],
+        };
+        batch.records.push(LogRecord::new("other", "info", "b"));
+        let services: Vec<String> = batch.into_records().into_iter().map(|record| record.service).collect();
+        assert_eq!(services, ["billing", "other"]);
+    }
+
+    #[test]
+    fn a_bigger_record_weighs_more() {
+        let small = LogRecord::new("s", "info", "m");
+        let mut big = small.clone();
+        big.attributes.insert("k".into(), Value::from("x".repeat(10_000)));
+        assert!(big.weight() > small.weight() + 10_000);
+    }
+}
