@@ -1,1 +1,31 @@
-//! Collects structured logs from the bus and over HTTP, stores and shows them
+//! Collects structured logs from the bus and over HTTP, stores and shows them.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use log_aggregator::{Aggregator, Config};
+//!
+//! let config = Config::from_vars("data/logs", std::env::vars())?;
+//! let listener = tokio::net::TcpListener::bind((config.host.as_str(), config.port)).await?;
+//! let aggregator = Aggregator::open(config).await?;
+//! axum::serve(listener, aggregator.router()).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! A record takes this way: `ingest` makes it from what was sent, repairs it if need be, and queues it;
+//! one writer commits everything that waits to the `store` at once; then the sender is answered and the
+//! record is shown to those who watch, through `live`. `http` is the door for all of it.
+//!
+//! What holds everywhere: nobody is told "stored" before the fsync; the writer never waits for a viewer; every
+//! queue and buffer is bounded in number and bytes; a record is never changed after it was stored.
+
+mod aggregator;
+mod config;
+mod error;
+mod http;
+mod ingest;
+mod live;
+pub mod store;
+
+pub use aggregator::Aggregator;
+pub use config::Config;
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,110 @@
+//! The aggregator as a whole: opened, served, fed, and brought to an end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use event_client::log::LogRecord;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::{self, App};
+use crate::ingest::Ingest;
+use crate::live::Live;
+use crate::store::{Group, LogStore, Query, SqliteOptions, SqliteStore, Stored};
+
+/// Takes, keeps and shows log records.
+#[derive(Debug)]
+pub struct Aggregator {
+    app: Arc<App>,
+    store: Arc<dyn LogStore>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Aggregator {
+    /// Opens the store in the configured directory and starts taking records.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, or another process uses it.
+    pub async fn open(config: Config) -> Result<Self> {
+        let options = SqliteOptions { dir: config.dir.clone(), max_day_bytes: config.max_day_bytes };
+        let store = SqliteStore::open(options).await?;
+        Self::on(config, Arc::new(store)).await
+    }
+
+    /// The same on another store.
+    ///
+    /// # Errors
+    /// When the HTTP client for `/files` cannot be made.
+    pub async fn on(config: Config, store: Arc<dyn LogStore>) -> Result<Self> {
+        let live = Arc::new(Live::new());
+        let (ingest, writer) = Ingest::start(Arc::clone(&store), Arc::clone(&live));
+        let files = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|e| Error::because(ErrorKind::Config, "cannot make the client for /files", e))?;
+        let viewers = Arc::new(Semaphore::new(config.max_viewers));
+        let app = App { config, store: Arc::clone(&store), ingest, live, viewers, files };
+        let this = Self { app: Arc::new(app), store, writer: Mutex::new(Some(writer)) };
+        if this.app.config.announce {
+            let mut started = LogRecord::new("logthon", "INFO", "Logthon service started");
+            started.attributes.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+            started.attributes.insert("startup_time".into(), started.time.to_string().into());
+            // A store that cannot write now still serves what it has; each refusal will say so.
+            if let Err(error) = this.store(vec![started]).await {
+                tracing::warn!(error = error.chain(), "the start could not be logged");
+            }
+        }
+        Ok(this)
+    }
+
+    /// Every route, to be merged at the root of a server: Logthon's API in all its spellings, `/api/v1/query`,
+    /// `/api/v1/tail`, and the page.
+    pub fn router(&self) -> Router {
+        http::router(Arc::clone(&self.app))
+    }
+
+    /// Keeps records of this very process; returns when they are durable.
+    ///
+    /// # Errors
+    /// When the queue is full, the store cannot write, or the aggregator shuts down; then nothing was kept.
+    pub async fn store(&self, records: Vec<LogRecord>) -> Result<()> {
+        self.app.ingest.offer(Group { delivery: None, records }).await
+    }
+
+    /// Asks the store.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn query(&self, query: Query) -> Result<Vec<Stored>> {
+        self.store.select(query).await
+    }
+
+    /// How many records are kept.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn count(&self) -> Result<u64> {
+        Ok(self.store.counts().await?.values().sum())
+    }
+
+    /// Ends in order: viewers are sent home, nothing more is taken, what was taken is stored and answered, the
+    /// store is closed. Call it after the HTTP server has stopped accepting; `bound` limits the wait.
+    ///
+    /// # Errors
+    /// When what was taken could not be stored within `bound`; its senders were not told that it was.
+    pub async fn drain(&self, bound: Duration) -> Result<()> {
+        self.app.live.close();
+        self.app.ingest.close();
+        let Some(writer) = self.writer.lock().await.take() else { return Ok(()) };
+        let ended = tokio::time::timeout(bound, async {
+            let _ = writer.await;
+            self.store.close().await;
+        });
+        ended
+            .await
+            .map_err(|_| Error::new(ErrorKind::Closed, format!("log records still wait after {bound:?}")))
+    }
+}

@@ -1,0 +1,68 @@
+//! The HTTP door: Logthon's API under all its spellings, our own API, and the page.
+
+pub(crate) mod entry;
+mod files;
+mod info;
+mod logs;
+mod page;
+mod query;
+mod reply;
+mod spelling;
+mod tail;
+mod websocket;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::{MethodRouter, get, post};
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::ingest::Ingest;
+use crate::live::Live;
+use crate::store::LogStore;
+
+/// What every handler can reach.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<dyn LogStore>,
+    pub(crate) ingest: Ingest,
+    pub(crate) live: Arc<Live>,
+    pub(crate) viewers: Arc<Semaphore>,
+    pub(crate) files: reqwest::Client,
+}
+
+/// All routes, to be merged at the root.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    let routes: Vec<(&str, MethodRouter<Arc<App>>)> = vec![
+        ("/logs", post(logs::add).get(logs::list).delete(logs::clear)),
+        ("/", get(page::page)),
+        ("/health", get(info::health)),
+        ("/storage/info", get(info::storage)),
+        ("/websocket/info", get(info::viewers)),
+        ("/ws", get(websocket::watch)),
+        ("/files", get(files::all).delete(files::remove_all)),
+        ("/files/{name}", get(files::one).delete(files::remove)),
+        ("/ui/{file}", get(page::asset)),
+        ("/api/v1/query", get(query::query)),
+        ("/api/v1/tail", get(tail::tail)),
+    ];
+    let mut taken = HashSet::new();
+    let mut router = Router::new();
+    for (path, methods) in routes {
+        // The first to ask for a spelling has it: `/api/logs` is the logs, not the page.
+        for spelling in
+            spelling::spellings(path).into_iter().filter(|spelling| taken.insert(spelling.clone()))
+        {
+            router = router.route(&spelling, methods.clone());
+        }
+    }
+    router
+        .method_not_allowed_fallback(|| async {
+            reply::refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
+        })
+        .with_state(app)
+}

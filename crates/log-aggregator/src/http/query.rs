@@ -1,0 +1,113 @@
+//! `/api/v1/query`: our own way to ask, for the page and the command line.
+//!
+//! Parameters, all optional: `service` (repeatable), `level` (at least this: a word or OpenTelemetry's number),
+//! `text` (words that all appear in message or attributes, `"a phrase"`), `trace_id`, `request_id`,
+//! `correlation_id`, `since` and `until` (RFC 3339 or seconds since 1970), `limit` (1 to 10 000, default 100),
+//! `cursor` (the `next` of the page before). The answer is `{"records": […], "next": cursor or null}`, the latest
+//! event time first.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::App;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ingest::submission::{severity_of, time_from};
+use crate::store::{Cursor, Filter, Order, Query as Question, Stored};
+
+const DEFAULT_LIMIT: usize = 100;
+const MOST: usize = 10_000;
+
+#[derive(Serialize)]
+struct Answer {
+    records: Vec<Stored>,
+    next: Option<String>,
+}
+
+pub(super) type Parameters = Query<Vec<(String, String)>>;
+
+pub(super) async fn query(State(app): State<Arc<App>>, Query(parameters): Parameters) -> Response {
+    match answer(&app, parameters).await {
+        Ok(response) => response,
+        Err(error) => error.into_response(),
+    }
+}
+
+async fn answer(app: &App, parameters: Vec<(String, String)>) -> Result<Response> {
+    let (filter, rest) = filter_of(parameters)?;
+    let mut question = Question { filter, order: Order::Latest, limit: DEFAULT_LIMIT, ..Question::default() };
+    for (name, value) in rest {
+        match name.as_str() {
+            "limit" => question.limit = limit_of(&value)?,
+            "cursor" => question.after = Some(cursor_of(&value)?),
+            _ => return Err(unknown(&name)),
+        }
+    }
+    let limit = question.limit;
+    let records = app.store.select(question).await?;
+    let next = records.last().filter(|_| records.len() == limit).map(cursor_after);
+    Ok(Json(Answer { records, next }).into_response())
+}
+
+/// Takes the parameters that make a filter; hands back the others.
+pub(super) fn filter_of(parameters: Vec<(String, String)>) -> Result<(Filter, Vec<(String, String)>)> {
+    let mut filter = Filter::default();
+    let mut rest = Vec::new();
+    for (name, value) in parameters {
+        if value.is_empty() {
+            continue;
+        }
+        let time = |value: &str| {
+            let text = format!("{name} has to be a time like 2026-01-31T12:00:00Z, found {value:?}");
+            time_from(value).ok_or_else(|| Error::new(ErrorKind::Invalid, text))
+        };
+        match name.as_str() {
+            "service" => filter.services.push(value),
+            "level" => {
+                let text = format!(
+                    "level has to be trace, debug, info, warn, error, fatal or 1 to 24, found {value:?}"
+                );
+                filter.severity =
+                    Some(severity_of(&value).ok_or_else(|| Error::new(ErrorKind::Invalid, text))?);
+            }
+            "text" => filter.words.extend(Filter::words_of(&value)),
+            "trace_id" => filter.trace_id = Some(value),
+            "request_id" => filter.request_id = Some(value),
+            "correlation_id" => filter.correlation_id = Some(value),
+            "since" => filter.since = Some(time(&value)?),
+            "until" => filter.until = Some(time(&value)?),
+            _ => rest.push((name, value)),
+        }
+    }
+    const MOST_CONDITIONS: usize = 100;
+    if filter.services.len() + filter.words.len() > MOST_CONDITIONS {
+        let text = format!("more than {MOST_CONDITIONS} services and words in one question");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    Ok((filter, rest))
+}
+
+pub(super) fn limit_of(value: &str) -> Result<usize> {
+    let limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit));
+    let text = || format!("limit has to be a whole number from 1 to {MOST}, found {value:?}");
+    limit.ok_or_else(|| Error::new(ErrorKind::Invalid, text()))
+}
+
+pub(super) fn unknown(name: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("there is no parameter {name:?}"))
+}
+
+fn cursor_after(stored: &Stored) -> String {
+    format!("{}_{}", crate::store::nanoseconds(stored.record.time), stored.seq)
+}
+
+fn cursor_of(value: &str) -> Result<Cursor> {
+    let cursor = || {
+        let (time, seq) = value.split_once('_')?;
+        Some(Cursor { time: time.parse().ok()?, seq: seq.parse().ok()? })
+    };
+    cursor().ok_or_else(|| Error::new(ErrorKind::Invalid, format!("cursor is not one of ours: {value:?}")))
+}

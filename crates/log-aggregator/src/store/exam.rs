@@ -1,0 +1,2 @@
+//! The exam
+pub async fn examine() {}

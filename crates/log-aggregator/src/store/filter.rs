@@ -1,0 +1,111 @@
+//! Which records someone wants to see: asked of the store and of the live stream alike.
+
+use event_client::log::{LogRecord, Severity};
+use jiff::Timestamp;
+
+/// Conditions that a record has to meet, all of them; an empty filter takes every record.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Filter {
+    /// From one of these services; empty means any.
+    pub services: Vec<String>,
+    /// At least this severe.
+    pub severity: Option<Severity>,
+    /// Each of these appears in the message or the attributes, whatever the case of ASCII letters.
+    pub words: Vec<String>,
+    /// Of this trace.
+    pub trace_id: Option<String>,
+    /// Of this request.
+    pub request_id: Option<String>,
+    /// Of this conversation.
+    pub correlation_id: Option<String>,
+    /// Happened at this time or later.
+    pub since: Option<Timestamp>,
+    /// Happened before this time.
+    pub until: Option<Timestamp>,
+}
+
+impl Filter {
+    /// Splits a search line into the words that all have to appear; `"two words"` in quotes are one.
+    pub fn words_of(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (i, part) in line.split('"').enumerate() {
+            let quoted = i % 2 == 1;
+            let mut push = |word: &str| words.push(word.to_ascii_lowercase());
+            if quoted {
+                push(part);
+            } else {
+                part.split_whitespace().for_each(push);
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    /// Whether a record meets every condition.
+    pub fn matches(&self, record: &LogRecord) -> bool {
+        let asked = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
+        (self.services.is_empty() || self.services.contains(&record.service))
+            && self.severity.is_none_or(|least| record.severity >= least)
+            && asked(&self.trace_id, &record.trace_id)
+            && asked(&self.request_id, &record.request_id)
+            && asked(&self.correlation_id, &record.correlation_id)
+            && self.since.is_none_or(|since| record.time >= since)
+            && self.until.is_none_or(|until| record.time < until)
+            && self.says(record)
+    }
+
+    fn says(&self, record: &LogRecord) -> bool {
+        if self.words.is_empty() {
+            return true;
+        }
+        let message = record.message.to_ascii_lowercase();
+        // The attributes are looked at as the text they are stored as, the same as the store does.
+        let attributes = std::cell::LazyCell::new(|| attributes_text(record).to_ascii_lowercase());
+        self.words.iter().all(|word| contains(&message, word) || contains(&attributes, word))
+    }
+}
+
+/// The attributes as JSON text: the form they are stored and searched in.
+pub(crate) fn attributes_text(record: &LogRecord) -> String {
+    serde_json::to_string(&record.attributes).expect("a map with text keys is JSON")
+}
+
+fn contains(text: &str, word: &str) -> bool {
+    memchr::memmem::find(text.as_bytes(), word.as_bytes()).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_line_is_words_and_phrases() {
+        assert_eq!(Filter::words_of(r#" Card  "was Refused" 42"#), ["card", "was refused", "42"]);
+        assert_eq!(Filter::words_of(r#"half "open phrase"#), ["half", "open phrase"]);
+        assert!(Filter::words_of(r#"  "" "#).is_empty());
+    }
+
+    #[test]
+    fn every_condition_has_to_hold() {
+        let mut record = LogRecord::new("billing", "WARN", "Card was refused");
+        record.attributes.insert("order".into(), "A-17".into());
+        record.trace_id = Some("t1".into());
+        let mut filter = Filter {
+            services: vec!["billing".into(), "orders".into()],
+            severity: Some(Severity::WARN),
+            words: Filter::words_of("refused a-17"),
+            trace_id: Some("t1".into()),
+            since: Some(record.time),
+            ..Filter::default()
+        };
+        assert!(filter.matches(&record));
+        filter.severity = Some(Severity::ERROR);
+        assert!(!filter.matches(&record));
+        filter.severity = None;
+        filter.until = Some(record.time);
+        assert!(!filter.matches(&record), "the end of a range is not part of it");
+        filter.until = None;
+        filter.words.push("absent".into());
+        assert!(!filter.matches(&record));
+    }
+}

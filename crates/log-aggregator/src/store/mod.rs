@@ -1,0 +1,123 @@
+//! Where records are kept: the store's contract, the questions one can ask it, and the stores.
+
+mod exam;
+mod filter;
+mod sqlite;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use event_client::log::LogRecord;
+use futures_util::future::BoxFuture;
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::error::Result;
+
+pub use exam::examine;
+pub use filter::Filter;
+pub use sqlite::{Options as SqliteOptions, SqliteStore};
+
+/// A record's place in the order of arrival: unique, growing, microseconds since 1970 nudged apart when
+/// several arrive at once. Small enough for a JavaScript number.
+pub type Seq = i64;
+
+/// A record as it lies in the store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Its place in the order of arrival.
+    pub seq: Seq,
+    /// The record; its arrival time is set.
+    pub record: LogRecord,
+}
+
+/// The record's fields with `seq` beside them, and `repaired` when it was.
+impl Serialize for Stored {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct View<'a> {
+            seq: Seq,
+            #[serde(flatten)]
+            record: &'a LogRecord,
+            #[serde(skip_serializing_if = "std::ops::Not::not")]
+            repaired: bool,
+        }
+        View { seq: self.seq, record: &self.record, repaired: self.record.repaired() }.serialize(serializer)
+    }
+}
+
+/// Records that become durable together.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    /// Names the delivery that brought the records, if it can come twice: a group whose name the store has
+    /// seen in the last day or two is left out.
+    pub delivery: Option<Uuid>,
+    /// The records, in the order in which they count as having arrived.
+    pub records: Vec<LogRecord>,
+}
+
+/// A time as stores and cursors count it. Times before 1677 or after 2262 are moved to those ends.
+pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
+    let nanoseconds = time.as_nanosecond();
+    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
+}
+
+/// Which end of the store a query starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Latest event time first.
+    #[default]
+    Latest,
+    /// Latest arrival first.
+    Newest,
+    /// First arrival first.
+    Oldest,
+}
+
+/// A place between two records, in the order of the query it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Event time, nanoseconds since 1970; only [`Order::Latest`] looks at it.
+    pub time: i64,
+    /// Place in the order of arrival.
+    pub seq: Seq,
+}
+
+/// A question to the store.
+#[derive(Clone, Debug, Default)]
+pub struct Query {
+    /// Which records.
+    pub filter: Filter,
+    /// In what order.
+    pub order: Order,
+    /// Only what comes after this place in that order.
+    pub after: Option<Cursor>,
+    /// How many of the answer to leave out first.
+    pub skip: u64,
+    /// How many at most; the answer is held in memory.
+    pub limit: usize,
+}
+
+/// How many records each service has.
+pub type Counts = BTreeMap<String, u64>;
+
+/// A place that keeps log records. [`examine`] states every promise as a case.
+///
+/// One writer appends at a time; questions may be asked meanwhile.
+pub trait LogStore: Send + Sync + fmt::Debug + 'static {
+    /// Keeps every record of every group, or none and says why. When it returns, they survive a crash and a
+    /// power cut. Answers what was kept, numbered: repeated deliveries are missing from it.
+    fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>>;
+
+    /// The records that a query asks for, in its order.
+    fn select(&self, query: Query) -> BoxFuture<'_, Result<Vec<Stored>>>;
+
+    /// How many records there are, by service.
+    fn counts(&self) -> BoxFuture<'_, Result<Counts>>;
+
+    /// Removes one service's records, or everyone's; answers how many those were.
+    fn clear(&self, service: Option<String>) -> BoxFuture<'_, Result<u64>>;
+
+    /// Closes the files. What comes afterwards is answered with an error.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}

@@ -1,0 +1,219 @@
+//! One day's file: its name, its tables, its connections, and what it holds when it is opened.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use jiff::civil::Date;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::Options;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Counts, Seq, Stored, nanoseconds};
+
+const VERSION: i64 = 1;
+const SCHEMA: &str = "
+CREATE TABLE records (
+  seq INTEGER PRIMARY KEY,      -- order of arrival, microseconds since 1970 made unique
+  id BLOB NOT NULL,             -- UUID, 16 bytes
+  time INTEGER NOT NULL,        -- event time, nanoseconds since 1970
+  arrived INTEGER NOT NULL,     -- arrival time, nanoseconds since 1970
+  severity INTEGER NOT NULL,    -- OpenTelemetry's number, 1 to 24
+  level TEXT NOT NULL,          -- the sender's own word
+  service TEXT NOT NULL,
+  message TEXT NOT NULL,
+  attributes TEXT NOT NULL,     -- JSON object
+  trace_id TEXT,
+  span_id TEXT,
+  request_id TEXT,
+  correlation_id TEXT,
+  raw TEXT                      -- the body as received, when it had to be repaired
+);
+CREATE INDEX by_time ON records (time);
+CREATE INDEX by_service ON records (service);
+CREATE INDEX by_service_time ON records (service, time);
+CREATE INDEX by_trace ON records (trace_id) WHERE trace_id IS NOT NULL;
+CREATE INDEX by_request ON records (request_id) WHERE request_id IS NOT NULL;
+CREATE INDEX by_correlation ON records (correlation_id) WHERE correlation_id IS NOT NULL;
+CREATE TABLE services (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE deliveries (id BLOB PRIMARY KEY) WITHOUT ROWID;
+PRAGMA user_version = 1;
+";
+
+/// A day that can be read.
+#[derive(Debug)]
+pub(super) struct Day {
+    pub(super) path: PathBuf,
+    pub(super) readers: SqlitePool,
+    /// First and last event time in the file, so that a query by time leaves the file alone if it can.
+    span: Mutex<Option<(i64, i64)>>,
+}
+
+/// What a file held when it was opened.
+pub(super) struct Contents {
+    pub(super) counts: Counts,
+    pub(super) last: Seq,
+}
+
+/// How a day's file was found.
+pub(super) enum Condition {
+    /// It can be used; a missing one was made.
+    Sound(Day, Contents),
+    /// It was not a sound database and now has this name.
+    SetAside(PathBuf),
+}
+
+impl Day {
+    /// Opens or makes a day's file and reads what it holds.
+    pub(super) async fn load(options: &Options, date: Date) -> Result<Condition> {
+        let path = path_of(&options.dir, date);
+        match Self::try_load(options, date).await {
+            Ok((day, contents)) => Ok(Condition::Sound(day, contents)),
+            Err(error) if is_corrupt(&error) => {
+                let aside = free_name(&path);
+                std::fs::rename(&path, &aside).map_err(|e| {
+                    Error::because(ErrorKind::Unavailable, format!("cannot set {} aside", path.display()), e)
+                })?;
+                // They belong to the file that went; a new one must not meet them.
+                for suffix in ["-wal", "-shm"] {
+                    let _ = std::fs::rename(with_suffix(&path, suffix), with_suffix(&aside, suffix));
+                }
+                Ok(Condition::SetAside(aside))
+            }
+            Err(error) => Err(failed(&format!("cannot open {}", path.display()), error)),
+        }
+    }
+
+    async fn try_load(options: &Options, date: Date) -> std::result::Result<(Self, Contents), sqlx::Error> {
+        let mut connection = open(options, date).await?;
+        let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
+        match version {
+            0 => {
+                let mut making = connection.begin().await?;
+                sqlx::raw_sql(SCHEMA).execute(&mut *making).await?;
+                making.commit().await?;
+            }
+            VERSION => {}
+            newer => {
+                let text =
+                    format!("the file has layout {newer}, this program knows {VERSION}: use a newer one");
+                return Err(sqlx::Error::Configuration(text.into()));
+            }
+        }
+        let counts = sqlx::query("SELECT name, count FROM services")
+            .fetch_all(&mut connection)
+            .await?
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs())))
+            .collect::<std::result::Result<_, sqlx::Error>>()?;
+        let sql = "SELECT (SELECT max(seq) FROM records), (SELECT min(time) FROM records), (SELECT max(time) FROM records)";
+        let (last, from, to): (Option<i64>, Option<i64>, Option<i64>) =
+            sqlx::query_as(sql).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        let path = path_of(&options.dir, date);
+        let readers = SqlitePoolOptions::new()
+            .max_connections(4)
+            .min_connections(0)
+            .acquire_timeout(Duration::from_secs(10))
+            .idle_timeout(Duration::from_secs(60))
+            .connect_lazy_with(connect_options(&path).create_if_missing(false).pragma("query_only", "ON"));
+        let day = Self { path, readers, span: Mutex::new(from.zip(to)) };
+        Ok((day, Contents { counts, last: last.unwrap_or(0) }))
+    }
+
+    /// Whether the file may hold records from `since` on and before `until`.
+    pub(super) fn overlaps(&self, since: Option<i64>, until: Option<i64>) -> bool {
+        let span = *self.span.lock().expect("no code panics while looking at it");
+        span.is_some_and(|(from, to)| since.is_none_or(|t| to >= t) && until.is_none_or(|t| from < t))
+    }
+
+    /// The latest event time in the file.
+    pub(super) fn latest(&self) -> i64 {
+        self.span.lock().expect("no code panics while looking at it").map_or(i64::MIN, |(_, to)| to)
+    }
+
+    /// Takes new records into the span.
+    pub(super) fn widen(&self, kept: &[Stored]) {
+        let mut span = self.span.lock().expect("no code panics while looking at it");
+        for stored in kept {
+            let time = nanoseconds(stored.record.time);
+            *span = Some(span.map_or((time, time), |(from, to)| (from.min(time), to.max(time))));
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.readers.close().await;
+    }
+}
+
+/// Opens a connection that writes into a day's file.
+pub(super) async fn connect(options: &Options, date: Date) -> Result<SqliteConnection> {
+    let path = path_of(&options.dir, date);
+    open(options, date).await.map_err(|e| failed(&format!("cannot open {} for writing", path.display()), e))
+}
+
+async fn open(options: &Options, date: Date) -> std::result::Result<SqliteConnection, sqlx::Error> {
+    let mut connect = connect_options(&path_of(&options.dir, date)).create_if_missing(true);
+    if let Some(bytes) = options.max_day_bytes {
+        connect = connect.pragma("max_page_count", (bytes / 4096).max(1).to_string());
+    }
+    SqliteConnection::connect_with(&connect).await
+}
+
+fn connect_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(Duration::from_secs(5))
+        // A checkpoint costs two more fsyncs: one for every 16 MiB rather than for every 4.
+        .pragma("wal_autocheckpoint", "4000")
+        .pragma("temp_store", "MEMORY")
+}
+
+/// The day that a file belongs to, by its name.
+pub(super) fn date_of(name: &OsStr) -> Option<Date> {
+    name.to_str()?.strip_prefix("logs-")?.strip_suffix(".db")?.parse().ok()
+}
+
+fn path_of(dir: &Path, date: Date) -> PathBuf {
+    dir.join(format!("logs-{date}.db"))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn free_name(path: &Path) -> PathBuf {
+    let first = with_suffix(path, ".corrupt");
+    let more = (2..).map(|n| with_suffix(path, &format!(".corrupt-{n}")));
+    std::iter::once(first).chain(more).find(|name| !name.exists()).expect("numbers do not end")
+}
+
+/// SQLite's primary result code, if the error came from SQLite.
+fn code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse::<i32>().ok().map(|code| code & 0xff)
+}
+
+fn is_corrupt(error: &sqlx::Error) -> bool {
+    const SQLITE_CORRUPT: i32 = 11;
+    const SQLITE_NOTADB: i32 = 26;
+    matches!(code(error), Some(SQLITE_CORRUPT | SQLITE_NOTADB))
+}
+
+/// Says what failed in our terms.
+pub(super) fn failed(what: &str, error: sqlx::Error) -> Error {
+    const SQLITE_FULL: i32 = 13;
+    let kind = match (code(&error), &error) {
+        (Some(SQLITE_FULL), _) => ErrorKind::Full,
+        (_, sqlx::Error::PoolClosed) => ErrorKind::Closed,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::because(kind, what, error)
+}

@@ -1,0 +1,217 @@
+//! The store on SQLite: one file per UTC day of arrival, `logs-2026-01-31.db`, in WAL mode.
+//!
+//! A day is its own file so that old days never slow new ones and can be removed whole. `synchronous` is
+//! FULL: a commit returns after the fsync. The caller groups records: one append is one transaction.
+
+mod day;
+mod read;
+mod write;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use tokio::sync::{Mutex, RwLock};
+
+use super::{Counts, Group, LogStore, Query, Seq, Stored};
+use crate::error::{Error, ErrorKind, Result};
+use day::{Condition, Day};
+
+/// What the SQLite store needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of the day files; made when missing.
+    pub dir: PathBuf,
+    /// No day's file grows beyond this many bytes: then appending answers [`ErrorKind::Full`] until the next
+    /// day or until records are cleared. Default: no bound but the disk's.
+    pub max_day_bytes: Option<u64>,
+}
+
+/// Log records in one SQLite file per day. One process at a time owns a directory.
+#[derive(Debug)]
+pub struct SqliteStore {
+    options: Options,
+    days: RwLock<BTreeMap<Date, Arc<Day>>>,
+    writer: Mutex<Writer>,
+    counts: std::sync::Mutex<Counts>,
+    _lock: File,
+}
+
+/// What only the one who writes may touch.
+#[derive(Debug)]
+struct Writer {
+    last: Seq,
+    connection: Option<(Date, sqlx::SqliteConnection)>,
+    closed: bool,
+}
+
+impl SqliteStore {
+    /// Opens the store, making the directory when there is none. A day's file that turns out not to be sound
+    /// is set aside under the name `….db.corrupt` and reported; the other days are served.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read, or another process owns it.
+    pub async fn open(options: Options) -> Result<Self> {
+        let dir = &options.dir;
+        let failed = |what: &str, e: std::io::Error| {
+            Error::because(
+                ErrorKind::Unavailable,
+                format!("cannot {what} the log directory {}", dir.display()),
+                e,
+            )
+        };
+        std::fs::create_dir_all(dir).map_err(|e| failed("make", e))?;
+        let lock = File::create(dir.join("lock")).map_err(|e| failed("write to", e))?;
+        lock.try_lock().map_err(|_| {
+            let text = format!("another process is using the log directory {}", dir.display());
+            Error::new(ErrorKind::Unavailable, text)
+        })?;
+        let (mut days, mut counts, mut last) = (BTreeMap::new(), Counts::new(), 0);
+        for entry in std::fs::read_dir(dir).map_err(|e| failed("read", e))? {
+            let entry = entry.map_err(|e| failed("read", e))?;
+            let Some(date) = day::date_of(&entry.file_name()) else { continue };
+            match Day::load(&options, date).await? {
+                Condition::Sound(day, contents) => {
+                    for (service, count) in contents.counts {
+                        *counts.entry(service).or_default() += count;
+                    }
+                    last = last.max(contents.last);
+                    days.insert(date, Arc::new(day));
+                }
+                Condition::SetAside(path) => {
+                    tracing::error!(file = %path.display(), "a day of logs is corrupt and was set aside");
+                }
+            }
+        }
+        Ok(Self {
+            options,
+            days: RwLock::new(days),
+            writer: Mutex::new(Writer { last, connection: None, closed: false }),
+            counts: std::sync::Mutex::new(counts),
+            _lock: lock,
+        })
+    }
+
+    async fn append(&self, groups: Vec<Group>) -> Result<Vec<Stored>> {
+        let mut writer = self.writer.lock().await;
+        let now = Timestamp::now();
+        let first = now.as_microsecond().max(writer.last + 1);
+        let date = Timestamp::from_microsecond(first).unwrap_or(now).to_zoned(TimeZone::UTC).date();
+        let mut connection = self.writing(&mut writer, date).await?;
+        let earlier = self.days.read().await.range(..date).next_back().map(|(_, day)| Arc::clone(day));
+        // Whatever goes wrong, the connection is dropped with its transaction and the next append opens anew.
+        let kept = write::append(&mut connection, earlier.as_deref(), groups, first, now).await?;
+        writer.connection = Some((date, connection));
+        if let Some(newest) = kept.last() {
+            writer.last = newest.seq;
+            self.count(&kept);
+            if let Some(day) = self.days.read().await.get(&date) {
+                day.widen(&kept);
+            }
+        }
+        Ok(kept)
+    }
+
+    fn count(&self, kept: &[Stored]) {
+        let mut counts = self.counts.lock().expect("no code panics while counting");
+        for stored in kept {
+            match counts.get_mut(&stored.record.service) {
+                Some(count) => *count += 1,
+                None => drop(counts.insert(stored.record.service.clone(), 1)),
+            }
+        }
+    }
+
+    /// The connection that writes into a day's file; the day is made when it is new.
+    async fn writing(&self, writer: &mut Writer, date: Date) -> Result<sqlx::SqliteConnection> {
+        if writer.closed {
+            return Err(closed());
+        }
+        if let Some((open, connection)) = writer.connection.take()
+            && open == date
+        {
+            return Ok(connection);
+        }
+        if !self.days.read().await.contains_key(&date) {
+            let day = match Day::load(&self.options, date).await? {
+                Condition::Sound(day, _) => day,
+                Condition::SetAside(path) => {
+                    tracing::error!(file = %path.display(), "a day of logs is corrupt and was set aside");
+                    let text = format!("{} was corrupt and is set aside", path.display());
+                    return Err(Error::new(ErrorKind::Unavailable, text));
+                }
+            };
+            self.days.write().await.insert(date, Arc::new(day));
+        }
+        day::connect(&self.options, date).await
+    }
+
+    async fn clear(&self, service: Option<String>) -> Result<u64> {
+        let mut writer = self.writer.lock().await;
+        if writer.closed {
+            return Err(closed());
+        }
+        writer.connection = None;
+        let days: Vec<Date> = self.days.read().await.keys().copied().collect();
+        let mut removed = 0;
+        for date in days {
+            let mut connection = day::connect(&self.options, date).await?;
+            removed += write::clear(&mut connection, service.as_deref()).await?;
+        }
+        let mut counts = self.counts.lock().expect("no code panics while counting");
+        match &service {
+            Some(service) => drop(counts.remove(service)),
+            None => counts.clear(),
+        }
+        Ok(removed)
+    }
+
+    async fn close(&self) {
+        let mut writer = self.writer.lock().await;
+        writer.closed = true;
+        if let Some((_, connection)) = writer.connection.take() {
+            // Nothing is lost when this fails: what was acknowledged is in the file or its WAL already.
+            let _ = sqlx::Connection::close(connection).await;
+        }
+        for day in std::mem::take(&mut *self.days.write().await).into_values() {
+            day.close().await;
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the log store is closed")
+}
+
+impl LogStore for SqliteStore {
+    fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>> {
+        self.append(groups).boxed()
+    }
+
+    fn select(&self, query: Query) -> BoxFuture<'_, Result<Vec<Stored>>> {
+        async move {
+            let days: Vec<Arc<Day>> = self.days.read().await.values().cloned().collect();
+            read::select(&days, query).await
+        }
+        .boxed()
+    }
+
+    fn counts(&self) -> BoxFuture<'_, Result<Counts>> {
+        let counts = self.counts.lock().expect("no code panics while counting").clone();
+        std::future::ready(Ok(counts)).boxed()
+    }
+
+    fn clear(&self, service: Option<String>) -> BoxFuture<'_, Result<u64>> {
+        self.clear(service).boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.close().boxed()
+    }
+}
