@@ -105,8 +105,8 @@ impl<'a> Scan<'a> {
         // Before the level came, the message cannot be told from what follows it; afterwards it can.
         let last = key == "message" && self.keys.is_some() && seen.contains_key("level");
         let end = if last {
-            let ends: Vec<_> = ends.collect();
-            ends.iter().max_by_key(|(_, end)| *end).copied()
+            // Of several cuts the first: what follows it belongs to what was cut.
+            ends.reduce(|best, next| if next.1 >= best.1 && next.1 != Sure::Cut { next } else { best })
         } else {
             ends.next()
         };
