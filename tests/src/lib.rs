@@ -1,1 +1,24 @@
-//! Helpers that the end-to-end tests share.
+//! What end-to-end tests stand on: our own binaries, child processes that never outlive a test, waiting.
+//!
+//! Nothing here sleeps and hopes: a test waits for a line of output ([`Process::line`]), for an exit
+//! ([`Process::exit`]), or for a condition with a deadline ([`eventually`]).
+
+mod binary;
+mod eventually;
+mod port;
+mod process;
+
+pub use binary::binary;
+pub use eventually::eventually;
+pub use port::free_port;
+pub use process::{Process, Signal};
+
+use std::path::{Path, PathBuf};
+
+/// The root folder of the workspace: where `Cargo.toml`, `README.md` and `ops/` are.
+pub fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests package lies in the workspace")
+        .to_owned()
+}

@@ -1,0 +1,61 @@
+//! A crate uses only floors below its own: read from `cargo metadata`, so the compiler's view is what counts.
+
+use super::assert_none;
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// The house. A new crate is placed here first.
+const FLOORS: &[(&str, u8)] = &[
+    ("event-macros", 0), // the cellar of event-client: derives have to be a crate of their own
+    ("event-client", 1),
+    ("service-kit", 1),
+    ("event-conformance", 2),
+    ("event-schemas", 2),
+    ("task-queue", 2),
+    ("log-aggregator", 3),
+    ("reference-systems", 4),
+    ("backbone", 5),
+    ("backbone-tests", 5),
+];
+
+/// Upward arrows of tests, each with the reason that no lower place would do: (user, used).
+const DEV_EXCEPTIONS: &[(&str, &str)] = &[
+    // What a derive generates names event-client, so only there can its output be compiled.
+    ("event-macros", "event-client"),
+];
+
+#[test]
+fn a_crate_uses_only_floors_below_its_own() {
+    let metadata = MetadataCommand::new()
+        .manifest_path(backbone_tests::workspace_root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata runs");
+    let floor = |name: &str| FLOORS.iter().find(|(known, _)| *known == name).map(|(_, floor)| *floor);
+
+    let mut findings = Vec::new();
+    for package in metadata.workspace_packages() {
+        let user = package.name.as_str();
+        let Some(own) = floor(user) else {
+            findings.push(format!("{user} has no floor yet: place it in FLOORS"));
+            continue;
+        };
+        for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
+            let used = dependency.name.as_str();
+            let dev = dependency.kind == DependencyKind::Development;
+            if dev && DEV_EXCEPTIONS.contains(&(user, used)) {
+                continue;
+            }
+            match floor(used) {
+                Some(below) if below < own => {}
+                Some(below) => findings.push(format!("{user} (floor {own}) uses {used} (floor {below})")),
+                None => findings.push(format!("{user} uses {used}, which has no floor")),
+            }
+        }
+    }
+    for (name, _) in FLOORS {
+        if !metadata.workspace_packages().iter().any(|package| package.name.as_str() == *name) {
+            findings.push(format!("{name} is in FLOORS and not in the workspace"));
+        }
+    }
+    assert_none("a crate may use any floor below its own, never its own or one above:", findings);
+}

@@ -1,0 +1,3 @@
+//! One binary for the tests of the whole: house rules now, end-to-end stories beside them.
+
+mod house_rules;
