@@ -1,0 +1,126 @@
+//! The variables of the environment: a process' own, and those of systems that move here.
+//!
+//! For a service `api-gateway`, strongest first:
+//!
+//! | variable | key | where the name comes from |
+//! |---|---|---|
+//! | `API_GATEWAY__HTTP__PORT` | `http.port` | its own: the service's name, then the key, `__` at each step; works for every key, and an unknown key is an error |
+//! | `API_GATEWAY__CONFIG` | | its own: the configuration file |
+//! | what [`Loader::alias`](super::Loader::alias) adds | | the process |
+//! | `API_GATEWAY_HOST`, `API_GATEWAY_PORT` | `http.host`, `http.port` | SecureBox (`STORAGE_SERVICE_PORT`, …), Logthon (`LOGTHON_PORT`) |
+//! | `API_GATEWAY_LOG_LEVEL` | `log.level` | Logthon (`LOGTHON_LOG_LEVEL`) |
+//! | `PORT` | `http.port` | Render, the chatbot, most hosting services |
+//! | `SERVICE_NAME` | `service.name` | all |
+//! | `RUST_LOG` | `log.filter` | Rust programs |
+//! | `LOG_LEVEL` | `log.level` | all |
+//! | `EVENT_BUS_URL`, `EVENT_BUS_NAMESPACE` | `bus.url`, `bus.namespace` | event-client |
+//! | `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND` | `tasks.url`, `tasks.results_url` | SecureBox, every Celery program |
+//! | `JWT_ACCESS_SECRET`, `JWT_SECRET_KEY`, `JWT_SECRET`, `SECRET_KEY` | `auth.secret` | chatbot, SecureBox, users and orders, Django |
+//! | `VAULT_ADDR`, `VAULT_TOKEN` | `vault.url`, `vault.token` | Edge-Terrarium, HashiCorp's own client |
+//! | `USER_SERVICE_URL`, `AUTH_API_URL`, … | `peers.user`, `peers.auth`, … | all: `<PEER>_SERVICE_URL`, then `<PEER>_API_URL` |
+//!
+//! These shared names are passed over by a process that has no such key. `HOST` is left out on purpose: shells
+//! set it to the machine's name. A value `tcp://…` for a port is passed over: Kubernetes puts that into
+//! `<NAME>_PORT` for every Service of that name.
+
+use super::Origin;
+use super::tree::{Leaf, Tree, Value};
+
+/// The fixed rows of the table above, strongest first.
+const SHARED: &[(&str, &str)] = &[
+    ("PORT", "http.port"),
+    ("SERVICE_NAME", "service.name"),
+    ("RUST_LOG", "log.filter"),
+    ("LOG_LEVEL", "log.level"),
+    ("EVENT_BUS_URL", "bus.url"),
+    ("EVENT_BUS_NAMESPACE", "bus.namespace"),
+    ("CELERY_BROKER_URL", "tasks.url"),
+    ("CELERY_RESULT_BACKEND", "tasks.results_url"),
+    ("JWT_ACCESS_SECRET", "auth.secret"),
+    ("JWT_SECRET_KEY", "auth.secret"),
+    ("JWT_SECRET", "auth.secret"),
+    ("SECRET_KEY", "auth.secret"),
+    ("VAULT_ADDR", "vault.url"),
+    ("VAULT_TOKEN", "vault.token"),
+];
+
+/// The ends of variables that name a peer's address, strongest first.
+const PEERS: &[&str] = &["_SERVICE_URL", "_API_URL"];
+
+/// The variables that one process reads.
+#[derive(Debug)]
+pub(super) struct Names {
+    service: String,
+    /// (variable, key), strongest first.
+    known: Vec<(String, String)>,
+}
+
+impl Names {
+    pub(super) fn new(service: &str, aliases: Vec<(String, String)>) -> Self {
+        let short = screaming(service);
+        let known = aliases
+            .into_iter()
+            .chain([
+                (format!("{short}_HOST"), "http.host".to_owned()),
+                (format!("{short}_PORT"), "http.port".to_owned()),
+                (format!("{short}_LOG_LEVEL"), "log.level".to_owned()),
+            ])
+            .chain(SHARED.iter().map(|(variable, key)| (variable.to_string(), key.to_string())))
+            .collect();
+        Self { service: service.to_owned(), known }
+    }
+
+    /// The variable that names the configuration file.
+    pub(super) fn config_file(&self) -> String {
+        own(&self.service, "config")
+    }
+
+    /// The variables that set `key`, the process' own last, for telling what to set.
+    pub(super) fn of(&self, key: &str) -> Vec<String> {
+        let shared =
+            self.known.iter().filter(|(_, known)| known == key).map(|(variable, _)| variable.clone());
+        shared.chain([own(&self.service, key)]).collect()
+    }
+
+    /// The layer that `environment` makes; where several variables name one key, the strongest counts.
+    pub(super) fn read(&self, environment: &[(String, String)]) -> Tree {
+        let mut tree = Tree::default();
+        let set = |tree: &mut Tree, key: &str, name: &str, value: &str, shared: bool| {
+            let origin = Origin::Variable(name.to_owned());
+            tree.put(key, Leaf { value: Value::Text(value.to_owned()), origin, shared });
+        };
+        let kubernetes = |key: &str, value: &str| key.ends_with("port") && value.starts_with("tcp://");
+        let usable = |key: &str, value: &str| !value.is_empty() && !kubernetes(key, value);
+        // Weakest first, so that stronger ones replace what stands.
+        for end in PEERS.iter().rev() {
+            for (name, value) in environment.iter().filter(|(_, value)| !value.is_empty()) {
+                if let Some(peer) =
+                    name.strip_suffix(end).filter(|peer| !peer.is_empty() && !peer.contains("__"))
+                {
+                    set(&mut tree, &format!("peers.{}", peer.to_lowercase()), name, value, true);
+                }
+            }
+        }
+        for (variable, key) in self.known.iter().rev() {
+            if let Some((name, value)) = environment.iter().find(|(n, v)| n == variable && usable(key, v)) {
+                set(&mut tree, key, name, value, true);
+            }
+        }
+        let (prefix, file) = (own(&self.service, ""), self.config_file());
+        for (name, value) in environment.iter().filter(|(name, value)| !value.is_empty() && *name != file) {
+            if let Some(key) = name.strip_prefix(&prefix).filter(|key| !key.is_empty()) {
+                set(&mut tree, &key.to_lowercase().replace("__", "."), name, value, false);
+            }
+        }
+        tree
+    }
+}
+
+/// The variable of the process' own for a key: `http.port` of `api-gateway` is `API_GATEWAY__HTTP__PORT`.
+pub(super) fn own(service: &str, key: &str) -> String {
+    format!("{}__{}", screaming(service), key.to_uppercase().replace('.', "__"))
+}
+
+fn screaming(service: &str) -> String {
+    service.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}

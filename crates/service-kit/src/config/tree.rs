@@ -1,0 +1,109 @@
+//! Values by key with their origins: what every source becomes, so that one can be laid over another.
+
+use super::Origin;
+use std::collections::BTreeMap;
+
+/// A table of values, some of them tables again.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tree(pub(super) BTreeMap<String, Node>);
+
+#[derive(Debug, Clone)]
+pub(super) enum Node {
+    Table(Tree),
+    Leaf(Leaf),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Leaf {
+    pub(super) value: Value,
+    pub(super) origin: Origin,
+    /// Set by a name shared with other systems: a process without such a key passes it over.
+    pub(super) shared: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Switch(bool),
+    List(Vec<Node>),
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl Tree {
+    /// Lays `over` on top: its values win, tables are merged key by key.
+    pub(super) fn overlay(&mut self, over: Self) {
+        for (key, node) in over.0 {
+            match (self.0.get_mut(&key), node) {
+                (Some(Node::Table(below)), Node::Table(over)) => below.overlay(over),
+                (_, node) => drop(self.0.insert(key, node)),
+            }
+        }
+    }
+
+    /// Sets the value at a dotted key.
+    pub(super) fn set(&mut self, key: &str, value: Value, origin: Origin) {
+        self.put(key, Leaf { value, origin, shared: false });
+    }
+
+    pub(super) fn put(&mut self, key: &str, leaf: Leaf) {
+        match key.split_once('.') {
+            None => drop(self.0.insert(key.to_owned(), Node::Leaf(leaf))),
+            Some((table, rest)) => {
+                let node = self.0.entry(table.to_owned()).or_insert_with(|| Node::Table(Self::default()));
+                if !matches!(node, Node::Table(_)) {
+                    *node = Node::Table(Self::default());
+                }
+                if let Node::Table(table) = node {
+                    table.put(rest, leaf);
+                }
+            }
+        }
+    }
+
+    /// Every leaf's dotted key and origin.
+    pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
+        let mut origins = BTreeMap::new();
+        self.walk("", &mut |key, leaf| drop(origins.insert(key.to_owned(), leaf.origin.clone())));
+        origins
+    }
+
+    fn walk(&self, prefix: &str, see: &mut dyn FnMut(&str, &Leaf)) {
+        for (key, node) in &self.0 {
+            let key = join(prefix, key);
+            match node {
+                Node::Table(table) => table.walk(&key, see),
+                Node::Leaf(leaf) => see(&key, leaf),
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Whether everything in here was set by shared names.
+    pub(super) fn is_shared(&self) -> bool {
+        match self {
+            Self::Leaf(leaf) => leaf.shared,
+            Self::Table(table) => !table.0.is_empty() && table.0.values().all(Self::is_shared),
+        }
+    }
+
+    /// The first origin in here, for errors about a table as a whole.
+    pub(super) fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Leaf(leaf) => Some(&leaf.origin),
+            Self::Table(table) => table.0.values().find_map(Self::origin),
+        }
+    }
+}
+
+/// `prefix.key`, or `key` at the root.
+pub(super) fn join(prefix: &str, key: &str) -> String {
+    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+}

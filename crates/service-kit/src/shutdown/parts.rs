@@ -1,0 +1,167 @@
+//! The parts of a process: started in the order they are added, drained in the reverse order.
+
+use super::{Report, Settings, Shutdown};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The most that is kept back for each part that still waits for its turn to drain.
+const RESERVE: Duration = Duration::from_secs(1);
+
+/// Tells one part when its turn to stop has come.
+#[derive(Debug, Clone)]
+pub struct Stop(CancellationToken);
+
+impl Stop {
+    /// Waits for the turn: then take nothing new, finish what runs, flush, and return.
+    pub async fn requested(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// Whether the turn has come.
+    pub fn is_requested(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// The same as a token, for libraries that take one.
+    pub fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
+}
+
+/// Runs the parts of a process until one is asked to stop or one ends, then drains them all.
+///
+/// Add what others stand on first (stores, the bus) and the doors last (HTTP): the doors close first. A part
+/// that ends by itself, well or not, ends the process. Draining has one bound for all; a part that takes too
+/// long does not keep the others from their turn.
+#[derive(Debug)]
+pub struct Parts {
+    shutdown: Shutdown,
+    bound: Duration,
+    tasks: JoinSet<Result<(), Failure>>,
+    names: HashMap<Id, String>,
+    order: Vec<(Id, Stop)>,
+    finished: Vec<String>,
+    failed: Vec<(String, String)>,
+}
+
+impl Parts {
+    /// No parts yet.
+    pub fn new(shutdown: Shutdown, settings: Settings) -> Self {
+        let (tasks, names, order) = (JoinSet::new(), HashMap::new(), Vec::new());
+        Self {
+            shutdown,
+            bound: settings.drain,
+            tasks,
+            names,
+            order,
+            finished: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Starts a part: a future that ends soon after its [`Stop`] is requested. Needs a tokio runtime.
+    pub fn add<F, Fut, E>(&mut self, name: impl Into<String>, part: F)
+    where
+        F: FnOnce(Stop) -> Fut,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<Failure>,
+    {
+        let stop = Stop(CancellationToken::new());
+        let running = part(stop.clone());
+        let task = self.tasks.spawn(async move { running.await.map_err(Into::into) });
+        self.names.insert(task.id(), name.into());
+        self.order.push((task.id(), stop));
+    }
+
+    /// Waits for the shutdown or for a part to end, then drains the parts, last added first.
+    pub async fn run(mut self) -> Report {
+        let shutdown = self.shutdown.clone();
+        tokio::select! {
+            () = shutdown.asked() => {}
+            Some((name, ended)) = self.next() => {
+                shutdown.ask(format!("{name} {}", if ended { "ended" } else { "failed" }));
+            }
+        }
+        let why = shutdown.why().unwrap_or_default().to_owned();
+        tracing::info!(reason = why, "stopping");
+        let start = Instant::now();
+        tokio::select! {
+            () = self.drain(start + self.bound) => {}
+            () = shutdown.forced() => {}
+        }
+        // Whatever is left is aborted with the set; nobody waits for it.
+        let abandoned: Vec<String> =
+            self.order.iter().rev().filter_map(|(id, _)| self.names.remove(id)).collect();
+        if !abandoned.is_empty() {
+            tracing::error!(parts = abandoned.join(", "), "abandoned while busy");
+        }
+        Report { why, finished: self.finished, failed: self.failed, abandoned, took: start.elapsed() }
+    }
+
+    /// Gives each part its turn, then waits for stragglers until `end`.
+    async fn drain(&mut self, end: Instant) {
+        let reserve = RESERVE.min(self.bound / 10);
+        for waiting in (0..self.order.len()).rev() {
+            let (id, stop) = self.order[waiting].clone();
+            stop.0.cancel();
+            let turn = end - reserve * u32::try_from(waiting).unwrap_or(u32::MAX).min(9);
+            while self.names.contains_key(&id) {
+                tokio::select! {
+                    _ = self.next() => {}
+                    () = sleep_until(turn) => {
+                        tracing::warn!(part = self.names[&id], "still busy, the next part drains beside it");
+                        break;
+                    }
+                }
+            }
+        }
+        while !self.names.is_empty() {
+            tokio::select! {
+                _ = self.next() => {}
+                () = sleep_until(end) => return,
+            }
+        }
+    }
+
+    /// Waits for any part to end and notes how; its name, and whether it ended well.
+    async fn next(&mut self) -> Option<(String, bool)> {
+        let (id, outcome) = match self.tasks.join_next_with_id().await? {
+            Ok((id, Ok(()))) => (id, None),
+            Ok((id, Err(failure))) => (id, Some(chain(&*failure))),
+            Err(error) => (error.id(), Some(panicked(error))),
+        };
+        let name = self.names.remove(&id).unwrap_or_default();
+        let ended = outcome.is_none();
+        match outcome {
+            None => self.finished.push(name.clone()),
+            Some(error) => {
+                tracing::error!(part = name, error, "part failed");
+                self.failed.push((name.clone(), error));
+            }
+        }
+        Some((name, ended))
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn panicked(error: JoinError) -> String {
+    let Ok(panic) = error.try_into_panic() else { return "cancelled".into() };
+    let text =
+        panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("?"))
+}
