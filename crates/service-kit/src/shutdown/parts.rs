@@ -112,6 +112,7 @@ impl Parts {
             let turn = end - reserve * u32::try_from(waiting).unwrap_or(u32::MAX).min(9);
             while self.names.contains_key(&id) {
                 tokio::select! {
+                    biased; // who has finished by now counts as finished
                     _ = self.next() => {}
                     () = sleep_until(turn) => {
                         tracing::warn!(part = self.names[&id], "still busy, the next part drains beside it");
@@ -122,6 +123,7 @@ impl Parts {
         }
         while !self.names.is_empty() {
             tokio::select! {
+                biased;
                 _ = self.next() => {}
                 () = sleep_until(end) => return,
             }
