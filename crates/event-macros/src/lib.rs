@@ -4,6 +4,7 @@ use proc_macro::TokenStream;
 
 mod event;
 mod request;
+mod task;
 
 /// Implements `event_client::Event`.
 ///
@@ -21,4 +22,10 @@ pub fn event(input: TokenStream) -> TokenStream {
 #[proc_macro_derive(Request, attributes(request))]
 pub fn request(input: TokenStream) -> TokenStream {
     request::derive(syn::parse_macro_input!(input)).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// Turns an async function into a task kind of the same name; see `task_queue` for how tasks are called and run.
+#[proc_macro_attribute]
+pub fn task(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    task::expand(attribute.into(), item.into()).into()
 }

@@ -1,0 +1,165 @@
+//! One call being made: arguments, Celery's options, and `.await` to enqueue it.
+
+use std::{future::IntoFuture, marker::PhantomData, time::Duration};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{AsyncResult, TaskClient};
+use crate::{
+    Result,
+    store::NewTask,
+    task::{Task, TaskContext, TaskOptions, encode},
+};
+
+/// A call of a task, made by `task.delay(..)` or `task.apply_async((..))`; awaiting it enqueues the task and
+/// returns when the store holds it.
+#[must_use = "a call is enqueued when it is awaited"]
+#[derive(Debug)]
+pub struct Call<T: Task> {
+    task: Result<NewTask>,
+    client: Option<TaskClient>,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T: Task> Call<T> {
+    /// The call with the task's own options.
+    pub fn new(args: T::Args) -> Self {
+        let task = encode(&args).map(|args| NewTask::from_options(T::NAME, args, &T::OPTIONS));
+        Self { task, client: None, kind: PhantomData }
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut NewTask)) -> Self {
+        if let Ok(task) = &mut self.task {
+            change(task);
+        }
+        self
+    }
+
+    /// Enqueues through this client instead of the installed one.
+    pub fn on(mut self, client: &TaskClient) -> Self {
+        self.client = Some(client.clone());
+        self
+    }
+
+    /// Runs no sooner than after this time.
+    pub fn countdown(self, wait: Duration) -> Self {
+        let due = Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX);
+        self.set(|task| task.due = Some(due))
+    }
+
+    /// Runs no sooner than at this time; a time in the past means at once.
+    pub fn eta(self, at: Timestamp) -> Self {
+        self.set(|task| task.due = Some(at))
+    }
+
+    /// Ends as expired if no worker has started it after this time.
+    pub fn expires(self, within: Duration) -> Self {
+        let at = Timestamp::now().saturating_add(within).unwrap_or(Timestamp::MAX);
+        self.expires_at(at)
+    }
+
+    /// Ends as expired if no worker has started it by then.
+    pub fn expires_at(self, at: Timestamp) -> Self {
+        self.set(|task| task.expires = Some(at))
+    }
+
+    /// Goes to this queue.
+    pub fn queue(self, queue: impl Into<String>) -> Self {
+        self.set(|task| task.queue = queue.into())
+    }
+
+    /// Higher runs sooner.
+    pub fn priority(self, priority: i32) -> Self {
+        self.set(|task| task.priority = priority)
+    }
+
+    /// How many failures are retried.
+    pub fn max_retries(self, retries: u32) -> Self {
+        self.set(|task| task.max_retries = retries)
+    }
+
+    /// Under this id: enqueued twice, it is one task.
+    pub fn id(self, id: Uuid) -> Self {
+        self.set(|task| task.id = id)
+    }
+
+    /// Not again while an unfinished task of this kind holds the same key; then the result is that task's.
+    pub fn unique(self, key: impl Into<String>) -> Self {
+        self.set(|task| task.unique = Some(key.into()))
+    }
+
+    /// Adds a header that the function can read from its context.
+    pub fn header(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.set(|task| drop(task.headers.insert(name.into(), value.into())))
+    }
+
+    /// Keeps the record with its result for this long after the end.
+    pub fn result_ttl(self, ttl: Duration) -> Self {
+        self.set(|task| task.result_ttl = ttl)
+    }
+
+    /// The task as it would be stored, for [`TaskClient::send`] with many at once, or a schedule.
+    ///
+    /// # Errors
+    /// When the arguments cannot be written as JSON.
+    pub fn into_task(self) -> Result<NewTask> {
+        self.task
+    }
+}
+
+impl<T: Task> IntoFuture for Call<T> {
+    type Output = Result<AsyncResult<T::Output>>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let client = self.client.map_or_else(TaskClient::current, Ok)?;
+            let sent = client.send(vec![self.task?]).await?;
+            Ok(sent.into_iter().next().expect("one task, one answer").cast())
+        })
+    }
+}
+
+impl NewTask {
+    /// A task by name with JSON arguments and the default options, for callers that do not have its code.
+    pub fn named(name: impl Into<String>, args: impl Into<String>) -> Self {
+        let mut task = Self::from_options("", args.into(), &TaskOptions::DEFAULT);
+        task.name = name.into();
+        task
+    }
+
+    fn from_options(name: &str, args: String, options: &TaskOptions) -> Self {
+        let id = Uuid::now_v7();
+        let unique = options.unique.then(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, args.as_bytes()).to_string());
+        let expires =
+            options.expires.map(|after| Timestamp::now().saturating_add(after).unwrap_or(Timestamp::MAX));
+        let mut task = Self {
+            id,
+            name: name.to_owned(),
+            queue: options.queue.to_owned(),
+            args,
+            kwargs: None,
+            priority: options.priority,
+            due: None,
+            expires,
+            max_retries: options.retries,
+            max_crashes: options.crashes,
+            unique,
+            headers: Default::default(),
+            result_ttl: options.result_ttl,
+        };
+        // What a task enqueues is its child and shares its correlation and trace.
+        if let Some(parent) = TaskContext::current() {
+            task.headers.insert("parent_id".to_owned(), parent.id().to_string());
+            for name in ["correlation_id", "traceparent", "tracestate"] {
+                if let Some(value) = parent.header(name) {
+                    task.headers.insert(name.to_owned(), value.to_owned());
+                }
+            }
+            task.headers.entry("correlation_id".to_owned()).or_insert_with(|| parent.id().to_string());
+        }
+        task
+    }
+}

@@ -1,0 +1,102 @@
+//! The producing side: a client over a store, calls with Celery's options, and results awaited by notification.
+
+mod call;
+mod result;
+mod waiter;
+
+use std::{
+    fmt,
+    sync::{Arc, RwLock},
+};
+
+use uuid::Uuid;
+
+pub use call::Call;
+pub use result::AsyncResult;
+
+use crate::{
+    Error, ErrorKind, Result, store,
+    store::{NewTask, TaskStore},
+    task::TaskContext,
+};
+
+static INSTALLED: RwLock<Option<TaskClient>> = RwLock::new(None);
+
+/// Enqueues tasks and looks at them. Cheap to clone.
+#[derive(Clone)]
+pub struct TaskClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn TaskStore>,
+    waiter: waiter::Waiter,
+}
+
+impl fmt::Debug for TaskClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskClient").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}
+
+impl TaskClient {
+    /// A client over an open store.
+    pub fn new(store: Arc<dyn TaskStore>) -> Self {
+        Self { inner: Arc::new(Inner { store, waiter: waiter::Waiter::default() }) }
+    }
+
+    /// Opens the store that a URL names and makes a client of it.
+    ///
+    /// # Errors
+    /// As [`store::open`].
+    pub async fn open(url: &str) -> Result<Self> {
+        Ok(Self::new(store::open(url).await?))
+    }
+
+    /// Makes this the client of every call in this process that names no other. The last one installed counts.
+    pub fn install(&self) {
+        *INSTALLED.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(self.clone());
+    }
+
+    /// The client for a call that names none: that of the running task's worker, else the installed one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotConfigured`] when there is neither.
+    pub fn current() -> Result<Self> {
+        if let Some(context) = TaskContext::current() {
+            return Ok(context.client().clone());
+        }
+        INSTALLED.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone().ok_or_else(|| {
+            let text = "no task client: call `TaskClient::open(url).await?.install()` at start, or `.on(&client)` on the call";
+            Error::new(ErrorKind::NotConfigured, text)
+        })
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<dyn TaskStore> {
+        &self.inner.store
+    }
+
+    /// Stores tasks that were built by hand or from calls, many in one transaction; answers in their order.
+    ///
+    /// # Errors
+    /// What the store said; then none of them is stored.
+    pub async fn send(&self, tasks: Vec<NewTask>) -> Result<Vec<AsyncResult<serde_json::Value>>> {
+        for task in &tasks {
+            metrics::counter!("tasks_enqueued", "task" => task.name.clone(), "queue" => task.queue.clone())
+                .increment(1);
+        }
+        let stored = self.inner.store.enqueue(tasks).await?;
+        Ok(stored.into_iter().map(|task| AsyncResult::new(self.clone(), task)).collect())
+    }
+
+    /// A handle on any task by its id.
+    pub fn result<T>(&self, id: Uuid) -> AsyncResult<T> {
+        AsyncResult::new(self.clone(), store::Enqueued { id, duplicate: false })
+    }
+
+    /// Completes when the task has ended.
+    pub(crate) async fn ended(&self, id: Uuid) -> Result<()> {
+        self.inner.waiter.wait(&self.inner.store, id).await
+    }
+}

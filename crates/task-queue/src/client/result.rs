@@ -1,0 +1,123 @@
+//! The handle on an enqueued task: its state, and its result awaited without polling.
+
+use std::{fmt, marker::PhantomData, time::Duration};
+
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::TaskClient;
+use crate::{
+    Error, ErrorKind, Result,
+    store::{Enqueued, State, TaskRecord},
+};
+
+/// A task that was enqueued; `T` is what it returns.
+pub struct AsyncResult<T> {
+    client: TaskClient,
+    task: Enqueued,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for AsyncResult<T> {
+    fn clone(&self) -> Self {
+        Self { client: self.client.clone(), task: self.task, kind: PhantomData }
+    }
+}
+
+impl<T> fmt::Debug for AsyncResult<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AsyncResult").field(&self.task.id).finish()
+    }
+}
+
+impl<T> AsyncResult<T> {
+    pub(super) fn new(client: TaskClient, task: Enqueued) -> Self {
+        Self { client, task, kind: PhantomData }
+    }
+
+    /// The same task with another result type.
+    pub fn cast<U>(self) -> AsyncResult<U> {
+        AsyncResult { client: self.client, task: self.task, kind: PhantomData }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> Uuid {
+        self.task.id
+    }
+
+    /// Whether a task with this id or unique key was there already; then this is that one.
+    pub fn is_duplicate(&self) -> bool {
+        self.task.duplicate
+    }
+
+    /// The task's whole record.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when the id is unknown or the record is past its time to live.
+    pub async fn record(&self) -> Result<TaskRecord> {
+        self.client.store().get(self.id()).await?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("task {} is unknown or its result has expired", self.id()),
+            )
+        })
+    }
+
+    /// Where the task is now.
+    ///
+    /// # Errors
+    /// As [`record`](Self::record).
+    pub async fn state(&self) -> Result<State> {
+        Ok(self.record().await?.state)
+    }
+
+    /// Cancels the task if it waits, asks it to stop if it runs. Returns the state it was in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when the id is unknown.
+    pub async fn cancel(&self) -> Result<State> {
+        self.client.store().cancel(self.id()).await
+    }
+
+    /// The record once the task has ended, however it ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] when it has not within `timeout`; it goes on.
+    pub async fn wait(&self, timeout: Duration) -> Result<TaskRecord> {
+        let text = || format!("task {} has not ended within {}", self.id(), crate::span::format(timeout));
+        match tokio::time::timeout(timeout, self.client.ended(self.id())).await {
+            Ok(ended) => ended?,
+            Err(_) => return Err(Error::new(ErrorKind::Timeout, text())),
+        }
+        self.record().await
+    }
+}
+
+impl<T: DeserializeOwned> AsyncResult<T> {
+    /// What the task returned, waiting up to `timeout` for it to end.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout) · [`Failed`](ErrorKind::Failed) with the task's last error ·
+    /// [`Cancelled`](ErrorKind::Cancelled) · [`Expired`](ErrorKind::Expired) ·
+    /// [`TooLarge`](ErrorKind::TooLarge) when it succeeded with a result above the store's cap ·
+    /// [`Invalid`](ErrorKind::Invalid) when the result is of another type.
+    pub async fn get(&self, timeout: Duration) -> Result<T> {
+        let record = self.wait(timeout).await?;
+        let id = record.id;
+        let error = record.error.unwrap_or_default();
+        let fail =
+            |kind, what: &str| Err(Error::new(kind, format!("task {} {id} {what}: {error}", record.name)));
+        match (record.state, record.result) {
+            (State::Succeeded, Some(result)) => serde_json::from_value(result).map_err(|error| {
+                Error::invalid(format!("the result of task {} {id} is of another type", record.name))
+                    .with(error)
+            }),
+            (State::Succeeded, None) => fail(ErrorKind::TooLarge, "has no stored result"),
+            (State::Cancelled, _) => fail(ErrorKind::Cancelled, "was cancelled"),
+            (State::Expired, _) => fail(ErrorKind::Expired, "expired"),
+            (State::Dead, _) => fail(ErrorKind::Failed, "failed"),
+            // A replay between the end and the look put it back to work.
+            _ => fail(ErrorKind::Timeout, "was replayed and runs again"),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Waiting for ends: however many wait, one look at the store per notice asks for all of them.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::{
+    Result,
+    store::{TaskStore, Topic},
+};
+
+/// A look without a notice, in case one was lost.
+const POLL: Duration = Duration::from_secs(1);
+
+type Waiting = HashMap<Uuid, Vec<oneshot::Sender<()>>>;
+
+#[derive(Debug, Default)]
+pub(super) struct Waiter {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Waiting,
+    /// Whether the watching task is there; it ends when nobody waits.
+    watched: bool,
+}
+
+impl Waiter {
+    /// Completes when the task has ended (or is unknown).
+    pub(super) async fn wait(&self, store: &Arc<dyn TaskStore>, id: Uuid) -> Result<()> {
+        let (done, ended) = oneshot::channel();
+        let start = {
+            let mut shared = lock(&self.shared);
+            shared.waiting.entry(id).or_default().push(done);
+            !std::mem::replace(&mut shared.watched, true)
+        };
+        if start {
+            tokio::spawn(watch(store.clone(), self.shared.clone()));
+        } else {
+            // The watcher looks when something ends; this one may have ended before.
+            if !store.ended(vec![id]).await?.is_empty() {
+                return Ok(());
+            }
+        }
+        // A watcher that is gone (its runtime shut down) is replaced by a look of our own.
+        if ended.await.is_err() {
+            let mut notices = store.hints().watch(Topic::Ended);
+            while store.ended(vec![id]).await?.is_empty() {
+                let _ = tokio::time::timeout(POLL, notices.changed()).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Ends the watch however the task ends: those who still wait see their channel close and look for themselves.
+struct Watch {
+    shared: Arc<Mutex<Shared>>,
+    over: bool,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.over {
+            let mut shared = lock(&self.shared);
+            shared.watched = false;
+            shared.waiting.clear();
+        }
+    }
+}
+
+async fn watch(store: Arc<dyn TaskStore>, shared: Arc<Mutex<Shared>>) {
+    let mut watch = Watch { shared, over: false };
+    let mut notices = store.hints().watch(Topic::Ended);
+    loop {
+        let open: Vec<Uuid> = {
+            let mut shared = lock(&watch.shared);
+            shared.waiting.retain(|_, waiters| {
+                waiters.retain(|waiter| !waiter.is_closed());
+                !waiters.is_empty()
+            });
+            if shared.waiting.is_empty() {
+                shared.watched = false;
+                drop(shared);
+                watch.over = true;
+                return;
+            }
+            shared.waiting.keys().copied().collect()
+        };
+        match store.ended(open).await {
+            Ok(ended) => {
+                let mut shared = lock(&watch.shared);
+                for waiter in ended.iter().filter_map(|id| shared.waiting.remove(id)).flatten() {
+                    let _ = waiter.send(());
+                }
+            }
+            Err(error) => tracing::warn!(%error, "looking for ended tasks failed, trying again"),
+        }
+        let _ = tokio::time::timeout(POLL, notices.changed()).await;
+    }
+}

@@ -1,0 +1,104 @@
+//! Storing new tasks: many rows a statement, duplicates by id or unique key answered with what is there.
+
+use std::collections::HashMap;
+
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use uuid::Uuid;
+
+use super::{SqliteStore, db};
+use crate::{
+    Error, ErrorKind, Result,
+    store::{Enqueued, NewTask, ceil_ms, now_ms},
+};
+
+/// Rows a statement: SQLite takes more variables, but the gain ends about here.
+const ROWS: usize = 100;
+
+impl SqliteStore {
+    /// Refuses what would not fit before it reaches the writer, so that it harms no neighbour in a batch.
+    pub(super) fn check_new(&self, task: &NewTask) -> Result<()> {
+        let size = task.args.len() + task.kwargs.as_ref().map_or(0, String::len);
+        if size > self.options.max_args {
+            let text = format!(
+                "the arguments of task `{}` have {size} bytes and the store takes {}: pass a reference instead",
+                task.name, self.options.max_args
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+        if task.name.is_empty() || task.queue.is_empty() {
+            return Err(Error::invalid("a task needs a name and a queue"));
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn enqueue(connection: &mut SqliteConnection, tasks: &[NewTask]) -> Result<Vec<Enqueued>> {
+    let mut answers = Vec::with_capacity(tasks.len());
+    for rows in tasks.chunks(ROWS) {
+        insert(connection, rows, &mut answers).await.map_err(|error| db("storing new tasks", error))?;
+    }
+    Ok(answers)
+}
+
+async fn insert(
+    connection: &mut SqliteConnection,
+    tasks: &[NewTask],
+    answers: &mut Vec<Enqueued>,
+) -> Result<(), sqlx::Error> {
+    let now = now_ms();
+    let mut query = QueryBuilder::<Sqlite>::new(
+        "INSERT INTO tasks (id, name, queue, state, args, kwargs, priority, created, due, expires, max_retries, \
+         max_crashes, unique_key, headers, result_ttl) ",
+    );
+    query.push_values(tasks, |mut row, task| {
+        let due = task.due.map_or(now, ceil_ms).max(0);
+        row.push_bind(task.id)
+            .push_bind(&task.name)
+            .push_bind(&task.queue)
+            .push_bind(if due > now { "scheduled" } else { "queued" })
+            .push_bind(&task.args)
+            .push_bind(&task.kwargs)
+            .push_bind(task.priority)
+            .push_bind(now)
+            .push_bind(due)
+            .push_bind(task.expires.map(|at| at.as_millisecond()))
+            .push_bind(task.max_retries)
+            .push_bind(task.max_crashes)
+            .push_bind(&task.unique)
+            .push_bind(headers(task))
+            .push_bind(i64::try_from(task.result_ttl.as_millis()).unwrap_or(i64::MAX / 2));
+    });
+    query.push(" ON CONFLICT DO NOTHING RETURNING id");
+    let stored = query.build().fetch_all(&mut *connection).await?;
+    if stored.len() == tasks.len() {
+        answers.extend(tasks.iter().map(|task| Enqueued { id: task.id, duplicate: false }));
+        return Ok(());
+    }
+    let mut stored: HashMap<Uuid, ()> = stored.iter().map(|row| (row.get(0), ())).collect();
+    for task in tasks {
+        // Taken out when seen, so that the same id twice in a batch is new once.
+        let duplicate = stored.remove(&task.id).is_none();
+        let id = if duplicate { existing(connection, task).await? } else { task.id };
+        answers.push(Enqueued { id, duplicate });
+    }
+    Ok(())
+}
+
+/// The task that holds the unique key, or else the one that has the id.
+async fn existing(connection: &mut SqliteConnection, task: &NewTask) -> Result<Uuid, sqlx::Error> {
+    let holder: Option<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM tasks WHERE name = ? AND unique_key = ? AND state IN ('queued', 'scheduled', 'running')",
+    )
+    .bind(&task.name)
+    .bind(&task.unique)
+    .fetch_optional(connection)
+    .await?;
+    Ok(holder.unwrap_or(task.id))
+}
+
+fn headers(task: &NewTask) -> String {
+    if task.headers.is_empty() {
+        return "{}".to_owned();
+    }
+    serde_json::to_string(&task.headers).expect("a map of strings is json")
+}

@@ -1,0 +1,150 @@
+//! The task store on one SQLite file in WAL mode, shared by the processes of one machine.
+//!
+//! One writer per process owns the only writing connection and merges what waits for it into one transaction,
+//! so that concurrent callers share an fsync ([`writer`]); reads go through a small pool and never wait.
+//! Other processes are woken through a small file beside the database ([`wake`]).
+
+mod claim;
+mod control;
+mod enqueue;
+mod fault;
+mod query;
+mod rows;
+mod schedule;
+mod schema;
+mod settle;
+mod wake;
+mod workers;
+mod writer;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+pub(crate) use fault::db;
+
+use super::Hints;
+use crate::{Error, ErrorKind, Result};
+
+/// What an answered write has survived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// A power cut: every commit is synced to the disk (`synchronous=FULL`).
+    #[default]
+    Fsync,
+    /// A crash of the process but not of the machine (`synchronous=NORMAL`).
+    PageCache,
+}
+
+/// How to open a store; the defaults are those of a bare `sqlite:PATH`.
+#[derive(Debug, Clone)]
+pub struct SqliteOptions {
+    /// The database file; made if missing, its directory is not.
+    pub path: PathBuf,
+    /// What an answered write has survived; [`Durability::Fsync`].
+    pub durability: Durability,
+    /// How long a silent worker keeps its tasks; 8 s. Heartbeats come four times as often.
+    pub lease: Duration,
+    /// How long a write waits for another process's write; 5 s.
+    pub busy_timeout: Duration,
+    /// How long dead tasks wait for a replay before they are deleted; 30 days.
+    pub dead_ttl: Duration,
+    /// The largest arguments of one task, in bytes; 1 MiB.
+    pub max_args: usize,
+    /// The largest result kept of one task, in bytes; 1 MiB.
+    pub max_result: usize,
+}
+
+impl SqliteOptions {
+    /// The defaults, at a path.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            durability: Durability::Fsync,
+            lease: Duration::from_secs(8),
+            busy_timeout: Duration::from_secs(5),
+            dead_ttl: Duration::from_secs(30 * 86_400),
+            max_args: 1 << 20,
+            max_result: 1 << 20,
+        }
+    }
+}
+
+/// A task store in a SQLite file.
+pub struct SqliteStore {
+    options: SqliteOptions,
+    readers: SqlitePool,
+    writer: writer::Writer,
+    hints: Arc<Hints>,
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.options.path).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    /// Opens or makes the file and brings its schema up to this version.
+    ///
+    /// # Errors
+    /// Says which file and why: it cannot be opened or written, it is damaged or another program's, it is
+    /// locked, or a newer version of this crate wrote it.
+    pub async fn open(options: SqliteOptions) -> Result<Self> {
+        let path = &options.path;
+        if let Some(folder) =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+        {
+            let text =
+                format!("the directory {} of the task store does not exist: make it first", folder.display());
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        }
+        let opening = |error| db(&format!("opening the task store {}", path.display()), error);
+        let connect = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(match options.durability {
+                Durability::Fsync => SqliteSynchronous::Full,
+                Durability::PageCache => SqliteSynchronous::Normal,
+            })
+            .busy_timeout(options.busy_timeout)
+            .statement_cache_capacity(256)
+            .disable_statement_logging();
+        let mut connection = connect.connect().await.map_err(opening)?;
+        schema::prepare(&mut connection, path).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(4)
+            .min_connections(0)
+            .connect_lazy_with(connect.pragma("query_only", "on"));
+        let hints = Arc::new(Hints::default());
+        let wake = wake::Wake::open(&wake_path(path), hints.clone());
+        let writer = writer::Writer::start(connection, hints.clone(), wake)?;
+        Ok(Self { options, readers, writer, hints })
+    }
+
+    /// Where the database is.
+    pub fn path(&self) -> &Path {
+        &self.options.path
+    }
+
+    /// Whole milliseconds of the lease.
+    fn lease_ms(&self) -> i64 {
+        self.options.lease.as_millis() as i64
+    }
+}
+
+/// The wake-up file: `tasks.db-wake`, beside SQLite's own `-wal` and `-shm`.
+fn wake_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wake");
+    name.into()
+}

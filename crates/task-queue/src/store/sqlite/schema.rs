@@ -1,0 +1,119 @@
+//! The tables, and the check that this build and the file speak of the same ones.
+
+use std::path::Path;
+
+use sqlx::{AssertSqlSafe, Executor, SqliteConnection};
+
+use super::db;
+use crate::{Error, ErrorKind, Result};
+
+/// Marks the file as ours (`BBtq`), in SQLite's own header field for that.
+const APPLICATION: i64 = 0x4242_7471;
+/// The version of the tables below.
+const VERSION: i64 = 1;
+
+// Times are milliseconds since the Unix epoch. Each index holds only rows in the states it serves, so that a
+// claim costs the same with a thousand tasks pending or a million, and finished tasks weigh on nothing.
+const TABLES: &str = "
+CREATE TABLE tasks (
+  seq INTEGER PRIMARY KEY,
+  id BLOB NOT NULL UNIQUE,
+  name TEXT NOT NULL,
+  queue TEXT NOT NULL,
+  state TEXT NOT NULL,
+  args TEXT NOT NULL,
+  kwargs TEXT,
+  priority INTEGER NOT NULL,
+  created INTEGER NOT NULL,
+  due INTEGER NOT NULL,
+  expires INTEGER,
+  errors INTEGER NOT NULL DEFAULT 0,
+  crashes INTEGER NOT NULL DEFAULT 0,
+  max_retries INTEGER NOT NULL,
+  max_crashes INTEGER NOT NULL,
+  unique_key TEXT,
+  headers TEXT NOT NULL,
+  result_ttl INTEGER NOT NULL,
+  worker BLOB,
+  fence INTEGER NOT NULL DEFAULT 0,
+  started INTEGER,
+  finished INTEGER,
+  keep_until INTEGER,
+  cancel INTEGER NOT NULL DEFAULT 0,
+  result TEXT,
+  error TEXT,
+  attempts TEXT NOT NULL DEFAULT '[]'
+) STRICT;
+CREATE INDEX tasks_queued ON tasks (queue, priority DESC, due, seq) WHERE state = 'queued';
+CREATE INDEX tasks_scheduled ON tasks (due) WHERE state = 'scheduled';
+CREATE INDEX tasks_running ON tasks (worker) WHERE state = 'running';
+CREATE INDEX tasks_dead ON tasks (seq) WHERE state = 'dead';
+CREATE INDEX tasks_expiring ON tasks (expires) WHERE expires IS NOT NULL AND state IN ('queued', 'scheduled');
+CREATE INDEX tasks_keep ON tasks (keep_until) WHERE keep_until IS NOT NULL;
+CREATE UNIQUE INDEX tasks_unique ON tasks (name, unique_key)
+  WHERE unique_key IS NOT NULL AND state IN ('queued', 'scheduled', 'running');
+CREATE TABLE workers (
+  id BLOB PRIMARY KEY,
+  info TEXT NOT NULL,
+  name TEXT NOT NULL,
+  started INTEGER NOT NULL,
+  heartbeat INTEGER NOT NULL,
+  lease_until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE paused (queue TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE schedules (
+  name TEXT PRIMARY KEY,
+  plan TEXT NOT NULL,
+  timing TEXT NOT NULL,
+  next INTEGER,
+  last INTEGER,
+  fired INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE firings (
+  schedule TEXT NOT NULL,
+  nominal INTEGER NOT NULL,
+  task BLOB NOT NULL,
+  PRIMARY KEY (schedule, nominal)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX firings_nominal ON firings (nominal);
+";
+
+/// Makes the tables in a fresh file; refuses files of others and of other versions.
+pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
+    let doing = |error| db(&format!("preparing the task store {}", path.display()), error);
+    // The write lock first: of two processes that open a fresh file, one makes the tables, the other finds them.
+    connection.execute("BEGIN IMMEDIATE").await.map_err(doing)?;
+    let outcome = async {
+        let application = pragma(connection, "application_id").await.map_err(doing)?;
+        let version = pragma(connection, "user_version").await.map_err(doing)?;
+        if (application, version) == (APPLICATION, VERSION) {
+            return Ok(());
+        }
+        let tables: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *connection).await.map_err(doing)?;
+        if application == APPLICATION {
+            let text = format!(
+                "the task store {} has version {version} and this build reads {VERSION}: use the build that wrote \
+                 it, or another file",
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::Version, text));
+        }
+        if tables > 0 || application != 0 {
+            let text = format!("{} is another program's database: give the task store a file of its own", path.display());
+            return Err(Error::new(ErrorKind::Corrupt, text));
+        }
+        connection.execute(TABLES).await.map_err(doing)?;
+        let marks = format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}");
+        connection.execute(AssertSqlSafe(marks)).await.map_err(doing)?;
+        Ok(())
+    }
+    .await;
+    let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    connection.execute(end).await.map_err(doing)?;
+    outcome
+}
+
+async fn pragma(connection: &mut SqliteConnection, name: &str) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar(AssertSqlSafe(format!("PRAGMA {name}"))).fetch_one(connection).await
+}

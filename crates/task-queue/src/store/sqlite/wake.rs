@@ -1,0 +1,77 @@
+//! Wake-ups across processes: a file of one mark a topic beside the database, written after each commit and
+//! watched by the operating system's file notices. It only hastens: losing it costs a slow poll, never a task.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+};
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+
+use crate::store::{Hints, Topic};
+
+const SLOTS: usize = Topic::ALL.len();
+type Marks = [u64; SLOTS];
+
+/// The wake file, and the watch on it that lives as long as this.
+pub(super) struct Wake {
+    file: Option<File>,
+    _watcher: Option<RecommendedWatcher>,
+}
+
+impl Wake {
+    /// Opens or makes the file and forwards every change of a slot to the hint of its topic.
+    pub(super) fn open(path: &Path, hints: Arc<Hints>) -> Self {
+        match Self::try_open(path, hints) {
+            Ok(wake) => wake,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no wake-ups across processes, polling every second");
+                Self { file: None, _watcher: None }
+            }
+        }
+    }
+
+    fn try_open(path: &Path, hints: Arc<Hints>) -> Result<Self, Box<dyn std::error::Error>> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        if file.metadata()?.len() < (SLOTS * 8) as u64 {
+            file.set_len((SLOTS * 8) as u64)?;
+        }
+        let reader = file.try_clone()?;
+        let mut seen = marks(&reader)?;
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading makes no notice of this kind, so a look does not cause the next.
+            if !event.is_ok_and(|event| matches!(event.kind, EventKind::Modify(_))) {
+                return;
+            }
+            let Ok(now) = marks(&reader) else { return };
+            for (topic, _) in
+                Topic::ALL.iter().zip(now.iter().zip(seen)).filter(|(_, (new, old))| **new != *old)
+            {
+                hints.notify(*topic);
+            }
+            seen = now;
+        })?;
+        watcher.watch(path, RecursiveMode::NonRecursive)?;
+        Ok(Self { file: Some(file), _watcher: Some(watcher) })
+    }
+
+    /// Marks a topic as changed. A random mark differs from what any other process wrote last.
+    pub(super) fn touch(&mut self, topic: Topic) {
+        if let Some(file) = &self.file {
+            let mark = fastrand::u64(..).to_le_bytes();
+            if let Err(error) = file.write_all_at(&mark, topic as u64 * 8) {
+                tracing::debug!(%error, "writing the wake file failed, other processes poll");
+            }
+        }
+    }
+}
+
+fn marks(file: &File) -> io::Result<Marks> {
+    let mut bytes = [0; SLOTS * 8];
+    file.read_exact_at(&mut bytes, 0)?;
+    let (slots, _) = bytes.as_chunks::<8>();
+    Ok(std::array::from_fn(|slot| u64::from_le_bytes(slots[slot])))
+}

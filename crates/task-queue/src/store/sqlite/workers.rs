@@ -1,0 +1,232 @@
+//! Workers and their leases: one row a worker, so that a heartbeat costs the same however much it holds.
+
+use std::time::Duration;
+
+use sqlx::{Row, SqliteConnection};
+use uuid::Uuid;
+
+use super::{SqliteStore, claim, db};
+use crate::{
+    Result,
+    store::{
+        Attempt, Claim, Claimed, Enqueued, Held, Hints, NewTask, Outcome, Renewal, Reply, Settlement,
+        TaskQueue, Tended, Topic, WorkerInfo, from_ms, now_ms,
+    },
+};
+
+/// Old records deleted in one step of housekeeping, so that it never holds the write lock for long.
+const PRUNED: i64 = 1000;
+/// How long fired nominal times are remembered. Moving a schedule on is what prevents a second firing; this is
+/// the record of it, and the net under an edited or restored schedule.
+const FIRINGS_KEPT_MS: i64 = 30 * 86_400_000;
+
+impl TaskQueue for SqliteStore {
+    fn enqueue(&self, tasks: Vec<NewTask>) -> Reply<'_, Vec<Enqueued>> {
+        Box::pin(async move {
+            tasks.iter().try_for_each(|task| self.check_new(task))?;
+            self.writer.enqueue(tasks).await
+        })
+    }
+
+    fn register(&self, worker: WorkerInfo) -> Reply<'_, ()> {
+        let lease = self.lease_ms();
+        Box::pin(self.writer.alone(move |connection| {
+            Box::pin(async move {
+                let now = now_ms();
+                sqlx::query("INSERT INTO workers (id, info, name, started, heartbeat, lease_until) VALUES (?, ?, ?, ?, ?, ?)")
+                    .bind(worker.id)
+                    .bind(serde_json::to_string(&worker).expect("plain data"))
+                    .bind(worker.name)
+                    .bind(now)
+                    .bind(now)
+                    .bind(now + lease)
+                    .execute(connection)
+                    .await
+                    .map_err(|error| db("registering the worker", error))?;
+                Ok(((), &[] as _))
+            })
+        }))
+    }
+
+    fn lease(&self) -> Duration {
+        self.options.lease
+    }
+
+    fn renew(&self, worker: Uuid) -> Reply<'_, Renewal> {
+        let lease = self.lease_ms();
+        Box::pin(self.writer.alone(move |connection| {
+            Box::pin(async move {
+                let renewal = renew(connection, worker, lease).await;
+                Ok((renewal.map_err(|error| db("renewing the worker's lease", error))?, &[] as _))
+            })
+        }))
+    }
+
+    fn retire(&self, worker: Uuid) -> Reply<'_, u64> {
+        Box::pin(self.writer.alone(move |connection| {
+            Box::pin(async move {
+                let released = retire(connection, worker).await;
+                Ok((released.map_err(|error| db("retiring the worker", error))?, &[Topic::Work] as _))
+            })
+        }))
+    }
+
+    fn claim(&self, claim: Claim) -> Reply<'_, Claimed> {
+        Box::pin(self.writer.claim(claim))
+    }
+
+    fn settle(&self, settlements: Vec<Settlement>) -> Reply<'_, Vec<bool>> {
+        let settlements = settlements.into_iter().map(|settlement| self.cap_result(settlement)).collect();
+        Box::pin(self.writer.settle(settlements))
+    }
+
+    fn tend(&self) -> Reply<'_, Tended> {
+        let dead_ttl = self.options.dead_ttl.as_millis() as i64;
+        Box::pin(async move {
+            if !self.needs_tending(now_ms(), dead_ttl).await? {
+                return Ok(Tended::default());
+            }
+            let tended = self
+                .writer
+                .alone(move |connection| {
+                    Box::pin(async move {
+                        let tended = tend(connection, dead_ttl).await;
+                        let tended = tended.map_err(|error| db("keeping house in the task store", error))?;
+                        Ok((tended, &[Topic::Work, Topic::Ended] as _))
+                    })
+                })
+                .await?;
+            Ok(tended)
+        })
+    }
+
+    fn hints(&self) -> &Hints {
+        &self.hints
+    }
+}
+
+impl SqliteStore {
+    /// A read tells whether housekeeping has anything to do: idle workers take no write lock.
+    async fn needs_tending(&self, now: i64, dead_ttl: i64) -> Result<bool> {
+        sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM workers WHERE lease_until <= ?1) \
+             OR EXISTS (SELECT 1 FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= ?1) \
+             OR EXISTS (SELECT 1 FROM tasks WHERE expires IS NOT NULL AND expires <= ?1 AND state IN ('queued', 'scheduled')) \
+             OR EXISTS (SELECT 1 FROM (SELECT finished FROM tasks WHERE state = 'dead' ORDER BY seq LIMIT 1) \
+                        WHERE finished <= ?1 - ?2) \
+             OR EXISTS (SELECT 1 FROM firings WHERE nominal <= ?1 - ?3)",
+        )
+        .bind(now)
+        .bind(dead_ttl)
+        .bind(FIRINGS_KEPT_MS)
+        .fetch_one(&self.readers)
+        .await
+        .map_err(|error| db("looking whether the task store needs housekeeping", error))
+    }
+}
+
+async fn renew(connection: &mut SqliteConnection, worker: Uuid, lease: i64) -> Result<Renewal, sqlx::Error> {
+    let now = now_ms();
+    // A lapsed lease is not revived: its tasks may be on their way to others.
+    let renewed = sqlx::query(
+        "UPDATE workers SET heartbeat = ?1, lease_until = ?1 + ?2 WHERE id = ?3 AND lease_until > ?1",
+    )
+    .bind(now)
+    .bind(lease)
+    .bind(worker)
+    .execute(&mut *connection)
+    .await?;
+    if renewed.rows_affected() == 0 {
+        return Ok(Renewal::Lost);
+    }
+    let cancelled =
+        sqlx::query_scalar("SELECT id FROM tasks WHERE state = 'running' AND worker = ? AND cancel")
+            .bind(worker)
+            .fetch_all(connection)
+            .await?;
+    Ok(Renewal::Held(Held { cancelled }))
+}
+
+async fn retire(connection: &mut SqliteConnection, worker: Uuid) -> Result<u64, sqlx::Error> {
+    let released = sqlx::query("UPDATE tasks SET state = 'queued' WHERE state = 'running' AND worker = ?")
+        .bind(worker)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM workers WHERE id = ?").bind(worker).execute(connection).await?;
+    Ok(released.rows_affected())
+}
+
+async fn tend(connection: &mut SqliteConnection, dead_ttl: i64) -> Result<Tended, sqlx::Error> {
+    let now = now_ms();
+    let mut tended = Tended { expired: claim::expire(connection, now).await?, ..Tended::default() };
+    let silent = sqlx::query("SELECT id, name, lease_until FROM workers WHERE lease_until <= ?")
+        .bind(now)
+        .fetch_all(&mut *connection)
+        .await?;
+    for worker in &silent {
+        let (recovered, buried) =
+            recover(connection, worker.get("id"), worker.get("name"), worker.get("lease_until"), now).await?;
+        tended.recovered += recovered;
+        tended.buried += buried;
+    }
+    tended.pruned = sqlx::query(
+        "DELETE FROM tasks WHERE seq IN (SELECT seq FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= ?1 \
+         ORDER BY keep_until LIMIT ?2)",
+    )
+    .bind(now)
+    .bind(PRUNED)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    tended.pruned += sqlx::query("DELETE FROM tasks WHERE state = 'dead' AND finished <= ?1 - ?2")
+        .bind(now)
+        .bind(dead_ttl)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+    sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
+        .bind(now)
+        .bind(FIRINGS_KEPT_MS)
+        .execute(connection)
+        .await?;
+    Ok(tended)
+}
+
+/// Takes a silent worker off the list and hands its tasks on, counting the crash against each; a task at its
+/// crash cap is dead, one that was asked to stop is cancelled.
+async fn recover(
+    connection: &mut SqliteConnection,
+    worker: Uuid,
+    name: String,
+    lapsed: i64,
+    now: i64,
+) -> Result<(u64, u64), sqlx::Error> {
+    let error = format!("worker {name} died or was silent beyond its lease while it held the task");
+    let template = Attempt {
+        fence: 0,
+        worker: name,
+        started: from_ms(0),
+        ended: from_ms(lapsed),
+        outcome: Outcome::Crashed,
+        error: Some(error.clone()),
+    };
+    let states: Vec<String> = sqlx::query_scalar(
+        "UPDATE tasks SET crashes = crashes + 1, error = ?1, \
+         attempts = json_insert(attempts, '$[#]', json_set(json(?2), '$.fence', fence, \
+           '$.started', strftime('%Y-%m-%dT%H:%M:%fZ', started / 1000.0, 'unixepoch'))), \
+         state = CASE WHEN cancel THEN 'cancelled' WHEN crashes + 1 >= max_crashes THEN 'dead' ELSE 'queued' END, \
+         finished = CASE WHEN cancel OR crashes + 1 >= max_crashes THEN ?3 END, \
+         keep_until = CASE WHEN cancel THEN ?3 + result_ttl END \
+         WHERE state = 'running' AND worker = ?4 RETURNING state",
+    )
+    .bind(error)
+    .bind(serde_json::to_string(&template).expect("plain data"))
+    .bind(now)
+    .bind(worker)
+    .fetch_all(&mut *connection)
+    .await?;
+    sqlx::query("DELETE FROM workers WHERE id = ?").bind(worker).execute(connection).await?;
+    let buried = states.iter().filter(|state| *state == "dead").count() as u64;
+    tracing::warn!(%worker, name = template.worker, tasks = states.len(), buried, "handed on the tasks of a silent worker");
+    Ok((states.len() as u64 - buried, buried))
+}

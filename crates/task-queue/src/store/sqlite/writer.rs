@@ -1,0 +1,232 @@
+//! The one writer of this process: what waits for it goes into one transaction, so callers share an fsync.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use sqlx::{Executor, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{claim, db, enqueue, settle, wake::Wake};
+use crate::{
+    Error, ErrorKind, Result,
+    store::{Claim, Claimed, Enqueued, Hints, NewTask, Settlement, Topic},
+};
+
+/// Waiting operations; callers beyond that wait for room.
+const BACKLOG: usize = 4096;
+/// Operations merged into one transaction at most, so that the first does not wait for ever.
+const MERGED: usize = 1024;
+
+type Answer<T> = oneshot::Sender<Result<T>>;
+
+/// The topics a committed operation touches.
+pub(super) type Touched = &'static [Topic];
+
+enum Operation {
+    Enqueue(Vec<NewTask>, Answer<Vec<Enqueued>>),
+    Settle(Vec<Settlement>, Answer<Vec<bool>>),
+    Claim(Claim, Answer<Claimed>),
+    /// Anything rare: a transaction of its own, so that its failure is its own.
+    Alone(Box<dyn Alone>),
+}
+
+/// A rare operation with its answer.
+trait Alone: Send {
+    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Touched>>;
+    fn answer(self: Box<Self>, committed: Result<()>);
+}
+
+/// The sending side of the writer.
+pub(super) struct Writer {
+    operations: mpsc::Sender<Operation>,
+}
+
+impl Writer {
+    /// Starts the writer on a thread of its own: a task function that blocks the caller's runtime stops neither
+    /// heartbeats nor other writes.
+    pub(super) fn start(connection: SqliteConnection, hints: Arc<Hints>, wake: Wake) -> Result<Self> {
+        let (operations, inbox) = mpsc::channel(BACKLOG);
+        crate::thread::run("task-store", run(connection, inbox, hints, wake))?;
+        Ok(Self { operations })
+    }
+
+    pub(super) async fn enqueue(&self, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>> {
+        self.ask(|answer| Operation::Enqueue(tasks, answer)).await
+    }
+
+    pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<bool>> {
+        self.ask(|answer| Operation::Settle(settlements, answer)).await
+    }
+
+    pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed> {
+        self.ask(|answer| Operation::Claim(claim, answer)).await
+    }
+
+    /// Runs `body` in a transaction of its own. On success the topics it names are notified after the commit.
+    pub(super) async fn alone<T, F>(&self, body: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<(T, Touched)>> + Send + 'static,
+    {
+        self.ask(|answer| Operation::Alone(Box::new(Body { body: Some(body), made: None, answer }))).await
+    }
+
+    async fn ask<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T> {
+        let gone = || Error::new(ErrorKind::Unavailable, "the task store is closed: its writer has ended");
+        let (answer, reply) = oneshot::channel();
+        self.operations.send(operation(answer)).await.map_err(|_| gone())?;
+        reply.await.map_err(|_| gone())?
+    }
+}
+
+struct Body<F, T> {
+    body: Option<F>,
+    made: Option<T>,
+    answer: Answer<T>,
+}
+
+impl<T, F> Alone for Body<F, T>
+where
+    T: Send,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<(T, Touched)>> + Send,
+{
+    fn run<'c>(&'c mut self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Touched>> {
+        Box::pin(async move {
+            let body = self.body.take().expect("an operation runs once");
+            let (made, touched) = body(connection).await?;
+            self.made = Some(made);
+            Ok(touched)
+        })
+    }
+
+    fn answer(self: Box<Self>, committed: Result<()>) {
+        let made = self.made;
+        let _ = self.answer.send(committed.map(|()| made.expect("a committed operation has run")));
+    }
+}
+
+async fn run(
+    mut connection: SqliteConnection,
+    mut inbox: mpsc::Receiver<Operation>,
+    hints: Arc<Hints>,
+    mut wake: Wake,
+) {
+    let mut waiting = Vec::with_capacity(MERGED);
+    while inbox.recv_many(&mut waiting, MERGED).await > 0 {
+        let mut merged = Vec::with_capacity(waiting.len());
+        for operation in waiting.drain(..) {
+            match operation {
+                Operation::Alone(mut alone) => {
+                    let outcome =
+                        transaction(&mut connection, async |connection| alone.run(connection).await).await;
+                    if let Ok(touched) = &outcome {
+                        announce(&hints, &mut wake, touched);
+                    }
+                    alone.answer(outcome.map(|_| ()));
+                }
+                hot => merged.push(hot),
+            }
+        }
+        if !merged.is_empty() {
+            commit_merged(&mut connection, merged, &hints, &mut wake).await;
+        }
+    }
+}
+
+/// Settles, enqueues and claims, in this order: a claim sees what the same transaction queued.
+async fn commit_merged(
+    connection: &mut SqliteConnection,
+    merged: Vec<Operation>,
+    hints: &Hints,
+    wake: &mut Wake,
+) {
+    let (mut tasks, mut enqueues) = (Vec::new(), Vec::new());
+    let (mut ends, mut settles) = (Vec::new(), Vec::new());
+    let (mut claims, mut claimers) = (Vec::new(), Vec::new());
+    for operation in merged {
+        match operation {
+            Operation::Enqueue(new, answer) => {
+                enqueues.push((new.len(), answer));
+                tasks.extend(new);
+            }
+            Operation::Settle(list, answer) => {
+                settles.push((list.len(), answer));
+                ends.extend(list);
+            }
+            Operation::Claim(claim, answer) => {
+                claims.push(claim);
+                claimers.push(answer);
+            }
+            Operation::Alone(_) => unreachable!("rare operations are not merged"),
+        }
+    }
+    let outcome = transaction(connection, async |connection| {
+        let settled = settle::settle(connection, &ends).await?;
+        let enqueued = enqueue::enqueue(connection, &tasks).await?;
+        let mut claimed = Vec::with_capacity(claims.len());
+        for claim in &claims {
+            // A worker whose lease lapsed is told so; the others' work goes on.
+            claimed.push(match claim::claim(connection, claim).await {
+                Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
+                answer => answer,
+            });
+        }
+        Ok((settled, enqueued, claimed))
+    })
+    .await;
+    match outcome {
+        Ok((settled, enqueued, claimed)) => {
+            let queued = !tasks.is_empty() || ends.iter().any(settle::queues_again);
+            if queued {
+                announce(hints, wake, &[Topic::Work]);
+            }
+            if !ends.is_empty() {
+                announce(hints, wake, &[Topic::Ended]);
+            }
+            let mut enqueued = enqueued.into_iter();
+            for (count, answer) in enqueues {
+                let _ = answer.send(Ok(enqueued.by_ref().take(count).collect()));
+            }
+            let mut settled = settled.into_iter();
+            for (count, answer) in settles {
+                let _ = answer.send(Ok(settled.by_ref().take(count).collect()));
+            }
+            for (answer, claimed) in claimers.into_iter().zip(claimed) {
+                let _ = answer.send(claimed);
+            }
+        }
+        Err(error) => {
+            enqueues.into_iter().for_each(|(_, answer)| drop(answer.send(Err(error.clone()))));
+            settles.into_iter().for_each(|(_, answer)| drop(answer.send(Err(error.clone()))));
+            claimers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone()))));
+        }
+    }
+}
+
+/// Runs `body` between BEGIN IMMEDIATE and COMMIT; any error rolls back.
+async fn transaction<T>(
+    connection: &mut SqliteConnection,
+    body: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T>,
+) -> Result<T> {
+    connection
+        .execute("BEGIN IMMEDIATE")
+        .await
+        .map_err(|error| db("taking the write lock of the task store", error))?;
+    let outcome = match body(connection).await {
+        Ok(made) => match connection.execute("COMMIT").await {
+            Ok(_) => return Ok(made),
+            Err(error) => Err(db("committing to the task store", error)),
+        },
+        Err(error) => Err(error),
+    };
+    // Some errors (a full disk) have rolled back already, then this one has nothing to do.
+    let _ = connection.execute("ROLLBACK").await;
+    outcome
+}
+
+fn announce(hints: &Hints, wake: &mut Wake, topics: &[Topic]) {
+    for topic in topics {
+        hints.notify(*topic);
+        wake.touch(*topic);
+    }
+}

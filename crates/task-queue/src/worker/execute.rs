@@ -1,0 +1,178 @@
+//! One run of one task: its context, its time limit, its panics, and what follows from how it ended.
+
+use std::{
+    any::Any,
+    fmt,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use super::{
+    grip::{Grip, StopReason, again},
+    registry::Prepared,
+};
+use crate::{
+    client::TaskClient,
+    store::{Outcome, Settlement, Verdict},
+    task::{Disposition, States, TaskContext, TaskError, context::Run},
+};
+
+/// A task ready to run.
+pub(super) struct Job {
+    pub(super) grip: Arc<Grip>,
+    run: Prepared,
+    context: TaskContext,
+}
+
+impl Job {
+    pub(super) fn new(
+        grip: Arc<Grip>,
+        run: Prepared,
+        states: Arc<States>,
+        client: TaskClient,
+        worker: &str,
+    ) -> Self {
+        let lease = &grip.lease;
+        let deadline = grip
+            .options
+            .timeout
+            .map(|limit| Timestamp::now().saturating_add(limit).unwrap_or(Timestamp::MAX));
+        let context = TaskContext {
+            inner: Arc::new(Run {
+                id: lease.id,
+                name: lease.name.clone(),
+                queue: lease.queue.clone(),
+                attempt: lease.errors + lease.crashes + 1,
+                max_retries: lease.max_retries,
+                headers: lease.headers.clone(),
+                worker: worker.to_owned(),
+                deadline,
+                stop: grip.stop.clone(),
+                states,
+                client,
+            }),
+        };
+        Self { grip, run, context }
+    }
+}
+
+/// The result as JSON.
+#[derive(Debug, Clone)]
+pub(super) struct Done(Arc<str>);
+
+/// Why a run did not succeed.
+#[derive(Debug, Clone)]
+pub(super) enum Failure {
+    Error(String, Disposition),
+    TimedOut(Duration),
+    Panicked(String),
+    Stopped(StopReason),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error(text, _) => f.write_str(text),
+            Self::TimedOut(limit) => {
+                write!(f, "aborted at its time limit of {}", crate::span::format(*limit))
+            }
+            Self::Panicked(text) => write!(f, "panicked: {text}"),
+            Self::Stopped(StopReason::Cancelled) => f.write_str("cancelled while it ran"),
+            Self::Stopped(StopReason::Shutdown) => f.write_str("handed back at shutdown"),
+            Self::Stopped(StopReason::Lost) => f.write_str("stopped because the lease was lost"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The service that apalis runs, each call on a task of its own.
+pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
+    let Job { grip, run, context } = job;
+    let name = grip.lease.name.clone();
+    let begun = Instant::now();
+    metrics::counter!("tasks_started", "task" => name.clone()).increment(1);
+    tracing::debug!(task = name, id = %grip.lease.id, attempt = context.attempt(), "task started");
+    let limit = grip.options.timeout;
+    let limited = async {
+        match limit {
+            Some(limit) => tokio::time::timeout(limit, run(context.clone())).await.map_err(|_| limit),
+            None => Ok(run(context.clone()).await),
+        }
+    };
+    let guarded = AssertUnwindSafe(context.clone().enter(limited)).catch_unwind();
+    let outcome = tokio::select! {
+        biased;
+        () = grip.stop.cancelled() => Err(Failure::Stopped(grip.reason().unwrap_or(StopReason::Shutdown))),
+        ended = guarded => match ended {
+            Ok(Ok(Ok(result))) => Ok(Done(result.into())),
+            Ok(Ok(Err(error))) => Err(failed(&error)),
+            Ok(Err(limit)) => Err(Failure::TimedOut(limit)),
+            Err(panic) => Err(Failure::Panicked(text_of(&*panic))),
+        },
+    };
+    metrics::histogram!("task_runtime_seconds", "task" => name).record(begun.elapsed().as_secs_f64());
+    outcome
+}
+
+fn failed(error: &TaskError) -> Failure {
+    Failure::Error(error.to_string(), error.disposition())
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a value that is no text".to_owned())
+}
+
+/// Decides what follows and passes it to the acker.
+pub(super) async fn conclude(grip: &Grip, result: Result<Done, Failure>, ends: &mpsc::Sender<Settlement>) {
+    let failure = match result {
+        Ok(Done(result)) => {
+            count("tasks_succeeded", grip);
+            let verdict = Verdict::Succeed(Ok(result.as_ref().to_owned()));
+            return grip.end(ends, verdict, Some((Outcome::Succeeded, None))).await;
+        }
+        Err(failure) => failure,
+    };
+    let (verdict, outcome) = match &failure {
+        Failure::Error(_, Disposition::Retry) => (grip.retry(None), Outcome::Failed),
+        Failure::Error(_, Disposition::RetryAfter(wait)) => (grip.retry(Some(*wait)), Outcome::Failed),
+        Failure::Error(_, Disposition::Snooze(wait)) => (again(*wait, false), Outcome::Snoozed),
+        Failure::Error(_, Disposition::Permanent) => (Verdict::Bury, Outcome::Failed),
+        Failure::TimedOut(_) => (grip.retry(None), Outcome::TimedOut),
+        Failure::Panicked(_) => (grip.retry(None), Outcome::Panicked),
+        Failure::Stopped(StopReason::Cancelled) => (Verdict::Cancel, Outcome::Cancelled),
+        // Refused by its fence if the lease was lost; no harm, and no attempt is counted.
+        Failure::Stopped(StopReason::Shutdown | StopReason::Lost) => {
+            return grip.end(ends, Verdict::Release, None).await;
+        }
+    };
+    let lease = &grip.lease;
+    match &verdict {
+        Verdict::Bury => {
+            count("tasks_failed", grip);
+            count("tasks_dead", grip);
+            tracing::error!(task = lease.name, id = %lease.id, error = %failure, "task is dead");
+        }
+        Verdict::Again { due, counts: true } => {
+            count("tasks_failed", grip);
+            count("tasks_retried", grip);
+            tracing::warn!(task = lease.name, id = %lease.id, error = %failure, %due, "task failed, retry stored");
+        }
+        _ => {
+            tracing::info!(task = lease.name, id = %lease.id, reason = %failure, "task put off or cancelled")
+        }
+    }
+    grip.end(ends, verdict, Some((outcome, Some(failure.to_string())))).await;
+}
+
+fn count(metric: &'static str, grip: &Grip) {
+    metrics::counter!(metric, "task" => grip.lease.name.clone(), "queue" => grip.lease.queue.clone())
+        .increment(1);
+}

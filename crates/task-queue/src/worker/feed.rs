@@ -1,0 +1,117 @@
+//! The worker's backend as apalis sees it: a bounded channel that is drained, never fails, and acks outside all
+//! layers.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use apalis_core::{
+    backend::{Backend, BackendConfig, finalize::Ephemeral},
+    error::BoxDynError,
+    task::{ExecutionContext, Task, builder::TaskBuilder, task_id::TaskId},
+    worker::{
+        context::WorkerContext,
+        ext::ack::{Acknowledge, AcknowledgeLayer},
+    },
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+use super::{
+    execute::{Done, Failure, Job},
+    grip::Grip,
+};
+use crate::store::Settlement;
+
+/// Jobs on their way from the reader. Clones share the channel, for a restarted worker.
+#[derive(Clone)]
+pub(super) struct Feed {
+    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
+    ends: mpsc::Sender<Settlement>,
+}
+
+impl Feed {
+    pub(super) fn new(jobs: mpsc::Receiver<Job>, ends: mpsc::Sender<Settlement>) -> Self {
+        Self { jobs: Arc::new(Mutex::new(jobs)), ends }
+    }
+}
+
+impl Backend for Feed {
+    type Task = Task<Job>;
+    type Error = Infallible;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        _: &WorkerContext,
+    ) -> Poll<Option<Result<Self::Task, Infallible>>> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        jobs.poll_recv(cx).map(|job| job.map(|job| Ok(into_task(job))))
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>, _: &WorkerContext) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn into_task(job: Job) -> Task<Job> {
+    let lease = &job.grip.lease;
+    TaskBuilder::new(())
+        .task_id(TaskId::from_string(lease.id.to_string()))
+        .attempt((lease.errors + lease.crashes) as usize)
+        .data(job.grip.clone())
+        .build()
+        .map_args(|()| job)
+}
+
+impl BackendConfig for Feed {
+    type Args = Job;
+    type Id = TaskId;
+    type Kind = Ephemeral;
+    type Config = ();
+    type Layer = AcknowledgeLayer<Ack>;
+
+    fn config(&self) -> &() {
+        &()
+    }
+
+    fn middleware(&mut self, _: &mut WorkerContext) -> Self::Layer {
+        AcknowledgeLayer::new(Ack { ends: self.ends.clone() })
+    }
+}
+
+/// Judges the result of a run and passes the end on.
+#[derive(Clone)]
+pub(super) struct Ack {
+    ends: mpsc::Sender<Settlement>,
+}
+
+impl Acknowledge<Done> for Ack {
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<(), Infallible>>;
+
+    fn ack(&mut self, result: &Result<Done, BoxDynError>, context: &ExecutionContext) -> Self::Future {
+        let grip: Option<Arc<Grip>> = context.data().get::<Arc<Grip>>().cloned();
+        let ends = self.ends.clone();
+        let failure = match result {
+            Ok(done) => Ok(done.clone()),
+            // What is not ours comes from the executor: a handler that panicked outside its own guard.
+            Err(error) => Err(match error.downcast_ref::<Failure>() {
+                Some(failure) => failure.clone(),
+                None => Failure::Panicked(error.to_string()),
+            }),
+        };
+        Box::pin(async move {
+            if let Some(grip) = grip {
+                super::execute::conclude(&grip, failure, &ends).await;
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! A worker's hold on one leased task: what is needed to stop it and to settle it, from wherever that happens.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    store::{Attempt, Leased, Outcome, Settlement, Verdict},
+    task::{Backoff, TaskOptions},
+};
+
+/// Why a running task is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StopReason {
+    /// It was cancelled in the store.
+    Cancelled,
+    /// The worker shuts down and its grace time is over.
+    Shutdown,
+    /// The lease is gone: another worker may have the task.
+    Lost,
+}
+
+/// The hold on one task. The slot is given back when the end has been passed on.
+pub(super) struct Grip {
+    pub(super) lease: Leased,
+    pub(super) options: TaskOptions,
+    pub(super) stop: CancellationToken,
+    worker: Uuid,
+    worker_name: String,
+    reason: Mutex<Option<StopReason>>,
+    slot: Mutex<Option<OwnedSemaphorePermit>>,
+    grips: Grips,
+}
+
+impl Grip {
+    pub(super) fn new(
+        lease: Leased,
+        options: TaskOptions,
+        worker: Uuid,
+        worker_name: &str,
+        slot: OwnedSemaphorePermit,
+        grips: &Grips,
+    ) -> Arc<Self> {
+        let grip = Arc::new(Self {
+            lease,
+            options,
+            stop: CancellationToken::new(),
+            worker,
+            worker_name: worker_name.to_owned(),
+            reason: Mutex::default(),
+            slot: Mutex::new(Some(slot)),
+            grips: grips.clone(),
+        });
+        lock(&grips.held).insert(grip.lease.id, grip.clone());
+        grip
+    }
+
+    /// Why it was stopped, if it was.
+    pub(super) fn reason(&self) -> Option<StopReason> {
+        *lock(&self.reason)
+    }
+
+    fn stop(&self, reason: StopReason) {
+        lock(&self.reason).get_or_insert(reason);
+        self.stop.cancel();
+    }
+
+    /// When a failed attempt runs again, or that it does not.
+    pub(super) fn retry(&self, wait: Option<std::time::Duration>) -> Verdict {
+        let retry = self.lease.errors + 1;
+        if retry > self.lease.max_retries {
+            return Verdict::Bury;
+        }
+        let backoff: &Backoff = &self.options.backoff;
+        again(wait.unwrap_or_else(|| backoff.delay(retry)), true)
+    }
+
+    /// Passes the end on to the acker and gives the slot back.
+    pub(super) async fn end(
+        &self,
+        ends: &mpsc::Sender<Settlement>,
+        verdict: Verdict,
+        outcome: Option<(Outcome, Option<String>)>,
+    ) {
+        let attempt = outcome.map(|(outcome, error)| Attempt {
+            fence: self.lease.fence,
+            worker: self.worker_name.clone(),
+            started: self.lease.started,
+            ended: Timestamp::now(),
+            outcome,
+            error,
+        });
+        let settlement =
+            Settlement { id: self.lease.id, worker: self.worker, fence: self.lease.fence, attempt, verdict };
+        // The acker outlives every grip; should it be gone, the store hands the task on when the worker retires.
+        let _ = ends.send(settlement).await;
+        self.forget();
+        drop(lock(&self.slot).take());
+    }
+
+    /// Off the list of held tasks, unless a later lease of the same task stands there.
+    fn forget(&self) {
+        let mut held = lock(&self.grips.held);
+        if held.get(&self.lease.id).is_some_and(|grip| grip.lease.fence == self.lease.fence) {
+            held.remove(&self.lease.id);
+        }
+    }
+}
+
+pub(super) fn again(wait: std::time::Duration, counts: bool) -> Verdict {
+    Verdict::Again { due: Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX), counts }
+}
+
+/// Everything a worker holds.
+#[derive(Clone, Default)]
+pub(super) struct Grips {
+    held: Arc<Mutex<HashMap<Uuid, Arc<Grip>>>>,
+}
+
+impl Grips {
+    pub(super) fn stop(&self, id: Uuid, reason: StopReason) {
+        if let Some(grip) = lock(&self.held).get(&id) {
+            grip.stop(reason);
+        }
+    }
+
+    pub(super) fn stop_all(&self, reason: StopReason) {
+        lock(&self.held).values().for_each(|grip| grip.stop(reason));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,76 @@
+//! The heartbeat, on a thread of its own so that no task function can hold it up: renews the lease, brings stops,
+//! and lets go of everything the moment the lease may be over.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::grip::{Grips, StopReason};
+use crate::{
+    Result,
+    store::{Renewal, TaskStore, Topic, WorkerInfo},
+};
+
+/// Starts the heartbeat of a worker that has just registered.
+pub(super) fn start(
+    store: Arc<dyn TaskStore>,
+    info: WorkerInfo,
+    identity: watch::Sender<Uuid>,
+    grips: Grips,
+    over: CancellationToken,
+) -> Result<()> {
+    crate::thread::run("task-lease", async move {
+        tokio::select! {
+            () = over.clone().cancelled_owned() => {}
+            () = beat(&*store, info, &identity, &grips) => {}
+        }
+    })
+}
+
+async fn beat(store: &dyn TaskStore, mut info: WorkerInfo, identity: &watch::Sender<Uuid>, grips: &Grips) {
+    let lease = store.lease();
+    let mut stops = store.hints().watch(Topic::Stops);
+    // Counted from before the request, so that it never outlasts the store's own count.
+    let mut ends = Instant::now() + lease;
+    loop {
+        let _ = tokio::time::timeout(lease / 4, stops.changed()).await;
+        let asked = Instant::now();
+        let renewal = timeout_at(ends, store.renew(info.id)).await;
+        match renewal {
+            Ok(Ok(Renewal::Held(held))) if asked < ends => {
+                ends = asked + lease;
+                held.cancelled.iter().for_each(|id| grips.stop(*id, StopReason::Cancelled));
+                continue;
+            }
+            Ok(Err(error)) if Instant::now() < ends => {
+                tracing::warn!(%error, worker = info.name, "heartbeat failed, trying again");
+                sleep((lease / 20).min(Duration::from_millis(200))).await;
+                continue;
+            }
+            _ => {}
+        }
+        // Lost, or not known to be held any more: others may be running these tasks already.
+        tracing::warn!(worker = info.name, id = %info.id, "lease lost: stopping what runs and registering anew");
+        grips.stop_all(StopReason::Lost);
+        loop {
+            info.id = Uuid::now_v7();
+            let asked = Instant::now();
+            match store.register(info.clone()).await {
+                Ok(()) => {
+                    ends = asked + lease;
+                    identity.send_replace(info.id);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, worker = info.name, "registering anew failed, trying again");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The consuming side: a worker leases due tasks, runs them on apalis, and settles each in the store.
+//!
+//! ```text
+//! store -> reader --bounded channel--> apalis worker -> handler (spawned) -> ack layer -> acker -> store
+//!          lease (its own thread): heartbeat, stops, self-fencing             tend: housekeeping every second
+//! ```
+//! The reader takes a task only for a free slot. apalis sees a [`feed`] that never fails; whatever happens to the
+//! store is between the store and the reader, acker and lease loops, which retry. A task is settled outside
+//! every user layer, by its result alone, under the fence it was leased with.
+
+mod acker;
+mod execute;
+mod feed;
+mod grip;
+mod lease;
+mod reader;
+mod registry;
+mod tend;
+
+use std::{sync::Arc, time::Duration};
+
+use apalis_core::{
+    error::WorkerError,
+    worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
+};
+use futures_util::future::BoxFuture;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    Result,
+    client::TaskClient,
+    store::{TaskStore, WorkerInfo},
+    task::{States, Task},
+};
+use grip::{Grips, StopReason};
+use registry::Registry;
+
+/// Runs tasks from a store.
+///
+/// ```no_run
+/// # use task_queue::{task, Worker, store};
+/// # #[task] async fn send_receipt(order: u64) -> Result<(), String> { Ok(()) }
+/// # async fn run() -> task_queue::Result<()> {
+/// let store = store::open("sqlite:./tasks.db").await?;
+/// Worker::new(store).register(send_receipt).concurrency(8).run_until(std::future::pending()).await
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a worker works when it is run"]
+pub struct Worker {
+    store: Arc<dyn TaskStore>,
+    registry: Registry,
+    states: States,
+    queues: Vec<String>,
+    concurrency: usize,
+    grace: Duration,
+    name: Option<String>,
+}
+
+impl Worker {
+    /// A worker on this store: all cores' number of slots, the queues of its tasks, 30 s to drain.
+    pub fn new(store: Arc<dyn TaskStore>) -> Self {
+        let concurrency = std::thread::available_parallelism().map_or(4, usize::from);
+        Self {
+            store,
+            registry: Registry::default(),
+            states: States::default(),
+            queues: Vec::new(),
+            concurrency,
+            grace: Duration::from_secs(30),
+            name: None,
+        }
+    }
+
+    /// Takes on a task kind.
+    pub fn register<T: Task>(mut self, task: T) -> Self {
+        self.registry.add(task);
+        self
+    }
+
+    /// Gives task functions a value to take with [`State`](crate::State); one of each type.
+    pub fn with_state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.states.insert(value);
+        self
+    }
+
+    /// Serves these queues instead of those that the registered tasks name.
+    pub fn queues<Q: Into<String>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
+        self.queues = queues.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Runs this many tasks at once (at least one).
+    pub fn concurrency(mut self, slots: usize) -> Self {
+        self.concurrency = slots.max(1);
+        self
+    }
+
+    /// How long running tasks may finish at shutdown; then they are handed back unharmed.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// The name shown to people; `worker@HOST:PID` by default. It need not be unique.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The names of the registered tasks.
+    pub fn registered(&self) -> Vec<String> {
+        self.registry.names()
+    }
+
+    /// Works until `shutdown` completes, then drains: takes nothing new, lets running tasks finish within the
+    /// grace time, hands the rest back, settles what ended.
+    ///
+    /// # Errors
+    /// At start: a task name registered twice, a state that a task needs and the worker lacks, or a store that
+    /// cannot be written. Later troubles of the store are retried, not returned.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        self.registry.check(&self.states)?;
+        let mut queues = if self.queues.is_empty() { self.registry.queues() } else { self.queues };
+        queues.dedup();
+        let info = WorkerInfo {
+            id: Uuid::now_v7(),
+            name: self.name.unwrap_or_else(default_name),
+            queues,
+            tasks: self.registry.names(),
+            concurrency: self.concurrency,
+        };
+        self.store.register(info.clone()).await?;
+        tracing::info!(worker = info.name, id = %info.id, queues = ?info.queues, tasks = ?info.tasks, "worker started");
+
+        let stopping = CancellationToken::new();
+        let lease_over = CancellationToken::new();
+        let grips = Grips::default();
+        let (identity, _) = watch::channel(info.id);
+        let (jobs, feed) = mpsc::channel(self.concurrency);
+        let (ends, ended) = mpsc::channel(self.concurrency.max(256));
+
+        lease::start(self.store.clone(), info.clone(), identity.clone(), grips.clone(), lease_over.clone())?;
+        let acker = tokio::spawn(acker::run(self.store.clone(), ended));
+        let tend = tokio::spawn(tend::run(self.store.clone(), stopping.clone()));
+        let reader = tokio::spawn(
+            reader::Reader {
+                store: self.store.clone(),
+                registry: Arc::new(self.registry),
+                states: Arc::new(self.states),
+                client: TaskClient::new(self.store.clone()),
+                info: info.clone(),
+                identity: identity.subscribe(),
+                slots: Arc::new(Semaphore::new(self.concurrency)),
+                grips: grips.clone(),
+                jobs,
+                ends: ends.clone(),
+                stopping: stopping.clone(),
+            }
+            .run(),
+        );
+
+        let feed = feed::Feed::new(feed, ends);
+        let draining = stopping.clone();
+        let apalis = supervise(info.name.clone(), feed, stopping.clone());
+        tokio::pin!(apalis);
+        tokio::select! {
+            () = shutdown => {}
+            () = &mut apalis => {}
+        }
+        draining.cancel();
+        // Past the grace time the handlers are dropped and their tasks handed back.
+        let cutoff = async {
+            tokio::time::sleep(self.grace).await;
+            grips.stop_all(StopReason::Shutdown);
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            () = apalis => {}
+            () = cutoff => {}
+        }
+        let _ = reader.await;
+        // Every sender of ends is gone with reader, feed and handlers; the acker settles the rest and stops.
+        let _ = acker.await;
+        tend.abort();
+        lease_over.cancel();
+        let id = *identity.borrow();
+        let released = self.store.retire(id).await?;
+        tracing::info!(worker = info.name, released, "worker stopped");
+        Ok(())
+    }
+}
+
+/// Runs the apalis worker, and anew should it ever end by itself, until the worker shuts down.
+async fn supervise(name: String, feed: feed::Feed, stopping: CancellationToken) {
+    let mut restarts = 0u32;
+    while !stopping.is_cancelled() {
+        match one_life(format!("{name}#{restarts}"), feed.clone(), stopping.clone()).await {
+            Ok(()) => tracing::debug!(worker = name, "apalis worker stopped"),
+            Err(error) => tracing::error!(worker = name, %error, "apalis worker ended, starting another"),
+        }
+        if !stopping.is_cancelled() {
+            restarts += 1;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(50..500))).await;
+        }
+    }
+}
+
+/// One apalis worker: handlers spawned, so that none can hold up the loop; acks come from the feed. Boxed here,
+/// where its type is concrete: across an await the compiler cannot see that it is `Send`.
+fn one_life(
+    name: String,
+    feed: feed::Feed,
+    stop: CancellationToken,
+) -> BoxFuture<'static, Result<(), WorkerError>> {
+    let worker = WorkerBuilder::new(name).backend(feed).parallelize(tokio::spawn).build(execute::execute);
+    let signal = async move {
+        stop.cancelled().await;
+        Ok::<(), std::io::Error>(())
+    };
+    Box::pin(worker.run_until(signal))
+}
+
+fn default_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+        .map_or_else(|| "localhost".to_owned(), |name| name.trim().to_owned());
+    format!("worker@{host}:{}", std::process::id())
+}

@@ -1,0 +1,157 @@
+//! Claims due tasks for free slots, decodes them, and feeds the worker; waits on hints and due times, not on a
+//! hot poll.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    execute::Job,
+    grip::{Grip, Grips},
+    registry::Registry,
+};
+use crate::{
+    ErrorKind,
+    client::TaskClient,
+    store::{Claim, Claimed, Leased, Outcome, Settlement, TaskStore, Topic, Verdict, WorkerInfo},
+    task::{States, TaskOptions},
+};
+
+/// A look without a hint, in case one was lost.
+const POLL: Duration = Duration::from_secs(1);
+/// Tasks leased in one go at most.
+const BATCH: usize = 1000;
+
+pub(super) struct Reader {
+    pub(super) store: Arc<dyn TaskStore>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) states: Arc<States>,
+    pub(super) client: TaskClient,
+    pub(super) info: WorkerInfo,
+    /// The id under which the worker holds its lease now.
+    pub(super) identity: watch::Receiver<Uuid>,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) grips: Grips,
+    pub(super) jobs: mpsc::Sender<Job>,
+    pub(super) ends: mpsc::Sender<Settlement>,
+    pub(super) stopping: CancellationToken,
+}
+
+impl Reader {
+    pub(super) async fn run(mut self) {
+        let stopping = self.stopping.clone();
+        let mut free = Vec::new();
+        let mut work = self.store.hints().watch(Topic::Work);
+        let mut failures = 0u32;
+        loop {
+            let took = tokio::select! {
+                () = stopping.cancelled() => return,
+                took = self.take_slots(&mut free) => took,
+            };
+            if !took {
+                return;
+            }
+            work.mark_unchanged();
+            let worker = *self.identity.borrow_and_update();
+            let claim = Claim { worker, queues: self.info.queues.clone(), limit: free.len() };
+            // Not raced with the stop: a claim that is under way is waited for, or its tasks would hang about
+            // until the worker retires.
+            match self.store.claim(claim).await {
+                Ok(claimed) => {
+                    failures = 0;
+                    let wait = pause(&claimed);
+                    let got = !claimed.tasks.is_empty();
+                    for lease in claimed.tasks {
+                        let slot = free.pop().expect("a claim gives no more than it was asked for");
+                        self.hand_over(lease, worker, slot).await;
+                    }
+                    if !got {
+                        tokio::select! {
+                            () = stopping.cancelled() => return,
+                            _ = timeout(wait, work.changed()) => {}
+                        }
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    if error.kind() == ErrorKind::Fenced {
+                        tracing::debug!(%error, "waiting for a new lease");
+                    } else {
+                        tracing::warn!(%error, failures, "claiming tasks failed, trying again");
+                    }
+                    let ceiling = 50u64 << failures.min(6);
+                    tokio::select! {
+                        () = stopping.cancelled() => return,
+                        // A lease lost and got anew shows as another identity.
+                        _ = self.identity.changed() => {}
+                        () = sleep(Duration::from_millis(fastrand::u64(ceiling / 2..=ceiling))) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for one free slot and takes what else is free; `false` when there will be none.
+    async fn take_slots(&self, free: &mut Vec<OwnedSemaphorePermit>) -> bool {
+        if free.is_empty() {
+            match self.slots.clone().acquire_owned().await {
+                Ok(slot) => free.push(slot),
+                Err(_) => return false,
+            }
+        }
+        while free.len() < BATCH {
+            let Ok(slot) = self.slots.clone().try_acquire_owned() else { break };
+            free.push(slot);
+        }
+        true
+    }
+
+    /// Decodes a task and feeds it to the worker. One that cannot run here is settled at once: with arguments
+    /// that do not fit it is dead, with a name that is not registered it is retried, as another worker may be
+    /// newer.
+    async fn hand_over(&self, lease: Leased, worker: Uuid, slot: OwnedSemaphorePermit) {
+        let options = self.registry.options(&lease.name).copied().unwrap_or(TaskOptions::DEFAULT);
+        let prepared = self.registry.prepare(&lease);
+        let wait = Timestamp::now().duration_since(lease.due);
+        metrics::histogram!("task_wait_seconds", "queue" => lease.queue.clone())
+            .record(wait.as_secs_f64().max(0.0));
+        let grip = Grip::new(lease, options, worker, &self.info.name, slot, &self.grips);
+        match prepared {
+            Ok(run) => {
+                let job = Job::new(grip, run, self.states.clone(), self.client.clone(), &self.info.name);
+                if let Err(unsent) = self.jobs.send(job).await {
+                    unsent.0.grip.end(&self.ends, Verdict::Release, None).await;
+                }
+            }
+            Err(unfit) => {
+                let (verdict, error) = match unfit {
+                    Some(error) => (Verdict::Bury, error.to_string()),
+                    None => (grip.retry(None), self.unknown(&grip.lease.name)),
+                };
+                tracing::warn!(task = grip.lease.name, id = %grip.lease.id, error, "task cannot be run");
+                metrics::counter!("tasks_failed", "task" => grip.lease.name.clone()).increment(1);
+                grip.end(&self.ends, verdict, Some((Outcome::Failed, Some(error)))).await;
+            }
+        }
+    }
+
+    fn unknown(&self, name: &str) -> String {
+        let known = self.registry.names();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        format!("task `{name}` is not registered on worker {}; registered: {known}", self.info.name)
+    }
+}
+
+/// How long to wait after an empty claim: to the next due time, and no longer than the slow poll.
+fn pause(claimed: &Claimed) -> Duration {
+    let Some(due) = claimed.next_due else { return POLL };
+    // A millisecond on top: timers may fire within their last millisecond and due times are never early.
+    let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+    (wait + Duration::from_millis(1)).min(POLL)
+}

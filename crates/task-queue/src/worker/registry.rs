@@ -1,0 +1,95 @@
+//! The task kinds a worker can run, by name.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::BoxFuture;
+
+use crate::{
+    Error, ErrorKind, Result,
+    store::Leased,
+    task::{States, Task, TaskContext, TaskError, TaskOptions, decode},
+};
+
+/// A run with its arguments decoded, waiting for its context.
+pub(super) type Prepared =
+    Box<dyn FnOnce(TaskContext) -> BoxFuture<'static, Result<String, TaskError>> + Send>;
+
+struct Entry {
+    options: TaskOptions,
+    check: fn(&States) -> Result<(), String>,
+    prepare: fn(&Leased) -> Result<Prepared>,
+}
+
+/// What a worker can run.
+#[derive(Default)]
+pub(super) struct Registry {
+    entries: BTreeMap<&'static str, Entry>,
+    twice: Vec<&'static str>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.entries.keys()).finish()
+    }
+}
+
+impl Registry {
+    pub(super) fn add<T: Task>(&mut self, _: T) {
+        let entry = Entry { options: T::OPTIONS, check: T::check, prepare: prepare::<T> };
+        if self.entries.insert(T::NAME, entry).is_some() {
+            self.twice.push(T::NAME);
+        }
+    }
+
+    pub(super) fn names(&self) -> Vec<String> {
+        self.entries.keys().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// The queues that the tasks name, `default` among them.
+    pub(super) fn queues(&self) -> Vec<String> {
+        let mut queues: Vec<_> = self.entries.values().map(|entry| entry.options.queue.to_owned()).collect();
+        queues.push(TaskOptions::DEFAULT.queue.to_owned());
+        queues.sort();
+        queues.dedup();
+        queues
+    }
+
+    /// Says what is missing before the first task is taken.
+    pub(super) fn check(&self, states: &States) -> Result<()> {
+        if let Some(name) = self.twice.first() {
+            let text = format!("two tasks are registered as `{name}`: name one with #[task(name = \"...\")]");
+            return Err(Error::new(ErrorKind::Conflict, text));
+        }
+        for (name, entry) in &self.entries {
+            (entry.check)(states).map_err(|missing| {
+                Error::new(ErrorKind::NotConfigured, format!("task `{name}` {missing}"))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn options(&self, name: &str) -> Option<&TaskOptions> {
+        self.entries.get(name).map(|entry| &entry.options)
+    }
+
+    /// Decodes the arguments.
+    ///
+    /// # Errors
+    /// `None` inside when the name is unknown here (another worker may know it), else what does not fit.
+    pub(super) fn prepare(&self, lease: &Leased) -> Result<Prepared, Option<Error>> {
+        let entry = self.entries.get(lease.name.as_str()).ok_or(None)?;
+        (entry.prepare)(lease).map_err(Some)
+    }
+}
+
+fn prepare<T: Task>(lease: &Leased) -> Result<Prepared> {
+    let args = decode::<T::Args>(T::PARAMETERS, &lease.args, lease.kwargs.as_deref())?;
+    Ok(Box::new(move |context| {
+        Box::pin(async move {
+            let output = T::run(context, args).await?;
+            serde_json::to_string(&output).map_err(|error| {
+                TaskError::permanent(format!("the result cannot be written as json: {error}"))
+            })
+        })
+    }))
+}

@@ -1,0 +1,6 @@
+//! Tasks from definition to result, on real stores and real processes.
+
+mod bad_input;
+mod behaviour;
+mod path;
+mod support;
