@@ -19,6 +19,8 @@ pub mod request;
 pub mod service;
 pub mod subject;
 pub mod subscription;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 pub mod url;
 

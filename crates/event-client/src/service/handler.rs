@@ -193,12 +193,8 @@ pub struct Identity {
     pub group: SmolStr,
     /// Most attempts before a message is given up.
     pub attempts: u32,
-}
-
-impl Identity {
-    pub(crate) fn new(service: SmolStr, group: SmolStr, attempts: u32) -> Self {
-        Self { service, group, attempts }
-    }
+    /// Ephemeral: what fails is neither tried again nor kept.
+    pub broadcast: bool,
 }
 
 macro_rules! functions {

@@ -59,9 +59,11 @@ pub use extract::{
 };
 pub use handler::{Configured, Handler, Identity, Knobs};
 pub use incoming::Incoming;
-pub use outcome::{IntoOutcome, Outcome, Permanent, RetryAfter};
+pub use outcome::{IntoOutcome, Outcome, OutcomeKind, Permanent, RetryAfter};
 pub use retry::RetryPolicy;
 pub use running::Running;
+#[cfg(feature = "testing")]
+pub(crate) use worker::Observer;
 pub use worker::{Counts, Stats};
 
 use crate::bus::{Bus, Settings};
@@ -83,6 +85,7 @@ pub struct Service<S = ()> {
     stations: Vec<Entry<S>>,
     retry: RetryPolicy,
     drain: Duration,
+    observer: Option<Arc<dyn worker::Observer>>,
 }
 
 struct Entry<S> {
@@ -137,7 +140,15 @@ impl<S: Send + Sync + 'static> Service<S> {
             stations: Vec::new(),
             retry: RetryPolicy::default(),
             drain: Duration::from_secs(25),
+            observer: None,
         }
+    }
+
+    /// Tells `observer` of every settlement.
+    #[cfg(feature = "testing")]
+    pub(crate) fn observe(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Runs on this bus; events are published under the service's name.
@@ -238,6 +249,7 @@ impl<S: Send + Sync + 'static> Service<S> {
             bus: self.bus,
             retry: self.retry,
             drain: self.drain,
+            observer: self.observer,
         }
     }
 }
@@ -291,8 +303,14 @@ impl Service {
                 concurrency = entry.knobs.concurrency.unwrap_or(Knobs::DEFAULT_CONCURRENCY), keyed = entry.knobs.keyed,
                 attempts = retry.attempts, "handler subscribed"
             );
-            let identity = Arc::new(Identity::new(self.name.clone(), group, retry.attempts));
-            let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default() };
+            let identity = Arc::new(Identity {
+                service: self.name.clone(),
+                group,
+                attempts: retry.attempts,
+                broadcast: entry.knobs.broadcast,
+            });
+            let observer = self.observer.clone();
+            let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default(), observer };
             open.push((station, entry.knobs, subscription, (entry.open)(Arc::new(()))));
         }
         let mut running = Running::new(self.name, bus, self.drain);

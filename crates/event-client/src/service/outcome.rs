@@ -32,7 +32,30 @@ pub enum Outcome {
     Release,
 }
 
+/// An [`Outcome`] without its details, for counting and comparing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OutcomeKind {
+    /// Done.
+    Ack,
+    /// Failed, to be tried again.
+    Retry,
+    /// Failed for good.
+    Reject,
+    /// Handed back untried.
+    Release,
+}
+
 impl Outcome {
+    /// Which of the four it is.
+    pub fn kind(&self) -> OutcomeKind {
+        match self {
+            Self::Ack => OutcomeKind::Ack,
+            Self::Retry { .. } => OutcomeKind::Retry,
+            Self::Reject { .. } => OutcomeKind::Reject,
+            Self::Release => OutcomeKind::Release,
+        }
+    }
+
     /// A failure that another attempt may mend.
     pub fn retry(error: impl fmt::Display) -> Self {
         Self::Retry { after: None, error: smol_str::format_smolstr!("{error}") }

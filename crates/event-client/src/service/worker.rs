@@ -20,6 +20,7 @@ use crate::confirm::Confirm;
 use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
 use crate::error::Error;
+use crate::message::Message;
 use crate::subscription::Subscription;
 
 /// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
@@ -31,6 +32,13 @@ pub(crate) struct Station {
     pub(crate) identity: Arc<Identity>,
     pub(crate) retry: RetryPolicy,
     pub(crate) stats: Arc<Stats>,
+    /// Asked once a message; there is none outside of tests.
+    pub(crate) observer: Option<Arc<dyn Observer>>,
+}
+
+/// Sees how every delivery ends, after the transport was told.
+pub(crate) trait Observer: Send + Sync {
+    fn settled(&self, handler: &Identity, message: &Message, attempt: u32, settlement: Settlement);
 }
 
 /// Counts of one handler since it started.
@@ -163,7 +171,8 @@ impl Station {
             Outcome::Reject { reason, error } => {
                 (&self.stats.rejected, Settlement::Reject(Rejection::new(reason, error)))
             }
-            Outcome::Retry { error, .. } if self.retry.is_last(attempt) => {
+            // Nobody keeps a broadcast, so there is nothing to try again.
+            Outcome::Retry { error, .. } if self.identity.broadcast || self.retry.is_last(attempt) => {
                 (&self.stats.rejected, Settlement::Reject(Rejection::new(Reason::Exhausted, error)))
             }
             Outcome::Retry { after, error } => {
@@ -178,13 +187,21 @@ impl Station {
                 group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
                 retry_in_ms = after.as_millis() as u64, error = %error, "handling failed, will be tried again"
             ),
+            Settlement::Reject(rejection) if self.identity.broadcast => tracing::error!(
+                group = %self.identity.group, subject = %message.subject, event.id = %message.id,
+                error = %rejection.error, "handling a broadcast failed; it is not kept"
+            ),
             Settlement::Reject(rejection) => tracing::error!(
                 group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
                 reason = rejection.reason.as_str(), error = %rejection.error, "handling failed for good, now a dead letter"
             ),
             Settlement::Ack | Settlement::Release => {}
         }
-        delivery.settle(settlement)
+        let Some(observer) = &self.observer else { return delivery.settle(settlement) };
+        let (message, told) = (message.clone(), settlement.clone());
+        let confirm = delivery.settle(settlement);
+        observer.settled(&self.identity, &message, attempt, told);
+        confirm
     }
 }
 

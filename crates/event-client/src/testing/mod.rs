@@ -1,0 +1,273 @@
+//! `TestBus`: a service on a bus of its own in memory, with a clock that jumps instead of waiting.
+//!
+//! ```
+//! use event_client::service::OutcomeKind::{Ack, Retry};
+//! use event_client::service::{Attempt, Emitter, Msg, Outcome, Service};
+//! use event_client::testing::TestBus;
+//! # use event_client::{Event, event::JsonSchema};
+//! # use serde::{Deserialize, Serialize};
+//! # #[derive(Event, Serialize, Deserialize, JsonSchema)]
+//! # #[event(name = "orders.placed", version = 1)]
+//! # struct OrderPlaced { order_id: u64 }
+//! # #[derive(Event, Serialize, Deserialize, JsonSchema, Debug, PartialEq)]
+//! # #[event(name = "orders.paid", version = 1)]
+//! # struct OrderPaid { order_id: u64 }
+//!
+//! async fn charge(attempt: Attempt, out: Emitter, Msg(order): Msg<OrderPlaced>) -> Outcome {
+//!     if attempt.number() == 1 {
+//!         return Outcome::retry("the bank is down");
+//!     }
+//!     match out.emit(OrderPaid { order_id: order.order_id }).await {
+//!         Ok(_) => Outcome::Ack,
+//!         Err(error) => error.into(),
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let t = TestBus::start(Service::new("billing").on(charge)).await; // inside #[tokio::test]
+//! t.publish(OrderPlaced { order_id: 7 }).await.settled().await; // the second of backoff takes no time
+//! assert_eq!(t.handler("billing.orders.placed").outcomes(), [Retry, Ack]);
+//! assert_eq!(t.emitted::<OrderPaid>().once(), OrderPaid { order_id: 7 });
+//! assert!(t.dead_letters().await.is_empty());
+//! # }
+//! ```
+
+mod record;
+mod watched;
+
+use std::fmt;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use record::Records;
+pub use record::{Attempted, Emitted, Handled};
+use watched::Watched;
+
+use crate::bus::{Bus, Settings};
+use crate::error::Result;
+use crate::event::Event;
+use crate::service::{Running, Service};
+use crate::transport::{DeadLetter, DeadLetterFilter, MemoryConfig, MemoryTransport};
+
+/// Longest time on a paused clock that [`TestBus::settled`] gives the service: far beyond any sum of backoffs.
+const PAUSED_BOUND: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The same on a clock that runs.
+const REAL_BOUND: Duration = Duration::from_secs(30);
+
+/// One service on a private bus in memory, watched.
+///
+/// Its methods panic with an explanation instead of returning errors: they are assertions.
+pub struct TestBus {
+    memory: Arc<MemoryTransport>,
+    bus: Bus,
+    records: Arc<Records>,
+    running: Option<Running>,
+    bound: Duration,
+}
+
+impl TestBus {
+    /// Starts `service` with the clock paused: whenever all tasks wait, time jumps to the next timer, so backoffs,
+    /// delays and time-outs take no time at all.
+    ///
+    /// A handler that does real I/O (a database, a socket) is no timer: the clock would jump past its time-outs
+    /// while it waits. Use [`TestBus::real_time`] for such services.
+    ///
+    /// # Panics
+    /// When the service cannot start, or outside of tokio's current-thread runtime, which `#[tokio::test]` gives.
+    pub async fn start(service: Service) -> Self {
+        use tokio::runtime::{Handle, RuntimeFlavor};
+        assert!(
+            matches!(Handle::current().runtime_flavor(), RuntimeFlavor::CurrentThread),
+            "TestBus::start pauses the clock, which only the current-thread runtime of a plain #[tokio::test] can; \
+             use it, or TestBus::real_time"
+        );
+        if !is_paused() {
+            tokio::time::pause();
+        }
+        Self::open(service, PAUSED_BOUND).await
+    }
+
+    /// Starts `service` on the clock as it runs, for handlers that do real I/O. Give them short backoffs.
+    ///
+    /// # Panics
+    /// When the service cannot start.
+    pub async fn real_time(service: Service) -> Self {
+        Self::open(service, REAL_BOUND).await
+    }
+
+    async fn open(service: Service, bound: Duration) -> Self {
+        let memory =
+            Arc::new(MemoryTransport::private(MemoryConfig::default()).expect("the defaults are valid"));
+        let records = Arc::new(Records::default());
+        let settings = Settings { source: "/test".into(), ..Settings::default() };
+        let bus = Watched::bus(memory.clone(), records.clone(), false, settings);
+        let mut test = Self { memory, bus, records, running: None, bound };
+        if let Err(error) = test.run(service).await {
+            panic!("the service under test does not start: {error}");
+        }
+        test
+    }
+
+    async fn run(&mut self, service: Service) -> Result<()> {
+        let bus = Watched::bus(self.memory.clone(), self.records.clone(), true, Settings::default());
+        self.running = Some(service.bus(bus).observe(self.records.clone()).start().await?);
+        Ok(())
+    }
+
+    /// The bus beside the service: what is published here is not [emitted](TestBus::emitted).
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The service at work: counts, health.
+    ///
+    /// # Panics
+    /// After [`TestBus::stop`].
+    pub fn running(&self) -> &Running {
+        self.running.as_ref().expect("the service was stopped; start one with `restart`")
+    }
+
+    /// Publishes an event; for options use [`TestBus::bus`].
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn publish<E: Event>(&self, event: E) -> &Self {
+        if let Err(error) = self.bus.publish(event).await {
+            panic!("the test's event was refused: {error}");
+        }
+        self
+    }
+
+    /// Waits until nothing is left to do: every group has settled all it was sent, retries and delayed messages
+    /// included, and every broadcast was handled.
+    ///
+    /// # Panics
+    /// When that does not come, naming the groups and what they wait for: after a week of paused time, or 30 s.
+    pub async fn settled(&self) -> &Self {
+        let deadline = Instant::now() + self.bound;
+        let mut look_again = Duration::from_millis(1);
+        loop {
+            let changed = self.records.changed();
+            let Some(left) = self.unsettled().await else { return self };
+            let now = Instant::now();
+            assert!(now < deadline, "not settled after {:?}: {left}", self.bound);
+            // What ends without a settlement, such as an expiry, gives no signal: look again, ever more rarely.
+            let due = self.records.due().filter(|due| *due > now).unwrap_or(deadline);
+            tokio::select! {
+                () = changed => {}
+                () = tokio::time::sleep_until(due.min(now + look_again).min(deadline)) => {
+                    look_again = (look_again * 2).min(Duration::from_secs(60));
+                }
+            }
+        }
+    }
+
+    /// What is left to do, in words.
+    async fn unsettled(&self) -> Option<String> {
+        let mut left = String::new();
+        let mine = self.running.as_ref().map(Running::counts).unwrap_or_default();
+        let groups = self
+            .bus
+            .admin()
+            .groups()
+            .await
+            .unwrap_or_else(|error| panic!("cannot look at the groups: {error}"));
+        for group in groups.iter().filter(|group| mine.contains_key(group.group.as_str())) {
+            if group.waiting + group.in_flight > 0 {
+                let _ = write!(
+                    left,
+                    "`{}` has {} waiting ({} of them for a retry) and {} being handled; ",
+                    group.group, group.waiting, group.retrying, group.in_flight
+                );
+            }
+        }
+        if self.records.due().is_some_and(|due| due > Instant::now()) {
+            left.push_str("a delayed message is not due yet; ");
+        }
+        match self.records.unheard() {
+            0 => {}
+            count => {
+                let _ = write!(left, "{count} broadcasts are being handled; ");
+            }
+        }
+        if left.is_empty() { None } else { Some(left.trim_end_matches("; ").to_owned()) }
+    }
+
+    /// How one handler fared so far, by its group: `<service>.<event>` unless named.
+    ///
+    /// # Panics
+    /// When the service has no such group; the message names those it has.
+    pub fn handler(&self, group: &str) -> Handled {
+        let handled = self.records.handled(group);
+        let groups: Vec<_> = self.running.iter().flat_map(|running| running.counts().into_keys()).collect();
+        assert!(
+            !handled.attempts().is_empty() || groups.iter().any(|known| known == group),
+            "no handler in group `{group}`; the service has {groups:?}"
+        );
+        handled
+    }
+
+    /// The events of one type that the service published so far, in order, whichever readable version they have.
+    ///
+    /// # Panics
+    /// When one of them does not decode.
+    pub fn emitted<E: Event>(&self) -> Emitted<E> {
+        self.records.emitted()
+    }
+
+    /// All dead letters, oldest first.
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.bus
+            .admin()
+            .dead_letters(DeadLetterFilter::default())
+            .await
+            .unwrap_or_else(|error| panic!("cannot list the dead letters: {error}"))
+    }
+
+    /// Sends all dead letters back to the groups that failed on them; answers how many.
+    pub async fn replay_dead_letters(&self) -> u64 {
+        self.bus
+            .admin()
+            .replay_dead_letters(DeadLetterFilter::default())
+            .await
+            .unwrap_or_else(|error| panic!("cannot replay the dead letters: {error}"))
+    }
+
+    /// Drains the service, as a shutdown would. Its groups stay on the bus.
+    ///
+    /// # Errors
+    /// As [`Running::drain`].
+    pub async fn stop(&mut self) -> Result<()> {
+        match self.running.take() {
+            Some(running) => running.drain().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Drains the service and starts another on the same bus, as an upgrade would. Records go on.
+    ///
+    /// # Errors
+    /// When draining had to abandon work or the new one does not start.
+    pub async fn restart(&mut self, service: Service) -> Result<()> {
+        self.stop().await?;
+        self.run(service).await
+    }
+}
+
+/// Whether tokio's clock stands still; tokio itself does not tell.
+fn is_paused() -> bool {
+    let (real, tokio) = (std::time::Instant::now(), Instant::now());
+    while real.elapsed() < Duration::from_micros(50) {
+        std::hint::spin_loop();
+    }
+    tokio.elapsed().is_zero()
+}
+
+impl fmt::Debug for TestBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestBus").field("running", &self.running).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,215 @@
+//! What a service under test did, and how to ask for it.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use smol_str::SmolStr;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio::time::Instant;
+
+use crate::delivery::Settlement;
+use crate::envelope::{Envelope, Meta};
+use crate::event::{Event, version_of};
+use crate::message::{Message, MessageId};
+use crate::service::{Identity, Observer, Outcome, OutcomeKind};
+use crate::subject::{Pattern, Subject};
+
+/// Everything seen since the start.
+#[derive(Default)]
+pub(super) struct Records {
+    seen: Mutex<Seen>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Seen {
+    emitted: Vec<Message>,
+    attempts: Vec<(SmolStr, Attempted)>,
+    /// When the last delayed message becomes due.
+    due: Option<Instant>,
+    /// What the broadcast handlers listen to, how many messages they should have seen, and how many they did.
+    broadcasts: Vec<Vec<Pattern>>,
+    sent: u64,
+    heard: u64,
+}
+
+impl Records {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves at the next settlement or publish from now on.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    pub(super) fn published(&self, message: Option<Message>, subject: &Subject, due: Option<Instant>) {
+        let mut seen = self.seen();
+        let listening = |filters: &&Vec<Pattern>| filters.iter().any(|filter| filter.matches(subject));
+        seen.sent += seen.broadcasts.iter().filter(listening).count() as u64;
+        seen.due = seen.due.max(due);
+        seen.emitted.extend(message);
+        drop(seen);
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn listens(&self, filters: Vec<Pattern>) {
+        self.seen().broadcasts.push(filters);
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.seen().due
+    }
+
+    pub(super) fn unheard(&self) -> u64 {
+        let seen = self.seen();
+        seen.sent.saturating_sub(seen.heard)
+    }
+
+    pub(super) fn handled(&self, group: &str) -> Handled {
+        let attempts =
+            self.seen().attempts.iter().filter(|(of, _)| of == group).map(|(_, at)| at.clone()).collect();
+        Handled { attempts }
+    }
+
+    pub(super) fn emitted<E: Event>(&self) -> Emitted<E> {
+        let subjects = E::subjects().unwrap_or_else(|error| panic!("{error}"));
+        let read = |message: &Message| {
+            let decoded = Envelope::read(message).and_then(|envelope| {
+                let version = version_of(&envelope.meta.kind).unwrap_or(E::VERSION);
+                Ok((E::decode(version, &envelope)?, envelope.meta))
+            });
+            decoded
+                .unwrap_or_else(|error| panic!("an emitted `{}` does not decode: {error}", message.subject))
+        };
+        let seen = self.seen();
+        let of_type = |message: &&Message| subjects.contains(&message.subject);
+        let (events, metas) = seen.emitted.iter().filter(of_type).map(read).unzip();
+        let others = seen.emitted.iter().filter(|message| !of_type(message));
+        Emitted { events, metas, others: others.map(|message| message.subject.clone()).collect() }
+    }
+}
+
+impl Observer for Records {
+    fn settled(&self, handler: &Identity, message: &Message, attempt: u32, settlement: Settlement) {
+        let outcome = match settlement {
+            Settlement::Ack => Outcome::Ack,
+            Settlement::Retry { after, error } => Outcome::Retry { after: Some(after), error },
+            Settlement::Reject(rejection) => {
+                Outcome::Reject { reason: rejection.reason, error: rejection.error }
+            }
+            Settlement::Release => Outcome::Release,
+        };
+        let mut seen = self.seen();
+        seen.heard += u64::from(handler.broadcast);
+        let attempted = Attempted { id: message.id.clone(), attempt, outcome, at: Instant::now() };
+        seen.attempts.push((handler.group.clone(), attempted));
+        drop(seen);
+        self.changed.notify_waiters();
+    }
+}
+
+/// One attempt of a handler at a message.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Attempted {
+    /// The message.
+    pub id: MessageId,
+    /// Which attempt at it, from 1.
+    pub attempt: u32,
+    /// How it was settled: the retry policy has been applied, so the last failed attempt is a `Reject`.
+    pub outcome: Outcome,
+    /// When, on tokio's clock.
+    pub at: Instant,
+}
+
+/// How a handler fared, in the order of settling.
+#[derive(Clone, Debug)]
+pub struct Handled {
+    attempts: Vec<Attempted>,
+}
+
+impl Handled {
+    /// How each attempt was settled: `assert_eq!(handled.outcomes(), [Retry, Ack])`.
+    pub fn outcomes(&self) -> Vec<OutcomeKind> {
+        self.attempts.iter().map(|attempted| attempted.outcome.kind()).collect()
+    }
+
+    /// The attempts in full.
+    pub fn attempts(&self) -> &[Attempted] {
+        &self.attempts
+    }
+
+    /// Only the attempts at one message.
+    #[must_use]
+    pub fn of(&self, id: &MessageId) -> Self {
+        Self { attempts: self.attempts.iter().filter(|attempted| attempted.id == *id).cloned().collect() }
+    }
+
+    /// The texts of all failures, in order.
+    pub fn errors(&self) -> Vec<&str> {
+        self.attempts
+            .iter()
+            .filter_map(|attempted| match &attempted.outcome {
+                Outcome::Retry { error, .. } | Outcome::Reject { error, .. } => Some(error.as_str()),
+                Outcome::Ack | Outcome::Release => None,
+            })
+            .collect()
+    }
+}
+
+/// The events of one type that a service published; reads like a slice of them.
+pub struct Emitted<E> {
+    events: Vec<E>,
+    metas: Vec<Meta>,
+    others: Vec<Subject>,
+}
+
+impl<E: Event> Emitted<E> {
+    /// The only one.
+    ///
+    /// # Panics
+    /// When there is none or more than one; the message says what was emitted instead.
+    #[track_caller]
+    pub fn once(mut self) -> E {
+        assert!(self.events.len() == 1, "expected one `{}` to be emitted: {self:?}", E::SUBJECT);
+        self.events.remove(0)
+    }
+
+    /// None at all.
+    ///
+    /// # Panics
+    /// When there is one.
+    #[track_caller]
+    pub fn never(self) {
+        assert!(self.events.is_empty(), "expected no `{}` to be emitted: {self:?}", E::SUBJECT);
+    }
+
+    /// The events alone.
+    pub fn into_vec(self) -> Vec<E> {
+        self.events
+    }
+
+    /// The attributes of each, in the same order: ids, correlation, cause, trace.
+    pub fn metas(&self) -> &[Meta] {
+        &self.metas
+    }
+}
+
+impl<E> Deref for Emitted<E> {
+    type Target = [E];
+    fn deref(&self) -> &[E] {
+        &self.events
+    }
+}
+
+impl<E: Event> fmt::Debug for Emitted<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Events need not implement Debug; as JSON they say as much.
+        let shown: Vec<_> =
+            self.events.iter().filter_map(|event| serde_json::to_string(event).ok()).collect();
+        write!(f, "{} of it [{}], beside {:?}", self.events.len(), shown.join(", "), self.others)
+    }
+}
