@@ -7,14 +7,27 @@ use std::sync::Mutex;
 
 static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
 
+/// The folder of programs that were built already and are up to date: `ops/test` sets it for its whole run.
+const PREBUILT: &str = "BACKBONE_PROGRAMS";
+
 /// The path of the program `name` of the workspace package `package`, built in the profile of this test.
 ///
 /// The first call for a package runs `cargo build`; later calls of the same process answer at once. The path
-/// comes from cargo's own report, so a `CARGO_TARGET_DIR` is honoured.
+/// comes from cargo's own report, so a `CARGO_TARGET_DIR` is honoured. Where `BACKBONE_PROGRAMS` names a folder,
+/// the program is taken from there and nothing is built.
 ///
 /// # Panics
 /// When the build fails or the package has no such program; the compiler's messages are on standard error.
 pub fn binary(package: &str, name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os(PREBUILT).filter(|folder| !folder.is_empty()) {
+        let path = PathBuf::from(folder).join(name);
+        assert!(
+            path.is_file(),
+            "package {package} has no program named {name} in {PREBUILT}: {}",
+            path.display()
+        );
+        return path;
+    }
     let key = format!("{package}/{name}");
     // A build that panicked leaves nothing half-done behind, so its poison is no reason to fail others.
     let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
