@@ -13,12 +13,16 @@ use std::sync::PoisonError;
 impl Health {
     /// The routes, to merge into the router of the process.
     pub fn router(&self) -> Router {
-        let routes = Router::new()
+        let live = Router::new()
             .route("/health", get(live))
             .route("/api/health", get(live))
-            .route("/api/health/", get(live))
-            .route("/health/detailed", get(detailed))
-            .route("/ready", get(ready));
+            .route("/api/health/", get(live));
+        live.with_state(self.clone()).merge(self.probes())
+    }
+
+    /// `/health/detailed`, `/ready` and `/metrics` alone, for a process whose `/health` is somebody else's contract.
+    pub fn probes(&self) -> Router {
+        let routes = Router::new().route("/health/detailed", get(detailed)).route("/ready", get(ready));
         let routes = match &self.metrics {
             Some(metrics) => {
                 let metrics = metrics.clone();
