@@ -1,11 +1,84 @@
 //! Builds the viewer with Node when Node is there; without it the page says how to get the viewer.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+/// What the page says when the viewer could not be built.
+const WITHOUT: &str = r#"<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Logs</title><link rel="stylesheet" href="ui/app.css"></head>
+<body><section id="empty"><h2>The viewer is not in this build</h2>
+<p>Install Node 18 or newer with npm and build again; meanwhile the records are at <a href="logs">logs</a> as JSON.</p>
+</section></body></html>
+"#;
+
 fn main() {
-    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").unwrap()).join("ui");
-    std::fs::create_dir_all(&out).unwrap();
-    for f in ["index.html"] {
-        std::fs::copy(format!("ui/{f}"), out.join(f)).unwrap();
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    for path in [
+        "build.rs",
+        "ui/index.html",
+        "ui/app.css",
+        "ui/icon.svg",
+        "ui/src",
+        "ui/package.json",
+        "ui/package-lock.json",
+    ] {
+        println!("cargo::rerun-if-changed={path}");
     }
-    for f in ["app.js", "app.css", "icon.svg"] {
-        std::fs::write(out.join(f), "").unwrap();
+    let files = out.join("ui");
+    fs::create_dir_all(&files).expect("OUT_DIR can be written");
+    let copy = |name: &str| {
+        _ = fs::copy(Path::new("ui").join(name), files.join(name)).expect("the viewer's files are there")
+    };
+    copy("app.css");
+    copy("icon.svg");
+    match script(&out.join("ui-build")) {
+        Ok(script) => {
+            copy("index.html");
+            fs::write(files.join("app.js"), script).expect("OUT_DIR can be written");
+        }
+        Err(why) => {
+            println!("cargo::warning=the log viewer is not built: {why}");
+            // A file that never is: every build tries again until the viewer is there.
+            println!("cargo::rerun-if-changed=ui/not-built-yet");
+            fs::write(files.join("index.html"), WITHOUT).expect("OUT_DIR can be written");
+            fs::write(files.join("app.js"), "").expect("OUT_DIR can be written");
+        }
     }
+}
+
+/// Bundles the TypeScript in a copy of the folder, so that the source tree stays as it is.
+fn script(work: &Path) -> Result<String, String> {
+    let said = |e: std::io::Error| e.to_string();
+    fs::create_dir_all(work.join("src")).map_err(said)?;
+    for name in ["package.json", "package-lock.json", "tsconfig.json"] {
+        fs::copy(Path::new("ui").join(name), work.join(name)).map_err(said)?;
+    }
+    for entry in fs::read_dir("ui/src").map_err(said)? {
+        let entry = entry.map_err(said)?;
+        fs::copy(entry.path(), work.join("src").join(entry.file_name())).map_err(said)?;
+    }
+    // Type checking is for those who change the viewer: `npm run check`.
+    let quick = [
+        "--omit=dev",
+        "--no-audit",
+        "--no-fund",
+        "--fetch-retries=1",
+        "--fetch-timeout=20000",
+        "--prefer-offline",
+    ];
+    npm(work, &[&["ci"], &quick[..]].concat())?;
+    npm(work, &["run", "build"])?;
+    fs::read_to_string(work.join("dist/app.js")).map_err(said)
+}
+
+fn npm(work: &Path, arguments: &[&str]) -> Result<(), String> {
+    let ran = Command::new("npm").args(arguments).current_dir(work).output();
+    let output = ran.map_err(|e| format!("npm cannot be run ({e}); install Node 18 or newer"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
+    Err(format!("npm {} failed: {line}", arguments[0]))
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::App;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::submission::{severity_of, time_from};
-use crate::store::{Cursor, Filter, Order, Query as Question, Stored};
+use crate::store::{Cursor, Filter, Order, Query as Question, Seq, Stored};
 
 const DEFAULT_LIMIT: usize = 100;
 const MOST: usize = 10_000;
@@ -94,6 +94,11 @@ pub(super) fn limit_of(value: &str) -> Result<usize> {
     let limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit));
     let text = || format!("limit has to be a whole number from 1 to {MOST}, found {value:?}");
     limit.ok_or_else(|| Error::new(ErrorKind::Invalid, text()))
+}
+
+pub(super) fn seq_of(value: &str) -> Result<Seq> {
+    let text = || format!("after has to be the number of a record, found {value:?}");
+    value.parse().map_err(|_| Error::new(ErrorKind::Invalid, text()))
 }
 
 pub(super) fn unknown(name: &str) -> Error {

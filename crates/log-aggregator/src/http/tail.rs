@@ -2,7 +2,8 @@
 //!
 //! Parameters: those of a filter (see [`query`](super::query)) and `backlog`, how many of the newest matching
 //! records come first (0 to 10 000, default 0). Each event's id is the record's number and its data the record;
-//! a reader that comes back with `Last-Event-ID` gets what it missed, up to 10 000 records. An event `dropped`
+//! a reader that comes back with `Last-Event-ID`, or `after` as a parameter, gets what it missed, up to 10 000
+//! records. An event `dropped`
 //! with `{"count": n}` tells a reader that was too slow how many records passed it by, before filtering; one
 //! with `{"count": null}` that more than 10 000 records came while it was away.
 
@@ -52,7 +53,7 @@ struct Tail {
 async fn open(
     app: &App,
     parameters: Vec<(String, String)>,
-    id: Option<Seq>,
+    mut id: Option<Seq>,
     slot: OwnedSemaphorePermit,
 ) -> Result<Response> {
     let (filter, rest) = query::filter_of(parameters)?;
@@ -61,6 +62,8 @@ async fn open(
         match name.as_str() {
             "backlog" if value == "0" => backlog = 0,
             "backlog" => backlog = query::limit_of(&value)?,
+            // The header is the later of the two: a browser sends it when it comes back to the same address.
+            "after" => id = id.or(Some(query::seq_of(&value)?)),
             _ => return Err(query::unknown(&name)),
         }
     }

@@ -1,0 +1,45 @@
+// An opened row: every field of the record as a table.
+
+import { copier, button, make } from "./dom";
+import { ID_NAMES, type IdName } from "./filter";
+import type { LogRecord } from "./record";
+
+/** Makes the table; `only` shows the records that share an id. */
+export function detail(record: LogRecord, only: (name: IdName, id: string) => void): HTMLElement {
+  const table = make("table");
+  const body = table.createTBody();
+  const add = (name: string, value: string, ...more: Node[]) => {
+    const row = body.insertRow();
+    const head = make("th", "", name);
+    head.scope = "row";
+    row.append(head, make("td", "", make("span", "value", value), ...more));
+  };
+  add("message", record.message);
+  add("time", record.time);
+  if (record.arrived !== undefined) add("arrived", record.arrived);
+  add("level", `${record.level} (severity ${record.severity})`);
+  add("service", record.service);
+  for (const name of ["trace_id", "span_id", "request_id", "correlation_id"] as const) {
+    const id = record[name];
+    if (id === undefined) continue;
+    const shared = ID_NAMES.find((other) => other === name);
+    add(name, id, ...(shared === undefined ? [] : [button("quiet", "Only these", () => only(shared, id))]));
+  }
+  const attributes = Object.entries(record.attributes ?? {});
+  for (const [name, value] of attributes) {
+    add(name, typeof value === "string" ? value : JSON.stringify(value, null, 1));
+  }
+  add("id", record.id);
+  if (record.raw !== undefined) {
+    add("raw body", record.raw);
+    body.rows[body.rows.length - 1]?.classList.add("raw");
+  }
+  const tools = make("div", "tools", copier("Copy as JSON", () => JSON.stringify(record, null, 2)));
+  if (record.repaired) {
+    tools.prepend(make("span", "note", "This record came as broken JSON. It was repaired; the raw body is kept."));
+  }
+  const box = make("div", "detail", table, tools);
+  box.setAttribute("role", "region");
+  box.setAttribute("aria-label", "All fields of the record");
+  return box;
+}

@@ -1,0 +1,75 @@
+// The only way into the page: elements and text. Nothing here or elsewhere writes HTML.
+
+type Child = Node | string;
+
+/** Makes an element with a class and children; strings become text. */
+export function make<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  className = "",
+  ...children: Child[]
+): HTMLElementTagNameMap[K] {
+  const element = document.createElement(tag);
+  if (className !== "") element.className = className;
+  element.append(...children);
+  return element;
+}
+
+/** A button that does something. */
+export function button(className: string, label: string, act: () => void): HTMLButtonElement {
+  const element = make("button", className, label);
+  element.type = "button";
+  element.addEventListener("click", (event) => {
+    event.stopPropagation();
+    act();
+  });
+  return element;
+}
+
+/** An element of the page that has to be there. */
+export function find<T extends HTMLElement = HTMLElement>(id: string): T {
+  const element = document.getElementById(id);
+  if (element === null) throw new Error(`the page has no #${id}`);
+  return element as T;
+}
+
+/** Text with every occurrence of the words marked, whatever their case. */
+export function marked(text: string, words: string[]): Node[] {
+  if (words.length === 0) return [document.createTextNode(text)];
+  const lower = text.toLowerCase();
+  const nodes: Node[] = [];
+  let at = 0;
+  // Folding case can change the length of rare letters; then marks would slip, so there are none.
+  while (at < text.length && lower.length === text.length) {
+    let next = -1;
+    let length = 0;
+    for (const word of words) {
+      const found = lower.indexOf(word, at);
+      if (found >= 0 && (next < 0 || found < next)) {
+        next = found;
+        length = word.length;
+      }
+    }
+    if (next < 0) break;
+    nodes.push(document.createTextNode(text.slice(at, next)), make("mark", "", text.slice(next, next + length)));
+    at = next + length;
+  }
+  nodes.push(document.createTextNode(text.slice(at)));
+  return nodes;
+}
+
+/** Copies text; says in the button whether it worked. */
+export function copier(label: string, text: () => string): HTMLButtonElement {
+  const element = button("quiet", label, () => {
+    const say = (outcome: string) => {
+      element.textContent = outcome;
+      setTimeout(() => (element.textContent = label), 1500);
+    };
+    // Without TLS and off this machine there is no clipboard to write to.
+    const copied = navigator.clipboard?.writeText(text()) ?? Promise.reject(new Error("no clipboard"));
+    copied.then(
+      () => say("Copied"),
+      () => say("Cannot copy here"),
+    );
+  });
+  return element;
+}

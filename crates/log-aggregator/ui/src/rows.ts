@@ -1,0 +1,119 @@
+// The list of records, the newest at the bottom. It holds a bounded number of rows: old ones go at the top when
+// new ones come.
+
+import { detail } from "./detail";
+import { make, marked } from "./dom";
+import type { IdName } from "./filter";
+import { type LogRecord, colourOf, isToday, levelOf, shortTime } from "./record";
+
+/** Rows in the page at once. */
+export const MOST_ROWS = 2000;
+
+export class Rows {
+  words: string[] = [];
+  #seen = new Set<number>();
+
+  constructor(
+    private readonly box: HTMLElement,
+    private readonly only: (name: IdName, id: string) => void,
+  ) {
+    box.addEventListener("click", (event) => {
+      const row = (event.target as Element).closest<HTMLElement>(".row");
+      // A click that ends a selection of text is not one that opens a row.
+      if (row && getSelection()?.isCollapsed !== false) this.#toggle(row);
+    });
+    box.addEventListener("keydown", (event) => {
+      const row = (event.target as Element).closest<HTMLElement>(".row");
+      if (row && event.key === "Enter") this.#toggle(row);
+    });
+  }
+
+  get count(): number {
+    return this.#seen.size;
+  }
+
+  clear(): void {
+    this.#seen.clear();
+    this.box.classList.remove("dated");
+    this.box.replaceChildren();
+  }
+
+  /** Puts newer records below, the oldest of them first. */
+  append(records: LogRecord[]): void {
+    const fragment = document.createDocumentFragment();
+    for (const record of records.slice(-MOST_ROWS)) this.#put(record, fragment);
+    this.box.append(fragment);
+    while (this.#seen.size > MOST_ROWS) this.#dropFirst();
+  }
+
+  /** Puts older records above, given latest first. Answers whether there is room for more. */
+  prepend(records: LogRecord[]): boolean {
+    const fragment = document.createDocumentFragment();
+    const room = MOST_ROWS - this.#seen.size;
+    for (const record of records.slice(0, room).reverse()) this.#put(record, fragment);
+    this.box.prepend(fragment);
+    return records.length < room;
+  }
+
+  /** A line between rows that says what is not there. */
+  gap(text: string): void {
+    this.box.append(make("div", "gap", text));
+  }
+
+  /** Moves the focus to the next or previous row. */
+  step(by: 1 | -1): void {
+    const rows = [...this.box.querySelectorAll<HTMLElement>(".row")];
+    const at = rows.indexOf(document.activeElement as HTMLElement);
+    const next = at < 0 ? rows.length - 1 : Math.min(Math.max(at + by, 0), rows.length - 1);
+    rows[next]?.focus();
+  }
+
+  #put(record: LogRecord, into: DocumentFragment): void {
+    if (this.#seen.has(record.seq)) return;
+    this.#seen.add(record.seq);
+    if (!isToday(record)) this.box.classList.add("dated");
+    const time = make("time", "", shortTime(record));
+    time.dateTime = record.time;
+    time.title = record.time;
+    const service = make("span", "service", make("i", "dot"), record.service);
+    service.style.setProperty("--service", colourOf(record.service));
+    service.title = record.service;
+    const message = make("span", "message", ...marked(record.message, this.words));
+    const level = make("span", "level", record.level.toUpperCase());
+    level.title = `severity ${record.severity}`;
+    const row = make("div", "row", time, level, service, message);
+    if (record.repaired) row.append(make("span", "badge", "repaired"));
+    row.dataset["level"] = levelOf(record);
+    row.dataset["seq"] = String(record.seq);
+    row.tabIndex = 0;
+    row.setAttribute("role", "button");
+    row.setAttribute("aria-expanded", "false");
+    records.set(row, record);
+    into.append(row);
+  }
+
+  #toggle(row: HTMLElement): void {
+    const record = records.get(row);
+    if (record === undefined) return;
+    const open = row.getAttribute("aria-expanded") === "true";
+    row.setAttribute("aria-expanded", String(!open));
+    if (open) row.nextElementSibling?.remove();
+    else {
+      const fields = detail(record, this.only);
+      row.after(fields);
+      fields.scrollIntoView({ block: "nearest" });
+      row.scrollIntoView({ block: "nearest" });
+    }
+  }
+
+  #dropFirst(): void {
+    const first = this.box.firstElementChild;
+    if (first === null) return;
+    const seq = (first as HTMLElement).dataset["seq"];
+    if (seq !== undefined) this.#seen.delete(Number(seq));
+    first.remove();
+  }
+}
+
+/** The record behind each row; gone when the row is. */
+const records = new WeakMap<HTMLElement, LogRecord>();

@@ -1,0 +1,86 @@
+// Where records come from: the live tail, and pages of older ones. Only relative addresses, so that the viewer
+// works under any path.
+
+import { type Filter, toParameters } from "./filter";
+import type { LogRecord } from "./record";
+
+export type State = "connecting" | "connected" | "disconnected";
+
+export interface Listener {
+  record(record: LogRecord): void;
+  /** Records passed by unseen; how many, if that is known. */
+  dropped(count: number | null): void;
+  state(state: State): void;
+}
+
+const meta = document.querySelector<HTMLMetaElement>('meta[name="reconnect-delay"]');
+const RECONNECT_DELAY = Number(meta?.content) || 3000;
+
+/** The live tail of a filter. Comes back by itself, with what was missed meanwhile. */
+export class Tail {
+  #source: EventSource | undefined;
+  #last: number | undefined;
+  #retry: number | undefined;
+  #over = false;
+
+  constructor(
+    private readonly filter: Filter,
+    private readonly listener: Listener,
+  ) {
+    this.#open();
+  }
+
+  #open(): void {
+    const parameters = toParameters(this.filter);
+    if (this.#last !== undefined) parameters.set("after", String(this.#last));
+    const source = new EventSource(`api/v1/tail?${parameters}`);
+    this.#source = source;
+    source.onopen = () => this.listener.state("connected");
+    source.onmessage = (event: MessageEvent<string>) => {
+      const record = JSON.parse(event.data) as LogRecord;
+      this.#last = record.seq;
+      this.listener.record(record);
+    };
+    source.addEventListener("dropped", (event) => {
+      const { count } = JSON.parse((event as MessageEvent<string>).data) as { count: number | null };
+      this.listener.dropped(count);
+    });
+    source.onerror = () => {
+      // The browser's own retry gives up on any answer but 200, so there is one way: ours.
+      source.close();
+      if (this.#over) return;
+      this.listener.state("disconnected");
+      this.#retry = window.setTimeout(() => this.#open(), RECONNECT_DELAY);
+    };
+  }
+
+  close(): void {
+    this.#over = true;
+    window.clearTimeout(this.#retry);
+    this.#source?.close();
+  }
+}
+
+export interface Page {
+  records: LogRecord[];
+  next: string | null;
+}
+
+/** A page of records, the latest first. */
+export async function page(filter: Filter, limit: number, cursor: string | null): Promise<Page> {
+  const parameters = toParameters(filter);
+  parameters.set("limit", String(limit));
+  if (cursor !== null) parameters.set("cursor", cursor);
+  const response = await fetch(`api/v1/query?${parameters}`);
+  const body = (await response.json()) as Page & { detail?: string };
+  if (!response.ok) throw new Error(body.detail ?? `the server answered ${response.status}`);
+  return body;
+}
+
+/** How many records each service has. */
+export async function services(): Promise<Map<string, number>> {
+  const response = await fetch("storage/info");
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  const info = (await response.json()) as Record<string, { count: number }>;
+  return new Map(Object.entries(info).map(([name, { count }]) => [name, count]));
+}
