@@ -9,7 +9,7 @@
 //!
 //! Unknown keys are errors that suggest the nearest known one, and every error says where the value came from:
 //! `http.port: expected a number from 0 to 65535, got "many" (from the variable PORT)`. An empty variable counts
-//! as unset. Values of type [`Secret`] and [`Url`] are never shown.
+//! as unset. A struct with `#[serde(flatten)]` takes unknown keys in without a word. Values of type [`Secret`] and [`Url`] are never shown.
 
 mod deserialize;
 mod file;
@@ -130,13 +130,11 @@ impl Loader {
                 .map_err(|(line, why)| Error::new(Kind::Syntax, format!("defaults:{line}: {why}")))?,
             None => tree::Tree::default(),
         };
-        // A variable that is not UTF-8 can be none of ours with a usable value; it is passed over by name alone.
-        let environment = self.environment.unwrap_or_else(|| {
-            std::env::vars_os()
-                .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)))
-                .collect()
-        });
         let names = names::Names::new(&self.service, self.aliases);
+        let environment = match self.environment {
+            Some(environment) => environment,
+            None => process_environment(&names)?,
+        };
         let named =
             environment.iter().find(|(name, value)| *name == names.config_file() && !value.is_empty());
         let file = match (self.file, named) {
@@ -182,6 +180,22 @@ impl<T> Loaded<T> {
         };
         Error::new(Kind::InvalidValue, format!("{key}: {why} ({from})"))
     }
+}
+
+/// The variables of this process. One that is not UTF-8 is an error when it is ours, and passed over otherwise.
+fn process_environment(names: &names::Names) -> Result<Vec<(String, String)>, Error> {
+    let mut environment = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => environment.push((name, value)),
+            Err(_) if names.reads(&name) => {
+                return Err(Error::new(Kind::InvalidValue, format!("the variable {name} is not UTF-8")));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(environment)
 }
 
 /// The path as it appears in messages.

@@ -75,6 +75,11 @@ impl Names {
         own(&self.service, "config")
     }
 
+    /// Whether this process takes a value from the variable `name`.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        name.starts_with(&own(&self.service, "")) || self.known.iter().any(|(variable, _)| variable == name)
+    }
+
     /// The variables that set `key`, the process' own last, for telling what to set.
     pub(super) fn of(&self, key: &str) -> Vec<String> {
         let shared =

@@ -7,7 +7,8 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
-const ROLE: &str = "SERVICE_KIT_TEST_ROLE";
+/// The variable that tells a child its role.
+pub(crate) const ROLE: &str = "SERVICE_KIT_TEST_ROLE";
 
 /// The role this process was started for; none in the parent.
 pub(crate) fn role() -> Option<String> {

@@ -7,6 +7,7 @@ use service_kit::http::{Settings, bind, serve};
 use service_kit::shutdown::{self, Parts, Shutdown};
 use service_kit::{Error, Kind};
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
 
 fn on(host: &str, port: u16) -> Settings {
@@ -55,4 +56,29 @@ async fn open_requests_are_answered_before_the_server_ends() {
     let report = run.await.unwrap();
     assert!(report.is_clean(), "{report}");
     assert!(tokio::net::TcpStream::connect(address).await.is_err(), "the listener is closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_end_is_cut() {
+    let arrived = Arc::new(Semaphore::new(0));
+    let here = arrived.clone();
+    let router = Router::new().route(
+        "/endless",
+        route(move || async move {
+            here.add_permits(1);
+            std::future::pending::<()>().await;
+        }),
+    );
+    let listener = bind(&on("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = Shutdown::new();
+    let mut parts = Parts::new(shutdown.clone(), shutdown::Settings::default());
+    parts.add("http", |stop| serve(listener, router, stop));
+    let run = tokio::spawn(parts.run());
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /endless HTTP/1.1\r\nHost: test\r\n\r\n").await.unwrap();
+    arrived.acquire().await.unwrap().forget();
+    shutdown.ask("the test says so");
+    let report = run.await.unwrap();
+    assert_eq!(report.finished, ["http"], "{report}");
 }

@@ -2,6 +2,7 @@
 
 mod child;
 mod client;
+mod config;
 mod health;
 mod http;
 mod shutdown;
