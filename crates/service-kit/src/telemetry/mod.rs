@@ -45,6 +45,8 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
+    /// No lines: further layers and metrics only.
+    Off,
 }
 
 /// Sets up logging and metrics for the whole process, panics included: they are logged as errors and so reach
@@ -56,9 +58,10 @@ pub fn init(settings: &Settings, layers: Vec<BoxedLayer>) -> Result<Metrics, Err
     let terminal = std::io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(std::io::stderr);
     let lines = match settings.format {
-        Format::Text => lines.with_ansi(terminal).boxed(),
-        Format::Auto if terminal => lines.boxed(),
-        Format::Auto | Format::Json => lines.json().flatten_event(true).boxed(),
+        Format::Text => Some(lines.with_ansi(terminal).boxed()),
+        Format::Auto if terminal => Some(lines.boxed()),
+        Format::Auto | Format::Json => Some(lines.json().flatten_event(true).boxed()),
+        Format::Off => None,
     };
     // The filter lies over all: what it refuses costs nothing, and no layer sees it.
     let subscriber = tracing_subscriber::registry().with(layers).with(lines).with(filter(settings)?);
