@@ -100,6 +100,11 @@ impl Subscription {
         give_back(&self.queue);
     }
 
+    /// Cancelled when it fetches no more.
+    pub(crate) fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
     /// Whether the subscription makes progress; changes can be awaited.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()

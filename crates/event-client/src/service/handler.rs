@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
+use tokio_util::sync::CancellationToken;
 
 use super::extract::{FromIncoming, FromPayload, Route};
 use super::incoming::Incoming;
@@ -90,16 +91,30 @@ pub struct Knobs {
     pub lease: Option<Duration>,
     /// Ephemeral, everything to everyone.
     pub broadcast: bool,
+    /// Most items of a batch; `concurrency` then counts batches.
+    pub batch: Option<usize>,
 }
 
 impl Knobs {
     /// Messages at a time when nothing is said.
     pub const DEFAULT_CONCURRENCY: usize = 16;
+    /// Most messages that one handler holds at a time, whatever its batches and concurrency.
+    pub const MAX_SLOTS: usize = 1 << 16;
+
+    /// Calls of the handler at a time.
+    pub(crate) fn calls(&self) -> usize {
+        self.concurrency.unwrap_or(Self::DEFAULT_CONCURRENCY).max(1)
+    }
+
+    /// Messages at a time.
+    pub(crate) fn slots(&self) -> usize {
+        self.calls().saturating_mul(self.batch.unwrap_or(1)).min(Self::MAX_SLOTS)
+    }
 
     pub(crate) fn subscribe(&self, mut spec: Subscribe) -> Subscribe {
         spec.start = self.start;
         spec.keyed = self.keyed;
-        spec.credit = self.concurrency.unwrap_or(Self::DEFAULT_CONCURRENCY).max(1);
+        spec.credit = self.slots();
         spec.lease = self.lease.unwrap_or(Subscribe::DEFAULT_LEASE);
         spec
     }
@@ -184,7 +199,7 @@ where
 }
 
 /// Who handles: known to every message on its way to the handler.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Identity {
     /// The service.
@@ -195,6 +210,10 @@ pub struct Identity {
     pub attempts: u32,
     /// Ephemeral: what fails is neither tried again nor kept.
     pub broadcast: bool,
+    /// Calls of the handler at a time.
+    pub concurrency: usize,
+    /// Cancelled when the service fetches no more.
+    pub(crate) draining: CancellationToken,
 }
 
 macro_rules! functions {

@@ -36,6 +36,8 @@
 //! # }
 //! ```
 
+mod batch;
+mod collect;
 mod extract;
 mod handler;
 mod incoming;
@@ -54,6 +56,8 @@ use tokio::task::JoinSet;
 use tower::util::BoxCloneSyncService;
 use tower_layer::Layer;
 
+pub use batch::{Batch, BatchHandler, FromBatch, IntoOutcomes, Item};
+pub use collect::{Batched, Batching};
 pub use extract::{
     Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route, State,
 };
@@ -172,6 +176,13 @@ impl<S: Send + Sync + 'static> Service<S> {
         let name: String = pattern.chars().map(|c| if matches!(c, '*' | '>') { '_' } else { c }).collect();
         let route = Pattern::new(pattern).map(|pattern| Route { name: name.into(), filters: vec![pattern] });
         self.add(route, handler)
+    }
+
+    /// Adds a handler of batches: up to `max` items, started `wait` after the first of them at the latest.
+    /// Short for `.on(handler.batch(max, wait))`, which takes further knobs.
+    #[must_use]
+    pub fn on_batch<M: 'static, H: BatchHandler<M, S>>(self, handler: H, max: usize, wait: Duration) -> Self {
+        self.on(handler.batch(max, wait))
     }
 
     fn add<M: 'static, H: Handler<M, S>>(mut self, route: Result<Route>, handler: H) -> Self {
@@ -300,7 +311,7 @@ impl Service {
             let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
             tracing::info!(
                 service = %self.name, %group, receives = filters.join(" "), transport = bus.capabilities().name,
-                concurrency = entry.knobs.concurrency.unwrap_or(Knobs::DEFAULT_CONCURRENCY), keyed = entry.knobs.keyed,
+                concurrency = entry.knobs.calls(), batch = entry.knobs.batch, keyed = entry.knobs.keyed,
                 attempts = retry.attempts, "handler subscribed"
             );
             let identity = Arc::new(Identity {
@@ -308,6 +319,8 @@ impl Service {
                 group,
                 attempts: retry.attempts,
                 broadcast: entry.knobs.broadcast,
+                concurrency: entry.knobs.calls(),
+                draining: subscription.stopping().clone(),
             });
             let observer = self.observer.clone();
             let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default(), observer };
@@ -315,7 +328,7 @@ impl Service {
         }
         let mut running = Running::new(self.name, bus, self.drain);
         for (station, knobs, subscription, work) in open {
-            let slots = knobs.concurrency.unwrap_or(Knobs::DEFAULT_CONCURRENCY);
+            let slots = knobs.slots();
             let station = Arc::new(station);
             let workers = work.spawn(slots, station.clone(), subscription.clone());
             running.add(station.identity.group.clone(), station.stats.clone(), subscription, workers);

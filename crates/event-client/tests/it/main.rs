@@ -1,4 +1,5 @@
 //! Integration tests of the library: one binary, one module a subject.
 
+mod batch;
 mod events;
 mod testbus;
