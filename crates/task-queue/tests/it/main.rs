@@ -2,5 +2,6 @@
 
 mod bad_input;
 mod behaviour;
+mod exam;
 mod path;
 mod support;

@@ -1,0 +1,155 @@
+//! What happens to nominal times that no scheduler was there for.
+
+use std::{fmt, str::FromStr};
+
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+
+use super::Timing;
+use crate::{Error, Result};
+
+/// Later than this, a nominal time counts as missed.
+const LATE: SignedDuration = SignedDuration::from_secs(60);
+/// Missed times made up for in one step by [`Missed::All`]; the rest follow in the next.
+const MOST: usize = 1000;
+
+/// The policy for missed times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Missed {
+    /// Fire once for all of them, under the latest one's name.
+    #[default]
+    Once,
+    /// Do not make up for times more than a minute ago.
+    Skip,
+    /// Fire once for each.
+    All,
+}
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Once => "once",
+            Self::Skip => "skip",
+            Self::All => "all",
+        })
+    }
+}
+
+impl FromStr for Missed {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "once" => Ok(Self::Once),
+            "skip" => Ok(Self::Skip),
+            "all" => Ok(Self::All),
+            _ => Err(Error::invalid(format!(
+                "`{text}` is no policy for missed times: write once, skip or all"
+            ))),
+        }
+    }
+}
+
+/// One step of a schedule.
+#[derive(Debug, PartialEq)]
+pub(super) struct Step {
+    /// The nominal times to fire for, oldest first.
+    pub(super) fire: Vec<Timestamp>,
+    /// The nominal time after them.
+    pub(super) next: Option<Timestamp>,
+}
+
+/// What to do now with a schedule that was due at `due`.
+pub(super) fn step(
+    timing: &Timing,
+    tz: &TimeZone,
+    start: Timestamp,
+    missed: Missed,
+    due: Timestamp,
+    now: Timestamp,
+) -> Step {
+    let following = |at| timing.next(at, tz, start);
+    if missed == Missed::All {
+        let mut fire = vec![due];
+        let mut next = following(due);
+        while let Some(at) = next.filter(|at| *at <= now && fire.len() < MOST) {
+            fire.push(at);
+            next = following(at);
+        }
+        return Step { fire, next };
+    }
+    // Computed from now, not walked: after a year's pause an interval of a second has 31 million missed times.
+    let next = following(now);
+    let latest = latest(timing, tz, start, due, now);
+    let fire =
+        if missed == Missed::Skip && now.duration_since(latest) > LATE { Vec::new() } else { vec![latest] };
+    Step { fire, next }
+}
+
+/// The last nominal time from `due` to `now`.
+fn latest(timing: &Timing, tz: &TimeZone, start: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
+    // Looking back twice as far each time, until a nominal time lies between there and now.
+    let mut back = SignedDuration::from_secs(1);
+    let mut latest = due;
+    while now.duration_since(due) > back {
+        let from = now - back;
+        match timing.next(from, tz, start).filter(|at| *at <= now) {
+            Some(found) => {
+                latest = found;
+                break;
+            }
+            None => back = back.saturating_add(back),
+        }
+    }
+    while let Some(at) = timing.next(latest, tz, start).filter(|at| *at <= now) {
+        latest = at;
+    }
+    latest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn run(timing: &str, missed: Missed, due: &str, now: &str) -> Step {
+        let timing: Timing = timing.parse().unwrap();
+        step(&timing, &TimeZone::UTC, at(due), missed, at(due), at(now))
+    }
+
+    #[test]
+    fn on_time_all_policies_agree() {
+        for missed in [Missed::Once, Missed::Skip, Missed::All] {
+            let step = run("every 1m", missed, "2026-11-21T00:00:00Z", "2026-11-21T00:00:00.002Z");
+            assert_eq!(step.fire, [at("2026-11-21T00:00:00Z")]);
+            assert_eq!(step.next, Some(at("2026-11-21T00:01:00Z")));
+        }
+    }
+
+    #[test]
+    fn after_a_pause_once_fires_the_latest_skip_none_and_all_each() {
+        let (due, now) = ("2026-11-21T00:00:00Z", "2026-11-21T03:20:00Z");
+        let hours: Vec<_> = (0..4).map(|hour| at(&format!("2026-11-21T0{hour}:00:00Z"))).collect();
+        let next = Some(at("2026-11-21T04:00:00Z"));
+        assert_eq!(run("cron 0 * * * *", Missed::Once, due, now), Step { fire: vec![hours[3]], next });
+        assert_eq!(run("cron 0 * * * *", Missed::Skip, due, now), Step { fire: vec![], next });
+        assert_eq!(run("cron 0 * * * *", Missed::All, due, now), Step { fire: hours, next });
+    }
+
+    #[test]
+    fn skip_still_fires_what_is_hardly_late() {
+        let step = run("every 10s", Missed::Skip, "2026-11-21T00:00:00Z", "2026-11-21T00:00:35Z");
+        assert_eq!(step.fire, [at("2026-11-21T00:00:30Z")]);
+    }
+
+    #[test]
+    fn a_year_of_missed_seconds_is_one_step() {
+        let step = run("every 1s", Missed::Once, "2025-11-21T00:00:00Z", "2026-11-21T00:00:00.5Z");
+        assert_eq!(step.fire, [at("2026-11-21T00:00:00Z")]);
+        let all = run("every 1s", Missed::All, "2025-11-21T00:00:00Z", "2026-11-21T00:00:00.5Z");
+        assert_eq!(all.fire.len(), MOST);
+        assert_eq!(all.next, Some(at("2025-11-21T00:16:40Z")));
+    }
+}

@@ -1,0 +1,166 @@
+//! The scheduler: enqueues what schedules in the store ask for, once per nominal time however many run.
+//!
+//! No scheduler leads. Each reads the schedules, computes the next step of those that are due, and offers it to
+//! the store, which takes it only if the schedule still stands where it was read: one of them wins, the others
+//! see that it is done. One that dies leaves nothing to take over.
+
+mod missed;
+mod schedule;
+mod timing;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+pub use missed::Missed;
+pub use schedule::Schedule;
+pub use timing::{CronExpression, Timing};
+
+use crate::{
+    Error, Result,
+    store::{Firing, NewTask, ScheduleRecord, TaskStore, Topic},
+};
+
+/// A look without a hint: a change of the machine's clock is noticed within this time.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Fires the schedules of a store. Run as many as there are processes.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use task_queue::{task, Beat, Schedule, store};
+/// # #[task] async fn send_report(day: u32) -> Result<(), String> { Ok(()) }
+/// # async fn run() -> task_queue::Result<()> {
+/// let store = store::open("sqlite:./tasks.db").await?;
+/// Beat::new(store)
+///     .schedule(Schedule::cron("report", "0 2 * * mon-fri")?.zone("Europe/Berlin")?.call(send_report.delay(1))?)
+///     .run_until(std::future::pending())
+///     .await
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a scheduler works when it is run"]
+pub struct Beat {
+    store: Arc<dyn TaskStore>,
+    schedules: Vec<Schedule>,
+}
+
+impl Beat {
+    /// A scheduler on this store.
+    pub fn new(store: Arc<dyn TaskStore>) -> Self {
+        Self { store, schedules: Vec::new() }
+    }
+
+    /// Puts a schedule into the store at start. One that is there with the same plan keeps its next time.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedules.push(schedule);
+        self
+    }
+
+    /// Fires until `shutdown` completes.
+    ///
+    /// # Errors
+    /// When the store cannot be written at start. Later troubles of the store are retried, not returned.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        for schedule in self.schedules {
+            self.store.put_schedule(schedule.into_record()).await?;
+        }
+        tracing::info!("scheduler started");
+        let store = self.store;
+        let mut changes = store.hints().watch(Topic::Schedules);
+        tokio::pin!(shutdown);
+        loop {
+            changes.mark_unchanged();
+            let wait = match step(&*store).await {
+                Ok(next) => next.map_or(POLL, until),
+                Err(error) => {
+                    tracing::warn!(%error, "scheduling failed, trying again");
+                    Duration::from_millis(fastrand::u64(100..1000))
+                }
+            };
+            tokio::select! {
+                () = &mut shutdown => {
+                    tracing::info!("scheduler stopped");
+                    return Ok(());
+                }
+                _ = tokio::time::timeout(wait.min(POLL), changes.changed()) => {}
+            }
+        }
+    }
+}
+
+/// Fires everything that is due; answers when the next schedule is.
+async fn step(store: &dyn TaskStore) -> Result<Option<Timestamp>> {
+    let now = Timestamp::now();
+    let mut next = None::<Timestamp>;
+    for record in store.schedules().await? {
+        let Some(due) = record.next else { continue };
+        let following = if due <= now {
+            // One schedule that cannot fire stops no other.
+            match fire(store, &record, due, now).await {
+                Ok(following) => following,
+                Err(error) => {
+                    tracing::error!(schedule = record.name, %error, "schedule cannot fire");
+                    continue;
+                }
+            }
+        } else {
+            Some(due)
+        };
+        next = [next, following].into_iter().flatten().min();
+    }
+    Ok(next)
+}
+
+async fn fire(
+    store: &dyn TaskStore,
+    record: &ScheduleRecord,
+    due: Timestamp,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let timing: Timing = record.timing.parse()?;
+    let tz = timing::zone(&record.tz)?;
+    let missed: Missed = record.missed.parse()?;
+    let step = missed::step(&timing, &tz, record.start, missed, due, now);
+    let tasks: Vec<_> = step.fire.into_iter().map(|nominal| (nominal, task(record, nominal))).collect();
+    let count = tasks.len();
+    let firing = Firing {
+        schedule: record.name.clone(),
+        seen: due,
+        timing: record.timing.clone(),
+        next: step.next,
+        tasks,
+    };
+    let fired = store.fire(vec![firing]).await?;
+    if fired == [true] {
+        tracing::info!(schedule = record.name, task = record.task, count, "schedule fired");
+        metrics::counter!("schedules_fired", "schedule" => record.name.clone()).increment(count as u64);
+        metrics::counter!("tasks_enqueued", "task" => record.task.clone(), "queue" => record.queue.clone())
+            .increment(count as u64);
+    }
+    Ok(step.next)
+}
+
+fn task(record: &ScheduleRecord, nominal: Timestamp) -> NewTask {
+    let mut task = NewTask::named(&record.task, record.args.to_string());
+    task.id = Uuid::now_v7();
+    task.queue = record.queue.clone();
+    task.kwargs = record.kwargs.as_ref().map(ToString::to_string);
+    task.priority = record.priority;
+    task.max_retries = record.max_retries;
+    task.headers.insert("schedule".to_owned(), record.name.clone());
+    task.headers.insert("nominal".to_owned(), nominal.to_string());
+    task
+}
+
+fn until(at: Timestamp) -> Duration {
+    // A millisecond on top: timers may fire within their last millisecond.
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
+        + Duration::from_millis(1)
+}
+
+/// A schedule without a call has nothing to enqueue.
+fn no_call(name: &str) -> Error {
+    Error::invalid(format!("schedule `{name}` has no task: give it one with `.call(..)` or `.task(..)`"))
+}

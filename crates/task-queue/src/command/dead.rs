@@ -1,0 +1,66 @@
+//! `dead`: tasks that failed for good.
+
+use clap::Subcommand;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{inspect::tasks, output::Output};
+use crate::{
+    Error, Result,
+    store::{Filter, State, TaskStore},
+};
+
+/// The verbs of `dead`.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// List dead tasks, newest first
+    Ls {
+        /// At most so many
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        limit: u32,
+    },
+    /// Put dead tasks back in their queue with fresh retries
+    Replay(Which),
+    /// Delete dead tasks
+    Drop(Which),
+}
+
+/// Some tasks, or all.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// The tasks' ids
+    ids: Vec<Uuid>,
+    /// All dead tasks
+    #[arg(long, conflicts_with = "ids")]
+    all: bool,
+}
+
+impl Which {
+    fn ids(&self) -> Result<&[Uuid]> {
+        if self.ids.is_empty() && !self.all {
+            return Err(Error::invalid("name the tasks' ids, or say --all"));
+        }
+        Ok(&self.ids)
+    }
+}
+
+impl DeadCommand {
+    pub(super) async fn run(self, store: &dyn TaskStore, output: Output) -> Result<()> {
+        match self {
+            Self::Ls { limit } => {
+                let found =
+                    store.list(Filter { state: Some(State::Dead), limit, ..Filter::default() }).await?;
+                output.show(&found, |found| tasks(found, "no dead tasks"));
+            }
+            Self::Replay(which) => {
+                let count = store.replay(which.ids()?).await?;
+                output.show(&json!({ "replayed": count }), |_| format!("{count} dead tasks queued again"));
+            }
+            Self::Drop(which) => {
+                let count = store.drop_dead(which.ids()?).await?;
+                output.show(&json!({ "dropped": count }), |_| format!("{count} dead tasks deleted"));
+            }
+        }
+        Ok(())
+    }
+}

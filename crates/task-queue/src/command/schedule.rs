@@ -1,0 +1,133 @@
+//! `schedule`: list, add, remove.
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{
+    call::check_json,
+    output::{Output, brief, relative, table},
+};
+use crate::{
+    Error, ErrorKind, Missed, Result, Schedule, Timing, span,
+    store::{NewTask, ScheduleRecord, TaskStore},
+};
+
+/// The verbs of `schedule`.
+#[derive(Debug, Subcommand)]
+pub enum ScheduleCommand {
+    /// List schedules with their last and next times
+    Ls,
+    /// Add a schedule, or replace the one of the same name
+    Add(Box<AddArgs>),
+    /// Remove a schedule
+    Rm {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Options of `schedule add`.
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// The schedule's name
+    name: String,
+    /// The task's registered name
+    #[arg(long, value_name = "NAME")]
+    task: String,
+    /// A cron expression of 5 fields, or 6 with seconds first
+    #[arg(long, value_name = "EXPRESSION", required_unless_present = "every", conflicts_with = "every")]
+    cron: Option<String>,
+    /// An interval, such as 30s
+    #[arg(long, value_name = "TIME")]
+    every: Option<String>,
+    /// The time zone of the cron fields, such as Europe/Berlin
+    #[arg(long, default_value = "UTC", value_name = "ZONE")]
+    tz: String,
+    /// What happens to times that no scheduler was there for: once, skip or all
+    #[arg(long, default_value = "once", value_name = "POLICY")]
+    missed: Missed,
+    /// Positional arguments, a JSON array
+    #[arg(short = 'a', long, default_value = "[]", value_name = "JSON")]
+    args: String,
+    /// Arguments by name, a JSON object
+    #[arg(short = 'k', long, value_name = "JSON")]
+    kwargs: Option<String>,
+    /// To this queue
+    #[arg(long, default_value = "default", value_name = "QUEUE")]
+    queue: String,
+    /// Higher runs sooner
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
+    priority: i32,
+    /// How many failures are retried
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    max_retries: u32,
+}
+
+impl ScheduleCommand {
+    pub(super) async fn run(self, store: &dyn TaskStore, output: Output) -> Result<()> {
+        match self {
+            Self::Ls => {
+                let found = store.schedules().await?;
+                output.show(&found, |found| list(found));
+            }
+            Self::Add(args) => {
+                let record = args.record()?;
+                store.put_schedule(record.clone()).await?;
+                output.show(&record, |record| {
+                    let next = record
+                        .next
+                        .map_or_else(|| "never".to_owned(), |at| format!("{at}, {}", relative(at)));
+                    format!("schedule {} fires next at {next}", record.name)
+                });
+            }
+            Self::Rm { name } => {
+                if !store.remove_schedule(&name).await? {
+                    return Err(Error::new(ErrorKind::NotFound, format!("there is no schedule `{name}`")));
+                }
+                output.show(&json!({ "removed": name }), |_| format!("schedule {name} is removed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AddArgs {
+    fn record(self) -> Result<ScheduleRecord> {
+        check_json(&self.args, "--args", "array", serde_json::Value::is_array)?;
+        let timing = match (&self.cron, &self.every) {
+            (Some(cron), _) => Timing::cron(cron)?,
+            (None, Some(every)) => {
+                let interval = span::parse(every).ok_or_else(|| {
+                    Error::invalid(format!("`--every {every}` is no length of time such as `30s`"))
+                })?;
+                Timing::every(interval)?
+            }
+            (None, None) => return Err(Error::invalid("a schedule needs --cron or --every")),
+        };
+        let mut task = NewTask::named(self.task, self.args);
+        task.kwargs = self.kwargs;
+        task.queue = self.queue;
+        task.priority = self.priority;
+        task.max_retries = self.max_retries;
+        Ok(Schedule::new(self.name, timing).zone(&self.tz)?.missed(self.missed).task(task)?.into_record())
+    }
+}
+
+fn list(found: &[ScheduleRecord]) -> String {
+    let row = |schedule: &ScheduleRecord| {
+        let time = |at: Option<jiff::Timestamp>| at.map_or_else(|| "never".to_owned(), relative);
+        vec![
+            schedule.name.clone(),
+            schedule.timing.clone(),
+            schedule.tz.clone(),
+            schedule.task.clone(),
+            schedule.queue.clone(),
+            brief(&schedule.args.to_string(), 40),
+            time(schedule.last),
+            time(schedule.next),
+            schedule.fired.to_string(),
+        ]
+    };
+    let head = ["NAME", "WHEN", "ZONE", "TASK", "QUEUE", "ARGS", "LAST", "NEXT", "FIRED"];
+    table(&head, found.iter().map(row).collect(), "no schedules")
+}

@@ -1,0 +1,90 @@
+//! Leases: heartbeats, silence, crash caps, retirement.
+
+use std::time::Duration;
+
+use task_queue::{
+    ErrorKind,
+    store::{Claim, Held, NewTask, Outcome, Renewal, State},
+};
+use uuid::Uuid;
+
+use super::{LEASE, Store, claim, claim_one, end, succeeded, task, tend_until, worker};
+
+pub(crate) async fn unregistered_worker_gets_nothing(store: Store) {
+    store.enqueue(vec![task("a")]).await.unwrap();
+    let stranger = Claim { worker: Uuid::now_v7(), queues: vec!["default".to_owned()], limit: 1 };
+    assert_eq!(store.claim(stranger).await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(store.renew(Uuid::now_v7()).await.unwrap(), Renewal::Lost);
+}
+
+pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: Store) {
+    let id = store.enqueue(vec![task("a")]).await.unwrap()[0].id;
+    let dead = worker(&store).await;
+    let lost = claim(&store, dead, 1).await.pop().unwrap();
+    tend_until(&store, id, State::Queued).await;
+    let w = worker(&store).await;
+    let lease = claim_one(&store, w).await;
+    assert_eq!((lease.id, lease.crashes, lease.errors), (id, 1, 0));
+    assert!(lease.fence > lost.fence);
+    assert_eq!(
+        store.settle(vec![end(&lost, dead, succeeded())]).await.unwrap(),
+        [false],
+        "the dead one's late end"
+    );
+    assert_eq!(store.settle(vec![end(&lease, w, succeeded())]).await.unwrap(), [true]);
+    let record = store.get(id).await.unwrap().unwrap();
+    let outcomes: Vec<_> = record.attempts.iter().map(|attempt| attempt.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Crashed, Outcome::Succeeded]);
+    assert_eq!((record.attempts[0].fence, record.attempts[0].started), (lost.fence, lost.started));
+}
+
+pub(crate) async fn heartbeat_keeps_the_lease(store: Store) {
+    let id = store.enqueue(vec![task("a")]).await.unwrap()[0].id;
+    let w = worker(&store).await;
+    claim(&store, w, 1).await;
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < LEASE * 3 {
+        assert_eq!(store.renew(w).await.unwrap(), Renewal::Held(Held::default()));
+        store.tend().await.unwrap();
+        tokio::time::sleep(LEASE / 8).await;
+    }
+    assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Running);
+    let seen = store.workers().await.unwrap();
+    assert_eq!((seen.len(), seen[0].running), (1, 1));
+}
+
+pub(crate) async fn lapsed_lease_is_not_revived(store: Store) {
+    let w = worker(&store).await;
+    // Lapsed, but nobody has kept house yet.
+    tokio::time::sleep(LEASE + Duration::from_millis(20)).await;
+    assert_eq!(store.renew(w).await.unwrap(), Renewal::Lost);
+    store.enqueue(vec![task("a")]).await.unwrap();
+    let late = Claim { worker: w, queues: vec!["default".to_owned()], limit: 1 };
+    assert_eq!(store.claim(late).await.unwrap_err().kind(), ErrorKind::Fenced);
+    assert!(store.workers().await.unwrap().is_empty());
+}
+
+pub(crate) async fn poison_pill_is_buried_at_its_cap(store: Store) {
+    let pill = NewTask { max_crashes: 2, max_retries: 99, ..task("a") };
+    let id = store.enqueue(vec![pill]).await.unwrap()[0].id;
+    for state in [State::Queued, State::Dead] {
+        let w = worker(&store).await;
+        claim_one(&store, w).await;
+        tend_until(&store, id, state).await;
+    }
+    let record = store.get(id).await.unwrap().unwrap();
+    assert_eq!((record.crashes, record.errors), (2, 0));
+    assert!(record.error.unwrap().contains("died"));
+    assert!(record.finished.is_some());
+}
+
+pub(crate) async fn retired_worker_hands_back_at_no_cost(store: Store) {
+    let id = store.enqueue(vec![task("a")]).await.unwrap()[0].id;
+    let w = worker(&store).await;
+    claim(&store, w, 1).await;
+    assert_eq!(store.retire(w).await.unwrap(), 1);
+    let record = store.get(id).await.unwrap().unwrap();
+    assert_eq!((record.state, record.errors, record.crashes), (State::Queued, 0, 0));
+    assert!(record.attempts.is_empty());
+    assert_eq!(store.retire(w).await.unwrap(), 0);
+}

@@ -1,0 +1,131 @@
+//! Operators' verbs, queries and hints.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use task_queue::store::{Filter, Held, NewTask, Renewal, State, Topic, Verdict};
+use uuid::Uuid;
+
+use super::{Store, again, claim, claim_one, end, succeeded, task, worker};
+use crate::support::SOON;
+
+pub(crate) async fn cancel_waiting_and_running(store: Store) {
+    let later = Some(Timestamp::now() + Duration::from_secs(100));
+    let ids: Vec<_> = store
+        .enqueue(vec![task("a"), task("a"), NewTask { due: later, ..task("a") }])
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|task| task.id)
+        .collect();
+    let w = worker(&store).await;
+    let lease = claim(&store, w, 1).await.pop().unwrap();
+    assert_eq!(lease.id, ids[0]);
+    assert_eq!(store.cancel(ids[0]).await.unwrap(), State::Running);
+    assert_eq!(store.cancel(ids[1]).await.unwrap(), State::Queued);
+    assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Scheduled);
+    assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Cancelled);
+    assert_eq!(store.renew(w).await.unwrap(), Renewal::Held(Held { cancelled: vec![ids[0]] }));
+    store.settle(vec![end(&lease, w, Verdict::Cancel)]).await.unwrap();
+    for id in ids {
+        assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Cancelled);
+    }
+    assert!(claim(&store, w, 9).await.is_empty());
+}
+
+pub(crate) async fn cancelled_while_running_does_not_retry(store: Store) {
+    store.enqueue(vec![task("a"), task("a")]).await.unwrap();
+    let w = worker(&store).await;
+    let leases = claim(&store, w, 2).await;
+    for lease in &leases {
+        store.cancel(lease.id).await.unwrap();
+    }
+    let ends = vec![end(&leases[0], w, again()), end(&leases[1], w, succeeded())];
+    store.settle(ends).await.unwrap();
+    assert_eq!(store.get(leases[0].id).await.unwrap().unwrap().state, State::Cancelled);
+    assert_eq!(
+        store.get(leases[1].id).await.unwrap().unwrap().state,
+        State::Succeeded,
+        "it was done already"
+    );
+}
+
+pub(crate) async fn purge_takes_waiting_tasks_only(store: Store) {
+    let other = NewTask { queue: "other".to_owned(), ..task("a") };
+    let later = NewTask { due: Some(Timestamp::now() + Duration::from_secs(100)), ..task("a") };
+    store.enqueue(vec![task("a"), task("a"), later, other.clone()]).await.unwrap();
+    let w = worker(&store).await;
+    let running = claim_one(&store, w).await;
+    assert_eq!(store.purge(&["default".to_owned()]).await.unwrap(), 2);
+    assert_eq!(store.get(running.id).await.unwrap().unwrap().state, State::Running);
+    assert!(store.get(other.id).await.unwrap().is_some());
+    assert_eq!(store.purge(&[]).await.unwrap(), 1);
+}
+
+pub(crate) async fn replay_gives_fresh_counts(store: Store) {
+    store.enqueue(vec![task("a"), task("a"), task("a")]).await.unwrap();
+    let w = worker(&store).await;
+    let leases = claim(&store, w, 3).await;
+    store.settle(leases.iter().map(|lease| end(lease, w, Verdict::Bury)).collect()).await.unwrap();
+    assert_eq!(store.replay(&[leases[0].id, Uuid::now_v7()]).await.unwrap(), 1);
+    let back = claim_one(&store, w).await;
+    assert_eq!((back.id, back.errors, back.crashes), (leases[0].id, 0, 0));
+    assert_eq!(store.drop_dead(&[leases[1].id]).await.unwrap(), 1);
+    assert!(store.get(leases[1].id).await.unwrap().is_none());
+    assert_eq!(store.replay(&[]).await.unwrap(), 1);
+    assert_eq!(store.replay(&[]).await.unwrap(), 0);
+}
+
+pub(crate) async fn replay_respects_unique_keys(store: Store) {
+    let keyed = || NewTask { unique: Some("k".to_owned()), ..task("a") };
+    store.enqueue(vec![keyed()]).await.unwrap();
+    let w = worker(&store).await;
+    let dead = claim_one(&store, w).await;
+    store.settle(vec![end(&dead, w, Verdict::Bury)]).await.unwrap();
+    store.enqueue(vec![keyed()]).await.unwrap();
+    assert_eq!(store.replay(&[]).await.unwrap(), 0);
+    assert_eq!(store.get(dead.id).await.unwrap().unwrap().state, State::Dead);
+}
+
+pub(crate) async fn ended_tells_who_is_done(store: Store) {
+    store.enqueue(vec![task("a"), task("a")]).await.unwrap();
+    let w = worker(&store).await;
+    let leases = claim(&store, w, 2).await;
+    let ids = vec![leases[0].id, leases[1].id, Uuid::now_v7()];
+    assert_eq!(store.ended(ids.clone()).await.unwrap(), ids[2..]);
+    store.settle(vec![end(&leases[1], w, succeeded())]).await.unwrap();
+    assert_eq!(store.ended(ids.clone()).await.unwrap(), ids[1..]);
+}
+
+pub(crate) async fn hints_follow_changes(store: Store) {
+    let mut work = store.hints().watch(Topic::Work);
+    let mut ended = store.hints().watch(Topic::Ended);
+    store.enqueue(vec![task("a")]).await.unwrap();
+    tokio::time::timeout(SOON, work.changed()).await.expect("a hint of work").unwrap();
+    let w = worker(&store).await;
+    let lease = claim_one(&store, w).await;
+    store.settle(vec![end(&lease, w, succeeded())]).await.unwrap();
+    tokio::time::timeout(SOON, ended.changed()).await.expect("a hint of the end").unwrap();
+}
+
+pub(crate) async fn stats_and_workers_tell_what_is(store: Store) {
+    let later = NewTask { due: Some(Timestamp::now() + Duration::from_secs(100)), ..task("b") };
+    store.enqueue(vec![task("a"), task("a"), task("a"), later]).await.unwrap();
+    let w = worker(&store).await;
+    let leases = claim(&store, w, 2).await;
+    store.settle(vec![end(&leases[0], w, succeeded())]).await.unwrap();
+    let stats = store.stats().await.unwrap();
+    let counts = [(State::Scheduled, 1), (State::Queued, 1), (State::Running, 1), (State::Succeeded, 1)]
+        .into_iter()
+        .collect();
+    assert_eq!((stats.len(), &stats[0].counts), (1, &counts));
+    let list =
+        async |filter| store.list(filter).await.unwrap().iter().map(|task| task.state).collect::<Vec<_>>();
+    let only = |state| Filter { state: Some(state), ..Filter::default() };
+    assert_eq!(list(only(State::Running)).await, [State::Running]);
+    assert_eq!(list(Filter { name: Some("b".to_owned()), ..Filter::default() }).await, [State::Scheduled]);
+    assert_eq!(list(Filter { limit: 3, ..Filter::default() }).await.len(), 3);
+    assert!(list(Filter { queue: Some("none".to_owned()), ..Filter::default() }).await.is_empty());
+    let workers = store.workers().await.unwrap();
+    assert_eq!((workers.len(), workers[0].info.id, workers[0].running), (1, w, 1));
+}
