@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod behaviour;
+mod child;
 mod exam;
 mod path;
+mod process;
 mod support;

@@ -1,0 +1,158 @@
+//! Real child processes: this very test binary, run as a program with tasks of its own.
+//!
+//! The child runs the crate's command line with the arguments it is given, so these tests drive `worker`, `beat`
+//! and the rest as a user's program would have them.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use clap::Parser;
+use jiff::Timestamp;
+use task_queue::{
+    TaskContext,
+    command::{Settings, TaskCommand},
+    task,
+};
+
+const ARGS: &str = "TASK_TEST_CHILD";
+const STORE: &str = "TASK_TEST_STORE";
+const BEGIN: &str = "-----begin-----";
+
+#[derive(Parser)]
+struct Cli {
+    #[arg(long)]
+    json: bool,
+    #[command(subcommand)]
+    command: TaskCommand,
+}
+
+/// Writes when it starts and when it ends to a journal that all processes share.
+#[task(retries = 3, backoff = "1ms")]
+pub(crate) async fn journal(context: TaskContext, path: PathBuf, millis: u64) -> Result<u32, String> {
+    let note = |what: &str| {
+        let line =
+            format!("{what} {} {} {}\n", context.id(), std::process::id(), Timestamp::now().as_microsecond());
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(&path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|error| error.to_string())
+    };
+    note("start")?;
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+    note("end")?;
+    Ok(context.attempt())
+}
+
+/// Ends the process it runs in, as a bug in foreign code may.
+#[task]
+pub(crate) async fn abort() -> Result<(), String> {
+    std::process::abort()
+}
+
+/// The child's `main`; nothing at all when the tests run as tests.
+#[test]
+fn entry() {
+    let (Ok(args), Ok(url)) = (std::env::var(ARGS), std::env::var(STORE)) else { return };
+    let args: Vec<String> = serde_json::from_str(&args).unwrap();
+    println!("\n{BEGIN}");
+    let cli = Cli::try_parse_from(std::iter::once("tasks".to_owned()).chain(args))
+        .unwrap_or_else(|error| error.exit());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let outcome = runtime.block_on(cli.command.run(
+        Settings::new(Some(url), cli.json),
+        |worker| worker.register(journal).register(abort),
+        async {
+            let mut terminate =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            terminate.recv().await;
+        },
+    ));
+    if let Err(error) = &outcome {
+        eprintln!("error: {error}");
+    }
+    std::process::exit(i32::from(outcome.is_err()));
+}
+
+fn command(url: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["child::entry", "--exact", "--nocapture"])
+        .env(ARGS, serde_json::to_string(args).unwrap())
+        .env(STORE, url);
+    command
+}
+
+/// A child that runs on; killed when dropped.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(url: &str, args: &[&str]) -> Self {
+        Self(command(url, args).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Sends a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status().unwrap().success());
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    pub(crate) fn terminate(mut self) {
+        self.signal("TERM");
+        assert!(self.0.wait().unwrap().success());
+    }
+
+    /// Waits for an end that is not clean.
+    pub(crate) fn crashed(mut self) {
+        assert!(!self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs a verb to its end: what it printed, or its error.
+pub(crate) fn verb(url: &str, args: &[&str]) -> Result<String, String> {
+    let Output { status, stdout, stderr } = command(url, args).output().unwrap();
+    let printed = String::from_utf8(stdout).unwrap();
+    let (_, answer) = printed.split_once(&format!("{BEGIN}\n")).unwrap_or_default();
+    if status.success() { Ok(answer.to_owned()) } else { Err(String::from_utf8(stderr).unwrap()) }
+}
+
+/// One line of the journal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Note {
+    pub(crate) id: String,
+    pub(crate) at: i64,
+    pub(crate) start: bool,
+    pub(crate) process: u32,
+}
+
+/// The journal in order of time.
+pub(crate) fn read_journal(path: &Path) -> Vec<Note> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let mut notes: Vec<Note> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split(' ');
+            let start = words.next()? == "start";
+            let id = words.next()?.to_owned();
+            let process = words.next()?.parse().ok()?;
+            Some(Note { id, start, process, at: words.next()?.parse().ok()? })
+        })
+        .collect();
+    notes.sort_by_key(|note| note.at);
+    notes
+}
