@@ -1,3 +1,4 @@
 //! One binary for the tests of the whole: house rules now, end-to-end stories beside them.
 
+mod cli;
 mod house_rules;

@@ -4,11 +4,13 @@
 //! ([`Process::exit`]), or for a condition with a deadline ([`eventually`]).
 
 mod binary;
+mod cli;
 mod eventually;
 mod port;
 mod process;
 
 pub use binary::binary;
+pub use cli::{Cli, Said};
 pub use eventually::eventually;
 pub use port::free_port;
 pub use process::{Process, Signal};

@@ -1,0 +1,106 @@
+//! The command line on a bus that other processes use at the same time.
+
+use std::time::Duration;
+
+use backbone_tests::{Cli, Process, eventually};
+use serde_json::json;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn an_event_goes_from_one_process_to_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let mut subscriber = Process::start(cli.command(&["sub", "orders.>", "--group", "audit"]));
+    subscriber.line(DEADLINE, "receiving orders.>").await;
+    let stored = cli.json(&["pub", "orders.placed.v1", r#"{"order_id": 7}"#, "--key", "7", "--header", "tenant=acme"]).await;
+    assert_eq!(stored[0]["duplicate"], false);
+    let line = subscriber.line(DEADLINE, "orders.placed.v1").await;
+    assert!(line.contains(r#"{"order_id":7}"#), "{line}");
+    subscriber.signal(backbone_tests::Signal::TERM);
+    assert!(subscriber.exit(DEADLINE).await.success());
+
+    // What was taken and acknowledged does not come again; what came meanwhile waits for the group.
+    cli.json(&["pub", "orders.placed.v1", r#"{"order_id": 8}"#]).await;
+    let lag = cli.json(&["lag", "audit"]).await;
+    assert_eq!((&lag[0]["waiting"], &lag[0]["in_flight"]), (&json!(1), &json!(0)));
+    let taken = cli.json(&["sub", "orders.>", "--group", "audit", "--limit", "1"]).await;
+    assert_eq!(taken[0]["data"], json!({"order_id": 8}));
+    assert_eq!(cli.json(&["lag", "audit"]).await[0]["waiting"], 0);
+}
+
+#[tokio::test]
+async fn the_past_can_be_shown_and_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    for number in 0..3 {
+        cli.json(&["pub", "orders.placed.v1", &format!(r#"{{"order_id": {number}}}"#)]).await;
+    }
+    let replayed = cli.json(&["replay", "orders.>"]).await;
+    let ids: Vec<_> = replayed.iter().map(|line| line["data"]["order_id"].clone()).collect();
+    assert_eq!(ids, [json!(0), json!(1), json!(2)]);
+    let taken = cli.json(&["sub", "orders.>", "--group", "late", "--from", "earliest", "--limit", "3"]).await;
+    assert_eq!(taken.len(), 3);
+    cli.json(&["replay", "--group", "late", "--from", "earliest"]).await;
+    let again = cli.json(&["sub", "orders.>", "--group", "late", "--limit", "3"]).await;
+    assert_eq!(again.len(), 3);
+    let tail = cli.json(&["tail", "orders.>", "--since", "1h", "--limit", "3"]).await;
+    assert_eq!(tail[2]["data"]["order_id"], 2);
+}
+
+#[tokio::test]
+async fn duplicates_and_schemas_and_the_doctor() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let publish = ["pub", "orders.placed.v1", "{}", "--id", "order-7", "--dedup"];
+    assert_eq!(cli.json(&publish).await[0]["duplicate"], false);
+    assert_eq!(cli.json(&publish).await[0]["duplicate"], true);
+
+    let schemas = folder.path().join("schemas");
+    let dir = schemas.to_str().unwrap();
+    cli.json(&["schema", "gen", "--dir", dir]).await;
+    assert!(cli.run(&["schema", "check", "--dir", dir]).await.ok);
+    std::fs::write(schemas.join("envelope.v1.schema.json"), "{}").unwrap();
+    let drift = cli.run(&["schema", "check", "--dir", dir]).await;
+    assert!(!drift.ok && drift.out.contains("envelope.v1.schema.json"), "{drift:?}");
+
+    let findings = cli.json(&["doctor"]).await;
+    assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
+}
+
+#[tokio::test]
+async fn mistakes_are_answered_with_what_would_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    for (arguments, says) in [
+        (&["pub", "Orders", "{}"][..], "orders.placed.v1"),
+        (&["pub", "orders.placed.v1", "{not json"], "not JSON"),
+        (&["lag", "nobody"], "backbone lag"),
+        (&["dlq", "show", "nothing"], "backbone dlq ls"),
+        (&["dlq", "drop"], "--all"),
+        (&["sub", "orders.>", "--from", "noon"], "how long ago"),
+        (&["--url", "nats://127.0.0.1:1", "lag"], "this build has no `nats`"),
+        (&["--url", "carrier-pigeon:x", "lag"], "sqlite:PATH"),
+        (&["--url", "sqlite:/nowhere/at/all/bus.db", "lag"], "/nowhere/at/all"),
+    ] {
+        let said = cli.run(arguments).await;
+        assert!(!said.ok, "{arguments:?} should fail");
+        assert!(said.err.contains(says), "{arguments:?} said: {}", said.err);
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_was_killed_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let mut subscriber = Process::start(cli.command(&["sub", "orders.>", "--group", "audit"]));
+    subscriber.line(DEADLINE, "receiving").await;
+    subscriber.kill().await;
+    cli.json(&["pub", "orders.placed.v1", r#"{"order_id": 1}"#]).await;
+    eventually(DEADLINE, "the event to wait for the group", || async {
+        cli.json(&["lag", "audit"]).await[0]["waiting"] == 1
+    })
+    .await;
+    let taken = cli.json(&["sub", "orders.>", "--group", "audit", "--limit", "1"]).await;
+    assert_eq!(taken[0]["data"]["order_id"], 1);
+}
