@@ -154,6 +154,12 @@ impl Headers {
         Ok(())
     }
 
+    /// Adds a header as it was stored; it was checked when it was first set.
+    #[allow(dead_code, reason = "each broker folder may be compiled out")]
+    pub(crate) fn restore(&mut self, name: SmolStr, value: SmolStr) {
+        self.0.push((name, value));
+    }
+
     /// All headers in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
@@ -221,13 +227,18 @@ pub struct Message {
 impl Message {
     /// A message with a fresh id and no options.
     pub fn new(subject: Subject, content_type: impl Into<SmolStr>, payload: impl Into<Bytes>) -> Self {
+        Self::with_id(MessageId::now(), subject, content_type.into(), payload.into())
+    }
+
+    /// A message with a known id and no options, as a transport reads it.
+    pub(crate) fn with_id(id: MessageId, subject: Subject, content_type: SmolStr, payload: Bytes) -> Self {
         Self {
             subject,
-            id: MessageId::now(),
+            id,
             key: None,
-            content_type: content_type.into(),
+            content_type,
             headers: Headers::new(),
-            payload: payload.into(),
+            payload,
             deliver_at: None,
             expires_at: None,
             dedup: false,

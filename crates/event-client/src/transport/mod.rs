@@ -19,10 +19,12 @@ mod admin;
 mod memory;
 mod open;
 mod requests;
+mod sqlite;
 
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
 pub use memory::{MemoryConfig, MemoryTransport};
 pub use open::open;
+pub use sqlite::SqliteTransport;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 
 /// A way for messages to travel.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{MemoryTransport, Transport};
+use super::{MemoryTransport, SqliteTransport, Transport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::url::BusUrl;
 
@@ -15,12 +15,10 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
     let shown = url.to_string();
     match url.scheme() {
         "memory" => MemoryTransport::open(url).map(|memory| Arc::new(memory) as Arc<dyn Transport>),
+        "sqlite" => SqliteTransport::open(url).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>),
         "nats" | "tls" | "redis" | "rediss" | "amqp" | "amqps" => Err(Error::new(
             ErrorKind::Unsupported,
-            format!(
-                "this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`",
-                url.scheme()
-            ),
+            format!("this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`", url.scheme()),
         )),
         scheme => Err(Error::new(
             ErrorKind::Config,

@@ -1,0 +1,177 @@
+//! The options behind `sqlite:PATH?…`, typed and checked.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Durability;
+use crate::url::BusUrl;
+
+/// What a URL asks for.
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | `synchronous` | `full` | `full`: a confirmed publish survives loss of power; `normal`: it survives a crash of the process only, and asking for [`Durability::Fsync`] is refused |
+/// | `max_payload` | `1m` | largest message in bytes, `1k` to `64m` |
+/// | `retention_age` | `7d` | messages that every group has are kept for replay this long |
+/// | `retention_bytes` | `1g` | size of the file beyond which the oldest go earlier; never what a group still needs |
+/// | `dedup_window` | `10m` | how long a dedup id is remembered, up to a day |
+/// | `busy_timeout` | `5s` | how long a write waits for another process's lock |
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Config {
+    pub(super) path: PathBuf,
+    /// What `Durability::Default` stands for, and the most that is promised.
+    pub(super) durability: Durability,
+    pub(super) max_payload: usize,
+    pub(super) storage: Storage,
+}
+
+/// The options that all handles of one file in one process share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Storage {
+    pub(super) retention_age: Duration,
+    pub(super) retention_bytes: u64,
+    pub(super) dedup_window: Duration,
+    pub(super) busy_timeout: Duration,
+}
+
+const KNOWN: [&str; 6] =
+    ["synchronous", "max_payload", "retention_age", "retention_bytes", "dedup_window", "busy_timeout"];
+
+impl Config {
+    /// Reads a URL.
+    pub(super) fn read(mut url: BusUrl) -> Result<Self> {
+        let wrong = |what: &str, url: &BusUrl| Error::new(ErrorKind::Config, what).with("url", url);
+        let durability = match url.take::<String>("synchronous", "full or normal")?.as_deref() {
+            None | Some("full") => Durability::Fsync,
+            Some("normal") => Durability::PageCache,
+            Some(_) => return Err(wrong("option `synchronous` takes full or normal", &url)),
+        };
+        const AGE: &str = "a number with s, m, h or d, such as 12h";
+        const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
+        let max_payload = url.take("max_payload", SIZE)?.map_or(1 << 20, |Size(bytes)| bytes);
+        let storage = Storage {
+            retention_age: url.take("retention_age", AGE)?.map_or(Duration::from_secs(7 * 86_400), |Age(age)| age),
+            retention_bytes: url.take("retention_bytes", SIZE)?.map_or(1 << 30, |Size(bytes)| bytes),
+            dedup_window: url.take("dedup_window", AGE)?.map_or(Duration::from_secs(600), |Age(age)| age),
+            busy_timeout: url.take("busy_timeout", AGE)?.map_or(Duration::from_secs(5), |Age(age)| age),
+        };
+        url.finish(&KNOWN)?;
+        if !(1 << 10..=64 << 20).contains(&max_payload) {
+            return Err(wrong("option `max_payload` takes 1k to 64m", &url));
+        }
+        if storage.dedup_window > Duration::from_secs(86_400) {
+            return Err(wrong("option `dedup_window` takes at most 1d", &url));
+        }
+        if storage.busy_timeout > Duration::from_secs(60) {
+            return Err(wrong("option `busy_timeout` takes at most 60s", &url));
+        }
+        let path = url.rest().strip_prefix("//").unwrap_or(url.rest());
+        if path.is_empty() {
+            return Err(wrong("the URL names no file; use `sqlite:PATH`", &url));
+        }
+        if path == ":memory:" {
+            return Err(wrong("nothing durable lives in `:memory:`; use `memory:` for a bus without a file", &url));
+        }
+        Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, storage })
+    }
+}
+
+/// A duration such as `90s` or `7d`.
+struct Age(Duration);
+
+impl FromStr for Age {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (number, unit) = text.split_at(text.len() - text.bytes().rev().take_while(u8::is_ascii_alphabetic).count());
+        let number: u64 = number.parse().map_err(drop)?;
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(()),
+        };
+        // A thousand years is long enough, and safe to add to any time.
+        number
+            .checked_mul(millis)
+            .filter(|millis| *millis < 86_400_000 * 365_000)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or(())
+    }
+}
+
+/// A number of bytes such as `65536` or `64k`.
+struct Size(u64);
+
+impl FromStr for Size {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (number, shift) = match text.as_bytes().last() {
+            Some(b'k') => (&text[..text.len() - 1], 10),
+            Some(b'm') => (&text[..text.len() - 1], 20),
+            Some(b'g') => (&text[..text.len() - 1], 30),
+            _ => (text, 0),
+        };
+        number.parse::<u64>().map_err(drop)?.checked_mul(1 << shift).map(Self).ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Result<Config> {
+        Config::read(url.parse().unwrap())
+    }
+
+    #[test]
+    fn defaults_are_safe() {
+        let config = read("sqlite:data/bus.db").unwrap();
+        assert_eq!(config.path, PathBuf::from("data/bus.db"));
+        assert_eq!(config.durability, Durability::Fsync);
+        assert_eq!(config.max_payload, 1024 * 1024);
+        assert_eq!(read("sqlite:///var/bus.db").unwrap().path, PathBuf::from("/var/bus.db"));
+    }
+
+    #[test]
+    fn every_option_is_read() {
+        let config = read(
+            "sqlite:b?synchronous=normal&max_payload=64k&retention_age=12h&retention_bytes=2g&dedup_window=90s&busy_timeout=250ms",
+        )
+        .unwrap();
+        assert_eq!(config.durability, Durability::PageCache);
+        assert_eq!(config.max_payload, 65536);
+        assert_eq!(
+            config.storage,
+            Storage {
+                retention_age: Duration::from_secs(12 * 3600),
+                retention_bytes: 2 << 30,
+                dedup_window: Duration::from_secs(90),
+                busy_timeout: Duration::from_millis(250),
+            }
+        );
+    }
+
+    #[test]
+    fn wrong_options_say_what_would_work() {
+        for (url, hint) in [
+            ("sqlite:b?synchronous=off", "full or normal"),
+            ("sqlite:b?max_payload=1", "1k to 64m"),
+            ("sqlite:b?max_payload=999999999999999999g", "64k"),
+            ("sqlite:b?retention_age=7", "12h"),
+            ("sqlite:b?retention_age=99999999999999999d", "12h"),
+            ("sqlite:b?dedup_window=2d", "1d"),
+            ("sqlite:b?busy_timeout=2m", "60s"),
+            ("sqlite:b?colour=red", "synchronous"),
+            ("sqlite:", "sqlite:PATH"),
+            ("sqlite::memory:", "memory:"),
+        ] {
+            let error = read(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{url}");
+            assert!(error.to_string().contains(hint), "{url}: {error}");
+        }
+    }
+}

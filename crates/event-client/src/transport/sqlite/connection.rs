@@ -1,0 +1,318 @@
+//! The file: opened once per process however many handles ask for it, one writer, a few readers.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::time::Duration;
+
+use futures_util::TryStreamExt;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow,
+};
+use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Either, Encode, Executor, Row, Sqlite, Type};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::config::Storage;
+use super::error::{Sql, explain};
+use super::peers::Peers;
+use super::requests::Calls;
+use super::schema;
+use super::settle::Member;
+use super::subscribe::GroupFeed;
+use super::writer::{Inbox, Writer};
+use super::{keeper, requests};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Everything that the handles of one file share.
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) path: PathBuf,
+    pub(super) storage: Storage,
+    pub(super) inbox: Inbox,
+    pub(super) readers: SqlitePool,
+    pub(super) peers: Peers,
+    /// Goes up when there may be something new to deliver.
+    pub(super) changed: watch::Sender<u64>,
+    /// Groups with a subscription in this process.
+    pub(super) groups: Mutex<HashMap<i64, Weak<GroupFeed>>>,
+    /// Subscriptions whose leases are renewed.
+    pub(super) members: Mutex<HashMap<i64, Weak<Member>>>,
+    pub(super) calls: Calls,
+    /// When the next delayed message is due, nanoseconds since 1970.
+    pub(super) next_delayed: AtomicI64,
+    /// Wakes the keeper before its time.
+    pub(super) keeper: tokio::sync::Notify,
+    /// Cancelled when no handle and no subscription is left.
+    pub(super) closing: CancellationToken,
+    /// Cancelled when the writer has flushed and closed the file.
+    pub(super) finished: CancellationToken,
+    /// The last position that retention has deleted.
+    pub(super) purged: AtomicI64,
+    purging: AtomicBool,
+}
+
+/// Keeps a [`Database`] open; the last one closes it.
+#[derive(Debug)]
+pub(super) struct Open(pub(super) Arc<Database>);
+
+impl std::ops::Deref for Open {
+    type Target = Arc<Database>;
+    fn deref(&self) -> &Arc<Database> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.closing.cancel();
+    }
+}
+
+/// One database per file and process, so that its handles share a writer and see each other without the disk.
+static OPEN: LazyLock<tokio::sync::Mutex<HashMap<PathBuf, Weak<Open>>>> = LazyLock::new(Default::default);
+
+/// Opens the file at `path`, or joins the handles that have it open.
+pub(super) async fn open(path: &Path, storage: &Storage) -> Result<Arc<Open>> {
+    let path = claim_file(path)?;
+    let mut open = OPEN.lock().await;
+    open.retain(|_, database| database.strong_count() > 0);
+    if let Some(database) = open.get(&path).and_then(Weak::upgrade)
+        && !database.inbox.is_closed()
+    {
+        if database.storage != *storage {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "this process has the file open with other retention, dedup or busy options; use the same options",
+            )
+            .with("file", path.display()));
+        }
+        return Ok(database);
+    }
+    let database = Arc::new(Open(start(path.clone(), storage.clone()).await?));
+    open.insert(path, Arc::downgrade(&database));
+    Ok(database)
+}
+
+/// Creates the file, readable to its owner only, unless it is there; answers its one true path.
+fn claim_file(path: &Path) -> Result<PathBuf> {
+    let refuse = |error: io::Error| {
+        let (kind, text) = match error.kind() {
+            io::ErrorKind::NotFound => (ErrorKind::NotFound, "the folder of the database does not exist; create it first"),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                (ErrorKind::Denied, "the database may not be written; check the file's and folder's rights")
+            }
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                (ErrorKind::Full, "the disk is full; free some space, then try again")
+            }
+            io::ErrorKind::IsADirectory => (ErrorKind::Config, "the path is a folder; name a file in it"),
+            io::ErrorKind::NotADirectory => (ErrorKind::Config, "a part of the path is not a folder"),
+            _ => (ErrorKind::Unavailable, "the database file cannot be opened"),
+        };
+        Error::new(kind, text).with("file", path.display()).because(error)
+    };
+    if path.is_dir() {
+        return Err(refuse(io::ErrorKind::IsADirectory.into()));
+    }
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).map_err(refuse)?;
+    path.canonicalize().map_err(refuse)
+}
+
+async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
+    let explain = |error| explain(&error, "connect", &path);
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(false)
+        .busy_timeout(storage.busy_timeout)
+        .statement_cache_capacity(256)
+        .row_buffer_size(512)
+        .disable_statement_logging();
+    let mut writer =
+        options.clone().pragma("synchronous", "FULL").connect().await.map_err(explain)?;
+    schema::prepare(&mut writer).await.map_err(explain)?.map_err(|error| error.with("file", path.display()))?;
+    let mode: String = sqlx::query("PRAGMA journal_mode = WAL")
+        .fetch_one(&mut writer)
+        .await
+        .and_then(|row| row.try_get(0))
+        .map_err(explain)?;
+    if mode != "wal" {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the file system has no shared memory for SQLite's WAL mode; use a local disk",
+        )
+        .with("file", path.display()));
+    }
+    // A checkpoint costs milliseconds inside some commit, so it comes seldom; the log is cut back afterwards.
+    sqlx::raw_sql("PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;")
+        .execute(&mut writer)
+        .await
+        .map_err(explain)?;
+    let readers = SqlitePoolOptions::new()
+        .max_connections(4)
+        .test_before_acquire(false)
+        .acquire_timeout(Duration::from_secs(10))
+        .connect_lazy_with(options.pragma("query_only", "ON"));
+    let peers = Peers::join(&path).map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "cannot announce this process beside the database file")
+            .with("file", path.display())
+            .because(error)
+    })?;
+    let database = Arc::new(Database {
+        path,
+        storage,
+        inbox: Inbox::default(),
+        readers,
+        peers,
+        changed: watch::Sender::new(0),
+        groups: Mutex::default(),
+        members: Mutex::default(),
+        calls: Calls::default(),
+        next_delayed: AtomicI64::new(0),
+        keeper: tokio::sync::Notify::new(),
+        closing: CancellationToken::new(),
+        finished: CancellationToken::new(),
+        purged: AtomicI64::new(0),
+        purging: AtomicBool::new(false),
+    });
+    tokio::spawn(Writer::new(database.clone(), writer).run());
+    tokio::spawn(keeper::run(database.clone()));
+    tokio::spawn(requests::run(database.clone()));
+    database.peers.call();
+    Ok(database)
+}
+
+impl Database {
+    /// Puts a failure of the database into words.
+    pub(super) fn explain(&self, error: &sqlx::Error, operation: &'static str) -> Error {
+        explain(error, operation, &self.path)
+    }
+
+    /// Something may be deliverable: wakes the subscriptions of this process.
+    pub(super) fn wake_here(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Something may be deliverable again in any group: they look at their redeliveries.
+    pub(super) fn wake_all_here(&self) {
+        let groups = self.groups.lock().expect("not poisoned");
+        for feed in groups.values().filter_map(Weak::upgrade) {
+            feed.redeliver.store(true, Ordering::Release);
+        }
+        drop(groups);
+        self.wake_here();
+    }
+
+    /// The same in every process.
+    pub(super) fn wake_everywhere(&self) {
+        self.wake_all_here();
+        self.peers.call();
+    }
+
+    /// Claims the right to purge; `false` when a purge runs.
+    pub(super) fn begin_purge(&self) -> bool {
+        !self.purging.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives it back.
+    pub(super) fn end_purge(&self) {
+        self.purging.store(false, Ordering::Release);
+    }
+}
+
+/// Statements that travel to the connection's thread together: crossing to it costs more than most statements.
+#[derive(Default)]
+pub(super) struct Script {
+    sql: String,
+    arguments: SqliteArguments,
+    steps: usize,
+}
+
+/// What each statement of a [`Script`] answered.
+pub(super) type Answers = Vec<Vec<SqliteRow>>;
+
+impl Script {
+    /// Adds a statement with `?` for its arguments; answers its place among the answers.
+    pub(super) fn statement(&mut self, sql: &str) -> usize {
+        self.sql.push_str(sql);
+        self.sql.push(';');
+        self.steps += 1;
+        self.steps - 1
+    }
+
+    /// Binds the next argument.
+    pub(super) fn bind<'t, T: Encode<'t, Sqlite> + Type<Sqlite>>(&mut self, value: T) -> &mut Self {
+        self.arguments.add(value).expect("numbers, text and bytes always encode");
+        self
+    }
+
+    /// Adds `{head} (VALUES (?, …), …) {tail}` for all rows, in as few different texts as the statement cache
+    /// likes; answers the places of the statements.
+    pub(super) fn rows<T>(
+        &mut self,
+        head: &str,
+        columns: usize,
+        tail: &str,
+        rows: Vec<T>,
+        mut bind: impl FnMut(&mut Self, T),
+    ) -> std::ops::Range<usize> {
+        let start = self.steps;
+        let mut left = rows.len();
+        let mut rows = rows.into_iter();
+        for chunk in [64, 8, 1] {
+            while left >= chunk {
+                let row = format!("({})", vec!["?"; columns].join(","));
+                self.statement(&format!("{head} (VALUES {}) {tail}", vec![row; chunk].join(",")));
+                rows.by_ref().take(chunk).for_each(|row| bind(self, row));
+                left -= chunk;
+            }
+        }
+        start..self.steps
+    }
+
+    /// How many statements there are.
+    pub(super) fn len(&self) -> usize {
+        self.steps
+    }
+
+    /// Runs all statements; stops at the first that fails.
+    pub(super) async fn run(self, connection: &mut SqliteConnection) -> Sql<Answers> {
+        let mut answers = Vec::with_capacity(self.steps);
+        let mut rows = Vec::new();
+        let query = sqlx::query_with(AssertSqlSafe(self.sql), self.arguments);
+        let mut stream = connection.fetch_many(query);
+        while let Some(step) = stream.try_next().await? {
+            match step {
+                Either::Left(_) => answers.push(std::mem::take(&mut rows)),
+                Either::Right(row) => rows.push(row),
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// Numbers as the JSON array that `json_each` takes.
+pub(super) fn json(numbers: impl IntoIterator<Item = i64>) -> String {
+    let mut text = String::from("[");
+    for number in numbers {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(&number.to_string());
+    }
+    text.push(']');
+    text
+}
+
+/// Closes the writer's connection and with it the file, cutting the log back.
+pub(super) async fn finish(mut writer: SqliteConnection, readers: &SqlitePool) {
+    readers.close().await;
+    // Refused while another process reads: then that one will do it.
+    let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer).await;
+    let _ = writer.close().await;
+}

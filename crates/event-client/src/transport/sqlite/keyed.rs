@@ -1,0 +1,132 @@
+//! Order per key within the one member that works: which keys have a message out, and what waits behind it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use smol_str::SmolStr;
+
+use super::lease::Lease;
+use super::settle::Entry;
+
+/// Keys with a message out. Others need no memory.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: HashMap<SmolStr, Lane>,
+    parked: usize,
+    /// Waiting messages whose key has become free.
+    ready: VecDeque<Parked>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    /// Later messages of the key wait in the file, so that all that follow must go there too.
+    in_file: bool,
+    waiting: VecDeque<Parked>,
+}
+
+/// A fresh message behind another of its key.
+#[derive(Debug)]
+pub(super) struct Parked {
+    pub(super) lease: Arc<Lease>,
+    pub(super) index: usize,
+    pub(super) entry: Entry,
+}
+
+/// What to do with a fresh message of a key.
+pub(super) enum Turn {
+    /// The key is free: it is this message's now.
+    Go(Parked),
+    /// It waits in memory.
+    Waits,
+    /// It must wait in the file.
+    File(Parked),
+}
+
+impl Lanes {
+    /// Whether the key has a message out.
+    pub(super) fn is_busy(&self, key: &str) -> bool {
+        self.lanes.contains_key(key)
+    }
+
+    /// A message of `key` goes out that came from the file.
+    pub(super) fn take_row(&mut self, key: SmolStr) {
+        self.lanes.insert(key, Lane { in_file: true, waiting: VecDeque::new() });
+    }
+
+    /// A fresh message's turn; `in_file` says whether the file holds earlier ones of the key, `room` how many may
+    /// wait in memory.
+    pub(super) fn turn(&mut self, key: &SmolStr, parked: Parked, in_file: bool, room: usize) -> Turn {
+        match self.lanes.get_mut(key) {
+            None if in_file => Turn::File(parked),
+            None => {
+                self.lanes.insert(key.clone(), Lane::default());
+                Turn::Go(parked)
+            }
+            Some(lane) if lane.in_file || in_file => {
+                lane.in_file = true;
+                Turn::File(parked)
+            }
+            Some(lane) if self.parked < room => {
+                lane.waiting.push_back(parked);
+                self.parked += 1;
+                Turn::Waits
+            }
+            Some(lane) => {
+                lane.in_file = true;
+                Turn::File(parked)
+            }
+        }
+    }
+
+    /// The fresh message of `key` is done; the next in memory becomes ready. `false` when the file must be looked at
+    /// before the key is free.
+    pub(super) fn finish_fresh(&mut self, key: &str) -> bool {
+        let Some(lane) = self.lanes.get_mut(key) else { return true };
+        match lane.waiting.pop_front() {
+            Some(next) => {
+                self.parked -= 1;
+                self.ready.push_back(next);
+                true
+            }
+            None if lane.in_file => false,
+            None => {
+                self.lanes.remove(key);
+                true
+            }
+        }
+    }
+
+    /// A waiting message whose key is its own now.
+    pub(super) fn ready(&mut self) -> Option<Parked> {
+        self.ready.pop_front()
+    }
+
+    /// Whether a waiting message could go.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes what waits behind `key`: its first message goes back to the file, and they follow.
+    pub(super) fn unpark(&mut self, key: &str) -> VecDeque<Parked> {
+        let Some(lane) = self.lanes.get_mut(key) else { return VecDeque::new() };
+        lane.in_file = true;
+        self.parked -= lane.waiting.len();
+        std::mem::take(&mut lane.waiting)
+    }
+
+    /// The file knows all about `key`: it is free for whoever is first there.
+    pub(super) fn release(&mut self, key: &str) {
+        self.lanes.remove(key);
+    }
+
+    /// Takes all that waits.
+    pub(super) fn drain(&mut self) -> Vec<Parked> {
+        self.parked = 0;
+        let mut all: Vec<_> = self.ready.drain(..).collect();
+        for lane in self.lanes.values_mut() {
+            lane.in_file = true;
+            all.extend(lane.waiting.drain(..));
+        }
+        all
+    }
+}

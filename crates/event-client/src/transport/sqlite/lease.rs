@@ -1,0 +1,139 @@
+//! A lease on a run of fresh messages: one row however many they are, and which of them are settled.
+
+use std::sync::{Arc, Mutex};
+
+use super::codec::{Reader, put_number};
+
+/// Fresh messages in one member's hands.
+#[derive(Debug)]
+pub(super) struct Lease {
+    /// Its row.
+    pub(super) id: i64,
+    pub(super) member: i64,
+    /// Positions, rising.
+    seqs: Box<[i64]>,
+    settled: Mutex<Settled>,
+}
+
+#[derive(Clone, Debug)]
+struct Settled {
+    bits: Vec<u64>,
+    left: usize,
+}
+
+impl Settled {
+    fn set(&mut self, index: usize) {
+        let (word, bit) = (index / 64, 1 << (index % 64));
+        if self.bits[word] & bit == 0 {
+            self.bits[word] |= bit;
+            self.left -= 1;
+        }
+    }
+
+    fn has(&self, index: usize) -> bool {
+        self.bits[index / 64] & (1 << (index % 64)) != 0
+    }
+}
+
+impl Lease {
+    pub(super) fn new(id: i64, member: i64, seqs: Vec<i64>) -> Arc<Self> {
+        let settled = Settled { bits: vec![0; seqs.len().div_ceil(64)], left: seqs.len() };
+        Arc::new(Self { id, member, seqs: seqs.into(), settled: Mutex::new(settled) })
+    }
+
+    /// What would be pending once the messages at `indexes` are settled; `None` when nothing would.
+    pub(super) fn without(&self, indexes: &[usize]) -> Option<Vec<u8>> {
+        let mut settled = self.settled.lock().expect("not poisoned").clone();
+        indexes.iter().for_each(|index| settled.set(*index));
+        (settled.left > 0).then(|| {
+            encode((0..self.seqs.len()).filter(|index| !settled.has(*index)).map(|index| self.seqs[index]))
+        })
+    }
+
+    /// The messages at `indexes` are settled.
+    pub(super) fn settle(&self, indexes: &[usize]) {
+        let mut settled = self.settled.lock().expect("not poisoned");
+        indexes.iter().for_each(|index| settled.set(*index));
+    }
+}
+
+/// Rising positions as runs: the gap before each and its length.
+pub(super) fn encode(seqs: impl Iterator<Item = i64>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut end = 0; // one after the last run
+    let mut run: Option<(i64, i64)> = None;
+    let mut write = |(first, next): (i64, i64)| {
+        put_number(&mut out, (first - end) as u64);
+        put_number(&mut out, (next - first) as u64);
+        end = next;
+    };
+    for seq in seqs {
+        match &mut run {
+            Some((_, next)) if *next == seq => *next += 1,
+            _ => {
+                if let Some(run) = run.replace((seq, seq + 1)) {
+                    write(run);
+                }
+            }
+        }
+    }
+    if let Some(run) = run {
+        write(run);
+    }
+    out
+}
+
+/// The positions that [`encode`] wrote; `None` for other bytes.
+pub(super) fn decode(bytes: &[u8]) -> Option<Vec<i64>> {
+    let mut reader = Reader::new(bytes.to_vec().into());
+    let mut seqs = Vec::new();
+    let mut end = 0i64;
+    while !reader.is_at_end() {
+        let first = end.checked_add_unsigned(reader.number()?)?;
+        let length = reader.number()?;
+        // More than any lease holds: damaged, and not worth the memory.
+        if length > 1 << 20 {
+            return None;
+        }
+        end = first.checked_add_unsigned(length)?;
+        seqs.extend(first..end);
+    }
+    Some(seqs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn positions_come_back(seqs in proptest::collection::btree_set(1i64..400, 0..200)) {
+            let seqs: Vec<i64> = seqs.into_iter().collect();
+            prop_assert_eq!(decode(&encode(seqs.iter().copied())), Some(seqs));
+        }
+
+        #[test]
+        fn what_is_settled_is_not_pending(
+            seqs in proptest::collection::btree_set(1i64..10_000, 1..200),
+            settle in proptest::collection::vec(0usize..200, 0..300),
+            cut in 0usize..300,
+        ) {
+            let seqs: Vec<i64> = seqs.into_iter().collect();
+            let settle: Vec<usize> = settle.into_iter().map(|index| index % seqs.len()).collect();
+            let lease = Lease::new(1, 1, seqs.clone());
+            let (before, after) = settle.split_at(cut.min(settle.len()));
+            lease.settle(before);
+            let left: BTreeSet<i64> =
+                seqs.iter().enumerate().filter(|(index, _)| !settle.contains(index)).map(|(_, seq)| *seq).collect();
+            let pending = lease.without(after).map(|bytes| decode(&bytes).unwrap()).unwrap_or_default();
+            prop_assert_eq!(pending, left.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..50)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

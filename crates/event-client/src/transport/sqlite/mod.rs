@@ -1,0 +1,217 @@
+//! The embedded default: `sqlite:PATH`, a durable log in one file, shared by the processes of one machine.
+//!
+//! | gives | how |
+//! |---|---|
+//! | confirmed publish that survives loss of power | WAL with `synchronous=FULL`; what waits at the same time shares a commit |
+//! | durable groups, leases, retries, dead letters, replay, delay, expiry, dedup | tables; fresh messages are leased by the run, not one by one |
+//! | several processes | one writer each, taking turns; a file per process to wake it and to see that it lives |
+//! | keyed order | one member of a keyed group works, the others stand by |
+//! | requests | in memory within a process, through tables across |
+//!
+//! | lacks | instead |
+//! |---|---|
+//! | more than one machine | any of the brokers |
+//! | parallel members of one keyed group | parallel keys within its one active member |
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use super::{Admin, Capabilities, Mode, Receipt, Requests, Subscribe, Transport};
+use crate::confirm::Confirm;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Durability, Message};
+use crate::subscription::Subscription;
+use crate::url::BusUrl;
+
+mod admin;
+mod codec;
+mod config;
+mod connection;
+mod error;
+mod fetch;
+mod filters;
+mod keeper;
+mod keyed;
+mod lease;
+mod peers;
+mod publish;
+mod requests;
+mod scan;
+mod schema;
+mod settle;
+mod subscribe;
+mod takeover;
+mod writer;
+
+use config::Config;
+use connection::{Database, Open};
+use error::closed;
+use settle::Member;
+
+/// One handle on a file.
+pub struct SqliteTransport {
+    /// `None` once closed.
+    open: Mutex<Option<Arc<Open>>>,
+    database: Arc<Database>,
+    durability: Durability,
+    capabilities: Capabilities,
+    members: Mutex<Vec<Weak<Member>>>,
+    tails: CancellationToken,
+    closed: AtomicBool,
+}
+
+impl SqliteTransport {
+    /// Opens the file that `url` names, creating it when it is not there. Handles of one process share it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::NotFound`] for a missing folder,
+    /// [`ErrorKind::Denied`] for one that may not be written, [`ErrorKind::Corrupt`] for a file that is not ours,
+    /// [`ErrorKind::Unavailable`] when another program holds its lock.
+    pub async fn open(url: BusUrl) -> Result<Self> {
+        let config = Config::read(url)?;
+        let open = connection::open(&config.path, &config.storage).await?;
+        Ok(Self::new(open, &config))
+    }
+
+    fn new(open: Arc<Open>, config: &Config) -> Self {
+        let mut capabilities = Capabilities::new("sqlite");
+        capabilities.persistent = true;
+        capabilities.shared = true;
+        capabilities.max_durability = config.durability;
+        capabilities.durability = config.durability;
+        capabilities.max_payload = config.max_payload;
+        capabilities.dedup_window = config.storage.dedup_window;
+        capabilities.delayed = true;
+        capabilities.expiry = true;
+        capabilities.replay = true;
+        capabilities.cross_topic = true;
+        capabilities.keyed_members = 1;
+        Self {
+            database: Arc::clone(&open),
+            open: Mutex::new(Some(open)),
+            durability: config.durability,
+            capabilities,
+            members: Mutex::default(),
+            tails: CancellationToken::new(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    fn live(&self, operation: &'static str) -> Result<Arc<Open>> {
+        self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))
+    }
+
+    fn refuse(&self, message: &Message) -> Option<Error> {
+        if self.closed.load(Ordering::Acquire) {
+            return Some(closed("publish"));
+        }
+        if message.size() > self.capabilities.max_payload {
+            let text = format!(
+                "the message has {} bytes, the bus takes {}; send less or a reference, or raise `max_payload`",
+                message.size(),
+                self.capabilities.max_payload
+            );
+            return Some(Error::new(ErrorKind::TooLarge, text).during("publish").with("subject", &message.subject));
+        }
+        if message.durability > self.durability {
+            return Some(
+                Error::new(
+                    ErrorKind::Unsupported,
+                    "this bus confirms before the disk does; open it with `synchronous=full` for messages that must survive loss of power",
+                )
+                .during("publish")
+                .with("subject", &message.subject),
+            );
+        }
+        None
+    }
+}
+
+impl Transport for SqliteTransport {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn publish(&self, message: Message) -> Confirm<Receipt> {
+        if let Some(error) = self.refuse(&message) {
+            return Confirm::ready(Err(error));
+        }
+        let (answer, confirm) = Confirm::channel();
+        let fsync = match message.durability {
+            Durability::Default => self.durability == Durability::Fsync,
+            class => class == Durability::Fsync,
+        };
+        self.database.inbox.publish(publish::Publish::new(&message, fsync, answer));
+        confirm
+    }
+
+    fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
+        Box::pin(async move {
+            let open = self.live("subscribe")?;
+            if spec.filters.is_empty() {
+                return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern")
+                    .during("subscribe"));
+            }
+            match spec.mode.clone() {
+                Mode::Broadcast => subscribe::broadcast(open, spec, self.tails.child_token()).await,
+                Mode::Group(group) => {
+                    let fsync = self.durability == Durability::Fsync;
+                    let (member, subscription) = subscribe::group(open, group, spec, fsync).await?;
+                    let mut members = self.members.lock().expect("not poisoned");
+                    members.retain(|member| member.strong_count() > 0);
+                    members.push(Arc::downgrade(&member));
+                    Ok(subscription)
+                }
+            }
+        })
+    }
+
+    fn requests(&self) -> &dyn Requests {
+        self
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.closed.store(true, Ordering::Release);
+            let Some(open) = self.open.lock().expect("not poisoned").take() else { return Ok(()) };
+            self.tails.cancel();
+            let members = std::mem::take(&mut *self.members.lock().expect("not poisoned"));
+            for member in members.iter().filter_map(Weak::upgrade) {
+                member.close().await;
+            }
+            // Everything that was published through this handle stands before this.
+            let flushed = ping(&open).await.map(drop);
+            let database = Arc::clone(&open);
+            drop(open);
+            if database.closing.is_cancelled() {
+                database.finished.cancelled().await;
+            }
+            flushed
+        })
+    }
+}
+
+/// A round trip through the writer to the file.
+async fn ping(database: &Arc<Database>) -> Result<Duration> {
+    let start = Instant::now();
+    let job = database.write("ping", |connection| {
+        Box::pin(async move { sqlx::query("SELECT 1 FROM consumer_group LIMIT 1").execute(connection).await.map(drop) })
+    });
+    job.await?;
+    Ok(start.elapsed())
+}
+
+impl fmt::Debug for SqliteTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteTransport").field("file", &self.database.path).finish_non_exhaustive()
+    }
+}

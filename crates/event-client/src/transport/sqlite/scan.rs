@@ -1,0 +1,221 @@
+//! Reading the log forward: what comes after a position and matches, some of it ahead of need.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sqlx::Row;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
+
+use super::codec::{self, Reader};
+use super::connection::Script;
+use super::error::{Sql, damaged};
+use super::filters::Filters;
+use crate::message::Message;
+use crate::subject::{Pattern, Subject};
+
+/// Segments of one read.
+const ROWS: usize = 8;
+/// Topics that are looked up one by one; more are found by reading everything.
+const TOPICS: usize = 8;
+
+/// A message as the log holds it.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) message: Arc<Message>,
+    pub(super) seq: i64,
+    pub(super) published: i64,
+}
+
+impl Stored {
+    /// Whether nobody may have it any more.
+    pub(super) fn is_expired(&self, now: i64) -> bool {
+        is_expired(&self.message, now)
+    }
+}
+
+/// Whether `message` may not be delivered any more.
+pub(super) fn is_expired(message: &Message, now: i64) -> bool {
+    message.expires_at.is_some_and(|at| codec::nanos(at) <= now)
+}
+
+/// A place in the log and what was read beyond it. Bounded: a read happens only when nothing is left.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    pub(super) filters: Filters,
+    /// Everything up to here was looked at.
+    pub(super) seen: i64,
+    /// Matching messages up to `seen`, not taken yet.
+    pub(super) buffer: VecDeque<Stored>,
+}
+
+impl Scan {
+    /// Starts over behind `position`.
+    pub(super) fn restart(&mut self, position: i64, filters: Filters) {
+        *self = Self { filters, seen: position, buffer: VecDeque::new() };
+    }
+
+    /// Reads on, if nothing is left; answers whether there may be more behind it.
+    pub(super) async fn fill(&mut self, readers: &SqlitePool) -> Sql<bool> {
+        if !self.buffer.is_empty() {
+            return Ok(true);
+        }
+        let rows = self.query().run(&mut *readers.acquire().await?).await?.pop().unwrap_or_default();
+        let mut segments = 0;
+        let mut last = self.seen;
+        for row in &rows {
+            let Some(segment) = row.try_get::<Option<i64>, _>(1)? else { continue };
+            self.read(row, segment)?;
+            segments += 1;
+            last = last.max(segment);
+        }
+        let end: i64 = match rows.first() {
+            Some(row) => row.try_get(0)?,
+            None => 0,
+        };
+        let more = segments == ROWS;
+        self.seen = if more { last } else { end.max(last) };
+        Ok(more)
+    }
+
+    /// The next segments, each beside the end of the log; one row without a segment when there is none.
+    fn query(&self) -> Script {
+        let topics: Option<BTreeSet<&str>> = self.filters.all().map(Pattern::topic).collect();
+        let mut script = Script::default();
+        let choice = match topics.as_ref().filter(|topics| topics.len() <= TOPICS) {
+            None => format!("last > ? ORDER BY last LIMIT {ROWS}"),
+            Some(topics) => {
+                let each = format!(
+                    "SELECT last FROM (SELECT last FROM segment WHERE topic = ? AND last > ? ORDER BY last LIMIT {ROWS})"
+                );
+                let all = vec![each; topics.len()].join(" UNION ALL ");
+                format!("last IN ({all}) ORDER BY last LIMIT {ROWS}")
+            }
+        };
+        script.statement(&format!(
+            "SELECT edge.top, s.last, s.count, s.at, s.subjects, s.data \
+             FROM (SELECT ifnull(max(last), 0) AS top FROM segment) AS edge \
+             LEFT JOIN (SELECT * FROM segment WHERE {choice}) AS s"
+        ));
+        match topics.filter(|topics| topics.len() <= TOPICS) {
+            None => {
+                script.bind(self.seen);
+            }
+            Some(topics) => topics.into_iter().for_each(|topic| {
+                script.bind(topic).bind(self.seen);
+            }),
+        }
+        script
+    }
+
+    fn read(&mut self, row: &SqliteRow, last: i64) -> Sql<()> {
+        let (count, at): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
+        let subjects = subjects(row.try_get(4)?)?;
+        let wanted: Vec<bool> = subjects
+            .iter()
+            .map(|(subject, _)| self.filters.matches(subject, last))
+            .collect();
+        if !wanted.contains(&true) {
+            return Ok(());
+        }
+        let data = Bytes::copy_from_slice(row.try_get(5)?);
+        let first = last + 1 - count;
+        for (index, message) in unpack(data, count, &subjects, |index, subject| {
+            wanted[subject] && first + index > self.seen
+        })? {
+            let (message, published) = message;
+            self.buffer.push_back(Stored {
+                message: Arc::new(message),
+                seq: first + index,
+                published: published.unwrap_or(at),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A segment's subjects with their counts.
+pub(super) fn subjects(column: &str) -> Sql<Vec<(Subject, u64)>> {
+    column
+        .lines()
+        .map(|line| {
+            let (subject, count) = line.split_once(' ')?;
+            Some((Subject::new(subject).ok()?, count.parse().ok()?))
+        })
+        .collect::<Option<_>>()
+        .ok_or_else(|| damaged("a segment's subjects cannot be read"))
+}
+
+type Unpacked = Vec<(i64, (Message, Option<i64>))>;
+
+/// The records of a segment that are wanted by their index and their subject's, with their index.
+fn unpack(
+    data: Bytes,
+    count: i64,
+    subjects: &[(Subject, u64)],
+    wanted: impl Fn(i64, usize) -> bool,
+) -> Sql<Unpacked> {
+    let mut reader = Reader::new(data);
+    let mut unpacked = Vec::new();
+    let mut read = |index: i64| -> Option<()> {
+        let subject = usize::try_from(reader.number()?).ok()?;
+        let length = reader.number()?;
+        if wanted(index, subject.min(subjects.len().checked_sub(1)?)) {
+            unpacked.push((index, reader.record(subjects.get(subject)?.0.clone())?));
+        } else {
+            reader.skip(length)?;
+        }
+        Some(())
+    };
+    for index in 0..count {
+        read(index).ok_or_else(|| damaged("a segment's records cannot be read"))?;
+    }
+    Ok(unpacked)
+}
+
+/// The messages at `seqs`, for whoever found them in a lease.
+pub(super) async fn find(
+    connection: &mut sqlx::sqlite::SqliteConnection,
+    seqs: &[i64],
+) -> Sql<Vec<Stored>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(seq) = seqs.get(at) {
+        let row = sqlx::query("SELECT last, count, at, subjects, data FROM segment WHERE last >= ? ORDER BY last LIMIT 1")
+            .bind(*seq)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or_else(|| damaged("a leased message is not in the log"))?;
+        let (last, count, time): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let subjects = subjects(row.try_get(3)?)?;
+        let end = at + seqs[at..].partition_point(|seq| *seq <= last);
+        let here: BTreeSet<i64> = seqs[at..end].iter().copied().collect();
+        let first = last + 1 - count;
+        let data = Bytes::copy_from_slice(row.try_get(4)?);
+        for (index, (message, published)) in
+            unpack(data, count, &subjects, |index, _| here.contains(&(first + index)))?
+        {
+            found.push(Stored {
+                message: Arc::new(message),
+                seq: first + index,
+                published: published.unwrap_or(time),
+            });
+        }
+        at = end;
+    }
+    Ok(found)
+}
+
+/// How many messages behind `cursor` in the segment that ends at `last` match.
+pub(super) async fn count_after(
+    connection: &mut sqlx::sqlite::SqliteConnection,
+    last: i64,
+    cursor: i64,
+    filters: &Filters,
+) -> Sql<u64> {
+    let seqs: Vec<i64> = (cursor + 1..=last).collect();
+    let found = find(connection, &seqs).await?;
+    let matching =
+        found.iter().filter(|stored| filters.matches(&stored.message.subject, stored.seq));
+    Ok(matching.count() as u64)
+}

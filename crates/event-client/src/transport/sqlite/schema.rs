@@ -1,0 +1,105 @@
+//! The tables, their version, and what happens to a file of another version.
+
+use sqlx::{Connection, Row, SqliteConnection};
+
+use super::error::Sql;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Written to `user_version`; raised with every change of the tables or of the record format.
+const VERSION: i64 = 1;
+/// Written to `application_id`: "BkBn", so that `file` and we can tell a bus from another database.
+const APPLICATION: i64 = 0x426b_426e;
+/// `due` of a message that waits behind an earlier one of its key.
+pub(super) const PARKED: i64 = i64::MAX;
+
+/// Times are nanoseconds since 1970; `seq` is a message's position, one count for the whole file.
+const TABLES: &str = "
+-- Messages of one topic that were stored together; positions last-count+1 ..= last. `subjects` lists the distinct
+-- subjects with their counts, `data` the records in order. Many messages share a row: a statement through sqlx
+-- costs more than the bytes of a message.
+CREATE TABLE segment (last INTEGER PRIMARY KEY, count INTEGER NOT NULL, at INTEGER NOT NULL, topic TEXT NOT NULL,
+  subjects TEXT NOT NULL, data BLOB NOT NULL);
+CREATE INDEX segment_topic ON segment (topic, last);
+CREATE TABLE delayed (id INTEGER PRIMARY KEY, due INTEGER NOT NULL, subject TEXT NOT NULL, data BLOB NOT NULL);
+CREATE INDEX delayed_due ON delayed (due);
+CREATE TABLE dedup (id TEXT PRIMARY KEY, at INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
+CREATE INDEX dedup_at ON dedup (at);
+-- `cursor` is the last position that was leased; `revision` fences members that read an older row;
+-- `active` is the one member of a keyed group that works.
+CREATE TABLE consumer_group (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, filters TEXT NOT NULL,
+  cursor INTEGER NOT NULL, revision INTEGER NOT NULL, keyed INTEGER NOT NULL, active INTEGER);
+-- One row per subscription. Its leases last until `until`; deleting the row is what fences it.
+CREATE TABLE member (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, process TEXT NOT NULL,
+  until INTEGER NOT NULL);
+CREATE INDEX member_grp ON member (grp);
+-- Fresh messages in a member's hands; `pending` are the positions not settled yet, as runs.
+CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, member INTEGER NOT NULL,
+  first INTEGER NOT NULL, at INTEGER NOT NULL, pending BLOB NOT NULL);
+CREATE INDEX lease_grp ON lease (grp, first);
+CREATE INDEX lease_member ON lease (member);
+-- What one group must see again: retries, releases, what crashed consumers left, replays, and what waits behind
+-- an earlier message of its key. Rows hold their own copy, so they outlive the segments.
+CREATE TABLE redelivery (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, seq INTEGER NOT NULL,
+  key TEXT, attempts INTEGER NOT NULL, due INTEGER NOT NULL, member INTEGER, subject TEXT NOT NULL,
+  published INTEGER NOT NULL, first_at INTEGER, replayed INTEGER NOT NULL, error TEXT NOT NULL, data BLOB NOT NULL);
+CREATE INDEX redelivery_due ON redelivery (grp, member, due);
+CREATE INDEX redelivery_member ON redelivery (member) WHERE member IS NOT NULL;
+CREATE INDEX redelivery_key ON redelivery (grp, key, seq, id) WHERE key IS NOT NULL;
+CREATE TABLE dead (id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, seq INTEGER NOT NULL, key TEXT,
+  subject TEXT NOT NULL, reason TEXT NOT NULL, error TEXT NOT NULL, attempts INTEGER NOT NULL,
+  published INTEGER NOT NULL, first_at INTEGER, dead_at INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE INDEX dead_grp ON dead (grp, id);
+-- Calls between processes: who serves what, the request while it waits or runs, the answer's frames.
+CREATE TABLE rpc_server (id TEXT NOT NULL, process TEXT NOT NULL, service TEXT NOT NULL, subject TEXT NOT NULL,
+  used INTEGER NOT NULL, PRIMARY KEY (subject, id)) WITHOUT ROWID;
+CREATE TABLE rpc_request (id TEXT PRIMARY KEY, server TEXT NOT NULL, process TEXT NOT NULL, caller TEXT NOT NULL,
+  subject TEXT NOT NULL, expires INTEGER NOT NULL, taken INTEGER NOT NULL, data BLOB NOT NULL) WITHOUT ROWID;
+CREATE INDEX rpc_request_process ON rpc_request (process, taken);
+CREATE TABLE rpc_frame (id INTEGER PRIMARY KEY, request TEXT NOT NULL, caller TEXT NOT NULL, expires INTEGER NOT NULL,
+  data BLOB NOT NULL);
+CREATE INDEX rpc_frame_caller ON rpc_frame (caller, id);
+";
+
+/// Creates the tables in an empty file, or checks that the file is ours and of our version.
+pub(super) async fn prepare(writer: &mut SqliteConnection) -> Sql<Result<()>> {
+    let (application, version) = versions(writer).await?;
+    if (application, version) == (APPLICATION, VERSION) {
+        return Ok(Ok(()));
+    }
+    // Two processes may find the file empty at the same time: look again under the write lock.
+    let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
+    let (application, version) = versions(&mut transaction).await?;
+    let tables: i64 =
+        sqlx::query("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *transaction).await?.try_get(0)?;
+    match (application, version, tables) {
+        (APPLICATION, VERSION, _) => return Ok(Ok(())),
+        (0, 0, 0) => {}
+        (APPLICATION, newer, _) if newer > VERSION => {
+            return Ok(Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "the file was written by a newer version of this program (schema {newer}, this one knows {VERSION}); update the program or choose another file"
+                ),
+            )));
+        }
+        _ => {
+            return Ok(Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "the file is an SQLite database of something else (application id {application:#x}, version {version}); choose another path"
+                ),
+            )));
+        }
+    }
+    sqlx::raw_sql(TABLES).execute(&mut *transaction).await?;
+    let stamp = format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(stamp)).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    Ok(Ok(()))
+}
+
+async fn versions(connection: &mut SqliteConnection) -> Sql<(i64, i64)> {
+    let application = sqlx::query("PRAGMA application_id").fetch_one(&mut *connection).await?.try_get(0)?;
+    let version = sqlx::query("PRAGMA user_version").fetch_one(&mut *connection).await?.try_get(0)?;
+    Ok((application, version))
+}

@@ -1,0 +1,354 @@
+//! The one task per file that writes: everything that waits shares a transaction, and with it an fsync.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::sqlite::SqliteConnection;
+use tokio::sync::{Notify, oneshot};
+
+use super::connection::{self, Database, Script};
+use super::error::{Sql, closed};
+use super::publish::{self, Publish};
+use super::settle::{self, Settled};
+use super::subscribe::Claim;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most publishes that may wait, in number and bytes; beyond it a publish is refused.
+const MAX_WAITING: usize = 65_536;
+const MAX_WAITING_BYTES: usize = 64 << 20;
+/// Most publishes of one transaction.
+const MAX_BATCH: usize = 8192;
+/// How long settlements that could not be stored wait for the next try.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(super) struct Inbox {
+    work: Mutex<Work>,
+    wake: Notify,
+}
+
+#[derive(Default)]
+struct Work {
+    publishes: Vec<Publish>,
+    bytes: usize,
+    claims: Vec<Claim>,
+    settles: Vec<Settled>,
+    renewals: Vec<Renewal>,
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// Members whose leases go on until then; answers those that still exist.
+pub(super) struct Renewal {
+    pub(super) members: Vec<i64>,
+    pub(super) until: i64,
+    pub(super) answer: Answer<Vec<i64>>,
+}
+
+/// Rare work in a transaction of its own.
+type Job = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, ()> + Send>;
+
+impl Inbox {
+    fn with<R>(&self, wake: bool, add: impl FnOnce(&mut Work) -> R) -> R {
+        let result = add(&mut self.work.lock().expect("not poisoned"));
+        if wake {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    /// Whether nothing is taken any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.with(false, |work| work.closed)
+    }
+
+    /// Adds a publish.
+    pub(super) fn publish(&self, publish: Publish) {
+        let refused = self.with(true, |work| {
+            if work.closed {
+                return Some((publish, closed("publish")));
+            }
+            if work.publishes.len() >= MAX_WAITING || work.bytes >= MAX_WAITING_BYTES {
+                return Some((
+                    publish,
+                    Error::new(ErrorKind::Full, "too many publishes wait for the disk; await some confirmations first")
+                        .during("publish"),
+                ));
+            }
+            work.bytes += publish.record.len();
+            work.publishes.push(publish);
+            None
+        });
+        if let Some((publish, error)) = refused {
+            let _ = publish.answer.send(Err(error));
+        }
+    }
+
+    /// Adds a claim; dropped unanswered when closed.
+    pub(super) fn claim(&self, claim: Claim) {
+        self.with(true, |work| {
+            if !work.closed {
+                work.claims.push(claim);
+            }
+        });
+    }
+
+    /// Adds a settlement; dropped unanswered when closed.
+    pub(super) fn settle(&self, settled: Settled) {
+        self.with(true, |work| {
+            if !work.closed {
+                work.settles.push(settled);
+            }
+        });
+    }
+
+    /// Renews leases; answers the members that still exist.
+    pub(super) fn renew(&self, members: Vec<i64>, until: i64) -> Confirm<Vec<i64>> {
+        let (answer, confirm) = Confirm::channel();
+        self.with(true, |work| {
+            if !work.closed {
+                work.renewals.push(Renewal { members, until, answer });
+            }
+        });
+        confirm
+    }
+}
+
+impl Database {
+    /// Runs `job` in a write transaction of its own and without an fsync of its own.
+    pub(super) async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        operation: &'static str,
+        job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, result) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            Box::pin(async move {
+                let result = match connection {
+                    Err(error) => Err(error),
+                    Ok(connection) => Ok(transact(connection, job).await),
+                };
+                let _ = answer.send(result);
+            })
+        });
+        self.inbox.with(true, |work| {
+            if !work.closed {
+                work.jobs.push_back(job);
+            }
+        });
+        match result.await {
+            Err(_) => Err(closed(operation)),
+            Ok(Err(error)) => Err(error.during(operation)),
+            Ok(Ok(result)) => result.map_err(|error| self.explain(&error, operation)),
+        }
+    }
+}
+
+async fn transact<T>(
+    connection: &mut SqliteConnection,
+    job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>>,
+) -> Sql<T> {
+    let run = async |sql: &'static str, connection: &mut SqliteConnection| {
+        sqlx::query(sql).execute(connection).await
+    };
+    run("BEGIN IMMEDIATE", connection).await?;
+    let result = match job(connection).await {
+        Ok(value) => run("COMMIT", connection).await.map(|_| value),
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        // Fails when the error has ended the transaction already.
+        let _ = run("ROLLBACK", connection).await;
+    }
+    result
+}
+
+/// The task.
+pub(super) struct Writer {
+    database: Arc<Database>,
+    connection: SqliteConnection,
+    /// Whether commits fsync now, if known: SQLite's `synchronous` is switched between transactions.
+    fsync: Option<bool>,
+}
+
+impl Writer {
+    pub(super) fn new(database: Arc<Database>, connection: SqliteConnection) -> Self {
+        Self { database, connection, fsync: None }
+    }
+
+    /// Writes until the database is closed and nothing waits.
+    pub(super) async fn run(mut self) {
+        let database = self.database.clone();
+        loop {
+            tokio::select! {
+                () = database.inbox.wake.notified() => {}
+                () = database.closing.cancelled() => {
+                    if self.round().await {
+                        continue;
+                    }
+                    let rest = database.inbox.with(false, |work| {
+                        work.closed = true;
+                        std::mem::take(work)
+                    });
+                    // Dropped, their answers say that the bus is closed.
+                    drop(rest);
+                    break;
+                }
+            }
+            while self.round().await {}
+        }
+        database.peers.leave();
+        connection::finish(self.connection, &database.readers).await;
+        database.peers.call();
+        database.finished.cancel();
+    }
+
+    /// Takes what waits and writes it; `false` when nothing waited.
+    async fn round(&mut self) -> bool {
+        let work = self.database.inbox.with(false, |work| {
+            let rest = if work.publishes.len() > MAX_BATCH { work.publishes.split_off(MAX_BATCH) } else { Vec::new() };
+            let taken = Work { bytes: 0, closed: false, ..std::mem::take(work) };
+            work.bytes = rest.iter().map(|publish| publish.record.len()).sum();
+            work.publishes = rest;
+            taken
+        });
+        let Work { publishes, claims, settles, renewals, jobs, .. } = work;
+        let mut worked = !jobs.is_empty();
+        if !(publishes.is_empty() && claims.is_empty() && settles.is_empty() && renewals.is_empty()) {
+            worked = true;
+            self.commit(publishes, claims, settles, renewals).await;
+        }
+        for job in jobs {
+            match self.set_fsync(false).await {
+                Ok(()) => job(Ok(&mut self.connection)).await,
+                Err(error) => job(Err(self.database.explain(&error, "write"))).await,
+            }
+        }
+        worked
+    }
+
+    async fn set_fsync(&mut self, fsync: bool) -> Sql<()> {
+        if self.fsync != Some(fsync) {
+            let mut script = Script::default();
+            script.statement(synchronous(fsync));
+            script.run(&mut self.connection).await?;
+            self.fsync = Some(fsync);
+        }
+        Ok(())
+    }
+
+    /// One transaction for all of it.
+    async fn commit(
+        &mut self,
+        publishes: Vec<Publish>,
+        claims: Vec<Claim>,
+        settles: Vec<Settled>,
+        renewals: Vec<Renewal>,
+    ) {
+        let fsync = publishes.iter().any(|publish| publish.fsync) || settles.iter().any(|settled| settled.fsync);
+        let mut script = Script::default();
+        if self.fsync != Some(fsync) {
+            script.statement(synchronous(fsync));
+        }
+        let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
+        let settles = settle::Plan::new(settles);
+        // A single statement is a transaction by itself and saves two.
+        let alone = claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
+        if !alone {
+            script.statement("BEGIN IMMEDIATE");
+        }
+        let claimed: Vec<_> = claims.iter().map(|claim| claim.write(&mut script)).collect();
+        let settled = settles.write(&mut script);
+        let renewed: Vec<_> = renewals
+            .iter()
+            .map(|renewal| {
+                let step = script.statement(
+                    "UPDATE member SET until = ? WHERE id IN (SELECT value FROM json_each(?)) RETURNING id",
+                );
+                script.bind(renewal.until).bind(connection::json(renewal.members.iter().copied()));
+                step
+            })
+            .collect();
+        let result = batch.write(script, alone, &mut self.connection).await;
+        self.fsync = result.is_ok().then_some(fsync);
+        let answers = match result {
+            Ok(answers) => answers,
+            Err(error) => {
+                // Fails when there is no transaction left to end.
+                let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await;
+                self.fail(error, batch, claims, settles, renewals);
+                return;
+            }
+        };
+        for (claim, step) in claims.into_iter().zip(claimed) {
+            claim.finish(&answers, step);
+        }
+        for (renewal, step) in renewals.into_iter().zip(renewed) {
+            let _ = renewal.answer.send(Ok(ids(&answers[step])));
+        }
+        let again = settles.finish(&answers, settled);
+        let stored = batch.finish();
+        if let Some(due) = stored.next_delayed {
+            self.database.next_delayed.fetch_min(due, Ordering::AcqRel);
+            self.database.keeper.notify_one();
+        }
+        if stored.any || again {
+            self.database.wake_here();
+            self.database.peers.call();
+        }
+    }
+
+    /// Answers everybody with what went wrong; settlements stay and are tried again.
+    fn fail(
+        &self,
+        error: sqlx::Error,
+        batch: publish::Batch,
+        claims: Vec<Claim>,
+        settles: settle::Plan,
+        renewals: Vec<Renewal>,
+    ) {
+        let explain = |operation| self.database.explain(&error, operation);
+        batch.fail(|| explain("publish"));
+        for claim in claims {
+            let _ = claim.answer.send(Err(explain("fetch")));
+        }
+        for renewal in renewals {
+            let _ = renewal.answer.send(Err(explain("renew")));
+        }
+        let waiting = settles.fail(|| explain("settle"));
+        if !waiting.is_empty() {
+            let database = self.database.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => {}
+                    () = database.closing.cancelled() => return,
+                }
+                for settled in waiting {
+                    database.inbox.settle(settled);
+                }
+            });
+        }
+    }
+}
+
+fn synchronous(fsync: bool) -> &'static str {
+    if fsync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" }
+}
+
+/// The first column of each row.
+pub(super) fn ids(rows: &[sqlx::sqlite::SqliteRow]) -> Vec<i64> {
+    use sqlx::Row;
+    rows.iter().filter_map(|row| row.try_get(0).ok()).collect()
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
