@@ -24,8 +24,8 @@ mod sqlite;
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
 pub use memory::{MemoryConfig, MemoryTransport};
 pub use open::open;
-pub use sqlite::SqliteTransport;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
+pub use sqlite::SqliteTransport;
 
 /// A way for messages to travel.
 ///

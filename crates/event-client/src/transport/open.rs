@@ -18,7 +18,10 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
         "sqlite" => SqliteTransport::open(url).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>),
         "nats" | "tls" | "redis" | "rediss" | "amqp" | "amqps" => Err(Error::new(
             ErrorKind::Unsupported,
-            format!("this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`", url.scheme()),
+            format!(
+                "this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`",
+                url.scheme()
+            ),
         )),
         scheme => Err(Error::new(
             ErrorKind::Config,

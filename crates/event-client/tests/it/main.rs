@@ -2,4 +2,5 @@
 
 mod batch;
 mod events;
+mod sqlite;
 mod testbus;

@@ -32,8 +32,9 @@ impl Admin for SqliteTransport {
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
             let open = self.live("replay dead letters")?;
-            let replayed =
-                open.write("replay dead letters", |connection| Box::pin(replay(connection, filter))).await??;
+            let replayed = open
+                .write("replay dead letters", |connection| Box::pin(replay(connection, filter)))
+                .await??;
             open.wake_everywhere();
             Ok(replayed)
         })
@@ -258,7 +259,8 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
     .await?;
     for row in rows {
         let (id, cursor): (i64, i64) = (row.try_get(0)?, row.try_get(3)?);
-        let name = Group::new(row.try_get::<&str, _>(1)?).map_err(|_| damaged("a group's name cannot be read"))?;
+        let name =
+            Group::new(row.try_get::<&str, _>(1)?).map_err(|_| damaged("a group's name cannot be read"))?;
         let filters = Filters::parse(row.try_get(2)?)?;
         let mut status = GroupStatus::new(name, filters.latest().to_vec());
         status.members = count(&row, 4)?;
@@ -285,7 +287,8 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
         .fetch_all(&mut *connection)
         .await?;
         for lease in leases {
-            let pending = lease::decode(lease.try_get(0)?).ok_or_else(|| damaged("a lease cannot be read"))?;
+            let pending =
+                lease::decode(lease.try_get(0)?).ok_or_else(|| damaged("a lease cannot be read"))?;
             status.in_flight += pending.len() as u64;
             oldest = earlier(oldest, lease.try_get(1)?);
         }
@@ -296,7 +299,11 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
 }
 
 /// How many messages behind `cursor` match, and when the first was stored.
-async fn log_lag(connection: &mut SqliteConnection, cursor: i64, filters: &Filters) -> Sql<(u64, Option<i64>)> {
+async fn log_lag(
+    connection: &mut SqliteConnection,
+    cursor: i64,
+    filters: &Filters,
+) -> Sql<(u64, Option<i64>)> {
     let rows = sqlx::query("SELECT last, count, at, subjects FROM segment WHERE last > ? ORDER BY last")
         .bind(cursor)
         .fetch_all(&mut *connection)
@@ -314,7 +321,11 @@ async fn log_lag(connection: &mut SqliteConnection, cursor: i64, filters: &Filte
         }
         // The cursor stands inside: only what comes after it counts.
         if last - total < cursor && here > 0 {
-            here = if all { (last - cursor) as u64 } else { scan::count_after(connection, last, cursor, filters).await? };
+            here = if all {
+                (last - cursor) as u64
+            } else {
+                scan::count_after(connection, last, cursor, filters).await?
+            };
         }
         if here > 0 {
             waiting += here;
@@ -334,4 +345,3 @@ fn earlier(one: Option<i64>, other: Option<i64>) -> Option<i64> {
 fn count(row: &SqliteRow, column: usize) -> Sql<u64> {
     Ok(u64::try_from(row.try_get::<i64, _>(column)?).unwrap_or(0))
 }
-

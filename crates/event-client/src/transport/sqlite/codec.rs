@@ -66,7 +66,9 @@ pub(super) fn encode(out: &mut Vec<u8>, message: &Message, published: Option<i64
     if let Some(key) = &message.key {
         put_text(out, key);
     }
-    for time in [message.expires_at.map(nanos), published, message.deliver_at.map(nanos)].into_iter().flatten() {
+    for time in
+        [message.expires_at.map(nanos), published, message.deliver_at.map(nanos)].into_iter().flatten()
+    {
         out.extend_from_slice(&time.to_le_bytes());
     }
     if !message.headers.is_empty() {
@@ -206,7 +208,10 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         (
             prop_oneof![Just("application/json".to_owned()), "[a-z/+.;= ]{0,40}"],
-            prop_oneof![any::<u128>().prop_map(|id| MessageId::Uuid(Uuid::from_u128(id))), ".{0,50}".prop_map(MessageId::from)],
+            prop_oneof![
+                any::<u128>().prop_map(|id| MessageId::Uuid(Uuid::from_u128(id))),
+                ".{0,50}".prop_map(MessageId::from)
+            ],
             proptest::option::of(".{0,30}"),
             proptest::collection::vec(("[a-z0-9_-]{1,64}", "[^\\p{Cc}]{0,30}"), 0..5),
             proptest::collection::vec(any::<u8>(), 0..300),

@@ -52,7 +52,9 @@ impl Config {
         const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
         let max_payload = url.take("max_payload", SIZE)?.map_or(1 << 20, |Size(bytes)| bytes);
         let storage = Storage {
-            retention_age: url.take("retention_age", AGE)?.map_or(Duration::from_secs(7 * 86_400), |Age(age)| age),
+            retention_age: url
+                .take("retention_age", AGE)?
+                .map_or(Duration::from_secs(7 * 86_400), |Age(age)| age),
             retention_bytes: url.take("retention_bytes", SIZE)?.map_or(1 << 30, |Size(bytes)| bytes),
             dedup_window: url.take("dedup_window", AGE)?.map_or(Duration::from_secs(600), |Age(age)| age),
             busy_timeout: url.take("busy_timeout", AGE)?.map_or(Duration::from_secs(5), |Age(age)| age),
@@ -72,7 +74,10 @@ impl Config {
             return Err(wrong("the URL names no file; use `sqlite:PATH`", &url));
         }
         if path == ":memory:" {
-            return Err(wrong("nothing durable lives in `:memory:`; use `memory:` for a bus without a file", &url));
+            return Err(wrong(
+                "nothing durable lives in `:memory:`; use `memory:` for a bus without a file",
+                &url,
+            ));
         }
         Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, storage })
     }
@@ -84,7 +89,8 @@ struct Age(Duration);
 impl FromStr for Age {
     type Err = ();
     fn from_str(text: &str) -> Result<Self, ()> {
-        let (number, unit) = text.split_at(text.len() - text.bytes().rev().take_while(u8::is_ascii_alphabetic).count());
+        let (number, unit) =
+            text.split_at(text.len() - text.bytes().rev().take_while(u8::is_ascii_alphabetic).count());
         let number: u64 = number.parse().map_err(drop)?;
         let millis = match unit {
             "ms" => 1,

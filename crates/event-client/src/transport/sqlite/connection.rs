@@ -11,19 +11,21 @@ use futures_util::TryStreamExt;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow,
 };
-use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Connection, Either, Encode, Executor, Row, Sqlite, Type};
+use sqlx::{
+    Arguments, AssertSqlSafe, ConnectOptions, Connection, Either, Encode, Executor, Row, Sqlite, Type,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Storage;
 use super::error::{Sql, explain};
+use super::keeper;
 use super::peers::Peers;
 use super::requests::Calls;
 use super::schema;
 use super::settle::Member;
 use super::subscribe::GroupFeed;
 use super::writer::{Inbox, Writer};
-use super::{keeper, requests};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Everything that the handles of one file share.
@@ -100,7 +102,9 @@ pub(super) async fn open(path: &Path, storage: &Storage) -> Result<Arc<Open>> {
 fn claim_file(path: &Path) -> Result<PathBuf> {
     let refuse = |error: io::Error| {
         let (kind, text) = match error.kind() {
-            io::ErrorKind::NotFound => (ErrorKind::NotFound, "the folder of the database does not exist; create it first"),
+            io::ErrorKind::NotFound => {
+                (ErrorKind::NotFound, "the folder of the database does not exist; create it first")
+            }
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 (ErrorKind::Denied, "the database may not be written; check the file's and folder's rights")
             }
@@ -133,9 +137,11 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         .statement_cache_capacity(256)
         .row_buffer_size(512)
         .disable_statement_logging();
-    let mut writer =
-        options.clone().pragma("synchronous", "FULL").connect().await.map_err(explain)?;
-    schema::prepare(&mut writer).await.map_err(explain)?.map_err(|error| error.with("file", path.display()))?;
+    let mut writer = options.clone().pragma("synchronous", "FULL").connect().await.map_err(explain)?;
+    schema::prepare(&mut writer)
+        .await
+        .map_err(explain)?
+        .map_err(|error| error.with("file", path.display()))?;
     let mode: String = sqlx::query("PRAGMA journal_mode = WAL")
         .fetch_one(&mut writer)
         .await
@@ -149,10 +155,12 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         .with("file", path.display()));
     }
     // A checkpoint costs milliseconds inside some commit, so it comes seldom; the log is cut back afterwards.
-    sqlx::raw_sql("PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;")
-        .execute(&mut writer)
-        .await
-        .map_err(explain)?;
+    sqlx::raw_sql(
+        "PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;",
+    )
+    .execute(&mut writer)
+    .await
+    .map_err(explain)?;
     let readers = SqlitePoolOptions::new()
         .max_connections(4)
         .test_before_acquire(false)
@@ -182,7 +190,6 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
     });
     tokio::spawn(Writer::new(database.clone(), writer).run());
     tokio::spawn(keeper::run(database.clone()));
-    tokio::spawn(requests::run(database.clone()));
     database.peers.call();
     Ok(database)
 }

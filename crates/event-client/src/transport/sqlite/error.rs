@@ -58,7 +58,9 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
             ErrorKind::Unavailable,
             "the database is locked by another program; end it or raise `busy_timeout`",
         ),
-        3 | 8 | 23 => (ErrorKind::Denied, "the database may not be written; check the file's and folder's rights"),
+        3 | 8 | 23 => {
+            (ErrorKind::Denied, "the database may not be written; check the file's and folder's rights")
+        }
         10 => (ErrorKind::Unavailable, "the disk failed; look into the system log"),
         11 => (ErrorKind::Corrupt, "the database file is damaged; restore it or move it away"),
         26 => (ErrorKind::Corrupt, "the file is not an SQLite database; choose another path or move it away"),

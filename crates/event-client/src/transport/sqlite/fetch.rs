@@ -34,7 +34,8 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     let mut fetched = hand_over_ready(member, feed);
     let group = &member.feed;
-    if group.redeliver.swap(false, Ordering::AcqRel) || group.next_due.load(Ordering::Acquire) <= codec::now() {
+    if group.redeliver.swap(false, Ordering::AcqRel) || group.next_due.load(Ordering::Acquire) <= codec::now()
+    {
         match redeliveries(member, feed).await {
             Ok(any) => fetched |= any,
             Err(error) => {
@@ -195,7 +196,8 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         }
         return Ok(true);
     };
-    let in_file = keys_in_file(member, &claimed).await.map_err(|error| member.database.explain(&error, "fetch"))?;
+    let in_file =
+        keys_in_file(member, &claimed).await.map_err(|error| member.database.explain(&error, "fetch"))?;
     for (lease, index, entry) in claimed {
         let parked = Parked { lease, index, entry };
         let turn = match parked.entry.message.key.clone() {
@@ -221,7 +223,10 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
 type Taken = Vec<(Arc<Lease>, usize, Entry)>;
 
 /// Which of the keys have messages waiting in the file.
-async fn keys_in_file(member: &Member, claimed: &Taken) -> Result<std::collections::HashSet<String>, sqlx::Error> {
+async fn keys_in_file(
+    member: &Member,
+    claimed: &Taken,
+) -> Result<std::collections::HashSet<String>, sqlx::Error> {
     let keys: std::collections::HashSet<&str> =
         claimed.iter().filter_map(|(_, _, entry)| entry.message.key.as_deref()).collect();
     if keys.is_empty() {
@@ -312,7 +317,11 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
                     first_at: now,
                     replayed: false,
                 };
-                return Ok(taken.into_iter().enumerate().map(|(index, stored)| (lease.clone(), index, entry(stored))).collect());
+                return Ok(taken
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, stored)| (lease.clone(), index, entry(stored)))
+                    .collect());
             }
         }
     }

@@ -155,7 +155,12 @@ async fn move_delayed(connection: &mut SqliteConnection) -> Sql<usize> {
     for row in &rows {
         let subject = Subject::new(row.try_get::<&str, _>(2)?)
             .map_err(|_| super::error::damaged("a delayed message's subject cannot be read"))?;
-        due.push((row.try_get::<i64, _>(1)?, row.try_get::<i64, _>(0)?, subject, row.try_get::<Vec<u8>, _>(3)?));
+        due.push((
+            row.try_get::<i64, _>(1)?,
+            row.try_get::<i64, _>(0)?,
+            subject,
+            row.try_get::<Vec<u8>, _>(3)?,
+        ));
     }
     due.sort_by_key(|(due, id, ..)| (*due, *id));
     let records = due.iter().map(|(_, _, subject, record)| (0, subject, record.as_slice()));

@@ -6,7 +6,7 @@
 //! | durable groups, leases, retries, dead letters, replay, delay, expiry, dedup | tables; fresh messages are leased by the run, not one by one |
 //! | several processes | one writer each, taking turns; a file per process to wake it and to see that it lives |
 //! | keyed order | one member of a keyed group works, the others stand by |
-//! | requests | in memory within a process, through tables across |
+//! | requests | in memory, within a process |
 //!
 //! | lacks | instead |
 //! |---|---|
@@ -116,7 +116,9 @@ impl SqliteTransport {
                 message.size(),
                 self.capabilities.max_payload
             );
-            return Some(Error::new(ErrorKind::TooLarge, text).during("publish").with("subject", &message.subject));
+            return Some(
+                Error::new(ErrorKind::TooLarge, text).during("publish").with("subject", &message.subject),
+            );
         }
         if message.durability > self.durability {
             return Some(
@@ -190,7 +192,7 @@ impl Transport for SqliteTransport {
             }
             // Everything that was published through this handle stands before this.
             let flushed = ping(&open).await.map(drop);
-            let database = Arc::clone(&open);
+            let database: Arc<Database> = Arc::clone(&open);
             drop(open);
             if database.closing.is_cancelled() {
                 database.finished.cancelled().await;
@@ -204,7 +206,9 @@ impl Transport for SqliteTransport {
 async fn ping(database: &Arc<Database>) -> Result<Duration> {
     let start = Instant::now();
     let job = database.write("ping", |connection| {
-        Box::pin(async move { sqlx::query("SELECT 1 FROM consumer_group LIMIT 1").execute(connection).await.map(drop) })
+        Box::pin(async move {
+            sqlx::query("SELECT 1 FROM consumer_group LIMIT 1").execute(connection).await.map(drop)
+        })
     });
     job.await?;
     Ok(start.elapsed())

@@ -98,7 +98,8 @@ impl Segment {
     }
 
     fn subjects(&self) -> String {
-        let lines: Vec<_> = self.subjects.iter().map(|(subject, count)| format!("{subject} {count}")).collect();
+        let lines: Vec<_> =
+            self.subjects.iter().map(|(subject, count)| format!("{subject} {count}")).collect();
         lines.join("\n")
     }
 }
@@ -149,7 +150,8 @@ impl Inserted {
             let lasts = rows.iter().map(|row| row.try_get::<i64, _>(0)).collect::<Sql<Vec<_>>>()?;
             let last = lasts.into_iter().max().ok_or(damaged("a stored segment has no position"))?;
             let first = last + 1 - sources.len() as i64;
-            positions.extend(sources.iter().enumerate().map(|(index, source)| (*source, first + index as i64)));
+            positions
+                .extend(sources.iter().enumerate().map(|(index, source)| (*source, first + index as i64)));
         }
         Ok(positions)
     }
@@ -189,9 +191,11 @@ impl Batch {
     }
 
     fn pack(&mut self) {
-        let fresh = self.publishes.iter().enumerate().filter(|(index, publish)| {
-            publish.due.is_none() && !self.receipts[*index].duplicate
-        });
+        let fresh = self
+            .publishes
+            .iter()
+            .enumerate()
+            .filter(|(index, publish)| publish.due.is_none() && !self.receipts[*index].duplicate);
         self.segments =
             Segment::pack(fresh.map(|(index, publish)| (index, &publish.subject, publish.record.as_slice())));
     }
@@ -254,12 +258,19 @@ impl Batch {
         for (twin, first) in twins {
             self.receipts[twin].position = self.receipts[first].position;
         }
-        let fresh: Vec<_> = seen.into_iter().filter_map(|(id, first)| Some((id, self.receipts[first?].position))).collect();
+        let fresh: Vec<_> =
+            seen.into_iter().filter_map(|(id, first)| Some((id, self.receipts[first?].position))).collect();
         let mut script = Script::default();
         let now = self.now;
-        script.rows("REPLACE INTO dedup (id, at, position) SELECT * FROM", 3, "", fresh, |script, (id, at)| {
-            script.bind(id.as_str()).bind(now).bind(at.map(|at| at.0 as i64));
-        });
+        script.rows(
+            "REPLACE INTO dedup (id, at, position) SELECT * FROM",
+            3,
+            "",
+            fresh,
+            |script, (id, at)| {
+                script.bind(id.as_str()).bind(now).bind(at.map(|at| at.0 as i64));
+            },
+        );
         script.statement("COMMIT");
         script.run(connection).await?;
         Ok(answers)
@@ -274,9 +285,15 @@ impl Batch {
             .filter(|(publish, receipt)| publish.due.is_some() && !receipt.duplicate)
             .map(|(publish, _)| (publish.due, publish.subject.clone(), std::mem::take(&mut publish.record)))
             .collect();
-        script.rows("INSERT INTO delayed (due, subject, data) SELECT * FROM", 3, "", delayed, |script, row| {
-            script.bind(row.0).bind(row.1.as_str()).bind(row.2);
-        });
+        script.rows(
+            "INSERT INTO delayed (due, subject, data) SELECT * FROM",
+            3,
+            "",
+            delayed,
+            |script, row| {
+                script.bind(row.0).bind(row.1.as_str()).bind(row.2);
+            },
+        );
         insert(script, std::mem::take(&mut self.segments), self.now)
     }
 
@@ -293,7 +310,9 @@ impl Batch {
             if !receipt.duplicate {
                 match publish.due {
                     None => stored.any = true,
-                    Some(due) => stored.next_delayed = Some(stored.next_delayed.map_or(due, |next: i64| next.min(due))),
+                    Some(due) => {
+                        stored.next_delayed = Some(stored.next_delayed.map_or(due, |next: i64| next.min(due)))
+                    }
                 }
             }
             let _ = publish.answer.send(Ok(receipt));

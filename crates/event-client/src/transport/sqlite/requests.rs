@@ -1,16 +1,14 @@
-//! Request and reply: in memory when the server lives in this process, through tables when it does not.
+//! Request and reply between handles of one process, in memory.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use smol_str::SmolStr;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::SqliteTransport;
-use super::connection::Database;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -185,16 +183,11 @@ impl Respond for Answering {
     }
 
     fn abandoned(&mut self) {
-        let error = Error::new(ErrorKind::Remote, "the server dropped the request without an answer").during("request");
+        let error = Error::new(ErrorKind::Remote, "the server dropped the request without an answer")
+            .during("request");
         let frames = self.frames.clone();
         if let Err(mpsc::error::TrySendError::Full(error)) = frames.try_send(Err(error)) {
             tokio::spawn(async move { frames.send(error).await });
         }
     }
 }
-
-/// Serves calls of other processes until the database closes.
-pub(super) async fn run(_database: Arc<Database>) {}
-
-#[allow(dead_code)]
-type Name = SmolStr;

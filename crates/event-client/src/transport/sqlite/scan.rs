@@ -111,18 +111,16 @@ impl Scan {
     fn read(&mut self, row: &SqliteRow, last: i64) -> Sql<()> {
         let (count, at): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
         let subjects = subjects(row.try_get(4)?)?;
-        let wanted: Vec<bool> = subjects
-            .iter()
-            .map(|(subject, _)| self.filters.matches(subject, last))
-            .collect();
+        let wanted: Vec<bool> =
+            subjects.iter().map(|(subject, _)| self.filters.matches(subject, last)).collect();
         if !wanted.contains(&true) {
             return Ok(());
         }
         let data = Bytes::copy_from_slice(row.try_get(5)?);
         let first = last + 1 - count;
-        for (index, message) in unpack(data, count, &subjects, |index, subject| {
-            wanted[subject] && first + index > self.seen
-        })? {
+        for (index, message) in
+            unpack(data, count, &subjects, |index, subject| wanted[subject] && first + index > self.seen)?
+        {
             let (message, published) = message;
             self.buffer.push_back(Stored {
                 message: Arc::new(message),
@@ -174,18 +172,17 @@ fn unpack(
 }
 
 /// The messages at `seqs`, for whoever found them in a lease.
-pub(super) async fn find(
-    connection: &mut sqlx::sqlite::SqliteConnection,
-    seqs: &[i64],
-) -> Sql<Vec<Stored>> {
+pub(super) async fn find(connection: &mut sqlx::sqlite::SqliteConnection, seqs: &[i64]) -> Sql<Vec<Stored>> {
     let mut found = Vec::new();
     let mut at = 0;
     while let Some(seq) = seqs.get(at) {
-        let row = sqlx::query("SELECT last, count, at, subjects, data FROM segment WHERE last >= ? ORDER BY last LIMIT 1")
-            .bind(*seq)
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or_else(|| damaged("a leased message is not in the log"))?;
+        let row = sqlx::query(
+            "SELECT last, count, at, subjects, data FROM segment WHERE last >= ? ORDER BY last LIMIT 1",
+        )
+        .bind(*seq)
+        .fetch_optional(&mut *connection)
+        .await?
+        .ok_or_else(|| damaged("a leased message is not in the log"))?;
         let (last, count, time): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let subjects = subjects(row.try_get(3)?)?;
         let end = at + seqs[at..].partition_point(|seq| *seq <= last);
@@ -215,7 +212,6 @@ pub(super) async fn count_after(
 ) -> Sql<u64> {
     let seqs: Vec<i64> = (cursor + 1..=last).collect();
     let found = find(connection, &seqs).await?;
-    let matching =
-        found.iter().filter(|stored| filters.matches(&stored.message.subject, stored.seq));
+    let matching = found.iter().filter(|stored| filters.matches(&stored.message.subject, stored.seq));
     Ok(matching.count() as u64)
 }

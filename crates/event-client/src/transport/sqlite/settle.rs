@@ -84,17 +84,23 @@ pub(super) struct Entry {
     pub(super) replayed: bool,
 }
 
+/// What a subscription asked for.
+pub(super) struct Terms {
+    pub(super) lease: Duration,
+    pub(super) fsync: bool,
+    pub(super) keyed: bool,
+    pub(super) credit: usize,
+}
+
 impl Member {
     pub(super) fn new(
         database: Arc<Database>,
         feed: Arc<GroupFeed>,
         id: i64,
-        lease: Duration,
-        fsync: bool,
-        keyed: bool,
-        credit: usize,
+        terms: Terms,
         stop: CancellationToken,
     ) -> Arc<Self> {
+        let Terms { lease, fsync, keyed, credit } = terms;
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             database,
@@ -115,7 +121,12 @@ impl Member {
     }
 
     /// A delivery of `entry`, on record until it is settled.
-    pub(super) fn deliver(self: &Arc<Self>, held: Held, entry: Entry, slot: OwnedSemaphorePermit) -> Delivery {
+    pub(super) fn deliver(
+        self: &Arc<Self>,
+        held: Held,
+        entry: Entry,
+        slot: OwnedSemaphorePermit,
+    ) -> Delivery {
         let mut info = DeliveryInfo::new(entry.attempt);
         info.position = Some(publish::position(entry.seq));
         info.published_at = codec::timestamp(entry.published);
@@ -167,9 +178,8 @@ impl Member {
 
     /// An expired message's row is done without being delivered.
     pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
-        let lane = key
-            .filter(|_| self.lanes.is_some())
-            .map(|key| Lane { member: self.clone(), key, release: true });
+        let lane =
+            key.filter(|_| self.lanes.is_some()).map(|key| Lane { member: self.clone(), key, release: true });
         self.database.inbox.settle(Settled {
             feed: self.feed.clone(),
             held: Held::Row { id: row, member },
@@ -221,7 +231,9 @@ impl Member {
         let how = match settlement {
             Settlement::Ack => How::Done,
             Settlement::Retry { after, error } => {
-                let due = codec::now().saturating_add(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX)).min(PARKED - 1);
+                let due = codec::now()
+                    .saturating_add(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX))
+                    .min(PARKED - 1);
                 How::again(&entry, entry.attempt, due, Some(error))
             }
             Settlement::Release => How::again(&entry, entry.attempt - 1, 0, None),
@@ -395,9 +407,11 @@ impl Plan {
             }
         }
         if !finished.is_empty() {
-            steps.leases.push(
-                script.statement("DELETE FROM lease WHERE id IN (SELECT value FROM json_each(?)) RETURNING id"),
-            );
+            steps
+                .leases
+                .push(script.statement(
+                    "DELETE FROM lease WHERE id IN (SELECT value FROM json_each(?)) RETURNING id",
+                ));
             script.bind(json(finished));
         }
         steps.leases.extend(script.rows(
@@ -446,8 +460,12 @@ impl Plan {
         for item in &self.items {
             match (&item.how, &item.held) {
                 (How::Done, _) | (How::Again(_), Held::Row { .. }) => {}
-                (How::Again(row), Held::Fresh { lease, .. }) => again.push((lease.id, lease.member, item, row)),
-                (How::Dead(row), Held::Fresh { lease, .. }) => dead[0].push((lease.id, lease.member, item, row)),
+                (How::Again(row), Held::Fresh { lease, .. }) => {
+                    again.push((lease.id, lease.member, item, row))
+                }
+                (How::Dead(row), Held::Fresh { lease, .. }) => {
+                    dead[0].push((lease.id, lease.member, item, row))
+                }
                 (How::Dead(row), Held::Row { id, member }) => dead[1].push((*id, *member, item, row)),
             }
         }
@@ -504,7 +522,9 @@ impl Plan {
 
     /// Confirms; to be called after the commit. Answers whether something became deliverable again.
     pub(super) fn finish(self, answers: &Answers, steps: Steps) -> bool {
-        let alive = |steps: &[usize]| -> HashSet<i64> { steps.iter().flat_map(|step| ids(&answers[*step])).collect() };
+        let alive = |steps: &[usize]| -> HashSet<i64> {
+            steps.iter().flat_map(|step| ids(&answers[*step])).collect()
+        };
         let (leases, rows) = (alive(&steps.leases), alive(&steps.rows));
         for (lease, indexes) in self.leases.values() {
             lease.settle(indexes);

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::codec;
 use super::connection::{Answers, Database, Open, Script};
 use super::error::Sql;
-use super::filters::Filters;
 use super::fetch;
+use super::filters::Filters;
 use super::scan::Scan;
 use super::schema::PARKED;
-use super::settle::Member;
+use super::settle::{Member, Terms};
 use super::takeover::{self, Seen};
 use crate::confirm::Answer;
 use crate::delivery::{Delivery, DeliveryInfo};
@@ -138,7 +138,8 @@ pub(super) async fn group(
     }
     let (id, member) = joined.map_err(|_| {
         let (they, we) = if keyed { ("not keyed", "keyed") } else { ("keyed", "not keyed") };
-        let text = format!("the group's members at work are {they}, this subscription is {we}; make them agree");
+        let text =
+            format!("the group's members at work are {they}, this subscription is {we}; make them agree");
         Error::new(ErrorKind::Config, text).during("subscribe").with("group", &group)
     })?;
     let feed = {
@@ -164,10 +165,7 @@ pub(super) async fn group(
         Arc::clone(&open),
         feed,
         member,
-        lease,
-        fsync,
-        keyed,
-        credit,
+        Terms { lease, fsync, keyed, credit },
         sender.stopped().clone(),
     );
     open.members
@@ -384,7 +382,9 @@ async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
 }
 
 pub(super) fn group_gone(member: &Member) -> Error {
-    Error::new(ErrorKind::NotFound, "the group does not exist any more").during("fetch").with("group", &member.feed.name)
+    Error::new(ErrorKind::NotFound, "the group does not exist any more")
+        .during("fetch")
+        .with("group", &member.feed.name)
 }
 
 /// Sees everything that matches, settles nothing.

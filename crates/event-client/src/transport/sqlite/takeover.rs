@@ -19,7 +19,8 @@ pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
         return Ok(true);
     }
     let (group, id) = (member.feed.id, member.id.load(Ordering::Acquire));
-    const FREE: &str = "(keyed = 0 OR active IS NULL OR active = ? OR NOT EXISTS (SELECT 1 FROM member WHERE id = active))";
+    const FREE: &str =
+        "(keyed = 0 OR active IS NULL OR active = ? OR NOT EXISTS (SELECT 1 FROM member WHERE id = active))";
     let free = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {FREE} FROM consumer_group WHERE id = ?")))
         .bind(id)
         .bind(group)
@@ -90,11 +91,14 @@ pub(super) struct Seen {
 
 /// The members of `groups`.
 pub(super) async fn members(connection: &mut SqliteConnection, groups: &[i64]) -> Sql<Vec<Seen>> {
-    let rows = sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?))")
-        .bind(json(groups.iter().copied()))
-        .fetch_all(connection)
-        .await?;
-    rows.iter().map(|row| Ok(Seen { id: row.try_get(0)?, process: row.try_get(1)?, until: row.try_get(2)? })).collect()
+    let rows =
+        sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?))")
+            .bind(json(groups.iter().copied()))
+            .fetch_all(connection)
+            .await?;
+    rows.iter()
+        .map(|row| Ok(Seen { id: row.try_get(0)?, process: row.try_get(1)?, until: row.try_get(2)? }))
+        .collect()
 }
 
 /// Gives back what members hold whose lease ran out or whose process is gone.

@@ -1,8 +1,8 @@
 //! The one task per file that writes: everything that waits shares a transaction, and with it an fsync.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -77,8 +77,11 @@ impl Inbox {
             if work.publishes.len() >= MAX_WAITING || work.bytes >= MAX_WAITING_BYTES {
                 return Some((
                     publish,
-                    Error::new(ErrorKind::Full, "too many publishes wait for the disk; await some confirmations first")
-                        .during("publish"),
+                    Error::new(
+                        ErrorKind::Full,
+                        "too many publishes wait for the disk; await some confirmations first",
+                    )
+                    .during("publish"),
                 ));
             }
             work.bytes += publish.record.len();
@@ -212,7 +215,11 @@ impl Writer {
     /// Takes what waits and writes it; `false` when nothing waited.
     async fn round(&mut self) -> bool {
         let work = self.database.inbox.with(false, |work| {
-            let rest = if work.publishes.len() > MAX_BATCH { work.publishes.split_off(MAX_BATCH) } else { Vec::new() };
+            let rest = if work.publishes.len() > MAX_BATCH {
+                work.publishes.split_off(MAX_BATCH)
+            } else {
+                Vec::new()
+            };
             let taken = Work { bytes: 0, closed: false, ..std::mem::take(work) };
             work.bytes = rest.iter().map(|publish| publish.record.len()).sum();
             work.publishes = rest;
@@ -251,7 +258,8 @@ impl Writer {
         settles: Vec<Settled>,
         renewals: Vec<Renewal>,
     ) {
-        let fsync = publishes.iter().any(|publish| publish.fsync) || settles.iter().any(|settled| settled.fsync);
+        let fsync =
+            publishes.iter().any(|publish| publish.fsync) || settles.iter().any(|settled| settled.fsync);
         let mut script = Script::default();
         if self.fsync != Some(fsync) {
             script.statement(synchronous(fsync));
@@ -259,7 +267,8 @@ impl Writer {
         let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
         let settles = settle::Plan::new(settles);
         // A single statement is a transaction by itself and saves two.
-        let alone = claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
+        let alone =
+            claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
         if !alone {
             script.statement("BEGIN IMMEDIATE");
         }
