@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout_at},
+    sync::{oneshot, watch},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,32 +16,42 @@ use crate::{
     store::{Renewal, TaskStore, Topic, WorkerInfo},
 };
 
-/// Starts the heartbeat of a worker that has just registered.
+/// Starts the heartbeat of a worker that has just registered. Completes the returned signal when it has ended,
+/// after `over`: from then on nothing registers any more.
 pub(super) fn start(
     store: Arc<dyn TaskStore>,
     info: WorkerInfo,
     identity: watch::Sender<Uuid>,
     grips: Grips,
     over: CancellationToken,
-) -> Result<()> {
+) -> Result<oneshot::Receiver<()>> {
+    let (ended, end) = oneshot::channel();
     crate::thread::run("task-lease", async move {
-        tokio::select! {
-            () = over.clone().cancelled_owned() => {}
-            () = beat(&*store, info, &identity, &grips) => {}
-        }
-    })
+        beat(&*store, info, &identity, &grips, &over).await;
+        let _ = ended.send(());
+    })?;
+    Ok(end)
 }
 
-async fn beat(store: &dyn TaskStore, mut info: WorkerInfo, identity: &watch::Sender<Uuid>, grips: &Grips) {
+async fn beat(
+    store: &dyn TaskStore,
+    mut info: WorkerInfo,
+    identity: &watch::Sender<Uuid>,
+    grips: &Grips,
+    over: &CancellationToken,
+) {
     let lease = store.lease();
     let mut stops = store.hints().watch(Topic::Stops);
     // Counted from before the request, so that it never outlasts the store's own count.
     let mut ends = Instant::now() + lease;
     loop {
-        let _ = tokio::time::timeout(lease / 4, stops.changed()).await;
+        // The one place to end at: a request under way may take effect even if nobody waits for it.
+        tokio::select! {
+            () = over.cancelled() => return,
+            _ = timeout(lease / 4, stops.changed()) => {}
+        }
         let asked = Instant::now();
-        let renewal = timeout_at(ends, store.renew(info.id)).await;
-        match renewal {
+        match timeout_at(ends, store.renew(info.id)).await {
             Ok(Ok(Renewal::Held(held))) if asked < ends => {
                 ends = asked + lease;
                 held.cancelled.iter().for_each(|id| grips.stop(*id, StopReason::Cancelled));
@@ -57,7 +67,7 @@ async fn beat(store: &dyn TaskStore, mut info: WorkerInfo, identity: &watch::Sen
         // Lost, or not known to be held any more: others may be running these tasks already.
         tracing::warn!(worker = info.name, id = %info.id, "lease lost: stopping what runs and registering anew");
         grips.stop_all(StopReason::Lost);
-        loop {
+        while !over.is_cancelled() {
             info.id = Uuid::now_v7();
             let asked = Instant::now();
             match store.register(info.clone()).await {

@@ -142,7 +142,13 @@ impl Worker {
         let (jobs, feed) = mpsc::channel(self.concurrency);
         let (ends, ended) = mpsc::channel(self.concurrency.max(256));
 
-        lease::start(self.store.clone(), info.clone(), identity.clone(), grips.clone(), lease_over.clone())?;
+        let heartbeat = lease::start(
+            self.store.clone(),
+            info.clone(),
+            identity.clone(),
+            grips.clone(),
+            lease_over.clone(),
+        )?;
         let acker = tokio::spawn(acker::run(self.store.clone(), ended));
         let tend = tokio::spawn(tend::run(self.store.clone(), stopping.clone()));
         let reader = tokio::spawn(
@@ -186,6 +192,7 @@ impl Worker {
         let _ = acker.await;
         tend.abort();
         lease_over.cancel();
+        let _ = heartbeat.await;
         let id = *identity.borrow();
         let released = self.store.retire(id).await?;
         tracing::info!(worker = info.name, released, "worker stopped");

@@ -22,8 +22,13 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
+        Self::with_lease("8s").await
+    }
+
+    /// A short lease, for tests in which a worker dies.
+    async fn with_lease(lease: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}?lease=600ms", folder.path().join("tasks.db").display());
+        let url = format!("sqlite:{}?lease={lease}", folder.path().join("tasks.db").display());
         let client = TaskClient::open(&url).await.unwrap();
         Self { folder, url, client }
     }
@@ -82,7 +87,7 @@ async fn assert_never_two_at_once(site: &Site, results: &[AsyncResult<u32>]) {
 
 #[tokio::test]
 async fn a_killed_workers_tasks_all_run_again() {
-    let site = Site::new().await;
+    let site = Site::with_lease("1s").await;
     let results = site.enqueue(40, 300).await;
     let first = Process::start(&site.url, &["worker", "-c", "8"]);
     let before = site.started(8).await;
@@ -125,7 +130,7 @@ async fn two_processes_share_the_work_and_never_a_task() {
 
 #[tokio::test]
 async fn a_frozen_workers_late_end_changes_nothing() {
-    let site = Site::new().await;
+    let site = Site::with_lease("1s").await;
     let results = site.enqueue(4, 400).await;
     let frozen = Process::start(&site.url, &["worker", "-c", "4", "-n", "frozen"]);
     site.started(4).await;
@@ -165,7 +170,7 @@ async fn records(results: &[AsyncResult<u32>]) -> Vec<serde_json::Value> {
 
 #[tokio::test]
 async fn a_poison_pill_is_buried_and_its_neighbours_live() {
-    let site = Site::new().await;
+    let site = Site::with_lease("1s").await;
     let mut pill = child::abort.delay().into_task().unwrap();
     pill.max_crashes = 2;
     pill.priority = 9;
@@ -248,6 +253,21 @@ async fn many_schedulers_fire_each_nominal_time_once() {
     for pair in nominal.windows(2) {
         assert_eq!(pair[1].duration_since(pair[0]).as_millis(), 100, "no time twice, none left out");
     }
+}
+
+#[tokio::test]
+async fn processes_may_make_a_store_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("tasks.db").display());
+    let outcomes = std::thread::scope(|scope| {
+        let callers: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| child::verb(&url, &["call", "journal"]))).collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).collect::<Vec<_>>()
+    });
+    let ids: HashSet<String> = outcomes.into_iter().map(Result::unwrap).collect();
+    assert_eq!(ids.len(), 8);
+    let stats = TaskClient::open(&url).await.unwrap().store().stats().await.unwrap();
+    assert_eq!(stats[0].counts, [(State::Queued, 8)].into());
 }
 
 #[tokio::test]

@@ -4,14 +4,7 @@ use crate::{Error, ErrorKind};
 
 /// Wraps a driver error with what was being done.
 pub(crate) fn db(context: &str, error: sqlx::Error) -> Error {
-    // The primary result code is the low byte of the extended one.
-    let code = match &error {
-        sqlx::Error::Database(inner) => {
-            inner.code().and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff)
-        }
-        _ => None,
-    };
-    let (kind, advice) = match code {
+    let (kind, advice) = match code(&error) {
         Some(5 | 6) => (ErrorKind::Unavailable, "another process holds the write lock too long"),
         Some(8) => (ErrorKind::ReadOnly, "the file or its directory may not be written"),
         Some(10) => (ErrorKind::Unavailable, "the disk reports an error"),
@@ -25,4 +18,15 @@ pub(crate) fn db(context: &str, error: sqlx::Error) -> Error {
     };
     let text = if advice.is_empty() { context.to_owned() } else { format!("{context}: {advice}") };
     Error::new(kind, text).with(error)
+}
+
+/// The primary result code: the low byte of the extended one.
+fn code(error: &sqlx::Error) -> Option<u32> {
+    let code = error.as_database_error()?.code()?;
+    code.parse::<u32>().ok().map(|code| code & 0xff)
+}
+
+/// Whether another connection's lock is all that was in the way.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(code(error), Some(5 | 6))
 }

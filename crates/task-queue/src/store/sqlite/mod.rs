@@ -25,7 +25,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, SqlitePool,
+    ConnectOptions, Executor, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -119,15 +119,17 @@ impl SqliteStore {
             .busy_timeout(options.busy_timeout)
             .statement_cache_capacity(256)
             .disable_statement_logging();
-        let mut connection = connect.connect().await.map_err(opening)?;
+        let mut connection = connect_patiently(&connect, options.busy_timeout).await.map_err(opening)?;
         schema::prepare(&mut connection, path).await?;
+        // From here on the writer does its own waiting.
+        connection.execute("PRAGMA busy_timeout = 1").await.map_err(opening)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .min_connections(0)
             .connect_lazy_with(connect.pragma("query_only", "on"));
         let hints = Arc::new(Hints::default());
         let wake = wake::Wake::open(&wake_path(path), hints.clone());
-        let writer = writer::Writer::start(connection, hints.clone(), wake)?;
+        let writer = writer::Writer::start(connection, options.busy_timeout, hints.clone(), wake)?;
         Ok(Self { options, readers, writer, hints })
     }
 
@@ -139,6 +141,23 @@ impl SqliteStore {
     /// Whole milliseconds of the lease.
     fn lease_ms(&self) -> i64 {
         self.options.lease.as_millis() as i64
+    }
+}
+
+/// Connects; tries again while the file is busy. Of processes that open a fresh file together, one turns it to WAL
+/// mode, and SQLite fails the others at once instead of letting them wait.
+async fn connect_patiently(
+    connect: &SqliteConnectOptions,
+    patience: Duration,
+) -> std::result::Result<SqliteConnection, sqlx::Error> {
+    let give_up = tokio::time::Instant::now() + patience;
+    loop {
+        match connect.connect().await {
+            Err(error) if fault::is_busy(&error) && tokio::time::Instant::now() < give_up => {
+                tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

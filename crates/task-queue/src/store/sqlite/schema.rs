@@ -81,11 +81,14 @@ CREATE INDEX firings_nominal ON firings (nominal);
 /// Makes the tables in a fresh file; refuses files of others and of other versions.
 pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
     let doing = |error| db(&format!("preparing the task store {}", path.display()), error);
+    // The usual case takes no write lock: opening does not wait for whoever is writing.
+    if marks(connection).await.map_err(doing)? == (APPLICATION, VERSION) {
+        return Ok(());
+    }
     // The write lock first: of two processes that open a fresh file, one makes the tables, the other finds them.
     connection.execute("BEGIN IMMEDIATE").await.map_err(doing)?;
     let outcome = async {
-        let application = pragma(connection, "application_id").await.map_err(doing)?;
-        let version = pragma(connection, "user_version").await.map_err(doing)?;
+        let (application, version) = marks(connection).await.map_err(doing)?;
         if (application, version) == (APPLICATION, VERSION) {
             return Ok(());
         }
@@ -114,6 +117,9 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> R
     outcome
 }
 
-async fn pragma(connection: &mut SqliteConnection, name: &str) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(AssertSqlSafe(format!("PRAGMA {name}"))).fetch_one(connection).await
+/// Whose file it is, and which version.
+async fn marks(connection: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
+    let application = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await?;
+    let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(connection).await?;
+    Ok((application, version))
 }

@@ -1,12 +1,15 @@
 //! The one writer of this process: what waits for it goes into one transaction, so callers share an fsync.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::BoxFuture;
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{claim, db, enqueue, settle, wake::Wake};
+use super::{claim, db, enqueue, fault::is_busy, settle, wake::Wake};
 use crate::{
     Error, ErrorKind, Result,
     store::{Claim, Claimed, Enqueued, Hints, NewTask, Settlement, Topic},
@@ -44,9 +47,17 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts the writer on a thread of its own: a task function that blocks the caller's runtime stops neither
     /// heartbeats nor other writes.
-    pub(super) fn start(connection: SqliteConnection, hints: Arc<Hints>, wake: Wake) -> Result<Self> {
+    pub(super) fn start(
+        connection: SqliteConnection,
+        patience: Duration,
+        hints: Arc<Hints>,
+        wake: Wake,
+    ) -> Result<Self> {
         let (operations, inbox) = mpsc::channel(BACKLOG);
-        crate::thread::run("task-store", run(connection, inbox, hints, wake))?;
+        crate::thread::run(
+            "task-store",
+            run(Connection { inner: connection, patience }, inbox, hints, wake),
+        )?;
         Ok(Self { operations })
     }
 
@@ -106,7 +117,7 @@ where
 }
 
 async fn run(
-    mut connection: SqliteConnection,
+    mut connection: Connection,
     mut inbox: mpsc::Receiver<Operation>,
     hints: Arc<Hints>,
     mut wake: Wake,
@@ -134,12 +145,7 @@ async fn run(
 }
 
 /// Settles, enqueues and claims, in this order: a claim sees what the same transaction queued.
-async fn commit_merged(
-    connection: &mut SqliteConnection,
-    merged: Vec<Operation>,
-    hints: &Hints,
-    wake: &mut Wake,
-) {
+async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hints: &Hints, wake: &mut Wake) {
     let (mut tasks, mut enqueues) = (Vec::new(), Vec::new());
     let (mut ends, mut settles) = (Vec::new(), Vec::new());
     let (mut claims, mut claimers) = (Vec::new(), Vec::new());
@@ -203,15 +209,36 @@ async fn commit_merged(
     }
 }
 
-/// Runs `body` between BEGIN IMMEDIATE and COMMIT; any error rolls back.
+/// The writing connection and how long it waits for other processes.
+struct Connection {
+    inner: SqliteConnection,
+    patience: Duration,
+}
+
+impl Connection {
+    /// Takes the write lock. SQLite's own waiting sleeps ever longer, up to 100 ms, and so loses against a process
+    /// that writes without pause; asking every millisecond or two gets a fair share.
+    async fn begin(&mut self) -> Result<()> {
+        let give_up = Instant::now() + self.patience;
+        loop {
+            match self.inner.execute("BEGIN IMMEDIATE").await {
+                Ok(_) => return Ok(()),
+                Err(error) if is_busy(&error) && Instant::now() < give_up => {
+                    tokio::time::sleep(Duration::from_micros(fastrand::u64(200..1500))).await;
+                }
+                Err(error) => return Err(db("taking the write lock of the task store", error)),
+            }
+        }
+    }
+}
+
+/// Runs `body` in a transaction; any error rolls back.
 async fn transaction<T>(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     body: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T>,
 ) -> Result<T> {
-    connection
-        .execute("BEGIN IMMEDIATE")
-        .await
-        .map_err(|error| db("taking the write lock of the task store", error))?;
+    connection.begin().await?;
+    let connection = &mut connection.inner;
     let outcome = match body(connection).await {
         Ok(made) => match connection.execute("COMMIT").await {
             Ok(_) => return Ok(made),
