@@ -13,7 +13,9 @@ async fn an_event_goes_from_one_process_to_another() {
     let cli = Cli::new(folder.path());
     let mut subscriber = Process::start(cli.command(&["sub", "orders.>", "--group", "audit"]));
     subscriber.line(DEADLINE, "receiving orders.>").await;
-    let stored = cli.json(&["pub", "orders.placed.v1", r#"{"order_id": 7}"#, "--key", "7", "--header", "tenant=acme"]).await;
+    let stored = cli
+        .json(&["pub", "orders.placed.v1", r#"{"order_id": 7}"#, "--key", "7", "--header", "tenant=acme"])
+        .await;
     assert_eq!(stored[0]["duplicate"], false);
     let line = subscriber.line(DEADLINE, "orders.placed.v1").await;
     assert!(line.contains(r#"{"order_id":7}"#), "{line}");

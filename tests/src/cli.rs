@@ -44,7 +44,11 @@ impl Cli {
     /// When the program cannot be built.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("backbone", "backbone"));
-        command.args(arguments).env("EVENT_BUS_URL", &self.url).env("RUST_LOG", "warn").env_remove("NO_COLOR");
+        command
+            .args(arguments)
+            .env("EVENT_BUS_URL", &self.url)
+            .env("RUST_LOG", "warn")
+            .env_remove("NO_COLOR");
         command
     }
 
@@ -56,8 +60,9 @@ impl Cli {
         let mut command = self.command(arguments);
         command.stdin(std::process::Stdio::null()).kill_on_drop(true);
         let output = timeout(Duration::from_secs(60), command.output()).await;
-        let Output { status, stdout, stderr } =
-            output.unwrap_or_else(|_| panic!("backbone {arguments:?} still runs after a minute")).expect("it starts");
+        let Output { status, stdout, stderr } = output
+            .unwrap_or_else(|_| panic!("backbone {arguments:?} still runs after a minute"))
+            .expect("it starts");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
         Said { ok: status.success(), out: text(stdout), err: text(stderr) }
     }
@@ -69,6 +74,9 @@ impl Cli {
     pub async fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let said = self.run(&[arguments, &["--json"]].concat()).await;
         assert!(said.ok, "backbone {arguments:?} failed: {}", said.err);
-        said.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        said.out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+            .collect()
     }
 }
