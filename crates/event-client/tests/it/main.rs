@@ -2,5 +2,7 @@
 
 mod batch;
 mod events;
+mod service;
 mod sqlite;
 mod testbus;
+mod versions;
