@@ -4,6 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 
+use tokio::time::Instant;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 
@@ -81,18 +83,28 @@ pub struct Context {
 }
 
 tokio::task_local! {
-    static CURRENT: Context;
+    static CURRENT: (Context, Option<Instant>);
+}
+
+/// When nobody waits any more for what this task does; the deadline of the request that it handles.
+pub fn deadline() -> Option<Instant> {
+    CURRENT.try_with(|(_, deadline)| *deadline).ok().flatten()
 }
 
 impl Context {
     /// The context of the event that this task handles, if it handles one.
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(Clone::clone).ok()
+        CURRENT.try_with(|(context, _)| context.clone()).ok()
     }
 
     /// Runs `future` in this context.
     pub fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, future)
+        CURRENT.scope((self, None), future)
+    }
+
+    /// Runs `future` in this context, with a deadline that bounds every request made by it.
+    pub fn scope_until<F: Future>(self, deadline: Instant, future: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope((self, Some(deadline)), future)
     }
 }
 

@@ -17,6 +17,7 @@ pub mod log;
 pub mod message;
 pub mod request;
 pub mod service;
+pub mod status;
 pub mod subject;
 pub mod subscription;
 #[cfg(feature = "testing")]
@@ -28,7 +29,7 @@ pub use bus::Bus;
 pub use error::{Error, ErrorKind, Result};
 pub use event::Event;
 pub use event_macros::{Event, Request};
-pub use request::Request;
+pub use request::{CallError, Request};
 
 /// What the derive macros need; not for use by hand.
 #[doc(hidden)]

@@ -18,7 +18,8 @@ pub fn event(input: TokenStream) -> TokenStream {
 /// Implements `event_client::Request`.
 ///
 /// `#[request(name = "pricing.get-quote", reply = Quote)]`, and optionally `error = QuoteError`, `version = 1`,
-/// `idempotent`.
+/// `idempotent` (asking twice is harmless, so layers may repeat it), and `stream` (the answer comes in chunks of
+/// the reply's type).
 #[proc_macro_derive(Request, attributes(request))]
 pub fn request(input: TokenStream) -> TokenStream {
     request::derive(syn::parse_macro_input!(input)).unwrap_or_else(|error| error.to_compile_error()).into()

@@ -10,6 +10,7 @@ pub(crate) fn derive(input: DeriveInput) -> Result<TokenStream> {
     let mut reply: Option<Type> = None;
     let mut error: Option<Type> = None;
     let mut idempotent = false;
+    let mut stream = false;
     for attribute in input.attrs.iter().filter(|attribute| attribute.path().is_ident("request")) {
         attribute.parse_nested_meta(|meta| {
             if meta.path.is_ident("name") {
@@ -22,10 +23,12 @@ pub(crate) fn derive(input: DeriveInput) -> Result<TokenStream> {
                 error = Some(meta.value()?.parse()?);
             } else if meta.path.is_ident("idempotent") {
                 idempotent = true;
+            } else if meta.path.is_ident("stream") {
+                stream = true;
             } else {
-                return Err(
-                    meta.error("unknown option; a request takes name, reply, error, version and idempotent")
-                );
+                return Err(meta.error(
+                    "unknown option; a request takes name, reply, error, version, idempotent and stream",
+                ));
             }
             Ok(())
         })?;
@@ -43,13 +46,21 @@ pub(crate) fn derive(input: DeriveInput) -> Result<TokenStream> {
         Some(version) => version.base10_parse::<u32>()?,
         None => 1,
     };
+    if number == 0 {
+        return Err(Error::new_spanned(version, "versions count from 1"));
+    }
     let subject = format!("{}.v{number}", name.value());
-    let error = error.map_or_else(|| quote!(()), |error| quote!(#error));
+    let error = match error {
+        Some(error) => quote!(#error),
+        None => quote!(::event_client::request::NoError),
+    };
+    let shape = if stream { quote!(Streaming) } else { quote!(Unary) };
     let (generics, arguments, bounds) = input.generics.split_for_impl();
     Ok(quote! {
         impl #generics ::event_client::Request for #ident #arguments #bounds {
             type Reply = #reply;
             type Error = #error;
+            type Shape = ::event_client::request::#shape;
             const NAME: &'static str = #name;
             const SUBJECT: &'static str = #subject;
             const IDEMPOTENT: bool = #idempotent;

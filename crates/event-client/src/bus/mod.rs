@@ -19,6 +19,7 @@ use crate::envelope::Mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::message::{Durability, Message};
+use crate::request::{Call, Client, Door, Request};
 use crate::subject::Subject;
 use crate::subscription::Subscription;
 use crate::transport::{self, Admin, Capabilities, Receipt, Subscribe, Transport};
@@ -158,7 +159,7 @@ impl Bus {
         Ok((slot, self.0.transport.publish(message)))
     }
 
-    fn check(&self, message: &Message) -> Result<()> {
+    pub(crate) fn check(&self, message: &Message) -> Result<()> {
         let can = self.capabilities();
         let lacks =
             |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", can.name)));
@@ -186,6 +187,16 @@ impl Bus {
             return lacks(&format!("{:?} durability as configured", message.durability));
         }
         Ok(())
+    }
+
+    /// Asks one member of the service that answers `request`; await the returned builder for the answer.
+    pub fn request<T: Request>(&self, request: T) -> Call<'_, T> {
+        Call::new(Door::Bus(self), request)
+    }
+
+    /// A way out for requests that layers can be put around: `bus.client().layer(Timeout::secs(2))`.
+    pub fn client(&self) -> Client {
+        Client::new(self.clone())
     }
 
     /// Opens a subscription of raw deliveries. Services use [`Service`](crate::service::Service) instead.

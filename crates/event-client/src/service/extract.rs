@@ -22,7 +22,7 @@ use crate::subject::Pattern;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be extracted from an incoming message",
     label = "not an extractor",
-    note = "a handler takes State<T>, Attempt, Meta, Emitter, Headers, Deadline or Bus, and last Msg<T>, Dynamic or Raw"
+    note = "a handler takes State<T>, Attempt, Meta, Emitter, Headers, Deadline or Bus, and last Msg<T>, Req<T>, Dynamic or Raw"
 )]
 pub trait FromIncoming<S>: Sized {
     /// Takes the argument out.
@@ -36,7 +36,7 @@ pub trait FromIncoming<S>: Sized {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a handler's last argument",
     label = "says nothing about which messages to receive",
-    note = "the last argument is Msg<T> of an `#[derive(Event)]` type, or Dynamic or Raw with `.on_subject(\"orders.>\", handler)`"
+    note = "the last argument is Msg<T> of an `#[derive(Event)]` type, Req<T> of a `#[derive(Request)]` type, or Dynamic or Raw with `.on_subject(\"orders.>\", handler)`"
 )]
 pub trait FromPayload: Sized {
     /// What to receive.
@@ -45,11 +45,25 @@ pub trait FromPayload: Sized {
     /// [`ErrorKind::Config`] when the type cannot say, or its versions have a gap.
     fn route() -> Result<Route>;
 
+    /// The request that it answers; `None` for events.
+    fn request() -> Option<Served> {
+        None
+    }
+
     /// Takes the payload out.
     ///
     /// # Errors
     /// As [`FromIncoming::from_incoming`].
     fn from_payload(incoming: &Incoming) -> Result<Self>;
+}
+
+/// A request that a handler answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// The subject: `pricing.get-quote.v1`.
+    pub subject: &'static str,
+    /// Whether asking twice is harmless.
+    pub idempotent: bool,
 }
 
 /// What a handler receives.

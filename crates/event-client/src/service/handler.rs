@@ -9,9 +9,10 @@ use std::time::Duration;
 use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::{FromIncoming, FromPayload, Route};
+use super::extract::{FromIncoming, FromPayload, Route, Served};
 use super::incoming::Incoming;
-use super::outcome::{IntoOutcome, Outcome};
+use super::outcome::Outcome;
+use super::reply::{AnswerTo, Asked, Req};
 use super::retry::RetryPolicy;
 use crate::error::Result;
 use crate::transport::{Start, Subscribe};
@@ -20,8 +21,8 @@ use crate::transport::{Start, Subscribe};
 #[diagnostic::on_unimplemented(
     message = "this function is not a handler",
     label = "not a handler",
-    note = "a handler is an `async fn` of up to 8 extractors and last a payload (`Msg<T>`), with every future `Send`; \
-            it returns `()`, `Outcome`, or `Result<(), E>`"
+    note = "a handler is an `async fn` of up to 8 extractors and last a payload (`Msg<T>` or `Req<T>`), with every future \
+            `Send`; it returns `()`, `Outcome`, or `Result<(), E>`, and for `Req<T>` a `Result<T::Reply, E>`"
 )]
 pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
     /// What it receives.
@@ -29,6 +30,11 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
     /// # Errors
     /// As [`FromPayload::route`].
     fn route(&self) -> Result<Route>;
+
+    /// The request that it answers; `None` for handlers of events.
+    fn request(&self) -> Option<Served> {
+        None
+    }
 
     /// Handles one message. Extraction happens before the future is made, so the future borrows nothing.
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static;
@@ -189,6 +195,10 @@ where
         self.handler.route()
     }
 
+    fn request(&self) -> Option<Served> {
+        self.handler.request()
+    }
+
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
         self.handler.call(incoming, state)
     }
@@ -223,7 +233,7 @@ macro_rules! functions {
         where
             F: Fn($($extractor,)* P) -> Fut + Clone + Send + Sync + 'static,
             Fut: Future + Send + 'static,
-            Fut::Output: IntoOutcome,
+            Fut::Output: AnswerTo<P>,
             P: FromPayload,
             $($extractor: FromIncoming<S>,)*
         {
@@ -231,19 +241,26 @@ macro_rules! functions {
                 P::route()
             }
 
+            fn request(&self) -> Option<Served> {
+                P::request()
+            }
+
             fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
                 let future = (|| {
                     $(let $extractor = $extractor::from_incoming(&incoming, &state)?;)*
                     Ok::<_, crate::Error>(self($($extractor,)* P::from_payload(&incoming)?))
                 })();
+                let asked = incoming.asked;
                 async move {
                     match future {
-                        Ok(future) => future.await.into_outcome(),
+                        Ok(future) => future.await.settle(asked.as_deref()),
                         Err(error) => error.into(),
                     }
                 }
             }
         }
+
+        impl<T: crate::Request, $($extractor,)*> Asked for ($($extractor,)* Req<T>,) {}
     )*};
 }
 

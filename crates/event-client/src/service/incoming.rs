@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use smol_str::SmolStr;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::exchange::Exchange;
 use super::handler::Identity;
 use crate::bus::Bus;
 use crate::context::Context;
@@ -25,6 +27,7 @@ pub struct Incoming {
     pub(crate) bus: Bus,
     pub(crate) handler: Arc<Identity>,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) asked: Option<Arc<Exchange>>,
 }
 
 impl Incoming {
@@ -61,6 +64,22 @@ impl Incoming {
     /// When nobody wants the result any more.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// Whether somebody waits for an answer.
+    pub fn is_request(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Whether handling it once more is harmless: true for events, which arrive at least once anyway, and for
+    /// requests that say so and have not sent a chunk of their answer.
+    pub fn is_repeatable(&self) -> bool {
+        self.asked.as_ref().is_none_or(|asked| asked.is_repeatable())
+    }
+
+    /// Cancelled when the service stops fetching: a layer that only waits should hand the message back.
+    pub fn draining(&self) -> &CancellationToken {
+        &self.handler.draining
     }
 
     /// Stable over all attempts of this group on this message: the key for effects that must happen once.

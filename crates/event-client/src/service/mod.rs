@@ -38,42 +38,53 @@
 
 mod batch;
 mod collect;
+mod exchange;
 mod extract;
 mod handler;
 mod incoming;
 mod outcome;
+mod reply;
 mod retry;
 mod running;
+mod server;
+mod sink;
 mod worker;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 use tower_layer::Layer;
 
 pub use batch::{Batch, BatchHandler, FromBatch, IntoOutcomes, Item};
 pub use collect::{Batched, Batching};
 pub use extract::{
-    Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route, State,
+    Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route, Served,
+    State,
 };
 pub use handler::{Configured, Handler, Identity, Knobs};
 pub use incoming::Incoming;
 pub use outcome::{IntoOutcome, Outcome, OutcomeKind, Permanent, RetryAfter};
+pub use reply::{AnswerTo, Asked, Fault, IntoReplyError, OneWay, Req};
 pub use retry::RetryPolicy;
 pub use running::Running;
+pub use sink::ReplySink;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
 pub use worker::{Counts, Stats};
 
 use crate::bus::{Bus, Settings};
 use crate::error::{Error, Result};
-use crate::subject::{Group, Pattern};
+use crate::subject::{Group, Pattern, Subject};
 use crate::subscription::Subscription;
+use crate::transport::{IncomingRequest, Serve, Subscribe};
 use worker::Station;
 
 /// The tower service that layers wrap: one message in, its outcome out.
@@ -94,6 +105,7 @@ pub struct Service<S = ()> {
 
 struct Entry<S> {
     route: Result<Route>,
+    request: Option<Served>,
     knobs: Knobs,
     open: Box<dyn FnOnce(Arc<S>) -> Box<dyn Work> + Send>,
 }
@@ -102,6 +114,13 @@ struct Entry<S> {
 trait Work: Send {
     fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, subscription: Subscription)
     -> JoinSet<()>;
+    fn serve(
+        self: Box<Self>,
+        slots: usize,
+        station: Arc<Station>,
+        served: Served,
+        inbox: mpsc::Receiver<IncomingRequest>,
+    ) -> JoinSet<()>;
     /// For one more layer around it: costs a box per message, so an unlayered handler never pays it.
     fn boxed(self: Box<Self>) -> BoxService;
 }
@@ -118,6 +137,16 @@ where
         subscription: Subscription,
     ) -> JoinSet<()> {
         worker::spawn(*self, slots, station, subscription)
+    }
+
+    fn serve(
+        self: Box<Self>,
+        slots: usize,
+        station: Arc<Station>,
+        served: Served,
+        inbox: mpsc::Receiver<IncomingRequest>,
+    ) -> JoinSet<()> {
+        server::spawn(*self, slots, station, served, inbox)
     }
 
     fn boxed(self: Box<Self>) -> BoxService {
@@ -185,10 +214,19 @@ impl<S: Send + Sync + 'static> Service<S> {
         self.on(handler.batch(max, wait))
     }
 
+    /// Adds a handler that answers requests; its last argument, a [`Req<T>`], says which. The members of a service
+    /// share the requests. Of the handler's settings only `.concurrency(n)` means something here.
+    #[must_use]
+    pub fn reply<M: Asked + 'static, H: Handler<M, S>>(self, handler: H) -> Self {
+        let route = handler.route();
+        self.add(route, handler)
+    }
+
     fn add<M: 'static, H: Handler<M, S>>(mut self, route: Result<Route>, handler: H) -> Self {
         let knobs = handler.knobs();
         self.stations.push(Entry {
             route,
+            request: handler.request(),
             knobs,
             open: Box::new(move |state| {
                 Box::new(tower::service_fn(move |incoming| {
@@ -252,7 +290,7 @@ impl<S: Send + Sync + 'static> Service<S> {
             let state = state.clone();
             let open = entry.open;
             let open: Box<dyn FnOnce(Arc<()>) -> Box<dyn Work> + Send> = Box::new(move |_| open(state));
-            Entry { route: entry.route, knobs: entry.knobs, open }
+            Entry { route: entry.route, request: entry.request, knobs: entry.knobs, open }
         });
         Service {
             stations: stations.collect(),
@@ -272,66 +310,71 @@ impl Service {
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a handler without a route, a gap in an event's versions or
     /// two handlers in one group; and what subscribing answers. Nothing runs when one handler cannot.
     pub async fn start(self) -> Result<Running> {
-        let config = |text: String| {
-            Error::new(crate::ErrorKind::Config, text).during("start service").with("service", &self.name)
-        };
+        let service = self.name.clone();
+        let failed = |error: Error| error.during("start service").with("service", &service);
         let Some(bus) = &self.bus else {
-            return Err(config("the service has no bus; add `.bus(bus)` or use `Service::from_env`".into()));
+            let text = "the service has no bus; add `.bus(bus)` or use `Service::from_env`";
+            return Err(failed(Error::new(crate::ErrorKind::Config, text)));
         };
         let settings =
             Settings { source: smol_str::format_smolstr!("/{}", self.name), ..bus.settings().clone() };
         let bus = bus.with_settings(settings)?;
-        let mut open: Vec<(Station, Knobs, Subscription, Box<dyn Work>)> = Vec::new();
+        let mut names = HashSet::new();
+        let mut open: Vec<(Station, usize, Source, Box<dyn Work>)> = Vec::new();
         for entry in self.stations {
-            let route =
-                entry.route.map_err(|error| error.during("start service").with("service", &self.name))?;
-            let group = entry
-                .knobs
-                .group
-                .clone()
-                .unwrap_or_else(|| smol_str::format_smolstr!("{}.{}", self.name, route.name));
-            if open.iter().any(|(station, ..)| station.identity.group == group) {
-                return Err(Error::new(
-                    crate::ErrorKind::Config,
-                    format!("two handlers share the group `{group}`; name one with `.group(\"…\")`"),
-                )
-                .during("start service")
-                .with("service", &self.name));
-            }
+            let route = entry.route.map_err(failed)?;
             let retry = entry.knobs.retry.unwrap_or(self.retry);
-            let spec = if entry.knobs.broadcast {
-                crate::transport::Subscribe::broadcast(route.filters.clone())
-            } else {
-                crate::transport::Subscribe::group(Group::new(&group)?, route.filters.clone())
+            let slots = entry.knobs.slots();
+            let name = match (entry.request, &entry.knobs.group) {
+                (Some(served), _) => SmolStr::new_static(served.subject),
+                (None, Some(group)) => group.clone(),
+                (None, None) => smol_str::format_smolstr!("{}.{}", self.name, route.name),
             };
-            let subscription = bus
-                .subscribe(entry.knobs.subscribe(spec))
-                .await
-                .map_err(|error| error.with("group", &group))?;
+            if !names.insert(name.clone()) {
+                let text = match entry.request {
+                    Some(_) => format!("two handlers answer `{name}`"),
+                    None => format!("two handlers share the group `{name}`; name one with `.group(\"…\")`"),
+                };
+                return Err(failed(Error::new(crate::ErrorKind::Config, text)));
+            }
+            let source = match entry.request {
+                Some(served) => serve(&bus, &self.name, served, &entry.knobs).await,
+                None => subscribe(&bus, &name, &route, &entry.knobs).await,
+            };
+            let source = source.map_err(|error| failed(error.with("handler", &name)))?;
             let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
             tracing::info!(
-                service = %self.name, %group, receives = filters.join(" "), transport = bus.capabilities().name,
+                service = %self.name, handler = %name, receives = filters.join(" "),
+                answers = entry.request.map(|served| served.subject), transport = bus.capabilities().name,
                 concurrency = entry.knobs.calls(), batch = entry.knobs.batch, keyed = entry.knobs.keyed,
-                attempts = retry.attempts, "handler subscribed"
+                attempts = retry.attempts, "handler ready"
             );
             let identity = Arc::new(Identity {
                 service: self.name.clone(),
-                group,
+                group: name,
                 attempts: retry.attempts,
                 broadcast: entry.knobs.broadcast,
                 concurrency: entry.knobs.calls(),
-                draining: subscription.stopping().clone(),
+                draining: source.draining(),
             });
             let observer = self.observer.clone();
             let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default(), observer };
-            open.push((station, entry.knobs, subscription, (entry.open)(Arc::new(()))));
+            open.push((station, slots, source, (entry.open)(Arc::new(()))));
         }
         let mut running = Running::new(self.name, bus, self.drain);
-        for (station, knobs, subscription, work) in open {
-            let slots = knobs.slots();
+        for (station, slots, source, work) in open {
             let station = Arc::new(station);
-            let workers = work.spawn(slots, station.clone(), subscription.clone());
-            running.add(station.identity.group.clone(), station.stats.clone(), subscription, workers);
+            let (workers, source) = match source {
+                Source::Events(subscription) => (
+                    work.spawn(slots, station.clone(), subscription.clone()),
+                    running::Source::Events(subscription),
+                ),
+                Source::Requests(served, inbox) => {
+                    let draining = station.identity.draining.clone();
+                    (work.serve(slots, station.clone(), served, inbox), running::Source::Requests(draining))
+                }
+            };
+            running.add(station.identity.group.clone(), station.stats.clone(), source, workers);
         }
         Ok(running)
     }
@@ -346,6 +389,46 @@ impl Service {
         shutdown.await;
         running.drain().await
     }
+}
+
+/// Where a handler's work comes from.
+enum Source {
+    Events(Subscription),
+    Requests(Served, mpsc::Receiver<IncomingRequest>),
+}
+
+impl Source {
+    fn draining(&self) -> CancellationToken {
+        match self {
+            Self::Events(subscription) => subscription.stopping().clone(),
+            Self::Requests(..) => CancellationToken::new(),
+        }
+    }
+}
+
+async fn subscribe(bus: &Bus, group: &str, route: &Route, knobs: &Knobs) -> Result<Source> {
+    let spec = if knobs.broadcast {
+        Subscribe::broadcast(route.filters.clone())
+    } else {
+        Subscribe::group(Group::new(group)?, route.filters.clone())
+    };
+    bus.subscribe(knobs.subscribe(spec)).await.map(Source::Events)
+}
+
+async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> Result<Source> {
+    if *knobs != (Knobs { concurrency: knobs.concurrency, ..Knobs::default() }) {
+        return Err(Error::new(
+            crate::ErrorKind::Config,
+            "a request is answered once or not at all: a handler of requests takes `.concurrency(n)` and no other setting",
+        ));
+    }
+    let spec = Serve {
+        service: service.clone(),
+        subjects: vec![Subject::new(served.subject)?],
+        credit: knobs.slots(),
+    };
+    let inbox = bus.transport().requests().serve(spec).await?;
+    Ok(Source::Requests(served, inbox))
 }
 
 impl<S> fmt::Debug for Service<S> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smol_str::SmolStr;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::worker::{Counts, Stats};
 use crate::bus::Bus;
@@ -25,8 +26,42 @@ pub struct Running {
 struct Handler {
     group: SmolStr,
     stats: Arc<Stats>,
-    subscription: Subscription,
+    source: Source,
     workers: JoinSet<()>,
+}
+
+/// Where a handler's work comes from, and how it is stopped.
+pub(super) enum Source {
+    Events(Subscription),
+    Requests(CancellationToken),
+}
+
+impl Source {
+    fn stop(&self) {
+        match self {
+            Self::Events(subscription) => subscription.stop(),
+            Self::Requests(draining) => draining.cancel(),
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // Waiting layers are told even when the service is dropped without draining.
+        if let Self::Requests(draining) = self {
+            draining.cancel();
+        }
+    }
+}
+
+impl Handler {
+    fn health(&self) -> Health {
+        match &self.source {
+            Source::Events(subscription) => subscription.health().borrow().clone(),
+            Source::Requests(draining) if draining.is_cancelled() => Health::Stopped,
+            Source::Requests(_) => Health::Live,
+        }
+    }
 }
 
 impl Running {
@@ -34,14 +69,8 @@ impl Running {
         Self { name, bus, bound, handlers: Vec::new() }
     }
 
-    pub(super) fn add(
-        &mut self,
-        group: SmolStr,
-        stats: Arc<Stats>,
-        subscription: Subscription,
-        workers: JoinSet<()>,
-    ) {
-        self.handlers.push(Handler { group, stats, subscription, workers });
+    pub(super) fn add(&mut self, group: SmolStr, stats: Arc<Stats>, source: Source, workers: JoinSet<()>) {
+        self.handlers.push(Handler { group, stats, source, workers });
     }
 
     /// The bus as this service uses it.
@@ -49,7 +78,7 @@ impl Running {
         &self.bus
     }
 
-    /// Each group's counts since the start.
+    /// Counts since the start, of each group and each request subject.
     pub fn counts(&self) -> BTreeMap<SmolStr, Counts> {
         self.handlers.iter().map(|handler| (handler.group.clone(), handler.stats.counts())).collect()
     }
@@ -59,10 +88,9 @@ impl Running {
         self.handlers.iter().map(|handler| (handler.group.clone(), handler.stats.clone())).collect()
     }
 
-    /// Each group's subscription; all `Live` means ready.
+    /// Each handler's source of work; all `Live` means ready.
     pub fn health(&self) -> BTreeMap<SmolStr, Health> {
-        let health = |handler: &Handler| handler.subscription.health().borrow().clone();
-        self.handlers.iter().map(|handler| (handler.group.clone(), health(handler))).collect()
+        self.handlers.iter().map(|handler| (handler.group.clone(), handler.health())).collect()
     }
 
     /// Whether every subscription makes progress.
@@ -76,7 +104,7 @@ impl Running {
     /// [`ErrorKind::Timeout`] naming the groups whose work was abandoned; it will be delivered again.
     pub async fn drain(mut self) -> Result<()> {
         for handler in &self.handlers {
-            handler.subscription.stop();
+            handler.source.stop();
         }
         let deadline = tokio::time::Instant::now() + self.bound;
         let mut abandoned = Vec::new();

@@ -44,14 +44,15 @@ pub(crate) trait Observer: Send + Sync {
 /// Counts of one handler since it started.
 #[derive(Debug, Default)]
 pub struct Stats {
-    acked: AtomicU64,
-    retried: AtomicU64,
-    rejected: AtomicU64,
-    released: AtomicU64,
-    panicked: AtomicU64,
+    pub(super) acked: AtomicU64,
+    pub(super) retried: AtomicU64,
+    pub(super) rejected: AtomicU64,
+    pub(super) released: AtomicU64,
+    pub(super) panicked: AtomicU64,
 }
 
-/// A moment's reading of a handler's [`Stats`].
+/// A moment's reading of a handler's [`Stats`]. For a handler of requests, acked means answered, rejected answered
+/// with an error, and released dropped because nobody waited any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Counts {
@@ -147,6 +148,7 @@ impl Station {
             envelope,
             bus: self.bus.clone(),
             handler: self.identity.clone(),
+            asked: None,
         };
         let context = incoming.context.clone();
         let run = async { service.call(incoming).await };

@@ -1,0 +1,155 @@
+//! One call: options by method, sent when awaited.
+
+use std::fmt;
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use smol_str::SmolStr;
+use tokio::time::Instant;
+
+use super::client::Door;
+use super::{CallError, Outgoing, ReplyStream, Request, Streaming, Unary, answer};
+use crate::context::{self, Context};
+use crate::envelope::{self, Meta};
+use crate::error::{Error, Result};
+use crate::message::{Durability, Headers, Message, MessageId};
+use crate::subject::Subject;
+
+/// Time that an answer is given when nothing is said: 5 s.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+/// Time that a whole streamed answer is given when nothing is said: 60 s.
+pub const DEFAULT_STREAM_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A call that is being put together; `.await` sends it, `.stream()` for requests that answer in chunks.
+///
+/// While a request is being handled, its own deadline bounds every call made for it, whatever `within` says.
+#[must_use = "nothing is sent until it is awaited"]
+pub struct Call<'a, T> {
+    door: Door<'a>,
+    request: T,
+    within: Option<Duration>,
+    headers: Headers,
+    context: Option<Context>,
+    refused: Option<Error>,
+}
+
+impl<'a, T: Request> Call<'a, T> {
+    pub(crate) fn new(door: Door<'a>, request: T) -> Self {
+        Self { door, request, within: None, headers: Headers::new(), context: None, refused: None }
+    }
+
+    /// The longest this may take, the whole of a streamed answer included.
+    /// Default [`DEFAULT_DEADLINE`], for streams [`DEFAULT_STREAM_DEADLINE`].
+    pub fn within(mut self, bound: Duration) -> Self {
+        self.within = Some(bound);
+        self
+    }
+
+    /// Adds a free header; a bad name or value fails the call.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Err(error) = self.headers.set(name, value) {
+            self.refused.get_or_insert(error);
+        }
+        self
+    }
+
+    /// Fills correlation, cause and trace from `context` instead of what this task handles.
+    pub fn context(mut self, context: Context) -> Self {
+        self.context = Some(context);
+        self
+    }
+
+    /// The request as it would be sent.
+    fn outgoing(self, default: Duration) -> (Door<'a>, Duration, Result<Outgoing>) {
+        let now = Instant::now();
+        let mut deadline = now + self.within.unwrap_or(default);
+        if let Some(inherited) = context::deadline() {
+            deadline = deadline.min(inherited);
+        }
+        let within = deadline.saturating_duration_since(now);
+        let door = self.door;
+        let build = || {
+            if let Some(error) = self.refused {
+                return Err(error);
+            }
+            let settings = door.bus().settings();
+            let id = MessageId::now();
+            let mut meta = Meta::new(id.clone(), settings.source.clone(), SmolStr::new_static(T::SUBJECT));
+            meta.caused_by(self.context.or_else(Context::current).as_ref());
+            let context = Context {
+                correlation: meta.correlationid.clone().unwrap_or_else(|| id.clone()),
+                causation: meta.causationid.clone().unwrap_or_else(|| id.clone()),
+                trace: meta.traceparent.unwrap_or_else(context::TraceParent::root),
+            };
+            let (content_type, mut headers, payload) =
+                envelope::write(&mut meta, &self.request, settings.codec, settings.mode)?;
+            for (name, value) in self.headers.iter() {
+                headers.set(name, value)?;
+            }
+            let message = Message {
+                subject: Subject::new(T::SUBJECT)?,
+                id,
+                key: None,
+                content_type,
+                headers,
+                payload,
+                deliver_at: None,
+                expires_at: None,
+                dedup: false,
+                durability: Durability::Default,
+            };
+            Ok(Outgoing { message, context, deadline, idempotent: T::IDEMPOTENT })
+        };
+        let outgoing = build();
+        (door, within, outgoing)
+    }
+}
+
+impl<'a, T: Request<Shape = Unary>> IntoFuture for Call<'a, T> {
+    type Output = std::result::Result<T::Reply, CallError<T::Error>>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        // Encoded here and now, so that the future does not carry the request.
+        let (door, within, outgoing) = self.outgoing(DEFAULT_DEADLINE);
+        Box::pin(async move {
+            let failed = |error| CallError::new(error, T::SUBJECT, within);
+            let mut answer = door.send(outgoing.map_err(failed)?).await.map_err(failed)?;
+            let frame = answer.next().await.expect("an answer has a first frame").map_err(failed)?;
+            match answer::read(&frame)? {
+                Some(reply) => Ok(reply),
+                None => {
+                    let empty = Error::new(crate::ErrorKind::Decode, "the answer is empty");
+                    Err(failed(empty))
+                }
+            }
+        })
+    }
+}
+
+impl<'a, T: Request<Shape = Streaming>> Call<'a, T> {
+    /// Sends it; answers with the first chunk's arrival, or with the error that came instead of one.
+    ///
+    /// # Errors
+    /// As awaiting a call. Errors after the first chunk come through the stream.
+    pub async fn stream(self) -> std::result::Result<ReplyStream<T>, CallError<T::Error>> {
+        let (door, within, outgoing) = self.outgoing(DEFAULT_STREAM_DEADLINE);
+        let failed = |error| CallError::new(error, T::SUBJECT, within);
+        let answer = door.send(outgoing.map_err(failed)?).await.map_err(failed)?;
+        if let Some(error) = answer.failure() {
+            return Err(error);
+        }
+        Ok(ReplyStream::new(answer, within))
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Call<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("request", &self.request)
+            .field("within", &self.within)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,169 @@
+//! Request handlers: their payload, and what they may return.
+
+use smol_str::SmolStr;
+
+use super::exchange::Exchange;
+use super::extract::{Dynamic, FromPayload, Msg, Raw, Route, Served};
+use super::incoming::Incoming;
+use super::outcome::{IntoOutcome, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::request::{CallError, ReplyError, Request, Shape};
+use crate::status::{Code, Status};
+
+/// The last argument of a handler that answers: the request, decoded.
+///
+/// Such a handler returns `Result<T::Reply, E>`, or `Result<(), E>` when the answer goes through a
+/// [`ReplySink`](super::ReplySink); `E` is anything that [`IntoReplyError`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Req<T>(pub T);
+
+impl<T: Request> FromPayload for Req<T> {
+    fn route() -> Result<Route> {
+        Ok(Route { name: SmolStr::new_static(T::SUBJECT), filters: Vec::new() })
+    }
+
+    fn request() -> Option<Served> {
+        Some(Served { subject: T::SUBJECT, idempotent: T::IDEMPOTENT })
+    }
+
+    fn from_payload(incoming: &Incoming) -> Result<Self> {
+        incoming.envelope.decode().map(Self)
+    }
+}
+
+/// A handler's arguments that end in a request: what [`Service::reply`](super::Service::reply) takes.
+#[diagnostic::on_unimplemented(
+    message = "this handler does not answer a request",
+    label = "its last argument is not `Req<T>`",
+    note = "a request handler is an `async fn(.., Req<T>) -> Result<T::Reply, E>`; handlers of events go to `.on(..)`"
+)]
+pub trait Asked {}
+
+/// A payload that nobody waits for an answer to: an event in one form or another.
+pub trait OneWay: FromPayload {}
+
+impl<T: crate::Event> OneWay for Msg<T> {}
+impl OneWay for Dynamic {}
+impl OneWay for Raw {}
+
+/// What a handler of payload `P` may return.
+#[diagnostic::on_unimplemented(
+    message = "a handler of `{P}` cannot return `{Self}`",
+    label = "not a result of handling `{P}`",
+    note = "a handler of an event returns `()`, `Outcome` or `Result<(), E>`; \
+            a handler of `Req<T>` returns `Result<T::Reply, E>`, or `Result<(), E>` when `T` is answered in chunks"
+)]
+pub trait AnswerTo<P> {
+    /// How handling ended; an answer goes to whoever waits for it.
+    #[doc(hidden)]
+    fn settle(self, asked: Option<&Exchange>) -> Outcome;
+}
+
+impl<P: OneWay, O: IntoOutcome> AnswerTo<P> for O {
+    fn settle(self, _: Option<&Exchange>) -> Outcome {
+        self.into_outcome()
+    }
+}
+
+impl<T, R, E> AnswerTo<Req<T>> for Result<R, E>
+where
+    T: Request,
+    T::Shape: Shape<Returns<T::Reply> = R>,
+    E: IntoReplyError<T::Error>,
+{
+    fn settle(self, asked: Option<&Exchange>) -> Outcome {
+        let Some(exchange) = asked else {
+            return Outcome::reject("a request handler was given a message that nobody waits for");
+        };
+        let fault = match self {
+            Ok(returned) => {
+                let last = <T::Shape as Shape>::last::<T::Reply>(returned);
+                match last.map_or_else(|| Ok(Exchange::end()), |reply| exchange.value(&reply, true)) {
+                    Ok(frame) => {
+                        exchange.keep(frame);
+                        return Outcome::Ack;
+                    }
+                    Err(error) => Fault::Status((&error).into()),
+                }
+            }
+            Err(error) => error.into_reply_error(),
+        };
+        let (frame, code, text) = match &fault {
+            Fault::Error(error) => {
+                (exchange.error(error), error.code(), smol_str::format_smolstr!("{error}"))
+            }
+            Fault::Status(status) => (exchange.status(status), status.code, status.message.clone()),
+        };
+        exchange.keep(frame);
+        if code.is_server_fault() {
+            Outcome::Retry { after: None, error: text }
+        } else {
+            Outcome::Reject { reason: crate::delivery::Reason::Permanent, error: text }
+        }
+    }
+}
+
+/// A failure as it is answered: the request's own error, or a status.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault<E> {
+    /// Reaches the caller as [`CallError::Remote`].
+    Error(E),
+    /// Reaches the caller as [`CallError::Status`].
+    Status(Status),
+}
+
+/// An error that a handler may return for a request with errors of type `E`: that type itself, a [`Status`], a
+/// [`Fault`] of either, this crate's [`Error`], another call's [`CallError`], or a boxed error (`INTERNAL`).
+#[diagnostic::on_unimplemented(
+    message = "a handler of this request cannot fail with `{Self}`",
+    label = "neither `{E}` nor convertible into an answer",
+    note = "return the request's error type `{E}` or a `Status`, or implement `IntoReplyError<{E}>` for `{Self}`"
+)]
+pub trait IntoReplyError<E> {
+    /// The failure that this error stands for.
+    fn into_reply_error(self) -> Fault<E>;
+}
+
+impl<E: ReplyError> IntoReplyError<E> for E {
+    fn into_reply_error(self) -> Fault<E> {
+        Fault::Error(self)
+    }
+}
+
+impl<E: ReplyError> IntoReplyError<E> for Fault<E> {
+    fn into_reply_error(self) -> Self {
+        self
+    }
+}
+
+impl<E: ReplyError> IntoReplyError<E> for Status {
+    fn into_reply_error(self) -> Fault<E> {
+        Fault::Status(self)
+    }
+}
+
+impl<E: ReplyError> IntoReplyError<E> for Error {
+    fn into_reply_error(self) -> Fault<E> {
+        // A handler's own failure to decode or to find something is not the caller's fault.
+        let code = match self.kind() {
+            kind @ (ErrorKind::Timeout
+            | ErrorKind::Unavailable
+            | ErrorKind::Full
+            | ErrorKind::NoResponder) => kind.into(),
+            _ => Code::Internal,
+        };
+        Fault::Status(Status::new(code, smol_str::format_smolstr!("{self}")))
+    }
+}
+
+impl<E: ReplyError, X: ReplyError> IntoReplyError<E> for CallError<X> {
+    fn into_reply_error(self) -> Fault<E> {
+        Fault::Status(self.to_status())
+    }
+}
+
+impl<E: ReplyError> IntoReplyError<E> for Box<dyn std::error::Error + Send + Sync> {
+    fn into_reply_error(self) -> Fault<E> {
+        Fault::Status(Status::internal(smol_str::format_smolstr!("{self}")))
+    }
+}

@@ -1,0 +1,198 @@
+//! A request handler at work: its inbox, its slots, and how each request is answered.
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use futures_util::FutureExt;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use super::exchange::Exchange;
+use super::extract::Served;
+use super::incoming::Incoming;
+use super::outcome::Outcome;
+use super::worker::{Station, panic_text};
+use crate::codec::Codec;
+use crate::delivery::{DeliveryInfo, Reason};
+use crate::envelope::Envelope;
+use crate::error::Error;
+use crate::status::Status;
+use crate::transport::{Frame, IncomingRequest};
+
+/// Where a handler's requests arrive. The workers take turns at it, so no request waits for a task to be made.
+type Inbox = Arc<Mutex<mpsc::Receiver<IncomingRequest>>>;
+
+/// Starts `slots` workers on one inbox.
+pub(crate) fn spawn<S>(
+    service: S,
+    slots: usize,
+    station: Arc<Station>,
+    served: Served,
+    inbox: mpsc::Receiver<IncomingRequest>,
+) -> JoinSet<()>
+where
+    S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let inbox = Arc::new(Mutex::new(inbox));
+    let mut workers = JoinSet::new();
+    for _ in 0..slots.max(1) {
+        workers.spawn(work(service.clone(), station.clone(), served, inbox.clone()));
+    }
+    workers
+}
+
+async fn work<S>(mut service: S, station: Arc<Station>, served: Served, inbox: Inbox)
+where
+    S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    let pristine = service.clone();
+    loop {
+        let ready = poll_fn(|cx| service.poll_ready(cx)).await;
+        let Some(request) = next(&inbox, &station).await else { break };
+        match ready {
+            Ok(()) => station.serve(&mut service, &pristine, served, request).await,
+            Err(error) => {
+                let exchange = Exchange::new(request.responder, Codec::Json, served);
+                station.answer(&exchange, Err(Status::from(&error))).await;
+            }
+        }
+    }
+    // Told to, or because the transport has closed: either way this handler no longer answers.
+    station.identity.draining.cancel();
+}
+
+/// The next request; `None` when the service drains or the transport has closed.
+async fn next(inbox: &Inbox, station: &Station) -> Option<IncomingRequest> {
+    let mut inbox = inbox.lock().await;
+    tokio::select! {
+        biased;
+        () = station.identity.draining.cancelled() => {
+            // Callers whose request has not started learn at once that another member should have it.
+            inbox.close();
+            while let Ok(unstarted) = inbox.try_recv() {
+                drop(unstarted);
+            }
+            None
+        }
+        request = inbox.recv() => request,
+    }
+}
+
+impl Station {
+    /// Handles one request and answers it. Work that nobody waits for any more is dropped where it stands.
+    async fn serve<S>(&self, service: &mut S, pristine: &S, served: Served, request: IncomingRequest)
+    where
+        S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
+    {
+        let IncomingRequest { message, within, responder } = request;
+        let deadline = Instant::now() + within;
+        if within.is_zero() || responder.gone().is_cancelled() {
+            self.stats.released.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let envelope = Envelope::read(&message);
+        let codec = envelope.as_ref().ok().and_then(Envelope::codec).unwrap_or(self.bus.settings().codec);
+        let exchange = Arc::new(Exchange::new(responder, codec, served));
+        let envelope = match envelope {
+            Ok(envelope) => envelope,
+            Err(error) => return self.answer(&exchange, Err(Status::from(&error))).await,
+        };
+        let context = envelope.meta.context();
+        let incoming = Incoming {
+            message,
+            info: DeliveryInfo::new(1),
+            context: context.clone(),
+            deadline: Some(deadline),
+            envelope,
+            bus: self.bus.clone(),
+            handler: self.identity.clone(),
+            asked: Some(exchange.clone()),
+        };
+        let run = context.scope_until(deadline, async { service.call(incoming).await });
+        let ended = tokio::select! {
+            biased;
+            ended = AssertUnwindSafe(run).catch_unwind() => ended,
+            () = exchange.gone().cancelled() => {
+                self.stats.released.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            () = tokio::time::sleep_until(deadline) => {
+                self.stats.released.fetch_add(1, Ordering::Relaxed);
+                // The caller knows by its own clock; this is for one whose clock is slower.
+                let late = Status::deadline_exceeded("the deadline passed while the request was handled");
+                drop(exchange.send(exchange.status(&late)).await);
+                return;
+            }
+        };
+        let answer = match ended {
+            // A layer's error comes last and counts.
+            Ok(Err(error)) => Err(Status::from(&error)),
+            Ok(Ok(outcome)) => match exchange.kept() {
+                Some(frame) => Ok((frame, outcome)),
+                None => Err(unanswered(outcome)),
+            },
+            Err(panic) => {
+                // What a panic left behind in the service is not to be trusted.
+                service.clone_from(pristine);
+                self.stats.panicked.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    service = %self.identity.service, subject = served.subject,
+                    panic = %panic_text(&*panic), "a request handler panicked"
+                );
+                // The text may hold what is nobody else's business.
+                Err(Status::internal("the handler panicked"))
+            }
+        };
+        self.answer(&exchange, answer).await;
+    }
+
+    /// Sends the last frame and counts it. A failure of the service is logged here and nowhere else.
+    async fn answer(&self, exchange: &Exchange, answer: Result<(Frame, Outcome), Status>) {
+        let (frame, outcome) = answer.unwrap_or_else(|status| {
+            let text = smol_str::format_smolstr!("{status}");
+            let outcome = if status.code.is_server_fault() {
+                Outcome::Retry { after: None, error: text }
+            } else {
+                Outcome::Reject { reason: Reason::Permanent, error: text }
+            };
+            (exchange.status(&status), outcome)
+        });
+        let (service, subject) = (&self.identity.service, exchange.served.subject);
+        let count = match &outcome {
+            Outcome::Ack => &self.stats.acked,
+            Outcome::Retry { error, .. } => {
+                tracing::warn!(%service, subject, %error, "a request failed");
+                &self.stats.rejected
+            }
+            Outcome::Reject { error, .. } => {
+                tracing::debug!(%service, subject, %error, "a request was refused");
+                &self.stats.rejected
+            }
+            Outcome::Release => &self.stats.released,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = exchange.send(frame).await {
+            tracing::debug!(%service, subject, %error, "an answer could not be sent");
+        }
+    }
+}
+
+/// The status of a request that a layer, or the extraction of an argument, ended without an answer.
+fn unanswered(outcome: Outcome) -> Status {
+    match outcome {
+        Outcome::Ack => Status::internal("the handler gave no answer"),
+        Outcome::Retry { error, .. } => Status::unavailable(error),
+        Outcome::Release => Status::unavailable("the service is draining; ask again"),
+        Outcome::Reject { reason: Reason::Undecodable | Reason::UnknownType, error } => {
+            Status::invalid_argument(error)
+        }
+        Outcome::Reject { reason: Reason::Unauthorised, error } => Status::permission_denied(error),
+        Outcome::Reject { error, .. } => Status::failed_precondition(error),
+    }
+}

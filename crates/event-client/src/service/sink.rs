@@ -1,0 +1,74 @@
+//! A streamed answer, from the service's side.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::exchange::Exchange;
+use super::extract::FromIncoming;
+use super::incoming::Incoming;
+use crate::error::{Error, ErrorKind, Result};
+use crate::request::{Request, Streaming};
+
+/// Sends the chunks of the answer to a request that is declared with `stream`.
+///
+/// The handler's return value ends the answer: `Ok(())` is the end, an error is an error after the chunks. When
+/// the caller goes away the handler is dropped, wherever it waits.
+///
+/// ```no_run
+/// # use event_client::Request;
+/// # use event_client::service::{ReplySink, Req};
+/// # use event_client::status::Status;
+/// # use serde::{Deserialize, Serialize};
+/// #[derive(Request, Serialize, Deserialize)]
+/// #[request(name = "chat.ask", reply = String, stream)]
+/// struct Ask { question: String }
+///
+/// async fn ask(out: ReplySink<Ask>, Req(asked): Req<Ask>) -> Result<(), Status> {
+///     for word in asked.question.split(' ') {
+///         out.send(word.to_uppercase()).await.map_err(|_| Status::internal("cut off"))?;
+///     }
+///     Ok(())
+/// }
+/// ```
+pub struct ReplySink<T> {
+    asked: Arc<Exchange>,
+    _request: PhantomData<fn(T)>,
+}
+
+impl<T: Request<Shape = Streaming>> ReplySink<T> {
+    /// Sends one chunk; answers when the transport has taken it, so a slow caller slows the service.
+    ///
+    /// # Errors
+    /// When the chunk cannot be encoded or the way back is broken.
+    pub async fn send(&self, chunk: T::Reply) -> Result<()> {
+        let frame = self.asked.value(&chunk, false)?;
+        drop(chunk);
+        self.asked.send(frame).await
+    }
+
+    /// Resolves when the caller no longer waits, for work that runs in tasks of its own.
+    pub async fn gone(&self) {
+        self.asked.gone().cancelled().await;
+    }
+}
+
+impl<T: Request<Shape = Streaming>, S> FromIncoming<S> for ReplySink<T> {
+    fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
+        match &incoming.asked {
+            Some(asked) if asked.served.subject == T::SUBJECT => {
+                Ok(Self { asked: asked.clone(), _request: PhantomData })
+            }
+            _ => Err(Error::new(
+                ErrorKind::Internal,
+                format!("a handler of `{}` has a ReplySink of `{}`", incoming.message.subject, T::SUBJECT),
+            )),
+        }
+    }
+}
+
+impl<T: Request> fmt::Debug for ReplySink<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplySink").field("subject", &T::SUBJECT).finish_non_exhaustive()
+    }
+}
