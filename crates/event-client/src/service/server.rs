@@ -130,6 +130,10 @@ impl Station {
                 return;
             }
         };
+        if exchange.gone().is_cancelled() && ended.is_ok() {
+            self.stats.released.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
         let answer = match ended {
             // A layer's error comes last and counts.
             Ok(Err(error)) => Err(Status::from(&error)),

@@ -4,5 +4,6 @@ mod batch;
 mod events;
 mod service;
 mod sqlite;
+mod requests;
 mod testbus;
 mod versions;
