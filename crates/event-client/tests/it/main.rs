@@ -2,8 +2,8 @@
 
 mod batch;
 mod events;
+mod requests;
 mod service;
 mod sqlite;
-mod requests;
 mod testbus;
 mod versions;
