@@ -1,1 +1,78 @@
-//! The exam that every transport passes
+//! The exam that every transport passes: each sentence of the contract is at least one named case.
+//!
+//! ```text
+//!   Fixture ── fresh storage ──▶ Exam (handles, helpers) ──▶ Case `redelivery::unacked_message_returns`
+//! ```
+//!
+//! A case runs alone on its own storage, on the bare transport, once: a failing case is not tried again. It waits for
+//! signals; when one does not come, the case fails at its deadline and says what it waited for.
+//!
+//! What a transport may lack is in its [`Capabilities`](event_client::transport::Capabilities). The cases of an
+//! ability that is not declared are left out *by name*, and in their place a case shows that it is refused with
+//! [`ErrorKind::Unsupported`](event_client::ErrorKind::Unsupported).
+//!
+//! A transport takes the exam by giving a [`Fixture`] to [`cases`]; a program with processes of its own calls
+//! [`play_if_asked`] first in `main`.
+
+mod case;
+mod exam;
+mod fixture;
+mod message;
+mod process;
+
+mod admin;
+mod broadcast;
+mod chaos;
+mod close;
+mod competing;
+mod crash;
+mod dead_letter;
+mod dedup;
+mod delay;
+mod drain;
+mod expiry;
+mod fan_out;
+mod headers;
+mod lease;
+mod limits;
+mod ordering;
+mod publish;
+mod redelivery;
+mod requests;
+mod settle;
+mod start;
+mod wildcard;
+
+pub use case::{Case, capabilities};
+pub use exam::Exam;
+pub use fixture::{Fixture, Settings, Storage};
+pub use process::play_if_asked;
+
+/// The whole exam, in the order of the contract.
+pub fn cases() -> Vec<Case> {
+    [
+        publish::cases(),
+        fan_out::cases(),
+        competing::cases(),
+        start::cases(),
+        ordering::cases(),
+        settle::cases(),
+        redelivery::cases(),
+        lease::cases(),
+        delay::cases(),
+        expiry::cases(),
+        dedup::cases(),
+        dead_letter::cases(),
+        wildcard::cases(),
+        headers::cases(),
+        limits::cases(),
+        broadcast::cases(),
+        requests::cases(),
+        drain::cases(),
+        close::cases(),
+        admin::cases(),
+        crash::cases(),
+        chaos::cases(),
+    ]
+    .concat()
+}

@@ -1,0 +1,248 @@
+//! Processes that die by SIGKILL at the worst moment, and processes that share one storage.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::case::cases;
+use crate::exam::Exam;
+use crate::message::{SHORT, With, group, keyed, message, text};
+use crate::process::{Process, Role, WORK_CREDIT};
+
+cases! {
+    consumer_killed_between_handler_and_ack.when(|can| can.persistent && can.shared);
+    publisher_killed_mid_window.when(|can| can.persistent && can.shared);
+    two_processes_share_a_group.when(|can| can.persistent && can.shared);
+    another_process_picks_up_at_once.when(|can| can.persistent && can.shared);
+    consumers_killed_again_and_again_under_load.when(|can| can.persistent && can.shared).within(1200);
+}
+
+/// What a killed process had in hand goes to another, counted as an attempt.
+async fn consumer_killed_between_handler_and_ack(exam: Exam) {
+    drop(exam.subscribe(group("g", 1).lease(SHORT)).await);
+    for n in 0..3 {
+        exam.publish(message(n.to_string())).await;
+    }
+    let mut process = Process::start(&exam, Role::Hold);
+    exam.waits_for("the other process to take a message");
+    assert_eq!(process.says().await.as_deref(), Some("0"));
+    process.kill().await;
+    let heir = exam.subscribe(group("g", 1).lease(SHORT)).await;
+    let mut attempts = HashMap::new();
+    while attempts.len() < 3 {
+        let delivery = exam.next_of(&heir, "what the killed process had").await;
+        attempts.insert(text(&delivery), delivery.info().attempt);
+        exam.ack(delivery).await;
+    }
+    assert_eq!(attempts, HashMap::from([("0".into(), 2), ("1".into(), 1), ("2".into(), 1)]));
+    exam.settled("g").await;
+}
+
+/// Every message whose confirmation the publisher saw is there, in order.
+async fn publisher_killed_mid_window(exam: Exam) {
+    drop(exam.subscribe(group("g", 256).keyed()).await);
+    let mut process = Process::start(&exam, Role::Publish);
+    let mut confirmed = 0;
+    while confirmed < 500 {
+        exam.waits_for(format!("500 confirmations in the other process, {confirmed} so far"));
+        process.says().await.expect("it publishes until it is killed");
+        confirmed += 1;
+    }
+    process.kill().await;
+    // What it said before it died and nobody had read yet.
+    while process.says().await.is_some() {
+        confirmed += 1;
+    }
+    let waiting = exam.status("g").await.waiting;
+    assert!(waiting >= confirmed, "{confirmed} were confirmed, {waiting} are there");
+    let subscription = exam.subscribe(group("g", 1).keyed()).await;
+    for n in 0..confirmed {
+        let delivery = exam.next_of(&subscription, &format!("message {n} of {confirmed} confirmed")).await;
+        assert_eq!(text(&delivery), n.to_string());
+        exam.ack(delivery).await;
+    }
+}
+
+/// Each message is handled in one of them.
+async fn two_processes_share_a_group(exam: Exam) {
+    let mut processes = [Process::start(&exam, Role::Share), Process::start(&exam, Role::Share)];
+    for process in &mut processes {
+        exam.waits_for("the other processes to be ready");
+        assert_eq!(process.says().await.as_deref(), Some("ready"));
+    }
+    for n in 0..200 {
+        exam.publish(message(n.to_string())).await;
+    }
+    exam.settled("g").await;
+    let mut seen = HashSet::new();
+    let mut shares = [0; 2];
+    while seen.len() < 200 {
+        exam.waits_for(format!("200 messages in two processes, so far {shares:?}"));
+        let [one, two] = &mut processes;
+        let (process, said) =
+            tokio::select! { said = one.says() => (0, said), said = two.says() => (1, said) };
+        let said = said.expect("it works until it is killed");
+        assert!(seen.insert(said.clone()), "{said} was handled twice");
+        shares[process] += 1;
+    }
+}
+
+/// A waiting process learns of a new message by a signal, not by its lease or a slow poll.
+async fn another_process_picks_up_at_once(exam: Exam) {
+    let mut process = Process::start(&exam, Role::Share);
+    exam.waits_for("the other process to be ready");
+    assert_eq!(process.says().await.as_deref(), Some("ready"));
+    for n in 0..50 {
+        exam.publish(message(n.to_string())).await;
+        exam.waits_for(format!("message {n} in the other process"));
+        assert_eq!(process.says().await, Some(n.to_string()));
+    }
+}
+
+/// Two processes at work on many keys, one of them killed at a random moment, again and again: nothing lost, the order
+/// of each key kept, and nothing repeated but what was in flight.
+///
+/// `BACKBONE_KILLS` sets how often (default 5), `BACKBONE_SEED` the moments.
+async fn consumers_killed_again_and_again_under_load(exam: Exam) {
+    const KEYS: usize = 16;
+    let number = |name: &str, default: u64| {
+        std::env::var(name)
+            .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+    };
+    let (kills, seed) = (number("BACKBONE_KILLS", 5), number("BACKBONE_SEED", 1));
+    let mut random = fastrand::Rng::with_seed(seed);
+    let ledger = tempfile::NamedTempFile::new().expect("a ledger");
+    let path = ledger.path().to_str().expect("a plain path").to_owned();
+    drop(exam.subscribe(group("g", 1).keyed()).await);
+
+    let enough = tokio_util::sync::CancellationToken::new();
+    let publishing = tokio::spawn({
+        let (exam, enough) = (exam.clone(), enough.clone());
+        async move {
+            let mut rounds = 0_usize;
+            while !enough.is_cancelled() {
+                let round =
+                    (0..KEYS).map(|key| exam.bus().publish(keyed(&format!("k{key}"), rounds.to_string())));
+                for result in join_all(round.collect::<Vec<_>>()).await {
+                    result.expect("confirmed");
+                }
+                rounds += 1;
+                // A load, but not one that grows without end.
+                while rounds.is_multiple_of(20) && exam.status("g").await.waiting > 2000 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+            rounds
+        }
+    });
+
+    let start = || Process::start_with(&exam, Role::Work, &path);
+    let mut processes = [start(), start()];
+    let mut killed = HashSet::new();
+    let mut seen = 0;
+    for kill in 0..kills {
+        let want = seen + random.u64(2_000..30_000); // bytes: some 100 to 1500 lines
+        while std::fs::metadata(&path).expect("the ledger").len() < want {
+            exam.waits_for(format!("work to go on before kill {} of {kills}", kill + 1));
+            for process in &mut processes {
+                assert!(!process.has_ended(), "a process ended by itself");
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let victim = &mut processes[random.usize(..2)];
+        victim.kill().await;
+        killed.insert(victim.pid);
+        *victim = start();
+        seen = std::fs::metadata(&path).expect("the ledger").len();
+    }
+    enough.cancel();
+    exam.waits_for("the publisher to stop");
+    let rounds = publishing.await.expect("the publisher panicked");
+    exam.settled("g").await;
+    // Settled in the storage; a live process may still have to write that down, which the check allows for.
+    for process in &mut processes {
+        process.kill().await;
+        killed.insert(process.pid);
+    }
+    let text = std::fs::read_to_string(&path).expect("the ledger");
+    let report = check_ledger(&text, rounds, KEYS, &killed);
+    println!("{kills} kills, seed {seed}: {report}");
+}
+
+/// One key's story so far.
+#[derive(Default)]
+struct Lane {
+    /// The number that has not been handled yet.
+    next: usize,
+    /// Who handled the one before, and whether it said that its ack was confirmed.
+    by: u32,
+    acked: bool,
+}
+
+fn check_ledger(ledger: &str, rounds: usize, keys: usize, killed: &HashSet<u32>) -> String {
+    let mut lanes: HashMap<&str, Lane> = HashMap::new();
+    let (mut handled, mut repeats) = (0, 0);
+    for (at, line) in ledger.lines().enumerate() {
+        let mut words = line.split(' ');
+        let mut word = || words.next().unwrap_or_else(|| panic!("line {at} is torn: {line:?}"));
+        let (what, key) = (word(), word());
+        let n: usize = word().parse().expect("a number");
+        let pid: u32 = word().parse().expect("a process");
+        let attempt: u32 = word().parse().expect("an attempt");
+        let lane = lanes.entry(key).or_default();
+        match what {
+            "acked" if n + 1 == lane.next && pid == lane.by => lane.acked = true,
+            "acked" => assert!(n < lane.next, "line {at}: {key}/{n} acked before it was handled"),
+            "handled" if n == lane.next => {
+                handled += 1;
+                *lane = Lane { next: n + 1, by: pid, acked: false };
+            }
+            "handled" if n + 1 == lane.next => {
+                handled += 1;
+                repeats += 1;
+                assert!(!lane.acked, "line {at}: {key}/{n} came again after its ack was confirmed");
+                assert!(killed.contains(&lane.by), "line {at}: {key}/{n} was taken from a live process");
+                assert!(attempt > 1, "line {at}: {key}/{n} came again as its first attempt");
+                lane.by = pid;
+            }
+            _ => panic!("line {at}: {key}/{n} out of order, {} was next", lane.next),
+        }
+    }
+    assert_eq!(lanes.len(), keys);
+    for (key, lane) in &lanes {
+        assert_eq!(lane.next, rounds, "{key}: lost messages");
+    }
+    let most = killed.len() * WORK_CREDIT;
+    assert!(repeats <= most, "{repeats} repeats, at most {most} were in flight");
+    format!(
+        "{} published, {handled} handled, {repeats} repeated (all in flight at a kill, at most {most}), \
+         0 lost, {keys} keys in order",
+        rounds * keys
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ledger: &str) -> Result<String, ()> {
+        let ledger = ledger.to_owned();
+        std::panic::catch_unwind(|| check_ledger(&ledger, 2, 1, &HashSet::from([1]))).map_err(drop)
+    }
+
+    #[test]
+    fn the_checker_finds_what_must_not_be() {
+        check("handled k 0 1 1\nhandled k 0 2 2\nacked k 0 2 2\nhandled k 1 2 1\n").unwrap();
+        for wrong in [
+            "handled k 0 1 1\n",                                                  // lost
+            "handled k 1 1 1\nhandled k 0 1 1\n",                                 // order
+            "handled k 0 1 1\nacked k 0 1 1\nhandled k 0 2 2\nhandled k 1 2 1\n", // repeated after its ack
+            "handled k 0 2 1\nhandled k 0 1 2\nhandled k 1 2 1\n",                // taken from the living
+            "handled k 0 1 1\nhandled k 0 2 1\nhandled k 1 2 1\n",                // not counted
+            "handled k 0 1 1\nhandled k 1 1 1\nhandled k 0 1 2\n",                // an old one again
+        ] {
+            check(wrong).unwrap_err();
+        }
+    }
+}

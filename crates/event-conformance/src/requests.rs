@@ -1,0 +1,418 @@
+//! Request and reply: one member answers, at once or in frames; deadlines and departures are told.
+
+use std::time::{Duration, Instant};
+
+use event_client::message::{Headers, Message};
+use event_client::transport::{Frame, IncomingRequest, Replies, Serve, Transport};
+use event_client::{Error, ErrorKind};
+use tokio::sync::mpsc::Receiver;
+
+use crate::case::cases;
+use crate::exam::Exam;
+use crate::message::{on, subject};
+
+const ENOUGH: Duration = Duration::from_secs(20);
+
+cases! {
+    a_request_is_answered;
+    another_handle_answers;
+    an_error_travels_as_a_frame;
+    no_responder_is_told_at_once;
+    a_member_that_left_is_no_responder;
+    the_deadline_is_carried_to_the_server;
+    a_passed_deadline_is_a_timeout;
+    the_server_learns_that_the_deadline_passed;
+    the_server_learns_that_the_caller_left;
+    members_take_turns;
+    a_busy_member_leaves_it_to_another;
+    a_request_waits_for_a_busy_member;
+    a_request_does_not_wait_beyond_its_deadline;
+    several_frames_come_in_order;
+    a_slow_reader_slows_the_sender;
+    a_stream_may_end_with_an_error;
+    a_server_that_lets_go_is_told;
+    a_server_that_leaves_midway_is_told;
+    requests_at_the_same_time_do_not_mix;
+    subjects_of_one_member_are_kept_apart;
+    a_request_is_no_event;
+}
+
+async fn serve(
+    exam: &Exam,
+    bus: &dyn Transport,
+    subjects: &[&str],
+    credit: usize,
+) -> Receiver<IncomingRequest> {
+    let subjects = subjects.iter().map(|name| subject(name)).collect();
+    let spec = Serve { service: "shop".into(), subjects, credit };
+    exam.ok("serve", bus.requests().serve(spec)).await
+}
+
+async fn call(exam: &Exam, request: Message) -> Replies {
+    exam.ok("the call", exam.requests().call(request, ENOUGH)).await
+}
+
+async fn incoming(exam: &Exam, requests: &mut Receiver<IncomingRequest>) -> IncomingRequest {
+    exam.waits_for("a request at the server");
+    requests.recv().await.expect("the server's receiver ended")
+}
+
+fn frame(text: &str, last: bool) -> Frame {
+    Frame {
+        headers: Headers::new(),
+        content_type: "text/plain".into(),
+        payload: text.to_owned().into(),
+        last,
+    }
+}
+
+async fn answer(exam: &Exam, mut request: IncomingRequest, text: &str) {
+    exam.ok("the answer's confirmation", request.responder.send(frame(text, true))).await;
+}
+
+async fn reply(exam: &Exam, replies: &mut Replies) -> Result<Frame, Error> {
+    exam.waits_for("a frame of the answer");
+    replies.next().await.expect("the answer ended")
+}
+
+fn body(frame: &Frame) -> String {
+    String::from_utf8_lossy(&frame.payload).into_owned()
+}
+
+/// One answer to one request; nothing after it.
+async fn a_request_is_answered(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let mut sent = on("shop.quote", "how much?");
+    sent.headers.set("tenant", "größe").expect("a valid header");
+    let mut replies = call(&exam, sent.clone()).await;
+    let mut request = incoming(&exam, &mut server).await;
+    assert_eq!(*request.message, sent);
+    let mut sending = frame("42", true);
+    sending.headers.set("currency", "€").expect("a valid header");
+    exam.ok("the answer's confirmation", request.responder.send(sending.clone())).await;
+    assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), sending);
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+}
+
+/// Whoever serves it, wherever it is connected.
+async fn another_handle_answers(exam: Exam) {
+    let other = exam.another().await;
+    let mut server = serve(&exam, other.as_ref(), &["shop.quote"], 1).await;
+    let mut replies = call(&exam, on("shop.quote", "how much?")).await;
+    let request = incoming(&exam, &mut server).await;
+    answer(&exam, request, "42").await;
+    assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "42");
+}
+
+/// A typed error is a frame like another: status in the headers, details in the bytes.
+async fn an_error_travels_as_a_frame(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let mut replies = call(&exam, on("shop.quote", "x")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    let mut sending = frame("{\"sku\":\"gone\"}", true);
+    sending.content_type = "application/problem+json".into();
+    sending.headers.set("status", "5").expect("a valid header");
+    sending.headers.set("error", "not found").expect("a valid header");
+    exam.ok("the answer's confirmation", request.responder.send(sending.clone())).await;
+    assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), sending);
+}
+
+/// Nobody serves the subject: the caller hears it at once, not at its deadline.
+async fn no_responder_is_told_at_once(exam: Exam) {
+    let before = Instant::now();
+    let call = exam.requests().call(on("shop.quote", "x"), Duration::from_secs(3600));
+    exam.refused(ErrorKind::NoResponder, "a call that nobody serves", call).await;
+    assert!(before.elapsed() < Duration::from_secs(10), "after {:?}", before.elapsed());
+}
+
+/// Dropping the receiver ends the service.
+async fn a_member_that_left_is_no_responder(exam: Exam) {
+    let server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    drop(server);
+    loop {
+        exam.waits_for("the departure to be known");
+        match exam.requests().call(on("shop.quote", "x"), Duration::from_secs(2)).await {
+            Err(error) if error.kind() == ErrorKind::NoResponder => return,
+            // It may have been sent before the departure was seen.
+            Err(error) => assert!(error.is_temporary(), "{error:?}"),
+            Ok(mut replies) => {
+                let end = replies.next().await;
+                assert!(!matches!(end, Some(Ok(_))), "who answered? {end:?}");
+            }
+        }
+    }
+}
+
+/// The server knows how long the caller will wait.
+async fn the_deadline_is_carried_to_the_server(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let within = Duration::from_secs(7);
+    let replies = exam.ok("the call", exam.requests().call(on("shop.quote", "x"), within)).await;
+    let request = incoming(&exam, &mut server).await;
+    assert!(request.within <= within, "{:?}", request.within);
+    assert!(request.within > Duration::ZERO, "{:?}", request.within);
+    assert!(!request.responder.gone().is_cancelled());
+    drop(replies);
+}
+
+/// Without an answer in time the caller hears of a timeout.
+async fn a_passed_deadline_is_a_timeout(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let within = Duration::from_millis(500);
+    let before = Instant::now();
+    let mut replies = exam.ok("the call", exam.requests().call(on("shop.quote", "x"), within)).await;
+    let _request = incoming(&exam, &mut server).await;
+    let error = reply(&exam, &mut replies).await.expect_err("nobody answered");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+    assert!(before.elapsed() + Duration::from_millis(5) >= within, "after {:?}", before.elapsed());
+}
+
+/// Work that nobody waits for can be dropped.
+async fn the_server_learns_that_the_deadline_passed(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let call = exam.requests().call(on("shop.quote", "x"), Duration::from_millis(500));
+    let _replies = exam.ok("the call", call).await;
+    let request = incoming(&exam, &mut server).await;
+    exam.waits_for("the server to learn that the deadline passed");
+    request.responder.gone().cancelled().await;
+}
+
+/// Dropping the replies tells the server.
+async fn the_server_learns_that_the_caller_left(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let replies = call(&exam, on("shop.quote", "x")).await;
+    let request = incoming(&exam, &mut server).await;
+    assert!(!request.responder.gone().is_cancelled());
+    drop(replies);
+    exam.waits_for("the server to learn that the caller left");
+    request.responder.gone().cancelled().await;
+}
+
+/// Members of a service share requests evenly.
+async fn members_take_turns(exam: Exam) {
+    let other = exam.another().await;
+    let mut servers = [
+        serve(&exam, exam.bus().as_ref(), &["shop.quote"], 4).await,
+        serve(&exam, exam.bus().as_ref(), &["shop.quote"], 4).await,
+        serve(&exam, other.as_ref(), &["shop.quote"], 4).await,
+    ];
+    let mut counts = [0; 3];
+    for _ in 0..30 {
+        let mut replies = call(&exam, on("shop.quote", "x")).await;
+        exam.waits_for("the request at one of three members");
+        let [a, b, c] = &mut servers;
+        let (member, request) = tokio::select! {
+            request = a.recv() => (0, request),
+            request = b.recv() => (1, request),
+            request = c.recv() => (2, request),
+        };
+        counts[member] += 1;
+        answer(&exam, request.expect("a request"), "42").await;
+        reply(&exam, &mut replies).await.expect("a frame");
+    }
+    // Evenly on the whole: where members do not know of each other's turn, chance has a say.
+    assert!(counts.iter().all(|count| *count >= 3), "{counts:?}");
+}
+
+/// A member with no room is passed over.
+async fn a_busy_member_leaves_it_to_another(exam: Exam) {
+    let mut busy = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let mut first = call(&exam, on("shop.quote", "first")).await;
+    let working = incoming(&exam, &mut busy).await;
+    let mut free = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    for _ in 0..3 {
+        let mut replies = call(&exam, on("shop.quote", "next")).await;
+        let request = incoming(&exam, &mut free).await;
+        answer(&exam, request, "42").await;
+        reply(&exam, &mut replies).await.expect("a frame");
+    }
+    answer(&exam, working, "done").await;
+    assert_eq!(body(&reply(&exam, &mut first).await.expect("a frame")), "done");
+}
+
+/// Beyond the credit a caller waits.
+async fn a_request_waits_for_a_busy_member(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let mut first = call(&exam, on("shop.quote", "first")).await;
+    let working = incoming(&exam, &mut server).await;
+    let bus = exam.bus().clone();
+    let second = tokio::spawn(async move {
+        let mut replies = bus.requests().call(on("shop.quote", "second"), ENOUGH).await?;
+        replies.next().await.expect("an answer")
+    });
+    // Not a wait for something to happen: a chance for what must not happen.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(server.try_recv().is_err(), "more requests than the credit");
+    answer(&exam, working, "done").await;
+    reply(&exam, &mut first).await.expect("a frame");
+    let request = incoming(&exam, &mut server).await;
+    answer(&exam, request, "done too").await;
+    exam.waits_for("the second answer");
+    let frame = second.await.expect("no panic").expect("a frame");
+    assert_eq!(body(&frame), "done too");
+}
+
+/// Nor longer than its deadline.
+async fn a_request_does_not_wait_beyond_its_deadline(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
+    let _first = call(&exam, on("shop.quote", "first")).await;
+    let _working = incoming(&exam, &mut server).await;
+    let before = Instant::now();
+    exam.waits_for("the timeout of the second call");
+    let error = match exam.requests().call(on("shop.quote", "second"), Duration::from_millis(400)).await {
+        Err(error) => error,
+        Ok(mut replies) => reply(&exam, &mut replies).await.expect_err("nobody had room"),
+    };
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+    assert!(before.elapsed() < ENOUGH);
+}
+
+/// Chunks, then the end.
+async fn several_frames_come_in_order(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    let sender = tokio::spawn(async move {
+        for n in 0..500 {
+            request.responder.send(frame(&n.to_string(), n == 499)).await.expect("sent");
+        }
+    });
+    for n in 0..500 {
+        let frame = reply(&exam, &mut replies).await.expect("a frame");
+        assert_eq!((body(&frame), frame.last), (n.to_string(), n == 499));
+    }
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+    sender.await.expect("no panic");
+}
+
+/// Buffers are bounded: a sender that waits for its confirmations loses nothing.
+async fn a_slow_reader_slows_the_sender(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    let (sent, progress) = tokio::sync::watch::channel(0);
+    let sender = tokio::spawn(async move {
+        for n in 0..3000 {
+            request.responder.send(frame(&n.to_string(), n == 2999)).await.expect("sent");
+            sent.send_replace(n);
+        }
+    });
+    for n in 0..3000 {
+        if n == 10 {
+            tokio::time::sleep(Duration::from_millis(100)).await; // give the sender time to run ahead
+            assert!(*progress.borrow() < 2999, "three thousand frames were taken in with nobody reading");
+        }
+        assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), n.to_string());
+    }
+    sender.await.expect("no panic");
+}
+
+/// An end that is an error comes after the chunks.
+async fn a_stream_may_end_with_an_error(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+    let mut failed = frame("out of tokens", true);
+    failed.headers.set("status", "8").expect("a valid header");
+    exam.ok("the error", request.responder.send(failed.clone())).await;
+    assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "chunk");
+    assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), failed);
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+}
+
+/// Dropped before the last frame, a responder answers with an error by itself.
+async fn a_server_that_lets_go_is_told(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    for chunks in 0..2 {
+        let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+        let mut request = incoming(&exam, &mut server).await;
+        for _ in 0..chunks {
+            exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+        }
+        drop(request);
+        for _ in 0..chunks {
+            reply(&exam, &mut replies).await.expect("a frame");
+        }
+        let error = reply(&exam, &mut replies).await.expect_err("there was no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+}
+
+/// So is a server that goes away with the request.
+async fn a_server_that_leaves_midway_is_told(exam: Exam) {
+    let other = exam.another().await;
+    let mut server = serve(&exam, other.as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+    exam.ok("close", other.close()).await;
+    reply(&exam, &mut replies).await.expect("the chunk that was sent");
+    let error = reply(&exam, &mut replies).await.expect_err("the server is gone");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+}
+
+/// Each caller gets its own answer.
+async fn requests_at_the_same_time_do_not_mix(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 8).await;
+    let serving = tokio::spawn(async move {
+        while let Some(mut request) = server.recv().await {
+            tokio::spawn(async move {
+                for last in [false, true] {
+                    let mut frame = frame("", last);
+                    frame.payload = request.message.payload.clone();
+                    let _ = request.responder.send(frame).await;
+                    tokio::task::yield_now().await;
+                }
+            });
+        }
+    });
+    let calls = (0..40).map(|n| {
+        let bus = exam.bus().clone();
+        tokio::spawn(async move {
+            let mut replies =
+                bus.requests().call(on("shop.quote", n.to_string()), ENOUGH).await.expect("called");
+            for _ in 0..2 {
+                let frame = replies.next().await.expect("an answer").expect("a frame");
+                assert_eq!(body(&frame), n.to_string());
+            }
+        })
+    });
+    exam.waits_for("40 answers");
+    for call in calls.collect::<Vec<_>>() {
+        call.await.expect("a call failed");
+    }
+    serving.abort();
+}
+
+/// A member may answer several subjects, and gets no others.
+async fn subjects_of_one_member_are_kept_apart(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote", "shop.stock"], 4).await;
+    for name in ["shop.quote", "shop.stock"] {
+        let mut replies = call(&exam, on(name, "x")).await;
+        let request = incoming(&exam, &mut server).await;
+        assert_eq!(request.message.subject.as_str(), name);
+        answer(&exam, request, "ok").await;
+        reply(&exam, &mut replies).await.expect("a frame");
+    }
+    for name in ["shop", "shop.order", "shop.quote.v2"] {
+        let call = exam.requests().call(on(name, "x"), ENOUGH);
+        exam.refused(ErrorKind::NoResponder, name, call).await;
+    }
+}
+
+/// Requests are not stored: no group sees one.
+async fn a_request_is_no_event(exam: Exam) {
+    let subscription = exam.subscribe(crate::message::group("g", 1)).await;
+    let mut server = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 1).await;
+    let mut replies = call(&exam, on("orders.quote", "x")).await;
+    let request = incoming(&exam, &mut server).await;
+    answer(&exam, request, "ok").await;
+    reply(&exam, &mut replies).await.expect("a frame");
+    exam.publish(on("orders.placed", "an event")).await;
+    let delivery = exam.next(&subscription).await;
+    assert_eq!(delivery.message().subject.as_str(), "orders.placed");
+}

@@ -1,0 +1,116 @@
+//! The four ways in which a delivery ends.
+
+use std::time::{Duration, Instant};
+
+use crate::case::cases;
+use crate::exam::Exam;
+use crate::message::{group, message, permanent, text};
+
+cases! {
+    an_ack_is_final;
+    a_retry_comes_back_as_the_next_attempt;
+    a_retry_waits_as_long_as_asked;
+    a_retry_holds_no_slot;
+    a_release_comes_back_at_once_and_does_not_count;
+    a_dropped_delivery_is_released;
+    a_rejected_message_does_not_come_back;
+    the_work_goes_on_when_the_confirmation_is_dropped;
+}
+
+/// What was acknowledged is never delivered to this group again.
+async fn an_ack_is_final(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("once")).await;
+    exam.ack(exam.next(&subscription).await).await;
+    drop(subscription);
+    exam.publish(message("marker")).await;
+    let other = exam.another().await;
+    let again = exam.ok("subscribe", other.subscribe(group("g", 1))).await;
+    assert_eq!(text(&exam.next(&again).await), "marker");
+}
+
+/// A failed message is delivered again, as the next attempt.
+async fn a_retry_comes_back_as_the_next_attempt(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    let sent = message("again");
+    exam.publish(sent.clone()).await;
+    for attempt in 1..=5 {
+        let delivery = exam.next_of(&subscription, &format!("attempt {attempt}")).await;
+        assert_eq!((delivery.info().attempt, &**delivery.message()), (attempt, &sent));
+        exam.ok("retry", delivery.retry(Duration::ZERO, "failed")).await;
+    }
+}
+
+/// Not before `after`, and other messages go on meanwhile.
+async fn a_retry_waits_as_long_as_asked(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("slow")).await;
+    exam.publish(message("other")).await;
+    let pause = Duration::from_millis(700);
+    let delivery = exam.next(&subscription).await;
+    let before = Instant::now();
+    exam.ok("retry", delivery.retry(pause, "busy")).await;
+    let other = exam.next(&subscription).await;
+    assert_eq!(text(&other), "other");
+    exam.ack(other).await;
+    let again = exam.next_of(&subscription, "the retry").await;
+    // Clocks of a server tick in milliseconds.
+    assert!(before.elapsed() + Duration::from_millis(5) >= pause, "back after {:?}", before.elapsed());
+    assert_eq!((text(&again), again.info().attempt), ("slow".into(), 2));
+}
+
+/// What waits for its retry takes no credit.
+async fn a_retry_holds_no_slot(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    for n in 0..20 {
+        exam.publish(message(n.to_string())).await;
+    }
+    for n in 0..20 {
+        let delivery = exam.next_of(&subscription, &format!("message {n}")).await;
+        assert_eq!(text(&delivery), n.to_string());
+        exam.ok("retry", delivery.retry(Duration::from_secs(600), "down")).await;
+    }
+    assert_eq!(exam.status("g").await.retrying, 20);
+}
+
+/// A released message goes back to the group at once, the attempt not counted.
+async fn a_release_comes_back_at_once_and_does_not_count(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("again")).await;
+    for _ in 0..3 {
+        let delivery = exam.next(&subscription).await;
+        assert_eq!((text(&delivery), delivery.info().attempt), ("again".into(), 1));
+        exam.ok("release", delivery.release()).await;
+    }
+}
+
+/// A delivery that is dropped unsettled is released: no code path can lose one.
+async fn a_dropped_delivery_is_released(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("again")).await;
+    drop(exam.next(&subscription).await);
+    let again = exam.next_of(&subscription, "the dropped delivery").await;
+    assert_eq!((text(&again), again.info().attempt), ("again".into(), 1));
+}
+
+/// A rejected message becomes a dead letter and is not delivered again.
+async fn a_rejected_message_does_not_come_back(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("bad")).await;
+    exam.ok("reject", exam.next(&subscription).await.reject(permanent("no"))).await;
+    exam.publish(message("marker")).await;
+    assert_eq!(text(&exam.next(&subscription).await), "marker");
+    assert_eq!(exam.status("g").await.dead, 1);
+}
+
+/// Settling does not depend on anybody waiting for its confirmation.
+async fn the_work_goes_on_when_the_confirmation_is_dropped(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 4)).await;
+    for text in ["acked", "rejected"] {
+        exam.publish(message(text)).await;
+    }
+    drop(exam.next(&subscription).await.ack());
+    drop(exam.next(&subscription).await.reject(permanent("no")));
+    exam.settled("g").await;
+    exam.until("g", "the dead letter", |status| status.dead == 1).await;
+}
