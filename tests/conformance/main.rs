@@ -1,6 +1,5 @@
 //! The exam over every transport of this build: `cargo test -p backbone-tests --test conformance -- memory::`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use event_client::transport::Capabilities;
@@ -8,12 +7,13 @@ use event_conformance::{Case, Fixture, cases, play_if_asked};
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 
 mod memory;
+mod sqlite;
 
 fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
     play_if_asked();
     let arguments = Arguments::from_args();
-    let fixtures: [Arc<dyn Fixture>; 1] = [Arc::new(memory::Memory)];
+    let fixtures: [Arc<dyn Fixture>; 2] = [Arc::new(memory::Memory), Arc::new(sqlite::Sqlite)];
     let trials = fixtures.iter().flat_map(trials).collect();
     let conclusion: Conclusion = libtest_mimic::run(&arguments, trials);
     conclusion.exit_code()
@@ -33,10 +33,4 @@ fn trials(fixture: &Arc<dyn Fixture>) -> Vec<Trial> {
 fn capabilities(fixture: &Arc<dyn Fixture>) -> Capabilities {
     event_conformance::capabilities(fixture)
         .unwrap_or_else(|error| panic!("{} cannot be opened: {error}", fixture.name()))
-}
-
-/// This very program, for the roles of [`play_if_asked`].
-#[allow(dead_code, reason = "only transports that several processes share have a use for it")]
-fn this_program() -> PathBuf {
-    std::env::current_exe().expect("a running program has a path")
 }
