@@ -1,6 +1,5 @@
 //! Where records are kept: the store's contract, the questions one can ask it, and the stores.
 
-mod exam;
 mod filter;
 mod sqlite;
 
@@ -14,7 +13,6 @@ use uuid::Uuid;
 
 use crate::error::Result;
 
-pub use exam::examine;
 pub use filter::Filter;
 pub use sqlite::{Options as SqliteOptions, SqliteStore};
 
@@ -101,7 +99,7 @@ pub struct Query {
 /// How many records each service has.
 pub type Counts = BTreeMap<String, u64>;
 
-/// A place that keeps log records. [`examine`] states every promise as a case.
+/// A place that keeps log records. `tests/it/exam.rs` states every promise as a case; each store takes it.
 ///
 /// One writer appends at a time; questions may be asked meanwhile.
 pub trait LogStore: Send + Sync + fmt::Debug + 'static {

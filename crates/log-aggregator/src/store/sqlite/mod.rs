@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -40,6 +41,7 @@ pub struct SqliteStore {
     days: RwLock<BTreeMap<Date, Arc<Day>>>,
     writer: Mutex<Writer>,
     counts: std::sync::Mutex<Counts>,
+    closed: AtomicBool,
     _lock: File,
 }
 
@@ -48,7 +50,6 @@ pub struct SqliteStore {
 struct Writer {
     last: Seq,
     connection: Option<(Date, sqlx::SqliteConnection)>,
-    closed: bool,
 }
 
 impl SqliteStore {
@@ -92,8 +93,9 @@ impl SqliteStore {
         Ok(Self {
             options,
             days: RwLock::new(days),
-            writer: Mutex::new(Writer { last, connection: None, closed: false }),
+            writer: Mutex::new(Writer { last, connection: None }),
             counts: std::sync::Mutex::new(counts),
+            closed: AtomicBool::new(false),
             _lock: lock,
         })
     }
@@ -130,9 +132,7 @@ impl SqliteStore {
 
     /// The connection that writes into a day's file; the day is made when it is new.
     async fn writing(&self, writer: &mut Writer, date: Date) -> Result<sqlx::SqliteConnection> {
-        if writer.closed {
-            return Err(closed());
-        }
+        self.check_open()?;
         if let Some((open, connection)) = writer.connection.take()
             && open == date
         {
@@ -154,9 +154,7 @@ impl SqliteStore {
 
     async fn clear(&self, service: Option<String>) -> Result<u64> {
         let mut writer = self.writer.lock().await;
-        if writer.closed {
-            return Err(closed());
-        }
+        self.check_open()?;
         writer.connection = None;
         let days: Vec<Date> = self.days.read().await.keys().copied().collect();
         let mut removed = 0;
@@ -172,9 +170,14 @@ impl SqliteStore {
         Ok(removed)
     }
 
+    fn check_open(&self) -> Result<()> {
+        let closed = self.closed.load(Ordering::Acquire);
+        if closed { Err(Error::new(ErrorKind::Closed, "the log store is closed")) } else { Ok(()) }
+    }
+
     async fn close(&self) {
         let mut writer = self.writer.lock().await;
-        writer.closed = true;
+        self.closed.store(true, Ordering::Release);
         if let Some((_, connection)) = writer.connection.take() {
             // Nothing is lost when this fails: what was acknowledged is in the file or its WAL already.
             let _ = sqlx::Connection::close(connection).await;
@@ -185,10 +188,6 @@ impl SqliteStore {
     }
 }
 
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the log store is closed")
-}
-
 impl LogStore for SqliteStore {
     fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>> {
         self.append(groups).boxed()
@@ -196,6 +195,7 @@ impl LogStore for SqliteStore {
 
     fn select(&self, query: Query) -> BoxFuture<'_, Result<Vec<Stored>>> {
         async move {
+            self.check_open()?;
             let days: Vec<Arc<Day>> = self.days.read().await.values().cloned().collect();
             read::select(&days, query).await
         }

@@ -1,2 +1,0 @@
-//! The exam
-pub async fn examine() {}

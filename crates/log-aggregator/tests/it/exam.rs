@@ -1,0 +1,245 @@
+//! What every log store promises, a case each. A store takes the exam with `examine!(name, open)`, where `open`
+//! makes or reopens the store in a directory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use event_client::log::{LogRecord, Severity};
+use jiff::{Timestamp, ToSpan};
+use log_aggregator::store::{
+    Cursor, Filter, Group, LogStore, Order, Query, SqliteOptions, SqliteStore, Stored,
+};
+use uuid::Uuid;
+
+async fn sqlite(dir: &Path) -> Arc<dyn LogStore> {
+    let options = SqliteOptions { dir: dir.to_owned(), max_day_bytes: None };
+    Arc::new(SqliteStore::open(options).await.expect("the store opens"))
+}
+
+macro_rules! examine {
+    ($store:ident: $($case:ident)*) => {
+        mod $store {
+            $(#[tokio::test]
+            async fn $case() {
+                let dir = tempfile::tempdir().expect("a directory");
+                super::$case(dir.path(), |dir| Box::pin(async move { super::$store(&dir).await })).await;
+            })*
+        }
+    };
+}
+
+examine!(sqlite:
+    what_is_appended_comes_back_whole
+    the_order_of_arrival_is_kept_and_numbered
+    a_reopened_store_has_everything_and_numbers_on
+    a_delivery_that_comes_twice_is_kept_once
+    the_latest_come_first_whatever_their_arrival
+    cursors_walk_the_whole_without_gap_or_double
+    every_condition_is_met_as_the_live_filter_meets_it
+    clearing_one_service_leaves_the_others
+    clearing_all_leaves_nothing
+    counts_are_by_service
+    a_closed_store_says_so
+    strange_text_is_only_text
+);
+
+type Open = fn(std::path::PathBuf) -> futures_util::future::BoxFuture<'static, Arc<dyn LogStore>>;
+
+fn record(service: &str, level: &str, message: &str) -> LogRecord {
+    LogRecord::new(service, level, message)
+}
+
+async fn keep(store: &Arc<dyn LogStore>, records: Vec<LogRecord>) -> Vec<Stored> {
+    store.append(vec![Group { delivery: None, records }]).await.expect("they are kept")
+}
+
+async fn select(store: &Arc<dyn LogStore>, order: Order, filter: Filter) -> Vec<Stored> {
+    let query = Query { filter, order, limit: 1_000_000, ..Query::default() };
+    store.select(query).await.expect("an answer")
+}
+
+async fn all(store: &Arc<dyn LogStore>) -> Vec<Stored> {
+    select(store, Order::Oldest, Filter::default()).await
+}
+
+fn messages(found: &[Stored]) -> Vec<&str> {
+    found.iter().map(|stored| stored.record.message.as_str()).collect()
+}
+
+async fn what_is_appended_comes_back_whole(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let mut full = record("s", "Warning", "m");
+    full.attributes =
+        serde_json::from_str(r#"{"f":0.0047795772552490234,"n":[1,null,{"a":true}]}"#).expect("JSON");
+    full.trace_id = Some("t".into());
+    full.span_id = Some("sp".into());
+    full.request_id = Some("r".into());
+    full.correlation_id = Some("c".into());
+    full.raw = Some("{broken".into());
+    let kept = keep(&store, vec![full.clone()]).await;
+    assert_eq!(all(&store).await, kept);
+    full.arrived = kept[0].record.arrived;
+    assert!(full.arrived.is_some());
+    assert_eq!(kept[0].record, full);
+}
+
+async fn the_order_of_arrival_is_kept_and_numbered(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let names: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    for chunk in names.chunks(77) {
+        keep(&store, chunk.iter().map(|name| record("s", "INFO", name)).collect()).await;
+    }
+    let found = all(&store).await;
+    assert_eq!(messages(&found), names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(found.is_sorted_by(|a, b| a.seq < b.seq));
+    let mut newest = select(&store, Order::Newest, Filter::default()).await;
+    newest.reverse();
+    assert_eq!(newest, found);
+}
+
+async fn a_reopened_store_has_everything_and_numbers_on(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let kept = keep(&store, vec![record("s", "INFO", "before")]).await;
+    store.close().await;
+    drop(store);
+    let store = open(dir.to_owned()).await;
+    assert_eq!(store.counts().await.expect("counts")["s"], 1);
+    assert_eq!(all(&store).await, kept);
+    let more = keep(&store, vec![record("s", "INFO", "after")]).await;
+    assert!(more[0].seq > kept[0].seq);
+}
+
+async fn a_delivery_that_comes_twice_is_kept_once(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let group = Group { delivery: Some(Uuid::now_v7()), records: vec![record("s", "INFO", "once")] };
+    assert_eq!(store.append(vec![group.clone()]).await.expect("kept").len(), 1);
+    assert_eq!(store.append(vec![group.clone(), group.clone()]).await.expect("fine").len(), 0);
+    drop(store);
+    let store = open(dir.to_owned()).await;
+    assert_eq!(store.append(vec![group]).await.expect("fine").len(), 0);
+    assert_eq!(all(&store).await.len(), 1);
+    assert_eq!(store.counts().await.expect("counts")["s"], 1);
+}
+
+async fn the_latest_come_first_whatever_their_arrival(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let now = Timestamp::now();
+    let at = |name: &str, hours: i64| LogRecord { time: now - hours.hours(), ..record("s", "INFO", name) };
+    keep(&store, vec![at("old", 100), at("new", 0)]).await;
+    keep(&store, vec![at("middle", 50)]).await;
+    let found = select(&store, Order::Latest, Filter::default()).await;
+    assert_eq!(messages(&found), ["new", "middle", "old"]);
+    let range = Filter { since: Some(now - 60.hours()), until: Some(now), ..Filter::default() };
+    assert_eq!(messages(&select(&store, Order::Latest, range).await), ["middle"]);
+}
+
+async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let time = Timestamp::now();
+    // Many share one time: the cursor has to tell them apart.
+    let records =
+        (0..50).map(|n| LogRecord { time: time + (n / 7).seconds(), ..record("s", "INFO", &n.to_string()) });
+    keep(&store, records.collect()).await;
+    for order in [Order::Latest, Order::Newest, Order::Oldest] {
+        let whole = select(&store, order, Filter::default()).await;
+        let mut walked = Vec::new();
+        let mut after = None;
+        loop {
+            let page =
+                store.select(Query { order, after, limit: 8, ..Query::default() }).await.expect("a page");
+            let Some(last) = page.last() else { break };
+            let time = i64::try_from(last.record.time.as_nanosecond()).expect("in range");
+            after = Some(Cursor { time, seq: last.seq });
+            walked.extend(page);
+        }
+        assert_eq!(walked, whole, "{order:?}");
+        let skipped =
+            store.select(Query { order, skip: 45, limit: 100, ..Query::default() }).await.expect("a page");
+        assert_eq!(skipped, whole[45..], "{order:?}");
+    }
+}
+
+async fn every_condition_is_met_as_the_live_filter_meets_it(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let mut records = Vec::new();
+    for (n, level) in ["debug", "INFO", "WARN", "WARNING", "error", "BANANA"].iter().enumerate() {
+        let mut made = record(["a", "b"][n % 2], level, &format!("Number {n} %_'\""));
+        made.attributes.insert("Path".into(), format!("/x/{n}").into());
+        made.trace_id = (n == 3).then(|| "t3".into());
+        made.request_id = (n == 4).then(|| "r4".into());
+        made.correlation_id = (n < 2).then(|| "c".into());
+        records.push(made);
+    }
+    let kept = keep(&store, records).await;
+    let words = |line: &str| Filter { words: Filter::words_of(line), ..Filter::default() };
+    let filters = [
+        Filter::default(),
+        Filter { services: vec!["a".into()], ..Filter::default() },
+        Filter { services: vec!["a".into(), "b".into(), "none".into()], ..Filter::default() },
+        Filter { severity: Some(Severity::WARN), ..Filter::default() },
+        Filter { trace_id: Some("t3".into()), ..Filter::default() },
+        Filter { request_id: Some("r4".into()), ..Filter::default() },
+        Filter { correlation_id: Some("c".into()), services: vec!["b".into()], ..Filter::default() },
+        words("number"),
+        words("NUMBER /X/4"),
+        words("%_'"),
+        words("\"path\":"),
+        words("absent"),
+    ];
+    for filter in filters {
+        let live: Vec<_> = kept.iter().filter(|stored| filter.matches(&stored.record)).cloned().collect();
+        assert_eq!(select(&store, Order::Oldest, filter.clone()).await, live, "{filter:?}");
+    }
+    assert_eq!(select(&store, Order::Oldest, words("NUMBER /X/4")).await.len(), 1);
+}
+
+async fn clearing_one_service_leaves_the_others(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    keep(&store, vec![record("a", "INFO", "1"), record("b", "INFO", "2"), record("a", "INFO", "3")]).await;
+    assert_eq!(store.clear(Some("a".into())).await.expect("cleared"), 2);
+    assert_eq!(store.clear(Some("unknown".into())).await.expect("nothing to do"), 0);
+    assert_eq!(messages(&all(&store).await), ["2"]);
+    drop(store);
+    let store = open(dir.to_owned()).await;
+    assert_eq!(store.counts().await.expect("counts").into_iter().collect::<Vec<_>>(), [("b".to_owned(), 1)]);
+}
+
+async fn clearing_all_leaves_nothing(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    keep(&store, (0..200).map(|n| record("a", "INFO", &n.to_string())).collect()).await;
+    assert_eq!(store.clear(None).await.expect("cleared"), 200);
+    assert!(all(&store).await.is_empty() && store.counts().await.expect("counts").is_empty());
+    keep(&store, vec![record("a", "INFO", "later")]).await;
+    assert_eq!(messages(&all(&store).await), ["later"]);
+}
+
+async fn counts_are_by_service(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    keep(&store, vec![record("a", "INFO", "1"), record("b", "INFO", "2")]).await;
+    keep(&store, vec![record("a", "INFO", "3")]).await;
+    let counts: Vec<_> = store.counts().await.expect("counts").into_iter().collect();
+    assert_eq!(counts, [("a".to_owned(), 2), ("b".to_owned(), 1)]);
+}
+
+async fn a_closed_store_says_so(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    keep(&store, vec![record("a", "INFO", "1")]).await;
+    store.close().await;
+    let group = Group { delivery: None, records: vec![record("a", "INFO", "2")] };
+    let error = store.append(vec![group]).await.expect_err("closed");
+    assert_eq!(error.kind(), log_aggregator::ErrorKind::Closed);
+    let reading = store.select(Query { limit: 1, ..Query::default() }).await;
+    assert_eq!(reading.expect_err("closed").kind(), log_aggregator::ErrorKind::Closed);
+}
+
+async fn strange_text_is_only_text(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let strange =
+        ["", "a\0b", "'; DROP TABLE records; --", "\u{202e}\u{feff}😀", "%", "<script>alert(1)</script>"];
+    let kept = keep(&store, strange.iter().map(|text| record(text, text, text)).collect()).await;
+    assert_eq!(all(&store).await, kept);
+    for text in strange {
+        let one = Filter { services: vec![text.into()], ..Filter::default() };
+        assert_eq!(messages(&select(&store, Order::Oldest, one).await), [text]);
+    }
+}

@@ -1,0 +1,110 @@
+//! Disks and files that fail: said clearly, and over when the cause is over.
+
+use std::path::Path;
+
+use event_client::log::LogRecord;
+use log_aggregator::store::{Group, LogStore as _, Query, SqliteOptions, SqliteStore};
+use log_aggregator::{Aggregator, Config, ErrorKind};
+
+use crate::support::Served;
+
+fn today(dir: &Path) -> std::path::PathBuf {
+    let entries = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path());
+    entries.filter(|path| path.extension().is_some_and(|end| end == "db")).max().expect("a day's file")
+}
+
+#[tokio::test]
+async fn a_full_store_answers_507_keeps_what_it_has_and_recovers() {
+    let served = Served::with(|config| config.max_day_bytes = Some(512 * 1024)).await;
+    let body = serde_json::json!({ "service": "fill", "message": "x".repeat(20_000) }).to_string();
+    let mut taken = 0;
+    let refused = loop {
+        let response = served.at.post(body.clone()).await;
+        if response.status() != 200 {
+            break response;
+        }
+        taken += 1;
+        assert!(taken < 100, "the bound is never met");
+    };
+    assert_eq!(refused.status(), 507);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert!(refused.text().await.expect("text").contains("full"), "it says what is full");
+    assert_eq!(served.at.entries().await.len(), taken);
+    let cleared =
+        served.at.client.delete(served.at.url("/logs?service=fill")).send().await.expect("an answer");
+    assert_eq!(cleared.status(), 200);
+    served.at.log("after", "INFO", "room again").await;
+    assert_eq!(served.at.entries().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_locked_file_answers_503_and_is_over_when_the_lock_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = SqliteStore::open(SqliteOptions { dir: dir.path().into(), max_day_bytes: None })
+        .await
+        .expect("opens");
+    let group = || vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] }];
+    store.append(group()).await.expect("kept");
+    let url = format!("sqlite:{}", today(dir.path()).display());
+    let mut other =
+        <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.expect("another program");
+    sqlx::query("BEGIN EXCLUSIVE").execute(&mut other).await.expect("locks");
+    let error = store.append(group()).await.expect_err("locked");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.chain().contains("database is locked"), "{}", error.chain());
+    sqlx::query("ROLLBACK").execute(&mut other).await.expect("unlocks");
+    store.append(group()).await.expect("kept again");
+    assert_eq!(store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").len(), 2);
+}
+
+#[tokio::test]
+async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = || SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
+    let group = |text: &str| vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
+    let store = SqliteStore::open(options()).await.expect("opens");
+    store.append(group("good")).await.expect("kept");
+    store.close().await;
+    drop(store);
+    std::fs::write(dir.path().join("logs-2020-01-01.db"), vec![0x5a; 8192]).expect("written");
+    let store = SqliteStore::open(options()).await.expect("opens all the same");
+    let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+    assert_eq!(found.len(), 1);
+    store.append(group("more")).await.expect("kept");
+    let aside = dir.path().join("logs-2020-01-01.db.corrupt");
+    assert_eq!(std::fs::read(aside).expect("it is still there"), vec![0x5a; 8192]);
+}
+
+#[tokio::test]
+async fn a_directory_has_one_owner() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = Aggregator::open(Config::new(dir.path())).await.expect("opens");
+    let error = Aggregator::open(Config::new(dir.path())).await.expect_err("taken");
+    assert!(error.to_string().contains("another process is using the log directory"), "{error}");
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_named() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "in the way").expect("written");
+    let error = Aggregator::open(Config::new(file.join("logs"))).await.expect_err("no directory");
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.chain().contains(&file.display().to_string()), "{}", error.chain());
+}
+
+#[tokio::test]
+async fn a_newer_layout_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("logs-2020-01-01.db");
+    let url = format!("sqlite:{}?mode=rwc", path.display());
+    let mut other = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.expect("a file");
+    sqlx::query("PRAGMA user_version = 99").execute(&mut other).await.expect("written");
+    sqlx::Connection::close(other).await.expect("closed");
+    let error = SqliteStore::open(SqliteOptions { dir: dir.path().into(), max_day_bytes: None })
+        .await
+        .expect_err("newer");
+    assert!(error.chain().contains("layout 99"), "{}", error.chain());
+    assert!(path.exists());
+}

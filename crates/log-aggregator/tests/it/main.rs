@@ -1,0 +1,12 @@
+//! The aggregator over real HTTP, real files, real processes and a real browser.
+
+mod bad_input;
+mod browser;
+mod bus;
+mod contract;
+mod crash;
+mod exam;
+mod faults;
+mod replay;
+mod support;
+mod viewers;

@@ -1,0 +1,148 @@
+//! A served aggregator, in this process or in one that can be killed, and the fixtures.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use log_aggregator::{Aggregator, Config};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Client, Response};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+/// An aggregator in this process, on a port of its own, in a directory of its own.
+pub(crate) struct Served {
+    pub(crate) aggregator: Aggregator,
+    pub(crate) at: Door,
+    server: JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl Served {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = Config::new(dir.path().join("logs"));
+        config.announce = false;
+        change(&mut config);
+        let aggregator = Aggregator::open(config).await.expect("the aggregator opens");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let at = Door::to(listener.local_addr().expect("an address"));
+        let router = aggregator.router();
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { aggregator, at, server, _dir: dir }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// An aggregator in a process of its own.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) at: Door,
+}
+
+impl Process {
+    pub(crate) fn start(dir: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_log-aggregator"))
+            .arg(dir)
+            .env("LOGTHON_PORT", "0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("its output is ours");
+        BufReader::new(stdout).read_line(&mut line).expect("it says where it listens");
+        let address = line.trim().strip_prefix("listening on http://").expect("an address").parse();
+        Self { child, at: Door::to(address.expect("an address")) }
+    }
+
+    /// SIGKILL: no handler runs, nothing is flushed.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) fn terminate(mut self) -> bool {
+        let kill = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(kill.success());
+        self.child.wait().expect("it ends").success()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The HTTP door of an aggregator.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) address: SocketAddr,
+    pub(crate) client: Client,
+}
+
+impl Door {
+    fn to(address: SocketAddr) -> Self {
+        let client = Client::builder().timeout(Duration::from_secs(60)).build().expect("a client");
+        Self { address, client }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Response {
+        self.client.get(self.url(path)).send().await.expect("an answer")
+    }
+
+    pub(crate) async fn json(&self, path: &str) -> Value {
+        let response = self.get(path).await;
+        assert_eq!(response.status(), 200, "{path}");
+        response.json().await.expect("JSON")
+    }
+
+    pub(crate) async fn post_to(&self, path: &str, body: impl Into<Vec<u8>>) -> Response {
+        let request = self.client.post(self.url(path)).header(CONTENT_TYPE, "application/json");
+        request.body(body.into()).send().await.expect("an answer")
+    }
+
+    pub(crate) async fn post(&self, body: impl Into<Vec<u8>>) -> Response {
+        self.post_to("/logs", body).await
+    }
+
+    /// Posts a record that has to be taken.
+    pub(crate) async fn log(&self, service: &str, level: &str, message: &str) {
+        let body = serde_json::json!({ "service": service, "level": level, "message": message });
+        assert_eq!(self.post(body.to_string()).await.status(), 200);
+    }
+
+    /// Everything, as Logthon lists it.
+    pub(crate) async fn entries(&self) -> Vec<Value> {
+        let all = self.json("/logs?limit=0").await;
+        let entries = all["logs"].as_array().expect("a list").clone();
+        assert_eq!(all["count"], entries.len(), "the count is the list's");
+        entries
+    }
+}
+
+/// A fixture's lines as JSON.
+pub(crate) fn fixture(name: &str) -> Vec<Value> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
+}
