@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{OriginalUri, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -91,7 +91,7 @@ pub(super) struct Which {
 /// GET: the last records, the oldest first. At the address that is also the page's, browsers get the page.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     headers: HeaderMap,
     Query(which): Query<Which>,
 ) -> Response {

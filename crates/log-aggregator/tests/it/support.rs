@@ -54,9 +54,15 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(dir: &Path) -> Self {
+        Self::start_on(dir, 0)
+    }
+
+    /// On a port of the caller's choice; 0 for any that is free.
+    pub(crate) fn start_on(dir: &Path, port: u16) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_log-aggregator"))
             .arg(dir)
-            .env("LOGTHON_PORT", "0")
+            .env("LOGTHON_PORT", port.to_string())
+            .env("LOGTHON_RECONNECT_DELAY", "200")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -68,6 +68,7 @@ async function load(): Promise<void> {
   try {
     const first = await page(filter, FIRST_PAGE, null);
     if (mine !== generation) return;
+    tail.since(first.records.reduce((last, record) => Math.max(last, record.seq), 0));
     rows.clear();
     rows.append(first.records.reverse());
     cursor = first.next;

@@ -54,6 +54,11 @@ export class Tail {
     };
   }
 
+  /** Tells the tail what has been read otherwise: after a break it goes on from there. */
+  since(seq: number): void {
+    this.#last = Math.max(this.#last ?? 0, seq);
+  }
+
   close(): void {
     this.#over = true;
     window.clearTimeout(this.#retry);
