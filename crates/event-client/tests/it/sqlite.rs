@@ -12,7 +12,9 @@ use event_client::delivery::{Delivery, Reason, Rejection};
 use event_client::message::{Durability, Message, Position};
 use event_client::subject::{Group, Pattern, Subject};
 use event_client::subscription::Subscription;
-use event_client::transport::{self, DeadLetterFilter, GroupStatus, Start, Subscribe, Transport};
+use event_client::transport::{
+    self, DeadLetterFilter, Frame, GroupStatus, Serve, Start, Subscribe, Transport,
+};
 
 type Bus = Arc<dyn Transport>;
 
@@ -234,6 +236,43 @@ async fn as_a_child() {
                 }
             }
         }
+        "fill" => {
+            let payload = "x".repeat(100_000);
+            let (mut stored, mut full) = (0, false);
+            loop {
+                match bus.publish(message("orders.placed.v1", &payload)).await {
+                    Ok(_) if full => break say(format!("{} stored", stored + 1)),
+                    Ok(_) => stored += 1,
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+                        if !std::mem::replace(&mut full, true) {
+                            say("full");
+                        }
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                }
+            }
+            bus.close().await.unwrap();
+        }
+        "serve" => {
+            let subjects = vec![Subject::new("quotes.get").unwrap()];
+            let mut requests =
+                bus.requests().serve(Serve { service: "quotes".into(), subjects, credit: 4 }).await.unwrap();
+            say("ready");
+            while let Some(mut request) = requests.recv().await {
+                tokio::spawn(async move {
+                    let asked = String::from_utf8(request.message.payload.to_vec()).unwrap();
+                    if asked == "wait" {
+                        request.responder.gone().cancelled().await;
+                        return say("gone");
+                    }
+                    let count: usize = asked.parse().unwrap();
+                    for n in 0..count {
+                        request.responder.send(frame(n, n + 1 == count)).await.unwrap();
+                    }
+                });
+            }
+        }
         role => panic!("unknown role {role}"),
     }
 }
@@ -260,5 +299,333 @@ async fn a_killed_process_hands_its_deliveries_on() {
         delivery.ack().await.unwrap();
     }
     assert_eq!(seen, held);
+    bus.close().await.unwrap();
+}
+
+fn frame(text: impl ToString, last: bool) -> Frame {
+    Frame {
+        headers: Default::default(),
+        content_type: "text/plain".into(),
+        payload: text.to_string().into(),
+        last,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_publisher_was_told_is_there() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let subscription = bus.subscribe(group("work", 100)).await.unwrap();
+    let (mut publisher, lines) = child("publish", &path);
+    let confirmed = lines.take(2000).last().unwrap().parse::<u64>().unwrap();
+    publisher.kill().unwrap();
+    publisher.wait().unwrap();
+    for n in 0..=confirmed {
+        let delivery = next(&subscription).await;
+        assert_eq!(text(&delivery), n.to_string());
+        drop(delivery.ack());
+    }
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_share_a_group_and_wake_each_other() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let (mut consumer, mut lines) = child("consume", &path);
+    assert_eq!(lines.next().as_deref(), Some("ready"));
+    let subscription = bus.subscribe(group("work", 1)).await.unwrap();
+    // This process holds one; all else must reach the other.
+    bus.publish(message("orders.placed.v1", 0)).await.unwrap();
+    let mut there = HashSet::new();
+    let mut held = None;
+    let mut n = 1;
+    while held.is_none() || there.len() < 50 {
+        held = held.or_else(|| subscription.try_next());
+        bus.publish(message("orders.placed.v1", n)).await.unwrap();
+        n += 1;
+        if held.is_none() {
+            continue;
+        }
+        let line = lines.next().unwrap();
+        let (text, attempt) = line.split_once(' ').unwrap();
+        assert_eq!(attempt, "1");
+        assert!(there.insert(text.to_owned()), "{text} came twice");
+    }
+    assert!(!there.contains(&text(held.as_ref().unwrap())));
+    consumer.kill().unwrap();
+    consumer.wait().unwrap();
+    drop((held, subscription));
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_key_keeps_its_order_and_holds_up_no_other() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let mut spec = group("work", 8);
+    spec.keyed = true;
+    let subscription = bus.subscribe(spec).await.unwrap();
+    let keys = ["a", "b", "c", "d"];
+    let confirms: Vec<_> = (0..2000).map(|n| bus.publish(keyed_message(keys[n % 4], n / 4))).collect();
+    for confirm in confirms {
+        confirm.await.unwrap();
+    }
+    let mut seen: HashMap<String, Vec<u32>> = HashMap::new();
+    let mut out = HashSet::new();
+    let mut failures = 0;
+    while seen.values().map(Vec::len).sum::<usize>() < 2000 {
+        let delivery = next(&subscription).await;
+        let key = delivery.message().key.clone().unwrap().to_string();
+        assert!(out.insert(key.clone()), "two of {key} at a time");
+        let n: u32 = text(&delivery).parse().unwrap();
+        if key == "a" && n % 50 == 7 && delivery.info().attempt < 4 {
+            failures += 1;
+            out.remove(&key);
+            delivery.retry(Duration::from_millis(20), "a fails").await.unwrap();
+            continue;
+        }
+        seen.entry(key.clone()).or_default().push(n);
+        out.remove(&key);
+        drop(delivery.ack());
+    }
+    assert_eq!(failures, 30);
+    for key in keys {
+        assert_eq!(seen[key], (0..500).collect::<Vec<_>>(), "{key}");
+    }
+    until(&bus, "work", |status| (status.waiting, status.in_flight) == (0, 0)).await;
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_keyed_member_is_followed_in_order() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let (mut worker, mut lines) = child("keyed", &path);
+    assert_eq!(lines.next().as_deref(), Some("ready"));
+    for n in 0..3000 {
+        drop(bus.publish(keyed_message(["a", "b", "c"][n % 3], n)));
+    }
+    let mut highest: HashMap<String, i64> = HashMap::new();
+    for line in lines.by_ref().take(500) {
+        let (key, n) = line.split_once(' ').unwrap();
+        highest.insert(key.to_owned(), n.parse().unwrap());
+    }
+    let mut spec = group("work", 16);
+    spec.keyed = true;
+    let subscription = bus.subscribe(spec.clone()).await.unwrap();
+    spec.keyed = false;
+    assert_eq!(bus.subscribe(spec).await.unwrap_err().kind(), ErrorKind::Config);
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    for line in lines {
+        let Some((key, n)) = line.split_once(' ') else { continue };
+        highest.insert(key.to_owned(), n.parse().unwrap());
+    }
+    let mut last: HashMap<String, i64> = HashMap::new();
+    while !(0..3).all(|key| last.get(["a", "b", "c"][key]) == Some(&(2997 + key as i64))) {
+        let delivery = next(&subscription).await;
+        let (key, n) =
+            (delivery.message().key.clone().unwrap().to_string(), text(&delivery).parse::<i64>().unwrap());
+        match last.get(&key) {
+            None => assert!(n <= highest[&key] + 3, "{key} goes on at {n} after {}", highest[&key]),
+            Some(last) => assert_eq!(n, last + 3, "{key}"),
+        }
+        last.insert(key, n);
+        drop(delivery.ack());
+    }
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() {
+    let (_folder, path) = file();
+    drop(open(&path).await.subscribe(group("work", 1)).await.unwrap());
+    // A limit on the size of files is a full disk that needs no disk: the shell sets it and lets its signal be.
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -S -f 8192; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["sqlite::as_a_child", "--exact", "--ignored", "--nocapture"])
+        .env("SQLITE_CHILD", "fill")
+        .env("SQLITE_FILE", &path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut said = lines.filter_map(|line| line.split_once('>').map(|(_, said)| said.to_owned()));
+    assert_eq!(said.next().as_deref(), Some("full"));
+    let raised =
+        Command::new("prlimit").args(["--fsize=unlimited", "--pid", &child.id().to_string()]).status();
+    assert!(raised.unwrap().success());
+    let stored: u64 = said.next().unwrap().split_once(' ').unwrap().0.parse().unwrap();
+    child.wait().unwrap();
+    let bus = open(&path).await;
+    // What was refused may still have been stored: the answer came from a commit that failed.
+    assert!(status(&bus, "work").await.waiting >= stored, "{stored} were confirmed");
+    assert!(stored > 10);
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_not_ours_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(
+        path("text"),
+        "this is no database, and longer than any header of one would be\n".repeat(40),
+    )
+    .unwrap();
+    let bus = open(&path("newer")).await;
+    bus.close().await.unwrap();
+    let run = |path: PathBuf, sql: &'static str| async move {
+        use sqlx::{ConnectOptions, Connection};
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+    };
+    run(path("newer"), "PRAGMA user_version = 99").await;
+    run(path("foreign"), "CREATE TABLE theirs (x)").await;
+    for (name, kind, hint) in [
+        ("text", ErrorKind::Corrupt, "not an SQLite database"),
+        ("newer", ErrorKind::Corrupt, "newer version"),
+        ("foreign", ErrorKind::Corrupt, "something else"),
+        ("missing/bus.db", ErrorKind::NotFound, "create it first"),
+        ("text/bus.db", ErrorKind::Config, "not a folder"),
+        ("", ErrorKind::Config, "folder"),
+    ] {
+        let before = std::fs::read(path(name)).ok();
+        let error = open_with(&path(name), "").await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert!(error.to_string().contains(hint), "{name}: {error}");
+        assert_eq!(std::fs::read(path(name)).ok(), before, "{name} was changed");
+    }
+    // Damage in the middle of a file that was ours.
+    let bus = open(&path("damaged")).await;
+    for n in 0..200 {
+        drop(bus.publish(message("orders.placed.v1", n.to_string().repeat(500))));
+    }
+    bus.close().await.unwrap();
+    let mut bytes = std::fs::read(path("damaged")).unwrap();
+    let end = bytes.len();
+    bytes[4096..end].fill(0x5a);
+    std::fs::write(path("damaged"), bytes).unwrap();
+    let error = match open_with(&path("damaged"), "").await {
+        Err(error) => error,
+        Ok(bus) => {
+            let mut spec = group("work", 1);
+            spec.start = Start::Earliest;
+            bus.subscribe(spec).await.unwrap_err()
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_file_is_waited_for_then_refused_and_works_again() {
+    use sqlx::{ConnectOptions, Connection};
+    let (_folder, path) = file();
+    let bus = open_with(&path, "?busy_timeout=100ms").await.unwrap();
+    let mut other = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let error = bus.publish(message("orders.placed.v1", 1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.is_temporary() && error.to_string().contains("locked"), "{error}");
+    let waiting =
+        open_with(&path, "?busy_timeout=100ms").await.unwrap().publish(message("orders.placed.v1", 2));
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    other.close().await.unwrap();
+    let _ = waiting.await;
+    bus.publish(message("orders.placed.v1", 3)).await.unwrap();
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn promises_that_cannot_be_kept_are_refused() {
+    let (_folder, path) = file();
+    let bus = open_with(&path, "?synchronous=normal&max_payload=2k").await.unwrap();
+    assert_eq!(bus.capabilities().max_durability, Durability::PageCache);
+    let mut sure = message("orders.placed.v1", "");
+    sure.durability = Durability::Fsync;
+    assert_eq!(bus.publish(sure).await.unwrap_err().kind(), ErrorKind::Unsupported);
+    let error = bus.publish(message("orders.placed.v1", "x".repeat(3000))).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("2048") && error.to_string().contains("3026"), "{error}");
+    // A second handle may differ in what it promises, not in how the file is kept.
+    let other = open(&path).await;
+    let mut sure = message("orders.placed.v1", "");
+    sure.durability = Durability::Fsync;
+    other.publish(sure).await.unwrap();
+    assert_eq!(open_with(&path, "?retention_age=1h").await.unwrap_err().kind(), ErrorKind::Config);
+    bus.close().await.unwrap();
+    other.publish(message("orders.placed.v1", "still open")).await.unwrap();
+    other.close().await.unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_reach_another_process_and_come_back_in_order() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let ask = |text: &str| message("quotes.get", text);
+    let within = Duration::from_secs(15);
+    assert_eq!(bus.requests().call(ask("1"), within).await.unwrap_err().kind(), ErrorKind::NoResponder);
+    let (mut server, mut lines) = child("serve", &path);
+    assert_eq!(lines.next().as_deref(), Some("ready"));
+    for count in [1, 3, 500] {
+        let mut replies = bus.requests().call(ask(&count.to_string()), within).await.unwrap();
+        for n in 0..count {
+            let frame = replies.next().await.unwrap().unwrap();
+            assert_eq!((frame.payload, frame.last), (n.to_string().into(), n + 1 == count));
+        }
+        assert!(replies.next().await.is_none());
+    }
+    drop(bus.requests().call(ask("wait"), within).await.unwrap());
+    assert_eq!(lines.next().as_deref(), Some("gone"));
+    let mut late = bus.requests().call(ask("wait"), Duration::from_millis(300)).await.unwrap();
+    assert_eq!(late.next().await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(lines.next().as_deref(), Some("gone"));
+    let mut cut = bus.requests().call(ask("wait"), within).await.unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert_eq!(cut.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(bus.requests().call(ask("1"), within).await.unwrap_err().kind(), ErrorKind::NoResponder);
+    bus.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delay_expiry_and_dedup_are_kept_over_a_restart() {
+    let (_folder, path) = file();
+    let bus = open(&path).await;
+    let mut spec = group("work", 10);
+    spec.start = Start::Earliest;
+    let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(700);
+    let mut late = message("orders.placed.v1", "late");
+    late.deliver_at = Some(soon);
+    late.dedup = true;
+    assert!(!bus.publish(late.clone()).await.unwrap().duplicate);
+    assert!(bus.publish(late.clone()).await.unwrap().duplicate);
+    let mut once = message("orders.placed.v1", "once");
+    once.dedup = true;
+    let (one, two) = (bus.publish(once.clone()), bus.publish(once.clone()));
+    let (one, two) = (one.await.unwrap(), two.await.unwrap());
+    assert_eq!((one.duplicate, two.duplicate, one.position), (false, true, two.position));
+    let mut old = message("orders.placed.v1", "old");
+    old.expires_at = Some(jiff::Timestamp::now() - jiff::SignedDuration::from_millis(1));
+    bus.publish(old).await.unwrap();
+    bus.close().await.unwrap();
+
+    let bus = open(&path).await;
+    assert!(bus.publish(once).await.unwrap().duplicate);
+    let subscription = bus.subscribe(spec).await.unwrap();
+    let first = next(&subscription).await;
+    assert_eq!(text(&first), "once");
+    first.ack().await.unwrap();
+    let second = next(&subscription).await;
+    assert_eq!(text(&second), "late");
+    assert!(jiff::Timestamp::now() >= soon);
+    second.ack().await.unwrap();
+    assert!(subscription.try_next().is_none());
     bus.close().await.unwrap();
 }

@@ -149,6 +149,11 @@ impl Reader {
         self.take(usize::try_from(length).ok()?).map(drop)
     }
 
+    /// What is left.
+    pub(super) fn rest(&mut self) -> Bytes {
+        self.bytes.split_off(self.at)
+    }
+
     /// Whether everything was read.
     pub(super) fn is_at_end(&self) -> bool {
         self.at == self.bytes.len()
@@ -161,7 +166,8 @@ impl Reader {
         Some(taken)
     }
 
-    fn text(&mut self) -> Option<SmolStr> {
+    /// A text.
+    pub(super) fn text(&mut self) -> Option<SmolStr> {
         let length = usize::try_from(self.number()?).ok()?;
         std::str::from_utf8(self.take(length)?).ok().map(SmolStr::new)
     }
@@ -180,7 +186,8 @@ pub(super) fn put_number(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_text(out: &mut Vec<u8>, text: &str) {
+/// Appends a text.
+pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
     put_number(out, text.len() as u64);
     out.extend_from_slice(text.as_bytes());
 }

@@ -36,6 +36,9 @@ pub(super) struct Storage {
     pub(super) busy_timeout: Duration,
 }
 
+/// Most that `max_payload` may be.
+pub(super) const MAX_PAYLOAD: usize = 64 << 20;
+
 const KNOWN: [&str; 6] =
     ["synchronous", "max_payload", "retention_age", "retention_bytes", "dedup_window", "busy_timeout"];
 
@@ -60,7 +63,7 @@ impl Config {
             busy_timeout: url.take("busy_timeout", AGE)?.map_or(Duration::from_secs(5), |Age(age)| age),
         };
         url.finish(&KNOWN)?;
-        if !(1 << 10..=64 << 20).contains(&max_payload) {
+        if !(1 << 10..=MAX_PAYLOAD as u64).contains(&max_payload) {
             return Err(wrong("option `max_payload` takes 1k to 64m", &url));
         }
         if storage.dedup_window > Duration::from_secs(86_400) {

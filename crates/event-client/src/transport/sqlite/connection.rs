@@ -17,16 +17,17 @@ use sqlx::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::config::Storage;
+use super::config::{MAX_PAYLOAD, Storage};
 use super::error::{Sql, explain};
 use super::keeper;
 use super::peers::Peers;
-use super::requests::Calls;
+use super::remote::{self, Calls};
 use super::schema;
 use super::settle::Member;
 use super::subscribe::GroupFeed;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::transport::{MemoryConfig, MemoryTransport};
 
 /// Everything that the handles of one file share.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub(super) struct Database {
     /// Subscriptions whose leases are renewed.
     pub(super) members: Mutex<HashMap<i64, Weak<Member>>>,
     pub(super) calls: Calls,
+    /// Carries calls within the process.
+    pub(super) here: Arc<MemoryTransport>,
     /// When the next delayed message is due, nanoseconds since 1970.
     pub(super) next_delayed: AtomicI64,
     /// Wakes the keeper before its time.
@@ -171,6 +174,9 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
             .with("file", path.display())
             .because(error)
     })?;
+    let mut here = MemoryConfig::default();
+    here.max_payload = MAX_PAYLOAD;
+    here.max_bytes = here.max_bytes.max(MAX_PAYLOAD);
     let database = Arc::new(Database {
         path,
         storage,
@@ -181,6 +187,7 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         groups: Mutex::default(),
         members: Mutex::default(),
         calls: Calls::default(),
+        here: Arc::new(MemoryTransport::private(here)?),
         next_delayed: AtomicI64::new(0),
         keeper: tokio::sync::Notify::new(),
         closing: CancellationToken::new(),
@@ -190,6 +197,7 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
     });
     tokio::spawn(Writer::new(database.clone(), writer).run());
     tokio::spawn(keeper::run(database.clone()));
+    tokio::spawn(remote::run(database.clone(), database.here.clone()));
     database.peers.call();
     Ok(database)
 }

@@ -15,7 +15,7 @@ use super::publish::{self, Segment};
 use super::schema::PARKED;
 use super::settle::Member;
 use super::subscribe::POLL;
-use super::takeover;
+use super::{remote, takeover};
 use crate::error::Result;
 use crate::subject::Subject;
 
@@ -187,6 +187,7 @@ async fn purge_all(database: &Arc<Database>) -> Result<()> {
                     let mut script = Script::default();
                     script.statement("DELETE FROM dedup WHERE id IN (SELECT id FROM dedup WHERE at <= ? LIMIT 10000)");
                     script.bind(now.saturating_sub(window));
+                    remote::purge(&mut script, now);
                     let size = script.statement(
                         "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count), \
                          (SELECT page_size FROM pragma_page_size)",

@@ -6,7 +6,7 @@
 //! | durable groups, leases, retries, dead letters, replay, delay, expiry, dedup | tables; fresh messages are leased by the run, not one by one |
 //! | several processes | one writer each, taking turns; a file per process to wake it and to see that it lives |
 //! | keyed order | one member of a keyed group works, the others stand by |
-//! | requests | in memory, within a process |
+//! | requests | in memory within a process, through tables across |
 //!
 //! | lacks | instead |
 //! |---|---|
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Capabilities, Mode, Receipt, Requests, Subscribe, Transport};
+use super::{Admin, Capabilities, MemoryTransport, Mode, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message};
@@ -40,6 +40,7 @@ mod keyed;
 mod lease;
 mod peers;
 mod publish;
+mod remote;
 mod requests;
 mod scan;
 mod schema;
@@ -62,6 +63,8 @@ pub struct SqliteTransport {
     capabilities: Capabilities,
     members: Mutex<Vec<Weak<Member>>>,
     tails: CancellationToken,
+    /// This handle's end of the calls within the process.
+    calls: MemoryTransport,
     closed: AtomicBool,
 }
 
@@ -93,12 +96,13 @@ impl SqliteTransport {
         capabilities.keyed_members = 1;
         Self {
             database: Arc::clone(&open),
-            open: Mutex::new(Some(open)),
             durability: config.durability,
             capabilities,
             members: Mutex::default(),
             tails: CancellationToken::new(),
+            calls: open.here.connect(),
             closed: AtomicBool::new(false),
+            open: Mutex::new(Some(open)),
         }
     }
 
@@ -186,6 +190,7 @@ impl Transport for SqliteTransport {
             self.closed.store(true, Ordering::Release);
             let Some(open) = self.open.lock().expect("not poisoned").take() else { return Ok(()) };
             self.tails.cancel();
+            self.calls.close().await?;
             let members = std::mem::take(&mut *self.members.lock().expect("not poisoned"));
             for member in members.iter().filter_map(Weak::upgrade) {
                 member.close().await;
