@@ -181,7 +181,9 @@ fn parse_options(attribute: TokenStream) -> Result<Options> {
             }
             "retries" | "crashes" => {
                 let number: LitInt = meta.value()?.parse()?;
-                let value: u32 = number.base10_parse()?;
+                let value: u32 = number
+                    .base10_parse()
+                    .map_err(|_| Error::new(number.span(), "a whole number, 0 or more"))?;
                 options.fields.push(quote!(#key: #value));
             }
             "priority" => {
@@ -247,6 +249,97 @@ fn parse_millis(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The error that the compiler would show, or nothing.
+    fn error(attribute: TokenStream, item: TokenStream) -> String {
+        let made = expand(attribute, item).to_string();
+        made.split_once("compile_error !").map(|(_, text)| text.to_owned()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_good_function_becomes_a_task_of_its_name() {
+        let made = expand(
+            quote!(queue = "email", retries = 5, backoff = "2s", timeout = "30s", priority = -3, unique),
+            quote! {
+                /// Sends it.
+                pub(crate) async fn send(State(mail): State<Mail>, _order: u64, #[extract] who: Who, mut to: String) -> Result<(), E> {}
+            },
+        )
+        .to_string();
+        assert!(!made.contains("compile_error"), "{made}");
+        for part in [
+            "pub (crate) struct send ;",
+            "const NAME : & 'static str = \"send\" ;",
+            "& [\"order\" , \"to\"]",
+            "type Args = (u64 , String ,) ;",
+            "retries : 5u32",
+            "priority : - 3",
+            "unique : true",
+            "from_millis (30000u64)",
+        ] {
+            assert!(made.contains(part), "{part} in {made}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let good = quote!(
+            async fn f() -> Result<(), E> {}
+        );
+        for (attribute, item, said) in [
+            (
+                quote!(),
+                quote!(
+                    fn f() -> Result<(), E> {}
+                ),
+                "a task is an `async fn`",
+            ),
+            (
+                quote!(),
+                quote!(
+                    async fn f() {}
+                ),
+                "a task returns `Result<T, E>`",
+            ),
+            (
+                quote!(),
+                quote!(
+                    async fn f<T>(t: T) -> Result<(), E> {}
+                ),
+                "no type or lifetime parameters",
+            ),
+            (
+                quote!(),
+                quote!(
+                    async fn f(t: &str) -> Result<(), E> {}
+                ),
+                "owns its arguments",
+            ),
+            (
+                quote!(),
+                quote!(
+                    async fn f(&self) -> Result<(), E> {}
+                ),
+                "no `self`",
+            ),
+            (
+                quote!(),
+                quote!(
+                    struct F;
+                ),
+                "expected",
+            ),
+            (quote!(retry = 3), good.clone(), "unknown option `retry`; known are name, queue, retries"),
+            (quote!(timeout = 30), good.clone(), "in quotes"),
+            (quote!(timeout = "30 parsecs"), good.clone(), "not a length of time"),
+            (quote!(retries = -1), good.clone(), "a whole number, 0 or more"),
+            (quote!(queue = ""), good.clone(), "not an empty text"),
+        ] {
+            let shown = error(attribute, item);
+            assert!(shown.contains(said), "{said} in {shown}");
+        }
+        assert_eq!(error(quote!(), good), "");
+    }
 
     #[test]
     fn lengths_of_time() {

@@ -1,4 +1,58 @@
-//! Tasks, worker, scheduler and results on apalis.
+//! A task queue with a scheduler: Celery's role, on [apalis](https://docs.rs/apalis) and a store of one's own.
+//!
+//! # A task
+//! ```
+//! use std::time::Duration;
+//! use task_queue::{Beat, Schedule, State, TaskClient, TaskContext, TaskError, Worker, store, task};
+//!
+//! /// `#[task]` makes a plain async function a task of the same name. `State<T>` and `TaskContext` come from the
+//! /// worker; the other parameters are its arguments, stored as JSON.
+//! #[task(queue = "email", retries = 5, backoff = "2s", timeout = "30s")]
+//! async fn send_receipt(State(from): State<String>, context: TaskContext, order: u64) -> Result<String, TaskError> {
+//!     if order == 0 {
+//!         return Err(TaskError::permanent("there is no order 0")); // dead at once
+//!     }
+//!     Ok(format!("{from}: order {order}, attempt {}", context.attempt())) // another error would be retried
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> task_queue::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let url = &format!("sqlite:{}", folder.path().join("tasks.db").display());
+//! let store = store::open(url).await?; // "sqlite:./tasks.db"
+//! TaskClient::new(store.clone()).install(); // where `.delay()` enqueues, in this whole process
+//!
+//! let worker = Worker::new(store.clone()).register(send_receipt).with_state("shop".to_owned()).concurrency(4);
+//! let beat = Beat::new(store).schedule(
+//!     Schedule::cron("reminder", "0 9 * * mon-fri")?.zone("Europe/Berlin")?.call(send_receipt.delay(7))?,
+//! );
+//! tokio::spawn(worker.run_until(std::future::pending()));
+//! tokio::spawn(beat.run_until(std::future::pending()));
+//!
+//! let receipt = send_receipt.delay(7).await?; // returns when the store holds the task
+//! assert_eq!(receipt.get(Duration::from_secs(10)).await?, "shop: order 7, attempt 1");
+//! send_receipt.apply_async((8,)).countdown(Duration::from_secs(60)).priority(5).unique("order-8").await?;
+//! # Ok(())
+//! # }
+//! ```
+//! A program with tasks of its own gets Celery's verbs from [`command::main`].
+//!
+//! # What holds
+//! - **The store is the record.** An enqueued task, a retry, a result, a schedule survives the death of every
+//!   process; with the default durability a power cut too. Hints between processes only hasten.
+//! - **At least once, never twice at a time.** A task is leased under a fencing token. A worker that is killed or
+//!   silent loses its lease within 8 s and its tasks run again; whatever it says later is refused. Make tasks
+//!   idempotent: one that was killed after its effect and before its end runs again.
+//! - **A waiting retry holds no slot.** It is stored with its due time: exponential backoff, full jitter. Errors and
+//!   crashes are counted apart; a task under which five workers died is dead whatever its retries.
+//! - **Nothing is dropped in silence.** A task whose arguments do not fit, whose retries are spent or whose error is
+//!   permanent is *dead*, with every attempt and its error, until it is replayed or dropped (30 days).
+//! - **Nothing is early**, to the millisecond, and a schedule's nominal time fires once however many schedulers run.
+//!
+//! # Metrics
+//! Through the `metrics` crate: counters `tasks_enqueued`, `tasks_started`, `tasks_succeeded`, `tasks_failed`,
+//! `tasks_retried`, `tasks_dead`, `tasks_fenced`, `schedules_fired`; histograms `task_wait_seconds`,
+//! `task_runtime_seconds`; gauge `task_queue_depth` by queue and state, once a minute.
 
 mod beat;
 mod client;
@@ -13,6 +67,12 @@ mod worker;
 pub use beat::{Beat, CronExpression, Missed, Schedule, Timing};
 pub use client::{AsyncResult, Call, TaskClient};
 pub use error::{Error, ErrorKind, Result};
+/// Makes an async function a task kind of the same name.
+///
+/// Options, all with defaults in [`TaskOptions`]: `name`, `queue`, `retries`, `backoff`, `backoff_max`, `timeout`,
+/// `priority`, `crashes`, `unique`, `expires`, `result_ttl`; times are written `"500ms"`, `"30s"`, `"5m"`, `"2h"`,
+/// `"1d"`. Parameters of type [`State`] and [`TaskContext`], and those marked `#[extract]`, are taken from the run;
+/// all others are arguments. `f.delay(..)` and `f.apply_async((..))` enqueue, `f::call(..)` is the plain function.
 pub use event_macros::task;
 pub use task::{
     Backoff, Disposition, FromTask, State, States, Task, TaskContext, TaskError, TaskOptions, TaskReturn,

@@ -130,6 +130,10 @@ impl Grips {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        lock(&self.held).len()
+    }
+
     pub(super) fn stop_all(&self, reason: StopReason) {
         lock(&self.held).values().for_each(|grip| grip.stop(reason));
     }

@@ -29,13 +29,16 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    Result,
+    Error, ErrorKind, Result,
     client::TaskClient,
     store::{TaskStore, WorkerInfo},
     task::{States, Task},
 };
 use grip::{Grips, StopReason};
 use registry::Registry;
+
+/// How long functions that were told to stop may take to get there; one that blocks its thread never does.
+const STUBBORN: Duration = Duration::from_secs(5);
 
 /// Runs tasks from a store.
 ///
@@ -149,9 +152,9 @@ impl Worker {
             grips.clone(),
             lease_over.clone(),
         )?;
-        let acker = tokio::spawn(acker::run(self.store.clone(), ended));
+        let mut acker = tokio::spawn(acker::run(self.store.clone(), ended));
         let tend = tokio::spawn(tend::run(self.store.clone(), stopping.clone()));
-        let reader = tokio::spawn(
+        let mut reader = tokio::spawn(
             reader::Reader {
                 store: self.store.clone(),
                 registry: Arc::new(self.registry),
@@ -169,23 +172,31 @@ impl Worker {
         );
 
         let feed = feed::Feed::new(feed, ends);
-        let draining = stopping.clone();
-        let apalis = supervise(info.name.clone(), feed, stopping.clone());
-        tokio::pin!(apalis);
-        tokio::select! {
-            () = shutdown => {}
-            () = &mut apalis => {}
-        }
-        draining.cancel();
+        let mut apalis = Box::pin(supervise(info.name.clone(), feed, stopping.clone()));
+        let broken = tokio::select! {
+            () = shutdown => false,
+            () = &mut apalis => true,
+            _ = &mut reader => true,
+            _ = &mut acker => true,
+        };
+        stopping.cancel();
         // Past the grace time the handlers are dropped and their tasks handed back.
         let cutoff = async {
             tokio::time::sleep(self.grace).await;
             grips.stop_all(StopReason::Shutdown);
-            std::future::pending::<()>().await
+            tokio::time::sleep(STUBBORN).await;
         };
-        tokio::select! {
-            () = apalis => {}
-            () = cutoff => {}
+        let drained = tokio::select! {
+            () = &mut apalis => true,
+            () = cutoff => false,
+        };
+        drop(apalis);
+        if broken {
+            // Never seen; its tasks go on when the lease lapses.
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("a part of worker {} has ended", info.name),
+            ));
         }
         let _ = reader.await;
         // Every sender of ends is gone with reader, feed and handlers; the acker settles the rest and stops.
@@ -193,6 +204,15 @@ impl Worker {
         tend.abort();
         lease_over.cancel();
         let _ = heartbeat.await;
+        if !drained {
+            // Handing back what still runs would have it run twice at a time: it goes on when the lease lapses.
+            tracing::error!(
+                worker = info.name,
+                held = grips.len(),
+                "task functions that block do not stop; not waiting"
+            );
+            return Ok(());
+        }
         let id = *identity.borrow();
         let released = self.store.retire(id).await?;
         tracing::info!(worker = info.name, released, "worker stopped");

@@ -8,7 +8,7 @@ use crate::store::{State, TaskStore};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Depths are counted once in so many rounds: counting costs more than looking.
-const DEPTHS: u32 = 15;
+const DEPTHS: u32 = 60;
 
 pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) {
     for round in 0u32.. {

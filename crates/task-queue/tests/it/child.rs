@@ -76,7 +76,10 @@ fn entry() {
 }
 
 fn command(url: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    set_up(Command::new(std::env::current_exe().unwrap()), url, args)
+}
+
+fn set_up(mut command: Command, url: &str, args: &[&str]) -> Command {
     command
         .args(["child::entry", "--exact", "--nocapture"])
         .env(ARGS, serde_json::to_string(args).unwrap())
@@ -125,7 +128,25 @@ impl Drop for Process {
 
 /// Runs a verb to its end: what it printed, or its error.
 pub(crate) fn verb(url: &str, args: &[&str]) -> Result<String, String> {
-    let Output { status, stdout, stderr } = command(url, args).output().unwrap();
+    answer(command(url, args))
+}
+
+/// The same as a user who may not write everywhere, whoever runs the tests. `folder` is one that all may enter.
+pub(crate) fn verb_unprivileged(folder: &Path, url: &str, args: &[&str]) -> Result<String, String> {
+    let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    if !root {
+        return verb(url, args);
+    }
+    // A copy, because the build directory may be closed to others.
+    let program = folder.join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    answer(set_up(command, url, args))
+}
+
+fn answer(mut command: Command) -> Result<String, String> {
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let printed = String::from_utf8(stdout).unwrap();
     let (_, answer) = printed.split_once(&format!("{BEGIN}\n")).unwrap_or_default();
     if status.success() { Ok(answer.to_owned()) } else { Err(String::from_utf8(stderr).unwrap()) }

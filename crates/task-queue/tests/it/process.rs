@@ -271,6 +271,26 @@ async fn processes_may_make_a_store_together() {
 }
 
 #[tokio::test]
+async fn a_read_only_store_says_so() {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+    let site = Site::new().await;
+    let Site { folder, url, client } = site;
+    drop(client);
+    let set =
+        |path: &std::path::Path, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        set(&entry.unwrap().path(), 0o444);
+    }
+    let others = tempfile::tempdir().unwrap();
+    set(others.path(), 0o755);
+    set(folder.path(), 0o555);
+    let error = child::verb_unprivileged(others.path(), &url, &["call", "journal"]).unwrap_err();
+    set(folder.path(), 0o755);
+    assert!(error.contains("may not be written") || error.contains("cannot be opened"), "{error}");
+    assert!(error.contains("permissions") || error.contains("directory"), "{error}");
+}
+
+#[tokio::test]
 async fn the_command_line_tells_and_does_what_it_says() {
     let site = Site::new().await;
     let url = &site.url;

@@ -78,6 +78,12 @@ impl SqliteOptions {
     }
 }
 
+impl SqliteOptions {
+    fn dead_ttl_ms(&self) -> i64 {
+        i64::try_from(self.dead_ttl.as_millis()).unwrap_or(i64::MAX / 2)
+    }
+}
+
 /// A task store in a SQLite file.
 pub struct SqliteStore {
     options: SqliteOptions,
@@ -129,7 +135,7 @@ impl SqliteStore {
             .connect_lazy_with(connect.pragma("query_only", "on"));
         let hints = Arc::new(Hints::default());
         let wake = wake::Wake::open(&wake_path(path), hints.clone());
-        let writer = writer::Writer::start(connection, options.busy_timeout, hints.clone(), wake)?;
+        let writer = writer::Writer::start(connection, options.clone(), hints.clone(), wake)?;
         Ok(Self { options, readers, writer, hints })
     }
 
@@ -166,4 +172,38 @@ fn wake_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wake");
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{NewTask, TaskQuery, TaskQueue};
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_error_that_loses_nothing_and_passes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(SqliteOptions::new(folder.path().join("tasks.db"))).await.unwrap();
+        let first = NewTask::named("a", "[]");
+        let id = first.id;
+        store.enqueue(vec![first]).await.unwrap();
+        // SQLite's own bound on the file stands for the disk's: the same error from the same place.
+        let bound = async |pages: &'static str| {
+            let set = store.writer.alone(move |connection| {
+                Box::pin(async move {
+                    connection.execute(pages).await.map_err(|error| db("bounding the file", error))?;
+                    Ok(((), &[] as _))
+                })
+            });
+            set.await.unwrap();
+        };
+        bound("PRAGMA max_page_count = 40").await;
+        let large = || vec![NewTask::named("a", format!("[\"{}\"]", "x".repeat(500_000)))];
+        let error = store.enqueue(large()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("disk is full"), "{error}");
+        assert!(store.get(id).await.unwrap().is_some());
+        bound("PRAGMA max_page_count = 100000").await;
+        store.enqueue(large()).await.unwrap();
+        assert_eq!(store.stats().await.unwrap()[0].counts.values().sum::<u64>(), 2);
+    }
 }

@@ -38,10 +38,13 @@ pub(super) fn queues_again(settlement: &Settlement) -> bool {
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
     settlements: &[Settlement],
+    dead_ttl: i64,
 ) -> Result<Vec<bool>> {
     let mut held = HashSet::with_capacity(settlements.len());
     for rows in settlements.chunks(ROWS) {
-        update(connection, rows, &mut held).await.map_err(|error| db("recording how tasks ended", error))?;
+        update(connection, rows, dead_ttl, &mut held)
+            .await
+            .map_err(|error| db("recording how tasks ended", error))?;
     }
     Ok(settlements.iter().map(|settlement| held.contains(&(settlement.id, settlement.fence))).collect())
 }
@@ -49,6 +52,7 @@ pub(super) async fn settle(
 async fn update(
     connection: &mut SqliteConnection,
     settlements: &[Settlement],
+    dead_ttl: i64,
     held: &mut HashSet<(Uuid, i64)>,
 ) -> Result<(), sqlx::Error> {
     let now = now_ms();
@@ -90,10 +94,10 @@ async fn update(
          finished = CASE WHEN w.becomes IN ('queued', 'scheduled') THEN NULL ELSE ",
     );
     query.push_bind(now);
-    query.push(" END, keep_until = CASE WHEN w.becomes IN ('queued', 'scheduled', 'dead') THEN NULL ELSE ");
-    query.push_bind(now);
+    query.push(" END, keep_until = CASE WHEN w.becomes IN ('queued', 'scheduled') THEN NULL ELSE ");
+    query.push_bind(now).push(" + CASE w.becomes WHEN 'dead' THEN ").push_bind(dead_ttl);
     query.push(
-        " + result_ttl END FROM w WHERE tasks.id = w.id AND tasks.worker = w.worker AND tasks.fence = w.fence \
+        " ELSE result_ttl END END FROM w WHERE tasks.id = w.id AND tasks.worker = w.worker AND tasks.fence = w.fence \
          AND tasks.state = 'running' RETURNING tasks.id, tasks.fence",
     );
     let rows = query.build().fetch_all(connection).await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use super::{SqliteStore, claim, db};
@@ -81,9 +81,9 @@ impl TaskQueue for SqliteStore {
     }
 
     fn tend(&self) -> Reply<'_, Tended> {
-        let dead_ttl = self.options.dead_ttl.as_millis() as i64;
+        let dead_ttl = self.options.dead_ttl_ms();
         Box::pin(async move {
-            if !self.needs_tending(now_ms(), dead_ttl).await? {
+            if !self.needs_tending(now_ms()).await? {
                 return Ok(Tended::default());
             }
             let tended = self
@@ -107,17 +107,14 @@ impl TaskQueue for SqliteStore {
 
 impl SqliteStore {
     /// A read tells whether housekeeping has anything to do: idle workers take no write lock.
-    async fn needs_tending(&self, now: i64, dead_ttl: i64) -> Result<bool> {
+    async fn needs_tending(&self, now: i64) -> Result<bool> {
         sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM workers WHERE lease_until <= ?1) \
              OR EXISTS (SELECT 1 FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= ?1) \
              OR EXISTS (SELECT 1 FROM tasks WHERE expires IS NOT NULL AND expires <= ?1 AND state IN ('queued', 'scheduled')) \
-             OR EXISTS (SELECT 1 FROM (SELECT finished FROM tasks WHERE state = 'dead' ORDER BY seq LIMIT 1) \
-                        WHERE finished <= ?1 - ?2) \
-             OR EXISTS (SELECT 1 FROM firings WHERE nominal <= ?1 - ?3)",
+             OR EXISTS (SELECT 1 FROM firings WHERE nominal <= ?1 - ?2)",
         )
         .bind(now)
-        .bind(dead_ttl)
         .bind(FIRINGS_KEPT_MS)
         .fetch_one(&self.readers)
         .await
@@ -164,8 +161,7 @@ async fn tend(connection: &mut SqliteConnection, dead_ttl: i64) -> Result<Tended
         .fetch_all(&mut *connection)
         .await?;
     for worker in &silent {
-        let (recovered, buried) =
-            recover(connection, worker.get("id"), worker.get("name"), worker.get("lease_until"), now).await?;
+        let (recovered, buried) = recover(connection, worker, now, dead_ttl).await?;
         tended.recovered += recovered;
         tended.buried += buried;
     }
@@ -178,12 +174,6 @@ async fn tend(connection: &mut SqliteConnection, dead_ttl: i64) -> Result<Tended
     .execute(&mut *connection)
     .await?
     .rows_affected();
-    tended.pruned += sqlx::query("DELETE FROM tasks WHERE state = 'dead' AND finished <= ?1 - ?2")
-        .bind(now)
-        .bind(dead_ttl)
-        .execute(&mut *connection)
-        .await?
-        .rows_affected();
     sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
         .bind(now)
         .bind(FIRINGS_KEPT_MS)
@@ -196,11 +186,12 @@ async fn tend(connection: &mut SqliteConnection, dead_ttl: i64) -> Result<Tended
 /// crash cap is dead, one that was asked to stop is cancelled.
 async fn recover(
     connection: &mut SqliteConnection,
-    worker: Uuid,
-    name: String,
-    lapsed: i64,
+    worker: &SqliteRow,
     now: i64,
+    dead_ttl: i64,
 ) -> Result<(u64, u64), sqlx::Error> {
+    let (worker, name, lapsed): (Uuid, String, i64) =
+        (worker.get("id"), worker.get("name"), worker.get("lease_until"));
     let error = format!("worker {name} died or was silent beyond its lease while it held the task");
     let template = Attempt {
         fence: 0,
@@ -216,13 +207,14 @@ async fn recover(
            '$.started', strftime('%Y-%m-%dT%H:%M:%fZ', started / 1000.0, 'unixepoch'))), \
          state = CASE WHEN cancel THEN 'cancelled' WHEN crashes + 1 >= max_crashes THEN 'dead' ELSE 'queued' END, \
          finished = CASE WHEN cancel OR crashes + 1 >= max_crashes THEN ?3 END, \
-         keep_until = CASE WHEN cancel THEN ?3 + result_ttl END \
+         keep_until = CASE WHEN cancel THEN ?3 + result_ttl WHEN crashes + 1 >= max_crashes THEN ?3 + ?5 END \
          WHERE state = 'running' AND worker = ?4 RETURNING state",
     )
     .bind(error)
     .bind(serde_json::to_string(&template).expect("plain data"))
     .bind(now)
     .bind(worker)
+    .bind(dead_ttl)
     .fetch_all(&mut *connection)
     .await?;
     sqlx::query("DELETE FROM workers WHERE id = ?").bind(worker).execute(connection).await?;

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{claim, db, enqueue, fault::is_busy, settle, wake::Wake};
+use super::{SqliteOptions, claim, db, enqueue, fault::is_busy, settle, wake::Wake};
 use crate::{
     Error, ErrorKind, Result,
     store::{Claim, Claimed, Enqueued, Hints, NewTask, Settlement, Topic},
@@ -49,15 +49,12 @@ impl Writer {
     /// heartbeats nor other writes.
     pub(super) fn start(
         connection: SqliteConnection,
-        patience: Duration,
+        options: SqliteOptions,
         hints: Arc<Hints>,
         wake: Wake,
     ) -> Result<Self> {
         let (operations, inbox) = mpsc::channel(BACKLOG);
-        crate::thread::run(
-            "task-store",
-            run(Connection { inner: connection, patience }, inbox, hints, wake),
-        )?;
+        crate::thread::run("task-store", run(Connection { inner: connection, options }, inbox, hints, wake))?;
         Ok(Self { operations })
     }
 
@@ -166,8 +163,9 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
             Operation::Alone(_) => unreachable!("rare operations are not merged"),
         }
     }
+    let dead_ttl = connection.options.dead_ttl_ms();
     let outcome = transaction(connection, async |connection| {
-        let settled = settle::settle(connection, &ends).await?;
+        let settled = settle::settle(connection, &ends, dead_ttl).await?;
         let enqueued = enqueue::enqueue(connection, &tasks).await?;
         let mut claimed = Vec::with_capacity(claims.len());
         for claim in &claims {
@@ -209,17 +207,17 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
     }
 }
 
-/// The writing connection and how long it waits for other processes.
+/// The writing connection and what it was opened with.
 struct Connection {
     inner: SqliteConnection,
-    patience: Duration,
+    options: SqliteOptions,
 }
 
 impl Connection {
     /// Takes the write lock. SQLite's own waiting sleeps ever longer, up to 100 ms, and so loses against a process
     /// that writes without pause; asking every millisecond or two gets a fair share.
     async fn begin(&mut self) -> Result<()> {
-        let give_up = Instant::now() + self.patience;
+        let give_up = Instant::now() + self.options.busy_timeout;
         loop {
             match self.inner.execute("BEGIN IMMEDIATE").await {
                 Ok(_) => return Ok(()),

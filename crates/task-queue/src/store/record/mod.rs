@@ -1,0 +1,13 @@
+//! What a store keeps and what it is asked.
+
+mod lease;
+mod schedule;
+mod state;
+mod task;
+mod worker;
+
+pub use lease::{Attempt, Claim, Claimed, Leased, Outcome, Settlement, Verdict};
+pub use schedule::{Firing, ScheduleRecord};
+pub use state::State;
+pub use task::{Enqueued, Filter, NewTask, QueueStats, TaskRecord};
+pub use worker::{Held, Renewal, Tended, WorkerInfo, WorkerRecord};
