@@ -3,18 +3,22 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use event_client::ErrorKind;
 use futures_util::future::join_all;
 
 use crate::case::cases;
 use crate::exam::Exam;
-use crate::message::{SHORT, With, group, keyed, message, text};
+use crate::message::{SHORT, With, group, keyed, message, on, text};
 use crate::process::{Process, Role, WORK_CREDIT};
+use crate::requests::{body, call, reply};
 
 cases! {
     consumer_killed_between_handler_and_ack.when(|can| can.persistent && can.shared);
     publisher_killed_mid_window.when(|can| can.persistent && can.shared);
     two_processes_share_a_group.when(|can| can.persistent && can.shared);
     another_process_picks_up_at_once.when(|can| can.persistent && can.shared);
+    another_process_answers_requests.when(|can| can.persistent && can.shared);
+    server_killed_with_a_request_in_hand.when(|can| can.persistent && can.shared);
     consumers_killed_again_and_again_under_load.when(|can| can.persistent && can.shared).within(1200);
 }
 
@@ -98,6 +102,35 @@ async fn another_process_picks_up_at_once(exam: Exam) {
         exam.waits_for(format!("message {n} in the other process"));
         assert_eq!(process.says().await, Some(n.to_string()));
     }
+}
+
+/// A request finds its server in another process, and the answer its way back.
+async fn another_process_answers_requests(exam: Exam) {
+    let mut process = Process::start(&exam, Role::Serve);
+    exam.waits_for("the other process to be ready");
+    assert_eq!(process.says().await.as_deref(), Some("ready"));
+    for n in 0..20 {
+        let mut replies = call(&exam, on("shop.quote", n.to_string())).await;
+        let frame = reply(&exam, &mut replies).await.expect("a frame");
+        assert_eq!((body(&frame), frame.last), (n.to_string(), true));
+        exam.waits_for("the end of the answer");
+        assert!(replies.next().await.is_none());
+    }
+}
+
+/// A server that dies is told to its caller, and is no responder afterwards.
+async fn server_killed_with_a_request_in_hand(exam: Exam) {
+    let mut process = Process::start(&exam, Role::Serve);
+    exam.waits_for("the other process to be ready");
+    assert_eq!(process.says().await.as_deref(), Some("ready"));
+    let call_of = |text: &str| exam.requests().call(on("shop.quote", text), Duration::from_secs(300));
+    let mut replies = exam.ok("the call", call_of("hang")).await;
+    exam.waits_for("the other process to have the request");
+    assert_eq!(process.says().await.as_deref(), Some("hanging"));
+    process.kill().await;
+    let error = reply(&exam, &mut replies).await.expect_err("the server is dead");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    exam.refused(ErrorKind::NoResponder, "a call to the dead server", call_of("anybody?")).await;
 }
 
 /// Two processes at work on many keys, one of them killed at a random moment, again and again: nothing lost, the order

@@ -41,6 +41,7 @@ mod redelivery;
 mod requests;
 mod settle;
 mod start;
+mod streaming;
 mod wildcard;
 
 pub use case::{Case, capabilities};
@@ -68,6 +69,7 @@ pub fn cases() -> Vec<Case> {
         limits::cases(),
         broadcast::cases(),
         requests::cases(),
+        streaming::cases(),
         drain::cases(),
         close::cases(),
         admin::cases(),

@@ -3,11 +3,13 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
+use event_client::transport::{Serve, Transport};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::exam::{Exam, open};
-use crate::message::{SHORT, With, group, key, keyed, text};
+use crate::message::{SHORT, With, group, key, keyed, subject, text};
+use crate::requests::frame;
 
 const ROLE: &str = "BACKBONE_EXAM_ROLE";
 const URL: &str = "BACKBONE_EXAM_URL";
@@ -24,10 +26,12 @@ pub(crate) enum Role {
     Publish,
     /// Works on a keyed group and writes what it did to the ledger.
     Work,
+    /// Answers requests with their own bytes, but keeps those that say `hang` and says so.
+    Serve,
 }
 
 impl Role {
-    const ALL: [Self; 4] = [Self::Hold, Self::Share, Self::Publish, Self::Work];
+    const ALL: [Self; 5] = [Self::Hold, Self::Share, Self::Publish, Self::Work, Self::Serve];
 
     fn name(self) -> &'static str {
         match self {
@@ -35,6 +39,7 @@ impl Role {
             Self::Share => "share",
             Self::Publish => "publish",
             Self::Work => "work",
+            Self::Serve => "serve",
         }
     }
 }
@@ -88,6 +93,7 @@ async fn play(role: Role, url: &str) {
                 }
             }
         }
+        Role::Serve => serve(bus.as_ref()).await,
         Role::Work => {
             let ledger = std::env::var(LEDGER).expect("the exam gives a ledger");
             let spec = group("g", WORK_CREDIT).keyed().lease(SHORT);
@@ -117,6 +123,24 @@ async fn play(role: Role, url: &str) {
                 worker.await.expect("a worker panicked");
             }
         }
+    }
+}
+
+async fn serve(bus: &dyn Transport) {
+    let spec = Serve { service: "shop".into(), subjects: vec![subject("shop.quote")], credit: 8 };
+    let mut incoming = bus.requests().serve(spec).await.expect("served");
+    say("ready");
+    let mut kept = Vec::new();
+    while let Some(mut request) = incoming.recv().await {
+        if &*request.message.payload == b"hang" {
+            say("hanging");
+            kept.push(request);
+            continue;
+        }
+        let mut answer = frame("", true);
+        answer.payload = request.message.payload.clone();
+        // The caller may have gone.
+        let _ = request.responder.send(answer).await;
     }
 }
 

@@ -27,17 +27,12 @@ cases! {
     a_busy_member_leaves_it_to_another;
     a_request_waits_for_a_busy_member;
     a_request_does_not_wait_beyond_its_deadline;
-    several_frames_come_in_order;
-    a_slow_reader_slows_the_sender;
-    a_stream_may_end_with_an_error;
-    a_server_that_lets_go_is_told;
-    a_server_that_leaves_midway_is_told;
     requests_at_the_same_time_do_not_mix;
     subjects_of_one_member_are_kept_apart;
     a_request_is_no_event;
 }
 
-async fn serve(
+pub(crate) async fn serve(
     exam: &Exam,
     bus: &dyn Transport,
     subjects: &[&str],
@@ -48,16 +43,16 @@ async fn serve(
     exam.ok("serve", bus.requests().serve(spec)).await
 }
 
-async fn call(exam: &Exam, request: Message) -> Replies {
+pub(crate) async fn call(exam: &Exam, request: Message) -> Replies {
     exam.ok("the call", exam.requests().call(request, ENOUGH)).await
 }
 
-async fn incoming(exam: &Exam, requests: &mut Receiver<IncomingRequest>) -> IncomingRequest {
+pub(crate) async fn incoming(exam: &Exam, requests: &mut Receiver<IncomingRequest>) -> IncomingRequest {
     exam.waits_for("a request at the server");
     requests.recv().await.expect("the server's receiver ended")
 }
 
-fn frame(text: &str, last: bool) -> Frame {
+pub(crate) fn frame(text: &str, last: bool) -> Frame {
     Frame {
         headers: Headers::new(),
         content_type: "text/plain".into(),
@@ -70,12 +65,12 @@ async fn answer(exam: &Exam, mut request: IncomingRequest, text: &str) {
     exam.ok("the answer's confirmation", request.responder.send(frame(text, true))).await;
 }
 
-async fn reply(exam: &Exam, replies: &mut Replies) -> Result<Frame, Error> {
+pub(crate) async fn reply(exam: &Exam, replies: &mut Replies) -> Result<Frame, Error> {
     exam.waits_for("a frame of the answer");
     replies.next().await.expect("the answer ended")
 }
 
-fn body(frame: &Frame) -> String {
+pub(crate) fn body(frame: &Frame) -> String {
     String::from_utf8_lossy(&frame.payload).into_owned()
 }
 
@@ -266,93 +261,6 @@ async fn a_request_does_not_wait_beyond_its_deadline(exam: Exam) {
     };
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     assert!(before.elapsed() < ENOUGH);
-}
-
-/// Chunks, then the end.
-async fn several_frames_come_in_order(exam: Exam) {
-    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
-    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
-    let mut request = incoming(&exam, &mut server).await;
-    let sender = tokio::spawn(async move {
-        for n in 0..500 {
-            request.responder.send(frame(&n.to_string(), n == 499)).await.expect("sent");
-        }
-    });
-    for n in 0..500 {
-        let frame = reply(&exam, &mut replies).await.expect("a frame");
-        assert_eq!((body(&frame), frame.last), (n.to_string(), n == 499));
-    }
-    exam.waits_for("the end of the answer");
-    assert!(replies.next().await.is_none());
-    sender.await.expect("no panic");
-}
-
-/// Buffers are bounded: a sender that waits for its confirmations loses nothing.
-async fn a_slow_reader_slows_the_sender(exam: Exam) {
-    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
-    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
-    let mut request = incoming(&exam, &mut server).await;
-    let (sent, progress) = tokio::sync::watch::channel(0);
-    let sender = tokio::spawn(async move {
-        for n in 0..3000 {
-            request.responder.send(frame(&n.to_string(), n == 2999)).await.expect("sent");
-            sent.send_replace(n);
-        }
-    });
-    for n in 0..3000 {
-        if n == 10 {
-            tokio::time::sleep(Duration::from_millis(100)).await; // give the sender time to run ahead
-            assert!(*progress.borrow() < 2999, "three thousand frames were taken in with nobody reading");
-        }
-        assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), n.to_string());
-    }
-    sender.await.expect("no panic");
-}
-
-/// An end that is an error comes after the chunks.
-async fn a_stream_may_end_with_an_error(exam: Exam) {
-    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
-    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
-    let mut request = incoming(&exam, &mut server).await;
-    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
-    let mut failed = frame("out of tokens", true);
-    failed.headers.set("status", "8").expect("a valid header");
-    exam.ok("the error", request.responder.send(failed.clone())).await;
-    assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "chunk");
-    assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), failed);
-    exam.waits_for("the end of the answer");
-    assert!(replies.next().await.is_none());
-}
-
-/// Dropped before the last frame, a responder answers with an error by itself.
-async fn a_server_that_lets_go_is_told(exam: Exam) {
-    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
-    for chunks in 0..2 {
-        let mut replies = call(&exam, on("chat.ask", "tell me")).await;
-        let mut request = incoming(&exam, &mut server).await;
-        for _ in 0..chunks {
-            exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
-        }
-        drop(request);
-        for _ in 0..chunks {
-            reply(&exam, &mut replies).await.expect("a frame");
-        }
-        let error = reply(&exam, &mut replies).await.expect_err("there was no answer");
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
-    }
-}
-
-/// So is a server that goes away with the request.
-async fn a_server_that_leaves_midway_is_told(exam: Exam) {
-    let other = exam.another().await;
-    let mut server = serve(&exam, other.as_ref(), &["chat.ask"], 1).await;
-    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
-    let mut request = incoming(&exam, &mut server).await;
-    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
-    exam.ok("close", other.close()).await;
-    reply(&exam, &mut replies).await.expect("the chunk that was sent");
-    let error = reply(&exam, &mut replies).await.expect_err("the server is gone");
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
 }
 
 /// Each caller gets its own answer.

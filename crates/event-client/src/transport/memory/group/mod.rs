@@ -3,84 +3,23 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use slab::Slab;
 use smol_str::SmolStr;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::entry::{NONE, State};
 use super::log::Log;
 use crate::delivery::Token;
 use crate::message::Message;
 use crate::subject::{Group, Pattern};
 
-const NONE: u32 = u32::MAX;
+mod entry;
+mod members;
 
-/// A message that the group has not settled.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) number: u64,
-    pub(super) message: Arc<Message>,
-    pub(super) published_at: Timestamp,
-    pub(super) expires: Option<Instant>,
-    pub(super) attempt: u32,
-    pub(super) first_attempt_at: Option<Timestamp>,
-    pub(super) replayed: bool,
-    state: State,
-    /// Changes with every fetch and retry, so that an old token or timer means nothing.
-    generation: u32,
-    /// The next entry of the same key.
-    next: u32,
-}
-
-#[derive(Debug, PartialEq)]
-enum State {
-    /// In `ready`, or behind its key's head.
-    Waiting,
-    /// Handed to a member; the lease ends only once that member is gone.
-    InFlight { member: u64, lease_until: Option<Instant> },
-    /// Waits for a timer.
-    Delayed,
-}
-
-impl Entry {
-    pub(super) fn new(
-        number: u64,
-        message: Arc<Message>,
-        published_at: Timestamp,
-        expires: Option<Instant>,
-    ) -> Self {
-        Self {
-            number,
-            message,
-            published_at,
-            expires,
-            attempt: 0,
-            first_attempt_at: None,
-            replayed: false,
-            state: State::Waiting,
-            generation: 0,
-            next: NONE,
-        }
-    }
-
-    /// The same message as if it had never been tried.
-    pub(super) fn afresh(self) -> Self {
-        let Self { number, message, published_at, expires, replayed, .. } = self;
-        Self { replayed, ..Self::new(number, message, published_at, expires) }
-    }
-
-    /// The same message, sent again by an operator.
-    pub(super) fn replay(self) -> Self {
-        Self { replayed: true, ..self.afresh() }
-    }
-
-    fn expired(&self, now: Instant) -> bool {
-        !self.replayed && self.expires.is_some_and(|at| at <= now)
-    }
-}
+pub(super) use entry::Entry;
+pub(super) use members::{Member, lease_end};
 
 /// Entries of one key, linked from head to tail; only the head may be delivered.
 #[derive(Debug)]
@@ -95,17 +34,6 @@ struct Timer {
     at: Instant,
     index: u32,
     generation: u32,
-}
-
-/// A live subscription.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub(super) id: u64,
-    pub(super) connection: u64,
-    pub(super) wake: Arc<Notify>,
-    /// Stopped members fetch no more but hold on to what they have.
-    pub(super) stopped: bool,
-    in_flight: usize,
 }
 
 /// A fetched entry on its way to a consumer.
@@ -370,88 +298,6 @@ impl GroupState {
         counts
     }
 
-    // Members
-
-    pub(super) fn member(&mut self, id: u64) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.id == id)
-    }
-
-    pub(super) fn join(&mut self, id: u64, connection: u64) -> Arc<Notify> {
-        let wake = Arc::new(Notify::new());
-        self.members.push(Member { id, connection, wake: wake.clone(), stopped: false, in_flight: 0 });
-        wake
-    }
-
-    /// The member fetches no more.
-    pub(super) fn stop(&mut self, id: u64) {
-        if let Some(member) = self.member(id) {
-            member.stopped = true;
-        }
-        self.idle.retain(|idle| *idle != id);
-        self.wake_one(); // it may have been woken for what it will not fetch
-    }
-
-    /// The member is gone: what it still has is leased for `lease` more.
-    pub(super) fn part(&mut self, id: u64, until: Instant) {
-        self.stop(id);
-        let Some(at) = self.members.iter().position(|member| member.id == id) else { return };
-        if self.members.swap_remove(at).in_flight > 0 {
-            for (index, entry) in &mut self.entries {
-                if let State::InFlight { member, lease_until } = &mut entry.state
-                    && *member == id
-                {
-                    *lease_until = Some(until);
-                    let generation = entry.generation;
-                    self.timers.push(Reverse(Timer { at: until, index: index as u32, generation }));
-                }
-            }
-        }
-        self.wake_all(); // somebody must watch the new timers
-    }
-
-    /// The member's connection closed: what it has goes back at once.
-    pub(super) fn evict(&mut self, id: u64) {
-        let theirs: Vec<u32> = (self.entries.iter())
-            .filter(|(_, entry)| matches!(entry.state, State::InFlight { member, .. } if member == id))
-            .map(|(index, _)| index as u32)
-            .collect();
-        for index in theirs {
-            self.release(index);
-        }
-        self.stop(id);
-        self.members.retain(|member| member.id != id);
-        self.wake_all();
-    }
-
-    /// Remembers that a member waits for work.
-    pub(super) fn wait(&mut self, id: u64) {
-        if !self.idle.contains(&id) {
-            self.idle.push_back(id);
-        }
-    }
-
-    /// Wakes a member when there is work for it.
-    pub(super) fn wake_one(&mut self) {
-        if self.has_ready() {
-            while let Some(id) = self.idle.pop_front() {
-                if let Some(member) = self.member(id) {
-                    return member.wake.notify_one();
-                }
-            }
-        }
-    }
-
-    /// Wakes all that wait, to look at the clock again.
-    pub(super) fn wake_all(&mut self) {
-        while let Some(id) = self.idle.pop_front() {
-            if let Some(member) = self.member(id) {
-                member.wake.notify_one();
-            }
-        }
-    }
-
-    // Inner steps
-
     /// An entry comes back from its member.
     fn landed(&mut self, index: u32) {
         if let State::InFlight { member, .. } = self.entries[index as usize].state
@@ -485,9 +331,4 @@ impl GroupState {
         }
         entry
     }
-}
-
-/// When a lease that starts now ends.
-pub(super) fn lease_end(now: Instant, lease: Duration) -> Instant {
-    now.checked_add(lease).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365))
 }

@@ -1,0 +1,75 @@
+//! A message that a group has not settled, and in which of three states it is.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::message::Message;
+
+/// No entry.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// A message that the group has not settled.
+#[derive(Debug)]
+pub(in crate::transport::memory) struct Entry {
+    pub(in crate::transport::memory) number: u64,
+    pub(in crate::transport::memory) message: Arc<Message>,
+    pub(in crate::transport::memory) published_at: Timestamp,
+    pub(in crate::transport::memory) expires: Option<Instant>,
+    pub(in crate::transport::memory) attempt: u32,
+    pub(in crate::transport::memory) first_attempt_at: Option<Timestamp>,
+    pub(in crate::transport::memory) replayed: bool,
+    pub(super) state: State,
+    /// Changes with every fetch and retry, so that an old token or timer means nothing.
+    pub(super) generation: u32,
+    /// The next entry of the same key.
+    pub(super) next: u32,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum State {
+    /// In `ready`, or behind its key's head.
+    Waiting,
+    /// Handed to a member; the lease ends only once that member is gone.
+    InFlight { member: u64, lease_until: Option<Instant> },
+    /// Waits for a timer.
+    Delayed,
+}
+
+impl Entry {
+    pub(in crate::transport::memory) fn new(
+        number: u64,
+        message: Arc<Message>,
+        published_at: Timestamp,
+        expires: Option<Instant>,
+    ) -> Self {
+        Self {
+            number,
+            message,
+            published_at,
+            expires,
+            attempt: 0,
+            first_attempt_at: None,
+            replayed: false,
+            state: State::Waiting,
+            generation: 0,
+            next: NONE,
+        }
+    }
+
+    /// The same message as if it had never been tried.
+    pub(in crate::transport::memory) fn afresh(self) -> Self {
+        let Self { number, message, published_at, expires, replayed, .. } = self;
+        Self { replayed, ..Self::new(number, message, published_at, expires) }
+    }
+
+    /// The same message, sent again by an operator.
+    pub(in crate::transport::memory) fn replay(self) -> Self {
+        Self { replayed: true, ..self.afresh() }
+    }
+
+    pub(super) fn expired(&self, now: Instant) -> bool {
+        !self.replayed && self.expires.is_some_and(|at| at <= now)
+    }
+}

@@ -1,0 +1,105 @@
+//! Answers in several frames: in order, no faster than they are read, and with a told end whatever happens.
+
+use std::time::Duration;
+
+use event_client::ErrorKind;
+
+use crate::case::cases;
+use crate::exam::Exam;
+use crate::message::on;
+use crate::requests::{body, call, frame, incoming, reply, serve};
+
+cases! {
+    several_frames_come_in_order;
+    a_slow_reader_slows_the_sender;
+    a_stream_may_end_with_an_error;
+    a_server_that_lets_go_is_told;
+    a_server_that_leaves_midway_is_told;
+}
+
+/// Chunks, then the end.
+async fn several_frames_come_in_order(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    let sender = tokio::spawn(async move {
+        for n in 0..500 {
+            request.responder.send(frame(&n.to_string(), n == 499)).await.expect("sent");
+        }
+    });
+    for n in 0..500 {
+        let frame = reply(&exam, &mut replies).await.expect("a frame");
+        assert_eq!((body(&frame), frame.last), (n.to_string(), n == 499));
+    }
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+    sender.await.expect("no panic");
+}
+
+/// Buffers are bounded: a sender that waits for its confirmations loses nothing.
+async fn a_slow_reader_slows_the_sender(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    let (sent, progress) = tokio::sync::watch::channel(0);
+    let sender = tokio::spawn(async move {
+        for n in 0..3000 {
+            request.responder.send(frame(&n.to_string(), n == 2999)).await.expect("sent");
+            sent.send_replace(n);
+        }
+    });
+    for n in 0..3000 {
+        if n == 10 {
+            tokio::time::sleep(Duration::from_millis(100)).await; // give the sender time to run ahead
+            assert!(*progress.borrow() < 2999, "three thousand frames were taken in with nobody reading");
+        }
+        assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), n.to_string());
+    }
+    sender.await.expect("no panic");
+}
+
+/// An end that is an error comes after the chunks.
+async fn a_stream_may_end_with_an_error(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+    let mut failed = frame("out of tokens", true);
+    failed.headers.set("status", "8").expect("a valid header");
+    exam.ok("the error", request.responder.send(failed.clone())).await;
+    assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "chunk");
+    assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), failed);
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+}
+
+/// Dropped before the last frame, a responder answers with an error by itself.
+async fn a_server_that_lets_go_is_told(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    for chunks in 0..2 {
+        let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+        let mut request = incoming(&exam, &mut server).await;
+        for _ in 0..chunks {
+            exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+        }
+        drop(request);
+        for _ in 0..chunks {
+            reply(&exam, &mut replies).await.expect("a frame");
+        }
+        let error = reply(&exam, &mut replies).await.expect_err("there was no answer");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+}
+
+/// So is a server that goes away with the request.
+async fn a_server_that_leaves_midway_is_told(exam: Exam) {
+    let other = exam.another().await;
+    let mut server = serve(&exam, other.as_ref(), &["chat.ask"], 1).await;
+    let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+    let mut request = incoming(&exam, &mut server).await;
+    exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
+    exam.ok("close", other.close()).await;
+    reply(&exam, &mut replies).await.expect("the chunk that was sent");
+    let error = reply(&exam, &mut replies).await.expect_err("the server is gone");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+}
