@@ -99,7 +99,8 @@ impl<'a, T: Request> Call<'a, T> {
                 dedup: false,
                 durability: Durability::Default,
             };
-            Ok(Outgoing { message, context, deadline, idempotent: T::IDEMPOTENT })
+            let system = door.bus().capabilities().name;
+            Ok(Outgoing { message, context, deadline, idempotent: T::IDEMPOTENT, system })
         };
         let outgoing = build();
         (door, within, outgoing)

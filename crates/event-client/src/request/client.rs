@@ -23,6 +23,7 @@ pub struct Outgoing {
     pub(crate) context: Context,
     pub(crate) deadline: Instant,
     pub(crate) idempotent: bool,
+    pub(crate) system: &'static str,
 }
 
 impl Outgoing {
@@ -39,6 +40,11 @@ impl Outgoing {
     /// When the answer must be here.
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The name of the transport that it will take.
+    pub fn system(&self) -> &'static str {
+        self.system
     }
 
     /// Whether asking twice is harmless.
