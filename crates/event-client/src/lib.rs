@@ -20,6 +20,7 @@ pub mod service;
 pub mod status;
 pub mod subject;
 pub mod subscription;
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;

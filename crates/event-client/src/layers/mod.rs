@@ -1,4 +1,47 @@
-//! Tower layers for handlers and requests.
+//! Tower layers: for services, around everything they handle, and for clients, around every request they make.
+//!
+//! ```no_run
+//! use event_client::layers::{CircuitBreaker, MetricsLayer, RateLimit, Retry, Timeout, TraceLayer};
+//! # use event_client::{Bus, Event, event::JsonSchema, service::{Msg, Service}};
+//! # #[derive(Event, serde::Serialize, serde::Deserialize, JsonSchema)]
+//! # #[event(name = "orders.placed", version = 1)] struct OrderPlaced {}
+//! # async fn charge(Msg(_): Msg<OrderPlaced>) {}
+//! # async fn doc(bus: Bus) -> event_client::Result<()> {
+//! let service = Service::new("billing").bus(bus.clone()).on(charge);
+//! service.layer((TraceLayer, MetricsLayer, Timeout::secs(10))).start().await?;
+//!
+//! let client = bus.client().layer((MetricsLayer, CircuitBreaker::new(), Retry::attempts(3), Timeout::millis(300)));
+//! # Ok(()) }
+//! ```
+//!
+//! In a tuple the first is outermost. An order that makes sense: trace, metrics, deduplicate, circuit breaker, rate
+//! and concurrency limits, retry, timeout: a breaker outside of the timeout sees timeouts as failures, a retry
+//! outside of it bounds each attempt.
+//!
+//! A layer of your own is any [`tower::Layer`]; to work on both sides it is generic over an [`Operation`] and its
+//! [`Judged`] result.
+
+mod circuit_breaker;
+mod concurrency_limit;
+mod deduplicate;
+mod gate;
+mod metrics;
+mod operation;
+mod per_name;
+mod rate_limit;
+mod retry;
+mod timeout;
+mod trace;
+
+pub use circuit_breaker::{CircuitBreaker, CircuitCell, CircuitState, CircuitStore, MemoryCircuits};
+pub use concurrency_limit::ConcurrencyLimit;
+pub use deduplicate::Deduplicate;
+pub use metrics::MetricsLayer;
+pub use operation::{Judged, Kind, Operation, Verdict};
+pub use rate_limit::RateLimit;
+pub use retry::Retry;
+pub use timeout::Timeout;
+pub use trace::TraceLayer;
 
 use crate::error::{Error, ErrorKind};
 

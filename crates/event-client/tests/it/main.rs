@@ -2,6 +2,7 @@
 
 mod batch;
 mod events;
+mod layers;
 mod requests;
 mod service;
 mod sqlite;

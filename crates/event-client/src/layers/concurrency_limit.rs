@@ -1,0 +1,67 @@
+//! Concurrency limit: so many calls at a time, over everything that shares it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_layer::Layer;
+
+use super::gate::{Entry, Gate, Gated, Permit, wait_for};
+use super::operation::Operation;
+
+/// Bounds how many calls run at a time over everything that this value and its clones are put around: several
+/// handlers that share one database, for example. (For one handler alone there is
+/// [`Handler::concurrency`](crate::service::Handler::concurrency), which also bounds what is fetched.)
+///
+/// A call beyond the bound waits; a request that is still waiting at its deadline ends with `RESOURCE_EXHAUSTED`.
+#[derive(Clone)]
+pub struct ConcurrencyLimit {
+    permits: Arc<Semaphore>,
+    most: usize,
+}
+
+impl ConcurrencyLimit {
+    /// At most `most` at a time, at least one.
+    pub fn new(most: usize) -> Self {
+        let most = most.clamp(1, Semaphore::MAX_PERMITS);
+        Self { permits: Arc::new(Semaphore::new(most)), most }
+    }
+
+    /// How many run now.
+    pub fn running(&self) -> usize {
+        self.most - self.permits.available_permits().min(self.most)
+    }
+}
+
+impl<S> Layer<S> for ConcurrencyLimit {
+    type Service = Gated<Self, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Gated::new(self.clone(), inner)
+    }
+}
+
+impl Gate for ConcurrencyLimit {
+    type Permit = OwnedSemaphorePermit;
+
+    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<OwnedSemaphorePermit> {
+        if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+            return Entry::Now(permit);
+        }
+        let permits = self.permits.clone();
+        let permit = async move { permits.acquire_owned().await.expect("never closed") };
+        Entry::Wait(wait_for(operation, "the concurrency limit left no room before the deadline", permit))
+    }
+}
+
+/// Dropping it is leaving.
+impl Permit for OwnedSemaphorePermit {}
+
+impl fmt::Debug for ConcurrencyLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConcurrencyLimit")
+            .field("most", &self.most)
+            .field("running", &self.running())
+            .finish()
+    }
+}

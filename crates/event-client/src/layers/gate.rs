@@ -1,0 +1,202 @@
+//! What rate limits, concurrency limits and breakers have in common: something to pass before a call begins, and
+//! to leave when it has ended.
+//!
+//! They wait inside the call, not in `poll_ready`: a worker that has become ready may wait for its next message for
+//! hours, and must not hold a permit that another handler needs. A message that waits here is leased and its lease
+//! renewed; a handler's concurrency bounds how many do.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::future::BoxFuture;
+use pin_project_lite::pin_project;
+use tower::BoxError;
+use tower_service::Service;
+
+use super::into_error;
+use super::operation::{Judged, Operation};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Something to pass.
+pub trait Gate: Clone + Send + 'static {
+    /// Held while the call runs. Dropped without [`Permit::leave`] when the call is given up.
+    type Permit: Permit;
+
+    /// Asks to pass.
+    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<Self::Permit>;
+}
+
+/// A permit to run.
+pub trait Permit: Send + 'static {
+    /// The call has ended.
+    fn leave<R: Judged>(self, _result: &Result<R>)
+    where
+        Self: Sized,
+    {
+    }
+}
+
+/// A gate's answer.
+pub enum Entry<P> {
+    /// Go.
+    Now(P),
+    /// Go when this resolves.
+    Wait(BoxFuture<'static, Result<P>>),
+    /// Do not go.
+    Refused(Error),
+}
+
+/// Waits for a permit, but no longer than anybody wants the result.
+pub(super) fn wait_for<T: Operation, P: Send + 'static>(
+    operation: &T,
+    what: &'static str,
+    wait: impl Future<Output = P> + Send + 'static,
+) -> BoxFuture<'static, Result<P>> {
+    let (draining, deadline) = (operation.draining(), operation.deadline());
+    let drained = async move {
+        match draining {
+            Some(draining) => draining.cancelled_owned().await,
+            None => std::future::pending().await,
+        }
+    };
+    let late = async move {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    Box::pin(async move {
+        tokio::select! {
+            biased;
+            permit = wait => Ok(permit),
+            () = drained => Err(Error::new(ErrorKind::Closed, "the service is draining")),
+            () = late => Err(Error::new(ErrorKind::Full, what)),
+        }
+    })
+}
+
+/// A service behind a gate.
+#[derive(Clone)]
+pub struct Gated<G, S> {
+    gate: G,
+    inner: S,
+}
+
+impl<G, S> Gated<G, S> {
+    pub(super) fn new(gate: G, inner: S) -> Self {
+        Self { gate, inner }
+    }
+}
+
+impl<G, S, T> Service<T> for Gated<G, S>
+where
+    G: Gate,
+    T: Operation,
+    S: Service<T> + Clone,
+    S::Response: Judged,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = Passing<G::Permit, S, T>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.inner.poll_ready(cx).map_err(into_error)
+    }
+
+    fn call(&mut self, operation: T) -> Self::Future {
+        let state = match self.gate.enter(&operation) {
+            Entry::Now(permit) => State::Running { permit: Some(permit), call: self.inner.call(operation) },
+            Entry::Refused(error) => State::Refused { error: Some(error) },
+            Entry::Wait(wait) => {
+                // The service that was made ready goes with the call; its clone takes the next.
+                let next = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, next);
+                State::Waiting { wait, call: Some((inner, operation)) }
+            }
+        };
+        Passing { state, _types: PhantomData }
+    }
+}
+
+pin_project! {
+    /// A call that waits at a gate or has passed it.
+    pub struct Passing<P, S: Service<T>, T> {
+        #[pin]
+        state: State<P, S, T, S::Future>,
+        _types: PhantomData<fn(T)>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<P, S, T, F> {
+        Waiting { wait: BoxFuture<'static, Result<P>>, call: Option<(S, T)> },
+        Running { permit: Option<P>, #[pin] call: F },
+        Refused { error: Option<Error> },
+    }
+}
+
+impl<P, S, T> Future for Passing<P, S, T>
+where
+    P: Permit,
+    S: Service<T>,
+    S::Response: Judged,
+    S::Error: Into<BoxError>,
+{
+    type Output = Result<S::Response>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            match state.as_mut().project() {
+                StateProjection::Refused { error } => {
+                    return Poll::Ready(Err(error.take().expect("polled after completion")));
+                }
+                StateProjection::Waiting { wait, call } => match ready!(wait.as_mut().poll(cx)) {
+                    Ok(permit) => {
+                        let (mut inner, operation) = call.take().expect("waits once");
+                        let call = inner.call(operation);
+                        state.set(State::Running { permit: Some(permit), call });
+                    }
+                    Err(error) if error.kind() == ErrorKind::Closed => {
+                        return Poll::Ready(S::Response::drained());
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                StateProjection::Running { permit, call } => {
+                    let result = ready!(call.poll(cx)).map_err(into_error);
+                    if let Some(permit) = permit.take() {
+                        permit.leave(&result);
+                    }
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}
+
+impl<G: fmt::Debug, S> fmt::Debug for Gated<G, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gated").field("gate", &self.gate).finish_non_exhaustive()
+    }
+}
+
+impl<P, S: Service<T>, T> fmt::Debug for Passing<P, S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passing").finish_non_exhaustive()
+    }
+}
+
+impl<P> fmt::Debug for Entry<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now",
+            Self::Wait(_) => "Wait",
+            Self::Refused(_) => "Refused",
+        })
+    }
+}

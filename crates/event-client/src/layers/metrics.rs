@@ -1,0 +1,188 @@
+//! Metrics: how many messages and requests, how long they took, how they ended, how many are under way.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+
+use metrics::{Counter, Gauge, Histogram, Label};
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower::BoxError;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::into_error;
+use super::operation::{Judged, Kind, Operation, label};
+use super::per_name::PerName;
+use crate::error::{Error, Result};
+use crate::telemetry;
+
+/// Counts and times every call through the `metrics` facade, under the names in [`telemetry`].
+///
+/// The instruments of each handler and subject are made once and kept: a message costs a few atomic additions and
+/// no allocation. A recorder must be installed before the first message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MetricsLayer;
+
+impl<S> Layer<S> for MetricsLayer {
+    type Service = MetricsService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        telemetry::describe();
+        MetricsService { inner, instruments: PerName::default() }
+    }
+}
+
+/// A service with a [`MetricsLayer`] around it.
+#[derive(Clone)]
+pub struct MetricsService<S> {
+    inner: S,
+    instruments: PerName<Instruments>,
+}
+
+/// Distinct endings that are kept apart: outcomes, status codes and error kinds, 35 at the most today.
+const ENDINGS: usize = 48;
+
+/// The instruments of one handler or subject.
+struct Instruments {
+    kind: Kind,
+    labels: Vec<Label>,
+    in_flight: Gauge,
+    age: Histogram,
+    /// Filled from the front as endings are met; read without a lock.
+    endings: [OnceLock<Ending>; ENDINGS],
+}
+
+struct Ending {
+    label: &'static str,
+    count: Counter,
+    duration: Histogram,
+}
+
+impl Instruments {
+    fn new<T: Operation>(operation: &T) -> Self {
+        let kind = operation.kind();
+        let mut labels = vec![
+            Label::from_static_parts(telemetry::SYSTEM, operation.system()),
+            Label::from_static_parts(telemetry::OPERATION, kind.as_str()),
+            Label::new(telemetry::DESTINATION, operation.message().subject.as_str().to_owned()),
+        ];
+        if kind == Kind::Process {
+            labels.push(Label::new(telemetry::GROUP, operation.name().to_owned()));
+        }
+        Self {
+            kind,
+            in_flight: metrics::gauge!(telemetry::IN_FLIGHT, labels.clone()),
+            age: metrics::histogram!(telemetry::AGE, labels.clone()),
+            endings: [const { OnceLock::new() }; ENDINGS],
+            labels,
+        }
+    }
+
+    fn ending(&self, label: &'static str) -> &Ending {
+        let make = || {
+            let mut labels = self.labels.clone();
+            labels.push(Label::from_static_parts(telemetry::OUTCOME, label));
+            let (count, duration) = match self.kind {
+                Kind::Process => (telemetry::PROCESSED, telemetry::PROCESS_DURATION),
+                Kind::Serve => (telemetry::SERVED, telemetry::SERVE_DURATION),
+                Kind::Request => (telemetry::REQUESTED, telemetry::REQUEST_DURATION),
+            };
+            Ending {
+                label,
+                count: metrics::counter!(count, labels.clone()),
+                duration: metrics::histogram!(duration, labels),
+            }
+        };
+        let (last, firsts) = self.endings.split_last().expect("there are some");
+        let found = firsts.iter().map(|slot| slot.get_or_init(make)).find(|ending| ending.label == label);
+        found.unwrap_or_else(|| last.get_or_init(make))
+    }
+}
+
+impl<S, T> Service<T> for MetricsService<S>
+where
+    T: Operation,
+    S: Service<T>,
+    S::Response: Judged,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = MetricsFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.inner.poll_ready(cx).map_err(into_error)
+    }
+
+    fn call(&mut self, operation: T) -> Self::Future {
+        // A layer belongs to one handler, so the subject tells apart what a wildcard receives.
+        let subject = operation.message().subject.as_str();
+        let instruments = self.instruments.get(subject, || Instruments::new(&operation)).clone();
+        if let Some(age) = operation.age() {
+            instruments.age.record(age.as_secs_f64());
+        }
+        let under_way = UnderWay::new(instruments);
+        MetricsFuture { call: self.inner.call(operation), under_way }
+    }
+}
+
+/// Counted as in flight until dropped, however that comes.
+struct UnderWay {
+    instruments: Arc<Instruments>,
+    started: Instant,
+}
+
+impl UnderWay {
+    fn new(instruments: Arc<Instruments>) -> Self {
+        instruments.in_flight.increment(1.0);
+        Self { instruments, started: Instant::now() }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.instruments.in_flight.decrement(1.0);
+    }
+}
+
+pin_project! {
+    /// A call that is timed.
+    pub struct MetricsFuture<F> {
+        #[pin]
+        call: F,
+        under_way: UnderWay,
+    }
+}
+
+impl<F, R, E> Future for MetricsFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    R: Judged,
+    E: Into<BoxError>,
+{
+    type Output = Result<R>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.call.poll(cx)).map_err(into_error);
+        let ending = this.under_way.instruments.ending(label(&result));
+        ending.count.increment(1);
+        ending.duration.record(this.under_way.started.elapsed().as_secs_f64());
+        Poll::Ready(result)
+    }
+}
+
+impl<S> fmt::Debug for MetricsService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsService").finish_non_exhaustive()
+    }
+}
+
+impl<F> fmt::Debug for MetricsFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MetricsFuture").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,242 @@
+//! What layers know of the work that passes through them: the same for messages being handled and requests going out.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
+use crate::message::Message;
+use crate::request::{Answer, Outgoing};
+use crate::service::{Incoming, Outcome};
+
+/// Something that passes through layers: an [`Incoming`] message or an [`Outgoing`] request.
+pub trait Operation: Clone + Send + 'static {
+    /// What happens, in OpenTelemetry's words: `process`, `serve` or `request`.
+    fn kind(&self) -> Kind;
+
+    /// What it is counted, limited and broken by: the handler's group, or the subject that is asked.
+    fn name(&self) -> &str;
+
+    /// The message.
+    fn message(&self) -> &Message;
+
+    /// Correlation, cause and the span that works on it.
+    fn context(&self) -> &Context;
+
+    /// When nobody wants the result any more.
+    fn deadline(&self) -> Option<Instant>;
+
+    /// Whether doing it once more is harmless.
+    fn is_repeatable(&self) -> bool;
+
+    /// Which attempt at it this is, from 1.
+    fn attempt(&self) -> u32;
+
+    /// The transport's name.
+    fn system(&self) -> &'static str;
+
+    /// How long ago its transport stored the message, where that is known.
+    fn age(&self) -> Option<Duration>;
+
+    /// Cancelled when waiting has no more sense because the service drains; `None` for what goes out.
+    fn draining(&self) -> Option<CancellationToken>;
+}
+
+/// The kind of an [`Operation`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// An event is handled.
+    Process,
+    /// A request is answered.
+    Serve,
+    /// A request is sent and its answer awaited.
+    Request,
+}
+
+impl Kind {
+    /// The word for spans and labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Serve => "serve",
+            Self::Request => "request",
+        }
+    }
+}
+
+impl Operation for Incoming {
+    fn kind(&self) -> Kind {
+        if self.is_request() { Kind::Serve } else { Kind::Process }
+    }
+
+    fn name(&self) -> &str {
+        &self.handler().group
+    }
+
+    fn message(&self) -> &Message {
+        Incoming::message(self)
+    }
+
+    fn context(&self) -> &Context {
+        Incoming::context(self)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        // An event's expiry bounds its delivery; once here it is handled. A request's caller really is gone.
+        if self.is_request() { Incoming::deadline(self) } else { None }
+    }
+
+    fn is_repeatable(&self) -> bool {
+        Incoming::is_repeatable(self)
+    }
+
+    fn attempt(&self) -> u32 {
+        self.info().attempt
+    }
+
+    fn system(&self) -> &'static str {
+        self.bus().capabilities().name
+    }
+
+    fn age(&self) -> Option<Duration> {
+        let age = jiff::Timestamp::now().duration_since(self.info().published_at?);
+        Some(age.try_into().unwrap_or_default())
+    }
+
+    fn draining(&self) -> Option<CancellationToken> {
+        Some(Incoming::draining(self).clone())
+    }
+}
+
+impl Operation for Outgoing {
+    fn kind(&self) -> Kind {
+        Kind::Request
+    }
+
+    fn name(&self) -> &str {
+        Outgoing::message(self).subject.as_str()
+    }
+
+    fn message(&self) -> &Message {
+        Outgoing::message(self)
+    }
+
+    fn context(&self) -> &Context {
+        Outgoing::context(self)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(Outgoing::deadline(self))
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.is_idempotent()
+    }
+
+    fn attempt(&self) -> u32 {
+        1
+    }
+
+    fn system(&self) -> &'static str {
+        Outgoing::system(self)
+    }
+
+    fn age(&self) -> Option<Duration> {
+        None
+    }
+
+    fn draining(&self) -> Option<CancellationToken> {
+        None
+    }
+}
+
+/// How an operation ended, as far as a layer cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Well.
+    Success,
+    /// The operation's own fault: what was called works, and the same again would be refused again.
+    Refused,
+    /// The fault of what was called: counts towards opening a breaker, and another attempt may succeed.
+    Failed,
+}
+
+/// The result of an [`Operation`]: an [`Outcome`] or an [`Answer`].
+pub trait Judged {
+    /// How it ended.
+    fn verdict(&self) -> Verdict;
+
+    /// The word for metrics and spans: `ack`, `retry`, `OK`, `NOT_FOUND`.
+    fn label(&self) -> &'static str;
+
+    /// A wait before another attempt that the result itself asks for.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What becomes of an operation that was waiting in a layer when its service began to drain.
+    fn drained() -> Result<Self, Error>
+    where
+        Self: Sized;
+}
+
+impl Judged for Outcome {
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Ack | Self::Release => Verdict::Success,
+            Self::Reject { .. } => Verdict::Refused,
+            Self::Retry { .. } => Verdict::Failed,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        self.as_str()
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Retry { after, .. } => *after,
+            _ => None,
+        }
+    }
+
+    fn drained() -> Result<Self, Error> {
+        Ok(Self::Release)
+    }
+}
+
+impl Judged for Answer {
+    fn verdict(&self) -> Verdict {
+        match self.code() {
+            crate::status::Code::Ok => Verdict::Success,
+            code if code.is_server_fault() => Verdict::Failed,
+            _ => Verdict::Refused,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        self.code().as_str()
+    }
+
+    fn drained() -> Result<Self, Error> {
+        Err(Error::new(ErrorKind::Closed, "the client is closing"))
+    }
+}
+
+/// How an operation ended that may have ended in a layer's error.
+pub(super) fn verdict<R: Judged>(result: &Result<R, Error>) -> Verdict {
+    match result {
+        Ok(response) => response.verdict(),
+        Err(error) if error.is_temporary() || error.kind() == ErrorKind::Internal => Verdict::Failed,
+        Err(_) => Verdict::Refused,
+    }
+}
+
+pub(super) fn label<R: Judged>(result: &Result<R, Error>) -> &'static str {
+    match result {
+        Ok(response) => response.label(),
+        Err(error) => error.kind().as_str(),
+    }
+}

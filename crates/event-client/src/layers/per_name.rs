@@ -1,0 +1,55 @@
+//! What there is one of for each name, such as a breaker or a set of counters.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use smol_str::SmolStr;
+
+/// Most names that are kept apart; names are event types and subjects, so this is never reached by honest use.
+const MOST: usize = 4096;
+
+/// Values by name, shared by clones. Each clone remembers the one it used last, so the common case takes no lock.
+#[derive(Debug)]
+pub(super) struct PerName<V> {
+    all: Arc<Mutex<HashMap<SmolStr, Arc<V>>>>,
+    last: Option<(SmolStr, Arc<V>)>,
+}
+
+impl<V> PerName<V> {
+    /// The value of `name`, made on first use.
+    pub(super) fn get(&mut self, name: &str, make: impl FnOnce() -> V) -> &Arc<V> {
+        if !self.last.as_ref().is_some_and(|(last, _)| last == name) {
+            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            let (name, value) = match all.get_key_value(name) {
+                Some((name, value)) => (name.clone(), value.clone()),
+                None => {
+                    let (name, value) = (SmolStr::new(name), Arc::new(make()));
+                    if all.len() < MOST {
+                        all.insert(name.clone(), value.clone());
+                    }
+                    (name, value)
+                }
+            };
+            drop(all);
+            self.last = Some((name, value));
+        }
+        &self.last.as_ref().expect("set above").1
+    }
+
+    /// The value of `name`, if there is one.
+    pub(super) fn find(&self, name: &str) -> Option<Arc<V>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}
+
+impl<V> Clone for PerName<V> {
+    fn clone(&self) -> Self {
+        Self { all: self.all.clone(), last: self.last.clone() }
+    }
+}
+
+impl<V> Default for PerName<V> {
+    fn default() -> Self {
+        Self { all: Arc::default(), last: None }
+    }
+}

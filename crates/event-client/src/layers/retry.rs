@@ -1,0 +1,94 @@
+//! Retry: a few more attempts at once, before a failure is reported.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep};
+use tower::retry::Policy;
+use tower_layer::Layer;
+
+use super::operation::{Judged, Operation, Verdict, verdict};
+use crate::error::{Error, ErrorKind};
+use crate::service::RetryPolicy;
+
+/// Tries again in place what failed by no fault of its own, for hiccups shorter than a few seconds.
+///
+/// Around handlers of events it comes before the stored retries: the delivery stays here, its lease is renewed, and
+/// only when all attempts have failed does the failure count as one attempt of the handler's own
+/// [`RetryPolicy`]. Requests, on either side, are repeated only when they are declared `idempotent` and no chunk of
+/// a streamed answer has been sent; a request that found nobody there is repeated in any case. No attempt is made
+/// that would begin after the deadline.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    policy: RetryPolicy,
+}
+
+impl Retry {
+    /// So many attempts in all. The waits between them are random below 50 ms, 100 ms, … up to 2 s.
+    pub const fn attempts(attempts: u32) -> Self {
+        let policy = RetryPolicy::attempts(attempts);
+        Self { policy: policy.backoff(Duration::from_millis(50), Duration::from_secs(2)) }
+    }
+
+    /// Bounds of the first wait and of every wait. A handler that asks for a longer one gets it from the bus.
+    #[must_use]
+    pub const fn backoff(self, base: Duration, cap: Duration) -> Self {
+        Self { policy: self.policy.backoff(base, cap) }
+    }
+}
+
+impl Default for Retry {
+    /// Three attempts.
+    fn default() -> Self {
+        Self::attempts(3)
+    }
+}
+
+impl<S> Layer<S> for Retry {
+    type Service = tower::retry::Retry<Attempts, S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        tower::retry::Retry::new(Attempts { policy: self.policy, made: 0 }, inner)
+    }
+}
+
+/// The attempts at one call.
+#[derive(Clone, Debug)]
+pub struct Attempts {
+    policy: RetryPolicy,
+    made: u32,
+}
+
+impl<T: Operation, R: Judged> Policy<T, R, Error> for Attempts {
+    type Future = Sleep;
+
+    fn retry(&mut self, operation: &mut T, result: &mut Result<R, Error>) -> Option<Sleep> {
+        self.made += 1;
+        if verdict(result) != Verdict::Failed || self.policy.is_last(self.made) {
+            return None;
+        }
+        let nobody_was_there = matches!(result, Err(error) if error.kind() == ErrorKind::NoResponder);
+        if !operation.is_repeatable() && !nobody_was_there {
+            return None;
+        }
+        let wait = match result.as_ref().ok().and_then(Judged::retry_after) {
+            Some(asked) if asked > self.policy.cap => return None,
+            Some(asked) => asked,
+            None => self.policy.wait(self.made),
+        };
+        let next = Instant::now() + wait;
+        if operation.deadline().is_some_and(|deadline| next >= deadline)
+            || operation.draining().is_some_and(|draining| draining.is_cancelled())
+        {
+            return None;
+        }
+        tracing::debug!(
+            name = operation.name(), message.id = %operation.message().id, attempt = self.made,
+            wait_ms = wait.as_millis() as u64, "failed, trying again in place"
+        );
+        Some(tokio::time::sleep_until(next))
+    }
+
+    fn clone_request(&mut self, operation: &T) -> Option<T> {
+        (self.policy.attempts > 1).then(|| operation.clone())
+    }
+}

@@ -1,0 +1,110 @@
+//! Timeout: a bound on every call.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower::BoxError;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::into_error;
+use super::operation::Operation;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Drops a call that takes longer than this, waits in layers further in included.
+///
+/// A handler of events that runs out of time is tried again later; one of requests answers `DEADLINE_EXCEEDED`; an
+/// outgoing request ends as [`CallError::Deadline`](crate::CallError::Deadline), for streams if the first chunk is
+/// late.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeout(Duration);
+
+impl Timeout {
+    /// A bound of `bound`.
+    pub const fn new(bound: Duration) -> Self {
+        Self(bound)
+    }
+
+    /// A bound in seconds.
+    pub const fn secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// A bound in milliseconds.
+    pub const fn millis(milliseconds: u64) -> Self {
+        Self(Duration::from_millis(milliseconds))
+    }
+}
+
+impl<S> Layer<S> for Timeout {
+    type Service = TimeoutService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        TimeoutService { inner, bound: self.0 }
+    }
+}
+
+/// A service with a [`Timeout`].
+#[derive(Clone, Debug)]
+pub struct TimeoutService<S> {
+    inner: S,
+    bound: Duration,
+}
+
+impl<S, T> Service<T> for TimeoutService<S>
+where
+    T: Operation,
+    S: Service<T>,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = TimeoutFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.inner.poll_ready(cx).map_err(into_error)
+    }
+
+    fn call(&mut self, operation: T) -> Self::Future {
+        let kind = operation.kind().as_str();
+        let bound = self.bound;
+        TimeoutFuture { call: self.inner.call(operation), sleep: tokio::time::sleep(bound), bound, kind }
+    }
+}
+
+pin_project! {
+    /// A call under a [`Timeout`].
+    #[derive(Debug)]
+    pub struct TimeoutFuture<F> {
+        #[pin]
+        call: F,
+        #[pin]
+        sleep: Sleep,
+        bound: Duration,
+        kind: &'static str,
+    }
+}
+
+impl<F, R, E> Future for TimeoutFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<R>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(result) = this.call.poll(cx) {
+            return Poll::Ready(result.map_err(into_error));
+        }
+        // Asked second: a call that never waits never registers a timer.
+        this.sleep.poll(cx).map(|()| {
+            let text = format!("took longer than the {:?} that a layer allows", this.bound);
+            Err(Error::new(ErrorKind::Timeout, text).during(this.kind))
+        })
+    }
+}

@@ -1,0 +1,129 @@
+//! Tracing: a span around every message that is handled and every request that goes out.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use pin_project_lite::pin_project;
+use tower::BoxError;
+use tower_layer::Layer;
+use tower_service::Service;
+use tracing::Span;
+use tracing::field::{Empty, display};
+
+use super::into_error;
+use super::operation::{Judged, Kind, Operation, label};
+use crate::error::{Error, Result};
+
+/// Puts a span of level INFO around every call, with OpenTelemetry's messaging fields, `trace_id` and `span_id` of
+/// the message's W3C trace context, and `outcome` when it has ended. Everything logged inside belongs to it.
+///
+/// A span that nobody records costs a comparison.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceLayer;
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = TraceService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        TraceService { inner }
+    }
+}
+
+/// A service with a [`TraceLayer`] around it.
+#[derive(Clone, Debug)]
+pub struct TraceService<S> {
+    inner: S,
+}
+
+impl<S, T> Service<T> for TraceService<S>
+where
+    T: Operation,
+    S: Service<T>,
+    S::Response: Judged,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = Error;
+    type Future = TraceFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.inner.poll_ready(cx).map_err(into_error)
+    }
+
+    fn call(&mut self, operation: T) -> Self::Future {
+        let span = span(&operation);
+        let call = span.in_scope(|| self.inner.call(operation));
+        TraceFuture { call, span }
+    }
+}
+
+/// The names of the fields are those of [`telemetry`](crate::telemetry); the macro wants them spelled out.
+fn span<T: Operation>(operation: &T) -> Span {
+    let (message, context, kind) = (operation.message(), operation.context(), operation.kind());
+    let span = tracing::info_span!(
+        "message",
+        otel.kind = match kind {
+            Kind::Process => "consumer",
+            Kind::Serve => "server",
+            Kind::Request => "client",
+        },
+        otel.name = Empty,
+        messaging.system = operation.system(),
+        messaging.operation.r#type = kind.as_str(),
+        messaging.destination.name = message.subject.as_str(),
+        messaging.consumer.group.name = Empty,
+        messaging.message.id = Empty,
+        messaging.message.conversation_id = Empty,
+        trace_id = Empty,
+        span_id = Empty,
+        attempt = Empty,
+        outcome = Empty,
+    );
+    // Formatted only when somebody listens.
+    if !span.is_disabled() {
+        span.record("otel.name", display(format_args!("{} {}", kind.as_str(), message.subject)));
+        span.record("messaging.message.id", display(&message.id));
+        span.record("messaging.message.conversation_id", display(&context.correlation));
+        span.record("trace_id", display(format_args!("{:032x}", context.trace.trace_id)));
+        span.record("span_id", display(format_args!("{:016x}", context.trace.span_id)));
+        if kind == Kind::Process {
+            span.record("messaging.consumer.group.name", operation.name());
+            span.record("attempt", operation.attempt());
+        }
+    }
+    span
+}
+
+pin_project! {
+    /// A call inside its span.
+    pub struct TraceFuture<F> {
+        #[pin]
+        call: F,
+        span: Span,
+    }
+}
+
+impl<F, R, E> Future for TraceFuture<F>
+where
+    F: Future<Output = Result<R, E>>,
+    R: Judged,
+    E: Into<BoxError>,
+{
+    type Output = Result<R>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let _inside = this.span.enter();
+        let result = ready!(this.call.poll(cx)).map_err(into_error);
+        this.span.record("outcome", label(&result));
+        Poll::Ready(result)
+    }
+}
+
+impl<F> fmt::Debug for TraceFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TraceFuture").field("span", &self.span).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,55 @@
+//! Names of metrics, labels and span fields, all in one place.
+//!
+//! They follow OpenTelemetry's conventions for messaging and remote calls
+//! (<https://opentelemetry.io/docs/specs/semconv/messaging/>), which are still in development: when they change, this
+//! file changes. Exporters for Prometheus turn the dots into underscores. Durations are in seconds.
+
+use std::sync::Once;
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident = $text:literal $(, $describe:ident $unit:ident $what:literal)?;)*) => {
+        $($(#[$doc])* pub const $name: &str = $text;)*
+
+        /// Hands the metrics' units and meanings to the recorder, once for each process.
+        pub fn describe() {
+            static DESCRIBED: Once = Once::new();
+            DESCRIBED.call_once(|| {
+                $($(metrics::$describe!($text, metrics::Unit::$unit, $what);)?)*
+            });
+        }
+    };
+}
+
+names! {
+    /// Counter: events handled, by outcome.
+    PROCESSED = "messaging.process.messages", describe_counter Count "events handled, by outcome";
+    /// Histogram: time to handle an event.
+    PROCESS_DURATION = "messaging.process.duration", describe_histogram Seconds "time to handle an event";
+    /// Counter: requests answered, by status.
+    SERVED = "rpc.server.requests", describe_counter Count "requests answered, by status";
+    /// Histogram: time to answer a request.
+    SERVE_DURATION = "rpc.server.duration", describe_histogram Seconds "time to answer a request";
+    /// Counter: requests made, by status.
+    REQUESTED = "rpc.client.requests", describe_counter Count "requests made, by status";
+    /// Histogram: time until an answer came, for streams its first chunk.
+    REQUEST_DURATION = "rpc.client.duration", describe_histogram Seconds "time until an answer came";
+    /// Gauge: calls under way.
+    IN_FLIGHT = "messaging.in_flight", describe_gauge Count "calls under way";
+    /// Histogram: age of an event when its handler begins, from the moment it was stored.
+    AGE = "messaging.message.age", describe_histogram Seconds "age of an event when its handler begins";
+    /// Gauge: 0 closed, 1 half-open, 2 open.
+    CIRCUIT_STATE = "circuit_breaker.state", describe_gauge Count "0 closed, 1 half-open, 2 open";
+
+    /// Label: the transport.
+    SYSTEM = "messaging.system";
+    /// Label: `process`, `serve` or `request`.
+    OPERATION = "messaging.operation.type";
+    /// Label: the subject.
+    DESTINATION = "messaging.destination.name";
+    /// Label: the handler's group.
+    GROUP = "messaging.consumer.group.name";
+    /// Label: how it ended: an outcome, a status code or an error's kind.
+    OUTCOME = "outcome";
+    /// Label: the circuit's name.
+    CIRCUIT = "circuit";
+}
