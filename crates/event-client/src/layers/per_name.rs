@@ -18,7 +18,7 @@ pub(super) struct PerName<V> {
 impl<V> PerName<V> {
     /// The value of `name`, made on first use.
     pub(super) fn get(&mut self, name: &str, make: impl FnOnce() -> V) -> &Arc<V> {
-        if !self.last.as_ref().is_some_and(|(last, _)| last == name) {
+        if self.last.as_ref().is_none_or(|(last, _)| last != name) {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             let (name, value) = match all.get_key_value(name) {
                 Some((name, value)) => (name.clone(), value.clone()),
