@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use event_client::Bus;
 use event_client::log::LogRecord;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
@@ -11,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{self, App};
-use crate::ingest::Ingest;
+use crate::ingest::{Consumer, Ingest};
 use crate::live::Live;
 use crate::store::{Group, LogStore, Query, SqliteOptions, SqliteStore, Stored};
 
@@ -21,6 +22,7 @@ pub struct Aggregator {
     app: Arc<App>,
     store: Arc<dyn LogStore>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    consumers: Mutex<Vec<Consumer>>,
 }
 
 impl Aggregator {
@@ -47,7 +49,8 @@ impl Aggregator {
             .map_err(|e| Error::because(ErrorKind::Config, "cannot make the client for /files", e))?;
         let viewers = Arc::new(Semaphore::new(config.max_viewers));
         let app = App { config, store: Arc::clone(&store), ingest, live, viewers, files };
-        let this = Self { app: Arc::new(app), store, writer: Mutex::new(Some(writer)) };
+        let this =
+            Self { app: Arc::new(app), store, writer: Mutex::new(Some(writer)), consumers: Mutex::default() };
         if this.app.config.announce {
             let mut started = LogRecord::new("logthon", "INFO", "Logthon service started");
             started.attributes.insert("version".into(), env!("CARGO_PKG_VERSION").into());
@@ -64,6 +67,18 @@ impl Aggregator {
     /// `/api/v1/tail`, and the page.
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
+    }
+
+    /// Takes the log batches that services ship over the bus, as a member of the durable group `log-aggregator` on
+    /// `logs.>`. A batch is acknowledged when it is durable here, so the bus is the buffer; one that comes twice is
+    /// kept once. What cannot be read becomes a dead letter; what cannot be stored now is tried again until it can.
+    ///
+    /// # Errors
+    /// When the bus refuses the subscription.
+    pub async fn consume(&self, bus: &Bus) -> Result<()> {
+        let consumer = Consumer::start(bus, self.app.ingest.clone()).await?;
+        self.consumers.lock().await.push(consumer);
+        Ok(())
     }
 
     /// Keeps records of this very process; returns when they are durable.
@@ -97,9 +112,12 @@ impl Aggregator {
     /// When what was taken could not be stored within `bound`; its senders were not told that it was.
     pub async fn drain(&self, bound: Duration) -> Result<()> {
         self.app.live.close();
-        self.app.ingest.close();
         let Some(writer) = self.writer.lock().await.take() else { return Ok(()) };
         let ended = tokio::time::timeout(bound, async {
+            for consumer in self.consumers.lock().await.drain(..) {
+                consumer.stop().await;
+            }
+            self.app.ingest.close();
             let _ = writer.await;
             self.store.close().await;
         });

@@ -1,7 +1,31 @@
-//! Logs on the bus: the record and batch that shippers send and the aggregator stores.
+//! Logs on the bus: what services say travels in batches to whoever keeps it.
+//!
+//! ```no_run
+//! use event_client::{Bus, log};
+//! use tracing_subscriber::layer::SubscriberExt as _;
+//! use tracing_subscriber::util::SubscriberInitExt as _;
+//!
+//! # async fn run() -> event_client::Result<()> {
+//! let (layer, shipper) = log::shipping("billing");
+//! tracing_subscriber::registry().with(layer).init();
+//! let shipping = shipper.start(Bus::connect("sqlite:data/bus.db").await?);
+//! tracing::warn!(order = 17, "card refused");
+//! shipping.close(std::time::Duration::from_secs(5)).await;
+//! # Ok(()) }
+//! ```
+//!
+//! The one who logs never waits: a record goes into a bounded queue, and when that is full the lowest level goes
+//! first and is counted in the next batch. The shipper's own trouble is logged to the other layers only.
 
+mod layer;
+mod queue;
 mod record;
 mod severity;
+mod ship;
+#[cfg(test)]
+mod tests;
 
+pub use layer::ShippingLayer;
 pub use record::{Dropped, LogBatch, LogRecord};
 pub use severity::Severity;
+pub use ship::{Shipper, Shipping, shipping};

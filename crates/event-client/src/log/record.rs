@@ -1,14 +1,16 @@
 //! The log record, in the spirit of OpenTelemetry's, and the batch it travels in.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::Severity;
+use crate::Event;
 
 /// One log record: what a service said, when, how grave it was, and what it belongs to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogRecord {
     /// UUIDv7, made by whoever made the record.
     pub id: Uuid,
@@ -96,8 +98,9 @@ fn weight_of(value: &Value) -> usize {
         }
 }
 
-/// Records of one service on their way to the aggregator.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Records of one service on their way to the aggregator: an event of the topic `logs`.
+#[derive(Clone, Debug, Default, PartialEq, Event, Serialize, Deserialize, JsonSchema)]
+#[event(name = "logs.shipped", version = 1, key = service)]
 pub struct LogBatch {
     /// The service of every record that names none itself.
     pub service: String,
@@ -109,7 +112,7 @@ pub struct LogBatch {
 }
 
 /// How many records of one severity a shipper dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Dropped {
     /// Severity of the dropped records.
     pub severity: Severity,
@@ -118,6 +121,9 @@ pub struct Dropped {
 }
 
 impl LogBatch {
+    /// What an aggregator subscribes to: everything in the topic of logs.
+    pub const PATTERN: &'static str = "logs.>";
+
     /// The records, each with its service filled in.
     pub fn into_records(self) -> Vec<LogRecord> {
         let Self { service, mut records, .. } = self;

@@ -1,11 +1,12 @@
 //! One scale for every logger's level words: OpenTelemetry's severity number.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How grave a record is: OpenTelemetry's severity number, 1 (trace) to 24 (fatal), four steps to each name.
 ///
 /// The word that the logger itself used is kept beside it in [`LogRecord::level`](super::LogRecord::level).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "u8", into = "u8")]
 pub struct Severity(u8);
 

@@ -62,7 +62,6 @@ impl Ingest {
     }
 
     /// Keeps a group; waits for room when the queue is full. For senders that can wait.
-    #[allow(dead_code, reason = "the bus consumer's way in")]
     pub(crate) async fn push(&self, group: Group) -> Result<()> {
         let room = Arc::clone(&self.bytes).acquire_many_owned(weight(&group)).await.map_err(|_| closed())?;
         let (answer, stored) = oneshot::channel();

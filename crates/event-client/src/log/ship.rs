@@ -1,0 +1,173 @@
+//! The shipper: takes batches from the queue and publishes them, again and again until they are stored.
+
+use std::future::IntoFuture as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::layer::ShippingLayer;
+use super::queue::Queue;
+use super::record::{LogBatch, LogRecord};
+use crate::bus::Bus;
+use crate::error::{Error, ErrorKind};
+use crate::message::MessageId;
+
+/// A record waits no longer than this for others to share its batch.
+const LINGER: Duration = Duration::from_millis(200);
+/// First and longest wait between tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// Longest time for one publish.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+tokio::task_local! {
+    /// Set while the shipper works: what is logged meanwhile is about shipping and is not shipped.
+    static SHIPPING: ();
+}
+
+/// Whether the shipper itself is what logs.
+pub(super) fn shipping_now() -> bool {
+    SHIPPING.try_with(|()| ()).is_ok()
+}
+
+/// A layer for the subscriber and the shipper behind it. Records wait in the queue until the shipper starts, so
+/// that logging can begin before there is a bus.
+pub fn shipping(service: impl Into<String>) -> (ShippingLayer, Shipper) {
+    let queue = Arc::new(Queue::default());
+    (ShippingLayer { queue: Arc::clone(&queue) }, Shipper { queue, service: service.into() })
+}
+
+/// A shipper that has not started.
+#[derive(Debug)]
+pub struct Shipper {
+    queue: Arc<Queue>,
+    service: String,
+}
+
+impl Shipper {
+    /// Begins to ship, as a task of the current runtime.
+    pub fn start(self, bus: Bus) -> Shipping {
+        let closing = CancellationToken::new();
+        let work = Work { queue: self.queue, service: self.service, bus, closing: closing.clone() };
+        Shipping { closing, task: tokio::spawn(SHIPPING.scope((), work.run())) }
+    }
+}
+
+/// A shipper at work. Dropped, it goes on; [`close`](Self::close) ends it.
+#[derive(Debug)]
+pub struct Shipping {
+    closing: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Shipping {
+    /// Ships what waits and ends, within `bound`. Answers whether everything was shipped. Call it after the last
+    /// thing worth logging and before the bus is closed.
+    pub async fn close(self, bound: Duration) -> bool {
+        self.closing.cancel();
+        let Self { mut task, .. } = self;
+        match timeout(bound, &mut task).await {
+            Ok(ended) => ended.is_ok(),
+            Err(_) => {
+                task.abort();
+                false
+            }
+        }
+    }
+}
+
+struct Work {
+    queue: Arc<Queue>,
+    service: String,
+    bus: Bus,
+    closing: CancellationToken,
+}
+
+impl Work {
+    async fn run(self) {
+        loop {
+            let closing = self.closing.is_cancelled();
+            if self.queue.is_empty() {
+                if closing {
+                    return;
+                }
+                tokio::select! {
+                    () = self.queue.some.notified() => {}
+                    () = self.closing.cancelled() => continue,
+                }
+            }
+            if !closing {
+                self.linger().await;
+            }
+            let (records, dropped) = self.queue.take();
+            if !records.is_empty() || !dropped.is_empty() {
+                let batch = LogBatch { service: self.service.clone(), records, dropped };
+                self.ship(batch).await;
+            }
+        }
+    }
+
+    /// Waits for a whole batch, but not long.
+    async fn linger(&self) {
+        let until = Instant::now() + LINGER;
+        while !self.queue.batch_is_full() {
+            tokio::select! {
+                full = timeout_at(until, self.queue.full.notified()) => if full.is_err() { return },
+                () = self.closing.cancelled() => return,
+            }
+        }
+    }
+
+    /// Publishes until it is stored. What is too large for the bus is divided.
+    async fn ship(&self, batch: LogBatch) {
+        let mut parts = vec![batch];
+        while let Some(batch) = parts.pop() {
+            let Err(TooLarge(mut batch)) = self.publish(batch).await else { continue };
+            if batch.records.len() <= 1 {
+                for LogRecord { severity, .. } in &batch.records {
+                    tracing::warn!("a log record is larger than the bus takes and is dropped");
+                    self.queue.count_dropped(*severity);
+                }
+                self.queue.restore(&batch.dropped);
+                continue;
+            }
+            let second = batch.records.split_off(batch.records.len() / 2);
+            let service = batch.service.clone();
+            parts.push(LogBatch { service, records: second, dropped: Vec::new() });
+            parts.push(batch);
+        }
+    }
+
+    async fn publish(&self, batch: LogBatch) -> Result<(), TooLarge> {
+        // One id for all tries: the aggregator keeps a batch once however often it comes.
+        let id = MessageId::now();
+        let mut wait = BACKOFF.0;
+        let mut failing = false;
+        loop {
+            let publish = self.bus.publish(batch.clone()).id(id.clone()).into_future();
+            let error = match timeout(DEADLINE, publish).await {
+                Ok(Ok(_)) => {
+                    if failing {
+                        tracing::info!("logs are shipped again");
+                    }
+                    return Ok(());
+                }
+                Ok(Err(error)) if error.kind() == ErrorKind::TooLarge => return Err(TooLarge(batch)),
+                Ok(Err(error)) => error,
+                Err(_) => Error::new(ErrorKind::Timeout, "publishing took too long"),
+            };
+            if !failing {
+                // Seen by the other layers; ours leaves it out.
+                tracing::warn!(%error, "logs cannot be shipped; they wait, and the lowest levels go when too many do");
+            }
+            failing = true;
+            sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            wait = (wait * 2).min(BACKOFF.1);
+        }
+    }
+}
+
+/// A batch that the bus does not take.
+struct TooLarge(LogBatch);

@@ -1,0 +1,110 @@
+//! From the bus: batches of log records, acknowledged once they are durable here.
+
+use std::time::Duration;
+
+use event_client::Bus;
+use event_client::delivery::{Delivery, Reason, Rejection};
+use event_client::envelope::Envelope;
+use event_client::event::Event as _;
+use event_client::log::{LogBatch, LogRecord};
+use event_client::message::MessageId;
+use event_client::subscription::Subscription;
+use event_client::transport::{Start, Subscribe};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::Ingest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Group;
+
+/// The durable group: several aggregators share the batches.
+const GROUP: &str = "log-aggregator";
+/// Batches in hand at a time: they share commits.
+const CREDIT: usize = 64;
+/// When a batch that could not be stored is tried again. As often as it takes: a full disk is no fault of the batch.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Takes batches until it is stopped.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    subscription: Subscription,
+    work: TaskTracker,
+}
+
+impl Consumer {
+    /// Joins the group, with what was shipped before it first existed, and begins to take batches.
+    pub(crate) async fn start(bus: &Bus, ingest: Ingest) -> Result<Self> {
+        let failed = |e| Error::because(ErrorKind::Unavailable, "cannot subscribe to the logs on the bus", e);
+        let group = GROUP.parse().map_err(failed)?;
+        let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
+        let spec =
+            Subscribe { start: Start::Earliest, credit: CREDIT, ..Subscribe::group(group, vec![pattern]) };
+        let subscription = bus.subscribe(spec).await.map_err(failed)?;
+        let work = TaskTracker::new();
+        let (deliveries, tracker) = (subscription.clone(), work.clone());
+        work.spawn(async move {
+            while let Some(delivery) = deliveries.next().await {
+                tracker.spawn(take(delivery, ingest.clone()));
+            }
+        });
+        work.close();
+        Ok(Self { subscription, work })
+    }
+
+    /// Takes nothing more; returns when what was taken is stored and acknowledged.
+    pub(crate) async fn stop(&self) {
+        self.subscription.stop();
+        self.work.wait().await;
+    }
+}
+
+async fn take(delivery: Delivery, ingest: Ingest) {
+    let batch = match read(&delivery) {
+        Ok(batch) => batch,
+        Err((reason, error)) => {
+            tracing::warn!(error, "a batch of logs cannot be read and becomes a dead letter");
+            drop(delivery.reject(Rejection::new(reason, error)).await);
+            return;
+        }
+    };
+    // The message's own id: a batch that was stored and not acknowledged is not stored again.
+    let delivered = match &delivery.message().id {
+        MessageId::Uuid(id) => *id,
+        MessageId::Text(text) => Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()),
+    };
+    let settled = match ingest.push(Group { delivery: Some(delivered), records: records_of(batch) }).await {
+        Ok(()) => delivery.ack().await,
+        Err(error) if error.kind() == ErrorKind::Closed => delivery.release().await,
+        Err(error) => delivery.retry(AGAIN, error.chain()).await,
+    };
+    if let Err(error) = settled {
+        // It comes again and is recognised.
+        tracing::debug!(%error, "a batch of logs was not settled");
+    }
+}
+
+fn read(delivery: &Delivery) -> std::result::Result<LogBatch, (Reason, String)> {
+    let undecodable = |e: event_client::Error| (Reason::Undecodable, e.to_string());
+    let envelope = Envelope::read(delivery.message()).map_err(undecodable)?;
+    if envelope.meta.kind != LogBatch::SUBJECT {
+        return Err((Reason::UnknownType, format!("`{}` is no batch of logs", envelope.meta.kind)));
+    }
+    LogBatch::decode(LogBatch::VERSION, &envelope).map_err(undecodable)
+}
+
+/// The records, and one that says what the shipper dropped.
+fn records_of(batch: LogBatch) -> Vec<LogRecord> {
+    let (service, dropped) = (batch.service.clone(), batch.dropped.clone());
+    let mut records = batch.into_records();
+    let count: u64 = dropped.iter().map(|dropped| dropped.count).sum();
+    if count > 0 {
+        let text =
+            format!("{count} log records of this service were dropped before shipping: its queue was full");
+        let mut lost = LogRecord::new(service, "WARN", text);
+        for dropped in dropped {
+            lost.attributes.insert(format!("dropped.{}", dropped.severity.name()), dropped.count.into());
+        }
+        records.push(lost);
+    }
+    records
+}
