@@ -152,8 +152,16 @@ impl Bus {
         confirm.await.map_err(|error| error.during("publish").with("subject", subject))
     }
 
-    /// Takes a place in the window and sends.
-    async fn send(&self, message: Message) -> Result<(tokio::sync::OwnedSemaphorePermit, Confirm<Receipt>)> {
+    /// Whether the next [`Bus::send`] would wait for a place.
+    pub(crate) fn is_window_full(&self) -> bool {
+        self.0.window.available_permits() == 0
+    }
+
+    /// Takes a place in the window and sends. Never wait for it while holding places: another may do the same.
+    pub(crate) async fn send(
+        &self,
+        message: Message,
+    ) -> Result<(tokio::sync::OwnedSemaphorePermit, Confirm<Receipt>)> {
         self.check(&message).map_err(|error| error.during("publish").with("subject", &message.subject))?;
         let slot = self.0.window.clone().acquire_owned().await.expect("the window is never closed");
         Ok((slot, self.0.transport.publish(message)))

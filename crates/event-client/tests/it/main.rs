@@ -3,6 +3,7 @@
 mod batch;
 mod events;
 mod layers;
+mod outbox;
 mod requests;
 mod service;
 mod sqlite;

@@ -1,0 +1,179 @@
+//! Staging: from an event to a row, and from a row to the message that is published.
+
+use std::collections::BTreeMap;
+use std::future::IntoFuture;
+
+use futures_util::future::BoxFuture;
+use serde_json::value::RawValue;
+use smol_str::SmolStr;
+
+use super::announce;
+use crate::bus::Settings;
+use crate::codec::Codec;
+use crate::context::Context;
+use crate::envelope::{self, Envelope, Meta, Mode};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Event;
+use crate::message::{Headers, Message, MessageId};
+use crate::sql::{Dialect, Row, explain, now};
+use crate::subject::Subject;
+
+/// Stands for the source until the relay fills in that of its bus.
+const SOURCE: &str = "/outbox";
+const CONTENT_TYPE: &str = "content-type";
+
+/// Writes `event` into the outbox within `transaction`; await the returned builder.
+///
+/// Correlation, cause and trace are those of the event that this task handles, unless given.
+pub fn stage<'a, 't, D: Dialect, E: Event>(
+    transaction: &'a mut sqlx::Transaction<'t, D>,
+    event: E,
+) -> Stage<'a, 't, D, E> {
+    Stage {
+        transaction,
+        event,
+        id: None,
+        key: None,
+        about: None,
+        headers: Headers::new(),
+        context: None,
+        refused: None,
+    }
+}
+
+/// An event that is being staged; `.await` writes its row and answers its id.
+#[must_use = "nothing is staged until it is awaited"]
+pub struct Stage<'a, 't, D: Dialect, E> {
+    transaction: &'a mut sqlx::Transaction<'t, D>,
+    event: E,
+    id: Option<MessageId>,
+    key: Option<SmolStr>,
+    about: Option<SmolStr>,
+    headers: Headers,
+    context: Option<Context>,
+    refused: Option<Error>,
+}
+
+impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
+    /// Uses this id instead of a fresh UUIDv7. An id that was staged before changes nothing.
+    pub fn id(mut self, id: impl Into<MessageId>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Uses this ordering key instead of the event's own.
+    pub fn key(mut self, key: impl Into<SmolStr>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Names the entity that it is about (CloudEvents `subject`).
+    pub fn about(mut self, entity: impl Into<SmolStr>) -> Self {
+        self.about = Some(entity.into());
+        self
+    }
+
+    /// Adds a free header; a bad name or value fails the staging.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        if let Err(error) = self.headers.set(name, value) {
+            self.refused.get_or_insert(error);
+        }
+        self
+    }
+
+    /// Fills correlation, cause and trace from `context`, such as that of a batch's item.
+    pub fn context(mut self, context: Context) -> Self {
+        self.context = Some(context);
+        self
+    }
+
+    /// The row, and the id in it.
+    fn row(&mut self) -> Result<(MessageId, Row)> {
+        if let Some(error) = self.refused.take() {
+            return Err(error);
+        }
+        let subject = Subject::new(E::SUBJECT)?;
+        let id = self.id.take().unwrap_or_else(MessageId::now);
+        let key = self.key.take().or_else(|| self.event.key());
+        let mut meta = Meta::new(id.clone(), SOURCE, SmolStr::new_static(E::SUBJECT));
+        meta.subject = self.about.take();
+        meta.partitionkey = key.clone();
+        meta.caused_by(self.context.take().or_else(Context::current).as_ref());
+        // JSON, whatever the bus speaks: the table is read by people and by change data capture.
+        let (content_type, mut headers, payload) =
+            envelope::write(&mut meta, &self.event, Codec::Json, Mode::Binary)?;
+        for (name, value) in self.headers.iter() {
+            headers.set(name, value)?;
+        }
+        let mut stored: BTreeMap<&str, &str> = headers.iter().collect();
+        stored.insert(CONTENT_TYPE, &content_type);
+        let row = Row {
+            position: 0,
+            id: id.to_string(),
+            aggregatetype: subject.topic().to_owned(),
+            aggregateid: key.map(String::from),
+            kind: E::SUBJECT.to_owned(),
+            payload: String::from_utf8(payload.into()).expect("JSON is UTF-8"),
+            headers: serde_json::to_string(&stored).expect("text always encodes"),
+            created: now(),
+        };
+        Ok((id, row))
+    }
+}
+
+impl<'a, D: Dialect, E: Event> IntoFuture for Stage<'a, '_, D, E> {
+    type Output = Result<MessageId>;
+    type IntoFuture = BoxFuture<'a, Result<MessageId>>;
+
+    fn into_future(mut self) -> Self::IntoFuture {
+        // Encoded here and now: in the task whose context it takes, and without carrying the event along.
+        let named = |error: Error| error.during("stage").with("subject", E::SUBJECT);
+        let row = self.row().map_err(named);
+        let connection: &'a mut D::Connection = self.transaction;
+        Box::pin(async move {
+            let (id, row) = row?;
+            D::stage(connection, row).await.map_err(explain::<D>("stage")).map_err(named)?;
+            announce();
+            Ok(id)
+        })
+    }
+}
+
+impl<D: Dialect, E> std::fmt::Debug for Stage<'_, '_, D, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage").field("id", &self.id).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// The message that a row stands for, as this bus writes its envelopes.
+pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
+    let damaged = |what: &str| Error::new(ErrorKind::Corrupt, format!("the row's {what} cannot be read"));
+    let stored: BTreeMap<String, String> =
+        serde_json::from_str(&row.headers).map_err(|error| damaged("headers").because(error))?;
+    let mut staged = Message::new(Subject::new(&row.kind)?, "", row.payload.clone());
+    for (name, value) in &stored {
+        match name.as_str() {
+            CONTENT_TYPE => staged.content_type = value.into(),
+            name => staged.headers.set(name, value)?,
+        }
+    }
+    let mut meta = Envelope::read(&staged)?.meta;
+    meta.source = settings.source.clone();
+    let data: &RawValue =
+        serde_json::from_str(&row.payload).map_err(|error| damaged("payload").because(error))?;
+    let (content_type, mut headers, payload) = envelope::write(&mut meta, data, Codec::Json, settings.mode)?;
+    // The attributes are in the envelope again; only free headers travel as they are.
+    let free = |name: &str| !name.starts_with("ce-") && !matches!(name, "traceparent" | "tracestate");
+    for (name, value) in staged.headers.iter().filter(|(name, _)| free(name)) {
+        headers.set(name, value)?;
+    }
+    Ok(Message {
+        id: row.id.as_str().into(),
+        key: row.aggregateid.as_deref().map(SmolStr::new),
+        content_type,
+        headers,
+        payload,
+        durability: settings.durability,
+        ..staged
+    })
+}
