@@ -33,16 +33,27 @@ Examples:
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Where the bus is: `sqlite:PATH` or `memory:`
-    #[arg(long, global = true, env = "EVENT_BUS_URL", default_value = event_client::Bus::DEFAULT_URL, hide_env_values = true)]
-    pub(crate) url: String,
+    /// Where the bus is: `sqlite:PATH` or `memory:`; default `sqlite:backbone-data/bus.db`
+    #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
+    pub(crate) url: Option<String>,
     /// One JSON object per line instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
+impl Global {
+    /// The bus to talk to.
+    pub(crate) fn bus_url(&self) -> &str {
+        self.url.as_deref().unwrap_or(event_client::Bus::DEFAULT_URL)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run everything in one process: bus, worker, scheduler, log aggregator and viewer
+    Up(Up),
+    /// Run two real systems through it and report whether every count adds up
+    Demo(Demo),
     /// Publish an event
     Pub(Publish),
     /// Receive events, as a durable group or just looking
@@ -56,11 +67,43 @@ pub(crate) enum Command {
     /// Dead letters
     #[command(subcommand)]
     Dlq(DeadLetters),
+    /// Tasks: worker, beat, call, result, inspect and more, in Celery's words
+    #[command(subcommand)]
+    Task(task_queue::command::TaskCommand),
+    /// Stored logs
+    #[command(subcommand)]
+    Logs(Logs),
     /// JSON Schemas and golden samples of the shared events
     #[command(subcommand)]
     Schema(Schema),
     /// Check the bus: reachable, writable, healthy, durable
     Doctor,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// Where everything is kept
+    #[arg(long, env = "BACKBONE_DATA_DIR", default_value = "backbone-data")]
+    pub(crate) data_dir: PathBuf,
+    /// Address to listen on; anything but loopback is reachable by others, without a login
+    #[arg(long, env = "LOGTHON_HOST", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port of Logthon's API and the log viewer; 0 takes a free one
+    #[arg(long, env = "LOGTHON_PORT", default_value_t = 5000)]
+    pub(crate) port: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Stop by itself within 60 s, print the report, and fail unless every count adds up
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Where everything is kept; with --once a temporary folder unless given
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Port of the log viewer; with --once a free one unless given
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -177,6 +220,41 @@ pub(crate) struct Choice {
     /// All of them: needed to replay or drop without any condition
     #[arg(long)]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Logs {
+    /// Find stored records, the latest first
+    Query(LogFilter),
+    /// Show records as they are stored
+    Tail(LogFilter),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogFilter {
+    /// Words that all must appear
+    pub(crate) text: Option<String>,
+    /// Of this service; may be given several times
+    #[arg(long)]
+    pub(crate) service: Vec<String>,
+    /// At least this level: debug, info, warn, error
+    #[arg(long)]
+    pub(crate) level: Option<String>,
+    /// Of this trace
+    #[arg(long)]
+    pub(crate) trace: Option<String>,
+    /// Of this flow
+    #[arg(long)]
+    pub(crate) correlation: Option<String>,
+    /// Not older than this: `10m`, or a time
+    #[arg(long)]
+    pub(crate) since: Option<Moment>,
+    /// At most so many; with `tail`, so many of the newest first
+    #[arg(long)]
+    pub(crate) limit: Option<u32>,
+    /// The aggregator
+    #[arg(long, env = "BACKBONE_LOGS_URL", default_value = "http://127.0.0.1:5000")]
+    pub(crate) server: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,8 +1,10 @@
 //! The backbone binary: everything in one process, and the tools to look inside.
 
 mod args;
+mod builtin;
 mod commands;
 mod output;
+mod stack;
 
 use std::process::ExitCode;
 

@@ -97,6 +97,14 @@ impl Aggregator {
         self.store.select(query).await
     }
 
+    /// How many records of each service are kept.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn counts(&self) -> Result<std::collections::BTreeMap<String, u64>> {
+        self.store.counts().await
+    }
+
     /// How many records are kept.
     ///
     /// # Errors

@@ -1,18 +1,24 @@
 //! The commands, one file each.
 
 mod dead_letters;
+mod demo;
 mod doctor;
 mod lag;
+mod logs;
 mod publish;
 mod replay;
 mod schema;
 mod show;
 mod subscribe;
+mod task;
+mod up;
 
 use std::process::ExitCode;
 
 use event_client::Bus;
 use event_client::bus::Settings;
+use service_kit::config::Loader;
+use service_kit::telemetry;
 
 use crate::args::{Cli, Command, Global};
 use crate::output::Output;
@@ -21,6 +27,8 @@ use crate::output::Output;
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let output = Output::new(cli.global.json);
     match cli.command {
+        Command::Up(args) => return up::run(&cli.global, args, output).await,
+        Command::Demo(args) => return demo::run(&cli.global, args, output).await,
         Command::Pub(args) => publish::run(&cli.global, args, output).await?,
         Command::Sub(args) => subscribe::run(&cli.global, args, output).await?,
         Command::Tail(args) => subscribe::tail(&cli.global, args, output).await?,
@@ -28,6 +36,8 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Lag(args) => lag::run(&cli.global, args, output).await?,
         Command::Dlq(args) => dead_letters::run(&cli.global, args, output).await?,
         Command::Schema(args) => return schema::run(args, output),
+        Command::Task(command) => return task::run(&cli.global, command).await,
+        Command::Logs(command) => logs::run(command, output).await?,
         Command::Doctor => return doctor::run(&cli.global, output).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -35,11 +45,22 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 
 /// Opens the bus of `--url`. The default file's folder is made when it is missing; any other is the user's to make.
 async fn connect(global: &Global) -> anyhow::Result<Bus> {
-    if global.url == Bus::DEFAULT_URL {
+    let url = global.bus_url();
+    if url == Bus::DEFAULT_URL {
         std::fs::create_dir_all("backbone-data")?;
     }
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::connect_with(&global.url, settings).await?)
+    Ok(Bus::connect_with(url, settings).await?)
+}
+
+/// How a long-running command logs: by `LOG_LEVEL` and `RUST_LOG`.
+fn log_settings() -> anyhow::Result<telemetry::Settings> {
+    #[derive(Debug, Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Settings {
+        log: telemetry::Settings,
+    }
+    Ok(Loader::new("backbone").load::<Settings>()?.into_inner().log)
 }
 
 /// Resolves at Ctrl-C or SIGTERM.

@@ -28,4 +28,4 @@ mod tests;
 pub use layer::ShippingLayer;
 pub use record::{Dropped, LogBatch, LogRecord};
 pub use severity::Severity;
-pub use ship::{Shipper, Shipping, shipping};
+pub use ship::{Shipper, Shipping, ShippingStats, shipping};

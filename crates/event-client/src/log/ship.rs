@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -50,8 +51,35 @@ impl Shipper {
     /// Begins to ship, as a task of the current runtime.
     pub fn start(self, bus: Bus) -> Shipping {
         let closing = CancellationToken::new();
-        let work = Work { queue: self.queue, service: self.service, bus, closing: closing.clone() };
-        Shipping { closing, task: tokio::spawn(SHIPPING.scope((), work.run())) }
+        let stats = Arc::new(ShippingStats::default());
+        let (queue, service, counting) = (self.queue, self.service, Arc::clone(&stats));
+        let work = Work { queue, service, bus, closing: closing.clone(), stats: counting };
+        Shipping { closing, stats, task: tokio::spawn(SHIPPING.scope((), work.run())) }
+    }
+}
+
+/// How much a shipper has shipped since it started.
+#[derive(Debug, Default)]
+pub struct ShippingStats {
+    sent: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl ShippingStats {
+    /// Records that the bus holds.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Records that were shed, as far as the batches sent have told.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, batch: &LogBatch) {
+        self.sent.fetch_add(batch.records.len() as u64, Ordering::Relaxed);
+        let dropped = batch.dropped.iter().map(|dropped| dropped.count).sum();
+        self.dropped.fetch_add(dropped, Ordering::Relaxed);
     }
 }
 
@@ -59,10 +87,16 @@ impl Shipper {
 #[derive(Debug)]
 pub struct Shipping {
     closing: CancellationToken,
+    stats: Arc<ShippingStats>,
     task: JoinHandle<()>,
 }
 
 impl Shipping {
+    /// What has been shipped; outlives the shipper.
+    pub fn stats(&self) -> Arc<ShippingStats> {
+        Arc::clone(&self.stats)
+    }
+
     /// Ships what waits and ends, within `bound`. Answers whether everything was shipped. Call it after the last
     /// thing worth logging and before the bus is closed.
     pub async fn close(self, bound: Duration) -> bool {
@@ -83,6 +117,7 @@ struct Work {
     service: String,
     bus: Bus,
     closing: CancellationToken,
+    stats: Arc<ShippingStats>,
 }
 
 impl Work {
@@ -149,6 +184,7 @@ impl Work {
             let publish = self.bus.publish(batch.clone()).id(id.clone()).into_future();
             let error = match timeout(DEADLINE, publish).await {
                 Ok(Ok(_)) => {
+                    self.stats.count(&batch);
                     if failing {
                         tracing::info!("logs are shipped again");
                     }

@@ -1,0 +1,41 @@
+//! Tasks that every backbone worker runs, so that schedules are of use without writing Rust.
+
+use event_client::Bus;
+use event_client::codec::Codec;
+use event_client::context::Context;
+use event_client::envelope::{Meta, Mode, write};
+use event_client::message::{Message, MessageId};
+use event_client::subject::Subject;
+use task_queue::{State, TaskContext, TaskError, Worker, task};
+use uuid::Uuid;
+
+/// Adds them to a worker that has the bus as state.
+pub(crate) fn register(worker: Worker) -> Worker {
+    worker.register(publish_event).register(echo)
+}
+
+/// Publishes an event: `backbone task call backbone.publish_event -a '["orders.placed.v1", {"order_id": 7}]'`.
+///
+/// The event's id comes from the task's, so that another attempt publishes the same event.
+#[task(name = "backbone.publish_event")]
+async fn publish_event(
+    State(bus): State<Bus>,
+    context: TaskContext,
+    subject: String,
+    data: serde_json::Value,
+) -> Result<String, TaskError> {
+    let subject = Subject::new(&subject).map_err(TaskError::permanent)?;
+    let id = MessageId::Uuid(Uuid::new_v5(&context.id(), b"publish_event"));
+    let mut meta = Meta::new(id.clone(), "/backbone", subject.as_str());
+    meta.caused_by(Context::current().as_ref());
+    let (content_type, headers, body) = write(&mut meta, &data, Codec::Json, Mode::Structured)?;
+    bus.publish_message(Message { id: id.clone(), headers, ..Message::new(subject, content_type, body) })
+        .await?;
+    Ok(id.to_string())
+}
+
+/// Answers what it was given: to see that a worker works.
+#[task(name = "backbone.echo")]
+async fn echo(value: serde_json::Value) -> Result<serde_json::Value, TaskError> {
+    Ok(value)
+}

@@ -1,0 +1,143 @@
+//! `backbone demo`: two reference systems, real traffic, and a report in which every count must add up.
+
+mod observe;
+mod report;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
+use event_client::service::Running;
+use reference_systems::securebox::{self, Vault};
+use reference_systems::{Expected, edge_terrarium};
+use service_kit::{http, telemetry};
+use tokio::sync::Mutex;
+
+use crate::args::{Demo, Global};
+use crate::output::Output;
+use crate::stack::{Options, Stack};
+use observe::Observed;
+
+/// The beat schedules of production run so many times as often: every 0.5 s, 3 s and 6 s.
+const SPEED: u32 = 600;
+/// The most that settling may take after the traffic.
+const SETTLE: Duration = Duration::from_secs(40);
+
+pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::Result<ExitCode> {
+    let temporary = if args.once && args.data_dir.is_none() { Some(tempfile::tempdir()?) } else { None };
+    let data_dir = match (&temporary, args.data_dir) {
+        (Some(folder), _) => folder.path().to_owned(),
+        (None, Some(dir)) => dir,
+        (None, None) => "backbone-demo".into(),
+    };
+    let options = Options {
+        data_dir: data_dir.clone(),
+        http: http::Settings {
+            host: "127.0.0.1".into(),
+            port: args.port.unwrap_or(if args.once { 0 } else { 5000 }),
+        },
+        url: global.url.clone(),
+        // Expected failures are part of the show; the report and the viewer tell of them.
+        log: quiet(super::log_settings()?),
+        drain: Duration::from_secs(15),
+    };
+    let vault = Vault::open(data_dir.join("securebox"))?;
+    let working = vault.clone();
+    let schedules = securebox::schedules(SPEED)?;
+    let mut stack =
+        Stack::start(options, move |worker, bus| securebox::worker(worker, &working, bus), schedules).await?;
+    let viewer = format!("http://{}", stack.address);
+
+    let terrarium = edge_terrarium::Terrarium::open(data_dir.join("edge-terrarium"))?;
+    let mut running = Vec::new();
+    let services = securebox::services(&stack.bus, &vault).into_iter();
+    for service in services.chain(edge_terrarium::services(&stack.bus, &terrarium)) {
+        running.push(service.start().await?);
+    }
+    let observed = Observed::new(&stack, &running).await?;
+    let running = Arc::new(Mutex::new(running));
+    let draining = running.clone();
+    stack.parts.add("reference systems", |stop| async move {
+        stop.requested().await;
+        drain(std::mem::take(&mut *draining.lock().await)).await
+    });
+    if !output.is_json() {
+        output.line(&format!("log viewer  {}", output.bold(&format!("{viewer}/"))))?;
+    }
+
+    let began = Instant::now();
+    let (bus, shutdown) = (stack.bus.clone(), stack.shutdown.clone());
+    let whole = tokio::spawn(stack.run());
+    let mut expected = Expected::default();
+    let result = loop {
+        let round = tokio::select! {
+            round = traffic(&bus, &vault, &viewer) => round,
+            () = shutdown.asked() => break Ok(()),
+        };
+        match round {
+            Ok(round) => expected = expected.and(round),
+            Err(error) => break Err(error),
+        }
+        if args.once {
+            break observed.settle(&expected, SETTLE).await;
+        }
+        summary(output, &observed, began.elapsed()).await?;
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            () = shutdown.asked() => break observed.settle(&expected, SETTLE).await,
+        }
+    };
+    let report = observed.report(&expected).await?;
+    shutdown.ask("the demonstration is over");
+    let stopped = whole.await?;
+    report.print(output, began.elapsed())?;
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+    }
+    if !stopped.is_clean() {
+        eprintln!("error: {stopped}");
+    }
+    let good = report.adds_up() && stopped.is_clean();
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Both systems at once.
+async fn traffic(bus: &event_client::Bus, vault: &Vault, viewer: &str) -> anyhow::Result<Expected> {
+    let securebox = securebox::traffic(bus, vault, securebox::Load::default());
+    let terrarium = edge_terrarium::traffic(bus, viewer, edge_terrarium::Load::default());
+    let (securebox, terrarium) = tokio::join!(securebox, terrarium);
+    Ok(securebox.map_err(|error| anyhow!(error))?.and(terrarium.map_err(|error| anyhow!(error))?))
+}
+
+async fn drain(running: Vec<Running>) -> event_client::Result<()> {
+    for service in running {
+        service.drain().await?;
+    }
+    Ok(())
+}
+
+async fn summary(output: Output, observed: &Observed, up: Duration) -> anyhow::Result<()> {
+    let now = observed.now().await?;
+    if output.is_json() {
+        return output.json(&now);
+    }
+    output.line(&format!(
+        "{:>5.0} s  {} events handled, {} retried, {} dead, {} tasks done, {} firings, {} log records",
+        up.as_secs_f64(),
+        now.handled.values().sum::<u64>(),
+        now.retried.values().sum::<u64>(),
+        now.dead.values().sum::<u64>(),
+        now.tasks.values().sum::<u64>(),
+        now.fired.values().sum::<u64>(),
+        now.logs.values().sum::<u64>(),
+    ))
+}
+
+/// Nothing on the screen unless the environment asks for it.
+fn quiet(mut log: telemetry::Settings) -> telemetry::Settings {
+    if log.filter.is_none() {
+        log.format = telemetry::Format::Off;
+    }
+    log
+}

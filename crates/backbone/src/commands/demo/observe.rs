@@ -1,0 +1,155 @@
+//! What has really happened, read from where it is kept: groups, dead letters, tasks, schedules, stored logs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_client::Bus;
+use event_client::log::ShippingStats;
+use event_client::service::{Running, Stats};
+use event_client::subject::Pattern;
+use event_client::transport::{DeadLetterFilter, Start, Subscribe};
+use jiff::Timestamp;
+use log_aggregator::Aggregator;
+use reference_systems::Expected;
+use serde::Serialize;
+use smol_str::SmolStr;
+use task_queue::store::{Filter, State, TaskStore};
+
+use super::report::Report;
+use crate::stack::Stack;
+
+/// Where to look.
+pub(super) struct Observed {
+    bus: Bus,
+    tasks: Arc<dyn TaskStore>,
+    aggregator: Arc<Aggregator>,
+    shipped: Arc<ShippingStats>,
+    stats: BTreeMap<SmolStr, Arc<Stats>>,
+    since: Timestamp,
+    /// Records, dead letters and firings of earlier runs in the same data directory.
+    before: Now,
+}
+
+/// Everything counted at one moment, since the demonstration began.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Now {
+    pub(super) published: BTreeMap<String, u64>,
+    pub(super) handled: BTreeMap<String, u64>,
+    pub(super) retried: BTreeMap<String, u64>,
+    pub(super) dead: BTreeMap<String, u64>,
+    pub(super) tasks: BTreeMap<String, u64>,
+    pub(super) unfinished: u64,
+    pub(super) fired: BTreeMap<String, u64>,
+    pub(super) scheduled: BTreeMap<String, u64>,
+    pub(super) logs: BTreeMap<String, u64>,
+    pub(super) shipped: u64,
+    pub(super) shed: u64,
+}
+
+impl Observed {
+    pub(super) async fn new(stack: &Stack, running: &[Running]) -> anyhow::Result<Self> {
+        let mut observed = Self {
+            bus: stack.bus.clone(),
+            tasks: stack.tasks.clone(),
+            aggregator: stack.aggregator.clone(),
+            shipped: stack.shipped.clone(),
+            stats: running.iter().flat_map(Running::stats).collect(),
+            since: Timestamp::now(),
+            before: Now::default(),
+        };
+        observed.before = observed.read().await?;
+        Ok(observed)
+    }
+
+    /// The counts since the start.
+    pub(super) async fn now(&self) -> anyhow::Result<Now> {
+        let mut now = self.read().await?;
+        for (map, before) in [
+            (&mut now.dead, &self.before.dead),
+            (&mut now.tasks, &self.before.tasks),
+            (&mut now.fired, &self.before.fired),
+            (&mut now.scheduled, &self.before.scheduled),
+            (&mut now.logs, &self.before.logs),
+        ] {
+            map.iter_mut().for_each(|(name, count)| {
+                *count -= before.get(name).copied().unwrap_or_default().min(*count)
+            });
+            map.retain(|_, count| *count > 0);
+        }
+        Ok(now)
+    }
+
+    async fn read(&self) -> anyhow::Result<Now> {
+        let mut now = Now::default();
+        for (group, stats) in &self.stats {
+            let counts = stats.counts();
+            now.handled.insert(group.to_string(), counts.acked);
+            now.retried.insert(group.to_string(), counts.retried);
+        }
+        now.handled.retain(|_, count| *count > 0);
+        now.retried.retain(|_, count| *count > 0);
+        for letter in self.bus.admin().dead_letters(DeadLetterFilter::default()).await? {
+            *now.dead.entry(letter.group.to_string()).or_default() += 1;
+        }
+        for schedule in self.tasks.schedules().await? {
+            now.fired.insert(schedule.name.clone(), schedule.fired);
+        }
+        for task in self.tasks.list(Filter { limit: u32::MAX, ..Filter::default() }).await? {
+            let finished = matches!(task.state, State::Succeeded);
+            if !finished {
+                now.unfinished += 1;
+            } else if let Some(schedule) = task.headers.get("schedule") {
+                *now.scheduled.entry(schedule.clone()).or_default() += 1;
+            } else {
+                *now.tasks.entry(task.name.clone()).or_default() += 1;
+            }
+        }
+        now.published = self.published().await?;
+        now.logs = self.aggregator.counts().await?;
+        (now.shipped, now.shed) = (self.shipped.sent(), self.shipped.dropped());
+        Ok(now)
+    }
+
+    /// What the bus holds, by subject; log batches aside, which go on while we count.
+    async fn published(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let mut spec = Subscribe::broadcast(
+            ["files.>", "edge.>"].map(|topic| Pattern::new(topic).expect("a valid pattern")),
+        );
+        spec.start = Start::Time(self.since);
+        let subscription = self.bus.subscribe(spec).await?;
+        let mut published = BTreeMap::new();
+        while let Ok(Some(delivery)) =
+            tokio::time::timeout(Duration::from_millis(100), subscription.next()).await
+        {
+            *published.entry(delivery.message().subject.to_string()).or_default() += 1;
+        }
+        Ok(published)
+    }
+
+    /// Waits until everything that must happen has happened, and nothing is half done.
+    pub(super) async fn settle(&self, expected: &Expected, bound: Duration) -> anyhow::Result<()> {
+        let settled = async {
+            loop {
+                if Report::new(expected, &self.now().await?).adds_up() {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        match tokio::time::timeout(bound, settled).await {
+            Ok(done) => done,
+            Err(_) => {
+                anyhow::bail!("not everything settled within {bound:?}; the report says what is missing")
+            }
+        }
+    }
+
+    /// Compares what happened with what had to. Schedules go on firing, so a moment is sought at which no task
+    /// and no log batch is on its way.
+    pub(super) async fn report(&self, expected: &Expected) -> anyhow::Result<Report> {
+        // Refused when it never comes to that; the report then shows the difference.
+        drop(self.settle(expected, Duration::from_secs(5)).await);
+        Ok(Report::new(expected, &self.now().await?))
+    }
+}

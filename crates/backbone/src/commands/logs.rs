@@ -1,0 +1,127 @@
+//! `backbone logs`: stored records on the terminal, asked of the aggregator over HTTP.
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use super::interrupted;
+use crate::args::{LogFilter, Logs};
+use crate::output::{Output, plain};
+
+pub(crate) async fn run(command: Logs, output: Output) -> anyhow::Result<()> {
+    match command {
+        Logs::Query(filter) => query(filter, output).await,
+        Logs::Tail(filter) => tail(filter, output).await,
+    }
+}
+
+async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
+    let limit = filter.limit.map(|limit| ("limit", limit.to_string()));
+    let answer: Value = ask(&filter, "query", limit).await?.json().await?;
+    let records = answer["records"].as_array().context("the aggregator's answer has no records")?;
+    if records.is_empty() && !output.is_json() {
+        return output.line("no such records");
+    }
+    // The newest last, as in a log file.
+    records.iter().rev().try_for_each(|record| show(record, output))
+}
+
+async fn tail(filter: LogFilter, output: Output) -> anyhow::Result<()> {
+    let backlog = ("backlog", filter.limit.unwrap_or(10).to_string());
+    let mut answer = ask(&filter, "tail", Some(backlog)).await?;
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut stop = std::pin::pin!(interrupted());
+    loop {
+        let chunk = tokio::select! {
+            chunk = answer.chunk() => chunk.context("the aggregator went away")?,
+            () = &mut stop => return Ok(()),
+        };
+        let Some(chunk) = chunk else { bail!("the aggregator ended the tail") };
+        buffer.extend_from_slice(&chunk);
+        while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = buffer.drain(..end + 2).collect();
+            frame(&String::from_utf8_lossy(&event), output)?;
+        }
+    }
+}
+
+/// One server-sent event: a record, or how many were missed.
+fn frame(event: &str, output: Output) -> anyhow::Result<()> {
+    let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
+    let Some(data) = field("data:") else { return Ok(()) };
+    let value: Value = serde_json::from_str(data).context("the aggregator sent something else than JSON")?;
+    match field("event:") {
+        Some("dropped") => {
+            eprintln!(
+                "{}",
+                output.dim(&format!("records passed by while this reader was slow: {}", value["count"]))
+            );
+            Ok(())
+        }
+        _ => show(&value, output),
+    }
+}
+
+async fn ask(
+    filter: &LogFilter,
+    what: &str,
+    more: Option<(&str, String)>,
+) -> anyhow::Result<reqwest::Response> {
+    let mut url =
+        reqwest::Url::parse(&filter.server).with_context(|| format!("--server {}", filter.server))?;
+    url.set_path(&format!("{}/api/v1/{what}", url.path().trim_end_matches('/')));
+    let since = filter.since.map(|moment| moment.0.to_string());
+    {
+        let mut pairs = url.query_pairs_mut();
+        for service in &filter.service {
+            pairs.append_pair("service", service);
+        }
+        let parameters = [
+            ("text", &filter.text),
+            ("level", &filter.level),
+            ("trace_id", &filter.trace),
+            ("correlation_id", &filter.correlation),
+            ("since", &since),
+        ];
+        for (name, value) in parameters {
+            if let Some(value) = value {
+                pairs.append_pair(name, value);
+            }
+        }
+        if let Some((name, value)) = &more {
+            pairs.append_pair(name, value);
+        }
+    }
+    let answer = reqwest::get(url).await.with_context(|| {
+        format!(
+            "no log aggregator at {}; start one with `backbone up`, or name it with --server",
+            filter.server
+        )
+    })?;
+    if !answer.status().is_success() {
+        bail!("the aggregator answered {}: {}", answer.status(), plain(&answer.text().await?));
+    }
+    Ok(answer)
+}
+
+fn show(record: &Value, output: Output) -> anyhow::Result<()> {
+    if output.is_json() {
+        return output.json(record);
+    }
+    let text = |name: &str| plain(record[name].as_str().unwrap_or("-"));
+    let level = text("level");
+    let level = match level.to_ascii_lowercase().as_str() {
+        "error" | "critical" | "fatal" => output.verdict(false, &format!("{level:<7}")),
+        "info" => format!("{level:<7}"),
+        _ => output.bold(&format!("{level:<7}")),
+    };
+    let fields = record["attributes"].as_object().filter(|fields| !fields.is_empty());
+    let fields =
+        fields.map(|fields| format!(" {}", output.dim(&plain(&Value::Object(fields.clone()).to_string()))));
+    let line = format!(
+        "{} {level} {} {}",
+        output.dim(&text("time")),
+        output.bold(&text("service")),
+        text("message")
+    );
+    output.line(&format!("{line}{}", fields.unwrap_or_default()))
+}

@@ -1,0 +1,32 @@
+//! `backbone up`: everything in one process.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use service_kit::http;
+
+use crate::args::{Global, Up};
+use crate::output::Output;
+use crate::stack::{Options, Stack};
+
+pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Result<ExitCode> {
+    let options = Options {
+        data_dir: args.data_dir.clone(),
+        http: http::Settings { host: args.host, port: args.port },
+        url: global.url.clone(),
+        log: crate::commands::log_settings()?,
+        drain: Duration::from_secs(25),
+    };
+    let stack = Stack::start(options, |worker, _| worker, Vec::new()).await?;
+    let viewer = format!("http://{}/", stack.address);
+    if output.is_json() {
+        output.json(&serde_json::json!({"viewer": viewer, "data_dir": args.data_dir, "bus": stack.bus.capabilities().name}))?;
+    } else {
+        output.line(&format!("{:<14}{}", "log viewer", output.bold(&viewer)))?;
+        output.line(&format!("{:<14}{}", "data", args.data_dir.display()))?;
+        output.line(&output.dim("Ctrl-C drains and ends it"))?;
+    }
+    let report = stack.run().await;
+    tracing::info!("{report}");
+    Ok(report.exit_code())
+}

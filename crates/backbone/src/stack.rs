@@ -1,0 +1,127 @@
+//! Everything in one process: bus, worker, scheduler, log aggregator and its page.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use event_client::Bus;
+use event_client::bus::Settings;
+use event_client::log::{ShippingStats, shipping};
+use log_aggregator::Aggregator;
+use service_kit::health::Health;
+use service_kit::shutdown::{Parts, Report, Shutdown};
+use service_kit::{http, telemetry};
+use task_queue::store::TaskStore;
+use task_queue::{Beat, Schedule, TaskClient, Worker};
+
+use crate::builtin;
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Where everything is kept.
+    pub(crate) data_dir: PathBuf,
+    /// Where to listen.
+    pub(crate) http: http::Settings,
+    /// The bus; a file in the data directory unless told.
+    pub(crate) url: Option<String>,
+    /// What of its own log this process prints.
+    pub(crate) log: telemetry::Settings,
+    /// How long draining may take.
+    pub(crate) drain: Duration,
+}
+
+/// The running whole. Parts are added to it before it runs; they stop before what they stand on.
+pub(crate) struct Stack {
+    pub(crate) bus: Bus,
+    pub(crate) tasks: Arc<dyn TaskStore>,
+    pub(crate) aggregator: Arc<Aggregator>,
+    pub(crate) shipped: Arc<ShippingStats>,
+    pub(crate) address: SocketAddr,
+    pub(crate) parts: Parts,
+    pub(crate) shutdown: Shutdown,
+}
+
+impl Stack {
+    /// Opens everything and starts serving. `worker` adds to what the worker runs beside the built-in tasks.
+    pub(crate) async fn start(
+        options: Options,
+        worker: impl FnOnce(Worker, &Bus) -> Worker,
+        schedules: Vec<Schedule>,
+    ) -> anyhow::Result<Self> {
+        let dir = &options.data_dir;
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+        let shutdown = Shutdown::on_signals()?;
+        // Logging begins before there is a bus; the records wait for it.
+        let (layer, shipper) = shipping("backbone");
+        let metrics = telemetry::init(&options.log, vec![Box::new(layer)])?;
+        let listener = http::bind(&options.http).await?;
+        let address = listener.local_addr()?;
+        let url = match &options.url {
+            Some(url) => url.clone(),
+            None => format!("sqlite:{}", dir.join("bus.db").display()),
+        };
+        let settings = Settings { source: "/backbone".into(), ..Settings::default() };
+        let bus = Bus::connect_with(&url, settings).await?;
+
+        let tasks =
+            task_queue::store::open(&task_queue::store::url_beside_bus(&tasks_base(&url, dir))?).await?;
+        TaskClient::new(tasks.clone()).install();
+        let config = log_aggregator::Config::from_vars(dir.join("logs"), std::env::vars())?;
+        let aggregator = Arc::new(Aggregator::open(config).await?);
+
+        let health = Health::new("backbone", env!("CARGO_PKG_VERSION")).metrics(metrics).watch(&shutdown);
+        let pinged = bus.clone();
+        health.check("bus", move || {
+            let bus = pinged.clone();
+            async move { bus.admin().ping().await.map(drop) }
+        });
+        let asked = tasks.clone();
+        health.check("tasks", move || {
+            let tasks = asked.clone();
+            async move { tasks.workers().await.map(drop) }
+        });
+
+        let mut parts =
+            Parts::new(shutdown.clone(), service_kit::shutdown::Settings { drain: options.drain });
+        let shipping = shipper.start(bus.clone());
+        let shipped = shipping.stats();
+        let closing = bus.clone();
+        parts.add("bus", |stop| async move {
+            stop.requested().await;
+            // What is logged until here is on the bus, for the aggregator to find when it is up again.
+            shipping.close(Duration::from_secs(5)).await;
+            closing.close().await
+        });
+        aggregator.consume(&bus).await?;
+        let draining = aggregator.clone();
+        parts.add("log aggregator", |stop| async move {
+            stop.requested().await;
+            draining.drain(Duration::from_secs(5)).await
+        });
+        let running = worker(builtin::register(Worker::new(tasks.clone()).with_state(bus.clone())), &bus);
+        parts.add("worker", |stop| running.run_until(async move { stop.requested().await }));
+        let beat = schedules.into_iter().fold(Beat::new(tasks.clone()), Beat::schedule);
+        parts.add("beat", |stop| beat.run_until(async move { stop.requested().await }));
+        let router = aggregator.router().merge(health.probes());
+        parts.add("http", |stop| http::serve(listener, router, stop));
+        Ok(Self { bus, tasks, aggregator, shipped, address, parts, shutdown })
+    }
+
+    /// Runs until a signal or until a part ends, then drains.
+    pub(crate) async fn run(self) -> Report {
+        self.parts.run().await
+    }
+}
+
+/// The URL beside which the tasks are kept: the bus's own file, or the data directory when the bus has none.
+fn tasks_base(url: &str, dir: &std::path::Path) -> String {
+    if url.starts_with("sqlite:") {
+        url.to_owned()
+    } else {
+        format!("sqlite:{}", dir.join("bus.db").display())
+    }
+}
