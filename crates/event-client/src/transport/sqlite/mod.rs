@@ -159,6 +159,11 @@ impl Transport for SqliteTransport {
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
             let open = self.live("subscribe")?;
+            if spec.lease.is_zero() {
+                return Err(
+                    Error::new(ErrorKind::Config, "a lease must be longer than nothing").during("subscribe")
+                );
+            }
             if spec.filters.is_empty() {
                 return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern")
                     .during("subscribe"));

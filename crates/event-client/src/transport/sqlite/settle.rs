@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smol_str::SmolStr;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::codec;
@@ -32,6 +33,8 @@ pub(super) struct Member {
     /// Its row; a new one after the leases were lost.
     pub(super) id: AtomicI64,
     pub(super) lease: Duration,
+    /// When a handler last said that it still works: counts when nobody renews any more.
+    pub(super) told: Mutex<Instant>,
     /// Settlements are confirmed after an fsync.
     fsync: bool,
     /// Of a keyed subscription.
@@ -107,6 +110,7 @@ impl Member {
             feed,
             id: AtomicI64::new(id),
             lease,
+            told: Mutex::new(Instant::now()),
             fsync,
             lanes: keyed.then(Mutex::default),
             state: Mutex::default(),
@@ -287,6 +291,7 @@ impl Settle for Member {
 
     fn in_progress(&self, _: Token) -> Confirm<()> {
         let id = self.id.load(Ordering::Acquire);
+        *self.told.lock().expect("not poisoned") = Instant::now();
         let renewed = self.database.inbox.renew(vec![id], codec::now() + self.lease.as_nanos() as i64);
         Confirm::boxed(async move {
             if renewed.await?.is_empty() { Err(lease_lost().during("in progress")) } else { Ok(()) }

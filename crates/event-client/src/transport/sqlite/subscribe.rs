@@ -345,7 +345,16 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
         () = async {
             gone.cancelled().await;
             forget();
-            sleep(member.lease).await;
+            // A handler that outlives its subscription may go on renewing for itself.
+            let mut since = Instant::now();
+            loop {
+                sleep_until(since + member.lease).await;
+                let told = *member.told.lock().expect("not poisoned");
+                if told <= since {
+                    break;
+                }
+                since = told;
+            }
         } => {}
     }
     forget();
