@@ -23,6 +23,9 @@ use task_queue::{
 };
 use tokio::sync::{Notify, oneshot};
 
+/// Names the store when this program is run as a worker beside the bench.
+const WORKER: &str = "TASK_BENCH_WORKER";
+
 #[derive(Clone, Default)]
 struct Counter(Arc<(AtomicUsize, Notify)>);
 
@@ -51,7 +54,7 @@ fn tasks(count: u64) -> Vec<NewTask> {
 }
 
 fn report(what: &str, count: u64, took: Duration) {
-    println!("{what:<36} {:>9.0}/s", count as f64 / took.as_secs_f64());
+    println!("{what:<40} {:>9.0}/s", count as f64 / took.as_secs_f64());
 }
 
 async fn enqueue(parallel: usize, count: u64) {
@@ -95,10 +98,31 @@ async fn drain(concurrency: usize, count: u64) {
     report(&format!("drain, concurrency {concurrency}"), count, begin.elapsed());
 }
 
-async fn latency(count: usize) {
-    let (store, client, _folder) = fresh().await;
+/// With a worker in this process, or in another one.
+async fn latency(count: usize, across: bool) {
+    let (store, client, folder) = fresh().await;
     let (stop, stopped) = oneshot::channel::<()>();
-    let worker = tokio::spawn(Worker::new(store).register(lateness).run_until(async { drop(stopped.await) }));
+    let mut child = across.then(|| {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        command.env(WORKER, folder.path().join("tasks.db")).spawn().expect("a worker process")
+    });
+    let worker = tokio::spawn(async move {
+        match across {
+            true => drop(stopped.await),
+            false => {
+                let worker = Worker::new(store).register(lateness);
+                worker.run_until(async { drop(stopped.await) }).await.expect("the worker ends well");
+            }
+        }
+    });
+    lateness
+        .delay(0)
+        .on(&client)
+        .await
+        .expect("enqueued")
+        .get(Duration::from_secs(10))
+        .await
+        .expect("warmed up");
     let (mut starts, mut answers) = (Vec::new(), Vec::new());
     for _ in 0..count {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -108,16 +132,27 @@ async fn latency(count: usize) {
         answers.push(begin.elapsed().as_secs_f64() * 1000.0);
     }
     drop(stop);
-    worker.await.expect("the worker ends").expect("the worker ends well");
-    for (what, mut times) in [("idle, enqueue to start", starts), ("idle, call to result", answers)] {
+    worker.await.expect("the worker ends");
+    if let Some(child) = &mut child {
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+    }
+    let place = if across { "across two processes" } else { "in one process" };
+    for (what, mut times) in [("enqueue to start", starts), ("call to result", answers)] {
         times.sort_by(f64::total_cmp);
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-        println!("{what:<36} p50 {:>6.2} ms   p99 {:>6.2} ms", at(0.5), at(0.99));
+        let what = format!("{what}, {place}");
+        println!("{what:<40} p50 {:>6.2} ms   p99 {:>6.2} ms", at(0.5), at(0.99));
     }
 }
 
 #[tokio::main]
 async fn main() {
+    if let Ok(path) = std::env::var(WORKER) {
+        let store = SqliteStore::open(SqliteOptions::new(path)).await.expect("a store");
+        let worker = Worker::new(Arc::new(store)).register(lateness);
+        return worker.run_until(std::future::pending()).await.expect("the worker works");
+    }
     // `cargo test --benches` only wants to know that it runs.
     let scale = if std::env::args().any(|argument| argument == "--bench") { 1 } else { 100 };
     enqueue(1, 2_000 / scale).await;
@@ -127,5 +162,6 @@ async fn main() {
     drain(1, 3_000 / scale).await;
     drain(16, 20_000 / scale).await;
     drain(100, 50_000 / scale).await;
-    latency(500 / scale as usize).await;
+    latency(500 / scale as usize, false).await;
+    latency(500 / scale as usize, true).await;
 }

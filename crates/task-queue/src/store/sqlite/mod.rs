@@ -206,4 +206,47 @@ mod tests {
         store.enqueue(large()).await.unwrap();
         assert_eq!(store.stats().await.unwrap()[0].counts.values().sum::<u64>(), 2);
     }
+
+    /// What costs the same with a million tasks as with ten is what walks an index that holds only its own rows.
+    #[tokio::test]
+    async fn hot_statements_walk_indexes_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(SqliteOptions::new(folder.path().join("tasks.db"))).await.unwrap();
+        for (statement, index) in [
+            (
+                "SELECT min(expires) FROM tasks WHERE expires IS NOT NULL AND state IN ('queued', 'scheduled')",
+                "tasks_expiring",
+            ),
+            ("SELECT min(due) FROM tasks WHERE state = 'scheduled'", "tasks_scheduled"),
+            (
+                "SELECT seq FROM tasks WHERE state = 'scheduled' AND due <= 1 ORDER BY due LIMIT 1",
+                "tasks_scheduled",
+            ),
+            ("SELECT 1 FROM tasks WHERE state = 'queued'", "tasks_queued"),
+            (
+                "SELECT seq, priority, due FROM tasks WHERE state = 'queued' AND queue = 'a' \
+                 ORDER BY priority DESC, due, seq LIMIT 1",
+                "tasks_queued",
+            ),
+            ("SELECT id FROM tasks WHERE state = 'running' AND worker = x'00' AND cancel", "tasks_running"),
+            (
+                "SELECT seq FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= 1 ORDER BY keep_until",
+                "tasks_keep",
+            ),
+            (
+                "SELECT id FROM tasks WHERE name = 'a' AND unique_key = 'b' \
+                 AND state IN ('queued', 'scheduled', 'running')",
+                "tasks_unique",
+            ),
+        ] {
+            let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let plan = sqlx::query_as::<_, (i64, i64, i64, String)>(explain)
+                .fetch_all(&store.readers)
+                .await
+                .unwrap();
+            let plan: Vec<_> = plan.into_iter().map(|step| step.3).collect();
+            assert!(plan.iter().any(|step| step.contains(index)), "{statement}: {plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{statement} sorts: {plan:?}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{SqliteOptions, claim, db, enqueue, fault::is_busy, settle, wake::Wake};
+use super::{Durability, SqliteOptions, claim, db, enqueue, fault::is_busy, settle, wake::Wake};
 use crate::{
     Error, ErrorKind, Result,
     store::{Claim, Claimed, Enqueued, Hints, NewTask, Settlement, Topic},
@@ -54,7 +54,15 @@ impl Writer {
         wake: Wake,
     ) -> Result<Self> {
         let (operations, inbox) = mpsc::channel(BACKLOG);
-        crate::thread::run("task-store", run(Connection { inner: connection, options }, inbox, hints, wake))?;
+        crate::thread::run(
+            "task-store",
+            run(
+                Connection { inner: connection, synced: options.durability == Durability::Fsync, options },
+                inbox,
+                hints,
+                wake,
+            ),
+        )?;
         Ok(Self { operations })
     }
 
@@ -125,8 +133,10 @@ async fn run(
         for operation in waiting.drain(..) {
             match operation {
                 Operation::Alone(mut alone) => {
-                    let outcome =
-                        transaction(&mut connection, async |connection| alone.run(connection).await).await;
+                    let outcome = transaction(&mut connection, Commit::Durable, async |connection| {
+                        alone.run(connection).await
+                    })
+                    .await;
                     if let Ok(touched) = &outcome {
                         announce(&hints, &mut wake, touched);
                     }
@@ -164,7 +174,8 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
         }
     }
     let dead_ttl = connection.options.dead_ttl_ms();
-    let outcome = transaction(connection, async |connection| {
+    let commit = if ends.is_empty() && tasks.is_empty() { Commit::Claims } else { Commit::Durable };
+    let outcome = transaction(connection, commit, async |connection| {
         let settled = settle::settle(connection, &ends, dead_ttl).await?;
         let enqueued = enqueue::enqueue(connection, &tasks).await?;
         let mut claimed = Vec::with_capacity(claims.len());
@@ -211,12 +222,33 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
 struct Connection {
     inner: SqliteConnection,
     options: SqliteOptions,
+    /// Whether commits are synced now.
+    synced: bool,
+}
+
+/// What a transaction's commit must survive.
+#[derive(Clone, Copy, PartialEq)]
+enum Commit {
+    /// Whatever the store was opened for.
+    Durable,
+    /// A crash of the process only. A claim that a power cut undoes leaves its task queued, and nobody alive who
+    /// holds it; the next durable commit syncs it along.
+    Claims,
 }
 
 impl Connection {
     /// Takes the write lock. SQLite's own waiting sleeps ever longer, up to 100 ms, and so loses against a process
     /// that writes without pause; asking every millisecond or two gets a fair share.
-    async fn begin(&mut self) -> Result<()> {
+    async fn begin(&mut self, commit: Commit) -> Result<()> {
+        let sync = commit == Commit::Durable && self.options.durability == Durability::Fsync;
+        if sync != self.synced {
+            let pragma = if sync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+            self.inner
+                .execute(pragma)
+                .await
+                .map_err(|error| db("setting the durability of a commit", error))?;
+            self.synced = sync;
+        }
         let give_up = Instant::now() + self.options.busy_timeout;
         loop {
             match self.inner.execute("BEGIN IMMEDIATE").await {
@@ -233,9 +265,10 @@ impl Connection {
 /// Runs `body` in a transaction; any error rolls back.
 async fn transaction<T>(
     connection: &mut Connection,
+    commit: Commit,
     body: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T>,
 ) -> Result<T> {
-    connection.begin().await?;
+    connection.begin(commit).await?;
     let connection = &mut connection.inner;
     let outcome = match body(connection).await {
         Ok(made) => match connection.execute("COMMIT").await {
