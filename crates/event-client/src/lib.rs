@@ -1,4 +1,52 @@
 //! Typed events, requests and log shipping over one messaging contract.
+//!
+//! One URL decides where messages travel: `memory:` within a process, `sqlite:PATH` between the processes of a
+//! machine. The code stays the same.
+//!
+//! ```
+//! use event_client::service::{Emitter, Handler, Msg, Service};
+//! use event_client::{Bus, Event, event::JsonSchema};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Event, Serialize, Deserialize, JsonSchema)]
+//! #[event(name = "orders.placed", version = 1, key = order_id)]
+//! struct OrderPlaced { order_id: u64, cents: i64 }
+//!
+//! #[derive(Event, Serialize, Deserialize, JsonSchema)]
+//! #[event(name = "orders.paid", version = 1, key = order_id)]
+//! struct OrderPaid { order_id: u64 }
+//!
+//! // A plain async function: its arguments say what it needs, the last one what it receives.
+//! async fn charge(out: Emitter, Msg(order): Msg<OrderPlaced>) -> event_client::Result<()> {
+//!     out.emit(OrderPaid { order_id: order.order_id }).await?; // cause, correlation and trace filled in
+//!     Ok(()) // an error would be retried with backoff, then kept as a dead letter
+//! }
+//!
+//! # #[tokio::main] async fn main() -> event_client::Result<()> {
+//! let bus = Bus::connect("memory:").await?;
+//! let (paid, mut receipts) = tokio::sync::mpsc::unbounded_channel();
+//! let thank = move |Msg(order): Msg<OrderPaid>| {
+//!     let paid = paid.clone();
+//!     async move { paid.send(order.order_id).unwrap_or_default() }
+//! };
+//! let service = Service::new("billing").bus(bus.clone()).on(charge.concurrency(32).keyed()).on(thank).start().await?;
+//!
+//! bus.publish(OrderPlaced { order_id: 7, cents: 100 }).await?; // returns when the bus holds it
+//! assert_eq!(receipts.recv().await, Some(7));
+//! service.drain().await
+//! # }
+//! ```
+//!
+//! | to | see |
+//! |---|---|
+//! | declare events and their versions | [`Event`] |
+//! | publish: options, windows, delays | [`Bus`], [`bus::Publish`], [`bus::Window`] |
+//! | handle events, one by one or in batches | [`service`], [`service::BatchHandler`] |
+//! | publish in a database transaction | [`outbox`] |
+//! | make effects on a database happen once | [`inbox`] |
+//! | look at dead letters, replay them | [`transport::Admin`] |
+#![cfg_attr(feature = "testing", doc = "| test a service with a clock that jumps | [`testing::TestBus`] |")]
+//! | add a transport | [`transport::Transport`] |
 
 // The derive macros name this crate by its path, here too.
 #[allow(unused_extern_crates, reason = "only the derives inside this crate use the path")]

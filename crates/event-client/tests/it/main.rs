@@ -8,4 +8,5 @@ mod requests;
 mod service;
 mod sqlite;
 mod testbus;
+mod ui;
 mod versions;

@@ -1,0 +1,8 @@
+//! The derive needs a name and a version.
+
+#[derive(event_client::Event)]
+struct OrderPlaced;
+
+fn main() {}
+
+//~ an event needs a name: #[event(name = "orders.placed", version = 1)]
