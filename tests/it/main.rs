@@ -1,4 +1,7 @@
 //! One binary for the tests of the whole: house rules now, end-to-end stories beside them.
 
 mod cli;
+mod demo;
 mod house_rules;
+mod readme;
+mod up;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use event_client::{Bus, Event};
+use event_client::{Bus, Event, Request};
 use event_schemas::edge::{FileCreated, RequestServed};
 
 use super::logs::recorded;
@@ -58,6 +58,7 @@ pub async fn traffic(bus: &Bus, logthon: &str, load: Load) -> Result<Expected, E
     }
     post_logs(logthon, load.replays, &mut expected).await?;
     expected.requests = u64::from(load.files);
+    Expected::add(&mut expected.handled, CreateFile::SUBJECT, expected.requests);
     for (subject, group, count) in [
         (FileCreated::SUBJECT, "edge-audit.edge.file-created", load.files),
         (RequestServed::SUBJECT, "edge-audit.edge.request-served", load.requests),

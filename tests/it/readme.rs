@@ -1,0 +1,83 @@
+//! The README's commands work as written, and its programs compile and run.
+
+use std::time::Duration;
+
+use backbone_tests::{Cli, Process, free_port, workspace_root};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Every command of the README's console blocks, without the prompt and the comment.
+fn commands() -> Vec<String> {
+    let text = std::fs::read_to_string(workspace_root().join("README.md")).unwrap();
+    let mut inside = false;
+    let mut commands = Vec::new();
+    for line in text.lines() {
+        match line {
+            "```console" => inside = true,
+            _ if line.starts_with("```") => inside = false,
+            _ if inside => commands.extend(
+                line.strip_prefix("$ ")
+                    .map(|command| command.split("  #").next().unwrap_or(command).trim().to_owned()),
+            ),
+            _ => {}
+        }
+    }
+    commands
+}
+
+#[test]
+fn every_command_of_the_readme_is_run_by_a_test() {
+    // The demonstration is run by `demo.rs`; this very test is run by `ops/test`; benches are only built.
+    let elsewhere = ["cargo run --release -- demo --once", "ops/test", "cargo bench -p backbone-benches"];
+    let here = [
+        "cargo run --release -- up",
+        "cargo run --release -- sub 'orders.>' &",
+        r#"cargo run --release -- pub orders.placed.v1 '{"order_id": 7, "cents": 1200}'"#,
+        r#"curl -d '{"service": "shop", "message": "hello"}' -H 'content-type: application/json' localhost:5000/logs"#,
+    ];
+    for command in commands() {
+        assert!(
+            elsewhere.contains(&command.as_str()) || here.contains(&command.as_str()),
+            "nobody runs: {command}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_minute() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let port = free_port().to_string();
+    let shell = |script: String| {
+        let mut command = tokio::process::Command::new("sh");
+        // A folder of its own, as a fresh clone has; another port, as the usual one may be taken.
+        command
+            .current_dir(folder.path())
+            .env("LOGTHON_PORT", &port)
+            .env_remove("EVENT_BUS_URL")
+            .args(["-c", &script]);
+        command
+    };
+    let program = backbone_tests::binary("backbone", "backbone");
+    let ours = |command: &str| {
+        let command =
+            command.trim_end_matches(" &").replace("cargo run --release --", program.to_str().unwrap());
+        format!("exec {}", command.replace("localhost:5000", &format!("127.0.0.1:{port}")))
+    };
+    let find = |part: &str| {
+        commands().into_iter().find(|command| command.contains(part)).expect("the README has it")
+    };
+
+    let mut up = Process::start(shell(ours(&find("-- up"))));
+    up.line(DEADLINE, "log viewer").await;
+    let mut sub = Process::start(shell(ours(&find("-- sub"))));
+    sub.line(DEADLINE, "receiving").await;
+    let mut publish = Process::start(shell(ours(&find("-- pub"))));
+    assert!(publish.exit(DEADLINE).await.success(), "{}", publish.output());
+    sub.line(DEADLINE, r#"{"cents":1200,"order_id":7}"#).await;
+    let mut curl = Process::start(shell(ours(&find("curl"))));
+    assert!(curl.exit(DEADLINE).await.success(), "{}", curl.output());
+    let server = format!("http://127.0.0.1:{port}");
+    let found = cli.json(&["logs", "query", "hello", "--service", "shop", "--server", &server]).await;
+    assert_eq!(found.len(), 1);
+}
