@@ -118,7 +118,10 @@ impl TaskCommand {
 /// # Errors
 /// When none is named, or `CELERY_RESULT_BACKEND` names another store: results live with the tasks.
 pub fn resolve_url(given: Option<&str>) -> Result<String> {
-    let read = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    resolve(given, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+fn resolve(given: Option<&str>, read: impl Fn(&str) -> Option<String>) -> Result<String> {
     let url = match (given, read("CELERY_BROKER_URL"), read("EVENT_BUS_URL")) {
         (Some(url), ..) => url.to_owned(),
         (None, Some(url), _) => named("CELERY_BROKER_URL", StoreUrl::parse(&url).map(|_| url.clone()))?,
@@ -187,3 +190,37 @@ async fn signalled() {
 }
 
 type Shared = Arc<dyn TaskStore>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(given: Option<&str>, environment: &[(&str, &str)]) -> Result<String> {
+        resolve(given, |name| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_store_is_the_one_given_or_celerys_or_beside_the_bus() {
+        let both = [("CELERY_BROKER_URL", "sqlite:b.db"), ("EVENT_BUS_URL", "sqlite:dir/bus.db")];
+        assert_eq!(with(Some("sqlite:a.db"), &both).unwrap(), "sqlite:a.db");
+        assert_eq!(with(None, &both).unwrap(), "sqlite:b.db");
+        assert_eq!(with(None, &both[1..]).unwrap(), "sqlite:dir/bus-tasks.db");
+        assert_eq!(with(None, &[]).unwrap_err().kind(), ErrorKind::NotConfigured);
+    }
+
+    #[test]
+    fn other_brokers_are_refused_by_the_variable_that_names_them() {
+        for variable in ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "EVENT_BUS_URL"] {
+            let given = (variable == "CELERY_RESULT_BACKEND").then_some("sqlite:a.db");
+            let error = with(given, &[(variable, "redis://localhost:6379/0")]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Url);
+            let text = error.to_string();
+            assert!(text.contains(variable) && text.contains("sqlite:PATH"), "{text}");
+        }
+        let elsewhere = with(Some("sqlite:a.db"), &[("CELERY_RESULT_BACKEND", "sqlite:b.db")]).unwrap_err();
+        assert!(elsewhere.to_string().contains("results live in the task store"), "{elsewhere}");
+        with(Some("sqlite:a.db"), &[("CELERY_RESULT_BACKEND", "sqlite:a.db")]).unwrap();
+    }
+}
