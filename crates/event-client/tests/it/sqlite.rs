@@ -263,6 +263,7 @@ async fn as_a_child() {
                 tokio::spawn(async move {
                     let asked = String::from_utf8(request.message.payload.to_vec()).unwrap();
                     if asked == "wait" {
+                        request.responder.send(frame("waiting", false)).await.unwrap();
                         request.responder.gone().cancelled().await;
                         return say("gone");
                     }
@@ -581,12 +582,16 @@ async fn calls_reach_another_process_and_come_back_in_order() {
         }
         assert!(replies.next().await.is_none());
     }
-    drop(bus.requests().call(ask("wait"), within).await.unwrap());
+    let mut left = bus.requests().call(ask("wait"), within).await.unwrap();
+    assert_eq!(left.next().await.unwrap().unwrap().payload, "waiting");
+    drop(left);
     assert_eq!(lines.next().as_deref(), Some("gone"));
-    let mut late = bus.requests().call(ask("wait"), Duration::from_millis(300)).await.unwrap();
+    let mut late = bus.requests().call(ask("wait"), Duration::from_secs(2)).await.unwrap();
+    assert_eq!(late.next().await.unwrap().unwrap().payload, "waiting");
     assert_eq!(late.next().await.unwrap().unwrap_err().kind(), ErrorKind::Timeout);
     assert_eq!(lines.next().as_deref(), Some("gone"));
     let mut cut = bus.requests().call(ask("wait"), within).await.unwrap();
+    assert_eq!(cut.next().await.unwrap().unwrap().payload, "waiting");
     server.kill().unwrap();
     server.wait().unwrap();
     assert_eq!(cut.next().await.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);

@@ -184,7 +184,14 @@ fn read_row(row: &SqliteRow) -> Sql<(i64, Entry)> {
 
 /// Claims and delivers what nobody has had.
 async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
-    let claimed = claim(member, feed.free()).await?;
+    let want = match &member.lanes {
+        None => feed.free(),
+        Some(lanes) => lanes.lock().expect("not poisoned").wanted(feed.free(), member.room),
+    };
+    if want == 0 {
+        return Ok(false);
+    }
+    let claimed = claim(member, want).await?;
     if claimed.is_empty() {
         return Ok(false);
     }
@@ -210,13 +217,10 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         match turn {
             Turn::Waits => {}
             Turn::File(parked) => drop(member.park(parked.lease, parked.index, parked.entry)),
-            Turn::Go(parked) => {
-                let Some(slot) = feed.try_slot() else { break };
-                let held = Held::Fresh { lease: parked.lease, index: parked.index };
-                feed.push(member.deliver(held, parked.entry, slot));
-            }
+            Turn::Go(parked) => lanes.lock().expect("not poisoned").defer(parked),
         }
     }
+    hand_over_ready(member, feed);
     Ok(true)
 }
 

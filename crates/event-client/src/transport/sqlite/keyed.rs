@@ -2,11 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
 use super::lease::Lease;
 use super::settle::Entry;
+
+/// Most fresh messages of one claim.
+const MOST: usize = 256;
 
 /// Keys with a message out. Others need no memory.
 #[derive(Debug, Default)]
@@ -15,7 +19,13 @@ pub(super) struct Lanes {
     parked: usize,
     /// Waiting messages whose key has become free.
     ready: VecDeque<Parked>,
+    /// Since when as many wait as may.
+    full_since: Option<Instant>,
 }
+
+/// How long messages behind busy keys may hold up fresh ones of other keys. After that they go to the file, which
+/// costs a transaction each: too much for keys that are only busy, right for those that are stuck.
+const STUCK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Lane {
@@ -94,6 +104,21 @@ impl Lanes {
                 true
             }
         }
+    }
+
+    /// How many fresh messages may be fetched while up to `room` may wait and `free` may go.
+    pub(super) fn wanted(&mut self, free: usize, room: usize) -> usize {
+        if self.parked + self.ready.len() < room {
+            self.full_since = None;
+            return free.max(room - self.parked - self.ready.len()).min(MOST);
+        }
+        let since = *self.full_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < STUCK { 0 } else { free }
+    }
+
+    /// It may go, as soon as there is a slot.
+    pub(super) fn defer(&mut self, parked: Parked) {
+        self.ready.push_back(parked);
     }
 
     /// A waiting message whose key is its own now.

@@ -204,7 +204,10 @@ impl Writer {
                     break;
                 }
             }
-            while self.round().await {}
+            while self.round().await {
+                // Those who were just answered may have more: what they send now shares the next transaction.
+                tokio::task::yield_now().await;
+            }
         }
         database.peers.leave();
         connection::finish(self.connection, &database.readers).await;
