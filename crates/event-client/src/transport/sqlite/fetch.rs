@@ -57,8 +57,7 @@ fn hand_over_ready(member: &Arc<Member>, feed: &Feed) -> bool {
     while lanes.lock().expect("not poisoned").has_ready() {
         let Some(slot) = feed.try_slot() else { break };
         let Some(parked) = lanes.lock().expect("not poisoned").ready() else { break };
-        let held = Held::Fresh { lease: parked.lease, index: parked.index };
-        feed.push(member.deliver(held, parked.entry, slot));
+        feed.push(member.deliver(parked.held, parked.entry, slot));
         any = true;
     }
     any
@@ -70,6 +69,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let explain = |error: sqlx::Error| database.explain(&error, "fetch");
     let (group, now, id) = (member.feed.id, codec::now(), member.id.load(Ordering::Acquire));
     let free = feed.free();
+    let room = member.lanes.as_ref().map_or(0, |lanes| lanes.lock().expect("not poisoned").room(member.room));
     let due = match &member.lanes {
         None => first_due(member).await.map_err(explain)?.map(|due| (due, None)),
         Some(lanes) => {
@@ -95,6 +95,11 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let rows = database
         .write("fetch", move |connection| {
             Box::pin(async move {
+                // The first of each key and some that follow it, unless one in between waits for its time.
+                const FOLLOW: &str = "(SELECT f.id FROM json_each(?) AS h JOIN redelivery AS first ON first.id = h.value \
+                    JOIN redelivery AS f ON f.id = first.id OR f.id IN (SELECT id FROM redelivery WHERE grp = first.grp AND key = first.key \
+                    AND member IS NULL ORDER BY seq, id LIMIT ?) WHERE NOT EXISTS (SELECT 1 FROM redelivery AS w WHERE w.grp = f.grp \
+                    AND w.key = f.key AND (w.seq, w.id) <= (f.seq, f.id) AND w.due > ? AND w.due < ?))";
                 const CLAIM: &str = "UPDATE redelivery SET member = ?, attempts = attempts + 1, first_at = ifnull(first_at, ?) \
                     WHERE member IS NULL AND EXISTS (SELECT 1 FROM member WHERE id = ?) AND id IN ";
                 const ANSWER: &str = " RETURNING id, seq, attempts, subject, published, first_at, replayed, data";
@@ -102,12 +107,15 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
                     None => format!(
                         "{CLAIM} (SELECT id FROM redelivery WHERE grp = ? AND member IS NULL AND due <= ? ORDER BY due LIMIT ?) {ANSWER}"
                     ),
-                    Some(_) => format!("{CLAIM} (SELECT value FROM json_each(?)) {ANSWER}"),
+                    Some(_) => format!("{CLAIM} {FOLLOW} {ANSWER}"),
                 };
                 let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(now).bind(id);
                 let query = match chosen {
                     None => query.bind(group).bind(now).bind(free as i64),
-                    Some(ids) => query.bind(json(ids)),
+                    Some(ids) => {
+                        let each = (room / ids.len().max(1)).max(1) as i64;
+                        query.bind(json(ids)).bind(each).bind(now).bind(PARKED)
+                    }
                 };
                 query.fetch_all(connection).await
             })
@@ -116,7 +124,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     // More may be due than fitted, and the next time is not known yet.
     member.feed.redeliver.store(true, Ordering::Release);
     let mut claimed = rows.iter().map(read_row).collect::<Sql<Vec<_>>>().map_err(explain)?;
-    claimed.sort_by_key(|(_, entry)| entry.seq);
+    claimed.sort_by_key(|(id, entry)| (entry.seq, *id));
     let any = !claimed.is_empty();
     let expired = claimed.extract_if(.., |(_, entry)| !entry.replayed && is_expired(&entry.message, now));
     let expired: Vec<_> = expired.map(|(id, entry)| (id, entry.message.key.clone())).collect();
@@ -125,8 +133,9 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     for (row, entry) in claimed {
         let held = Held::Row { id: row, member: id };
-        if let (Some(lanes), Some(key)) = (&member.lanes, &entry.message.key) {
-            lanes.lock().expect("not poisoned").take_row(key.clone());
+        if let (Some(lanes), Some(key)) = (&member.lanes, entry.message.key.clone()) {
+            lanes.lock().expect("not poisoned").take_row(&key, Parked { held, entry });
+            continue;
         }
         match feed.try_slot() {
             Some(slot) => feed.push(member.deliver(held, entry, slot)),
@@ -134,6 +143,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
             None => tracing::error!("a delivery was fetched beyond the credit"),
         }
     }
+    hand_over_ready(member, feed);
     for (row, key) in expired {
         member.discard_row(row, id, key);
     }
@@ -206,7 +216,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let in_file =
         keys_in_file(member, &claimed).await.map_err(|error| member.database.explain(&error, "fetch"))?;
     for (lease, index, entry) in claimed {
-        let parked = Parked { lease, index, entry };
+        let parked = Parked { held: Held::Fresh { lease, index }, entry };
         let turn = match parked.entry.message.key.clone() {
             None => Turn::Go(parked),
             Some(key) => {
@@ -216,7 +226,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         };
         match turn {
             Turn::Waits => {}
-            Turn::File(parked) => drop(member.park(parked.lease, parked.index, parked.entry)),
+            Turn::File(parked) => drop(member.park(parked)),
             Turn::Go(parked) => lanes.lock().expect("not poisoned").defer(parked),
         }
     }

@@ -1,13 +1,11 @@
 //! Order per key within the one member that works: which keys have a message out, and what waits behind it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
-use super::lease::Lease;
-use super::settle::Entry;
+use super::settle::{Entry, Held};
 
 /// Most fresh messages of one claim.
 const MOST: usize = 256;
@@ -34,11 +32,10 @@ struct Lane {
     waiting: VecDeque<Parked>,
 }
 
-/// A fresh message behind another of its key.
+/// A message in our hands behind another of its key.
 #[derive(Debug)]
 pub(super) struct Parked {
-    pub(super) lease: Arc<Lease>,
-    pub(super) index: usize,
+    pub(super) held: Held,
     pub(super) entry: Entry,
 }
 
@@ -58,9 +55,23 @@ impl Lanes {
         self.lanes.contains_key(key)
     }
 
-    /// A message of `key` goes out that came from the file.
-    pub(super) fn take_row(&mut self, key: SmolStr) {
-        self.lanes.insert(key, Lane { in_file: true, waiting: VecDeque::new() });
+    /// A message that came from the file: it goes, or follows one of its key that came with it.
+    pub(super) fn take_row(&mut self, key: &SmolStr, parked: Parked) {
+        match self.lanes.get_mut(key) {
+            Some(lane) => {
+                lane.waiting.push_back(parked);
+                self.parked += 1;
+            }
+            None => {
+                self.lanes.insert(key.clone(), Lane { in_file: true, waiting: VecDeque::new() });
+                self.ready.push_back(parked);
+            }
+        }
+    }
+
+    /// How many more may wait in memory.
+    pub(super) fn room(&self, room: usize) -> usize {
+        room.saturating_sub(self.parked + self.ready.len())
     }
 
     /// A fresh message's turn; `in_file` says whether the file holds earlier ones of the key, `room` how many may
@@ -88,9 +99,9 @@ impl Lanes {
         }
     }
 
-    /// The fresh message of `key` is done; the next in memory becomes ready. `false` when the file must be looked at
-    /// before the key is free.
-    pub(super) fn finish_fresh(&mut self, key: &str) -> bool {
+    /// The message of `key` that was out is done; the next in memory becomes ready. `false` when the file must be
+    /// looked at before the key is free.
+    pub(super) fn finish(&mut self, key: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(key) else { return true };
         match lane.waiting.pop_front() {
             Some(next) => {

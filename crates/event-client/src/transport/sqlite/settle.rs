@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::codec;
 use super::connection::{Answers, Database, Script, json};
 use super::error::{closed, lease_lost};
-use super::keyed::Lanes;
+use super::keyed::{Lanes, Parked};
 use super::lease::Lease;
 use super::publish;
 use super::schema::PARKED;
@@ -182,8 +182,11 @@ impl Member {
 
     /// An expired message's row is done without being delivered.
     pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
-        let lane =
-            key.filter(|_| self.lanes.is_some()).map(|key| Lane { member: self.clone(), key, release: true });
+        let lane = key.filter(|_| self.lanes.is_some()).map(|key| Lane {
+            member: self.clone(),
+            key,
+            release: false,
+        });
         self.database.inbox.settle(Settled {
             feed: self.feed.clone(),
             held: Held::Row { id: row, member },
@@ -206,19 +209,14 @@ impl Member {
         confirms
     }
 
-    /// Parks a fresh message that waits behind another of its key in the file.
-    pub(super) fn park(self: &Arc<Self>, lease: Arc<Lease>, index: usize, entry: Entry) -> Confirm<()> {
+    /// Gives a message back that nobody had, to wait in the file behind another of its key.
+    pub(super) fn park(self: &Arc<Self>, parked: Parked) -> Confirm<()> {
+        let Parked { held, entry } = parked;
         let (answer, confirm) = Confirm::channel();
-        let how = How::again(&entry, 0, PARKED, None);
+        let how = How::again(&entry, entry.attempt - 1, PARKED, None);
         let lane = entry.message.key.clone().map(|key| Lane { member: self.clone(), key, release: false });
-        self.database.inbox.settle(Settled {
-            feed: self.feed.clone(),
-            held: Held::Fresh { lease, index },
-            how,
-            fsync: false,
-            lane,
-            answer: Some(answer),
-        });
+        let feed = self.feed.clone();
+        self.database.inbox.settle(Settled { feed, held, how, fsync: false, lane, answer: Some(answer) });
         confirm
     }
 
@@ -226,7 +224,7 @@ impl Member {
     pub(super) fn unpark(self: &Arc<Self>) -> Vec<Confirm<()>> {
         let Some(lanes) = &self.lanes else { return Vec::new() };
         let parked = lanes.lock().expect("not poisoned").drain();
-        parked.into_iter().map(|parked| self.park(parked.lease, parked.index, parked.entry)).collect()
+        parked.into_iter().map(|parked| self.park(parked)).collect()
     }
 
     fn send(self: &Arc<Self>, outstanding: Outstanding, settlement: Settlement) -> Confirm<()> {
@@ -250,13 +248,13 @@ impl Member {
         };
         let mut lane = None;
         if let (Some(lanes), Some(key)) = (&self.lanes, &entry.message.key) {
-            let fresh = matches!((&held, &how), (Held::Fresh { .. }, How::Done | How::Dead(_)));
-            // The next of the key may go as soon as this one is done. Only what goes back to the file, or came
-            // from it, must be there before anybody looks for what comes next; what waits in memory follows it.
-            if !(fresh && lanes.lock().expect("not poisoned").finish_fresh(key)) {
+            let done = matches!(how, How::Done | How::Dead(_));
+            // The next of the key in memory may go as soon as this one is done. What goes back to the file must be
+            // there before anybody looks there for what comes next; what waits in memory follows it.
+            if !(done && lanes.lock().expect("not poisoned").finish(key)) {
                 let behind = lanes.lock().expect("not poisoned").unpark(key);
                 for parked in behind {
-                    drop(self.park(parked.lease, parked.index, parked.entry));
+                    drop(self.park(parked));
                 }
                 lane = Some(Lane { member: self.clone(), key: key.clone(), release: true });
             }

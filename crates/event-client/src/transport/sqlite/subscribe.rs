@@ -116,7 +116,7 @@ pub(super) async fn group(
     let name = group.to_string();
     let process = open.peers.me().to_owned();
     let Subscribe { filters, start, lease, credit, keyed, .. } = spec;
-    let lease = lease.max(Duration::from_millis(50));
+    let lease = lease.clamp(Duration::from_millis(50), Duration::from_secs(86_400 * 365));
     let until = codec::now().saturating_add(lease.as_nanos() as i64);
     let attempt = async || {
         let (name, filters, process) = (name.clone(), filters.clone(), process.clone());
