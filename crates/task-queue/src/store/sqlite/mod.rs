@@ -1,8 +1,8 @@
 //! The task store on one SQLite file in WAL mode, shared by the processes of one machine.
 //!
 //! One writer per process owns the only writing connection and merges what waits for it into one transaction,
-//! so that concurrent callers share an fsync ([`writer`]); reads go through a small pool and never wait.
-//! Other processes are woken through a small file beside the database ([`wake`]).
+//! so that concurrent callers share an fsync (`writer`); reads go through a small pool and never wait.
+//! Other processes are woken through a small file beside the database (`wake`).
 
 mod claim;
 mod control;
