@@ -75,6 +75,7 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod transport;
+mod units;
 pub mod url;
 
 pub use bus::Bus;
@@ -82,6 +83,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::Event;
 pub use event_macros::{Event, Request};
 pub use request::{CallError, Request};
+pub use units::Units;
 
 /// What the derive macros need; not for use by hand.
 #[doc(hidden)]

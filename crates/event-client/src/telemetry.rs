@@ -40,15 +40,23 @@ names! {
     /// Gauge: 0 closed, 1 half-open, 2 open.
     CIRCUIT_STATE = "circuit_breaker.state", describe_gauge Count "0 closed, 1 half-open, 2 open";
 
-    /// Label: the transport.
+    /// Label and span field: the transport.
     SYSTEM = "messaging.system";
-    /// Label: `process`, `serve` or `request`.
+    /// Label and span field: `process`, `serve` or `request`.
     OPERATION = "messaging.operation.type";
-    /// Label: the subject.
+    /// Label and span field: the subject.
     DESTINATION = "messaging.destination.name";
-    /// Label: the handler's group.
+    /// Label and span field: the handler's group.
     GROUP = "messaging.consumer.group.name";
-    /// Label: how it ended: an outcome, a status code or an error's kind.
+    /// Span field: the message's id.
+    MESSAGE_ID = "messaging.message.id";
+    /// Span field: the flow that it belongs to.
+    CONVERSATION_ID = "messaging.message.conversation_id";
+    /// Span field: 32 hexadecimal digits.
+    TRACE_ID = "trace_id";
+    /// Span field: 16 hexadecimal digits.
+    SPAN_ID = "span_id";
+    /// Label and span field: how it ended: an outcome, a status code or an error's kind.
     OUTCOME = "outcome";
     /// Label: the circuit's name.
     CIRCUIT = "circuit";

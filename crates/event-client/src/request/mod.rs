@@ -42,6 +42,7 @@ mod answer;
 mod call;
 mod client;
 mod error;
+pub(crate) mod health;
 mod stream;
 
 use std::fmt;
@@ -54,6 +55,7 @@ pub use call::{Call, DEFAULT_DEADLINE, DEFAULT_STREAM_DEADLINE};
 pub(crate) use client::Door;
 pub use client::{BoxCall, Client, Outgoing};
 pub use error::CallError;
+pub use health::{HEALTH_DEADLINE, ServiceHealth};
 pub use stream::ReplyStream;
 
 use crate::status::Code;

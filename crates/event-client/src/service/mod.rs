@@ -41,6 +41,7 @@ mod collect;
 mod exchange;
 mod extract;
 mod handler;
+mod health;
 mod incoming;
 mod outcome;
 mod reply;
@@ -48,18 +49,16 @@ mod retry;
 mod running;
 mod server;
 mod sink;
+mod start;
 mod worker;
 
-use std::collections::HashSet;
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 use tower_layer::Layer;
 
@@ -80,11 +79,11 @@ pub use sink::ReplySink;
 pub(crate) use worker::Observer;
 pub use worker::{Counts, Stats};
 
-use crate::bus::{Bus, Settings};
+use crate::bus::Bus;
 use crate::error::{Error, Result};
-use crate::subject::{Group, Pattern, Subject};
+use crate::subject::Pattern;
 use crate::subscription::Subscription;
-use crate::transport::{IncomingRequest, Serve, Subscribe};
+use crate::transport::IncomingRequest;
 use worker::Station;
 
 /// The tower service that layers wrap: one message in, its outcome out.
@@ -301,134 +300,6 @@ impl<S: Send + Sync + 'static> Service<S> {
             observer: self.observer,
         }
     }
-}
-
-impl Service {
-    /// Subscribes every handler and starts its workers.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a handler without a route, a gap in an event's versions or
-    /// two handlers in one group; and what subscribing answers. Nothing runs when one handler cannot.
-    pub async fn start(self) -> Result<Running> {
-        let service = self.name.clone();
-        let failed = |error: Error| error.during("start service").with("service", &service);
-        let Some(bus) = &self.bus else {
-            let text = "the service has no bus; add `.bus(bus)` or use `Service::from_env`";
-            return Err(failed(Error::new(crate::ErrorKind::Config, text)));
-        };
-        let settings =
-            Settings { source: smol_str::format_smolstr!("/{}", self.name), ..bus.settings().clone() };
-        let bus = bus.with_settings(settings)?;
-        let mut names = HashSet::new();
-        let mut open: Vec<(Station, usize, Source, Box<dyn Work>)> = Vec::new();
-        for entry in self.stations {
-            let route = entry.route.map_err(failed)?;
-            let retry = entry.knobs.retry.unwrap_or(self.retry);
-            let slots = entry.knobs.slots();
-            let name = match (entry.request, &entry.knobs.group) {
-                (Some(served), _) => SmolStr::new_static(served.subject),
-                (None, Some(group)) => group.clone(),
-                (None, None) => smol_str::format_smolstr!("{}.{}", self.name, route.name),
-            };
-            if !names.insert(name.clone()) {
-                let text = match entry.request {
-                    Some(_) => format!("two handlers answer `{name}`"),
-                    None => format!("two handlers share the group `{name}`; name one with `.group(\"…\")`"),
-                };
-                return Err(failed(Error::new(crate::ErrorKind::Config, text)));
-            }
-            let source = match entry.request {
-                Some(served) => serve(&bus, &self.name, served, &entry.knobs).await,
-                None => subscribe(&bus, &name, &route, &entry.knobs).await,
-            };
-            let source = source.map_err(|error| failed(error.with("handler", &name)))?;
-            let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
-            tracing::info!(
-                service = %self.name, handler = %name, receives = filters.join(" "),
-                answers = entry.request.map(|served| served.subject), transport = bus.capabilities().name,
-                concurrency = entry.knobs.calls(), batch = entry.knobs.batch, keyed = entry.knobs.keyed,
-                attempts = retry.attempts, "handler ready"
-            );
-            let identity = Arc::new(Identity {
-                service: self.name.clone(),
-                group: name,
-                attempts: retry.attempts,
-                broadcast: entry.knobs.broadcast,
-                concurrency: entry.knobs.calls(),
-                draining: source.draining(),
-            });
-            let observer = self.observer.clone();
-            let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default(), observer };
-            open.push((station, slots, source, (entry.open)(Arc::new(()))));
-        }
-        let mut running = Running::new(self.name, bus, self.drain);
-        for (station, slots, source, work) in open {
-            let station = Arc::new(station);
-            let (workers, source) = match source {
-                Source::Events(subscription) => (
-                    work.spawn(slots, station.clone(), subscription.clone()),
-                    running::Source::Events(subscription),
-                ),
-                Source::Requests(served, inbox) => {
-                    let draining = station.identity.draining.clone();
-                    (work.serve(slots, station.clone(), served, inbox), running::Source::Requests(draining))
-                }
-            };
-            running.add(station.identity.group.clone(), station.stats.clone(), source, workers);
-        }
-        Ok(running)
-    }
-
-    /// Runs until `shutdown` resolves, then drains: stops fetching, hands back what has not started, finishes
-    /// what runs within the bound, settles. The bus stays open for its other users.
-    ///
-    /// # Errors
-    /// As [`Service::start`], and when draining had to abandon work.
-    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let running = self.start().await?;
-        shutdown.await;
-        running.drain().await
-    }
-}
-
-/// Where a handler's work comes from.
-enum Source {
-    Events(Subscription),
-    Requests(Served, mpsc::Receiver<IncomingRequest>),
-}
-
-impl Source {
-    fn draining(&self) -> CancellationToken {
-        match self {
-            Self::Events(subscription) => subscription.stopping().clone(),
-            Self::Requests(..) => CancellationToken::new(),
-        }
-    }
-}
-
-async fn subscribe(bus: &Bus, group: &str, route: &Route, knobs: &Knobs) -> Result<Source> {
-    let spec = if knobs.broadcast {
-        Subscribe::broadcast(route.filters.clone())
-    } else {
-        Subscribe::group(Group::new(group)?, route.filters.clone())
-    };
-    bus.subscribe(knobs.subscribe(spec)).await.map(Source::Events)
-}
-
-async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> Result<Source> {
-    if *knobs != (Knobs { concurrency: knobs.concurrency, ..Knobs::default() }) {
-        return Err(Error::new(
-            crate::ErrorKind::Config,
-            "a request is answered once or not at all: a handler of requests takes `.concurrency(n)` and no other setting",
-        ));
-    }
-    let spec = Serve {
-        service: service.clone(),
-        subjects: vec![Subject::new(served.subject)?],
-        credit: knobs.slots(),
-    };
-    let inbox = bus.transport().requests().serve(spec).await?;
-    Ok(Source::Requests(served, inbox))
 }
 
 impl<S> fmt::Debug for Service<S> {

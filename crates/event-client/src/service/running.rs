@@ -8,7 +8,9 @@ use std::time::Duration;
 use smol_str::SmolStr;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
+use super::health::{self, Pulse};
 use super::worker::{Counts, Stats};
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +23,8 @@ pub struct Running {
     bus: Bus,
     bound: Duration,
     handlers: Vec<Handler>,
+    /// Answers health questions until the end, so that they see the draining too.
+    answering: Option<AbortOnDropHandle<()>>,
 }
 
 struct Handler {
@@ -55,22 +59,28 @@ impl Drop for Source {
 }
 
 impl Handler {
-    fn health(&self) -> Health {
+    fn pulse(&self) -> Pulse {
         match &self.source {
-            Source::Events(subscription) => subscription.health().borrow().clone(),
-            Source::Requests(draining) if draining.is_cancelled() => Health::Stopped,
-            Source::Requests(_) => Health::Live,
+            Source::Events(subscription) => Pulse::Events(subscription.health()),
+            Source::Requests(draining) => Pulse::Requests(draining.clone()),
         }
     }
 }
 
 impl Running {
     pub(super) fn new(name: SmolStr, bus: Bus, bound: Duration) -> Self {
-        Self { name, bus, bound, handlers: Vec::new() }
+        Self { name, bus, bound, handlers: Vec::new(), answering: None }
     }
 
     pub(super) fn add(&mut self, group: SmolStr, stats: Arc<Stats>, source: Source, workers: JoinSet<()>) {
         self.handlers.push(Handler { group, stats, source, workers });
+    }
+
+    /// Begins to answer health questions.
+    pub(super) async fn answer_health(&mut self) -> Result<()> {
+        let handlers = self.handlers.iter().map(|handler| (handler.group.clone(), handler.pulse())).collect();
+        self.answering = health::answer(&self.bus, &self.name, handlers).await?;
+        Ok(())
     }
 
     /// The bus as this service uses it.
@@ -90,7 +100,7 @@ impl Running {
 
     /// Each handler's source of work; all `Live` means ready.
     pub fn health(&self) -> BTreeMap<SmolStr, Health> {
-        self.handlers.iter().map(|handler| (handler.group.clone(), handler.health())).collect()
+        self.handlers.iter().map(|handler| (handler.group.clone(), handler.pulse().health())).collect()
     }
 
     /// Whether every subscription makes progress.

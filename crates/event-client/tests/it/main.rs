@@ -7,6 +7,7 @@ mod outbox;
 mod requests;
 mod service;
 mod sqlite;
+mod telemetry;
 mod testbus;
 mod ui;
 mod versions;

@@ -9,7 +9,7 @@ use event_client::request::{CallError, ReplyError};
 use event_client::service::{Deadline, Handler, ReplySink, Req, Running, Service, State};
 use event_client::status::{Code, Status};
 use event_client::transport::{MemoryConfig, MemoryTransport};
-use event_client::{Bus, ErrorKind, Request};
+use event_client::{Bus, ErrorKind, Request, Units};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -169,7 +169,7 @@ async fn the_deadline_travels_and_the_work_is_dropped() {
     let service = Service::new("pricing").bus(bus.clone()).reply(slow);
     let service = service.with_state(Dropped(dropped.clone())).start().await.unwrap();
     let start = Instant::now();
-    let error = bus.request(sku("tea")).within(Duration::from_millis(800)).await.unwrap_err();
+    let error = bus.request(sku("tea")).within(800.millis()).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
     assert_eq!(error.to_string(), "`pricing.get-quote.v1` did not answer within 800ms");
     assert_eq!(start.elapsed().as_millis() / 10, 80);
@@ -451,4 +451,20 @@ async fn draining_finishes_what_runs_and_turns_others_away() {
     drained.unwrap();
     assert!(matches!(refused, Err(CallError::NoResponder { .. })), "{refused:?}");
     assert_eq!(asking.await.unwrap().unwrap(), Quote { cents: 9 });
+}
+
+#[tokio::test]
+async fn every_service_says_how_it_is() {
+    async fn note(event_client::service::Msg(_): event_client::service::Msg<crate::events::OrderPlaced>) {}
+    let bus = memory();
+    assert_eq!(bus.health("pricing").await.unwrap_err().kind(), ErrorKind::NoResponder);
+    let service = Service::new("pricing").bus(bus.clone()).reply(quote).on(note).start().await.unwrap();
+    let health = bus.health("pricing").await.unwrap();
+    assert!(health.ready, "{health:?}");
+    let handlers: Vec<_> =
+        health.handlers.iter().map(|(name, state)| (name.as_str(), state.as_str())).collect();
+    assert_eq!(handlers, [("pricing.get-quote.v1", "live"), ("pricing.orders.placed", "live")]);
+    service.drain().await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(bus.health("pricing").await.unwrap_err().kind(), ErrorKind::NoResponder);
 }

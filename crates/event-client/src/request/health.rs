@@ -1,0 +1,54 @@
+//! The question that every service answers by itself: how it is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bus::Bus;
+use crate::codec::Codec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::subject::Subject;
+
+/// What a service says of itself when it is asked; see [`Bus::health`](crate::Bus::health).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ServiceHealth {
+    /// The service's name.
+    pub service: String,
+    /// Whether every handler's source of work makes progress.
+    pub ready: bool,
+    /// Handlers by group or request subject: `live`, `starting`, `stopped`, or `rebuilding: <why>`.
+    pub handlers: BTreeMap<String, String>,
+}
+
+/// Time that a health question is given: 2 s.
+pub const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The subject that the members of a service answer: `sys.health.<service>`.
+pub(crate) fn subject(service: &str) -> Result<Subject> {
+    Subject::new(format!("sys.health.{service}"))
+}
+
+impl Bus {
+    /// Asks one member of a service how it is; every service answers that by itself, whatever its handlers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoResponder`] when no member runs, [`ErrorKind::Timeout`] when none answers within
+    /// [`HEALTH_DEADLINE`], and transport errors.
+    pub async fn health(&self, service: &str) -> Result<ServiceHealth> {
+        let ask = async {
+            let question = Message::new(subject(service)?, Codec::Json.content_type(), "{}");
+            let mut replies = self.transport().requests().call(question, HEALTH_DEADLINE).await?;
+            match replies.next().await {
+                Some(frame) => Codec::Json.decode(&frame?.payload),
+                None => Err(Error::new(ErrorKind::Unavailable, "the service went away without an answer")),
+            }
+        };
+        let answer = tokio::time::timeout(HEALTH_DEADLINE, ask).await;
+        answer
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer came in time")))
+            .map_err(|error| error.during("ask for health").with("service", service))
+    }
+}

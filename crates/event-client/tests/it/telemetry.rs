@@ -1,0 +1,185 @@
+//! What the trace and metrics layers say about a message, read as a recorder and a subscriber read it.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+
+use event_client::context::{Context, TraceParent};
+use event_client::layers::{MetricsLayer, TraceLayer};
+use event_client::service::{Msg, Req, Service};
+use event_client::status::Status;
+use event_client::telemetry;
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit,
+};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing_subscriber::layer::{Context as Scope, SubscriberExt};
+
+use crate::events::{OrderPlaced, placed};
+use crate::requests::{GetQuote, Quote, memory, sku};
+
+/// Every value by metric and labels.
+#[derive(Clone, Default)]
+struct Recorded(Arc<Mutex<BTreeMap<String, f64>>>);
+
+struct Cell(Recorded, String);
+
+impl Cell {
+    fn add(&self, value: f64) {
+        *self.0.0.lock().unwrap().entry(self.1.clone()).or_default() += value;
+    }
+}
+
+impl CounterFn for Cell {
+    fn increment(&self, value: u64) {
+        self.add(value as f64);
+    }
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for Cell {
+    fn increment(&self, value: f64) {
+        self.add(value);
+    }
+    fn decrement(&self, value: f64) {
+        self.add(-value);
+    }
+    fn set(&self, _: f64) {}
+}
+
+impl HistogramFn for Cell {
+    fn record(&self, _: f64) {
+        self.add(1.0);
+    }
+}
+
+impl Recorded {
+    fn cell(&self, key: &Key) -> Arc<Cell> {
+        let mut labels: Vec<_> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        labels.sort();
+        Arc::new(Cell(self.clone(), format!("{}{{{}}}", key.name(), labels.join(","))))
+    }
+}
+
+impl metrics::Recorder for Recorded {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.cell(key))
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.cell(key))
+    }
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.cell(key))
+    }
+}
+
+async fn quote(Req(asked): Req<GetQuote>) -> Result<Quote, Status> {
+    if asked.sku == "tea" { Ok(Quote { cents: 1 }) } else { Err(Status::not_found("no")) }
+}
+
+#[test]
+fn every_call_is_counted_and_timed_by_how_it_ended() {
+    let recorded = Recorded::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorded, || {
+        runtime.block_on(async {
+            let bus = memory();
+            let service = Service::new("pricing").bus(bus.clone()).reply(quote).layer(MetricsLayer);
+            let _service = service.start().await.unwrap();
+            let client = bus.client().layer(MetricsLayer);
+            client.request(sku("tea")).await.unwrap();
+            client.request(sku("tea")).await.unwrap();
+            client.request(sku("gold")).await.unwrap_err();
+        });
+    });
+    let values = recorded.0.lock().unwrap();
+    let value = |name: &str, kind: &str, outcome: &str| {
+        let outcome = if outcome.is_empty() { String::new() } else { format!(",outcome={outcome}") };
+        let labels = format!(
+            "{name}{{messaging.destination.name=pricing.get-quote.v1,messaging.operation.type={kind},messaging.system=memory{outcome}}}"
+        );
+        *values.get(&labels).unwrap_or_else(|| panic!("no {labels} in {:#?}", values.keys()))
+    };
+    assert_eq!(value(telemetry::SERVED, "serve", "ack"), 2.0);
+    assert_eq!(value(telemetry::SERVED, "serve", "reject"), 1.0);
+    assert_eq!(value(telemetry::REQUESTED, "request", "OK"), 2.0);
+    assert_eq!(value(telemetry::REQUESTED, "request", "NOT_FOUND"), 1.0);
+    assert_eq!(value(telemetry::REQUEST_DURATION, "request", "NOT_FOUND"), 1.0);
+    assert_eq!(value(telemetry::IN_FLIGHT, "serve", ""), 0.0);
+}
+
+/// The fields of every span, and of what is logged inside.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<BTreeMap<u64, BTreeMap<String, String>>>>);
+
+struct Fields<'a>(&'a mut BTreeMap<String, String>);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}"));
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().to_owned(), value.to_owned());
+    }
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, _: Scope<'_, S>) {
+        if attributes.metadata().name() == "message" {
+            let mut spans = self.0.lock().unwrap();
+            attributes.record(&mut Fields(spans.entry(id.into_u64()).or_default()));
+        }
+    }
+    fn on_record(&self, id: &Id, values: &Record<'_>, _: Scope<'_, S>) {
+        if let Some(fields) = self.0.lock().unwrap().get_mut(&id.into_u64()) {
+            values.record(&mut Fields(fields));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_span_names_the_message_its_flow_and_its_end() {
+    async fn charge(Msg(_): Msg<OrderPlaced>) -> Result<(), &'static str> {
+        Ok(())
+    }
+    let spans = Spans::default();
+    let subscriber = tracing_subscriber::registry().with(spans.clone());
+    let flow =
+        Context { correlation: "the-flow".into(), causation: "the-cause".into(), trace: TraceParent::root() };
+    {
+        // The test's runtime has one thread, so this holds for the service's workers too.
+        let _listening = tracing::subscriber::set_default(subscriber);
+        let service = Service::new("billing").on(charge).layer(TraceLayer);
+        let bus = memory();
+        let running = service.bus(bus.clone()).start().await.unwrap();
+        bus.publish(placed(1)).id("the-order").context(flow.clone()).await.unwrap();
+        while running.counts()["billing.orders.placed"].acked == 0 {
+            tokio::task::yield_now().await;
+        }
+        running.drain().await.unwrap();
+    }
+    let spans = spans.0.lock().unwrap();
+    let fields = spans.values().next().expect("a span");
+    let field = |name: &str| fields.get(name).map(String::as_str);
+    for (name, value) in [
+        ("otel.name", "process orders.placed.v1"),
+        ("otel.kind", "consumer"),
+        (telemetry::SYSTEM, "memory"),
+        (telemetry::OPERATION, "process"),
+        (telemetry::DESTINATION, "orders.placed.v1"),
+        (telemetry::GROUP, "billing.orders.placed"),
+        (telemetry::MESSAGE_ID, "the-order"),
+        (telemetry::CONVERSATION_ID, "the-flow"),
+        (telemetry::TRACE_ID, format!("{:032x}", flow.trace.trace_id).as_str()),
+        ("attempt", "1"),
+        (telemetry::OUTCOME, "ack"),
+    ] {
+        assert_eq!(field(name), Some(value), "{name} in {fields:#?}");
+    }
+    assert_eq!(field(telemetry::SPAN_ID).map(str::len), Some(16));
+}
