@@ -1,9 +1,10 @@
-//! Answers: JSON for programs, tables for people.
+//! Answers: JSON lines for programs, tables for people.
 
 use std::io::Write;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use serde_json::Value;
 
 /// How to answer.
 #[derive(Debug, Clone, Copy)]
@@ -12,10 +13,14 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Prints a value as JSON, or else what `people` makes of it.
+    /// Prints a value as JSON, a list as one object per line, or else what `people` makes of it.
     pub(super) fn show<T: Serialize>(self, value: &T, people: impl FnOnce(&T) -> String) {
         let text = if self.json {
-            serde_json::to_string_pretty(value).expect("answers are plain data")
+            match serde_json::to_value(value).expect("answers are plain data") {
+                Value::Array(items) if items.is_empty() => return,
+                Value::Array(items) => items.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"),
+                value => value.to_string(),
+            }
         } else {
             people(value)
         };
