@@ -27,8 +27,14 @@ fn commands() -> Vec<String> {
 
 #[test]
 fn every_command_of_the_readme_is_run_by_a_test() {
-    // The demonstration is run by `demo.rs`; this very test is run by `ops/test`; benches are only built.
-    let elsewhere = ["cargo run --release -- demo --once", "ops/test", "cargo bench -p backbone-benches"];
+    // The demonstration is run by `demo.rs`; `ops/test` runs this very test and the exam; benches are only built.
+    let elsewhere = [
+        "cargo test -p backbone-tests --test conformance",
+        "BACKBONE_KILLS=100 cargo test -p backbone-tests --test conformance -- sqlite::crash::consumers_killed",
+        "cargo run --release -- demo --once",
+        "ops/test",
+        "cargo bench -p event-client",
+    ];
     let here = [
         "cargo run --release -- up",
         "cargo run --release -- sub 'orders.>' &",

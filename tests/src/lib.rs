@@ -24,3 +24,9 @@ pub fn workspace_root() -> PathBuf {
         .expect("the tests package lies in the workspace")
         .to_owned()
 }
+
+/// The README's programs, compiled and run as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[derive(Debug)]
+pub struct Readme;
