@@ -35,6 +35,10 @@ pub struct Config {
     pub body_timeout: Duration,
     /// Bound of a day's file, see [`SqliteOptions::max_day_bytes`](crate::store::SqliteOptions::max_day_bytes).
     pub max_day_bytes: Option<u64>,
+    /// Origins, such as `https://ops.example:8443`, whose pages may watch over WebSocket and send changes, beside the
+    /// server's own (`LOGTHON_ALLOWED_ORIGINS`, separated by commas). Default: none. Needed where a proxy rewrites
+    /// `Host` and sends no `X-Forwarded-Host`. Pages of these origins still cannot read answers: no CORS header is sent.
+    pub allowed_origins: Vec<String>,
     /// Whether the aggregator logs its own start as service `logthon`, as the original does. Default true.
     pub announce: bool,
 }
@@ -54,6 +58,7 @@ impl Config {
             max_body: 1024 * 1024,
             body_timeout: Duration::from_secs(10),
             max_day_bytes: None,
+            allowed_origins: Vec::new(),
             announce: true,
         }
     }
@@ -84,6 +89,7 @@ impl Config {
                 "LOGTHON_Custom_CLIENT_MAX_LOGS" => max_logs("custom-client", number(name, value)?),
                 "LOGTHON_SERVICE_SINK_MAX_LOGS" => max_logs("service-sink", number(name, value)?),
                 "LOGTHON_LOGTHON_MAX_LOGS" => max_logs("logthon", number(name, value)?),
+                "LOGTHON_ALLOWED_ORIGINS" => config.allowed_origins = origins(name, value)?,
                 "FILE_STORAGE_URL" => {
                     config.file_storage_url = (!value.is_empty()).then(|| value.trim_end_matches('/').into());
                 }
@@ -99,6 +105,27 @@ fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
         let text = format!("{name} has to be a whole number in range, found {value:?}");
         Error::new(ErrorKind::Config, text)
     })
+}
+
+/// Origins as browsers write them: lower case, no usual port, no slash at the end.
+fn origins(name: &str, value: &str) -> Result<Vec<String>> {
+    let given = value.split(',').map(str::trim).filter(|text| !text.is_empty());
+    given
+        .map(|text| match reqwest::Url::parse(text) {
+            // What follows the host would never match anything: the writer meant something else.
+            Ok(url)
+                if url.origin().is_tuple()
+                    && url.as_str() == format!("{}/", url.origin().ascii_serialization()) =>
+            {
+                Ok(url.origin().ascii_serialization())
+            }
+            _ => {
+                let text =
+                    format!("{name} has to list origins such as https://ops.example:8443, found {text:?}");
+                Err(Error::new(ErrorKind::Config, text))
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -119,6 +146,17 @@ mod tests {
         assert_eq!(config.max_logs["custom-client"], 20);
         assert_eq!(config.file_storage_url.as_deref(), Some("http://files:9000"));
         assert_eq!((config.host.as_str(), config.initial_logs), ("127.0.0.1", 50));
+    }
+
+    #[test]
+    fn origins_are_read_as_browsers_write_them() {
+        let read = |text: &str| Config::from_vars("logs", [("LOGTHON_ALLOWED_ORIGINS", text)]);
+        let config = read("https://Ops.example:443/, http://a:8080,").expect("sound values");
+        assert_eq!(config.allowed_origins, ["https://ops.example", "http://a:8080"]);
+        for wrong in ["*", "null", "ops.example", "localhost:5000", "https://a/path", "https://a?x"] {
+            let error = read(wrong).expect_err(wrong);
+            assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
+        }
     }
 
     #[test]

@@ -17,6 +17,13 @@
 //!
 //! What holds everywhere: nobody is told "stored" before the fsync; the writer never waits for a viewer; every
 //! queue and buffer is bounded in number and bytes; a record is never changed after it was stored.
+//!
+//! # Pages of other sites
+//!
+//! A deliberate difference from Logthon: a WebSocket handshake and whatever changes something (POST, DELETE) is
+//! answered with 403 when its `Origin` is not at the request's `Host` or `X-Forwarded-Host` nor in
+//! [`Config::allowed_origins`]. Logthon let any page that a browser of the machine shows watch, add and clear the
+//! logs. Clients that send no `Origin`, as programs do, notice nothing.
 
 mod aggregator;
 mod config;

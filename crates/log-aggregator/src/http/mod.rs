@@ -4,6 +4,7 @@ pub(crate) mod entry;
 mod files;
 mod info;
 mod logs;
+mod origin;
 mod page;
 mod query;
 mod reply;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::Semaphore;
 
@@ -61,6 +63,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         }
     }
     router
+        .route_layer(from_fn_with_state(Arc::clone(&app), origin::guard))
         .method_not_allowed_fallback(|| async {
             reply::refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
         })

@@ -7,6 +7,7 @@ mod contract;
 mod crash;
 mod exam;
 mod faults;
+mod origin;
 mod replay;
 mod support;
 mod viewers;
