@@ -4,6 +4,7 @@ use std::fmt;
 
 use event_client::codec::Codec;
 use event_client::envelope::{Envelope, Meta, Mode, write};
+use event_client::log::LogBatch;
 use event_client::message::{Message, MessageId};
 use event_client::subject::Subject;
 use event_client::{Event, Result};
@@ -60,6 +61,7 @@ pub fn catalog() -> Vec<Entry> {
         entry::<chat::AnswerAborted>(),
         entry::<platform::ServiceRegistered>(),
         entry::<platform::BreakerChanged>(),
+        entry::<LogBatch>(),
     ]
 }
 

@@ -13,6 +13,7 @@ pub mod platform;
 mod catalog;
 mod envelope;
 mod golden;
+mod logs;
 
 pub use catalog::{Entry, Sample, catalog};
 pub use golden::{Drift, check, generate};
