@@ -12,7 +12,7 @@ use super::codec::{self, Reader};
 use super::connection::{Open, Script, json};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
-use super::{SqliteTransport, lease, scan, subscribe};
+use super::{SqliteTransport, group, lease, scan};
 use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Subject};
@@ -60,7 +60,7 @@ impl Admin for SqliteTransport {
             let name = group.clone();
             let found = open.write("seek", move |connection| {
                 Box::pin(async move {
-                    let cursor = subscribe::resolve(connection, start).await?;
+                    let cursor = group::resolve(connection, start).await?;
                     let mut script = Script::default();
                     let known = script.statement(
                         "UPDATE consumer_group SET cursor = ?, revision = revision + 1 WHERE name = ? RETURNING id",

@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::{MAX_PAYLOAD, Storage};
 use super::error::{Sql, explain};
+use super::group::GroupFeed;
 use super::keeper;
+use super::member::Member;
 use super::peers::Peers;
 use super::remote::{self, Calls};
 use super::schema;
-use super::settle::Member;
-use super::subscribe::GroupFeed;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{MemoryConfig, MemoryTransport};

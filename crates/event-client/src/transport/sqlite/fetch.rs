@@ -7,15 +7,16 @@ use bytes::Bytes;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::claim::{Claim, Claimed, Fresh};
 use super::codec::{self, Reader};
 use super::connection::json;
 use super::error::{Sql, damaged};
+use super::group::{group_gone, reload};
 use super::keyed::{Lanes, Parked, Turn};
 use super::lease::{self, Lease};
+use super::member::{Entry, Held, Member};
 use super::scan::{Stored, is_expired};
 use super::schema::PARKED;
-use super::settle::{Entry, Held, Member};
-use super::subscribe::{Claim, Claimed, Fresh, group_gone, reload};
 use super::takeover;
 use crate::confirm::Confirm;
 use crate::error::Result;

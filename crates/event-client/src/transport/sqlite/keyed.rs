@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
-use super::settle::{Entry, Held};
+use super::member::{Entry, Held};
 
 /// Most fresh messages of one claim.
 const MOST: usize = 256;

@@ -29,15 +29,19 @@ use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
 mod admin;
+mod broadcast;
+mod claim;
 mod codec;
 mod config;
 mod connection;
 mod error;
 mod fetch;
 mod filters;
+mod group;
 mod keeper;
 mod keyed;
 mod lease;
+mod member;
 mod peers;
 mod publish;
 mod remote;
@@ -52,7 +56,7 @@ mod writer;
 use config::Config;
 use connection::{Database, Open};
 use error::closed;
-use settle::Member;
+use member::Member;
 
 /// One handle on a file.
 pub struct SqliteTransport {
@@ -169,7 +173,7 @@ impl Transport for SqliteTransport {
                     .during("subscribe"));
             }
             match spec.mode.clone() {
-                Mode::Broadcast => subscribe::broadcast(open, spec, self.tails.child_token()).await,
+                Mode::Broadcast => broadcast::broadcast(open, spec, self.tails.child_token()).await,
                 Mode::Group(group) => {
                     let fsync = self.durability == Durability::Fsync;
                     let (member, subscription) = subscribe::group(open, group, spec, fsync).await?;

@@ -1,327 +1,49 @@
 //! What consumers say of their deliveries, and how it reaches the file: many at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use smol_str::SmolStr;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::codec;
-use super::connection::{Answers, Database, Script, json};
-use super::error::{closed, lease_lost};
-use super::keyed::{Lanes, Parked};
+use super::connection::{Answers, Script, json};
+use super::error::lease_lost;
+use super::group::GroupFeed;
 use super::lease::Lease;
-use super::publish;
+use super::member::{Entry, Held, Member};
 use super::schema::PARKED;
-use super::subscribe::GroupFeed;
 use super::writer::ids;
-use crate::confirm::{Answer, Confirm};
-use crate::delivery::{Delivery, DeliveryInfo, Reason, Settle, Settlement, Token};
+use crate::confirm::Answer;
+use crate::delivery::Reason;
 use crate::error::Error;
 use crate::message::Message;
 
-/// One subscription's membership in its group.
-pub(super) struct Member {
-    /// Deliveries keep hold of the member through this.
-    me: Weak<Self>,
-    pub(super) database: Arc<Database>,
-    pub(super) feed: Arc<GroupFeed>,
-    /// Its row; a new one after the leases were lost.
-    pub(super) id: AtomicI64,
-    pub(super) lease: Duration,
-    /// When a handler last said that it still works: counts when nobody renews any more.
-    pub(super) told: Mutex<Instant>,
-    /// Settlements are confirmed after an fsync.
-    fsync: bool,
-    /// Of a keyed subscription.
-    pub(super) lanes: Option<Mutex<Lanes>>,
-    state: Mutex<State>,
-    /// Signalled when a delivery was settled.
-    pub(super) settled: Notify,
-    /// The leases ran out: the row is gone.
-    pub(super) lost: AtomicBool,
-    /// The one member of its keyed group that works.
-    pub(super) active: AtomicBool,
-    /// Messages that may wait in memory behind others of their key.
-    pub(super) room: usize,
-    /// Stops fetching; nothing is fetched any more; the membership has ended.
-    pub(super) stop: CancellationToken,
-    pub(super) idle: CancellationToken,
-    pub(super) left: CancellationToken,
-}
-
-#[derive(Default)]
-struct State {
-    next: Token,
-    outstanding: HashMap<Token, Outstanding>,
-    closed: bool,
-}
-
-struct Outstanding {
-    held: Held,
-    entry: Entry,
-}
-
-/// Where a delivery's lease is written.
-#[derive(Clone, Debug)]
-pub(super) enum Held {
-    /// In a lease of fresh messages.
-    Fresh { lease: Arc<Lease>, index: usize },
-    /// In a row of `redelivery`.
-    Row { id: i64, member: i64 },
-}
-
-/// A message and what is known of its past with this group.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) message: Arc<Message>,
-    pub(super) seq: i64,
-    /// This delivery's number.
-    pub(super) attempt: u32,
-    pub(super) published: i64,
-    pub(super) first_at: i64,
-    pub(super) replayed: bool,
-}
-
-/// What a subscription asked for.
-pub(super) struct Terms {
-    pub(super) lease: Duration,
-    pub(super) fsync: bool,
-    pub(super) keyed: bool,
-    pub(super) credit: usize,
-}
-
-impl Member {
-    pub(super) fn new(
-        database: Arc<Database>,
-        feed: Arc<GroupFeed>,
-        id: i64,
-        terms: Terms,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
-        let Terms { lease, fsync, keyed, credit } = terms;
-        Arc::new_cyclic(|me| Self {
-            me: me.clone(),
-            database,
-            feed,
-            id: AtomicI64::new(id),
-            lease,
-            told: Mutex::new(Instant::now()),
-            fsync,
-            lanes: keyed.then(Mutex::default),
-            state: Mutex::default(),
-            settled: Notify::new(),
-            lost: AtomicBool::new(false),
-            active: AtomicBool::new(false),
-            room: credit.saturating_mul(4).clamp(256, 4096),
-            stop,
-            idle: CancellationToken::new(),
-            left: CancellationToken::new(),
-        })
-    }
-
-    /// A delivery of `entry`, on record until it is settled.
-    pub(super) fn deliver(
-        self: &Arc<Self>,
-        held: Held,
-        entry: Entry,
-        slot: OwnedSemaphorePermit,
-    ) -> Delivery {
-        let mut info = DeliveryInfo::new(entry.attempt);
-        info.position = Some(publish::position(entry.seq));
-        info.published_at = codec::timestamp(entry.published);
-        info.replayed = entry.replayed;
-        let message = entry.message.clone();
-        let mut state = self.state.lock().expect("not poisoned");
-        let token = state.next;
-        state.next += 1;
-        state.outstanding.insert(token, Outstanding { held, entry });
-        drop(state);
-        Delivery::new(message, info, self.clone(), token, slot)
-    }
-
-    /// How many deliveries are not settled.
-    pub(super) fn outstanding(&self) -> usize {
-        self.state.lock().expect("not poisoned").outstanding.len()
-    }
-
-    /// Goes on as the new row `id`: what was outstanding belongs to others now.
-    pub(super) fn restart(&self, id: i64) {
-        self.state.lock().expect("not poisoned").outstanding.clear();
-        if let Some(lanes) = &self.lanes {
-            *lanes.lock().expect("not poisoned") = Lanes::default();
-        }
-        self.id.store(id, Ordering::Release);
-        self.active.store(false, Ordering::Release);
-        self.lost.store(false, Ordering::Release);
-    }
-
-    /// The message of `key` that was out is back in the file or gone from it: the next may go.
-    pub(super) fn release_lane(&self, key: &SmolStr) {
-        if let Some(lanes) = &self.lanes {
-            lanes.lock().expect("not poisoned").release(key);
-        }
-        self.settled.notify_one();
-    }
-
-    /// Stops fetching, hands back what is out and ends the membership.
-    pub(super) async fn close(self: &Arc<Self>) {
-        self.stop.cancel();
-        self.idle.cancelled().await;
-        for confirm in self.give_up() {
-            // What cannot be handed back goes to others when the lease runs out.
-            let _ = confirm.await;
-        }
-        self.settled.notify_one();
-        self.left.cancelled().await;
-    }
-
-    /// An expired message's row is done without being delivered.
-    pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
-        let lane = key.filter(|_| self.lanes.is_some()).map(|key| Lane {
-            member: self.clone(),
-            key,
-            release: false,
-        });
-        self.database.inbox.settle(Settled {
-            feed: self.feed.clone(),
-            held: Held::Row { id: row, member },
-            how: How::Done,
-            fsync: false,
-            lane,
-            answer: None,
-        });
-    }
-
-    /// Gives everything up: for a closing bus. Later settlements answer that it is closed.
-    fn give_up(self: &Arc<Self>) -> Vec<Confirm<()>> {
-        let mut state = self.state.lock().expect("not poisoned");
-        state.closed = true;
-        let given: Vec<_> = state.outstanding.drain().map(|(_, outstanding)| outstanding).collect();
-        drop(state);
-        let mut confirms: Vec<_> =
-            given.into_iter().map(|outstanding| self.send(outstanding, Settlement::Release)).collect();
-        confirms.extend(self.unpark());
-        confirms
-    }
-
-    /// Gives a message back that nobody had, to wait in the file behind another of its key.
-    pub(super) fn park(self: &Arc<Self>, parked: Parked) -> Confirm<()> {
-        let Parked { held, entry } = parked;
-        let (answer, confirm) = Confirm::channel();
-        let how = How::again(&entry, entry.attempt - 1, PARKED, None);
-        let lane = entry.message.key.clone().map(|key| Lane { member: self.clone(), key, release: false });
-        let feed = self.feed.clone();
-        self.database.inbox.settle(Settled { feed, held, how, fsync: false, lane, answer: Some(answer) });
-        confirm
-    }
-
-    /// Moves all that waits in memory behind other messages to the file.
-    pub(super) fn unpark(self: &Arc<Self>) -> Vec<Confirm<()>> {
-        let Some(lanes) = &self.lanes else { return Vec::new() };
-        let parked = lanes.lock().expect("not poisoned").drain();
-        parked.into_iter().map(|parked| self.park(parked)).collect()
-    }
-
-    fn send(self: &Arc<Self>, outstanding: Outstanding, settlement: Settlement) -> Confirm<()> {
-        let Outstanding { held, entry } = outstanding;
-        let (answer, confirm) = Confirm::channel();
-        let how = match settlement {
-            Settlement::Ack => How::Done,
-            Settlement::Retry { after, error } => {
-                let due = codec::now()
-                    .saturating_add(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX))
-                    .min(PARKED - 1);
-                How::again(&entry, entry.attempt, due, Some(error))
-            }
-            Settlement::Release => How::again(&entry, entry.attempt - 1, 0, None),
-            Settlement::Reject(rejection) => How::Dead(Box::new(Dead {
-                copy: Copy::new(&entry),
-                attempts: entry.attempt,
-                reason: rejection.reason,
-                error: rejection.error,
-            })),
-        };
-        let mut lane = None;
-        if let (Some(lanes), Some(key)) = (&self.lanes, &entry.message.key) {
-            let done = matches!(how, How::Done | How::Dead(_));
-            // The next of the key in memory may go as soon as this one is done. What goes back to the file must be
-            // there before anybody looks there for what comes next; what waits in memory follows it.
-            if !(done && lanes.lock().expect("not poisoned").finish(key)) {
-                let behind = lanes.lock().expect("not poisoned").unpark(key);
-                for parked in behind {
-                    drop(self.park(parked));
-                }
-                lane = Some(Lane { member: self.clone(), key: key.clone(), release: true });
-            }
-        }
-        self.database.inbox.settle(Settled {
-            feed: self.feed.clone(),
-            held,
-            how,
-            fsync: self.fsync,
-            lane,
-            answer: Some(answer),
-        });
-        self.settled.notify_one();
-        confirm
-    }
-}
-
-/// [`Settle`] wants `&self`; this is the member with a hand on itself.
-impl Settle for Member {
-    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        let mut state = self.state.lock().expect("not poisoned");
-        let Some(outstanding) = state.outstanding.remove(&token) else {
-            let error = if state.closed { closed("settle") } else { lease_lost() };
-            return Confirm::ready(Err(error));
-        };
-        drop(state);
-        match self.me.upgrade() {
-            Some(me) => me.send(outstanding, settlement),
-            None => Confirm::ready(Err(closed("settle"))),
-        }
-    }
-
-    fn in_progress(&self, _: Token) -> Confirm<()> {
-        let id = self.id.load(Ordering::Acquire);
-        *self.told.lock().expect("not poisoned") = Instant::now();
-        let renewed = self.database.inbox.renew(vec![id], codec::now() + self.lease.as_nanos() as i64);
-        Confirm::boxed(async move {
-            if renewed.await?.is_empty() { Err(lease_lost().during("in progress")) } else { Ok(()) }
-        })
-    }
-}
-
 /// A settlement on its way to the file.
 pub(super) struct Settled {
-    feed: Arc<GroupFeed>,
-    held: Held,
-    how: How,
+    pub(super) feed: Arc<GroupFeed>,
+    pub(super) held: Held,
+    pub(super) how: How,
     pub(super) fsync: bool,
-    lane: Option<Lane>,
-    answer: Option<Answer<()>>,
+    pub(super) lane: Option<Lane>,
+    pub(super) answer: Option<Answer<()>>,
 }
 
 /// A key whose order depends on this settlement.
-struct Lane {
-    member: Arc<Member>,
-    key: SmolStr,
+pub(super) struct Lane {
+    pub(super) member: Arc<Member>,
+    pub(super) key: SmolStr,
     /// The key is free again afterwards.
-    release: bool,
+    pub(super) release: bool,
 }
 
-enum How {
+pub(super) enum How {
     Done,
     Again(Box<Again>),
     Dead(Box<Dead>),
 }
 
-struct Again {
+pub(super) struct Again {
     copy: Copy,
     attempts: u32,
     due: i64,
@@ -329,15 +51,15 @@ struct Again {
     error: Option<SmolStr>,
 }
 
-struct Dead {
-    copy: Copy,
-    attempts: u32,
-    reason: Reason,
-    error: SmolStr,
+pub(super) struct Dead {
+    pub(super) copy: Copy,
+    pub(super) attempts: u32,
+    pub(super) reason: Reason,
+    pub(super) error: SmolStr,
 }
 
 /// A message as its row keeps it.
-struct Copy {
+pub(super) struct Copy {
     message: Arc<Message>,
     seq: i64,
     published: i64,
@@ -346,7 +68,7 @@ struct Copy {
 }
 
 impl Copy {
-    fn new(entry: &Entry) -> Self {
+    pub(super) fn new(entry: &Entry) -> Self {
         let mut record = Vec::new();
         codec::encode(&mut record, &entry.message, None);
         let Entry { message, seq, published, first_at, .. } = entry.clone();
@@ -359,7 +81,7 @@ impl Copy {
 }
 
 impl How {
-    fn again(entry: &Entry, attempts: u32, due: i64, error: Option<SmolStr>) -> Self {
+    pub(super) fn again(entry: &Entry, attempts: u32, due: i64, error: Option<SmolStr>) -> Self {
         Self::Again(Box::new(Again { copy: Copy::new(entry), attempts, due, error }))
     }
 }
@@ -560,11 +282,5 @@ impl Plan {
             }
         }
         self.items
-    }
-}
-
-impl std::fmt::Debug for Member {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Member").field("id", &self.id).finish_non_exhaustive()
     }
 }

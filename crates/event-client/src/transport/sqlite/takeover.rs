@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::codec;
 use super::connection::{Database, Script, json};
 use super::error::{Sql, damaged};
-use super::settle::Member;
+use super::member::Member;
 use super::{lease, scan};
 use crate::error::Result;
 
@@ -29,7 +29,7 @@ pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
         .and_then(|row| row.map(|row| row.try_get::<bool, _>(0)).transpose())
         .map_err(|error| member.database.explain(&error, "fetch"))?;
     match free {
-        None => return Err(super::subscribe::group_gone(member)),
+        None => return Err(super::group::group_gone(member)),
         Some(false) => return Ok(false),
         Some(true) => {}
     }

@@ -10,11 +10,11 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{Notify, oneshot};
 
+use super::claim::Claim;
 use super::connection::{self, Database, Script};
 use super::error::{Sql, closed};
 use super::publish::{self, Publish};
 use super::settle::{self, Settled};
-use super::subscribe::Claim;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 

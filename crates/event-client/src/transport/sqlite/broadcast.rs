@@ -1,0 +1,90 @@
+//! Subscriptions without a group: each sees everything that matches and settles nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::codec;
+use super::connection::{Database, Open};
+use super::error::Sql;
+use super::filters::Filters;
+use super::group::resolve;
+use super::scan::Scan;
+use super::subscribe::{PAUSE, POLL};
+use crate::delivery::{Delivery, DeliveryInfo};
+use crate::error::Result;
+use crate::subject::Pattern;
+use crate::subscription::{Feed, Health, Subscription};
+use crate::transport::Subscribe;
+
+/// Sees everything that matches, settles nothing.
+pub(super) async fn broadcast(
+    open: Arc<Open>,
+    spec: Subscribe,
+    closing: CancellationToken,
+) -> Result<Subscription> {
+    let position = {
+        let mut reader = open.readers.acquire().await.map_err(|error| open.explain(&error, "subscribe"))?;
+        resolve(&mut reader, spec.start).await.map_err(|error| open.explain(&error, "subscribe"))?
+    };
+    let (feed, subscription) = Subscription::channel(spec.credit);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = tail(&open, &feed, position, spec.filters) => {}
+            () = feed.stopped().cancelled() => {}
+            () = closing.cancelled() => {}
+        }
+    });
+    Ok(subscription)
+}
+
+async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
+    let mut changed = open.changed.subscribe();
+    let mut scan = Scan::default();
+    scan.restart(position, Filters::new(filters));
+    while !open.inbox.is_closed() {
+        changed.borrow_and_update();
+        match read_on(open, &mut scan).await {
+            Ok(more) => {
+                feed.report(Health::Live);
+                let now = codec::now();
+                while let Some(stored) = scan.buffer.pop_front() {
+                    if stored.is_expired(now) {
+                        continue;
+                    }
+                    let slot = feed.slot().await;
+                    let mut info = DeliveryInfo::new(1);
+                    info.position = Some(super::publish::position(stored.seq));
+                    info.published_at = codec::timestamp(stored.published);
+                    feed.push(Delivery::unleased(stored.message, info, Some(slot)));
+                }
+                if !more {
+                    let _ = timeout(POLL, changed.changed()).await;
+                }
+            }
+            Err(error) => {
+                let error = open.explain(&error, "fetch");
+                feed.report(Health::Rebuilding(error.to_string()));
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Reads on, and says so when retention was faster.
+async fn read_on(database: &Database, scan: &mut Scan) -> Sql<bool> {
+    let from = scan.seen;
+    let more = scan.fill(&database.readers).await?;
+    let purged = database.purged.load(Ordering::Acquire);
+    if purged > from && from > 0 {
+        metrics::counter!("event_client_broadcast_lost_total").increment((purged - from) as u64);
+        tracing::warn!(
+            from,
+            to = purged,
+            "a broadcast subscriber was slower than the retention; it has lost what matched in between"
+        );
+    }
+    Ok(more)
+}

@@ -1,0 +1,147 @@
+//! A group's row and what its members in this process share.
+
+use std::sync::atomic::{AtomicBool, AtomicI64};
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::claim::Fresh;
+use super::codec;
+use super::connection::Database;
+use super::error::Sql;
+use super::filters::Filters;
+use super::member::Member;
+use super::schema::PARKED;
+use super::takeover::{self, Seen};
+use crate::error::{Error, ErrorKind};
+use crate::message::Position;
+use crate::subject::{Group, Pattern};
+use crate::transport::Start;
+
+/// What the members of a group in this process share.
+#[derive(Debug)]
+pub(super) struct GroupFeed {
+    pub(super) id: i64,
+    pub(super) name: Group,
+    /// There may be redeliveries that nobody looked at.
+    pub(super) redeliver: AtomicBool,
+    /// When the next known redelivery is due, nanoseconds since 1970.
+    pub(super) next_due: AtomicI64,
+    /// Fresh messages are claimed by one member at a time; they take turns.
+    pub(super) fresh: tokio::sync::Mutex<Fresh>,
+}
+
+/// The group's row, made or brought up to date; or the processes of live members that disagree on `keyed`.
+pub(super) async fn ensure_group(
+    connection: &mut SqliteConnection,
+    name: &str,
+    patterns: &[Pattern],
+    start: Start,
+    keyed: bool,
+) -> Sql<std::result::Result<i64, Vec<Seen>>> {
+    let found = sqlx::query("SELECT id, filters, keyed, cursor FROM consumer_group WHERE name = ?")
+        .bind(name)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(row) = found else {
+        let cursor = resolve(connection, start).await?;
+        let row = sqlx::query(
+            "INSERT INTO consumer_group (name, filters, cursor, revision, keyed) VALUES (?, ?, ?, 1, ?) RETURNING id",
+        )
+        .bind(name)
+        .bind(Filters::new(patterns.to_vec()).to_text())
+        .bind(cursor)
+        .bind(keyed)
+        .fetch_one(&mut *connection)
+        .await?;
+        return Ok(Ok(row.try_get(0)?));
+    };
+    let (id, was_keyed, cursor): (i64, bool, i64) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
+    let mut filters = Filters::parse(row.try_get(1)?)?;
+    if was_keyed != keyed {
+        let others = takeover::members(connection, &[id]).await?;
+        if !others.is_empty() {
+            return Ok(Err(others));
+        }
+        // What waited behind its key need not any more; a keyed member looks at the order itself.
+        sqlx::query("UPDATE redelivery SET due = 0 WHERE grp = ? AND due = ?")
+            .bind(id)
+            .bind(PARKED)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if was_keyed != keyed || filters.latest() != patterns {
+        let end = resolve(connection, Start::New).await?;
+        if filters.latest() != patterns {
+            filters.change(patterns.to_vec(), end, cursor);
+        }
+        sqlx::query(
+            "UPDATE consumer_group SET filters = ?, keyed = ?, active = NULL, revision = revision + 1 WHERE id = ?",
+        )
+        .bind(filters.to_text())
+        .bind(keyed)
+        .bind(id)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(Ok(id))
+}
+
+/// A new row for a member of the group.
+pub(super) async fn join(
+    connection: &mut SqliteConnection,
+    group: i64,
+    process: &str,
+    until: i64,
+) -> Sql<i64> {
+    sqlx::query("INSERT INTO member (grp, process, until) VALUES (?, ?, ?) RETURNING id")
+        .bind(group)
+        .bind(process)
+        .bind(until)
+        .fetch_one(connection)
+        .await?
+        .try_get(0)
+}
+
+/// The position behind which `start` begins.
+pub(super) async fn resolve(connection: &mut SqliteConnection, start: Start) -> Sql<i64> {
+    let end = async |connection: &mut SqliteConnection| -> Sql<i64> {
+        sqlx::query("SELECT ifnull(max(last), 0) FROM segment").fetch_one(connection).await?.try_get(0)
+    };
+    match start {
+        Start::New => end(connection).await,
+        Start::Earliest => Ok(0),
+        Start::Position(Position(position)) => {
+            let wanted = i64::try_from(position).unwrap_or(i64::MAX).saturating_sub(1).max(0);
+            // Beyond the end is the end: or what comes next would never be delivered.
+            Ok(wanted.min(end(connection).await?))
+        }
+        Start::Time(time) => {
+            let row = sqlx::query("SELECT last - count FROM segment WHERE at >= ? ORDER BY last LIMIT 1")
+                .bind(codec::nanos(time))
+                .fetch_optional(&mut *connection)
+                .await?;
+            match row {
+                Some(row) => row.try_get(0),
+                None => end(connection).await,
+            }
+        }
+    }
+}
+
+/// A group's row as a member reads it: cursor, revision and filters.
+pub(super) async fn reload(database: &Database, group: i64) -> Sql<Option<(i64, i64, Filters)>> {
+    let row = sqlx::query("SELECT cursor, revision, filters FROM consumer_group WHERE id = ?")
+        .bind(group)
+        .fetch_optional(&database.readers)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let filters = Filters::parse(row.try_get(2)?)?;
+    Ok(Some((row.try_get(0)?, row.try_get(1)?, filters)))
+}
+
+pub(super) fn group_gone(member: &Member) -> Error {
+    Error::new(ErrorKind::NotFound, "the group does not exist any more")
+        .during("fetch")
+        .with("group", &member.feed.name)
+}
