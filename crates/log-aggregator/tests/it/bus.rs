@@ -14,10 +14,36 @@ use crate::support::Served;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A bus of the test's own.
-async fn new_bus() -> Bus {
-    Bus::connect(&format!("memory:{}", uuid::Uuid::now_v7().simple())).await.expect("a bus")
+/// Runs each test on a bus of its own, over every transport.
+macro_rules! on_every_transport {
+    ($($test:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $test() {
+                let url = format!("memory:{}", uuid::Uuid::now_v7().simple());
+                super::$test(event_client::Bus::connect(&url).await.expect("a bus")).await;
+            })*
+        }
+
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $test() {
+                let dir = tempfile::tempdir().expect("a directory");
+                let url = format!("sqlite:{}", dir.path().join("bus.db").display());
+                super::$test(event_client::Bus::connect(&url).await.expect("a bus")).await;
+            })*
+        }
+    };
 }
+
+on_every_transport![
+    what_a_service_logs_is_stored_and_queried,
+    batches_shipped_before_the_aggregator_first_ran_are_taken_too,
+    a_batch_that_comes_twice_is_kept_once,
+    what_cannot_be_read_becomes_a_dead_letter_and_stops_nothing,
+    what_a_shipper_dropped_is_said,
+    a_full_store_leaves_batches_on_the_bus_until_there_is_room,
+];
 
 async fn stored(aggregator: &Aggregator) -> Vec<Stored> {
     let query = Query { order: Order::Oldest, limit: 100_000, ..Query::default() };
@@ -38,10 +64,8 @@ fn batch(service: &str, messages: &[&str]) -> LogBatch {
     LogBatch { service: service.into(), records, dropped: Vec::new() }
 }
 
-#[tokio::test]
-async fn what_a_service_logs_is_stored_and_queried() {
+async fn what_a_service_logs_is_stored_and_queried(bus: Bus) {
     let served = Served::new().await;
-    let bus = new_bus().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
     let (layer, shipper) = shipping("billing");
     let shipping = shipper.start(bus.clone());
@@ -62,9 +86,7 @@ async fn what_a_service_logs_is_stored_and_queried() {
     assert_eq!(found["records"].as_array().expect("a list").len(), 1500);
 }
 
-#[tokio::test]
-async fn batches_shipped_before_the_aggregator_first_ran_are_taken_too() {
-    let bus = new_bus().await;
+async fn batches_shipped_before_the_aggregator_first_ran_are_taken_too(bus: Bus) {
     bus.publish(batch("early", &["before"])).await.expect("published");
     let served = Served::new().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
@@ -73,10 +95,8 @@ async fn batches_shipped_before_the_aggregator_first_ran_are_taken_too() {
     served.aggregator.drain(DEADLINE).await.expect("drained");
 }
 
-#[tokio::test]
-async fn a_batch_that_comes_twice_is_kept_once() {
+async fn a_batch_that_comes_twice_is_kept_once(bus: Bus) {
     let served = Served::new().await;
-    let bus = new_bus().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
     let id = MessageId::now();
     for _ in 0..3 {
@@ -88,10 +108,8 @@ async fn a_batch_that_comes_twice_is_kept_once() {
     assert_eq!(served.aggregator.count().await.expect("a count"), 3);
 }
 
-#[tokio::test]
-async fn what_cannot_be_read_becomes_a_dead_letter_and_stops_nothing() {
+async fn what_cannot_be_read_becomes_a_dead_letter_and_stops_nothing(bus: Bus) {
     let served = Served::new().await;
-    let bus = new_bus().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
     let subject = || "logs.shipped.v1".parse().expect("a subject");
     bus.publish_message(Message::new(subject(), "application/json", "{broken")).await.expect("published");
@@ -103,10 +121,8 @@ async fn what_cannot_be_read_becomes_a_dead_letter_and_stops_nothing() {
     assert_eq!(letters.len(), 2);
 }
 
-#[tokio::test]
-async fn what_a_shipper_dropped_is_said() {
+async fn what_a_shipper_dropped_is_said(bus: Bus) {
     let served = Served::new().await;
-    let bus = new_bus().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
     let dropped = vec![
         Dropped { severity: Severity::DEBUG, count: 40 },
@@ -120,10 +136,8 @@ async fn what_a_shipper_dropped_is_said() {
     assert_eq!(lost.attributes["dropped.debug"], 40);
 }
 
-#[tokio::test]
-async fn a_full_store_leaves_batches_on_the_bus_until_there_is_room() {
+async fn a_full_store_leaves_batches_on_the_bus_until_there_is_room(bus: Bus) {
     let served = Served::with(|config| config.max_day_bytes = Some(512 * 1024)).await;
-    let bus = new_bus().await;
     served.aggregator.consume(&bus).await.expect("subscribed");
     let large = "x".repeat(20_000);
     let mut published = 0;
