@@ -41,7 +41,6 @@ pub(crate) struct Stack {
     pub(crate) shipped: Arc<ShippingStats>,
     pub(crate) address: SocketAddr,
     pub(crate) parts: Parts,
-    pub(crate) shutdown: Shutdown,
 }
 
 impl Stack {
@@ -108,7 +107,7 @@ impl Stack {
         parts.add("beat", |stop| beat.run_until(async move { stop.requested().await }));
         let router = aggregator.router().merge(health.probes());
         parts.add("http", |stop| http::serve(listener, router, stop));
-        Ok(Self { bus, tasks, aggregator, shipped, address, parts, shutdown })
+        Ok(Self { bus, tasks, aggregator, shipped, address, parts })
     }
 
     /// Runs until a signal or until a part ends, then drains.

@@ -4,15 +4,16 @@ mod observe;
 mod report;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
+use event_client::Bus;
 use event_client::service::Running;
 use reference_systems::securebox::{self, Vault};
 use reference_systems::{Expected, edge_terrarium};
+use service_kit::shutdown::Stop;
 use service_kit::{http, telemetry};
-use tokio::sync::Mutex;
+use tokio::sync::oneshot;
 
 use crate::args::{Demo, Global};
 use crate::output::Output;
@@ -56,54 +57,63 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
         running.push(service.start().await?);
     }
     let observed = Observed::new(&stack, &running).await?;
-    let running = Arc::new(Mutex::new(running));
-    let draining = running.clone();
     stack.parts.add("reference systems", |stop| async move {
         stop.requested().await;
-        drain(std::mem::take(&mut *draining.lock().await)).await
+        drain(running).await
     });
     if !output.is_json() {
         output.line(&format!("log viewer  {}", output.bold(&format!("{viewer}/"))))?;
     }
-
-    let began = Instant::now();
-    let (bus, shutdown) = (stack.bus.clone(), stack.shutdown.clone());
-    let whole = tokio::spawn(stack.run());
-    let mut expected = Expected::default();
-    let result = loop {
-        let round = tokio::select! {
-            round = traffic(&bus, &vault, &viewer) => round,
-            () = shutdown.asked() => break Ok(()),
-        };
-        match round {
-            Ok(round) => expected = expected.and(round),
-            Err(error) => break Err(error),
-        }
-        if args.once {
-            break observed.settle(&expected, SETTLE).await;
-        }
-        summary(output, &observed, began.elapsed()).await?;
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(2)) => {}
-            () = shutdown.asked() => break observed.settle(&expected, SETTLE).await,
-        }
-    };
-    let report = observed.report(&expected).await?;
-    shutdown.ask("the demonstration is over");
-    let stopped = whole.await?;
-    report.print(output, began.elapsed())?;
-    if let Err(error) = result {
-        eprintln!("error: {error:#}");
-    }
+    let show = Show { bus: stack.bus.clone(), vault, viewer, observed, once: args.once, output };
+    let (answer, report) = oneshot::channel();
+    // The last part to start is the first to stop: its report is made while everything else still runs.
+    stack.parts.add("traffic", |stop| async move {
+        drop(answer.send(show.run(stop).await));
+        Ok::<(), event_client::Error>(())
+    });
+    let stopped = stack.run().await;
+    let adds_up = report.await.context("the demonstration was cut short")??;
     if !stopped.is_clean() {
         eprintln!("error: {stopped}");
     }
-    let good = report.adds_up() && stopped.is_clean();
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if adds_up && stopped.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The traffic and what is shown of it.
+struct Show {
+    bus: Bus,
+    vault: Vault,
+    viewer: String,
+    observed: Observed,
+    once: bool,
+    output: Output,
+}
+
+impl Show {
+    /// Sends rounds of traffic, one or until it is asked to stop, and prints the report; answers whether it adds up.
+    async fn run(self, stop: Stop) -> anyhow::Result<bool> {
+        let began = Instant::now();
+        let mut expected = Expected::default();
+        while !stop.is_requested() {
+            expected = expected.and(traffic(&self.bus, &self.vault, &self.viewer).await?);
+            if self.once {
+                break;
+            }
+            summary(self.output, &self.observed, began.elapsed()).await?;
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(2)) => {}
+                () = stop.requested() => {}
+            }
+        }
+        let bound = if self.once { SETTLE } else { Duration::from_secs(5) };
+        let report = self.observed.settle(&expected, bound).await?;
+        report.print(self.output, began.elapsed())?;
+        Ok(report.adds_up())
+    }
 }
 
 /// Both systems at once.
-async fn traffic(bus: &event_client::Bus, vault: &Vault, viewer: &str) -> anyhow::Result<Expected> {
+async fn traffic(bus: &Bus, vault: &Vault, viewer: &str) -> anyhow::Result<Expected> {
     let securebox = securebox::traffic(bus, vault, securebox::Load::default());
     let terrarium = edge_terrarium::traffic(bus, viewer, edge_terrarium::Load::default());
     let (securebox, terrarium) = tokio::join!(securebox, terrarium);
