@@ -51,6 +51,7 @@ mod schema;
 mod settle;
 mod subscribe;
 mod takeover;
+mod turn;
 mod writer;
 
 use config::Config;
