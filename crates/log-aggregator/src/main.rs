@@ -1,11 +1,13 @@
 //! The aggregator alone, as a drop-in for Logthon: `log-aggregator [DIRECTORY]`, the rest from Logthon's
-//! variables. `backbone up` runs the same beside the bus and the tasks.
+//! variables. With `EVENT_BUS_URL` it also takes what services ship over that bus. `backbone up` runs the same
+//! beside the bus and the tasks.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
+use event_client::Bus;
 use log_aggregator::{Aggregator, Config};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,6 +34,14 @@ async fn run() -> Result<(), String> {
     // An answer is one small segment: it must not wait for more.
     let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
     let aggregator = Aggregator::open(config).await.map_err(|e| e.chain())?;
+    // Unlike other services this one runs well without a bus: no URL means none, not the default one.
+    let bus = match std::env::var_os("EVENT_BUS_URL") {
+        Some(_) => Some(Bus::from_env("log-aggregator").await.map_err(|e| chain(&e))?),
+        None => None,
+    };
+    if let Some(bus) = &bus {
+        aggregator.consume(bus).await.map_err(|e| e.chain())?;
+    }
     println!("listening on http://{bound}");
     std::io::stdout().flush().map_err(|e| e.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
@@ -41,5 +51,15 @@ async fn run() -> Result<(), String> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    aggregator.drain(Duration::from_secs(10)).await.map_err(|e| e.chain())
+    aggregator.drain(Duration::from_secs(10)).await.map_err(|e| e.chain())?;
+    match bus {
+        Some(bus) => bus.close().await.map_err(|e| chain(&e)),
+        None => Ok(()),
+    }
+}
+
+/// The error and all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -3,8 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use event_client::Bus;
+use event_client::log::{LogBatch, LogRecord};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Process, fixture};
 
@@ -14,6 +18,11 @@ fn messages(entries: &[Value]) -> BTreeMap<String, usize> {
         *counts.entry(entry["message"].as_str().expect("text").to_owned()).or_default() += 1;
     }
     counts
+}
+
+async fn until(mut reached: impl AsyncFnMut() -> bool) {
+    let reached = async { while !reached().await {} };
+    tokio::time::timeout(Duration::from_secs(180), reached).await.expect("in time");
 }
 
 #[tokio::test]
@@ -83,4 +92,73 @@ async fn asked_to_stop_it_stops_and_keeps_everything() {
     assert!(process.terminate(), "it ends with success");
     let process = Process::start(dir.path());
     assert_eq!(messages(&process.at.entries().await), [("kept".to_owned(), 1)].into());
+}
+
+#[tokio::test]
+async fn killed_while_it_consumes_a_bus_every_shipped_record_is_there_once() {
+    const ROUNDS: u64 = 4;
+    const PER_BATCH: usize = 5;
+    let dir = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite:{}", dir.path().join("bus.db").display());
+    let logs = dir.path().join("logs");
+    let bus = Bus::connect(&url).await.expect("a bus");
+    let stop = CancellationToken::new();
+    let services: Vec<_> = (0..4)
+        .map(|service| {
+            let (bus, stop) = (bus.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut mine = Vec::new();
+                for batch in 0.. {
+                    if stop.is_cancelled() {
+                        break;
+                    }
+                    let messages: Vec<_> = (0..PER_BATCH).map(|n| format!("{service} {batch} {n}")).collect();
+                    let records =
+                        messages.iter().map(|message| LogRecord::new("", "INFO", message)).collect();
+                    let batch = LogBatch { service: format!("s{service}"), records, dropped: Vec::new() };
+                    bus.publish(batch).await.expect("published");
+                    mine.extend(messages);
+                }
+                mine
+            })
+        })
+        .collect();
+    // How many records a process has stored, beside those that tell of its own starts.
+    let counted = async |process: &Process| -> u64 {
+        let health = process.at.json("/health").await;
+        let counts = health["log_counts"].as_object().expect("counts").iter();
+        counts.filter(|(name, _)| *name != "logthon").map(|(_, count)| count.as_u64().expect("a count")).sum()
+    };
+    let mut seen = 0;
+    for _ in 0..ROUNDS {
+        let process = Process::consuming(&logs, &url);
+        let before = seen;
+        until(async || {
+            seen = counted(&process).await;
+            // Somewhere between two commits: batches are in hand, some stored and not yet acknowledged.
+            seen >= before + 100
+        })
+        .await;
+        process.kill();
+    }
+    stop.cancel();
+    let mut shipped = BTreeSet::new();
+    for service in services {
+        shipped.extend(service.await.expect("a service"));
+    }
+    let process = Process::consuming(&logs, &url);
+    until(async || counted(&process).await >= shipped.len() as u64).await;
+    // Ended in order, it has settled all it held; what would still be on the bus comes to the next.
+    assert!(process.terminate(), "it ends with success");
+    let process = Process::consuming(&logs, &url);
+    until(async || {
+        let groups = bus.admin().groups().await.expect("a list");
+        groups.iter().all(|group| group.waiting + group.in_flight + group.retrying == 0)
+    })
+    .await;
+    let found = messages(&process.at.entries().await);
+    let missing: Vec<_> = shipped.iter().filter(|message| !found.contains_key(*message)).collect();
+    assert!(missing.is_empty(), "{} of {} lost: {missing:?}", missing.len(), shipped.len());
+    assert!(found.values().all(|count| *count == 1), "doubled");
+    assert_eq!(found.len(), shipped.len());
 }

@@ -59,7 +59,21 @@ impl Process {
 
     /// On a port of the caller's choice; 0 for any that is free.
     pub(crate) fn start_on(dir: &Path, port: u16) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_log-aggregator"))
+        Self::launch(dir, port, None)
+    }
+
+    /// Takes batches from the bus at `url`, too.
+    pub(crate) fn consuming(dir: &Path, url: &str) -> Self {
+        Self::launch(dir, 0, Some(url))
+    }
+
+    fn launch(dir: &Path, port: u16, bus: Option<&str>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_log-aggregator"));
+        match bus {
+            Some(url) => command.env("EVENT_BUS_URL", url),
+            None => command.env_remove("EVENT_BUS_URL"),
+        };
+        let mut child = command
             .arg(dir)
             .env("LOGTHON_PORT", port.to_string())
             .env("LOGTHON_RECONNECT_DELAY", "200")
