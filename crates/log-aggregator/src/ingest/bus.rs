@@ -10,6 +10,7 @@ use event_client::log::{LogBatch, LogRecord};
 use event_client::message::MessageId;
 use event_client::subscription::Subscription;
 use event_client::transport::{Start, Subscribe};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -23,6 +24,23 @@ const GROUP: &str = "log-aggregator";
 const CREDIT: usize = 64;
 /// When a batch that could not be stored is tried again. As often as it takes: a full disk is no fault of the batch.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// How long joining is tried while the bus has no time for it.
+const JOIN: Duration = Duration::from_secs(60);
+
+/// Subscribes, again and again while the bus is too busy: those who ship logs wait for the aggregator, not it for them.
+async fn join(bus: &Bus, spec: Subscribe) -> event_client::Result<Subscription> {
+    let give_up = Instant::now() + JOIN;
+    loop {
+        match bus.subscribe(spec.clone()).await {
+            Err(error) if error.is_temporary() && Instant::now() < give_up => {
+                tracing::warn!(%error, "the bus is too busy to be joined; trying again");
+                sleep(Duration::from_millis(100)).await;
+            }
+            done => return done,
+        }
+    }
+}
 
 /// Takes batches until it is stopped.
 #[derive(Debug)]
@@ -39,7 +57,7 @@ impl Consumer {
         let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
         let spec =
             Subscribe { start: Start::Earliest, credit: CREDIT, ..Subscribe::group(group, vec![pattern]) };
-        let subscription = bus.subscribe(spec).await.map_err(failed)?;
+        let subscription = join(bus, spec).await.map_err(failed)?;
         let work = TaskTracker::new();
         let (deliveries, tracker) = (subscription.clone(), work.clone());
         work.spawn(async move {

@@ -25,7 +25,7 @@ async fn until(mut reached: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(180), reached).await.expect("in time");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_right_after_the_last_200_nothing_is_missing() {
     let dir = tempfile::tempdir().expect("a directory");
     let process = Process::start(dir.path());
@@ -40,7 +40,7 @@ async fn killed_right_after_the_last_200_nothing_is_missing() {
     assert_eq!((entries.len() - own, own), (posts.len(), 2));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_again_and_again_under_load_nothing_is_lost_or_doubled() {
     let dir = tempfile::tempdir().expect("a directory");
     let mut acknowledged = BTreeSet::new();
@@ -84,7 +84,7 @@ async fn killed_again_and_again_under_load_nothing_is_lost_or_doubled() {
     assert_eq!(counted, found.len(), "the counts were recovered, too");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn asked_to_stop_it_stops_and_keeps_everything() {
     let dir = tempfile::tempdir().expect("a directory");
     let process = Process::start(dir.path());
@@ -94,7 +94,7 @@ async fn asked_to_stop_it_stops_and_keeps_everything() {
     assert_eq!(messages(&process.at.entries().await), [("kept".to_owned(), 1)].into());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_it_consumes_a_bus_every_shipped_record_is_there_once() {
     const ROUNDS: u64 = 4;
     const PER_BATCH: usize = 5;

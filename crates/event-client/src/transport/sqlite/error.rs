@@ -14,12 +14,6 @@ pub(super) fn explain(error: &sqlx::Error, operation: &'static str, path: &Path)
     Error::new(kind, text).during(operation).with("file", path.display()).because(error.to_string())
 }
 
-/// Whether somebody else holds the write lock.
-pub(super) fn is_busy(error: &sqlx::Error) -> bool {
-    matches!(error, sqlx::Error::Database(error)
-        if error.code().and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| matches!(code & 0xff, 5 | 6)))
-}
-
 /// The transport was closed while or before something was asked of it.
 pub(super) fn closed(operation: &'static str) -> Error {
     Error::new(ErrorKind::Closed, "the bus is closed; open it again").during(operation)

@@ -51,7 +51,6 @@ mod schema;
 mod settle;
 mod subscribe;
 mod takeover;
-mod turn;
 mod writer;
 
 use config::Config;

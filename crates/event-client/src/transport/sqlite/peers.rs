@@ -86,11 +86,6 @@ impl Peers {
         }
     }
 
-    /// Whether other processes had the file open when last looked.
-    pub(super) fn has_others(&self) -> bool {
-        !self.others.lock().expect("not poisoned").is_empty()
-    }
-
     /// Looks who is there, and clears away what dead processes left.
     pub(super) fn refresh(&self) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };

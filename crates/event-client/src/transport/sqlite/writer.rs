@@ -15,7 +15,6 @@ use super::connection::{self, Database, Script};
 use super::error::{Sql, closed};
 use super::publish::{self, Publish};
 use super::settle::{self, Settled};
-use super::turn::{take_turn, transact};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -132,12 +131,11 @@ impl Database {
         job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>> + Send + 'static,
     ) -> Result<T> {
         let (answer, result) = oneshot::channel();
-        let patience = self.storage.busy_timeout;
         let job: Job = Box::new(move |connection| {
             Box::pin(async move {
                 let result = match connection {
                     Err(error) => Err(error),
-                    Ok(connection) => Ok(transact(connection, patience, job).await),
+                    Ok(connection) => Ok(transact(connection, job).await),
                 };
                 let _ = answer.send(result);
             })
@@ -155,19 +153,36 @@ impl Database {
     }
 }
 
+async fn transact<T>(
+    connection: &mut SqliteConnection,
+    job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>>,
+) -> Sql<T> {
+    let run = async |sql: &'static str, connection: &mut SqliteConnection| {
+        sqlx::query(sql).execute(connection).await
+    };
+    run("BEGIN IMMEDIATE", connection).await?;
+    let result = match job(connection).await {
+        Ok(value) => run("COMMIT", connection).await.map(|_| value),
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        // Fails when the error has ended the transaction already.
+        let _ = run("ROLLBACK", connection).await;
+    }
+    result
+}
+
 /// The task.
 pub(super) struct Writer {
     database: Arc<Database>,
     connection: SqliteConnection,
     /// Whether commits fsync now, if known: SQLite's `synchronous` is switched between transactions.
     fsync: Option<bool>,
-    /// Whether SQLite's own waiting for the lock is switched off, because other processes take turns with this one.
-    shared: bool,
 }
 
 impl Writer {
     pub(super) fn new(database: Arc<Database>, connection: SqliteConnection) -> Self {
-        Self { database, connection, fsync: None, shared: false }
+        Self { database, connection, fsync: None }
     }
 
     /// Writes until the database is closed and nothing waits.
@@ -238,29 +253,6 @@ impl Writer {
         Ok(())
     }
 
-    /// Leaves the waiting for the lock to SQLite, or takes it over when the file is shared with other processes.
-    async fn set_shared(&mut self, shared: bool) -> Sql<()> {
-        if self.shared != shared {
-            let wait = if shared { 1 } else { self.database.storage.busy_timeout.as_millis() as u64 };
-            let mut script = Script::default();
-            script.statement(&format!("PRAGMA busy_timeout = {wait}"));
-            script.run(&mut self.connection).await?;
-            self.shared = shared;
-        }
-        Ok(())
-    }
-
-    /// Begins the transaction of a shared file; one that is not shared begins with its first statement.
-    async fn begin(&mut self, shared: bool, fsync: bool) -> Sql<()> {
-        self.set_shared(shared).await?;
-        if shared {
-            // It cannot be switched inside a transaction.
-            self.set_fsync(fsync).await?;
-            take_turn(&mut self.connection, self.database.storage.busy_timeout).await?;
-        }
-        Ok(())
-    }
-
     /// One transaction for all of it.
     async fn commit(
         &mut self,
@@ -271,24 +263,16 @@ impl Writer {
     ) {
         let fsync =
             publishes.iter().any(|publish| publish.fsync) || settles.iter().any(|settled| settled.fsync);
-        let shared = self.database.peers.has_others();
-        let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
-        let settles = settle::Plan::new(settles);
-        if let Err(error) = self.begin(shared, fsync).await {
-            self.fail(error, batch, claims, settles, renewals);
-            return;
-        }
         let mut script = Script::default();
         if self.fsync != Some(fsync) {
             script.statement(synchronous(fsync));
         }
+        let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
+        let settles = settle::Plan::new(settles);
         // A single statement is a transaction by itself and saves two.
-        let alone = !shared
-            && claims.is_empty()
-            && settles.is_empty()
-            && renewals.is_empty()
-            && batch.is_one_statement();
-        if !alone && !shared {
+        let alone =
+            claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
+        if !alone {
             script.statement("BEGIN IMMEDIATE");
         }
         let claimed: Vec<_> = claims.iter().map(|claim| claim.write(&mut script)).collect();
