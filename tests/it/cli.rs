@@ -106,3 +106,39 @@ async fn a_consumer_that_was_killed_loses_nothing() {
     let taken = cli.json(&["sub", "orders.>", "--group", "audit", "--limit", "1"]).await;
     assert_eq!(taken[0]["data"]["order_id"], 1);
 }
+
+#[tokio::test]
+async fn a_file_that_may_not_be_written_is_named_and_left_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    cli.json(&["pub", "orders.placed.v1", r#"{"order_id": 1}"#]).await;
+    let file = folder.path().join("bus.db");
+    let before = std::fs::read(&file).unwrap();
+    let mode = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(&file, 0o444);
+    mode(folder.path(), 0o555);
+    let ours = cli.command(&["pub", "orders.placed.v1", r#"{"order_id": 2}"#]);
+    // Rights do not bind root: then somebody else tries.
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = tokio::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(ours.as_std().get_program());
+        command.args(ours.as_std().get_args()).env("EVENT_BUS_URL", cli.url());
+        command
+    } else {
+        ours
+    };
+    let output = command.output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    mode(folder.path(), 0o755);
+    mode(&file, 0o600);
+    assert!(!output.status.success() && said.contains("bus.db"), "{said}");
+    assert!(
+        said.contains("may not be written") || said.contains("rights") || said.contains("denied"),
+        "{said}"
+    );
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    assert_eq!(cli.json(&["replay", "orders.>"]).await.len(), 1);
+}
