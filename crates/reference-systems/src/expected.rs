@@ -15,12 +15,8 @@ pub struct Expected {
     pub dead: BTreeMap<String, u64>,
     /// Tasks that succeeded, by name; scheduled ones not included.
     pub tasks: BTreeMap<String, u64>,
-    /// Requests answered.
-    pub requests: u64,
     /// Log records sent over HTTP, by service.
     pub posted: BTreeMap<String, u64>,
-    /// Of those, sent as broken JSON.
-    pub broken: u64,
 }
 
 impl Expected {
@@ -46,8 +42,6 @@ impl Expected {
                 Self::add(map, &what, by);
             }
         }
-        self.requests += other.requests;
-        self.broken += other.broken;
         self
     }
 }
