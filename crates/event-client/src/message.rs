@@ -135,7 +135,7 @@ impl Headers {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`] unless the name is 1 to 64 characters of `[a-zA-Z0-9_-]` and the value is
-    /// at most 4 KiB without control characters.
+    /// at most 4 KiB without control characters, and for a reserved name: `content-type`, `bus-…`, `nats-…`, `x-death…`.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let named = (1..=64).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
@@ -147,6 +147,13 @@ impl Headers {
             .with("header", format!("{:?}", &name[..name.floor_char_boundary(80)])));
         }
         let name = SmolStr::new(name.to_ascii_lowercase());
+        if crate::transport::is_reserved(&name) {
+            return Err(Error::new(
+                ErrorKind::InvalidName,
+                "`content-type` and names with `bus-`, `nats-` or `x-death` in front have a meaning of their own; choose another",
+            )
+            .with("header", name));
+        }
         match self.0.iter_mut().find(|(have, _)| *have == name) {
             Some((_, old)) => *old = value.into(),
             None => self.0.push((name, value.into())),
@@ -158,6 +165,19 @@ impl Headers {
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) fn restore(&mut self, name: SmolStr, value: SmolStr) {
         self.0.push((name, value));
+    }
+
+    /// Puts headers into the order of `names`; others follow as they were.
+    #[allow(dead_code, reason = "each broker folder may be compiled out")]
+    pub(crate) fn sort_by<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        let mut sorted = Vec::with_capacity(self.0.len());
+        for name in names {
+            if let Some(at) = self.0.iter().position(|(have, _)| have == name) {
+                sorted.push(self.0.remove(at));
+            }
+        }
+        sorted.append(&mut self.0);
+        self.0 = sorted;
     }
 
     /// All headers in order.
@@ -292,6 +312,7 @@ mod tests {
         assert_eq!((headers.get("TENANT"), headers.len()), (Some("b"), 2));
         assert!(!format!("{headers:?}").contains("Bearer"));
         assert!(headers.set("bad name", "x").is_err());
+        assert!(headers.set("Bus-Attempt", "1").is_err());
         assert!(headers.set("ok", "line\nbreak").is_err());
     }
 }

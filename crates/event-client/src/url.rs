@@ -40,6 +40,11 @@ impl BusUrl {
         })
     }
 
+    /// Gives an option the value that it has when the URL does not say.
+    pub(crate) fn default_option(&mut self, option: &str, value: String) {
+        self.options.entry(option.to_owned()).or_insert(value);
+    }
+
     /// Refuses options that nobody took.
     ///
     /// # Errors
@@ -72,7 +77,7 @@ impl FromStr for BusUrl {
         let refuse = |what: &str| {
             // The text may hold a password, so only what stands before a colon is repeated.
             let shown: String = text.chars().take_while(|c| *c != ':').take(40).collect();
-            Error::new(ErrorKind::Config, format!("{what}; use `memory:`, `memory:NAME` or `sqlite:PATH`"))
+            Error::new(ErrorKind::Config, format!("{what}; use {}", crate::transport::URLS))
                 .during("connect")
                 .with("url", format!("{shown}:…"))
         };

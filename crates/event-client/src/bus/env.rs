@@ -2,12 +2,27 @@
 
 use super::{Bus, Settings};
 use crate::error::Result;
+use crate::transport;
+use crate::url::BusUrl;
 
 impl Bus {
     /// The variables that [`Bus::from_env`] reads.
-    pub const VARIABLES: [(&'static str, &'static str); 2] = [
+    pub const VARIABLES: [(&'static str, &'static str); 5] = [
         ("EVENT_BUS_URL", "where the bus is; default `sqlite:backbone-data/bus.db`"),
         ("EVENT_BUS_CODEC", "`json` (default) or `msgpack`"),
+        ("EVENT_BUS_NAMESPACE", "option `namespace` of the URL: what separates the buses of one broker"),
+        (
+            "EVENT_BUS_PROVISION",
+            "option `provision` of the URL: `off`, `verify`, `create` (default) or `update`",
+        ),
+        ("EVENT_BUS_MAX_PAYLOAD", "option `max_payload` of the URL: largest message in bytes"),
+    ];
+
+    /// Options of the URL that a variable may give; the URL's own stands before it.
+    const OPTIONS: [(&'static str, &'static str); 3] = [
+        ("EVENT_BUS_NAMESPACE", "namespace"),
+        ("EVENT_BUS_PROVISION", "provision"),
+        ("EVENT_BUS_MAX_PAYLOAD", "max_payload"),
     ];
 
     /// The URL used when `EVENT_BUS_URL` is not set: a file that every process of this folder shares.
@@ -25,6 +40,12 @@ impl Bus {
             settings.codec =
                 codec.parse().map_err(|error: crate::Error| error.with("variable", "EVENT_BUS_CODEC"))?;
         }
-        Self::connect_with(&url, settings).await
+        let mut url: BusUrl = url.parse()?;
+        for (variable, option) in Self::OPTIONS {
+            if let Ok(value) = std::env::var(variable) {
+                url.default_option(option, value);
+            }
+        }
+        Self::over(transport::open(url).await?, settings)
     }
 }

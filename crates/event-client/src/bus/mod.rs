@@ -168,33 +168,7 @@ impl Bus {
     }
 
     pub(crate) fn check(&self, message: &Message) -> Result<()> {
-        let can = self.capabilities();
-        let lacks =
-            |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", can.name)));
-        if message.size() > can.max_payload {
-            return Err(Error::new(
-                ErrorKind::TooLarge,
-                format!(
-                    "the message takes {} bytes, `{}` takes at most {}; send a reference to the data instead",
-                    message.size(),
-                    can.name,
-                    can.max_payload
-                ),
-            ));
-        }
-        if message.deliver_at.is_some() && !can.delayed {
-            return lacks("delayed publish");
-        }
-        if message.expires_at.is_some() && !can.expiry {
-            return lacks("expiry");
-        }
-        if message.dedup && can.dedup_window.is_zero() {
-            return lacks("publish deduplication");
-        }
-        if message.durability > can.max_durability {
-            return lacks(&format!("{:?} durability as configured", message.durability));
-        }
-        Ok(())
+        self.capabilities().check(message)
     }
 
     /// Asks one member of the service that answers `request`; await the returned builder for the answer.

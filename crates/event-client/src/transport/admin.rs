@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
-use super::Start;
+use super::{Change, Start, Topology};
 use crate::delivery::Reason;
 use crate::error::Result;
 use crate::message::Message;
@@ -29,6 +29,13 @@ pub trait Admin: Send + Sync {
 
     /// Every durable group with its lag.
     fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>>;
+
+    /// What is missing or differs from `topology`; changes nothing. Empty when all is as it should be.
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>>;
+
+    /// Creates what is missing and changes what differs, whatever [`Provision`](super::Provision) says; answers what
+    /// was to be done. What is [blocked](super::Action::Blocked) is left as it is.
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>>;
 
     /// Moves a group to `start`: everything from there on is delivered to this group again.
     /// Unsettled deliveries are given up. Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group.

@@ -10,22 +10,30 @@ use jiff::Timestamp;
 use smol_str::SmolStr;
 
 use crate::confirm::Confirm;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, Position};
 use crate::subject::{Group, Pattern};
 use crate::subscription::Subscription;
 
 mod admin;
+mod lanes;
 mod memory;
 mod open;
+mod provision;
 mod requests;
 mod sqlite;
+mod topology;
+mod wire;
 
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
 pub use memory::{MemoryConfig, MemoryTransport};
+pub(crate) use open::URLS;
 pub use open::open;
+pub use provision::Provision;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 pub use sqlite::SqliteTransport;
+pub use topology::{Action, Change, Difference, GroupNeed, Topology};
+pub(crate) use wire::is_reserved;
 
 /// A way for messages to travel.
 ///
@@ -47,7 +55,7 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// same time share a round trip or an fsync.
     fn publish(&self, message: Message) -> Confirm<Receipt>;
 
-    /// Opens a subscription; the group exists durably when this returns.
+    /// Opens a subscription; the group exists durably when this returns, made or changed as far as [`Provision`] allows.
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>>;
 
     /// Request and reply.
@@ -107,6 +115,39 @@ impl Capabilities {
             cross_topic: false,
             keyed_members: 1,
         }
+    }
+
+    /// Refuses a message that the transport cannot keep as asked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`], naming what is lacking.
+    pub fn check(&self, message: &Message) -> Result<()> {
+        let lacks =
+            |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", self.name)));
+        if message.size() > self.max_payload {
+            return Err(Error::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the message takes {} bytes, `{}` takes at most {}; send a reference to the data instead, or raise `max_payload`",
+                    message.size(),
+                    self.name,
+                    self.max_payload
+                ),
+            ));
+        }
+        if message.deliver_at.is_some() && !self.delayed {
+            return lacks("delayed publish");
+        }
+        if message.expires_at.is_some() && !self.expiry {
+            return lacks("expiry");
+        }
+        if message.dedup && self.dedup_window.is_zero() {
+            return lacks("publish deduplication");
+        }
+        if message.durability > self.max_durability {
+            return lacks(&format!("{:?} durability as configured", message.durability));
+        }
+        Ok(())
     }
 }
 

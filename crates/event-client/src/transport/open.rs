@@ -6,6 +6,10 @@ use super::{MemoryTransport, SqliteTransport, Transport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::url::BusUrl;
 
+/// The URLs that work, for error texts.
+pub(crate) const URLS: &str =
+    "`memory:`, `memory:NAME`, `sqlite:PATH`, `nats://HOST`, `redis://HOST` or `amqp://HOST`";
+
 /// Opens the transport that `url` names.
 ///
 /// # Errors
@@ -16,17 +20,31 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
     match url.scheme() {
         "memory" => MemoryTransport::open(url).map(|memory| Arc::new(memory) as Arc<dyn Transport>),
         "sqlite" => SqliteTransport::open(url).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>),
-        "nats" | "tls" | "redis" | "rediss" | "amqp" | "amqps" => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "this build has no `{}` transport; use `memory:`, `memory:NAME` or `sqlite:PATH`",
-                url.scheme()
-            ),
-        )),
-        scheme => Err(Error::new(
-            ErrorKind::Config,
-            format!("unknown scheme `{scheme}`; use `memory:`, `memory:NAME` or `sqlite:PATH`"),
-        )),
+        #[cfg(feature = "nats")]
+        "nats" | "tls" => Err(not_yet(&url)),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" => Err(not_yet(&url)),
+        #[cfg(feature = "rabbitmq")]
+        "amqp" | "amqps" => Err(not_yet(&url)),
+        #[cfg(not(feature = "nats"))]
+        "nats" | "tls" => Err(left_out("nats")),
+        #[cfg(not(feature = "redis"))]
+        "redis" | "rediss" => Err(left_out("redis")),
+        #[cfg(not(feature = "rabbitmq"))]
+        "amqp" | "amqps" => Err(left_out("rabbitmq")),
+        scheme => Err(Error::new(ErrorKind::Config, format!("unknown scheme `{scheme}`; use {URLS}"))),
     }
     .map_err(|error: Error| error.during("connect").with("url", shown))
+}
+
+fn not_yet(url: &BusUrl) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("this build has no `{}` transport", url.scheme()))
+}
+
+#[allow(dead_code, reason = "for builds without some feature")]
+fn left_out(feature: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("this build left the transport out; build event-client with its feature `{feature}`"),
+    )
 }

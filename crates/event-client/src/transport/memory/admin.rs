@@ -15,7 +15,10 @@ use super::subscribe::{first, owe_from};
 use crate::delivery::Rejection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
-use crate::transport::{Admin, DeadLetter, DeadLetterFilter, GroupStatus, Start};
+use crate::transport::topology::compare_group;
+use crate::transport::{
+    Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Mode, Start, Subscribe, Topology,
+};
 
 /// Dead letters by the order in which they died; each keeps its message's place in the log's accounts.
 #[derive(Debug, Default)]
@@ -79,6 +82,14 @@ fn name(id: u64) -> SmolStr {
 
 fn unknown(group: &Group) -> Error {
     Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
+}
+
+impl State {
+    /// What a group lacks of what `spec` asks.
+    fn compare(&self, spec: &Subscribe) -> Option<Change> {
+        let Mode::Group(name) = &spec.mode else { return None };
+        compare_group(spec, self.names.get(name).map(|place| self.groups[*place].terms()))
+    }
 }
 
 impl MemoryTransport {
@@ -161,6 +172,29 @@ impl Admin for MemoryTransport {
                 .collect();
             all.sort_by(|a, b| a.group.cmp(&b.group));
             Ok(all)
+        })
+    }
+
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.admin_step("plan topology", move |state| {
+            let wanted = topology.subscriptions()?;
+            Ok(wanted.iter().filter_map(|spec| state.compare(spec)).collect())
+        })
+    }
+
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        let bus = self.connection.bus.clone();
+        self.admin_step("apply topology", move |state| {
+            let mut changes = Vec::new();
+            for spec in topology.subscriptions()? {
+                let (Some(change), Mode::Group(name)) = (state.compare(&spec), &spec.mode) else { continue };
+                match state.names.get(name).copied() {
+                    Some(place) => state.change_group(place, &spec)?,
+                    None => drop(state.add_group(bus.next_id(), name.clone(), &spec)),
+                }
+                changes.push(change);
+            }
+            Ok(changes)
         })
     }
 

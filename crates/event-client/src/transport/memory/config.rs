@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::transport::Provision;
 use crate::url::BusUrl;
 
 /// Bounds of one bus in memory.
@@ -35,11 +36,12 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
-    const OPTIONS: [&str; 4] = ["max_messages", "max_bytes", "max_payload", "dedup_window"];
+    const OPTIONS: [&str; 5] = ["max_messages", "max_bytes", "max_payload", "dedup_window", "provision"];
 
     /// The name and the options of a URL; no options are the defaults.
-    pub(super) fn from_url(mut url: BusUrl) -> Result<(String, Self)> {
+    pub(super) fn from_url(mut url: BusUrl) -> Result<(String, Self, Provision)> {
         let mut config = Self::default();
+        let provision = Provision::take(&mut url)?;
         let name = match url.rest() {
             "" => "default".to_owned(),
             name if name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.')) => {
@@ -68,7 +70,7 @@ impl MemoryConfig {
         }
         url.finish(&Self::OPTIONS)?;
         config.check()?;
-        Ok((name, config))
+        Ok((name, config, provision))
     }
 
     /// Refuses bounds that could never hold a message.
@@ -95,14 +97,14 @@ impl MemoryConfig {
 mod tests {
     use super::*;
 
-    fn parse(url: &str) -> Result<(String, MemoryConfig)> {
+    fn parse(url: &str) -> Result<(String, MemoryConfig, Provision)> {
         MemoryConfig::from_url(url.parse()?)
     }
 
     #[test]
     fn names_and_options() {
-        assert_eq!(parse("memory:").unwrap(), ("default".into(), MemoryConfig::default()));
-        let (name, config) = parse("memory:a?max_messages=10&dedup_window=1500ms").unwrap();
+        assert_eq!(parse("memory:").unwrap(), ("default".into(), MemoryConfig::default(), Provision::Create));
+        let (name, config, _) = parse("memory:a?max_messages=10&dedup_window=1500ms").unwrap();
         assert_eq!(
             (name.as_str(), config.max_messages, config.dedup_window),
             ("a", 10, Duration::from_millis(1500))
@@ -118,6 +120,7 @@ mod tests {
             ("memory:?max_bytes=1000", "max_bytes"),
             ("memory:?dedup_window=-2s", "dedup_window"),
             ("memory:?synchronous=full", "synchronous"),
+            ("memory:?provision=perhaps", "off, verify, create or update"),
         ] {
             let error = parse(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);

@@ -17,6 +17,7 @@ use super::requests::Switchboard;
 use super::subscribe::Listeners;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
+use crate::transport::Provision;
 
 /// Buses that somebody in this process still uses, by name.
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Bus>>>> = LazyLock::new(Mutex::default);
@@ -53,6 +54,8 @@ pub(super) struct GroupRef {
 pub(super) struct Connection {
     pub(super) bus: Arc<Bus>,
     pub(super) id: u64,
+    /// What it may do to groups.
+    pub(super) provision: Provision,
     pub(super) closed: CancellationToken,
 }
 
@@ -120,8 +123,8 @@ impl State {
 }
 
 impl Connection {
-    pub(super) fn open(bus: Arc<Bus>) -> Arc<Self> {
-        Arc::new(Self { id: bus.next_id(), bus, closed: CancellationToken::new() })
+    pub(super) fn open(bus: Arc<Bus>, provision: Provision) -> Arc<Self> {
+        Arc::new(Self { id: bus.next_id(), bus, provision, closed: CancellationToken::new() })
     }
 
     /// Refuses work on a closed connection.

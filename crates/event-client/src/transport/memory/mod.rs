@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use super::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
+use super::{Admin, Capabilities, Provision, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
 use crate::error::Result;
 use crate::message::Message;
@@ -48,8 +48,8 @@ impl MemoryTransport {
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options, or when the bus is open with others.
     pub fn open(url: BusUrl) -> Result<Self> {
-        let (name, config) = MemoryConfig::from_url(url)?;
-        Ok(Self::on(Bus::named(&name, config)?))
+        let (name, config, provision) = MemoryConfig::from_url(url)?;
+        Ok(Self::on(Bus::named(&name, config)?, provision))
     }
 
     /// A bus without a name, for a test or a part of a program. [`MemoryTransport::connect`] shares it.
@@ -57,15 +57,15 @@ impl MemoryTransport {
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) for bounds that could never hold a message.
     pub fn private(config: MemoryConfig) -> Result<Self> {
-        Ok(Self::on(Bus::new(config)?))
+        Ok(Self::on(Bus::new(config)?, Provision::Create))
     }
 
     /// Another connection to the same bus, with its own `close`.
     pub fn connect(&self) -> Self {
-        Self::on(self.connection.bus.clone())
+        Self::on(self.connection.bus.clone(), self.connection.provision)
     }
 
-    fn on(bus: Arc<Bus>) -> Self {
+    fn on(bus: Arc<Bus>, provision: Provision) -> Self {
         let mut capabilities = Capabilities::new("memory");
         capabilities.max_payload = bus.config.max_payload;
         capabilities.dedup_window = bus.config.dedup_window;
@@ -74,7 +74,7 @@ impl MemoryTransport {
         capabilities.replay = true;
         capabilities.cross_topic = true;
         capabilities.keyed_members = usize::MAX;
-        Self { connection: Connection::open(bus), capabilities }
+        Self { connection: Connection::open(bus, provision), capabilities }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::{Group, Pattern, Subject};
 use crate::subscription::{Feed, Health, Subscription};
+use crate::transport::topology::compare_group;
 use crate::transport::{Mode, Start, Subscribe};
 
 /// Most deliveries that one hold of the lock hands out, so that publishers are not kept waiting.
@@ -65,6 +66,43 @@ pub(super) fn owe_from(group: &mut GroupState, log: &mut Log, start: u64) {
     }
 }
 
+impl State {
+    /// A new group, owed what is there from its start on.
+    pub(super) fn add_group(&mut self, uid: u64, name: Group, spec: &Subscribe) -> usize {
+        let mut group = GroupState::new(uid, name.clone(), spec.filters.clone(), spec.keyed);
+        let start = first(&self.log, spec.start);
+        owe_from(&mut group, &mut self.log, start);
+        let place = self.groups.insert(group);
+        self.names.insert(name, place);
+        self.routes.forget();
+        place
+    }
+
+    /// Makes an existing group what `spec` says.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when its live members treat keys otherwise.
+    pub(super) fn change_group(&mut self, place: usize, spec: &Subscribe) -> Result<()> {
+        let group = &mut self.groups[place];
+        if group.keyed() != spec.keyed {
+            if group.members.iter().any(|member| !member.stopped) {
+                return Err(Error::new(
+                    ErrorKind::Config,
+                    "live members of this group keep the order of keys and this one does not, or the other way round",
+                )
+                .with("group", &group.name)
+                .with("keyed", spec.keyed));
+            }
+            group.set_keyed(spec.keyed);
+        }
+        if group.filters != spec.filters {
+            group.filters.clone_from(&spec.filters);
+            self.routes.forget();
+        }
+        Ok(())
+    }
+}
+
 /// A live subscription's place in its group. Dropped, it leaves the group and its leases begin to run out.
 struct Membership {
     connection: Arc<Connection>,
@@ -93,36 +131,16 @@ impl Membership {
         let state = &mut *state;
         connection.check()?;
         state.advance(now);
-        let place = match state.names.get(&name) {
+        let known = state.names.get(&name).copied();
+        let change = compare_group(spec, known.map(|place| &state.groups[place]).map(GroupState::terms));
+        let follows = connection.provision.group(change.as_ref())?;
+        let place = match known {
+            Some(place) if !follows => place,
             Some(place) => {
-                let group = &mut state.groups[*place];
-                if group.keyed() != spec.keyed {
-                    if group.members.iter().any(|member| !member.stopped) {
-                        return Err(Error::new(
-                            ErrorKind::Config,
-                            "live members of this group keep the order of keys and this one does not, or the other way round",
-                        )
-                        .with("group", &name)
-                        .with("keyed", spec.keyed));
-                    }
-                    group.set_keyed(spec.keyed);
-                }
-                if group.filters != spec.filters {
-                    group.filters.clone_from(&spec.filters);
-                    state.routes.forget();
-                }
-                *place
-            }
-            None => {
-                let mut group =
-                    GroupState::new(bus.next_id(), name.clone(), spec.filters.clone(), spec.keyed);
-                let start = first(&state.log, spec.start);
-                owe_from(&mut group, &mut state.log, start);
-                let place = state.groups.insert(group);
-                state.names.insert(name, place);
-                state.routes.forget();
+                state.change_group(place, spec)?;
                 place
             }
+            None => state.add_group(bus.next_id(), name, spec),
         };
         let group = &mut state.groups[place];
         let (uid, wake) = (group.uid, group.join(id, connection.id));

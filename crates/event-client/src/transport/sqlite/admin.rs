@@ -12,11 +12,11 @@ use super::codec::{self, Reader};
 use super::connection::{Open, Script, json};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
-use super::{SqliteTransport, group, lease, scan};
+use super::{SqliteTransport, group, lease, scan, subscribe};
 use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Subject};
-use crate::transport::{Admin, DeadLetter, DeadLetterFilter, GroupStatus, Start};
+use crate::transport::{Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Start, Topology};
 
 /// Letters of one read: those chosen by pattern are picked out of them.
 const PAGE: i64 = 256;
@@ -51,6 +51,34 @@ impl Admin for SqliteTransport {
         Box::pin(async move {
             let open = self.live("list groups")?;
             read(&open, "list groups", |connection| Box::pin(groups(connection))).await
+        })
+    }
+
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        Box::pin(async move {
+            let open = self.live("plan topology")?;
+            let wanted = topology.subscriptions()?;
+            read(&open, "plan topology", |connection| {
+                Box::pin(async move {
+                    let mut changes = Vec::new();
+                    for spec in &wanted {
+                        changes.extend(group::compare(connection, spec).await?);
+                    }
+                    Ok(changes)
+                })
+            })
+            .await
+        })
+    }
+
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        Box::pin(async move {
+            let open = self.live("apply topology")?;
+            let mut changes = Vec::new();
+            for spec in topology.subscriptions()? {
+                changes.extend(subscribe::provide(&open, spec).await?);
+            }
+            Ok(changes)
         })
     }
 

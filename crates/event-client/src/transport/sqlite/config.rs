@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
+use crate::transport::Provision;
 use crate::url::BusUrl;
 
 /// What a URL asks for.
@@ -18,12 +19,14 @@ use crate::url::BusUrl;
 /// | `retention_bytes` | `1g` | size of the file beyond which the oldest go earlier; never what a group still needs |
 /// | `dedup_window` | `10m` | how long a dedup id is remembered, up to a day |
 /// | `busy_timeout` | `5s` | how long a write waits for another process's lock |
+/// | `provision` | `create` | see [`Provision`]; `off` and `verify` do not create the file either |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) path: PathBuf,
     /// What `Durability::Default` stands for, and the most that is promised.
     pub(super) durability: Durability,
     pub(super) max_payload: usize,
+    pub(super) provision: Provision,
     pub(super) storage: Storage,
 }
 
@@ -39,8 +42,15 @@ pub(super) struct Storage {
 /// Most that `max_payload` may be.
 pub(super) const MAX_PAYLOAD: usize = 64 << 20;
 
-const KNOWN: [&str; 6] =
-    ["synchronous", "max_payload", "retention_age", "retention_bytes", "dedup_window", "busy_timeout"];
+const KNOWN: [&str; 7] = [
+    "synchronous",
+    "max_payload",
+    "retention_age",
+    "retention_bytes",
+    "dedup_window",
+    "busy_timeout",
+    "provision",
+];
 
 impl Config {
     /// Reads a URL.
@@ -62,6 +72,7 @@ impl Config {
             dedup_window: url.take("dedup_window", AGE)?.map_or(Duration::from_secs(600), |Age(age)| age),
             busy_timeout: url.take("busy_timeout", AGE)?.map_or(Duration::from_secs(5), |Age(age)| age),
         };
+        let provision = Provision::take(&mut url)?;
         url.finish(&KNOWN)?;
         if !(1 << 10..=MAX_PAYLOAD as u64).contains(&max_payload) {
             return Err(wrong("option `max_payload` takes 1k to 64m", &url));
@@ -82,7 +93,7 @@ impl Config {
                 &url,
             ));
         }
-        Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, storage })
+        Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, provision, storage })
     }
 }
 

@@ -27,7 +27,7 @@ use super::remote::{self, Calls};
 use super::schema;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{MemoryConfig, MemoryTransport};
+use crate::transport::{MemoryConfig, MemoryTransport, Provision};
 
 /// Everything that the handles of one file share.
 #[derive(Debug)]
@@ -80,7 +80,10 @@ impl Drop for Open {
 static OPEN: LazyLock<tokio::sync::Mutex<HashMap<PathBuf, Weak<Open>>>> = LazyLock::new(Default::default);
 
 /// Opens the file at `path`, or joins the handles that have it open.
-pub(super) async fn open(path: &Path, storage: &Storage) -> Result<Arc<Open>> {
+pub(super) async fn open(path: &Path, storage: &Storage, provision: Provision) -> Result<Arc<Open>> {
+    if !provision.creates() && !path.exists() {
+        return Err(provision.missing(format_args!("the file {}", path.display())));
+    }
     let path = claim_file(path)?;
     let mut open = OPEN.lock().await;
     open.retain(|_, database| database.strong_count() > 0);

@@ -15,8 +15,9 @@ use super::schema::PARKED;
 use super::takeover::{self, Seen};
 use crate::error::{Error, ErrorKind};
 use crate::message::Position;
-use crate::subject::{Group, Pattern};
-use crate::transport::Start;
+use crate::subject::Group;
+use crate::transport::topology::compare_group;
+use crate::transport::{Change, Mode, Provision, Start, Subscribe};
 
 /// What the members of a group in this process share.
 #[derive(Debug)]
@@ -31,37 +32,75 @@ pub(super) struct GroupFeed {
     pub(super) fresh: tokio::sync::Mutex<Fresh>,
 }
 
-/// The group's row, made or brought up to date; or the processes of live members that disagree on `keyed`.
+/// What became of a group that a subscription needs.
+pub(super) enum Ensured {
+    /// Its row stands.
+    Group(i64),
+    /// These members are perhaps alive and treat keys otherwise.
+    Others(Vec<Seen>),
+    /// It may not be made or changed.
+    Refused(Error),
+}
+
+/// A group's row as far as subscriptions decide about it.
+struct GroupRow {
+    id: i64,
+    filters: Filters,
+    keyed: bool,
+    cursor: i64,
+}
+
+async fn find(connection: &mut SqliteConnection, name: &str) -> Sql<Option<GroupRow>> {
+    let row = sqlx::query("SELECT id, filters, keyed, cursor FROM consumer_group WHERE name = ?")
+        .bind(name)
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let filters = Filters::parse(row.try_get(1)?)?;
+    Ok(Some(GroupRow { id: row.try_get(0)?, filters, keyed: row.try_get(2)?, cursor: row.try_get(3)? }))
+}
+
+/// What the group of `spec` lacks of what it asks.
+pub(super) async fn compare(connection: &mut SqliteConnection, spec: &Subscribe) -> Sql<Option<Change>> {
+    let Mode::Group(name) = &spec.mode else { return Ok(None) };
+    let found = find(connection, name.as_str()).await?;
+    Ok(compare_group(spec, found.as_ref().map(|row| (row.filters.latest(), row.keyed))))
+}
+
+/// The group's row, made or brought up to date as far as `provision` allows.
 pub(super) async fn ensure_group(
     connection: &mut SqliteConnection,
-    name: &str,
-    patterns: &[Pattern],
-    start: Start,
-    keyed: bool,
-) -> Sql<std::result::Result<i64, Vec<Seen>>> {
-    let found = sqlx::query("SELECT id, filters, keyed, cursor FROM consumer_group WHERE name = ?")
-        .bind(name)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = found else {
-        let cursor = resolve(connection, start).await?;
+    spec: &Subscribe,
+    provision: Provision,
+) -> Sql<Ensured> {
+    let Mode::Group(name) = &spec.mode else { unreachable!("only groups have rows") };
+    let (patterns, keyed) = (&spec.filters, spec.keyed);
+    let found = find(connection, name.as_str()).await?;
+    let change = compare_group(spec, found.as_ref().map(|row| (row.filters.latest(), row.keyed)));
+    let follows = match provision.group(change.as_ref()) {
+        Ok(follows) => follows,
+        Err(refusal) => return Ok(Ensured::Refused(refusal)),
+    };
+    let Some(GroupRow { id, mut filters, keyed: was_keyed, cursor }) = found else {
+        let cursor = resolve(connection, spec.start).await?;
         let row = sqlx::query(
             "INSERT INTO consumer_group (name, filters, cursor, revision, keyed) VALUES (?, ?, ?, 1, ?) RETURNING id",
         )
-        .bind(name)
-        .bind(Filters::new(patterns.to_vec()).to_text())
+        .bind(name.as_str())
+        .bind(Filters::new(patterns.clone()).to_text())
         .bind(cursor)
         .bind(keyed)
         .fetch_one(&mut *connection)
         .await?;
-        return Ok(Ok(row.try_get(0)?));
+        return Ok(Ensured::Group(row.try_get(0)?));
     };
-    let (id, was_keyed, cursor): (i64, bool, i64) = (row.try_get(0)?, row.try_get(2)?, row.try_get(3)?);
-    let mut filters = Filters::parse(row.try_get(1)?)?;
+    if !follows {
+        return Ok(Ensured::Group(id));
+    }
     if was_keyed != keyed {
         let others = takeover::members(connection, &[id]).await?;
         if !others.is_empty() {
-            return Ok(Err(others));
+            return Ok(Ensured::Others(others));
         }
         // What waited behind its key need not any more; a keyed member looks at the order itself.
         sqlx::query("UPDATE redelivery SET due = 0 WHERE grp = ? AND due = ?")
@@ -70,21 +109,26 @@ pub(super) async fn ensure_group(
             .execute(&mut *connection)
             .await?;
     }
-    if was_keyed != keyed || filters.latest() != patterns {
+    if filters.latest() != patterns {
         let end = resolve(connection, Start::New).await?;
-        if filters.latest() != patterns {
-            filters.change(patterns.to_vec(), end, cursor);
-        }
-        sqlx::query(
-            "UPDATE consumer_group SET filters = ?, keyed = ?, active = NULL, revision = revision + 1 WHERE id = ?",
-        )
-        .bind(filters.to_text())
-        .bind(keyed)
-        .bind(id)
-        .execute(&mut *connection)
-        .await?;
+        filters.change(patterns.clone(), end, cursor);
     }
-    Ok(Ok(id))
+    sqlx::query(
+        "UPDATE consumer_group SET filters = ?, keyed = ?, active = NULL, revision = revision + 1 WHERE id = ?",
+    )
+    .bind(filters.to_text())
+    .bind(keyed)
+    .bind(id)
+    .execute(&mut *connection)
+    .await?;
+    Ok(Ensured::Group(id))
+}
+
+/// The refusal to change how a group treats keys while members are at work.
+pub(super) fn disagree(group: &Group, keyed: bool) -> Error {
+    let (they, we) = if keyed { ("not keyed", "keyed") } else { ("keyed", "not keyed") };
+    let text = format!("the group's members at work are {they}, this subscription is {we}; make them agree");
+    Error::new(ErrorKind::Config, text).with("group", group)
 }
 
 /// A new row for a member of the group.

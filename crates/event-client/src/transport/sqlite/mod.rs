@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Capabilities, MemoryTransport, Mode, Receipt, Requests, Subscribe, Transport};
+use super::{Admin, Capabilities, MemoryTransport, Mode, Provision, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message};
@@ -64,6 +64,7 @@ pub struct SqliteTransport {
     open: Mutex<Option<Arc<Open>>>,
     database: Arc<Database>,
     durability: Durability,
+    provision: Provision,
     capabilities: Capabilities,
     members: Mutex<Vec<Weak<Member>>>,
     tails: CancellationToken,
@@ -81,7 +82,7 @@ impl SqliteTransport {
     /// [`ErrorKind::Unavailable`] when another program holds its lock.
     pub async fn open(url: BusUrl) -> Result<Self> {
         let config = Config::read(url)?;
-        let open = connection::open(&config.path, &config.storage).await?;
+        let open = connection::open(&config.path, &config.storage, config.provision).await?;
         Ok(Self::new(open, &config))
     }
 
@@ -101,6 +102,7 @@ impl SqliteTransport {
         Self {
             database: Arc::clone(&open),
             durability: config.durability,
+            provision: config.provision,
             capabilities,
             members: Mutex::default(),
             tails: CancellationToken::new(),
@@ -115,30 +117,15 @@ impl SqliteTransport {
     }
 
     fn refuse(&self, message: &Message) -> Option<Error> {
+        let about = |error: Error| error.during("publish").with("subject", &message.subject);
         if self.closed.load(Ordering::Acquire) {
             return Some(closed("publish"));
         }
-        if message.size() > self.capabilities.max_payload {
-            let text = format!(
-                "the message has {} bytes, the bus takes {}; send less or a reference, or raise `max_payload`",
-                message.size(),
-                self.capabilities.max_payload
-            );
-            return Some(
-                Error::new(ErrorKind::TooLarge, text).during("publish").with("subject", &message.subject),
-            );
-        }
         if message.durability > self.durability {
-            return Some(
-                Error::new(
-                    ErrorKind::Unsupported,
-                    "this bus confirms before the disk does; open it with `synchronous=full` for messages that must survive loss of power",
-                )
-                .during("publish")
-                .with("subject", &message.subject),
-            );
+            let text = "this bus confirms before the disk does; open it with `synchronous=full` for messages that must survive loss of power";
+            return Some(about(Error::new(ErrorKind::Unsupported, text)));
         }
-        None
+        self.capabilities.check(message).err().map(about)
     }
 }
 
@@ -176,7 +163,8 @@ impl Transport for SqliteTransport {
                 Mode::Broadcast => broadcast::broadcast(open, spec, self.tails.child_token()).await,
                 Mode::Group(group) => {
                     let fsync = self.durability == Durability::Fsync;
-                    let (member, subscription) = subscribe::group(open, group, spec, fsync).await?;
+                    let (member, subscription) =
+                        subscribe::group(open, group, spec, fsync, self.provision).await?;
                     let mut members = self.members.lock().expect("not poisoned");
                     members.retain(|member| member.strong_count() > 0);
                     members.push(Arc::downgrade(&member));

@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::codec;
 use super::connection::Open;
 use super::fetch;
-use super::group::{GroupFeed, ensure_group, group_gone, join};
+use super::group::{self, Ensured, GroupFeed, ensure_group, group_gone, join};
 use super::member::{Member, Terms};
 use super::schema::PARKED;
 use super::takeover;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
 use crate::subscription::{Feed, Health, Subscription};
-use crate::transport::Subscribe;
+use crate::transport::{Change, Mode, Provision, Subscribe};
 
 /// The longest wait without a look, for calls that got lost and owners that died.
 pub(super) const POLL: Duration = Duration::from_secs(1);
@@ -30,23 +30,24 @@ pub(super) async fn group(
     group: Group,
     spec: Subscribe,
     fsync: bool,
+    provision: Provision,
 ) -> Result<(Arc<Member>, Subscription)> {
-    let name = group.to_string();
     let process = open.peers.me().to_owned();
-    let Subscribe { filters, start, lease, credit, keyed, .. } = spec;
+    let Subscribe { lease, credit, keyed, .. } = spec;
     let lease = lease.clamp(Duration::from_millis(50), Duration::from_secs(86_400 * 365));
     let until = codec::now().saturating_add(lease.as_nanos() as i64);
     let attempt = async || {
-        let (name, filters, process) = (name.clone(), filters.clone(), process.clone());
+        let (spec, process) = (spec.clone(), process.clone());
         let job = open.write("subscribe", move |connection| {
             Box::pin(async move {
-                Ok(match ensure_group(connection, &name, &filters, start, keyed).await? {
-                    Ok(id) => Ok((id, join(connection, id, &process, until).await?)),
-                    Err(others) => Err(others),
+                Ok(match ensure_group(connection, &spec, provision).await? {
+                    Ensured::Group(id) => Ok(Ok((id, join(connection, id, &process, until).await?))),
+                    Ensured::Others(others) => Ok(Err(others)),
+                    Ensured::Refused(error) => Err(error.during("subscribe")),
                 })
             })
         });
-        job.await
+        job.await?
     };
     let mut joined = attempt().await?;
     if let Err(others) = &joined {
@@ -54,12 +55,7 @@ pub(super) async fn group(
         takeover::bury(&open, others).await?;
         joined = attempt().await?;
     }
-    let (id, member) = joined.map_err(|_| {
-        let (they, we) = if keyed { ("not keyed", "keyed") } else { ("keyed", "not keyed") };
-        let text =
-            format!("the group's members at work are {they}, this subscription is {we}; make them agree");
-        Error::new(ErrorKind::Config, text).during("subscribe").with("group", &group)
-    })?;
+    let (id, member) = joined.map_err(|_| group::disagree(&group, keyed).during("subscribe"))?;
     let feed = {
         let mut groups = open.groups.lock().expect("not poisoned");
         groups.retain(|_, feed| feed.strong_count() > 0);
@@ -93,6 +89,32 @@ pub(super) async fn group(
     open.keeper.notify_one();
     tokio::spawn(run(open, member.clone(), sender));
     Ok((member, subscription))
+}
+
+/// Makes a group what `spec` says without joining it; answers what was to be done.
+pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<Change>> {
+    let attempt = async || {
+        let spec = spec.clone();
+        let job = open.write("apply topology", move |connection| {
+            Box::pin(async move {
+                let change = group::compare(connection, &spec).await?;
+                Ok((change, ensure_group(connection, &spec, Provision::Update).await?))
+            })
+        });
+        job.await
+    };
+    let mut provided = attempt().await?;
+    if let (_, Ensured::Others(others)) = &provided {
+        takeover::bury(open, others).await?;
+        provided = attempt().await?;
+    }
+    match (provided, spec.mode) {
+        ((_, Ensured::Others(_)), Mode::Group(group)) => {
+            Err(group::disagree(&group, spec.keyed).during("apply topology"))
+        }
+        ((_, Ensured::Refused(error)), _) => Err(error.during("apply topology")),
+        ((change, _), _) => Ok(change),
+    }
 }
 
 async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {

@@ -94,6 +94,11 @@ impl GroupState {
         self.keyed
     }
 
+    /// What subscriptions may ask to be otherwise: its patterns, and whether it is keyed.
+    pub(super) fn terms(&self) -> (&[Pattern], bool) {
+        (&self.filters, self.keyed)
+    }
+
     /// Changes whether keys are kept in order. Only while nobody is at work.
     pub(super) fn set_keyed(&mut self, keyed: bool) {
         if self.keyed != keyed {

@@ -1,0 +1,235 @@
+//! A message as a broker's own headers and body: the names that every broker folder writes and any client may read.
+//!
+//! | header | meaning |
+//! |---|---|
+//! | `content-type` | MIME type of the body; `application/cloudevents+json` is a whole event |
+//! | `ce-id` | id of the event |
+//! | `ce-partitionkey` | ordering key |
+//! | `ce-expirytime` | nobody wants it after this time, RFC 3339 |
+//! | `bus-headers` | names of the free headers in their order, when there are several |
+//! | `bus-…` | the library's own, see the constants |
+//!
+//! Everything else is a free header under its own name. Values of `ce-` headers are percent-encoded as the CloudEvents
+//! bindings for NATS and HTTP ask. A message from elsewhere needs none of them: without `ce-id` its id is derived from its
+//! place in the log. Source: CloudEvents NATS binding 1.0.2, section 3.1.3.2.
+
+#![allow(dead_code, reason = "each broker folder may be compiled out")]
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use smol_str::{SmolStr, format_smolstr};
+
+use crate::message::{Headers, Message, MessageId};
+use crate::subject::Subject;
+
+pub(crate) const CONTENT_TYPE: &str = "content-type";
+pub(crate) const ID: &str = "ce-id";
+pub(crate) const KEY: &str = "ce-partitionkey";
+pub(crate) const EXPIRES: &str = "ce-expirytime";
+const ORDER: &str = "bus-headers";
+/// Unix milliseconds before which it is not delivered.
+pub(crate) const DELIVER_AT: &str = "bus-deliver-at";
+/// The message's own subject, where the broker's routing needs another.
+pub(crate) const SUBJECT: &str = "bus-subject";
+/// Attempt number of a copy, from 1.
+pub(crate) const ATTEMPT: &str = "bus-attempt";
+/// Unix milliseconds of the first publication, on a copy.
+pub(crate) const PUBLISHED: &str = "bus-published";
+/// Unix milliseconds of the group's first attempt, on a copy.
+pub(crate) const FIRST_ATTEMPT: &str = "bus-first-attempt";
+/// Set on a copy that was replayed from the dead letters.
+pub(crate) const REPLAYED: &str = "bus-replayed";
+/// The group that gave up, on a dead letter.
+pub(crate) const DLQ_GROUP: &str = "bus-dlq-group";
+/// The class of failure, on a dead letter.
+pub(crate) const DLQ_REASON: &str = "bus-dlq-reason";
+/// The last error's text, percent-encoded, on a dead letter.
+pub(crate) const DLQ_ERROR: &str = "bus-dlq-error";
+/// How often it was delivered, on a dead letter.
+pub(crate) const DLQ_ATTEMPTS: &str = "bus-dlq-attempts";
+/// Unix milliseconds of giving up, on a dead letter.
+pub(crate) const DLQ_TIME: &str = "bus-dlq-time";
+/// Unix milliseconds after which the caller waits no more, on a request.
+pub(crate) const DEADLINE: &str = "bus-deadline";
+/// Where frames of the answer go, on a request.
+pub(crate) const REPLY_TO: &str = "bus-reply-to";
+/// `more` or `last`, on a frame of an answer.
+pub(crate) const FRAME: &str = "bus-frame";
+
+/// What the CloudEvents bindings escape in a value, beside everything that is not ASCII.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+
+/// A value as a header may carry it.
+pub(crate) fn escape(value: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(value, ESCAPED)
+}
+
+/// The value behind [`escape`]; what is not UTF-8 is replaced.
+pub(crate) fn unescape(value: &str) -> SmolStr {
+    if value.contains('%') { percent_decode_str(value).decode_utf8_lossy().into() } else { value.into() }
+}
+
+/// Unix milliseconds, as times travel.
+pub(crate) fn millis(at: Timestamp) -> SmolStr {
+    format_smolstr!("{}", at.as_millisecond())
+}
+
+/// The time behind [`millis`].
+pub(crate) fn time(value: &str) -> Option<Timestamp> {
+    Timestamp::from_millisecond(value.parse().ok()?).ok()
+}
+
+/// Whether the library or a broker gives `name` its meaning, so that it is no free header.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    name == CONTENT_TYPE || ["bus-", "nats-", "x-death"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Tells `put` every header of `message`, its content type first; subject, payload and options of publishing aside.
+pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
+    // In binary mode the envelope has written its attributes among the free headers already.
+    let binary = message.headers.get("ce-type").is_some();
+    if !message.content_type.is_empty() {
+        put(CONTENT_TYPE, &message.content_type);
+    }
+    if !binary {
+        match &message.id {
+            MessageId::Uuid(id) => put(ID, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+            MessageId::Text(text) => put(ID, &escape(text).to_string()),
+        }
+    }
+    if let Some(key) = &message.key
+        && message.headers.get(KEY).is_none()
+    {
+        put(KEY, &escape(key).to_string());
+    }
+    if let Some(at) = message.expires_at
+        && message.headers.get(EXPIRES).is_none()
+    {
+        put(EXPIRES, &format_smolstr!("{at}"));
+    }
+    let mut order = String::new();
+    for (name, value) in message.headers.iter() {
+        if binary || !matches!(name, ID | KEY | EXPIRES) {
+            put(name, value);
+            if message.headers.len() > 1 {
+                order.push_str(if order.is_empty() { "" } else { "," });
+                order.push_str(name);
+            }
+        }
+    }
+    if !order.is_empty() {
+        put(ORDER, &order);
+    }
+}
+
+/// Gathers the headers of a message that came in, in whatever order a broker gives them.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    content_type: SmolStr,
+    id: Option<SmolStr>,
+    key: Option<SmolStr>,
+    expires: Option<Timestamp>,
+    order: Option<SmolStr>,
+    binary: bool,
+    free: Headers,
+}
+
+impl Reader {
+    /// Takes a header. Those of the library that are no part of a message are passed over.
+    pub(crate) fn header(&mut self, name: &str, value: &str) {
+        let lower;
+        let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            lower = name.to_ascii_lowercase();
+            lower.as_str()
+        } else {
+            name
+        };
+        match name {
+            CONTENT_TYPE => self.content_type = value.into(),
+            ORDER => self.order = Some(value.into()),
+            ID => self.id = Some(value.into()),
+            KEY => self.key = Some(value.into()),
+            EXPIRES => self.expires = value.parse().ok(),
+            _ if is_reserved(name) => {}
+            _ => {
+                self.binary |= name == "ce-type";
+                self.free.restore(name.into(), value.into());
+            }
+        }
+    }
+
+    /// The message; `id` names one that came without.
+    pub(crate) fn finish(self, subject: Subject, payload: Bytes, id: impl FnOnce() -> MessageId) -> Message {
+        let mut free = self.free;
+        if self.binary {
+            // The envelope reads its attributes from the headers.
+            let expires = self.expires.map(|at| format_smolstr!("{at}"));
+            for (name, value) in [(ID, &self.id), (KEY, &self.key), (EXPIRES, &expires)] {
+                if let Some(value) = value {
+                    free.restore(name.into(), value.clone());
+                }
+            }
+        }
+        if let Some(order) = &self.order {
+            free.sort_by(order.split(','));
+        }
+        let id = self.id.map_or_else(id, |id| MessageId::from(unescape(&id).as_str()));
+        let mut message = Message::with_id(id, subject, self.content_type, payload);
+        message.key = self.key.map(|key| unescape(&key));
+        message.expires_at = self.expires;
+        message.headers = free;
+        message
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(message: &Message) -> Message {
+        let mut headers = Vec::new();
+        write(message, |name, value| headers.push((name.to_owned(), value.to_owned())));
+        headers.sort(); // as brokers with maps do
+        let mut reader = Reader::default();
+        headers.iter().for_each(|(name, value)| reader.header(name, value));
+        reader.finish(message.subject.clone(), message.payload.clone(), || unreachable!("it has an id"))
+    }
+
+    fn message() -> Message {
+        let mut message = Message::new(Subject::new("orders.placed.v1").unwrap(), "application/json", "{}");
+        message.key = Some("ä b%\n".into());
+        message.expires_at = Some(Timestamp::from_millisecond(1_700_000_000_123).unwrap());
+        message
+    }
+
+    #[test]
+    fn a_message_comes_back_whole() {
+        let mut message = message();
+        assert_eq!(round_trip(&message), message);
+        message.id = "A 1%".into();
+        for name in ["zeta", "alpha", "mid"] {
+            message.headers.set(name, "ü").unwrap();
+        }
+        assert_eq!(round_trip(&message), message);
+    }
+
+    #[test]
+    fn binary_mode_keeps_its_attributes_among_the_headers() {
+        let mut message = message();
+        message.key = Some("k".into());
+        message.expires_at = None;
+        for (name, value) in [("ce-type", "orders.placed.v1"), ("ce-id", "a"), ("ce-partitionkey", "k")] {
+            message.headers.set(name, value).unwrap();
+        }
+        message.id = "a".into();
+        assert_eq!(round_trip(&message), message);
+    }
+
+    #[test]
+    fn what_comes_from_elsewhere_needs_no_header() {
+        let message =
+            Reader::default().finish(Subject::new("a.b").unwrap(), Bytes::from_static(b"x"), || "7".into());
+        assert_eq!((message.id, message.key, message.headers.len()), ("7".into(), None, 0));
+    }
+}
