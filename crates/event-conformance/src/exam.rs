@@ -82,6 +82,19 @@ impl Exam {
         bus
     }
 
+    /// The storage's URL with one more option.
+    pub(crate) fn url_with(&self, option: &str) -> String {
+        let separator = if self.url().contains('?') { '&' } else { '?' };
+        format!("{}{separator}{option}", self.url())
+    }
+
+    /// Another handle on the same storage, with one more option in its URL.
+    pub(crate) async fn another_with(&self, option: &str) -> Arc<dyn Transport> {
+        let bus = self.ok(format!("a handle with {option}"), open(&self.url_with(option))).await;
+        self.0.others.lock().expect("not poisoned").push(bus.clone());
+        bus
+    }
+
     /// Notes what the case waits for next.
     pub(crate) fn waits_for(&self, what: impl Into<String>) {
         *self.0.step.lock().expect("not poisoned") = what.into();

@@ -36,6 +36,7 @@ mod headers;
 mod lease;
 mod limits;
 mod ordering;
+mod provision;
 mod publish;
 mod redelivery;
 mod requests;
@@ -56,6 +57,7 @@ pub fn cases() -> Vec<Case> {
         fan_out::cases(),
         competing::cases(),
         start::cases(),
+        provision::cases(),
         ordering::cases(),
         settle::cases(),
         redelivery::cases(),
