@@ -8,6 +8,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("event-macros", 0), // the cellar of event-client: derives have to be a crate of their own
     ("event-client", 1),
     ("service-kit", 1),
+    ("test-servers", 1),
     ("event-conformance", 2),
     ("event-schemas", 2),
     ("task-queue", 2),

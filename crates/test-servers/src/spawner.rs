@@ -1,0 +1,44 @@
+//! Starts children that die with this process, however it dies.
+//!
+//! `setpriv --pdeathsig KILL` has the kernel kill a child when the *thread* that started it ends. So one thread starts
+//! them all, and lives as long as the process.
+
+use crate::{Error, Result};
+use std::io;
+use std::process::{Child, Command};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+
+type Order = (Command, mpsc::Sender<io::Result<Child>>);
+
+/// A command that runs `program` as `user` (or as whoever we are) and dies with us.
+pub(crate) fn command(program: &std::path::Path, user: Option<&str>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    if let Some(user) = user {
+        command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+    }
+    command.arg("--").arg(program);
+    command
+}
+
+/// Starts the child. Returns when it runs, which is a moment and blocks nothing but that.
+pub(crate) fn spawn(command: Command) -> Result<Child> {
+    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, orders) = mpsc::channel::<Order>();
+        thread::Builder::new()
+            .name("test-servers".to_owned())
+            .spawn(move || {
+                for (mut command, answer) in orders {
+                    let _ = answer.send(command.spawn());
+                }
+            })
+            .expect("the system has a thread for us");
+        sender
+    });
+    let (answer, child) = mpsc::channel();
+    spawner.send((command, answer)).expect("the spawner lives as long as the process");
+    let child = child.recv().expect("the spawner answers each order");
+    child.map_err(|e| Error::system("cannot run setpriv (package util-linux)", e))
+}

@@ -1,0 +1,3 @@
+//! The servers themselves: they start, keep their data, refuse strangers, and die with their test.
+
+mod life;
