@@ -76,6 +76,9 @@ pub(crate) enum Command {
     /// JSON Schemas and golden samples of the shared events
     #[command(subcommand)]
     Schema(Schema),
+    /// What services need to stand on the bus: show what is missing or differs, or make it so
+    #[command(subcommand)]
+    Topology(Topology),
     /// Check the bus: reachable, writable, healthy, durable
     Doctor,
 }
@@ -184,6 +187,46 @@ pub(crate) struct Replay {
 pub(crate) struct Lag {
     /// Only this group
     pub(crate) group: Option<String>,
+}
+
+const TOPOLOGY: &str = "\
+Examples:
+  billing --topology | backbone topology plan -    what the service lacks; exit code 2 when there is something
+  backbone topology apply billing.json             make it so, then the service may run with provision=verify
+  backbone topology plan --group billing.orders --filter 'orders.>' --keyed
+
+The JSON is what `Service::topology()` gives:
+  {\"topics\": [\"orders\"], \"groups\": [{\"group\": \"billing.orders\", \"filters\": [\"orders.>\"], \"keyed\": true}]}
+";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = TOPOLOGY)]
+pub(crate) enum Topology {
+    /// Show what is missing or differs, and change nothing; exit code 2 when there is something
+    #[command(after_help = TOPOLOGY)]
+    Plan(Needs),
+    /// Create what is missing and change what differs; never deletes anything
+    #[command(after_help = TOPOLOGY)]
+    Apply(Needs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Needs {
+    /// A file with the topology as JSON; `-` is standard input
+    #[arg(required_unless_present_any = ["group", "topics"])]
+    pub(crate) file: Option<PathBuf>,
+    /// A group, instead of a file
+    #[arg(long, requires = "filters")]
+    pub(crate) group: Option<String>,
+    /// What the group receives; may be given several times
+    #[arg(long = "filter", value_name = "PATTERN", requires = "group")]
+    pub(crate) filters: Vec<String>,
+    /// The group keeps the order per key
+    #[arg(long, requires = "group")]
+    pub(crate) keyed: bool,
+    /// A topic that is published to; may be given several times
+    #[arg(long = "topic", value_name = "TOPIC")]
+    pub(crate) topics: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]

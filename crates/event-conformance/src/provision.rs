@@ -91,7 +91,10 @@ async fn unknown_mode_is_refused(exam: Exam) {
 async fn apply_creates_what_plan_names(exam: Exam) {
     let wanted = topology(&[group("g", 1), group("keyed", 1).keyed()]);
     let planned = exam.ok("plan", exam.admin().plan(wanted.clone())).await;
-    assert!(planned.len() >= 2 && planned.iter().all(|change| change.action == Action::Create), "{planned:?}");
+    assert!(
+        planned.len() >= 2 && planned.iter().all(|change| change.action == Action::Create),
+        "{planned:?}"
+    );
     assert!(exam.ok("the groups", exam.admin().groups()).await.is_empty(), "a plan makes nothing");
 
     let bus = provisioned(&exam, "verify").await;
@@ -112,7 +115,10 @@ async fn apply_changes_filters_and_keeps_what_waits(exam: Exam) {
     let spec = Subscribe::group(Group::new("g").expect("a name"), [pattern("exam.other")]);
     let wanted = topology(std::slice::from_ref(&spec));
     let planned = exam.ok("plan", exam.admin().plan(wanted.clone())).await;
-    assert!(!planned.is_empty() && planned.iter().any(|change| change.action == Action::Update), "{planned:?}");
+    assert!(
+        !planned.is_empty() && planned.iter().any(|change| change.action == Action::Update),
+        "{planned:?}"
+    );
     assert!(planned.iter().any(|change| change.to_string().contains("exam.other")), "{planned:?}");
     assert_eq!(exam.ok("apply", exam.admin().apply(wanted.clone())).await, planned);
     assert_eq!(exam.ok("plan", exam.admin().plan(wanted)).await, []);

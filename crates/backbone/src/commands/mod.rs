@@ -11,6 +11,7 @@ mod schema;
 mod show;
 mod subscribe;
 mod task;
+mod topology;
 mod up;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Schema(args) => return schema::run(args, output),
         Command::Task(command) => return task::run(&cli.global, command).await,
         Command::Logs(command) => logs::run(command, output).await?,
+        Command::Topology(args) => return topology::run(&cli.global, args, output).await,
         Command::Doctor => return doctor::run(&cli.global, output).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -50,7 +52,7 @@ async fn connect(global: &Global) -> anyhow::Result<Bus> {
         std::fs::create_dir_all("backbone-data")?;
     }
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::connect_with(url, settings).await?)
+    Ok(Bus::from_env_with(Some(url), settings).await?)
 }
 
 /// How a long-running command logs: by `LOG_LEVEL` and `RUST_LOG`.

@@ -33,14 +33,23 @@ impl Bus {
     /// # Errors
     /// As [`Bus::connect`], and for a value that cannot be read, naming its variable.
     pub async fn from_env(service: &str) -> Result<Self> {
-        let url = std::env::var("EVENT_BUS_URL").unwrap_or_else(|_| Self::DEFAULT_URL.to_owned());
         let mut settings =
             Settings { source: smol_str::format_smolstr!("/{service}"), ..Settings::default() };
         if let Ok(codec) = std::env::var("EVENT_BUS_CODEC") {
             settings.codec =
                 codec.parse().map_err(|error: crate::Error| error.with("variable", "EVENT_BUS_CODEC"))?;
         }
-        let mut url: BusUrl = url.parse()?;
+        Self::from_env_with(None, settings).await
+    }
+
+    /// Connects to `url`, or else as `EVENT_BUS_URL` says; options that the URL does not give come from the
+    /// environment.
+    ///
+    /// # Errors
+    /// As [`Bus::connect_with`].
+    pub async fn from_env_with(url: Option<&str>, settings: Settings) -> Result<Self> {
+        let given = std::env::var("EVENT_BUS_URL").ok();
+        let mut url: BusUrl = url.or(given.as_deref()).unwrap_or(Self::DEFAULT_URL).parse()?;
         for (variable, option) in Self::OPTIONS {
             if let Ok(value) = std::env::var(variable) {
                 url.default_option(option, value);

@@ -117,6 +117,11 @@ impl Knobs {
         self.calls().saturating_mul(self.batch.unwrap_or(1)).min(Self::MAX_SLOTS)
     }
 
+    /// The group's name: the handler's own word, or made of the service's and the event's.
+    pub(crate) fn group(&self, service: &str, route: &str) -> SmolStr {
+        self.group.clone().unwrap_or_else(|| smol_str::format_smolstr!("{service}.{route}"))
+    }
+
     pub(crate) fn subscribe(&self, mut spec: Subscribe) -> Subscribe {
         spec.start = self.start;
         spec.keyed = self.keyed;

@@ -50,6 +50,7 @@ mod running;
 mod server;
 mod sink;
 mod start;
+mod topology;
 mod worker;
 
 use std::fmt;

@@ -41,10 +41,9 @@ impl Service {
             let route = entry.route.map_err(failed)?;
             let retry = entry.knobs.retry.unwrap_or(self.retry);
             let slots = entry.knobs.slots();
-            let name = match (entry.request, &entry.knobs.group) {
-                (Some(served), _) => SmolStr::new_static(served.subject),
-                (None, Some(group)) => group.clone(),
-                (None, None) => smol_str::format_smolstr!("{}.{}", self.name, route.name),
+            let name = match entry.request {
+                Some(served) => SmolStr::new_static(served.subject),
+                None => entry.knobs.group(&self.name, &route.name),
             };
             if !names.insert(name.clone()) {
                 let text = match entry.request {

@@ -8,7 +8,7 @@ use smol_str::SmolStr;
 
 use super::{Mode, Start, Subscribe};
 use crate::error::{Error, ErrorKind, Result};
-use crate::subject::{Group, Pattern};
+use crate::subject::{Group, Pattern, Subject};
 
 /// The topics and groups that services need, as data: a service [tells its own](crate::service::Service::topology),
 /// `backbone topology plan|apply` reads it as JSON.
@@ -58,8 +58,15 @@ impl Topology {
     /// The groups as subscriptions that start with what is new.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`] for a name that breaks the rules, [`ErrorKind::Config`] for a group without filters.
+    /// [`ErrorKind::InvalidName`] for a topic, pattern or group that breaks the rules, [`ErrorKind::Config`] for a
+    /// group without filters.
     pub fn subscriptions(&self) -> Result<Vec<Subscribe>> {
+        for topic in &self.topics {
+            if Subject::new(topic)?.topic() != topic {
+                return Err(Error::new(ErrorKind::InvalidName, "a topic is one token, such as `orders`")
+                    .with("topic", topic));
+            }
+        }
         self.groups
             .iter()
             .map(|need| {

@@ -1,0 +1,84 @@
+//! `backbone topology`: what services need to stand on the bus, compared and made.
+
+use std::io::Read;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use event_client::transport::{Action, Change, GroupNeed, Subscribe, Topology};
+
+use super::connect;
+use crate::args::{self, Global, Needs};
+use crate::output::Output;
+
+/// Exit code of a plan with something to do, as other planners have it.
+const SOMETHING: u8 = 2;
+
+pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -> anyhow::Result<ExitCode> {
+    let (needs, apply) = match args {
+        args::Topology::Plan(needs) => (needs, false),
+        args::Topology::Apply(needs) => (needs, true),
+    };
+    let wanted = read(needs)?;
+    let bus = connect(global).await?;
+    let changes = if apply { bus.admin().apply(wanted).await? } else { bus.admin().plan(wanted).await? };
+    let blocked = changes.iter().filter(|change| change.action == Action::Blocked).count();
+    if output.is_json() {
+        changes.iter().try_for_each(|change| output.json(change))?;
+    } else if changes.is_empty() {
+        output.line("all is as it should be")?;
+    } else {
+        changes.iter().try_for_each(|change| show(change, apply, output))?;
+        if blocked > 0 {
+            output.line(&format!(
+                "{blocked} blocked: they differ in what cannot be changed; delete them by hand, then apply again"
+            ))?;
+        } else if !apply {
+            output.line("`backbone topology apply` makes it so")?;
+        }
+    }
+    bus.close().await?;
+    Ok(match (apply, changes.len(), blocked) {
+        (false, 1.., _) => ExitCode::from(SOMETHING),
+        (true, _, 1..) => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn show(change: &Change, done: bool, output: Output) -> anyhow::Result<()> {
+    let word = match (change.action, done) {
+        (Action::Create, false) => "create",
+        (Action::Create, true) => "created",
+        (Action::Update, false) => "update",
+        (Action::Update, true) => "updated",
+        _ => "blocked",
+    };
+    output.line(&format!("{} {}", output.bold(word), change.object))?;
+    change.differences.iter().try_for_each(|difference| output.line(&format!("    {difference}")))
+}
+
+/// The topology of the file or of the flags, or of both together.
+fn read(needs: Needs) -> anyhow::Result<Topology> {
+    let mut topology = match &needs.file {
+        None => Topology::default(),
+        Some(path) => {
+            let text = if path.as_os_str() == "-" {
+                let mut text = String::new();
+                std::io::stdin().read_to_string(&mut text).context("reading standard input")?;
+                text
+            } else {
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?
+            };
+            serde_json::from_str(&text).with_context(|| format!("{} is no topology", path.display()))?
+        }
+    };
+    topology.topics.extend(needs.topics.iter().map(Into::into));
+    if let Some(group) = needs.group {
+        topology.groups.push(GroupNeed {
+            group: group.into(),
+            filters: needs.filters.iter().map(Into::into).collect(),
+            keyed: needs.keyed,
+            lease_ms: Subscribe::DEFAULT_LEASE.as_millis() as u64,
+        });
+    }
+    Ok(topology)
+}

@@ -1,0 +1,25 @@
+//! What a service needs of its bus, before it starts.
+
+use super::Service;
+use crate::error::{Error, Result};
+use crate::subject::Group;
+use crate::transport::{Subscribe, Topology};
+
+impl<S> Service<S> {
+    /// The durable groups of its handlers, for `backbone topology plan|apply`: print it as JSON from a flag of your
+    /// program, and services may run with `provision=verify` or `off`.
+    ///
+    /// # Errors
+    /// What is wrong with a handler's route or group name.
+    pub fn topology(&self) -> Result<Topology> {
+        let mut topology = Topology::default();
+        for entry in &self.stations {
+            let route = entry.route.as_ref().map_err(|error| Error::new(error.kind(), error.to_string()))?;
+            if entry.request.is_none() && !entry.knobs.broadcast {
+                let group = Group::new(entry.knobs.group(&self.name, &route.name))?;
+                topology.add(&entry.knobs.subscribe(Subscribe::group(group, route.filters.clone())));
+            }
+        }
+        Ok(topology)
+    }
+}
