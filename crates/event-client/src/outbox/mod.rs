@@ -35,15 +35,18 @@
 //! ```
 
 mod relay;
+mod send;
+mod set_aside;
 mod stage;
 
 use std::sync::LazyLock;
 
 use tokio::sync::watch;
 
-pub use crate::sql::{Dialect, Row, create_tables};
+pub use crate::sql::{Bell, Counts, Dialect, Look, Row, create_tables};
 pub use relay::Relay;
-pub use stage::{Stage, stage};
+pub use set_aside::{SetAside, counts, discard, retry, set_aside};
+pub use stage::{Stage, stage, stage_all};
 
 use crate::error::Result;
 

@@ -1,33 +1,42 @@
 //! The relay: publishes what was staged, in order per key, and notes it.
 
-use std::collections::{HashSet, VecDeque};
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
-use smol_str::SmolStr;
 use sqlx::Pool;
+use sqlx::pool::PoolConnection;
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{Dialect, Row, STAGED, stage};
+use super::send::{Sent, send};
+use super::{Bell, Dialect, Row, STAGED};
 use crate::bus::Bus;
-use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::RetryPolicy;
 use crate::sql::{ago, explain, now};
-use crate::transport::Receipt;
 
-/// Rows deleted by one statement, so that pruning never holds the writer's lock for long.
+/// Rows deleted by one statement, so that pruning never holds a lock for long.
 const PRUNE: u32 = 1000;
 /// The first look after something was staged: its transaction is about to commit.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// The longest pause while transactions are open that have staged something.
+const OPEN_LOOK: Duration = Duration::from_millis(50);
+/// A database that takes longer to answer is given up for now, and the connection with it.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The wait after a failure grows up to this.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Publishes staged events. Several may run on one database, in one process or many: one of them works and the
-/// others stand by, so that the order per key holds.
+/// others stand by, so that the work is not doubled.
 ///
-/// Woken by [`stage`](super::stage) and [`commit`](super::commit) in the same process; otherwise it looks once a
-/// [`poll`](Relay::poll).
+/// Idle, it is woken by [`stage`](super::stage) and [`commit`](super::commit) in the same process, and on
+/// PostgreSQL by any process's commit, for which it keeps one connection beside the pool; else it looks once a
+/// [`poll`](Relay::poll). On PostgreSQL an event waits until all transactions have ended that may have staged
+/// before it, as only then its place in the order is known: keep transactions short that stage.
+///
+/// Memory is bounded by one [`batch`](Relay::batch).
 pub struct Relay<D: Dialect> {
     pool: Pool<D>,
     bus: Bus,
@@ -39,9 +48,11 @@ pub struct Relay<D: Dialect> {
     dedup: bool,
     /// Until when we may publish, on our own clock.
     claimed: Option<Instant>,
+    cursor: D::Cursor,
+    bell: D::Bell,
+    /// What the database is still to be told of the last batch.
+    sent: Sent,
     pruned: Option<Instant>,
-    /// The last pass disposed of something, though it failed.
-    progress: bool,
 }
 
 impl<D: Dialect> Relay<D> {
@@ -49,6 +60,9 @@ impl<D: Dialect> Relay<D> {
     pub fn new(pool: Pool<D>, bus: Bus) -> Self {
         let dedup = !bus.capabilities().dedup_window.is_zero();
         Self {
+            cursor: D::Cursor::default(),
+            bell: D::bell(&pool),
+            sent: Sent::default(),
             pool,
             bus,
             holder: crate::transport::consumer_name().into(),
@@ -59,7 +73,6 @@ impl<D: Dialect> Relay<D> {
             dedup,
             claimed: None,
             pruned: None,
-            progress: false,
         }
     }
 
@@ -98,149 +111,186 @@ impl<D: Dialect> Relay<D> {
         self
     }
 
-    /// Publishes until `shutdown` resolves. What a pass has begun it finishes, so that nothing confirmed stays
-    /// unmarked. An unreachable bus or a busy database is tried again with backoff.
+    /// Publishes until `shutdown` resolves. What a batch has begun it finishes, so that nothing confirmed stays
+    /// unmarked. An unreachable bus or database is tried again with backoff.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the tables are missing, [`ErrorKind::Closed`] when bus or pool are closed.
+    /// [`ErrorKind::Config`] when the tables are missing, [`ErrorKind::Denied`] when the database lacks a
+    /// permission for us, [`ErrorKind::Closed`] when bus or pool are closed.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
         let mut staged = STAGED.subscribe();
         tokio::pin!(shutdown);
-        let backoff = RetryPolicy::default().backoff(Duration::from_millis(100), Duration::from_secs(30));
+        let backoff = RetryPolicy::default().backoff(Duration::from_millis(100), LONGEST_WAIT);
         let mut failures = 0;
         let mut look = FIRST_LOOK;
         let result = loop {
-            let pause = match self.pass().await {
-                Ok(0) => {
+            let connection = tokio::select! {
+                biased;
+                () = &mut shutdown => break Ok(()),
+                connection = self.pool.acquire() => connection,
+            };
+            match self.pass(connection).await {
+                Ok(Found::Some) => {
+                    (failures, look) = (0, FIRST_LOOK);
+                    self.bell.disarm().await;
+                }
+                Ok(Found::StandBy) => {
                     failures = 0;
-                    look = (look * 2).min(self.poll);
-                    look
+                    self.bell.disarm().await;
+                    tokio::select! {
+                        () = &mut shutdown => break Ok(()),
+                        () = sleep(self.poll) => {}
+                    }
                 }
-                Ok(_) => {
+                Ok(Found::Nothing { open }) => {
                     failures = 0;
-                    look = self.poll;
-                    Duration::ZERO
+                    let was_armed = self.bell.is_armed();
+                    self.bell.arm().await;
+                    let armed = self.bell.is_armed();
+                    if armed && !was_armed {
+                        continue;
+                    }
+                    look = (look * 2).min(if open { OPEN_LOOK.min(self.poll) } else { self.poll });
+                    tokio::select! {
+                        biased;
+                        () = &mut shutdown => break Ok(()),
+                        () = self.bell.rung() => look = FIRST_LOOK,
+                        () = signal(&mut staged), if !armed => look = FIRST_LOOK,
+                        () = sleep(if armed && !open { self.poll } else { look }) => {}
+                    }
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::Config | ErrorKind::Closed) => {
-                    break Err(error);
-                }
-                Err(error) => {
+                Err(Failure { error, fatal: true, .. }) => break Err(error),
+                Err(Failure { error, progress, .. }) => {
                     // A bus that takes some is not down: only failures without progress in between add up.
-                    failures = if std::mem::take(&mut self.progress) { 1 } else { failures + 1 };
+                    failures = if progress { 1 } else { failures + 1 };
                     let pause = backoff.wait(failures).max(FIRST_LOOK);
                     tracing::warn!(%error, retry_in_ms = pause.as_millis() as u64, "the outbox relay cannot publish");
                     // What was staged meanwhile must not turn the backoff into a hot loop.
                     tokio::select! {
                         () = &mut shutdown => break Ok(()),
-                        () = tokio::time::sleep(pause) => continue,
+                        () = sleep(pause) => {}
                     }
                 }
-            };
-            tokio::select! {
-                biased;
-                () = &mut shutdown => break Ok(()),
-                () = signal(&mut staged) => look = FIRST_LOOK,
-                () = tokio::time::sleep(pause) => {}
             }
         };
-        if self.claimed.is_some()
-            && let Ok(mut connection) = self.pool.acquire().await
-        {
-            // Unsaid, the lease ends by itself.
-            let _ = D::yield_claim(&mut connection, &self.holder).await;
-        }
+        // Untold, the database has the batch published again and the lease end by itself.
+        let _ = timeout(LONGEST_WAIT, self.hand_back()).await;
         result.map_err(|error| error.during("relay"))
     }
 
-    /// Publishes and marks one batch; answers how many rows it disposed of.
-    async fn pass(&mut self) -> Result<usize> {
-        let sql = explain::<D>("relay");
-        let mut connection = self.pool.acquire().await.map_err(&sql)?;
-        // An idle relay writes nothing, so the claim is only renewed when there is something to publish.
-        let claimed = self.claimed.is_some_and(|until| until > Instant::now() + self.lease / 2);
-        if !claimed {
-            if D::waiting(&mut connection, 1).await.map_err(&sql)?.is_empty() {
-                self.prune(&mut connection).await?;
-                return Ok(0);
+    /// Notes the last batch, takes the next, publishes it.
+    async fn pass(&mut self, connection: sqlx::Result<PoolConnection<D>>) -> Result<Found, Failure> {
+        let mut connection = connection.map_err(explain::<D>("relay")).map_err(Failure::of_database)?;
+        let rows = match timeout(DEADLINE, self.take(&mut connection)).await {
+            Ok(taken) => match taken.map_err(Failure::of_database)? {
+                Taken::Rows(rows) => rows,
+                Taken::None(found) => return Ok(found),
+            },
+            Err(late) => {
+                connection.close_on_drop();
+                let error = Error::new(ErrorKind::Timeout, "the database does not answer").because(late);
+                return Err(Failure::of_database(error));
             }
-            let (asked, now) = (Instant::now(), now());
-            let until = now.saturating_add(i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX));
-            let ours = D::claim(&mut connection, &self.holder, now, until).await.map_err(&sql)?;
-            self.claimed = ours.then(|| asked + self.lease);
-            if !ours {
-                return Ok(0);
-            }
-        }
-        let rows = D::waiting(&mut connection, self.batch).await.map_err(&sql)?;
-        if rows.is_empty() {
-            self.prune(&mut connection).await?;
-            return Ok(0);
-        }
+        };
         // The database is free for others while the bus works.
         drop(connection);
-        let sent = self.publish(rows).await;
-        let mut connection = self.pool.acquire().await.map_err(&sql)?;
-        let disposed = sent.published.len() + sent.refused.len();
-        if !sent.published.is_empty() {
-            D::mark(&mut connection, sent.published, now()).await.map_err(&sql)?;
+        let renewing = renew(&self.pool, &self.holder, self.lease, &mut self.claimed);
+        self.sent = tokio::select! {
+            sent = send(&self.bus, rows, self.dedup) => sent,
+            never = renewing => match never {},
+        };
+        match self.sent.failed.take() {
+            None => Ok(Found::Some),
+            Some(error) => {
+                let progress = !self.sent.published.is_empty() || !self.sent.refused.is_empty();
+                let fatal = matches!(error.kind(), ErrorKind::Config | ErrorKind::Closed);
+                Err(Failure { error, fatal, progress })
+            }
         }
-        for (position, error) in sent.refused {
+    }
+
+    /// What is done with one connection between two batches.
+    async fn take(&mut self, connection: &mut D::Connection) -> Result<Taken> {
+        let sql = explain::<D>("relay");
+        self.note(connection).await?;
+        let pruning = self.prune(connection).await?;
+        // An idle relay writes nothing, so the claim is only renewed when there is something to publish.
+        let claimed = self.claimed.is_some_and(|until| until > Instant::now() + self.lease / 2);
+        let limit = if claimed { self.batch } else { 1 };
+        let mut look = D::waiting(connection, &mut self.cursor, limit).await.map_err(&sql)?;
+        if !claimed && !look.rows.is_empty() {
+            let asked = Instant::now();
+            let ours = D::claim(connection, &self.holder, self.lease).await.map_err(&sql)?;
+            self.claimed = ours.then(|| asked + self.lease);
+            if !ours {
+                return Ok(Taken::None(Found::StandBy));
+            }
+            // Another relay may have published what we saw before the claim was ours.
+            look = D::waiting(connection, &mut self.cursor, self.batch).await.map_err(&sql)?;
+        }
+        Ok(match (look.rows.is_empty(), pruning) {
+            (false, _) => Taken::Rows(look.rows),
+            (true, true) => Taken::None(Found::Some),
+            (true, false) => Taken::None(Found::Nothing { open: look.open }),
+        })
+    }
+
+    /// Tells the database of the last batch. What it could not be told it is told the next time, before anything
+    /// else is published.
+    async fn note(&mut self, connection: &mut D::Connection) -> Result<()> {
+        let sql = explain::<D>("relay");
+        if !self.sent.published.is_empty() {
+            D::mark(connection, self.sent.published.clone(), now()).await.map_err(&sql)?;
+            self.sent.published.clear();
+        }
+        while let Some((position, error)) = self.sent.refused.last() {
             tracing::error!(position, %error, "a staged event cannot be published and was set aside in the outbox");
-            D::set_aside(&mut connection, position, error.to_string()).await.map_err(&sql)?;
+            D::set_aside(connection, *position, error.to_string()).await.map_err(&sql)?;
+            self.sent.refused.pop();
         }
-        self.progress = disposed > 0;
-        match sent.failed {
-            Some(error) => Err(error),
-            None => Ok(disposed),
-        }
+        Ok(())
     }
 
-    /// Sends rows through a sliding window. A row waits until the one before it of the same key is confirmed, so
-    /// that a failure between the two cannot turn them round.
-    async fn publish(&self, rows: Vec<Row>) -> Sent {
-        let mut sent = Sent::default();
-        let mut window = Window::default();
-        for row in rows {
-            while row.aggregateid.as_deref().is_some_and(|key| window.keys.contains(key)) {
-                window.settle_oldest(&mut sent).await;
-            }
-            // After a failure nothing new starts; what is on its way is still waited for.
-            if sent.failed.is_some() {
-                break;
-            }
-            let mut message = match stage::message(&row, self.bus.settings()) {
-                Ok(message) => message,
-                Err(error) => {
-                    sent.refused.push((row.position, error));
-                    continue;
-                }
-            };
-            message.dedup = self.dedup;
-            if self.bus.is_window_full() {
-                while !window.waiting.is_empty() {
-                    window.settle_oldest(&mut sent).await;
-                }
-            }
-            match self.bus.send(message).await {
-                Ok((slot, confirm)) => window.push(row, slot, confirm),
-                Err(error) => sent.failure(row.position, error),
-            }
-        }
-        while !window.waiting.is_empty() {
-            window.settle_oldest(&mut sent).await;
-        }
-        sent
-    }
-
-    async fn prune(&mut self, connection: &mut D::Connection) -> Result<()> {
+    /// Deletes some of what was published long ago; answers whether there is more.
+    async fn prune(&mut self, connection: &mut D::Connection) -> Result<bool> {
         let every = (self.keep / 10).clamp(Duration::from_millis(10), Duration::from_secs(60));
         if self.pruned.is_some_and(|at| at.elapsed() < every) {
-            return Ok(());
+            return Ok(false);
         }
-        let sql = explain::<D>("prune outbox");
-        while D::prune_outbox(connection, ago(self.keep), PRUNE).await.map_err(&sql)? == u64::from(PRUNE) {}
-        self.pruned = Some(Instant::now());
+        // No fewer than are published meanwhile.
+        let limit = PRUNE.max(self.batch);
+        let pruned = D::prune_outbox(connection, ago(self.keep), limit).await;
+        let more = pruned.map_err(explain::<D>("prune outbox"))? == u64::from(limit);
+        self.pruned = (!more).then(Instant::now);
+        Ok(more)
+    }
+
+    async fn hand_back(&mut self) -> Result<()> {
+        let sql = explain::<D>("relay");
+        self.bell.disarm().await;
+        let mut connection = self.pool.acquire().await.map_err(&sql)?;
+        self.note(&mut connection).await?;
+        if self.claimed.is_some() {
+            D::yield_claim(&mut connection, &self.holder).await.map_err(&sql)?;
+        }
         Ok(())
+    }
+}
+
+/// Keeps the claim while the bus takes its time. Lost or not, the batch is on its way.
+async fn renew<D: Dialect>(
+    pool: &Pool<D>,
+    holder: &str,
+    lease: Duration,
+    claimed: &mut Option<Instant>,
+) -> Infallible {
+    loop {
+        sleep(lease / 3).await;
+        let asked = Instant::now();
+        let Ok(mut connection) = pool.acquire().await else { continue };
+        if let Ok(ours) = D::claim(&mut connection, holder, lease).await {
+            *claimed = ours.then(|| asked + lease);
+        }
     }
 }
 
@@ -251,49 +301,33 @@ async fn signal(staged: &mut watch::Receiver<u64>) {
     }
 }
 
-/// What became of a batch.
-#[derive(Default)]
-struct Sent {
-    published: Vec<i64>,
-    /// Can never be published.
-    refused: Vec<(i64, Error)>,
-    /// Why the rest has to wait.
-    failed: Option<Error>,
+enum Taken {
+    Rows(Vec<Row>),
+    None(Found),
 }
 
-impl Sent {
-    fn failure(&mut self, position: i64, error: Error) {
-        match error.kind() {
-            ErrorKind::TooLarge | ErrorKind::InvalidName | ErrorKind::Unsupported | ErrorKind::Encode => {
-                self.refused.push((position, error));
-            }
-            _ => self.failed = self.failed.take().or(Some(error)),
-        }
-    }
+enum Found {
+    /// There may be more at once.
+    Some,
+    /// Another relay is at work.
+    StandBy,
+    Nothing {
+        open: bool,
+    },
 }
 
-#[derive(Default)]
-struct Window {
-    waiting: VecDeque<(i64, Option<SmolStr>, tokio::sync::OwnedSemaphorePermit, Confirm<Receipt>)>,
-    keys: HashSet<SmolStr>,
+struct Failure {
+    error: Error,
+    /// Trying again will not help.
+    fatal: bool,
+    /// Some of the batch was published.
+    progress: bool,
 }
 
-impl Window {
-    fn push(&mut self, row: Row, slot: tokio::sync::OwnedSemaphorePermit, confirm: Confirm<Receipt>) {
-        let key = row.aggregateid.map(SmolStr::from);
-        self.keys.extend(key.clone());
-        self.waiting.push_back((row.position, key, slot, confirm));
-    }
-
-    async fn settle_oldest(&mut self, sent: &mut Sent) {
-        let Some((position, key, _slot, confirm)) = self.waiting.pop_front() else { return };
-        match confirm.await {
-            Ok(_) => sent.published.push(position),
-            Err(error) => sent.failure(position, error),
-        }
-        if let Some(key) = key {
-            self.keys.remove(&key);
-        }
+impl Failure {
+    fn of_database(error: Error) -> Self {
+        let fatal = matches!(error.kind(), ErrorKind::Config | ErrorKind::Closed | ErrorKind::Denied);
+        Self { error, fatal, progress: false }
     }
 }
 

@@ -21,6 +21,8 @@ use crate::subject::Subject;
 /// Stands for the source until the relay fills in that of its bus.
 const SOURCE: &str = "/outbox";
 const CONTENT_TYPE: &str = "content-type";
+/// Rows given to the database at a time.
+const AT_ONCE: usize = 1000;
 
 /// Writes `event` into the outbox within `transaction`; await the returned builder.
 ///
@@ -29,16 +31,33 @@ pub fn stage<'a, 't, D: Dialect, E: Event>(
     transaction: &'a mut sqlx::Transaction<'t, D>,
     event: E,
 ) -> Stage<'a, 't, D, E> {
-    Stage {
-        transaction,
-        event,
-        id: None,
-        key: None,
-        about: None,
-        headers: Headers::new(),
-        context: None,
-        refused: None,
-    }
+    Stage { transaction, event, draft: Draft::default() }
+}
+
+/// Writes many events into the outbox within `transaction`, in their order, and answers their ids. On PostgreSQL
+/// a thousand take one trip.
+///
+/// Correlation, cause and trace are those of the event that this task handles.
+///
+/// # Errors
+/// What cannot be encoded, and what the database says; roll the transaction back then.
+pub fn stage_all<'a, D: Dialect, E: Event>(
+    transaction: &'a mut sqlx::Transaction<'_, D>,
+    events: impl IntoIterator<Item = E>,
+) -> BoxFuture<'a, Result<Vec<MessageId>>> {
+    let named = |error: Error| error.during("stage").with("subject", E::SUBJECT);
+    let rows: Result<Vec<_>> = events.into_iter().map(|event| Draft::default().row(&event)).collect();
+    let connection: &'a mut D::Connection = transaction;
+    Box::pin(async move {
+        let (ids, rows): (Vec<_>, Vec<_>) = rows.map_err(named)?.into_iter().unzip();
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let some = rows.by_ref().take(AT_ONCE).collect();
+            D::stage(connection, some).await.map_err(explain::<D>("stage")).map_err(named)?;
+        }
+        announce();
+        Ok(ids)
+    })
 }
 
 /// An event that is being staged; `.await` writes its row and answers its id.
@@ -46,6 +65,12 @@ pub fn stage<'a, 't, D: Dialect, E: Event>(
 pub struct Stage<'a, 't, D: Dialect, E> {
     transaction: &'a mut sqlx::Transaction<'t, D>,
     event: E,
+    draft: Draft,
+}
+
+/// What the caller says of an event beside its data.
+#[derive(Default)]
+struct Draft {
     id: Option<MessageId>,
     key: Option<SmolStr>,
     about: Option<SmolStr>,
@@ -57,51 +82,53 @@ pub struct Stage<'a, 't, D: Dialect, E> {
 impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
     /// Uses this id instead of a fresh UUIDv7. An id that was staged before changes nothing.
     pub fn id(mut self, id: impl Into<MessageId>) -> Self {
-        self.id = Some(id.into());
+        self.draft.id = Some(id.into());
         self
     }
 
     /// Uses this ordering key instead of the event's own.
     pub fn key(mut self, key: impl Into<SmolStr>) -> Self {
-        self.key = Some(key.into());
+        self.draft.key = Some(key.into());
         self
     }
 
     /// Names the entity that it is about (CloudEvents `subject`).
     pub fn about(mut self, entity: impl Into<SmolStr>) -> Self {
-        self.about = Some(entity.into());
+        self.draft.about = Some(entity.into());
         self
     }
 
     /// Adds a free header; a bad name or value fails the staging.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        if let Err(error) = self.headers.set(name, value) {
-            self.refused.get_or_insert(error);
+        if let Err(error) = self.draft.headers.set(name, value) {
+            self.draft.refused.get_or_insert(error);
         }
         self
     }
 
     /// Fills correlation, cause and trace from `context`, such as that of a batch's item.
     pub fn context(mut self, context: Context) -> Self {
-        self.context = Some(context);
+        self.draft.context = Some(context);
         self
     }
+}
 
+impl Draft {
     /// The row, and the id in it.
-    fn row(&mut self) -> Result<(MessageId, Row)> {
-        if let Some(error) = self.refused.take() {
+    fn row<E: Event>(self, event: &E) -> Result<(MessageId, Row)> {
+        if let Some(error) = self.refused {
             return Err(error);
         }
         let subject = Subject::new(E::SUBJECT)?;
-        let id = self.id.take().unwrap_or_else(MessageId::now);
-        let key = self.key.take().or_else(|| self.event.key());
+        let id = self.id.unwrap_or_else(MessageId::now);
+        let key = self.key.or_else(|| event.key());
         let mut meta = Meta::new(id.clone(), SOURCE, SmolStr::new_static(E::SUBJECT));
-        meta.subject = self.about.take();
+        meta.subject = self.about;
         meta.partitionkey = key.clone();
-        meta.caused_by(self.context.take().or_else(Context::current).as_ref());
+        meta.caused_by(self.context.or_else(Context::current).as_ref());
         // JSON, whatever the bus speaks: the table is read by people and by change data capture.
         let (content_type, mut headers, payload) =
-            envelope::write(&mut meta, &self.event, Codec::Json, Mode::Binary)?;
+            envelope::write(&mut meta, event, Codec::Json, Mode::Binary)?;
         for (name, value) in self.headers.iter() {
             headers.set(name, value)?;
         }
@@ -125,14 +152,14 @@ impl<'a, D: Dialect, E: Event> IntoFuture for Stage<'a, '_, D, E> {
     type Output = Result<MessageId>;
     type IntoFuture = BoxFuture<'a, Result<MessageId>>;
 
-    fn into_future(mut self) -> Self::IntoFuture {
+    fn into_future(self) -> Self::IntoFuture {
         // Encoded here and now: in the task whose context it takes, and without carrying the event along.
         let named = |error: Error| error.during("stage").with("subject", E::SUBJECT);
-        let row = self.row().map_err(named);
+        let row = self.draft.row(&self.event).map_err(named);
         let connection: &'a mut D::Connection = self.transaction;
         Box::pin(async move {
             let (id, row) = row?;
-            D::stage(connection, row).await.map_err(explain::<D>("stage")).map_err(named)?;
+            D::stage(connection, vec![row]).await.map_err(explain::<D>("stage")).map_err(named)?;
             announce();
             Ok(id)
         })
@@ -141,7 +168,10 @@ impl<'a, D: Dialect, E: Event> IntoFuture for Stage<'a, '_, D, E> {
 
 impl<D: Dialect, E> std::fmt::Debug for Stage<'_, '_, D, E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stage").field("id", &self.id).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Stage")
+            .field("id", &self.draft.id)
+            .field("key", &self.draft.key)
+            .finish_non_exhaustive()
     }
 }
 

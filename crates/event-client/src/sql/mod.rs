@@ -1,6 +1,10 @@
 //! What outbox and inbox ask of a database: one trait, one implementation a database.
 
+#[cfg(feature = "postgres")]
+mod postgres;
 mod sqlite;
+
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
@@ -30,24 +34,74 @@ pub struct Row {
     pub created: i64,
 }
 
-/// The statements of one database. Times are Unix milliseconds; every call is one statement or one transaction.
+/// What a relay finds when it looks for work.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Look {
+    /// The oldest rows that may be published now, in order.
+    pub rows: Vec<Row>,
+    /// Transactions that have staged something are still open: look again soon.
+    pub open: bool,
+}
+
+/// What stands in the outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Committed and not yet published.
+    pub waiting: u64,
+    /// When the oldest of them was staged, in Unix milliseconds.
+    pub oldest: Option<i64>,
+    /// Set aside because they cannot be published.
+    pub set_aside: u64,
+}
+
+/// Rings when another process has committed staged events.
+pub trait Bell: Send {
+    /// Sees to it that every transaction rings that stages something from now on. What was committed before
+    /// did not: look once more when it succeeds.
+    fn arm(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Whether it will ring.
+    fn is_armed(&self) -> bool;
+
+    /// Resolves when it rings, or when it can no longer be relied on. Pending for ever while it is not armed.
+    fn rung(&mut self) -> BoxFuture<'_, ()>;
+
+    /// Nobody needs to ring while the relay works.
+    fn disarm(&mut self) -> BoxFuture<'_, ()>;
+}
+
+/// The statements of one database. Times are Unix milliseconds; every call is one statement or one transaction,
+/// unless it says otherwise.
 pub trait Dialect: sqlx::Database {
+    /// What a relay remembers from look to look.
+    type Cursor: Default + Send;
+    /// How this database wakes a relay.
+    type Bell: Bell;
+
     /// Creates the tables of outbox and inbox where they are missing.
     fn create_tables(connection: &mut Self::Connection) -> BoxFuture<'_, sqlx::Result<()>>;
 
-    /// Adds a row to the outbox; a known id changes nothing.
-    fn stage(connection: &mut Self::Connection, row: Row) -> BoxFuture<'_, sqlx::Result<()>>;
+    /// Adds rows to the outbox, in their order; a known id changes nothing.
+    fn stage(connection: &mut Self::Connection, rows: Vec<Row>) -> BoxFuture<'_, sqlx::Result<()>>;
 
     /// The oldest rows that are neither published nor set aside. It must never show a row before all rows
-    /// staged earlier under the same key are committed or gone.
-    fn waiting(connection: &mut Self::Connection, limit: u32) -> BoxFuture<'_, sqlx::Result<Vec<Row>>>;
+    /// staged earlier under the same key are committed or gone. May take several statements.
+    fn waiting<'c>(
+        connection: &'c mut Self::Connection,
+        cursor: &'c mut Self::Cursor,
+        limit: u32,
+    ) -> BoxFuture<'c, sqlx::Result<Look>>;
 
-    /// Takes or renews the right to publish until `until`; `false` while another holder's lasts.
+    /// A bell for a relay on `pool`.
+    fn bell(pool: &sqlx::Pool<Self>) -> Self::Bell;
+
+    /// Takes or renews the right to publish for the time of `lease`; `false` while another holder's lasts.
     fn claim<'c>(
         connection: &'c mut Self::Connection,
         holder: &'c str,
-        now: i64,
-        until: i64,
+        lease: Duration,
     ) -> BoxFuture<'c, sqlx::Result<bool>>;
 
     /// Gives the right back.
@@ -70,6 +124,25 @@ pub trait Dialect: sqlx::Database {
         error: String,
     ) -> BoxFuture<'_, sqlx::Result<()>>;
 
+    /// What stands in the outbox.
+    fn counts(connection: &mut Self::Connection) -> BoxFuture<'_, sqlx::Result<Counts>>;
+
+    /// Rows that were set aside, the oldest first, each with its error.
+    fn refused(
+        connection: &mut Self::Connection,
+        limit: u32,
+    ) -> BoxFuture<'_, sqlx::Result<Vec<(Row, String)>>>;
+
+    /// Lets rows that were set aside wait again, all of them or those with these ids; answers how many.
+    fn retry(connection: &mut Self::Connection, ids: Option<Vec<String>>)
+    -> BoxFuture<'_, sqlx::Result<u64>>;
+
+    /// Deletes rows that were set aside, all of them or those with these ids; answers how many.
+    fn discard(
+        connection: &mut Self::Connection,
+        ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, sqlx::Result<u64>>;
+
     /// Deletes up to `limit` rows published before `before`; answers how many.
     fn prune_outbox(
         connection: &mut Self::Connection,
@@ -91,20 +164,32 @@ pub trait Dialect: sqlx::Database {
         limit: u32,
     ) -> BoxFuture<'_, sqlx::Result<u64>>;
 
-    /// Whether an error says that a table does not exist.
-    fn is_missing_table(error: &dyn sqlx::error::DatabaseError) -> bool;
+    /// What an error of the database means, and what to do; `None` when only its own words say it.
+    fn meaning(error: &dyn sqlx::error::DatabaseError) -> Option<(ErrorKind, &'static str)>;
 }
+
+/// For [`Dialect::meaning`].
+const MISSING_TABLE: (ErrorKind, &str) =
+    (ErrorKind::Config, "the table is missing; call `outbox::create_tables` at start-up");
 
 /// A database error in the crate's words.
 pub(crate) fn explain<D: Dialect>(operation: &'static str) -> impl Fn(sqlx::Error) -> Error {
     move |error| {
         let (kind, text) = match &error {
             sqlx::Error::PoolClosed => (ErrorKind::Closed, "the pool is closed"),
+            sqlx::Error::PoolTimedOut => (
+                ErrorKind::Unavailable,
+                "no connection came free in time: the database does not answer or the pool is too small",
+            ),
             sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
                 (ErrorKind::Corrupt, "the table holds what this library did not write")
             }
-            sqlx::Error::Database(error) if D::is_missing_table(&**error) => {
-                (ErrorKind::Config, "the table is missing; call `outbox::create_tables` at start-up")
+            sqlx::Error::Configuration(_) => (ErrorKind::Config, "the database's URL or options are wrong"),
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => {
+                (ErrorKind::Unavailable, "the database cannot be reached")
+            }
+            sqlx::Error::Database(error) => {
+                D::meaning(&**error).unwrap_or((ErrorKind::Unavailable, "the database refused"))
             }
             _ => (ErrorKind::Unavailable, "the database refused"),
         };
@@ -131,6 +216,10 @@ pub(crate) fn now() -> i64 {
 }
 
 /// `age` before now, in Unix milliseconds.
-pub(crate) fn ago(age: std::time::Duration) -> i64 {
-    now().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+pub(crate) fn ago(age: Duration) -> i64 {
+    now().saturating_sub(milliseconds(age))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

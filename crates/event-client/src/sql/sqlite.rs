@@ -1,10 +1,14 @@
 //! SQLite: one writer at a time, so the order of positions is the order of commits.
 
+use std::future::{pending, ready};
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::{Sqlite, SqliteConnection, SqliteRow};
+use sqlx::sqlite::{Sqlite, SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{Row as _, query};
 
-use super::{Dialect, Row};
+use super::{Bell, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds, now};
+use crate::error::ErrorKind;
 
 const TABLES: [&str; 6] = [
     "CREATE TABLE IF NOT EXISTS outbox (
@@ -31,6 +35,9 @@ const TABLES: [&str; 6] = [
 ];
 
 impl Dialect for Sqlite {
+    type Cursor = ();
+    type Bell = NoBell;
+
     fn create_tables(connection: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<()>> {
         Box::pin(async move {
             for table in TABLES {
@@ -40,35 +47,52 @@ impl Dialect for Sqlite {
         })
     }
 
-    fn stage(connection: &mut SqliteConnection, row: Row) -> BoxFuture<'_, sqlx::Result<()>> {
-        let insert = query(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created)
-             VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-        );
-        let insert = insert.bind(row.id).bind(row.aggregatetype).bind(row.aggregateid).bind(row.kind);
-        let insert = insert.bind(row.payload).bind(row.headers).bind(row.created);
-        Box::pin(async move { insert.execute(connection).await.map(drop) })
+    fn stage(connection: &mut SqliteConnection, rows: Vec<Row>) -> BoxFuture<'_, sqlx::Result<()>> {
+        Box::pin(async move {
+            for row in rows {
+                let insert = query(
+                    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created)
+                     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+                );
+                let insert = insert.bind(row.id).bind(row.aggregatetype).bind(row.aggregateid).bind(row.kind);
+                let insert = insert.bind(row.payload).bind(row.headers).bind(row.created);
+                insert.execute(&mut *connection).await?;
+            }
+            Ok(())
+        })
     }
 
-    fn waiting(connection: &mut SqliteConnection, limit: u32) -> BoxFuture<'_, sqlx::Result<Vec<Row>>> {
+    fn waiting<'c>(
+        connection: &'c mut SqliteConnection,
+        (): &'c mut (),
+        limit: u32,
+    ) -> BoxFuture<'c, sqlx::Result<Look>> {
         let select = query(
             "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created FROM outbox
              WHERE published IS NULL AND error IS NULL ORDER BY position LIMIT ?",
         );
-        Box::pin(async move { select.bind(limit).try_map(read).fetch_all(connection).await })
+        Box::pin(async move {
+            let rows = select.bind(limit).try_map(|row| read(&row)).fetch_all(connection).await?;
+            Ok(Look { rows, open: false })
+        })
+    }
+
+    fn bell(_: &SqlitePool) -> NoBell {
+        NoBell
     }
 
     fn claim<'c>(
         connection: &'c mut SqliteConnection,
         holder: &'c str,
-        now: i64,
-        until: i64,
+        lease: Duration,
     ) -> BoxFuture<'c, sqlx::Result<bool>> {
+        // All holders are on this machine and share its clock.
         let upsert = query(
             "INSERT INTO outbox_relay (name, holder, until) VALUES ('relay', ?1, ?2)
              ON CONFLICT (name) DO UPDATE SET holder = ?1, until = ?2 WHERE holder = ?1 OR until <= ?3",
         );
-        let upsert = upsert.bind(holder).bind(until).bind(now);
+        let now = now();
+        let upsert = upsert.bind(holder).bind(now.saturating_add(milliseconds(lease))).bind(now);
         Box::pin(async move { Ok(upsert.execute(connection).await?.rows_affected() > 0) })
     }
 
@@ -88,8 +112,7 @@ impl Dialect for Sqlite {
         // One statement of one text however many rows there are, so that it stays prepared.
         let update =
             query("UPDATE outbox SET published = ? WHERE position IN (SELECT value FROM json_each(?))");
-        let positions = serde_json::to_string(&positions).expect("numbers always encode");
-        let update = update.bind(now).bind(positions);
+        let update = update.bind(now).bind(list(&positions));
         Box::pin(async move { update.execute(connection).await.map(drop) })
     }
 
@@ -100,6 +123,55 @@ impl Dialect for Sqlite {
     ) -> BoxFuture<'_, sqlx::Result<()>> {
         let update = query("UPDATE outbox SET error = ? WHERE position = ?").bind(error).bind(position);
         Box::pin(async move { update.execute(connection).await.map(drop) })
+    }
+
+    fn counts(connection: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<Counts>> {
+        let count = query(
+            "SELECT count(*) FILTER (WHERE error IS NULL), min(created) FILTER (WHERE error IS NULL),
+                    count(*) FILTER (WHERE error IS NOT NULL) FROM outbox WHERE published IS NULL",
+        );
+        let read = |row: SqliteRow| {
+            let (waiting, oldest, set_aside): (i64, _, i64) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(Counts { waiting: waiting as u64, oldest, set_aside: set_aside as u64 })
+        };
+        Box::pin(async move { count.try_map(read).fetch_one(connection).await })
+    }
+
+    fn refused(
+        connection: &mut SqliteConnection,
+        limit: u32,
+    ) -> BoxFuture<'_, sqlx::Result<Vec<(Row, String)>>> {
+        let select = query(
+            "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created, error FROM outbox
+             WHERE error IS NOT NULL AND published IS NULL ORDER BY position LIMIT ?",
+        );
+        let select = select.bind(limit).try_map(|row| Ok((read(&row)?, row.try_get(8)?)));
+        Box::pin(async move { select.fetch_all(connection).await })
+    }
+
+    fn retry(
+        connection: &mut SqliteConnection,
+        ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, sqlx::Result<u64>> {
+        let update = query(
+            "UPDATE outbox SET error = NULL WHERE error IS NOT NULL AND published IS NULL
+             AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))",
+        );
+        let update = update.bind(ids.as_ref().map(list));
+        Box::pin(async move { Ok(update.execute(connection).await?.rows_affected()) })
+    }
+
+    fn discard(
+        connection: &mut SqliteConnection,
+        ids: Option<Vec<String>>,
+    ) -> BoxFuture<'_, sqlx::Result<u64>> {
+        let delete = query(
+            "DELETE FROM outbox WHERE error IS NOT NULL AND published IS NULL
+             AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))",
+        );
+        let delete = delete.bind(ids.as_ref().map(list));
+        Box::pin(async move { Ok(delete.execute(connection).await?.rows_affected()) })
     }
 
     fn prune_outbox(
@@ -135,12 +207,39 @@ impl Dialect for Sqlite {
         Box::pin(async move { Ok(delete.execute(connection).await?.rows_affected()) })
     }
 
-    fn is_missing_table(error: &dyn sqlx::error::DatabaseError) -> bool {
-        error.message().starts_with("no such table")
+    fn meaning(error: &dyn sqlx::error::DatabaseError) -> Option<(ErrorKind, &'static str)> {
+        error.message().starts_with("no such table").then_some(MISSING_TABLE)
     }
 }
 
-fn read(row: SqliteRow) -> sqlx::Result<Row> {
+/// Several values in one parameter, for `json_each`.
+fn list<T: serde::Serialize>(values: &Vec<T>) -> String {
+    serde_json::to_string(values).expect("numbers and text always encode")
+}
+
+/// SQLite tells nobody of a commit: a relay is woken within its process, and looks now and then.
+#[derive(Debug)]
+pub struct NoBell;
+
+impl Bell for NoBell {
+    fn arm(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
+
+    fn is_armed(&self) -> bool {
+        false
+    }
+
+    fn rung(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(pending())
+    }
+
+    fn disarm(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(ready(()))
+    }
+}
+
+fn read(row: &SqliteRow) -> sqlx::Result<Row> {
     Ok(Row {
         position: row.try_get(0)?,
         id: row.try_get(1)?,

@@ -1,0 +1,95 @@
+//! One batch on its way to the bus: a sliding window in which no two events of one key travel together.
+
+use std::collections::{HashSet, VecDeque};
+
+use smol_str::SmolStr;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Row, stage};
+use crate::bus::Bus;
+use crate::confirm::Confirm;
+use crate::error::{Error, ErrorKind};
+use crate::transport::Receipt;
+
+/// What became of a batch.
+#[derive(Default)]
+pub(super) struct Sent {
+    pub(super) published: Vec<i64>,
+    /// Can never be published.
+    pub(super) refused: Vec<(i64, Error)>,
+    /// Why the rest has to wait.
+    pub(super) failed: Option<Error>,
+}
+
+/// Sends rows through a sliding window. A row waits until the one before it of the same key is confirmed, so
+/// that a failure between the two cannot turn them round.
+pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
+    let mut sent = Sent::default();
+    let mut window = Window::default();
+    for row in rows {
+        while row.aggregateid.as_deref().is_some_and(|key| window.keys.contains(key)) {
+            window.settle_oldest(&mut sent).await;
+        }
+        // After a failure nothing new starts; what is on its way is still waited for.
+        if sent.failed.is_some() {
+            break;
+        }
+        let mut message = match stage::message(&row, bus.settings()) {
+            Ok(message) => message,
+            Err(error) => {
+                sent.refused.push((row.position, error));
+                continue;
+            }
+        };
+        message.dedup = dedup;
+        if bus.is_window_full() {
+            while !window.waiting.is_empty() {
+                window.settle_oldest(&mut sent).await;
+            }
+        }
+        match bus.send(message).await {
+            Ok((slot, confirm)) => window.push(row, slot, confirm),
+            Err(error) => sent.failure(row.position, error),
+        }
+    }
+    while !window.waiting.is_empty() {
+        window.settle_oldest(&mut sent).await;
+    }
+    sent
+}
+
+impl Sent {
+    fn failure(&mut self, position: i64, error: Error) {
+        match error.kind() {
+            ErrorKind::TooLarge | ErrorKind::InvalidName | ErrorKind::Unsupported | ErrorKind::Encode => {
+                self.refused.push((position, error));
+            }
+            _ => self.failed = self.failed.take().or(Some(error)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Window {
+    waiting: VecDeque<(i64, Option<SmolStr>, OwnedSemaphorePermit, Confirm<Receipt>)>,
+    keys: HashSet<SmolStr>,
+}
+
+impl Window {
+    fn push(&mut self, row: Row, slot: OwnedSemaphorePermit, confirm: Confirm<Receipt>) {
+        let key = row.aggregateid.map(SmolStr::from);
+        self.keys.extend(key.clone());
+        self.waiting.push_back((row.position, key, slot, confirm));
+    }
+
+    async fn settle_oldest(&mut self, sent: &mut Sent) {
+        let Some((position, key, _slot, confirm)) = self.waiting.pop_front() else { return };
+        match confirm.await {
+            Ok(_) => sent.published.push(position),
+            Err(error) => sent.failure(position, error),
+        }
+        if let Some(key) = key {
+            self.keys.remove(&key);
+        }
+    }
+}

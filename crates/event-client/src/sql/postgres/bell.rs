@@ -1,0 +1,127 @@
+//! The bell: a commit of staged events wakes a relay that sleeps, and costs nothing while it works.
+//!
+//! Notifying in every staging transaction would let them commit one at a time only, since PostgreSQL holds a lock
+//! of the whole server from NOTIFY until the commit is on disk. So a sleeping relay holds an advisory lock, the
+//! bell; each staging transaction tries to share it and notifies only where it fails. The relay gets the lock only
+//! when no transaction shares it, and looks once more before it sleeps: nothing falls in between.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
+use sqlx::query_scalar;
+
+/// Advisory lock of an outbox: this plus the table's object id.
+pub(super) const LOCK: i64 = 0x6f75_7462 << 32;
+/// Longest wait for an answer here: the relay looks by itself anyway.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// A server that took no listener is not asked again before.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Bell {
+    pool: PgPool,
+    listener: Option<Listener>,
+    failed: Option<tokio::time::Instant>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    /// A connection of its own: the service's pool stays whole.
+    connection: PgListener,
+    lock: i64,
+    armed: bool,
+}
+
+impl Bell {
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self { pool, listener: None, failed: None }
+    }
+
+    async fn connect(&self) -> sqlx::Result<Listener> {
+        // Asked through the service's own pool, whose connections may have a search path of their own.
+        let table: i64 = query_scalar("SELECT 'outbox'::regclass::oid::bigint").fetch_one(&self.pool).await?;
+        let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
+        let own = own.acquire_timeout(DEADLINE).connect_lazy_with((*self.pool.connect_options()).clone());
+        let mut connection = PgListener::connect_with(&own).await?;
+        connection.eager_reconnect(false);
+        connection.listen(&format!("outbox_{table}")).await?;
+        Ok(Listener { connection, lock: LOCK + table, armed: false })
+    }
+
+    async fn try_arm(&mut self) -> sqlx::Result<()> {
+        let listener = match &mut self.listener {
+            Some(listener) => listener,
+            None => {
+                let listener = self.connect().await?;
+                self.listener.insert(listener)
+            }
+        };
+        if !listener.armed {
+            let lock = query_scalar("SELECT pg_try_advisory_lock($1)").bind(listener.lock);
+            listener.armed = lock.fetch_one(&mut listener.connection).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_disarm(&mut self) -> sqlx::Result<()> {
+        if let Some(listener) = self.listener.as_mut().filter(|listener| listener.armed) {
+            listener.armed = false;
+            let unlock = query_scalar("SELECT pg_advisory_unlock($1)").bind(listener.lock);
+            let _: bool = unlock.fetch_one(&mut listener.connection).await?;
+            while listener.connection.next_buffered().is_some() {}
+        }
+        Ok(())
+    }
+
+    /// Without its connection the lock is gone, too.
+    fn lost(&mut self, error: &dyn std::fmt::Display) {
+        tracing::debug!(%error, "the outbox's bell is gone; the relay looks by itself until it is back");
+        self.listener = None;
+        self.failed = Some(tokio::time::Instant::now());
+    }
+}
+
+impl crate::sql::Bell for Bell {
+    fn arm(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if self.failed.is_some_and(|at| at.elapsed() < PAUSE) {
+                return;
+            }
+            self.failed = None;
+            match tokio::time::timeout(DEADLINE, self.try_arm()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.lost(&error),
+                Err(late) => self.lost(&late),
+            }
+        })
+    }
+
+    fn is_armed(&self) -> bool {
+        self.listener.as_ref().is_some_and(|listener| listener.armed)
+    }
+
+    fn rung(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(listener) = self.listener.as_mut().filter(|listener| listener.armed) else {
+                return std::future::pending().await;
+            };
+            match listener.connection.try_recv().await {
+                Ok(Some(_)) => {}
+                Ok(None) => self.lost(&"the connection was lost"),
+                Err(error) => self.lost(&error),
+            }
+        })
+    }
+
+    fn disarm(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            match tokio::time::timeout(DEADLINE, self.try_disarm()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.lost(&error),
+                Err(late) => self.lost(&late),
+            }
+        })
+    }
+}
