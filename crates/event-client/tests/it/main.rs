@@ -4,6 +4,7 @@ mod batch;
 mod events;
 mod layers;
 mod outbox;
+mod postgres;
 mod requests;
 mod service;
 mod sqlite;

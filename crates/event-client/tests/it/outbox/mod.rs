@@ -71,27 +71,27 @@ async fn stage_all(pool: &SqlitePool, orders: impl IntoIterator<Item = OrderPlac
 }
 
 /// A relay at work, stopped and joined by [`Working::stop`].
-struct Working(oneshot::Sender<()>, tokio::task::JoinHandle<event_client::Result<()>>);
+pub(crate) struct Working(oneshot::Sender<()>, tokio::task::JoinHandle<event_client::Result<()>>);
 
 impl Working {
-    fn start(relay: outbox::Relay<Sqlite>) -> Self {
+    pub(crate) fn start<D: outbox::Dialect>(relay: outbox::Relay<D>) -> Self {
         let (stop, stopped) = oneshot::channel();
         Self(stop, tokio::spawn(relay.run_until(async { stopped.await.unwrap_or_default() })))
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         drop(self.0);
         self.1.await.unwrap().unwrap();
     }
 }
 
-async fn listen(bus: &Bus) -> Subscription {
+pub(crate) async fn listen(bus: &Bus) -> Subscription {
     let mut spec = Subscribe::group(Group::new("test").unwrap(), [Pattern::new("orders.>").unwrap()]);
     spec.credit = 10_000;
     bus.subscribe(spec).await.unwrap()
 }
 
-async fn next(subscription: &Subscription) -> Arc<Message> {
+pub(crate) async fn next(subscription: &Subscription) -> Arc<Message> {
     let delivery = tokio::time::timeout(Duration::from_secs(30), subscription.next()).await;
     let delivery = delivery.expect("nothing came in 30 s").expect("the subscription has ended");
     let message = delivery.message().clone();
@@ -99,7 +99,7 @@ async fn next(subscription: &Subscription) -> Arc<Message> {
     message
 }
 
-async fn memory(name: &str) -> Bus {
+pub(crate) async fn memory(name: &str) -> Bus {
     let settings = Settings { source: "/billing".into(), ..Settings::default() };
     Bus::connect_with(&format!("memory:outbox-{name}"), settings).await.unwrap()
 }
@@ -261,7 +261,7 @@ impl<F> std::fmt::Debug for Faulty<F> {
     }
 }
 
-fn faulty(
+pub(crate) fn faulty(
     bus: &Bus,
     publish: impl Fn(&Arc<dyn Transport>, Message) -> Confirm<Receipt> + Send + Sync + 'static,
 ) -> Bus {
