@@ -76,7 +76,7 @@ async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
 /// Reads on, and says so when retention was faster.
 async fn read_on(database: &Database, scan: &mut Scan) -> Sql<bool> {
     let from = scan.seen;
-    let more = scan.fill(&database.readers).await?;
+    let more = scan.fill(database).await?;
     let purged = database.purged.load(Ordering::Acquire);
     if purged > from && from > 0 {
         metrics::counter!("event_client_broadcast_lost_total").increment((purged - from) as u64);

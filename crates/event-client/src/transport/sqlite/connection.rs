@@ -25,6 +25,7 @@ use super::member::Member;
 use super::peers::Peers;
 use super::remote::{self, Calls};
 use super::schema;
+use super::tail::Tail;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{MemoryConfig, MemoryTransport, Provision};
@@ -36,6 +37,7 @@ pub(super) struct Database {
     pub(super) storage: Storage,
     pub(super) inbox: Inbox,
     pub(super) readers: SqlitePool,
+    pub(super) tail: Tail,
     pub(super) peers: Peers,
     /// Goes up when there may be something new to deliver.
     pub(super) changed: watch::Sender<u64>,
@@ -185,6 +187,7 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         storage,
         inbox: Inbox::default(),
         readers,
+        tail: Tail::default(),
         peers,
         changed: watch::Sender::new(0),
         groups: Mutex::default(),

@@ -275,7 +275,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
                 cursor
             }
         };
-        let more = fresh.scan.fill(&database.readers).await.map_err(explain)?;
+        let more = fresh.scan.fill(database).await.map_err(explain)?;
         let now = codec::now();
         let mut taken: Vec<Stored> = Vec::new();
         let mut expired = 0;

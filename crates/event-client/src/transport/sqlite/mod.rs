@@ -50,6 +50,7 @@ mod scan;
 mod schema;
 mod settle;
 mod subscribe;
+mod tail;
 mod takeover;
 mod writer;
 

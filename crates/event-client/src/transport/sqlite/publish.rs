@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use smol_str::SmolStr;
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
@@ -10,6 +11,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::codec::{self, SEGMENT_BYTES, SEGMENT_COUNT};
 use super::connection::{Answers, Script};
 use super::error::{Sql, damaged};
+use super::tail::{self, Written};
 use crate::confirm::Answer;
 use crate::error::Error;
 use crate::message::{Message, Position};
@@ -97,6 +99,20 @@ impl Segment {
         self.sources.push(source);
     }
 
+    fn written(&self, at: i64) -> Written {
+        Written {
+            last: 0,
+            count: i64::from(self.count),
+            at,
+            subjects: self
+                .subjects
+                .iter()
+                .map(|(subject, count)| (subject.clone(), u64::from(*count)))
+                .collect(),
+            data: Bytes::copy_from_slice(&self.data),
+        }
+    }
+
     fn subjects(&self) -> String {
         let lines: Vec<_> =
             self.subjects.iter().map(|(subject, count)| format!("{subject} {count}")).collect();
@@ -166,11 +182,15 @@ pub(super) struct Batch {
     delayed: bool,
     window: Duration,
     now: i64,
+    /// The segments without their positions, when they are small.
+    tail: Vec<Written>,
 }
 
 /// What a batch changed.
 #[derive(Default)]
 pub(super) struct Stored {
+    /// Its segments, when they are small.
+    pub(super) tail: Vec<Written>,
     /// Something can be delivered.
     pub(super) any: bool,
     /// When the first delayed message is due.
@@ -182,8 +202,16 @@ impl Batch {
         let dedup = publishes.iter().any(|publish| publish.dedup.is_some());
         let delayed = publishes.iter().any(|publish| publish.due.is_some());
         let receipts = vec![Receipt::default(); publishes.len()];
-        let mut batch =
-            Self { publishes, receipts, segments: Vec::new(), dedup, delayed, window, now: codec::now() };
+        let mut batch = Self {
+            publishes,
+            receipts,
+            segments: Vec::new(),
+            dedup,
+            delayed,
+            window,
+            now: codec::now(),
+            tail: Vec::new(),
+        };
         if !dedup {
             batch.pack();
         }
@@ -294,10 +322,22 @@ impl Batch {
                 script.bind(row.0).bind(row.1.as_str()).bind(row.2);
             },
         );
-        insert(script, std::mem::take(&mut self.segments), self.now)
+        let segments = std::mem::take(&mut self.segments);
+        if segments.len() <= ROWS
+            && segments.iter().map(|segment| segment.data.len()).sum::<usize>() <= tail::MAX_BYTES
+        {
+            self.tail = segments.iter().map(|segment| segment.written(self.now)).collect();
+        }
+        insert(script, segments, self.now)
     }
 
     fn place(&mut self, positions: Vec<(usize, i64)>) {
+        // One statement stored them all, one behind the other.
+        let mut last = positions.iter().map(|(_, at)| *at).max().unwrap_or_default();
+        for written in self.tail.iter_mut().rev() {
+            written.last = last;
+            last -= written.count;
+        }
         for (source, at) in positions {
             self.receipts[source].position = Some(position(at));
         }
@@ -305,7 +345,7 @@ impl Batch {
 
     /// Confirms; to be called after the commit.
     pub(super) fn finish(self) -> Stored {
-        let mut stored = Stored::default();
+        let mut stored = Stored { tail: self.tail, ..Stored::default() };
         for (publish, receipt) in self.publishes.into_iter().zip(self.receipts) {
             if !receipt.duplicate {
                 match publish.due {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sqlx::Row;
-use sqlx::sqlite::{SqlitePool, SqliteRow};
+use sqlx::sqlite::SqliteRow;
 
 use super::codec::{self, Reader};
-use super::connection::Script;
+use super::connection::{Database, Script};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
+use super::tail::Written;
 use crate::message::Message;
 use crate::subject::{Pattern, Subject};
 
@@ -56,11 +57,19 @@ impl Scan {
     }
 
     /// Reads on, if nothing is left; answers whether there may be more behind it.
-    pub(super) async fn fill(&mut self, readers: &SqlitePool) -> Sql<bool> {
+    pub(super) async fn fill(&mut self, database: &Database) -> Sql<bool> {
         if !self.buffer.is_empty() {
             return Ok(true);
         }
-        let rows = self.query().run(&mut *readers.acquire().await?).await?.pop().unwrap_or_default();
+        while let Some(Written { last, count, at, subjects, data }) = database.tail.after(self.seen) {
+            self.take(last, count, at, &subjects, || data)?;
+            self.seen = last;
+            if !self.buffer.is_empty() {
+                return Ok(true);
+            }
+        }
+        let mut reader = database.readers.acquire().await?;
+        let rows = self.query().run(&mut reader).await?.pop().unwrap_or_default();
         let mut segments = 0;
         let mut last = self.seen;
         for row in &rows {
@@ -110,16 +119,27 @@ impl Scan {
 
     fn read(&mut self, row: &SqliteRow, last: i64) -> Sql<()> {
         let (count, at): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
-        let subjects = subjects(row.try_get(4)?)?;
+        let (subjects, data): (_, &[u8]) = (subjects(row.try_get(4)?)?, row.try_get(5)?);
+        self.take(last, count, at, &subjects, || Bytes::copy_from_slice(data))
+    }
+
+    /// Takes what matches of one segment.
+    fn take(
+        &mut self,
+        last: i64,
+        count: i64,
+        at: i64,
+        subjects: &[(Subject, u64)],
+        data: impl FnOnce() -> Bytes,
+    ) -> Sql<()> {
         let wanted: Vec<bool> =
             subjects.iter().map(|(subject, _)| self.filters.matches(subject, last)).collect();
         if !wanted.contains(&true) {
             return Ok(());
         }
-        let data = Bytes::copy_from_slice(row.try_get(5)?);
         let first = last + 1 - count;
         for (index, message) in
-            unpack(data, count, &subjects, |index, subject| wanted[subject] && first + index > self.seen)?
+            unpack(data(), count, subjects, |index, subject| wanted[subject] && first + index > self.seen)?
         {
             let (message, published) = message;
             self.buffer.push_back(Stored {

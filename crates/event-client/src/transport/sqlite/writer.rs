@@ -305,7 +305,8 @@ impl Writer {
             let _ = renewal.answer.send(Ok(ids(&answers[step])));
         }
         let again = settles.finish(&answers, settled);
-        let stored = batch.finish();
+        let mut stored = batch.finish();
+        self.database.tail.extend(std::mem::take(&mut stored.tail));
         if let Some(due) = stored.next_delayed {
             self.database.next_delayed.fetch_min(due, Ordering::AcqRel);
             self.database.keeper.notify_one();
