@@ -122,7 +122,7 @@ impl Process {
     pub async fn stop(&self) -> Result<()> {
         if self.is_running() {
             self.signal(Signal::TERM)?;
-            self.signal_all(Signal::CONT)?;
+            let _ = self.resume(); // it may be gone already
         }
         self.ended(Vec::new()).await
     }
@@ -139,12 +139,21 @@ impl Process {
         self.ended(below).await
     }
 
-    /// Stops the server's clock (SIGSTOP): connections stay open, nothing is answered.
+    /// Stops the server's clock (SIGSTOP): connections stay open, nothing is answered. Returns when it stands still.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it does not run, or does not stand still within a second.
     pub fn pause(&self) -> Result<()> {
-        self.signal_all(Signal::STOP)
+        self.signal_all(Signal::STOP)?;
+        let end = Instant::now() + Duration::from_secs(1);
+        // Microseconds, as a rule: each thread stops when it next leaves the kernel or is next run.
+        while !self.id().is_some_and(stands_still) {
+            if Instant::now() > end {
+                return Err(Error::new(ErrorKind::Control, format!("{} does not stand still", self.name)));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
     }
 
     /// Lets a paused server go on (SIGCONT).
@@ -288,10 +297,21 @@ fn send(id: u32, signal: Signal) -> io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
+/// Whether all threads of a process are stopped.
+fn stands_still(id: u32) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    threads.all(|thread| state(&thread.path()) == Some('T'))
+}
+
+/// The state of a process or a thread as the system names it: `R` runs, `T` is stopped, `Z` has ended.
+fn state(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Whether there is such a process; one that ended and waits for its parent to notice is none.
 fn lives(id: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    state(Path::new(&format!("/proc/{id}"))).is_some_and(|state| state != 'Z')
 }
 
 /// All processes below this one, parents first.

@@ -4,6 +4,7 @@ use crate::folder::Folder;
 use crate::{Error, ErrorKind, Result};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// How a server speaks TLS.
@@ -46,8 +47,12 @@ impl Certificates {
             .map_err(|e| Error::new(ErrorKind::System, format!("cannot make certificates: {e}")))?;
         let paths = [&all.ca, &all.stranger, &all.server, &all.server_key, &all.client, &all.client_key];
         for (path, text) in paths.into_iter().zip(files) {
-            fs::write(path, text)
-                .map_err(|e| Error::system(format!("cannot write {}", path.display()), e))?;
+            let mut written = fs::write(path, text);
+            if path.extension().is_some_and(|kind| kind == "key") {
+                // Some programs refuse a key that others may read.
+                written = written.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)));
+            }
+            written.map_err(|e| Error::system(format!("cannot write {}", path.display()), e))?;
         }
         Ok(all)
     }
