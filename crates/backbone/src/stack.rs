@@ -64,7 +64,7 @@ impl Stack {
             None => format!("sqlite:{}", dir.join("bus.db").display()),
         };
         let settings = Settings { source: "/backbone".into(), ..Settings::default() };
-        let bus = Bus::connect_with(&url, settings).await?;
+        let bus = Bus::from_env_with(Some(&url), settings).await?;
 
         let tasks =
             task_queue::store::open(&task_queue::store::url_beside_bus(&tasks_base(&url, dir))?).await?;

@@ -38,7 +38,7 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
             host: "127.0.0.1".into(),
             port: args.port.unwrap_or(if args.once { 0 } else { 5000 }),
         },
-        url: global.url.clone(),
+        url: global.url.clone().map(|url| if args.once { apart(url) } else { url }),
         // Expected failures are part of the show; the report and the viewer tell of them.
         log: quiet(super::log_settings()?),
         drain: Duration::from_secs(15),
@@ -77,6 +77,17 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
         eprintln!("error: {stopped}");
     }
     Ok(if adds_up && stopped.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A run that must add up shares a broker with others, and with its own earlier runs, only under a name of its own.
+fn apart(url: String) -> String {
+    let shared = !url.starts_with("sqlite:") && !url.starts_with("memory:");
+    let named = url.contains("namespace=") || std::env::var_os("EVENT_BUS_NAMESPACE").is_some();
+    if !shared || named {
+        return url;
+    }
+    let separator = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{separator}namespace=demo-{:08x}", fastrand::u32(..))
 }
 
 /// The traffic and what is shown of it.
