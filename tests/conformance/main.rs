@@ -7,6 +7,7 @@ use event_conformance::{Case, Fixture, cases, play_if_asked};
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 
 mod memory;
+mod servers;
 mod sqlite;
 
 fn main() -> std::process::ExitCode {
@@ -23,7 +24,8 @@ fn main() -> std::process::ExitCode {
 fn trials(fixture: &Arc<dyn Fixture>) -> Vec<Trial> {
     let capabilities = capabilities(fixture);
     let trial = |case: Case| {
-        let (name, applies) = (format!("{}::{}", fixture.name(), case.name()), case.applies(&capabilities));
+        let (name, applies) =
+            (format!("{}::{}", fixture.name(), case.name()), case.applies(fixture.as_ref(), &capabilities));
         let fixture = fixture.clone();
         Trial::test(name, move || case.run(&fixture).map_err(Failed::from)).with_ignored_flag(!applies)
     };

@@ -51,14 +51,20 @@ impl Case {
         self
     }
 
+    /// Only where the fixture gives a server of the case's own.
+    pub(crate) fn own_server(mut self) -> Self {
+        self.settings.own_server = true;
+        self
+    }
+
     /// `redelivery::unacked_message_returns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether a transport with these capabilities is examined on it.
-    pub fn applies(&self, capabilities: &Capabilities) -> bool {
-        (self.applies)(capabilities)
+    /// Whether this fixture's transport, with these capabilities, is examined on it.
+    pub fn applies(&self, fixture: &dyn Fixture, capabilities: &Capabilities) -> bool {
+        (self.applies)(capabilities) && (fixture.has_servers() || !self.settings.own_server)
     }
 
     /// Runs the case on fresh storage, on a runtime of its own.

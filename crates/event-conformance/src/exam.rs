@@ -15,7 +15,7 @@ use event_client::transport::{
 };
 use event_client::{Error, ErrorKind};
 
-use crate::fixture::{Fixture, Settings, Storage};
+use crate::fixture::{Fixture, Server, Settings, Storage};
 
 /// One case's surroundings. Clones share them.
 #[derive(Clone)]
@@ -65,6 +65,11 @@ impl Exam {
 
     pub(crate) fn can(&self) -> &Capabilities {
         self.0.bus.capabilities()
+    }
+
+    /// The server of a case that asked for its own.
+    pub(crate) fn server(&self) -> &dyn Server {
+        self.0.storage.server().expect("a case with `own_server` gets one")
     }
 
     pub(crate) fn url(&self) -> &str {

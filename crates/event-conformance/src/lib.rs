@@ -32,6 +32,7 @@ mod delay;
 mod drain;
 mod expiry;
 mod fan_out;
+mod faults;
 mod headers;
 mod lease;
 mod limits;
@@ -47,7 +48,7 @@ mod wildcard;
 
 pub use case::{Case, capabilities};
 pub use exam::Exam;
-pub use fixture::{Fixture, Settings, Storage};
+pub use fixture::{Fixture, Server, Settings, Storage};
 pub use process::play_if_asked;
 
 /// The whole exam, in the order of the contract.
@@ -77,6 +78,7 @@ pub fn cases() -> Vec<Case> {
         admin::cases(),
         crash::cases(),
         chaos::cases(),
+        faults::cases(),
     ]
     .concat()
 }

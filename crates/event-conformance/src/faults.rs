@@ -1,0 +1,342 @@
+//! Servers that die, hang and come back, and networks that fail: what was confirmed is there, and everything goes on
+//! by itself.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use event_client::message::Message;
+use event_client::subscription::{Health, Subscription};
+use event_client::{Error, ErrorKind};
+
+use crate::case::cases;
+use crate::exam::{Exam, open};
+use crate::message::{SHORT, With, broadcast, group, key, keyed, message, on, text};
+use crate::requests::{body, frame, serve};
+
+cases! {
+    nothing_confirmed_is_lost_when_the_server_is_killed.own_server().within(120);
+    a_publish_without_a_server_is_answered.own_server().within(120);
+    a_new_handle_without_a_server_is_refused.own_server().within(120);
+    closing_without_a_server_ends.own_server().within(120);
+    a_subscription_resumes_after_a_kill.own_server().within(120);
+    a_subscription_resumes_after_a_restart.own_server().within(120);
+    a_subscription_resumes_after_a_pause.own_server().within(120);
+    a_subscription_resumes_after_a_cut.own_server().within(120);
+    a_subscription_resumes_after_a_half_open_connection.own_server().within(180);
+    a_broadcast_resumes_after_a_kill.own_server().within(120);
+    what_was_in_hand_at_a_kill_is_not_lost.own_server().within(120);
+    the_order_of_keys_survives_kills_and_cuts.own_server().within(240);
+    requests_fail_without_a_server_and_work_again.own_server().within(120);
+    requests_work_again_after_a_cut.own_server().within(120);
+}
+
+/// A pause long enough for calls to be waiting and short enough for no lease to end that matters.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// Whether an error says that a later try may succeed.
+fn passes(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
+}
+
+/// Publishes until it is confirmed; answers how often it was not.
+async fn insist(exam: &Exam, message: Message) -> usize {
+    for failures in 0.. {
+        exam.waits_for(format!("a confirmation after {failures} failures"));
+        match exam.bus().publish(message.clone()).await {
+            Ok(_) => return failures,
+            Err(error) => assert!(passes(&error), "a publish during a fault: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    unreachable!("it counts without end")
+}
+
+/// Acknowledges; a lease that was lost meanwhile is no fault of the case.
+async fn settle(delivery: event_client::delivery::Delivery) -> bool {
+    match delivery.ack().await {
+        Ok(()) => true,
+        Err(error) if passes(&error) || error.kind() == ErrorKind::LeaseLost => false,
+        Err(error) => panic!("an ack after a fault: {error:?}"),
+    }
+}
+
+/// Waits until a message published now comes out of the subscription, whatever comes before it.
+async fn flows(exam: &Exam, subscription: &Subscription, mark: &str) {
+    insist(exam, message(mark)).await;
+    loop {
+        let delivery = exam.next_of(subscription, &format!("{mark:?} to come through")).await;
+        let found = text(&delivery) == mark;
+        settle(delivery).await;
+        if found {
+            break;
+        }
+    }
+    let mut health = subscription.health();
+    exam.waits_for(format!(
+        "health to be live after {mark:?}; it is {:?}",
+        subscription.health().borrow().clone()
+    ));
+    health.wait_for(|health| *health == Health::Live).await.expect("the subscription lives");
+}
+
+/// A subscription through which a first message came.
+async fn flowing(exam: &Exam) -> Subscription {
+    let subscription = exam.subscribe(group("g", 8).lease(SHORT)).await;
+    flows(exam, &subscription, "before").await;
+    subscription
+}
+
+/// A window of publishes is open when the server is killed: each is answered, and those confirmed are there.
+async fn nothing_confirmed_is_lost_when_the_server_is_killed(exam: Exam) {
+    const MESSAGES: usize = 3000;
+    const WINDOW: usize = 64;
+    drop(exam.subscribe(group("g", 1)).await);
+    let (mut window, mut confirmed) = (VecDeque::new(), HashSet::new());
+    let (mut failed, mut kills) = (0, 0);
+    let mut next = 0;
+    while next < MESSAGES || !window.is_empty() {
+        if next < MESSAGES && window.len() < WINDOW {
+            window.push_back((next, exam.bus().publish(message(next.to_string()))));
+            next += 1;
+            // In the middle of the work, twice, with a full window.
+            if next == MESSAGES / 3 || next == MESSAGES * 2 / 3 {
+                kills += 1;
+                exam.ok("a kill", exam.server().kill()).await;
+                exam.ok("the server to start", exam.server().start()).await;
+            }
+            continue;
+        }
+        let (n, confirm) = window.pop_front().expect("it is not empty");
+        exam.waits_for(format!("the answer to publish {n}, after {kills} kills"));
+        match confirm.await {
+            Ok(_) => drop(confirmed.insert(n)),
+            Err(error) => {
+                assert!(passes(&error), "publish {n}: {error:?}");
+                failed += 1;
+            }
+        }
+    }
+    assert!(confirmed.len() > MESSAGES / 4, "only {} of {MESSAGES} were confirmed", confirmed.len());
+    let subscription = exam.subscribe(group("g", 64).lease(SHORT)).await;
+    let mut missing = confirmed.clone();
+    while !missing.is_empty() {
+        let what = format!("{} of {} confirmed ({failed} failed)", missing.len(), confirmed.len());
+        let delivery = exam.next_of(&subscription, &what).await;
+        missing.remove(&text(&delivery).parse().expect("a number"));
+        settle(delivery).await;
+    }
+}
+
+/// Every call has a deadline: a publish fails while there is no server, and works when there is one again.
+async fn a_publish_without_a_server_is_answered(exam: Exam) {
+    exam.publish(message("before")).await;
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.waits_for("the answer to a publish without a server");
+    let error = exam.bus().publish(message("lost")).await.expect_err("there is no server");
+    assert!(passes(&error), "{error:?}");
+    exam.ok("the server to start", exam.server().start()).await;
+    insist(&exam, message("after")).await;
+}
+
+/// Nobody waits for ever for a server that is not there.
+async fn a_new_handle_without_a_server_is_refused(exam: Exam) {
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.waits_for("an answer to a handle without a server");
+    let error = open(exam.url()).await.expect_err("there is no server");
+    assert!(passes(&error), "{error:?}");
+    exam.ok("the server to start", exam.server().start()).await;
+    exam.another().await;
+}
+
+/// A service that is told to stop stops, server or no server.
+async fn closing_without_a_server_ends(exam: Exam) {
+    let other = exam.another().await;
+    let subscription = exam.ok("a subscription", other.subscribe(group("g", 4))).await;
+    exam.publish(message("in hand")).await;
+    let _in_hand = exam.next(&subscription).await;
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.waits_for("the handle to close without a server");
+    // Whether it says so is its own affair; that it ends is not.
+    let _ = other.close().await;
+    exam.waits_for("the subscription to end");
+    while subscription.next().await.is_some() {}
+    exam.ok("the server to start", exam.server().start()).await;
+}
+
+async fn a_subscription_resumes_after_a_kill(exam: Exam) {
+    let subscription = flowing(&exam).await;
+    let mut health = subscription.health();
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.waits_for("health to say that the subscription is being rebuilt");
+    let seen = health.wait_for(|health| *health != Health::Live).await.expect("it lives").clone();
+    assert!(matches!(&seen, Health::Rebuilding(why) if !why.is_empty()), "{seen:?}");
+    exam.ok("the server to start", exam.server().start()).await;
+    flows(&exam, &subscription, "after").await;
+    // And the group is still one: nobody else got anything.
+    exam.settled("g").await;
+}
+
+async fn a_subscription_resumes_after_a_restart(exam: Exam) {
+    let subscription = flowing(&exam).await;
+    exam.ok("a restart", exam.server().restart()).await;
+    flows(&exam, &subscription, "after").await;
+    exam.ok("another restart", exam.server().restart()).await;
+    flows(&exam, &subscription, "after the second").await;
+}
+
+async fn a_subscription_resumes_after_a_pause(exam: Exam) {
+    let subscription = flowing(&exam).await;
+    exam.ok("a pause", async { exam.server().pause() }).await;
+    tokio::time::sleep(PAUSE).await;
+    exam.ok("the end of the pause", async { exam.server().resume() }).await;
+    flows(&exam, &subscription, "after").await;
+}
+
+async fn a_subscription_resumes_after_a_cut(exam: Exam) {
+    let subscription = flowing(&exam).await;
+    for round in 0..5 {
+        exam.server().cut();
+        flows(&exam, &subscription, &format!("after cut {round}")).await;
+    }
+}
+
+/// No end is told that the connection is dead: only a watchdog finds out.
+async fn a_subscription_resumes_after_a_half_open_connection(exam: Exam) {
+    let subscription = flowing(&exam).await;
+    let mut health = subscription.health();
+    exam.server().swallow();
+    exam.waits_for("the watchdog to notice that nothing comes");
+    health.wait_for(|health| *health != Health::Live).await.expect("it lives");
+    exam.server().heal();
+    flows(&exam, &subscription, "after").await;
+}
+
+/// What is published meanwhile may be missed: nothing is kept for a broadcast subscription.
+async fn a_broadcast_resumes_after_a_kill(exam: Exam) {
+    let subscription = exam.subscribe(broadcast()).await;
+    exam.publish(message("before")).await;
+    assert_eq!(text(&exam.next(&subscription).await), "before");
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.ok("the server to start", exam.server().start()).await;
+    for n in 0.. {
+        insist(&exam, message(n.to_string())).await;
+        exam.waits_for(format!("a broadcast after the kill, {n} published"));
+        let next = tokio::time::timeout(Duration::from_millis(200), subscription.next());
+        if next
+            .await
+            .is_ok_and(|delivery| delivery.expect("the subscription lives").message().payload != "before")
+        {
+            break;
+        }
+    }
+}
+
+/// A handler that was at work when the server died: its message is settled, or comes again as another attempt.
+async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 4).lease(SHORT)).await;
+    exam.publish(message("in hand")).await;
+    let in_hand = exam.next(&subscription).await;
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.ok("the server to start", exam.server().start()).await;
+    exam.waits_for("the answer to an ack after the kill");
+    if !settle(in_hand).await {
+        let again = exam.next_of(&subscription, "what was in hand to come again").await;
+        assert_eq!(text(&again), "in hand");
+        assert!(again.info().attempt > 1, "a second delivery is a second attempt");
+        settle(again).await;
+    }
+    flows(&exam, &subscription, "after").await;
+    exam.settled("g").await;
+}
+
+/// Keys keep their order over kills and cuts: what comes again is what was in hand, and nothing overtakes it.
+async fn the_order_of_keys_survives_kills_and_cuts(exam: Exam) {
+    const ROUNDS: usize = 120;
+    const KEYS: usize = 4;
+    let subscription = exam.subscribe(group("g", 16).keyed().lease(SHORT)).await;
+    let publishing = tokio::spawn({
+        let exam = exam.clone();
+        async move {
+            for n in 0..ROUNDS {
+                for lane in 0..KEYS {
+                    insist(&exam, keyed(&format!("k{lane}"), n.to_string())).await;
+                }
+                match n {
+                    30 | 90 => exam.server().cut(),
+                    60 => {
+                        exam.ok("a kill", exam.server().kill()).await;
+                        exam.ok("the server to start", exam.server().start()).await;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    });
+    // A publish that was not confirmed may be there all the same, and then is there twice; a kill may take with it
+    // what the server knew of the last acknowledgements.
+    let (mut next, mut repeats) = (HashMap::<String, usize>::new(), 0);
+    while next.len() < KEYS || next.values().any(|n| *n < ROUNDS) {
+        let delivery =
+            exam.next_of(&subscription, &format!("{ROUNDS} messages of each key, now {next:?}")).await;
+        let (lane, n): (_, usize) = (key(&delivery), text(&delivery).parse().expect("a number"));
+        let next = next.entry(lane.clone()).or_default();
+        assert!(n <= *next, "{lane}: {n} before {next}");
+        repeats += usize::from(n < *next);
+        *next = (*next).max(n + 1);
+        settle(delivery).await;
+    }
+    assert!(repeats <= 4 * 16, "{repeats} repeats of {} messages in three faults", KEYS * ROUNDS);
+    exam.waits_for("the publisher to end");
+    publishing.await.expect("the publisher panicked");
+}
+
+/// A call without a server fails in time; who served before serves again when the broker is back.
+async fn requests_fail_without_a_server_and_work_again(exam: Exam) {
+    let _serving = echo(&exam).await;
+    asked(&exam, "before").await;
+    exam.ok("a kill", exam.server().kill()).await;
+    exam.waits_for("the answer to a call without a server");
+    let error = ask(&exam, "lost").await.expect_err("there is no server");
+    assert!(passes(&error), "{error:?}");
+    exam.ok("the server to start", exam.server().start()).await;
+    asked(&exam, "after").await;
+}
+
+async fn requests_work_again_after_a_cut(exam: Exam) {
+    let _serving = echo(&exam).await;
+    asked(&exam, "before").await;
+    for round in 0..3 {
+        exam.server().cut();
+        asked(&exam, &format!("after cut {round}")).await;
+    }
+}
+
+/// Serves requests with their own bytes, until it is dropped.
+async fn echo(exam: &Exam) -> tokio_util::task::AbortOnDropHandle<()> {
+    let mut requests = serve(exam, exam.bus().as_ref(), &["shop.quote"], 4).await;
+    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Some(mut request) = requests.recv().await {
+            let mut answer = frame("", true);
+            answer.payload = request.message.payload.clone();
+            // A caller may be gone with its connection.
+            let _ = request.responder.send(answer).await;
+        }
+    }))
+}
+
+async fn ask(exam: &Exam, text: &str) -> Result<String, Error> {
+    let mut replies = exam.requests().call(on("shop.quote", text), Duration::from_secs(2)).await?;
+    Ok(body(&replies.next().await.expect("an answer is a frame or an error")?))
+}
+
+/// Asks until an answer comes: for a moment nobody may be there.
+async fn asked(exam: &Exam, text: &str) {
+    loop {
+        exam.waits_for(format!("the answer to {text:?}"));
+        match ask(exam, text).await {
+            Ok(answer) => return assert_eq!(answer, text),
+            Err(error) => assert!(passes(&error) || error.kind() == ErrorKind::NoResponder, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

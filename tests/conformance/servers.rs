@@ -1,0 +1,88 @@
+//! What the fixtures of brokers share: a server of a case's own behind a failing network, and waiting for servers.
+
+use std::ops::Deref;
+use std::sync::LazyLock;
+
+use event_client::{Error, ErrorKind, Result};
+use event_conformance::{Server, Storage};
+use futures_util::future::BoxFuture;
+use test_servers::{Direction, Process, Proxy};
+use tokio::runtime::Runtime;
+
+/// Waits for `future` from a place that cannot await: a fixture's methods. It runs on a runtime that outlives every
+/// case, as proxies need.
+#[allow(dead_code, reason = "until the first broker's fixture stands here")]
+pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> T {
+    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime for servers"));
+    // A thread of its own: the caller's may already drive a runtime.
+    std::thread::scope(|scope| {
+        scope.spawn(|| RUNTIME.block_on(future)).join().expect("waiting for a server does not panic")
+    })
+}
+
+/// A storage on a server of its own: `start` starts it, `url` says how to reach it.
+///
+/// # Errors
+/// When it does not start; the text says why.
+#[allow(dead_code, reason = "until the first broker's fixture stands here")]
+pub(crate) fn own_server<S>(
+    start: impl Future<Output = test_servers::Result<S>> + Send,
+    url: impl FnOnce(&S) -> String,
+) -> Result<Storage>
+where
+    S: Deref<Target = Process> + Send + Sync + 'static,
+{
+    let (server, proxy) = wait(async {
+        let server = start.await?;
+        let proxy = Proxy::start(server.port()).await?;
+        Ok((server, proxy))
+    })
+    .map_err(failed)?;
+    Ok(Storage::with_server(proxy.url(&url(&server)), Own { server, proxy }))
+}
+
+struct Own<S> {
+    server: S,
+    proxy: Proxy,
+}
+
+fn failed(error: test_servers::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, "a server of the case's own").because(error)
+}
+
+impl<S> Server for Own<S>
+where
+    S: Deref<Target = Process> + Send + Sync + 'static,
+{
+    fn kill(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { self.server.kill().await.map_err(failed) })
+    }
+
+    fn start(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { self.server.start().await.map_err(failed) })
+    }
+
+    fn restart(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { self.server.restart().await.map_err(failed) })
+    }
+
+    fn pause(&self) -> Result<()> {
+        self.server.pause().map_err(failed)
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.server.resume().map_err(failed)
+    }
+
+    fn cut(&self) {
+        self.proxy.cut();
+    }
+
+    fn swallow(&self) {
+        self.proxy.swallow(Direction::Both);
+    }
+
+    fn heal(&self) {
+        self.proxy.heal();
+    }
+}
