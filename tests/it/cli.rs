@@ -93,6 +93,13 @@ async fn a_topology_is_planned_and_applied_before_services_that_may_not_make_it(
     cli.json(&["pub", "orders.placed.v1", "{}"]).await;
     let taken = cli.json(&["--url", &url, "sub", "orders.>", "--group", "audit", "--limit", "1"]).await;
     assert_eq!(taken.len(), 1);
+    // Deleting is the operator's word alone, said twice.
+    let shown = cli.run(&["topology", "delete", "audit"]).await;
+    assert!(!shown.ok && shown.err.contains("--yes") && shown.out.contains("would delete"), "{shown:?}");
+    assert!(cli.run(&["topology", "delete", "audit", "nobody", "--yes"]).await.err.contains("nobody"));
+    assert_eq!(cli.json(&["lag"]).await.len(), 1, "one unknown name deletes nothing");
+    assert_eq!(cli.json(&["topology", "delete", "audit", "--yes"]).await[0]["deleted"], true);
+    assert_eq!(cli.json(&["lag"]).await.len(), 0);
     for bad in [r#"{"groups": [{"group": "a b", "filters": ["x"]}]}"#, r#"{"group": 1}"#, "no"] {
         std::fs::write(file, bad).unwrap();
         assert!(!cli.run(&["topology", "plan", file]).await.ok, "{bad}");

@@ -194,6 +194,7 @@ Examples:
   billing --topology | backbone topology plan -    what the service lacks; exit code 2 when there is something
   backbone topology apply billing.json             make it so, then the service may run with provision=verify
   backbone topology plan --group billing.orders --filter 'orders.>' --keyed
+  backbone topology delete billing.orders --yes    the group is gone for good, with all that waits for it
 
 The JSON is what `Service::topology()` gives:
   {\"topics\": [\"orders\"], \"groups\": [{\"group\": \"billing.orders\", \"filters\": [\"orders.>\"], \"keyed\": true}]}
@@ -208,6 +209,15 @@ pub(crate) enum Topology {
     /// Create what is missing and change what differs; never deletes anything
     #[command(after_help = TOPOLOGY)]
     Apply(Needs),
+    /// Delete durable groups and all that waits for them; their dead letters stay
+    Delete {
+        /// The groups, as `backbone lag` lists them
+        #[arg(required = true)]
+        groups: Vec<String>,
+        /// Do it; without it, only show what would be lost
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Args)]

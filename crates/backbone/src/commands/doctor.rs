@@ -92,7 +92,7 @@ async fn examine(bus: &Bus) -> Vec<Finding> {
                 format!("{} groups, none waiting without a member", groups.len())
             } else {
                 format!(
-                    "nobody works for {}; start the service, or delete the group if it is gone for good",
+                    "nobody works for {}; start the service, or `backbone topology delete` the group if it is gone for good",
                     stuck.join(", ")
                 )
             };

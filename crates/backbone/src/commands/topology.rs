@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use event_client::transport::{Action, Change, GroupNeed, Subscribe, Topology};
+use serde_json::json;
 
 use super::connect;
 use crate::args::{self, Global, Needs};
@@ -17,6 +18,7 @@ pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -
     let (needs, apply) = match args {
         args::Topology::Plan(needs) => (needs, false),
         args::Topology::Apply(needs) => (needs, true),
+        args::Topology::Delete { groups, yes } => return delete(global, groups, yes, output).await,
     };
     let wanted = read(needs)?;
     let bus = connect(global).await?;
@@ -42,6 +44,36 @@ pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -
         (true, _, 1..) => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Deletes groups, or shows what would be lost. All of them must exist before the first is touched.
+async fn delete(global: &Global, names: Vec<String>, yes: bool, output: Output) -> anyhow::Result<ExitCode> {
+    let bus = connect(global).await?;
+    let known = bus.admin().groups().await?;
+    let chosen = names
+        .iter()
+        .map(|name| {
+            let found = known.iter().find(|status| status.group.as_str() == name);
+            found.with_context(|| format!("no group `{name}`; `backbone lag` lists them"))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    for status in &chosen {
+        let unsettled = status.waiting + status.in_flight;
+        if yes {
+            bus.admin().delete_group(status.group.clone()).await?;
+        }
+        if output.is_json() {
+            output.json(&json!({"group": status.group.as_str(), "unsettled": unsettled, "deleted": yes}))?;
+        } else {
+            let word = if yes { "deleted" } else { "would delete" };
+            output.line(&format!("{} group {}, {unsettled} unsettled", output.bold(word), status.group))?;
+        }
+    }
+    bus.close().await?;
+    if !yes {
+        anyhow::bail!("nothing was deleted; add --yes to do it");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn show(change: &Change, done: bool, output: Output) -> anyhow::Result<()> {
