@@ -5,8 +5,10 @@ use std::sync::Arc;
 use event_client::transport::Capabilities;
 use event_conformance::{Case, Fixture, cases, play_if_asked};
 use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
+use test_servers::Generation;
 
 mod memory;
+mod nats;
 mod servers;
 mod sqlite;
 
@@ -14,10 +16,25 @@ fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
     play_if_asked();
     let arguments = Arguments::from_args();
-    let fixtures: [Arc<dyn Fixture>; 2] = [Arc::new(memory::Memory), Arc::new(sqlite::Sqlite)];
-    let trials = fixtures.iter().flat_map(trials).collect();
+    let fixtures: Vec<Arc<dyn Fixture>> = vec![
+        Arc::new(memory::Memory),
+        Arc::new(sqlite::Sqlite),
+        Arc::new(nats::Nats(Generation::Old)),
+        Arc::new(nats::Nats(Generation::New)),
+    ];
+    let asked = fixtures.iter().filter(|fixture| is_asked_for(fixture.name(), &arguments));
+    let trials = asked.flat_map(trials).collect();
     let conclusion: Conclusion = libtest_mimic::run(&arguments, trials);
     conclusion.exit_code()
+}
+
+/// Whether to take this transport in at all, for listing its cases starts its server: not when the filter names another,
+/// and newer servers only by name or with `BACKBONE_GENERATIONS=all`.
+fn is_asked_for(name: &str, arguments: &Arguments) -> bool {
+    match arguments.filter.as_deref().and_then(|filter| filter.split_once("::")) {
+        Some((asked, _)) => asked == name,
+        None => !name.ends_with("-new") || std::env::var("BACKBONE_GENERATIONS").is_ok_and(|which| which == "all"),
+    }
 }
 
 /// Every case, also those that the transport's capabilities leave out: these show as ignored, by name.

@@ -18,6 +18,8 @@ use crate::subscription::Subscription;
 mod admin;
 mod lanes;
 mod memory;
+#[cfg(feature = "nats")]
+mod nats;
 mod open;
 mod provision;
 mod requests;

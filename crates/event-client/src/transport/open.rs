@@ -21,7 +21,9 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
         "memory" => MemoryTransport::open(url).map(|memory| Arc::new(memory) as Arc<dyn Transport>),
         "sqlite" => SqliteTransport::open(url).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>),
         #[cfg(feature = "nats")]
-        "nats" | "tls" => Err(not_yet(&url)),
+        "nats" | "tls" => {
+            super::nats::NatsTransport::open(url).await.map(|nats| Arc::new(nats) as Arc<dyn Transport>)
+        }
         #[cfg(feature = "redis")]
         "redis" | "rediss" => Err(not_yet(&url)),
         #[cfg(feature = "rabbitmq")]

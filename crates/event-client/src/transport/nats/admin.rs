@@ -1,0 +1,247 @@
+//! The operator's door: dead letters, groups and their lag, the difference to what should be.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::NatsTransport;
+use super::connection::Connection;
+use super::group::{From, Record};
+use super::member::Source;
+use super::presence::MemberStatus;
+use super::settle::Attempt;
+use super::topology::{self, Kind, token};
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Group;
+use crate::transport::topology::compare_group;
+use crate::transport::{
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Mode, Provision, Start, Topology,
+};
+
+fn unknown(group: &Group) -> Error {
+    Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
+}
+
+impl Connection {
+    async fn status(&self, group: Group, record: &Record, everybody: &[MemberStatus]) -> Result<GroupStatus> {
+        let mut status = GroupStatus::new(group.clone(), record.patterns());
+        let (mut unsettled, now) = (0, Timestamp::now().as_millisecond());
+        let mut oldest: Option<Timestamp> = None;
+        let name = topology::consumer(&group, record.epoch);
+        let topics = self.topics_of(record).await?;
+        let mut sources: Vec<_> =
+            topics.iter().map(|topic| (self.names.stream(topic), name.clone())).collect();
+        if record.replays {
+            sources.push((self.names.work(), topology::consumer(&group, 0)));
+        }
+        for (stream, consumer) in sources {
+            let Some(info) = self.consumer_info(&stream, &consumer).await? else { continue };
+            let here = info.num_pending + info.num_ack_pending;
+            if here == 0 {
+                continue;
+            }
+            unsettled += here;
+            let source = Source { stream, consumer, copies: false };
+            let prefix = self.attempts_of(&source);
+            let attempts = self.read_all::<Attempt>(&format!("{prefix}>")).await?;
+            status.retrying += attempts.iter().filter(|(_, stored)| stored.value.due > now).count() as u64;
+            let mut which = json!({ "seq": info.ack_floor.stream_seq + 1 });
+            let filter = info.config.get("filter_subject").and_then(Value::as_str).unwrap_or_default();
+            which["next_by_subj"] = json!(if filter.is_empty() { ">" } else { filter });
+            if let Some(first) = self.read_raw(&source.stream, which).await? {
+                oldest = Some(oldest.map_or(first.time, |oldest| oldest.min(first.time)));
+            }
+        }
+        let own = everybody.iter().filter(|member| member.group == group.as_str());
+        (status.members, status.in_flight) =
+            own.fold((0, 0), |(count, out), member| (count + 1, out + member.out));
+        status.waiting = u64::saturating_sub(unsettled, status.in_flight);
+        status.oldest_unsettled = oldest;
+        status.dead = self.count_letters(&group).await?;
+        Ok(status)
+    }
+
+    async fn statuses(&self) -> Result<Vec<GroupStatus>> {
+        let groups = self.all_groups().await?;
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
+        // What members have, before what the server still owes: a message that goes in between counts once.
+        let everybody = self.everybody().await?;
+        let statuses = groups.into_iter().map(|(group, record)| {
+            let everybody = &everybody;
+            async move { self.status(group, &record, everybody).await }
+        });
+        let mut all = futures_util::future::try_join_all(statuses).await?;
+        all.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(all)
+    }
+
+    async fn move_group(self: &Arc<Self>, group: &Group, start: Start) -> Result<()> {
+        loop {
+            let stored = self.group(group).await?.ok_or_else(|| unknown(group))?;
+            let old = stored.value;
+            let new =
+                Record { epoch: old.epoch + 1, from: From::new(start), past: Vec::new(), ..old.clone() };
+            if self.write(&self.group_subject(group), &new, stored.sequence).await?.is_none() {
+                continue;
+            }
+            self.drop_consumers(group, &old).await?;
+            let Some(stored) = self.group(group).await? else { return Ok(()) };
+            self.provide(group, &stored.value, Provision::Create).await?;
+            return Ok(());
+        }
+    }
+
+    /// The consumers of a group's record, and what is known of their messages.
+    async fn drop_consumers(&self, group: &Group, record: &Record) -> Result<()> {
+        let name = topology::consumer(group, record.epoch);
+        for topic in self.topics_of(record).await? {
+            let stream = self.names.stream(&topic);
+            self.delete_consumer(&stream, &name).await?;
+            let source = Source { stream, consumer: name.clone(), copies: false };
+            self.purge(&self.names.state(), &format!("{}>", self.attempts_of(&source))).await?;
+        }
+        if record.replays {
+            self.purge(&self.names.work(), &self.names.replayed(group)).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_group(&self, group: &Group) -> Result<()> {
+        let stored = self.group(group).await?.ok_or_else(|| unknown(group))?;
+        let gone = Record { deleted: true, ..stored.value.clone() };
+        let subject = self.group_subject(group);
+        if self.write(&subject, &gone, stored.sequence).await?.is_none() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the group was changed in this moment; try again",
+            ));
+        }
+        self.drop_consumers(group, &stored.value).await?;
+        if stored.value.replays {
+            self.delete_consumer(&self.names.work(), &topology::consumer(group, 0)).await?;
+        }
+        let state = self.names.state();
+        self.purge(&state, &self.names.record("leader", &token(group.as_str()))).await?;
+        self.purge(&state, &subject).await
+    }
+
+    async fn plan(self: &Arc<Self>, topology: &Topology) -> Result<Vec<Change>> {
+        let mut changes = Vec::new();
+        for kind in [Kind::State, Kind::Dead, Kind::Work] {
+            changes.extend(self.compare_stream(kind).await?.1);
+        }
+        for topic in topics(topology)? {
+            changes.extend(self.compare_stream(Kind::Topic(&topic)).await?.1);
+        }
+        for spec in topology.subscriptions()? {
+            let Mode::Group(group) = &spec.mode else { continue };
+            let known = self.group(group).await?.map(|stored| stored.value);
+            let filters = known.as_ref().map(Record::patterns);
+            let is = known.as_ref().zip(filters.as_deref()).map(|(record, filters)| (filters, record.keyed));
+            changes.extend(compare_group(&spec, is));
+        }
+        Ok(changes)
+    }
+
+    async fn carry_out(self: &Arc<Self>, topology: Topology) -> Result<Vec<Change>> {
+        let changes = self.plan(&topology).await?;
+        let blocked = |name: &str| {
+            changes.iter().any(|change| change.action == Action::Blocked && change.object == name)
+        };
+        let owned = topics(&topology)?;
+        let kinds = [Kind::State, Kind::Dead, Kind::Work].into_iter();
+        for kind in kinds.chain(owned.iter().map(|topic| Kind::Topic(topic))) {
+            let (info, change) = self.compare_stream(kind).await?;
+            if change.is_some_and(|change| !blocked(&change.object)) {
+                self.put_stream(kind, info.as_ref()).await?;
+                if let (None, Kind::Topic(topic)) = (&info, kind) {
+                    self.join_wildcards(topic).await?;
+                }
+            }
+        }
+        for spec in topology.subscriptions()? {
+            self.join_group(&spec, Provision::Update).await?;
+        }
+        Ok(changes)
+    }
+}
+
+/// Topics that are named, by themselves or in a filter.
+fn topics(topology: &Topology) -> Result<Vec<String>> {
+    let mut topics: Vec<String> = topology.topics.iter().map(ToString::to_string).collect();
+    for topic in &topics {
+        if crate::subject::Subject::new(topic)?.topic() != topic {
+            return Err(Error::new(ErrorKind::InvalidName, "a topic is one token").with("topic", topic));
+        }
+    }
+    for spec in topology.subscriptions()? {
+        topics.extend(spec.filters.iter().filter_map(|filter| filter.topic().map(str::to_owned)));
+    }
+    topics.sort();
+    topics.dedup();
+    Ok(topics)
+}
+
+impl NatsTransport {
+    fn admin_step<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        step: impl Future<Output = Result<T>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            if self.connection.courier.is_closing() {
+                return Err(super::error::closed().during(operation));
+            }
+            step.await.map_err(|error| error.during(operation))
+        })
+    }
+}
+
+impl Admin for NatsTransport {
+    fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
+        self.admin_step("list dead letters", async move {
+            Ok(self.connection.letters(&filter).await?.into_iter().map(|(letter, _)| letter).collect())
+        })
+    }
+
+    fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.admin_step("replay dead letters", async move { self.connection.replay(&filter).await })
+    }
+
+    fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.admin_step("drop dead letters", async move { self.connection.drop_letters(&filter).await })
+    }
+
+    fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
+        self.admin_step("list groups", self.connection.statuses())
+    }
+
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.admin_step("plan topology", async move { self.connection.plan(&topology).await })
+    }
+
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.admin_step("apply topology", self.connection.carry_out(topology))
+    }
+
+    fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
+        self.admin_step("seek", async move { self.connection.move_group(&group, start).await })
+    }
+
+    fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
+        self.admin_step("delete group", async move { self.connection.remove_group(&group).await })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
+        self.admin_step("ping", async move {
+            let start = Instant::now();
+            let _: Value = self.connection.api("INFO", &json!({})).await.map_err(Error::from)?;
+            Ok(start.elapsed())
+        })
+    }
+}

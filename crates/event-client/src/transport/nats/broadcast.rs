@@ -1,0 +1,238 @@
+//! Broadcast: a consumer in the server's memory for each topic, which nobody acknowledges and nobody keeps.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures_util::{FutureExt, StreamExt};
+use serde::Deserialize;
+use serde_json::json;
+use smol_str::SmolStr;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::fetch::count_expired;
+use super::group::From;
+use super::member::Source;
+use super::pull::{Pulls, Said};
+use super::{topology, wire};
+use crate::delivery::{Delivery, DeliveryInfo};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Position;
+use crate::subject::Pattern;
+use crate::subscription::{Feed, Health, Subscription};
+use crate::transport::{Start, Subscribe};
+
+/// How often topics are looked for beside the news of new ones.
+const RESCAN: Duration = Duration::from_secs(30);
+
+struct Listener {
+    connection: Arc<Connection>,
+    feed: Feed,
+    filters: Vec<Pattern>,
+    start: Start,
+    inbox: String,
+    messages: Subscriber,
+    news: Subscriber,
+    pulls: Pulls,
+    /// The next message of each topic, once there was one.
+    next: HashMap<SmolStr, u64>,
+    troubled: bool,
+}
+
+pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
+    let (feed, subscription) = Subscription::channel(spec.credit);
+    let inbox = connection.client.new_inbox();
+    let listen = async |subject: String| {
+        connection.client.subscribe(subject).await.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
+        })
+    };
+    let mut listener = Listener {
+        messages: listen(format!("{inbox}.>")).await?,
+        news: listen(connection.names.news()).await?,
+        pulls: Pulls::new(connection.courier.clone(), inbox.clone()),
+        connection: connection.clone(),
+        feed,
+        filters: spec.filters,
+        start: spec.start,
+        inbox,
+        next: HashMap::new(),
+        troubled: false,
+    };
+    for topic in listener.filters.iter().filter_map(Pattern::topic) {
+        if !connection.topics_seen.is_ready(topic) {
+            connection.ensure_topic(topic).await?;
+            connection.topics_seen.ready(topic);
+        }
+    }
+    listener.scan().await?;
+    // What comes to be from now on is new from its beginning.
+    if listener.start == Start::New {
+        listener.start = Start::Earliest;
+    }
+    connection.tasks.spawn(listener.run());
+    Ok(subscription)
+}
+
+impl Listener {
+    /// Makes a consumer for each topic that has none here.
+    async fn scan(&mut self) -> Result<()> {
+        let mut topics: Vec<SmolStr> =
+            self.filters.iter().filter_map(Pattern::topic).map(SmolStr::new).collect();
+        if self.filters.iter().any(|filter| filter.topic().is_none()) {
+            topics.extend(self.connection.topics().await?);
+        }
+        topics.sort();
+        topics.dedup();
+        for topic in topics {
+            let stream = self.connection.names.stream(&topic);
+            if !self.pulls.sources().any(|source| source.stream == stream) {
+                let consumer = self.create(&topic, &stream).await?;
+                self.pulls.add(Source { stream, consumer, copies: false });
+            }
+        }
+        Ok(())
+    }
+
+    async fn create(&self, topic: &str, stream: &str) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Created {
+            name: String,
+        }
+        let reaching = self.filters.iter().filter(|filter| filter.topic().is_none_or(|own| own == topic));
+        let mut config = json!({
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": super::api::nanos(Duration::from_secs(60)),
+        });
+        // Several filters would be one more thing that an old server ignores: what is too much is sorted out here.
+        if let [filter] = topology::cover(reaching, topic, false).as_slice() {
+            config["filter_subject"] = json!(self.connection.names.event(filter));
+        }
+        let from = match self.next.get(topic) {
+            Some(next) => From::Sequence(*next),
+            None => From::new(self.start),
+        };
+        from.write(&mut config);
+        let body = json!({ "stream_name": stream, "config": config });
+        let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        Ok(created.name)
+    }
+
+    async fn run(mut self) {
+        let mut connects = self.connection.connects.clone();
+        connects.mark_unchanged();
+        let (closed, stopped) = (self.connection.closed.clone(), self.feed.stopped().clone());
+        let mut rescan = Instant::now() + RESCAN;
+        self.feed.report(Health::Live);
+        loop {
+            let (wake, silent) = self.pulls.top_up(self.feed.free());
+            if silent {
+                self.trouble("a pull was not answered");
+                self.renew().await;
+            }
+            let next = wake.map_or(rescan, |wake| wake.min(rescan));
+            let full = self.feed.free() == 0;
+            tokio::select! {
+                message = self.messages.next(), if !full => {
+                    let Some(message) = message else { break };
+                    self.hear(message).await;
+                    while self.feed.free() > 0 && let Some(Some(message)) = self.messages.next().now_or_never() {
+                        self.hear(message).await;
+                    }
+                }
+                slot = self.feed.slot(), if full => drop(slot),
+                news = self.news.next() => if news.is_some() { self.rescan().await } else { break },
+                _ = connects.changed() => self.renew().await,
+                () = tokio::time::sleep_until(next) => {}
+                () = stopped.cancelled() => break,
+                () = closed.cancelled() => break,
+                () = self.connection.courier.closing() => break,
+            }
+            if Instant::now() >= rescan {
+                self.rescan().await;
+                rescan = Instant::now() + RESCAN;
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+        let sources: Vec<_> = self.pulls.sources().cloned().collect();
+        for source in sources {
+            let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
+        }
+    }
+
+    async fn hear(&mut self, message: async_nats::Message) {
+        if let Some(status) = message.status {
+            match self.pulls.status(&message, status) {
+                Said::Well { .. } => self.well(),
+                Said::Trouble(text) => {
+                    self.trouble(&text);
+                    self.renew().await;
+                }
+                Said::Nothing => {}
+            }
+            return;
+        }
+        let Some(reply) = message.reply.clone() else { return };
+        let Some(ack) = wire::AckInfo::read(&reply) else { return };
+        if self.pulls.received(ack.stream, ack.consumer).is_none() {
+            return;
+        }
+        let Some(topic) = self.connection.names.topic(ack.stream) else { return };
+        match self.next.get_mut(topic) {
+            Some(next) => *next = ack.sequence + 1,
+            None => drop(self.next.insert(topic.into(), ack.sequence + 1)),
+        }
+        let Some(subject) = wire::subject(&self.connection.names, &message.subject) else { return };
+        if !self.filters.iter().any(|filter| filter.matches(&subject)) {
+            return;
+        }
+        let decoded = wire::message(message.headers.as_ref(), message.payload, subject, || ack.id());
+        if decoded.expires_at.is_some_and(|at| at <= jiff::Timestamp::now()) {
+            return count_expired();
+        }
+        let mut info = DeliveryInfo::new(1);
+        info.position = Some(Position(u128::from(ack.sequence)));
+        info.published_at = Some(ack.published_at());
+        let slot = self.feed.try_slot();
+        self.feed.push(Delivery::unleased(Arc::new(decoded), info, slot));
+    }
+
+    async fn rescan(&mut self) {
+        if let Err(error) = self.scan().await {
+            self.trouble(&error.to_string());
+        }
+    }
+
+    /// The server may have lost consumers: those that are gone are made anew where they were.
+    async fn renew(&mut self) {
+        self.pulls.forget();
+        let sources: Vec<_> = self.pulls.sources().cloned().collect();
+        for source in sources {
+            match self.connection.consumer_info(&source.stream, &source.consumer).await {
+                Ok(Some(_)) => {}
+                Ok(None) => self.pulls.remove(&source),
+                Err(error) => self.trouble(&error.to_string()),
+            }
+        }
+        self.rescan().await;
+    }
+
+    fn trouble(&mut self, what: &str) {
+        self.feed.report(Health::Rebuilding(what.to_owned()));
+        if !std::mem::replace(&mut self.troubled, true) {
+            tracing::warn!(inbox = %self.inbox, error = what, "a broadcast is interrupted; it is tried again");
+        }
+    }
+
+    fn well(&mut self) {
+        if std::mem::replace(&mut self.troubled, false) {
+            tracing::info!(inbox = %self.inbox, "a broadcast goes on");
+        }
+        self.feed.report(Health::Live);
+    }
+}

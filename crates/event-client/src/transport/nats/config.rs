@@ -1,0 +1,300 @@
+//! The options behind `nats://…` and `tls://…`, typed and checked.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::transport::Provision;
+use crate::url::BusUrl;
+
+/// What a URL asks for: `nats://[user:password@|token@]host[:port][,host…][?option=…]`, or `tls://` for TLS.
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | `namespace` | `backbone` | in front of every subject and stream name: `a-z 0-9 -`, at most 32 |
+/// | `provision` | `create` | see [`Provision`] |
+/// | `storage` | `file` | `file` or `memory`, of the streams that hold events and dead letters |
+/// | `replicas` | `1` | copies of every stream in a cluster, 1 to 5 |
+/// | `max_age` | `7d` | events older than this go, settled or not; `0s` keeps them |
+/// | `max_bytes` | `0` | size of one topic beyond which the oldest events go; `0` is no bound |
+/// | `dead_max_age` | `30d` | dead letters older than this go |
+/// | `dedup_window` | `2m` | how long a dedup id is remembered |
+/// | `max_unsettled` | `100000` | most messages of one group and topic that are out or wait for a retry |
+/// | `max_payload` | the server's | largest message in bytes, below the server's own limit |
+/// | `publish_timeout` | `10s` | how long a publish waits for its confirmation, outages included |
+/// | `request_timeout` | `5s` | how long a question to the server may take |
+/// | `sync` | `default` | `always` when the servers run with `sync_interval: always`: publishes are confirmed after an fsync |
+/// | `token` | | an authentication token |
+/// | `nkey` | | path of a file with an nkey seed |
+/// | `creds` | | path of a credentials file (JWT and seed) |
+/// | `ca` `cert` `key` | | paths of PEM files: authorities to trust, and a certificate with its key to show |
+/// | `tls_first` | `false` | TLS before the server's greeting |
+/// | `services` | `true` | answer `$SRV.PING`, `INFO` and `STATS` for what is served |
+#[derive(Clone)]
+pub(super) struct Config {
+    pub(super) servers: Vec<String>,
+    pub(super) tls: bool,
+    pub(super) login: Login,
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<(PathBuf, PathBuf)>,
+    pub(super) tls_first: bool,
+    pub(super) namespace: String,
+    pub(super) provision: Provision,
+    pub(super) storage: Storage,
+    pub(super) replicas: usize,
+    pub(super) max_age: Duration,
+    pub(super) max_bytes: u64,
+    pub(super) dead_max_age: Duration,
+    pub(super) dedup_window: Duration,
+    pub(super) max_unsettled: u64,
+    pub(super) max_payload: Option<usize>,
+    pub(super) publish_timeout: Duration,
+    pub(super) request_timeout: Duration,
+    pub(super) sync_always: bool,
+    pub(super) services: bool,
+}
+
+/// How to log in.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Login {
+    None,
+    User(String, String),
+    Token(String),
+    Nkey(PathBuf),
+    Creds(PathBuf),
+}
+
+/// Where a stream lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    File,
+    Memory,
+}
+
+impl Storage {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+const KNOWN: [&str; 21] = [
+    "namespace",
+    "provision",
+    "storage",
+    "replicas",
+    "max_age",
+    "max_bytes",
+    "dead_max_age",
+    "dedup_window",
+    "max_unsettled",
+    "max_payload",
+    "publish_timeout",
+    "request_timeout",
+    "sync",
+    "token",
+    "nkey",
+    "creds",
+    "ca",
+    "cert",
+    "key",
+    "tls_first",
+    "services",
+];
+
+impl Config {
+    /// Reads a URL.
+    pub(super) fn read(mut url: BusUrl) -> Result<Self> {
+        let wrong = |what: &str| Error::new(ErrorKind::Config, what);
+        let (user, hosts) = match url.rest().strip_prefix("//") {
+            None | Some("") => return Err(wrong("the URL names no server; use `nats://HOST:PORT`")),
+            Some(rest) => match rest.rsplit_once('@') {
+                Some((user, hosts)) => (Some(user.to_owned()), hosts.to_owned()),
+                None => (None, rest.to_owned()),
+            },
+        };
+        let hosts = hosts.trim_end_matches('/');
+        if hosts.contains('/') {
+            return Err(wrong("a NATS URL has no path; choose a `namespace` instead"));
+        }
+        let tls = url.scheme() == "tls";
+        let scheme = if tls { "tls" } else { "nats" };
+        let mut servers = Vec::new();
+        for host in hosts.split(',') {
+            // Others' user names are in the URL once, for all servers.
+            let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+            if host.is_empty() {
+                return Err(wrong("a server of the URL has no name; use `nats://HOST:PORT,HOST:PORT`"));
+            }
+            servers.push(format!("{scheme}://{host}"));
+        }
+        let mut login = match user {
+            None => Login::None,
+            Some(user) => match user.split_once(':') {
+                Some((user, password)) => Login::User(decode(user), decode(password)),
+                None => Login::Token(decode(&user)),
+            },
+        };
+        let path = |text: Option<String>| text.map(|text| PathBuf::from(decode(&text)));
+        for other in [
+            url.take::<String>("token", "a token")?.map(|token| Login::Token(decode(&token))),
+            path(url.take("nkey", "a path")?).map(Login::Nkey),
+            path(url.take("creds", "a path")?).map(Login::Creds),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            if login != Login::None {
+                return Err(wrong(
+                    "the URL has two ways to log in; use one of user and password, `token`, `nkey` and `creds`",
+                ));
+            }
+            login = other;
+        }
+        let ca = path(url.take("ca", "a path")?);
+        let cert = match (path(url.take("cert", "a path")?), path(url.take("key", "a path")?)) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(wrong("options `cert` and `key` go together")),
+        };
+        let tls_first = url.take("tls_first", "true or false")?.unwrap_or(false);
+        if !tls && (ca.is_some() || cert.is_some() || tls_first) {
+            return Err(wrong("options `ca`, `cert`, `key` and `tls_first` need a `tls://` URL"));
+        }
+        let namespace = url.take::<String>("namespace", "a name")?.unwrap_or_else(|| "backbone".into());
+        let well_spelled = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
+        if !(1..=32).contains(&namespace.len()) || !namespace.bytes().all(well_spelled) {
+            return Err(wrong("option `namespace` takes 1 to 32 of a-z 0-9 -"));
+        }
+        let storage = match url.take::<String>("storage", "file or memory")?.as_deref() {
+            None | Some("file") => Storage::File,
+            Some("memory") => Storage::Memory,
+            Some(_) => return Err(wrong("option `storage` takes file or memory")),
+        };
+        let sync_always = match url.take::<String>("sync", "default or always")?.as_deref() {
+            None | Some("default") => false,
+            Some("always") => true,
+            Some(_) => return Err(wrong("option `sync` takes default or always")),
+        };
+        let config = Self {
+            servers,
+            tls,
+            login,
+            ca,
+            cert,
+            tls_first,
+            namespace,
+            provision: Provision::take(&mut url)?,
+            storage,
+            replicas: url.take("replicas", "a number from 1 to 5")?.unwrap_or(1),
+            max_age: duration(&mut url, "max_age", 7 * 86_400)?,
+            max_bytes: url.take("max_bytes", "a number of bytes")?.unwrap_or(0),
+            dead_max_age: duration(&mut url, "dead_max_age", 30 * 86_400)?,
+            dedup_window: duration(&mut url, "dedup_window", 120)?,
+            max_unsettled: url.take("max_unsettled", "a number of messages")?.unwrap_or(100_000),
+            max_payload: url.take("max_payload", "a number of bytes")?,
+            publish_timeout: duration(&mut url, "publish_timeout", 10)?,
+            request_timeout: duration(&mut url, "request_timeout", 5)?,
+            sync_always,
+            services: url.take("services", "true or false")?.unwrap_or(true),
+        };
+        url.finish(&KNOWN)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |what: &str| Err(Error::new(ErrorKind::Config, what));
+        if !(1..=5).contains(&self.replicas) {
+            return wrong("option `replicas` takes a number from 1 to 5");
+        }
+        if !(100..=86_400_000).contains(&self.dedup_window.as_millis()) {
+            return wrong("option `dedup_window` takes 100ms to 24h");
+        }
+        if !self.max_age.is_zero() && self.max_age < self.dedup_window {
+            return wrong("option `max_age` takes at least the `dedup_window`, or 0s to keep everything");
+        }
+        if self.max_unsettled == 0 {
+            return wrong("option `max_unsettled` takes at least 1");
+        }
+        if self.publish_timeout.is_zero() || self.request_timeout.is_zero() {
+            return wrong("options `publish_timeout` and `request_timeout` must be longer than nothing");
+        }
+        if self.sync_always && self.storage == Storage::Memory {
+            return wrong("option `sync=always` needs `storage=file`");
+        }
+        Ok(())
+    }
+}
+
+fn duration(url: &mut BusUrl, option: &str, default: u64) -> Result<Duration> {
+    const TAKES: &str = "a duration such as 2m or 500ms";
+    let Some(span) = url.take::<SignedDuration>(option, TAKES)? else {
+        return Ok(Duration::from_secs(default));
+    };
+    Duration::try_from(span).map_err(|_| {
+        Error::new(ErrorKind::Config, format!("option `{option}` takes {TAKES}, not a negative one"))
+    })
+}
+
+fn decode(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+/// Without secrets.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("servers", &self.servers)
+            .field("namespace", &self.namespace)
+            .field("provision", &self.provision)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Result<Config> {
+        Config::read(url.parse()?)
+    }
+
+    #[test]
+    fn servers_logins_and_options() {
+        let config = read("nats://us%40er:p%3Aw@a:1,b:2?namespace=shop&max_age=1h&replicas=3").unwrap();
+        assert_eq!(config.servers, ["nats://a:1", "nats://b:2"]);
+        assert!(config.login == Login::User("us@er".into(), "p:w".into()));
+        assert_eq!((config.replicas, config.max_age), (3, Duration::from_secs(3600)));
+        assert!(!format!("{config:?}").contains("p:w"));
+        assert!(read("tls://secret@a?ca=/ca.pem").unwrap().login == Login::Token("secret".into()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        for (url, word) in [
+            ("nats:", "nats://HOST:PORT"),
+            ("nats://a/b", "namespace"),
+            ("nats://a,", "no name"),
+            ("nats://a?namespace=A", "namespace"),
+            ("nats://a?namespace=a_b", "namespace"),
+            ("nats://a?storage=tape", "storage"),
+            ("nats://a?replicas=6", "replicas"),
+            ("nats://a?max_age=1s", "max_age"),
+            ("nats://a?ca=x", "tls://"),
+            ("tls://a?cert=x", "`cert` and `key`"),
+            ("nats://u:p@a?token=x", "two ways"),
+            ("nats://a?sync=sometimes", "sync"),
+            ("nats://a?synchronous=full", "synchronous"),
+        ] {
+            let error = read(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(word), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The connection to the server: opened with a deadline, probed for its version, watched, closed once.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, ConnectOptions, Event, ServerError};
+use serde_json::{Value, json};
+use smol_str::{SmolStr, format_smolstr};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::api::Failure;
+use super::config::{Config, Login};
+use super::courier::Courier;
+use super::error::{Denied, connect};
+use super::member::Member;
+use super::topology::Names;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Durability;
+use crate::transport::Capabilities;
+
+/// Oldest server that is supported.
+const OLDEST: (u32, u32) = (2, 9);
+/// Room that a dead letter's own headers need beside its message.
+const HEADROOM: usize = 32 * 1024;
+
+/// Everything that the parts of one handle share.
+pub(super) struct Connection {
+    pub(super) config: Config,
+    pub(super) names: Names,
+    /// Topics whose stream is known to be there.
+    pub(super) topics_seen: super::publish::Topics,
+    pub(super) client: Client,
+    pub(super) courier: Arc<Courier>,
+    /// Names this connection among all that use the namespace.
+    pub(super) id: SmolStr,
+    pub(super) version: (u32, u32),
+    /// Most bytes of a message with its headers.
+    pub(super) max_wire: usize,
+    pub(super) closed: CancellationToken,
+    /// Subjects that the server refused.
+    pub(super) denied: broadcast::Sender<Denied>,
+    /// Goes up with every new connection to the server.
+    pub(super) connects: watch::Receiver<u64>,
+    pub(super) tasks: TaskTracker,
+    pub(super) members: Mutex<Vec<Weak<Member>>>,
+    /// Set once this connection answers for its members.
+    pub(super) present: tokio::sync::OnceCell<()>,
+    /// Set once the stream of dead letters is known to be there.
+    pub(super) dead_ready: std::sync::OnceLock<()>,
+    /// The same of the stream of delayed messages.
+    pub(super) work_ready: std::sync::OnceLock<()>,
+    /// Set once this connection hears of new topics and moves delayed messages.
+    pub(super) mover: tokio::sync::OnceCell<()>,
+    next: AtomicU64,
+}
+
+/// What tells of the connection's state, made before there is one.
+struct Events {
+    connects: watch::Sender<u64>,
+    denied: broadcast::Sender<Denied>,
+}
+
+impl Connection {
+    pub(super) async fn open(config: Config) -> Result<(Arc<Self>, Capabilities)> {
+        let (connects, connects_seen) = watch::channel(0);
+        let (denied, _) = broadcast::channel(16);
+        let events = Arc::new(Events { connects, denied: denied.clone() });
+        let client = dial(&config, events).await?;
+        let info = client.server_info();
+        let version = version(&info.version);
+        if version < OLDEST {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("NATS server {} is too old; 2.9 or newer is needed", info.version),
+            ));
+        }
+        if !info.headers {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the server has headers switched off; they are needed",
+            ));
+        }
+        let names = Names::new(&config.namespace);
+        let id = format_smolstr!("{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let room = info.max_payload.saturating_sub(HEADROOM);
+        if room < 1024 {
+            return Err(Error::new(
+                ErrorKind::Config,
+                "the server's `max_payload` leaves no room for messages; 64 KiB is the least",
+            )
+            .with("max_payload", info.max_payload));
+        }
+        let max_wire = info.max_payload - HEADROOM / 2;
+        let max_payload = config.max_payload.unwrap_or(room);
+        if max_payload > room {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "option `max_payload` is above what the server takes: at most {room}, for headers need some of its {}",
+                    info.max_payload
+                ),
+            ));
+        }
+        let mut capabilities = Capabilities::new("nats");
+        capabilities.persistent = config.storage == super::config::Storage::File;
+        capabilities.shared = true;
+        capabilities.max_durability =
+            if config.sync_always { Durability::Fsync } else { Durability::PageCache };
+        capabilities.durability = capabilities.max_durability;
+        capabilities.max_payload = max_payload;
+        capabilities.dedup_window = config.dedup_window;
+        capabilities.delayed = true;
+        capabilities.expiry = true;
+        capabilities.replay = true;
+        capabilities.cross_topic = true;
+        capabilities.keyed_members = 1;
+        let courier = Courier::new(client.clone(), config.publish_timeout);
+        let connection = Arc::new(Self {
+            config,
+            names,
+            topics_seen: super::publish::Topics::default(),
+            client,
+            courier,
+            id,
+            version,
+            max_wire,
+            closed: CancellationToken::new(),
+            denied,
+            connects: connects_seen,
+            tasks: TaskTracker::new(),
+            members: Mutex::default(),
+            present: tokio::sync::OnceCell::new(),
+            dead_ready: std::sync::OnceLock::new(),
+            work_ready: std::sync::OnceLock::new(),
+            mover: tokio::sync::OnceCell::new(),
+            next: AtomicU64::new(1),
+        });
+        connection.check_jetstream().await?;
+        Courier::start(&connection).await?;
+        Ok((connection, capabilities))
+    }
+
+    async fn check_jetstream(&self) -> Result<()> {
+        let answer: Result<Value, Failure> = self.api("INFO", &json!({})).await;
+        match answer {
+            Ok(_) => Ok(()),
+            Err(Failure::NoResponder) => Err(Error::new(
+                ErrorKind::Unsupported,
+                "the server runs without JetStream; start it with `-js`, or set `jetstream` in its configuration",
+            )),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Whether the server is at least of this version.
+    pub(super) fn at_least(&self, major: u32, minor: u32) -> bool {
+        self.version >= (major, minor)
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Refuses work on a closed connection.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.closed.is_cancelled() { Err(super::error::closed()) } else { Ok(()) }
+    }
+
+    /// A number that nothing else on this connection has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Members that still live.
+    pub(super) fn live_members(&self) -> Vec<Arc<Member>> {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| member.strong_count() > 0);
+        members.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Settles, flushes and closes. Once is enough; whoever comes second waits for the first.
+    pub(super) async fn close(&self) {
+        self.courier.stop_taking();
+        let members = self.live_members();
+        futures_util::future::join_all(members.iter().map(|member| member.close())).await;
+        self.be_absent().await;
+        let patience = self.config.publish_timeout.min(Duration::from_secs(5));
+        let _ = tokio::time::timeout(patience, self.courier.idle()).await;
+        if self.closed.is_cancelled() {
+            return self.tasks.wait().await;
+        }
+        self.closed.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
+        self.courier.abandon();
+        let _ = tokio::time::timeout(patience, self.client.flush()).await;
+        let _ = self.client.drain().await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.closed.cancel();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("config", &self.config)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
+    let mut options = match &config.login {
+        Login::None => ConnectOptions::new(),
+        Login::User(user, password) => ConnectOptions::with_user_and_password(user.clone(), password.clone()),
+        Login::Token(token) => ConnectOptions::with_token(token.clone()),
+        Login::Nkey(path) => {
+            let seed = std::fs::read_to_string(path).map_err(|error| unreadable("nkey", path, error))?;
+            ConnectOptions::with_nkey(seed.trim().to_owned())
+        }
+        Login::Creds(path) => ConnectOptions::with_credentials_file(path)
+            .await
+            .map_err(|error| unreadable("creds", path, error))?,
+    };
+    options = options
+        .name("backbone")
+        .connection_timeout(Duration::from_secs(5))
+        .client_capacity(8192)
+        .ping_interval(Duration::from_secs(10))
+        .skip_subject_validation(true)
+        .reconnect_delay_callback(|tries| {
+            let most = 50_u64 << tries.min(6);
+            Duration::from_millis(fastrand::u64(most / 2..=most))
+        })
+        .event_callback(move |event| {
+            match event {
+                Event::Connected => events.connects.send_modify(|count| *count += 1),
+                Event::ServerError(ServerError::Other(text)) => {
+                    if let Some(denied) = Denied::read(&text) {
+                        let _ = events.denied.send(denied);
+                    }
+                }
+                _ => {}
+            }
+            std::future::ready(())
+        });
+    if config.tls {
+        options = options.require_tls(true);
+        if config.tls_first {
+            options = options.tls_first();
+        }
+        // Whoever came first may have chosen; any provider will do.
+        let _ = tokio_rustls_provider();
+    }
+    for (option, path) in [
+        ("ca", config.ca.as_ref()),
+        ("cert", config.cert.as_ref().map(|(cert, _)| cert)),
+        ("key", config.cert.as_ref().map(|(_, key)| key)),
+    ] {
+        if let Some(path) = path {
+            std::fs::File::open(path).map_err(|error| unreadable(option, path, error))?;
+        }
+    }
+    if let Some(ca) = &config.ca {
+        options = options.add_root_certificates(ca.clone());
+    }
+    if let Some((cert, key)) = &config.cert {
+        options = options.add_client_certificate(cert.clone(), key.clone());
+    }
+    let patience = Duration::from_secs(10);
+    match tokio::time::timeout(patience, options.connect(&config.servers[..])).await {
+        Ok(connected) => connected.map_err(connect),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, "the server did not answer in time")
+            .with("waited", format!("{patience:?}"))),
+    }
+}
+
+fn tokio_rustls_provider() -> Result<(), ()> {
+    Ok(())
+}
+
+fn unreadable(option: &'static str, path: &std::path::Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Config, format!("the file of option `{option}` cannot be used"))
+        .with("path", path.display())
+        .because(error)
+}
+
+fn version(text: &str) -> (u32, u32) {
+    let mut parts = text.trim_start_matches('v').split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}

@@ -1,0 +1,353 @@
+//! What goes out in order without blocking anybody, and the confirmations that come back.
+//!
+//! One inbox takes all confirmations of a connection: the last token of the reply subject is the place in a table.
+//! Commands go straight into the client's channel while it has room; a line forms only behind a full one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use async_nats::message::OutboundMessage;
+use async_nats::{Client, HeaderMap, StatusCode, Subject as NatsSubject};
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use slab::Slab;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::api::ApiError;
+use super::connection::Connection;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, Position};
+use crate::transport::Receipt;
+
+/// Sends, and knows who waits for which confirmation.
+pub(super) struct Courier {
+    inbox: String,
+    patience: Duration,
+    line: Mutex<Line>,
+    grown: Notify,
+    waiting: Mutex<Table>,
+    /// The table got its first entry, or lost its last.
+    changed: Notify,
+    closing: CancellationToken,
+}
+
+/// The way into the client's channel, and what is behind a full one.
+struct Line {
+    client: Client,
+    queue: VecDeque<OutboundMessage>,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: Slab<Waiting>,
+    generation: u32,
+    /// In the order of their deadlines, for all have the same patience.
+    deadlines: VecDeque<(Instant, usize, u32)>,
+}
+
+/// Somebody waits for a confirmation.
+struct Waiting {
+    generation: u32,
+    subject: NatsSubject,
+    answer: Answer<Receipt>,
+    /// To be sent again when the server was not ready for it.
+    message: Option<Message>,
+    deadline: Instant,
+}
+
+/// The server's confirmation.
+#[derive(Deserialize)]
+struct Ack {
+    #[serde(default)]
+    seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<ApiError>,
+}
+
+impl Courier {
+    pub(super) fn new(client: Client, patience: Duration) -> Arc<Self> {
+        let inbox = format!("{}.", client.new_inbox());
+        Arc::new(Self {
+            inbox,
+            patience,
+            line: Mutex::new(Line { client, queue: VecDeque::new() }),
+            grown: Notify::new(),
+            waiting: Mutex::default(),
+            changed: Notify::new(),
+            closing: CancellationToken::new(),
+        })
+    }
+
+    /// Starts the tasks that move the line, read confirmations and watch deadlines.
+    pub(super) async fn start(connection: &Arc<Connection>) -> Result<()> {
+        let courier = connection.courier.clone();
+        let mut confirmations =
+            connection.client.subscribe(format!("{}*", courier.inbox)).await.map_err(|error| {
+                Error::new(ErrorKind::Unavailable, "no inbox for confirmations").because(error)
+            })?;
+        let closed = connection.closed.clone();
+        let reader = (courier.clone(), Arc::downgrade(connection), closed.clone());
+        connection.tasks.spawn(async move {
+            let (courier, connection, closed) = reader;
+            loop {
+                let message = tokio::select! {
+                    message = confirmations.next() => message,
+                    () = closed.cancelled() => return,
+                };
+                let Some(message) = message else { return };
+                courier.confirmed(&message, &connection);
+            }
+        });
+        let mover = (courier.clone(), closed.clone());
+        connection.tasks.spawn(async move {
+            tokio::select! { () = mover.0.move_on() => {}, () = mover.1.cancelled() => {} }
+        });
+        let mut denied = connection.denied.subscribe();
+        let watcher = (courier, Arc::downgrade(connection), closed);
+        connection.tasks.spawn(async move {
+            let (courier, connection, closed) = watcher;
+            loop {
+                tokio::select! {
+                    () = courier.until_deadline() => courier.expire(&connection),
+                    denied = denied.recv() => if let Ok(denied) = denied {
+                        courier.fail(|waiting| waiting.subject.as_str() == denied.subject, || denied.error());
+                    },
+                    () = closed.cancelled() => return,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Sends without waiting, in the order of the calls.
+    pub(super) fn send(&self, letter: OutboundMessage) {
+        let mut line = self.line();
+        let Line { client, queue } = &mut *line;
+        if queue.is_empty()
+            && let Poll::Ready(ready) = client.poll_ready_unpin(&mut Context::from_waker(Waker::noop()))
+        {
+            if ready.is_ok() {
+                // Refused only for its size, which was looked at before.
+                let _ = client.start_send_unpin(letter);
+            }
+            return;
+        }
+        queue.push_back(letter);
+        drop(line);
+        self.grown.notify_one();
+    }
+
+    /// Sends an acknowledgement or another word without headers.
+    pub(super) fn say(&self, subject: NatsSubject, reply: Option<NatsSubject>, payload: Bytes) {
+        self.send(OutboundMessage { subject, reply, payload, headers: None });
+    }
+
+    /// Stores a message of the library's own; confirmed as a publish is.
+    pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
+        let (answer, confirm) = Confirm::channel();
+        let subject = NatsSubject::from(subject);
+        let reply = self.wait(subject.clone(), answer, None, Instant::now() + self.patience);
+        self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
+        confirm
+    }
+
+    /// Sends a user's message and answers when it is confirmed.
+    pub(super) fn publish(
+        &self,
+        subject: NatsSubject,
+        headers: HeaderMap,
+        message: Message,
+        answer: Answer<Receipt>,
+        deadline: Instant,
+    ) {
+        let payload = message.payload.clone();
+        let reply = self.wait(subject.clone(), answer, Some(message), deadline);
+        self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
+    }
+
+    /// A reply subject whose confirmation goes to `answer`.
+    fn wait(
+        &self,
+        subject: NatsSubject,
+        answer: Answer<Receipt>,
+        message: Option<Message>,
+        deadline: Instant,
+    ) -> NatsSubject {
+        let mut table = self.table();
+        let first = table.entries.is_empty();
+        table.generation = table.generation.wrapping_add(1);
+        let generation = table.generation;
+        let at = table.entries.insert(Waiting { generation, subject, answer, message, deadline });
+        table.deadlines.push_back((deadline, at, generation));
+        drop(table);
+        if first {
+            self.changed.notify_waiters();
+        }
+        let mut reply = String::with_capacity(self.inbox.len() + 16);
+        reply.push_str(&self.inbox);
+        let _ = std::fmt::Write::write_fmt(&mut reply, format_args!("{at}-{generation}"));
+        NatsSubject::from(reply)
+    }
+
+    fn take(&self, token: &str) -> Option<Waiting> {
+        let (at, generation) = token.split_once('-')?;
+        let (at, generation): (usize, u32) = (at.parse().ok()?, generation.parse().ok()?);
+        let mut table = self.table();
+        if table.entries.get(at)?.generation != generation {
+            return None;
+        }
+        let waiting = table.entries.remove(at);
+        if table.entries.is_empty() {
+            table.deadlines.clear();
+            drop(table);
+            self.changed.notify_waiters();
+        }
+        Some(waiting)
+    }
+
+    fn confirmed(&self, reply: &async_nats::Message, connection: &Weak<Connection>) {
+        let token = reply.subject.as_str().strip_prefix(self.inbox.as_str()).unwrap_or_default();
+        let Some(waiting) = self.take(token) else { return };
+        let result = if reply.status == Some(StatusCode::NO_RESPONDERS) {
+            match (waiting.message, connection.upgrade()) {
+                (Some(message), Some(connection)) => {
+                    // No stream takes the subject, or JetStream is not ready after a restart.
+                    super::publish::again(&connection, message, waiting.answer, waiting.deadline);
+                    return;
+                }
+                _ => {
+                    Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
+                }
+            }
+        } else {
+            match serde_json::from_slice::<Ack>(&reply.payload) {
+                Ok(Ack { error: Some(error), .. }) => Err(Error::from(error)),
+                Ok(ack) => {
+                    Ok(Receipt { position: Some(Position(u128::from(ack.seq))), duplicate: ack.duplicate })
+                }
+                Err(error) => {
+                    Err(Error::new(ErrorKind::Internal, "the server's confirmation is not understood")
+                        .because(error))
+                }
+            }
+        };
+        let _ = waiting.answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
+    }
+
+    /// Moves what did not fit, in order.
+    async fn move_on(&self) {
+        loop {
+            std::future::poll_fn(|cx| {
+                let mut line = self.line();
+                let Line { client, queue } = &mut *line;
+                while !queue.is_empty() {
+                    match client.poll_ready_unpin(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(ready) => {
+                            let letter = queue.pop_front().expect("not empty");
+                            if ready.is_ok() {
+                                let _ = client.start_send_unpin(letter);
+                            }
+                        }
+                    }
+                }
+                Poll::Ready(())
+            })
+            .await;
+            self.grown.notified().await;
+        }
+    }
+
+    async fn until_deadline(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let next = self.table().deadlines.front().map(|(at, ..)| *at);
+            match next {
+                Some(at) => return tokio::time::sleep_until(at).await,
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Answers those whose time has come.
+    fn expire(&self, connection: &Weak<Connection>) {
+        let now = Instant::now();
+        let mut late = Vec::new();
+        let mut table = self.table();
+        while let Some((at, index, generation)) = table.deadlines.front().copied() {
+            let alive = table.entries.get(index).is_some_and(|entry| entry.generation == generation);
+            if alive && at > now {
+                break;
+            }
+            table.deadlines.pop_front();
+            if alive {
+                late.push(table.entries.remove(index));
+            }
+        }
+        drop(table);
+        self.changed.notify_waiters();
+        for waiting in late {
+            let error = match connection.upgrade() {
+                Some(connection) => connection.no_answer(waiting.subject.as_str(), self.patience),
+                None => super::error::closed(),
+            };
+            let _ = waiting.answer.send(Err(error));
+        }
+    }
+
+    fn fail(&self, which: impl Fn(&Waiting) -> bool, error: impl Fn() -> Error) {
+        let mut table = self.table();
+        let chosen: Vec<_> =
+            table.entries.iter().filter(|(_, waiting)| which(waiting)).map(|(at, _)| at).collect();
+        let chosen: Vec<_> = chosen.into_iter().map(|at| table.entries.remove(at)).collect();
+        drop(table);
+        self.changed.notify_waiters();
+        for waiting in chosen {
+            let _ = waiting.answer.send(Err(error()));
+        }
+    }
+
+    /// No more publishes from users.
+    pub(super) fn stop_taking(&self) {
+        self.closing.cancel();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
+    pub(super) async fn closing(&self) {
+        self.closing.cancelled().await;
+    }
+
+    /// Waits until nobody waits for a confirmation.
+    pub(super) async fn idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.table().entries.is_empty() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whoever still waits learns that nobody knows.
+    pub(super) fn abandon(&self) {
+        self.fail(|_| true, super::error::closed);
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

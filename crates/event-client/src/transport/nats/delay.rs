@@ -1,0 +1,217 @@
+//! Delayed publish on every generation of servers: a message waits in the work stream, refused until its time, and is
+//! then published as any other. Every connection with subscriptions helps to move what is due.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subject as NatsSubject;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::group::From;
+use super::member::Source;
+use super::pull::{Pulls, Said};
+use super::settle::{ACK, delayed};
+use super::topology::Kind;
+use super::wire;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, MessageId};
+use crate::subject::Subject;
+use crate::transport::{Provision, Receipt, wire as names};
+
+const CONSUMER: &str = "delay";
+const LEASE: Duration = Duration::from_secs(30);
+/// Messages that one connection moves at a time.
+const ROOM: usize = 64;
+/// Whether the message asked for a dedup id, which it then has in its topic as well.
+const DEDUP: &str = "bus-dedup";
+
+/// Stores a message that is not to be delivered yet.
+pub(super) fn publish(connection: &Arc<Connection>, message: Message, answer: Answer<Receipt>) {
+    let connection = connection.clone();
+    connection.tasks.clone().spawn(async move {
+        let result = store(&connection, message).await;
+        let _ = answer.send(result.map(|receipt| Receipt { position: None, ..receipt }));
+    });
+}
+
+async fn store(connection: &Arc<Connection>, message: Message) -> Result<Receipt> {
+    let mut headers = wire::headers(&message);
+    let mut put = |name: &str, value: &str| wire::put(&mut headers, name, value);
+    put(names::SUBJECT, message.subject.as_str());
+    if let Some(at) = message.deliver_at {
+        // Rounded up: not a millisecond early.
+        put(names::DELIVER_AT, &at.as_millisecond().saturating_add(1).to_string());
+    }
+    if message.dedup {
+        put(DEDUP, "1");
+        put(
+            wire::DEDUP_ID,
+            &names::escape(&format!("{}/{}", message.subject.topic(), message.id)).to_string(),
+        );
+    }
+    super::publish::fits(connection, &message, &headers)?;
+    ensure(connection, connection.config.provision).await?;
+    connection.topic_for_later(message.subject.topic()).await?;
+    let subject = connection.names.delayed(&uuid::Uuid::now_v7().simple().to_string());
+    connection.courier.store(subject, headers, message.payload).await
+}
+
+async fn ensure(connection: &Connection, provision: Provision) -> Result<()> {
+    if connection.work_ready.get().is_some() {
+        return Ok(());
+    }
+    connection.ensure_stream(Kind::Work).await?;
+    let filter = format!("{}.sys.delay.>", connection.config.namespace);
+    let stream = connection.names.work();
+    connection.put_consumer_with(&stream, CONSUMER, &[filter], &From::All, LEASE, -1, provision).await?;
+    let _ = connection.work_ready.set(());
+    connection.tell_news();
+    Ok(())
+}
+
+impl Connection {
+    /// A delayed message's topic must be there when its time comes, or the error should be now.
+    async fn topic_for_later(self: &Arc<Self>, topic: &str) -> Result<()> {
+        if !self.topics_seen.is_ready(topic) {
+            self.ensure_topic(topic).await?;
+            self.topics_seen.ready(topic);
+        }
+        Ok(())
+    }
+
+    /// Tells all connections that a topic or the work stream came to be.
+    pub(super) fn tell_news(&self) {
+        self.courier.say(NatsSubject::from(self.names.news()), None, bytes::Bytes::new());
+    }
+
+    /// Moves what is due, as long as this connection lives.
+    pub(super) async fn start_mover(self: &Arc<Self>) -> Result<()> {
+        self.mover
+            .get_or_try_init(|| async {
+                let inbox = self.client.new_inbox();
+                let listen = async |subject: String| {
+                    self.client.subscribe(subject).await.map_err(|error| {
+                        Error::new(ErrorKind::Unavailable, "the subscription did not reach the server")
+                            .because(error)
+                    })
+                };
+                let (messages, news) =
+                    (listen(format!("{inbox}.>")).await?, listen(self.names.news()).await?);
+                let pulls = Pulls::new(self.courier.clone(), inbox);
+                let mover = Mover { connection: Arc::downgrade(self), messages, news, pulls };
+                self.tasks.spawn(mover.run());
+                Ok(())
+            })
+            .await
+            .map(drop)
+    }
+}
+
+struct Mover {
+    connection: std::sync::Weak<Connection>,
+    messages: async_nats::Subscriber,
+    news: async_nats::Subscriber,
+    pulls: Pulls,
+}
+
+impl Mover {
+    async fn run(mut self) {
+        let Some((closed, mut connects)) = self
+            .connection
+            .upgrade()
+            .map(|connection| (connection.closed.clone(), connection.connects.clone()))
+        else {
+            return;
+        };
+        let mut look = Instant::now();
+        loop {
+            if self.pulls.len() == 0 && Instant::now() >= look {
+                self.look().await;
+                look = Instant::now() + Duration::from_secs(30);
+            }
+            let (wake, _) = self.pulls.top_up(ROOM);
+            let next = wake.unwrap_or(look);
+            tokio::select! {
+                message = self.messages.next() => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+                news = self.news.next() => if news.is_some() { look = Instant::now() } else { return },
+                _ = connects.changed() => self.pulls.forget(),
+                () = tokio::time::sleep_until(next) => {}
+                () = closed.cancelled() => return,
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let Some(connection) = self.connection.upgrade() else { return };
+        let stream = connection.names.work();
+        if let Ok(Some(_)) = connection.consumer_info(&stream, CONSUMER).await {
+            self.pulls.add(Source { stream, consumer: CONSUMER.into(), copies: true });
+        }
+    }
+
+    fn take(&mut self, message: async_nats::Message) {
+        if let Some(status) = message.status {
+            if let Said::Trouble(text) = self.pulls.status(&message, status) {
+                tracing::debug!(error = text, "moving delayed messages is interrupted");
+            }
+            return;
+        }
+        let (Some(connection), Some(reply)) = (self.connection.upgrade(), message.reply.clone()) else {
+            return;
+        };
+        let Some(ack) = wire::AckInfo::read(&reply) else { return };
+        if self.pulls.received(ack.stream, ack.consumer).is_none() {
+            return;
+        }
+        let due = (message.headers.as_ref())
+            .and_then(|headers| wire::get(headers, names::DELIVER_AT))
+            .and_then(names::time)
+            .unwrap_or_default();
+        let left = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+        if !left.is_zero() {
+            return connection.courier.say(reply, None, delayed(left));
+        }
+        let sequence = ack.sequence;
+        connection.tasks.clone().spawn(async move {
+            match move_on(&connection, message, sequence).await {
+                Ok(()) => connection.courier.say(reply, None, ACK),
+                // It comes again when its lease has ended.
+                Err(error) => {
+                    tracing::warn!(%error, "a delayed message could not be published; it is tried again")
+                }
+            }
+        });
+    }
+}
+
+/// Publishes what is due.
+async fn move_on(connection: &Arc<Connection>, message: async_nats::Message, sequence: u64) -> Result<()> {
+    let headers = message.headers.unwrap_or_default();
+    let Some(subject) = wire::get(&headers, names::SUBJECT).and_then(|text| Subject::new(text).ok()) else {
+        return Ok(()); // not ours
+    };
+    let dedup = wire::get(&headers, DEDUP).is_some();
+    let message = wire::message(Some(&headers), message.payload, subject, || {
+        MessageId::Text(sequence.to_string().into())
+    });
+    let mut headers = wire::headers(&message);
+    // Moved twice, it is there once.
+    let id = match dedup {
+        true => names::escape(&message.id.to_string()).to_string(),
+        false => format!("delay/{}/{sequence}", connection.config.namespace),
+    };
+    wire::put(&mut headers, wire::DEDUP_ID, &id);
+    connection.topic_for_later(message.subject.topic()).await?;
+    let (answer, confirm): (_, Confirm<Receipt>) = Confirm::channel();
+    let deadline = Instant::now() + connection.config.publish_timeout;
+    let subject = NatsSubject::from(connection.names.event(message.subject.as_str()));
+    connection.courier.publish(subject, headers, message, answer, deadline);
+    confirm.await.map(drop)
+}

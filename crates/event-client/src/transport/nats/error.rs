@@ -1,0 +1,92 @@
+//! Errors of the client and the server in this crate's words.
+
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use super::connection::Connection;
+use crate::error::{Error, ErrorKind};
+
+/// The server does not let us use a subject. It says so on its own, not as an answer.
+#[derive(Clone, Debug)]
+pub(super) struct Denied {
+    pub(super) subject: SmolStr,
+    publish: bool,
+}
+
+impl Denied {
+    /// Reads `Permissions Violation for Publish to "orders.placed"`.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("Permissions Violation for ")?;
+        let (what, rest) = rest.split_once('"')?;
+        let (subject, _) = rest.split_once('"')?;
+        Some(Self { subject: subject.into(), publish: what.starts_with("Publish") })
+    }
+
+    pub(super) fn error(&self) -> Error {
+        let what = if self.publish { "publish to" } else { "subscribe to" };
+        Error::new(
+            ErrorKind::Denied,
+            format!("the server does not let this user {what} the subject; give it the permission"),
+        )
+        .with("nats_subject", &self.subject)
+    }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "this connection to the bus has been closed")
+}
+
+pub(super) fn lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the lease ended and the message went to another consumer, or its group was moved or deleted",
+    )
+    .during("settle")
+}
+
+/// Why the first connection failed.
+pub(super) fn connect(error: async_nats::ConnectError) -> Error {
+    use async_nats::ConnectErrorKind as Kind;
+    let (kind, text) = match error.kind() {
+        Kind::AuthorizationViolation | Kind::Authentication => (
+            ErrorKind::Denied,
+            "the server refused the credentials; check user and password, token, nkey or creds",
+        ),
+        Kind::ServerParse => (ErrorKind::Config, "the URL's server address is ill-spelled"),
+        Kind::Tls => (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`"),
+        Kind::TimedOut => (ErrorKind::Unavailable, "the server did not answer in time"),
+        Kind::Dns => (ErrorKind::Unavailable, "the server's name is not known"),
+        _ => (ErrorKind::Unavailable, "no NATS server answers at this address"),
+    };
+    Error::new(kind, text).because(error)
+}
+
+impl Connection {
+    /// No answer came in time: is the server away, or only slow?
+    pub(super) fn no_answer(&self, subject: &str, within: Duration) -> Error {
+        let error = if self.is_connected() {
+            Error::new(ErrorKind::Timeout, "the server did not answer in time; the outcome is unknown")
+        } else {
+            Error::new(
+                ErrorKind::Unavailable,
+                "the connection to the server is lost and did not come back in time",
+            )
+        };
+        error.with("nats_subject", subject).with("waited", format!("{within:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_refusals_are_understood() {
+        let denied = Denied::read("Permissions Violation for Publish to \"shop.evt.a\"").unwrap();
+        assert_eq!(denied.subject, "shop.evt.a");
+        assert_eq!(denied.error().kind(), ErrorKind::Denied);
+        assert!(Denied::read("Permissions Violation for Subscription to \"x\" using queue \"q\"").is_some());
+        assert!(Denied::read("Stale Connection").is_none());
+    }
+}

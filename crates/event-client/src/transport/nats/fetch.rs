@@ -1,0 +1,664 @@
+//! The task behind a member: pulls no more than there is room for, renews what is held, keeps keys in order.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_nats::{StatusCode, Subject as NatsSubject, Subscriber};
+use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
+use smol_str::SmolStr;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::group::Record;
+use super::member::{Entry, Member, Order, Source};
+use super::pull::{Pulls, Said};
+use super::settle::{ACK, Attempt, PROGRESS};
+use super::{dead, topology, wire};
+use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Position;
+use crate::subscription::{Feed, Health};
+use crate::transport::lanes::Lanes;
+
+/// How often topics are looked for beside the news of new ones.
+const RESCAN: Duration = Duration::from_secs(30);
+/// Messages behind busy keys that are held beyond the credit.
+const WINDOW: usize = 1024;
+/// Most messages that are looked at before others have a turn.
+const BATCH: usize = 256;
+
+/// A member's fetching task.
+pub(super) struct Fetcher {
+    member: Arc<Member>,
+    settle: Arc<dyn Settle>,
+    feed: Feed,
+    record: Record,
+    messages: Subscriber,
+    /// The group's record, told as it changes.
+    changes: Subscriber,
+    news: Subscriber,
+    orders: mpsc::UnboundedReceiver<Order>,
+    pulls: Pulls,
+    lanes: Lanes<Token>,
+    /// Places whose message will come again, and the key that waits for it.
+    awaited: HashMap<(SmolStr, u64), SmolStr>,
+    /// May go as soon as there is room.
+    ready: VecDeque<Token>,
+    leading: bool,
+    /// A warning was logged and not yet taken back.
+    troubled: bool,
+}
+
+/// Why the task goes on or not.
+enum Turn {
+    Go,
+    Stop,
+    /// The group is deleted.
+    Gone,
+}
+
+impl Fetcher {
+    pub(super) async fn open(
+        member: &Arc<Member>,
+        feed: Feed,
+        record: Record,
+        orders: mpsc::UnboundedReceiver<Order>,
+    ) -> Result<Self> {
+        let connection = &member.connection;
+        let inbox = connection.client.new_inbox();
+        let listen = async |subject: String| {
+            connection.client.subscribe(subject).await.map_err(|error| {
+                Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
+            })
+        };
+        let fetcher = Self {
+            settle: member.clone(),
+            messages: listen(format!("{inbox}.>")).await?,
+            changes: listen(connection.group_subject(&member.group)).await?,
+            news: listen(connection.names.news()).await?,
+            member: member.clone(),
+            feed,
+            record,
+            pulls: Pulls::new(connection.courier.clone(), inbox),
+            orders,
+            lanes: Lanes::default(),
+            awaited: HashMap::new(),
+            ready: VecDeque::new(),
+            leading: !member.keyed,
+            troubled: false,
+        };
+        Ok(fetcher)
+    }
+
+    pub(super) async fn run(mut self) {
+        let closing = self.member.closing.subscribe();
+        let mut connects = self.member.connection.connects.clone();
+        connects.mark_unchanged();
+        if let Err(error) = self.scan().await {
+            self.trouble(&error.to_string());
+        }
+        self.feed.report(Health::Live);
+        let turn = self.fetch(closing, &mut connects).await;
+        self.member.live.store(false, Ordering::Release);
+        if let Turn::Gone = turn {
+            self.member.hand().clear();
+            self.finish();
+            return;
+        }
+        self.hand_back().await;
+        self.feed.report(Health::Stopped);
+        self.hold(&mut connects).await;
+        self.finish();
+    }
+
+    fn finish(self) {
+        let member = self.member.clone();
+        drop(self);
+        member.ended.send_replace(true);
+    }
+
+    async fn fetch(
+        &mut self,
+        mut closing: tokio::sync::watch::Receiver<bool>,
+        connects: &mut tokio::sync::watch::Receiver<u64>,
+    ) -> Turn {
+        let (stopped, gone) = (self.feed.stopped().clone(), self.feed.gone().clone());
+        let mut renew = Instant::now() + self.member.lease() / 3;
+        let mut rescan = Instant::now() + RESCAN;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            if *closing.borrow() || stopped.is_cancelled() || gone.is_cancelled() {
+                return Turn::Stop;
+            }
+            self.hand_out();
+            let wake = if self.leading { self.pull() } else { None };
+            let full = self.feed.free() == 0 && (self.leading || !self.ready.is_empty());
+            let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
+            let turn = tokio::select! {
+                message = self.messages.next() => {
+                    let Some(message) = message else { return Turn::Stop };
+                    batch.push(message);
+                    while batch.len() < BATCH
+                        && let Some(Some(message)) = self.messages.next().now_or_never()
+                    {
+                        batch.push(message);
+                    }
+                    let batch = batch.drain(..).collect::<Vec<_>>();
+                    self.arrive(batch).await
+                }
+                order = self.orders.recv() => match order {
+                    Some(order) => self.obey(order).await,
+                    None => Turn::Stop,
+                },
+                slot = self.feed.slot(), if full => { drop(slot); Turn::Go }
+                changed = self.changes.next() => if changed.is_some() { self.reload().await } else { Turn::Stop },
+                news = self.news.next() => {
+                    if news.is_some() && let Err(error) = self.scan().await {
+                        self.trouble(&error.to_string());
+                    }
+                    Turn::Go
+                }
+                _ = connects.changed() => {
+                    // The server has forgotten every pull of the last connection.
+                    self.pulls.forget();
+                    self.reload().await
+                }
+                () = tokio::time::sleep_until(next) => Turn::Go,
+                _ = closing.changed() => Turn::Stop,
+                () = stopped.cancelled() => Turn::Stop,
+            };
+            match turn {
+                Turn::Go => {}
+                end => return end,
+            }
+            let now = Instant::now();
+            if now >= renew {
+                self.renew();
+                renew = now + self.member.lease() / 3;
+            }
+            if now >= rescan {
+                if let Turn::Gone = self.reload().await {
+                    return Turn::Gone;
+                }
+                rescan = now + RESCAN;
+            }
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+
+    /// Opens pulls for what there is room for; when to look again at the latest.
+    fn pull(&mut self) -> Option<Instant> {
+        let free = self.feed.free().saturating_sub(self.ready.len());
+        if self.member.keyed && self.lanes.waiting() >= WINDOW {
+            return None;
+        }
+        let (wake, silent) = self.pulls.top_up(free);
+        if silent {
+            self.trouble("a pull was not answered");
+        }
+        wake
+    }
+
+    /// What the server says of a pull; the consumer whose pull ended.
+    fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> Option<usize> {
+        match self.pulls.status(message, status) {
+            Said::Well { ended } => {
+                self.well();
+                return ended;
+            }
+            Said::Trouble(text) => {
+                self.trouble(&text);
+                let _ = self.member.orders.send(Order::Changed);
+            }
+            Said::Nothing => {}
+        }
+        None
+    }
+
+    /// Takes in messages as they came.
+    async fn arrive(&mut self, batch: Vec<async_nats::Message>) -> Turn {
+        let now = Instant::now();
+        let mut entries = Vec::with_capacity(batch.len());
+        for message in batch {
+            if let Some(status) = message.status {
+                self.status(&message, status);
+            } else if let Some(entry) = self.read(message, now).await {
+                entries.push(entry);
+            }
+        }
+        if !entries.is_empty() && self.troubled {
+            self.well();
+        }
+        // What was said of a message before it came again must be known first.
+        while let Ok(order) = self.orders.try_recv() {
+            match self.obey(order).await {
+                Turn::Go => {}
+                end => return end,
+            }
+        }
+        self.accept(entries);
+        Turn::Go
+    }
+
+    /// Turns a message into a leased entry; `None` when it is not for us, or was here already.
+    async fn read(&mut self, message: async_nats::Message, now: Instant) -> Option<Entry> {
+        let reply = message.reply.clone()?;
+        let info = wire::AckInfo::read(&reply)?;
+        let source = self.pulls.received(info.stream, info.consumer)?;
+        let courier = &self.member.connection.courier;
+        let until = now + self.member.certain();
+        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
+            if entry.lease_until > now {
+                // Its renewal was late, but nobody else got it.
+                entry.ack = reply.clone();
+                entry.delivered = info.delivered;
+                entry.lease_until = until;
+                return None;
+            }
+        }
+        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
+        let (position, published_at, first_ms, copy) = (
+            Position(u128::from(info.sequence)),
+            info.published_at(),
+            attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
+            source.copies,
+        );
+        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
+        told.position = Some(position);
+        told.published_at = Some(published_at);
+        let decoded = if copy {
+            dead::copy(&message, &mut told)
+        } else {
+            wire::subject(&self.member.connection.names, &message.subject).map(|subject| {
+                wire::message(message.headers.as_ref(), message.payload, subject, || info.id())
+            })
+        };
+        let Some(decoded) = decoded else {
+            tracing::warn!(
+                group = %self.member.group, nats_subject = %message.subject, position = info.sequence,
+                "a message was passed over: its subject is none of this library's, which takes tokens of a-z 0-9 _ -"
+            );
+            metrics::counter!("event_client_foreign_subjects_total", "transport" => "nats").increment(1);
+            courier.say(reply, None, ACK);
+            return None;
+        };
+        if !copy && !self.record.wants(&decoded.subject, info.sequence) {
+            courier.say(reply, None, ACK);
+            return None;
+        }
+        let entry = Entry::new(
+            source,
+            info.sequence,
+            reply.clone(),
+            info.delivered,
+            decoded,
+            told,
+            first_ms,
+            until,
+            attempt.is_some(),
+        );
+        if entry.is_expired() {
+            count_expired();
+            courier.say(reply, None, ACK);
+            if let Some(key) = self.awaited.remove(&(SmolStr::new(&entry.source.stream), entry.sequence)) {
+                self.finish_key(&key);
+            }
+            return None;
+        }
+        Some(entry)
+    }
+
+    async fn attempts(&self, source: &Source, info: &wire::AckInfo<'_>) -> Option<Attempt> {
+        let subject = self.member.connection.attempt_subject(source, info.sequence);
+        match self.member.connection.read::<Attempt>(&subject).await {
+            Ok(stored) => stored.map(|stored| stored.value),
+            Err(error) => {
+                tracing::debug!(%error, "the attempts of a message are not known; its deliveries are counted");
+                None
+            }
+        }
+    }
+
+    /// Takes entries into the hand, in the order of their keys.
+    fn accept(&mut self, entries: Vec<Entry>) {
+        for entry in entries {
+            let place = (SmolStr::new(&entry.source.stream), entry.sequence);
+            let key = entry.key.clone();
+            let (token, again) = self.member.hand().insert(entry);
+            match key {
+                Some(key) if self.member.keyed => {
+                    // Its key waits for it, or the one that lost its lease still stands for the key.
+                    if self.awaited.remove(&place).is_some() || again {
+                        self.ready.push_back(token);
+                    } else if let Some(token) = self.lanes.offer(&key, token) {
+                        self.ready.push_back(token);
+                    }
+                }
+                _ => self.ready.push_back(token),
+            }
+        }
+        self.member.parked.store(self.lanes.waiting() as u64, Ordering::Relaxed);
+    }
+
+    /// Hands over what is ready while there is room.
+    fn hand_out(&mut self) {
+        while !self.ready.is_empty() {
+            let Some(slot) = self.feed.try_slot() else { return };
+            let Some(token) = self.ready.pop_front() else { return };
+            let mut hand = self.member.hand();
+            let Some(entry) = hand.get(token) else { continue };
+            if entry.is_expired() {
+                let entry = hand.remove(token).expect("just seen");
+                drop(hand);
+                count_expired();
+                self.member.connection.courier.say(entry.ack, None, ACK);
+                if let Some(key) = entry.key.filter(|_| self.member.keyed) {
+                    self.finish_key(&key);
+                }
+                continue;
+            }
+            entry.out = true;
+            let (message, info) = (entry.message.clone(), entry.info.clone());
+            drop(hand);
+            self.feed.push(Delivery::new(message, info, self.settle.clone(), token, slot));
+        }
+    }
+
+    fn finish_key(&mut self, key: &str) {
+        if let Some(token) = self.lanes.finish(key) {
+            self.ready.push_back(token);
+        }
+        self.member.parked.store(self.lanes.waiting() as u64, Ordering::Relaxed);
+    }
+
+    async fn obey(&mut self, order: Order) -> Turn {
+        match order {
+            Order::Finish(key) => self.finish_key(&key),
+            Order::Await { source, sequence, key } => {
+                self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
+            }
+            Order::Again(token) => self.ready.push_front(token),
+            Order::Lead { graceful } => {
+                if let Err(error) = self.take_over(graceful).await {
+                    self.trouble(&error.to_string());
+                }
+                self.leading = true;
+            }
+            Order::Follow => {
+                self.leading = false;
+                self.let_go();
+            }
+            Order::Changed => return self.reload().await,
+        }
+        Turn::Go
+    }
+
+    /// The keys are ours: first what the last leader had, in its old order.
+    async fn take_over(&mut self, graceful: bool) -> Result<()> {
+        let connection = self.member.connection.clone();
+        self.let_go();
+        let now = Timestamp::now().as_millisecond();
+        let mut known = BTreeMap::new();
+        for at in 0..self.pulls.len() {
+            let source = self.pulls.source(at).clone();
+            let Some(info) = connection.consumer_info(&source.stream, &source.consumer).await? else {
+                continue;
+            };
+            if info.num_ack_pending == 0 {
+                continue;
+            }
+            let mut expected = info.num_ack_pending;
+            let prefix = connection.attempts_of(&source);
+            for (subject, stored) in connection.read_all::<Attempt>(&format!("{prefix}>")).await? {
+                let Some(sequence) = subject.strip_prefix(&prefix).and_then(|text| text.parse::<u64>().ok())
+                else {
+                    continue;
+                };
+                if stored.value.due > now
+                    && let Some(key) = stored.value.key
+                {
+                    expected = expected.saturating_sub(1);
+                    // Busy, though nothing of it is here.
+                    let _ = self.lanes.offer(&key, 0);
+                    self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
+                }
+            }
+            known.insert(at, expected);
+        }
+        if !graceful && known.values().any(|expected| *expected > 0) {
+            // What it had comes back when its lease has ended, and must not be overtaken.
+            let until = Instant::now() + self.member.lease();
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => {}
+                () = self.feed.stopped().cancelled() => return Ok(()),
+                () = self.member.connection.closed.cancelled() => return Ok(()),
+            }
+        }
+        let mut entries = Vec::new();
+        for (at, expected) in known {
+            let mut left = expected;
+            while left > 0 {
+                let count = left.min(BATCH as u64) as usize;
+                let number = self.pulls.open(at, count, true);
+                let mut got = 0;
+                let ended = loop {
+                    let next = tokio::time::timeout(connection.config.request_timeout, self.messages.next());
+                    let Ok(Some(message)) = next.await else { break true };
+                    match message.status {
+                        Some(status) => {
+                            if self.status(&message, status) == Some(at) {
+                                break true;
+                            }
+                        }
+                        None => {
+                            got += 1;
+                            let now = Instant::now();
+                            if let Some(entry) = self.read(message, now).await {
+                                entries.push(entry);
+                            }
+                            if got == count {
+                                break false;
+                            }
+                        }
+                    }
+                };
+                self.pulls.ended(at, number);
+                left = left.saturating_sub(got as u64);
+                if ended {
+                    break;
+                }
+            }
+        }
+        entries.sort_by(|a, b| (&a.source.stream, a.sequence).cmp(&(&b.source.stream, b.sequence)));
+        self.accept(entries);
+        Ok(())
+    }
+
+    /// Forgets what waits for a turn; the server gives it out again.
+    fn let_go(&mut self) {
+        let waiting: Vec<_> = self.lanes.drain().chain(self.ready.drain(..)).collect();
+        let mut hand = self.member.hand();
+        for token in waiting {
+            hand.remove(token);
+        }
+        drop(hand);
+        self.awaited.clear();
+        self.member.parked.store(0, Ordering::Relaxed);
+    }
+
+    /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
+    fn renew(&self) {
+        let asked = Instant::now();
+        let mut last: HashMap<*const Source, (Arc<Source>, NatsSubject)> = HashMap::new();
+        let mut tokens = Vec::new();
+        for (token, entry) in self.member.hand().iter() {
+            if entry.lease_until <= asked {
+                continue; // lost: to renew it might take it from another
+            }
+            self.member.connection.courier.say(entry.ack.clone(), None, PROGRESS);
+            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone()));
+            tokens.push((token, Arc::as_ptr(&entry.source) as usize));
+        }
+        for (source, ack) in last.into_values() {
+            let member = self.member.clone();
+            let at = Arc::as_ptr(&source) as usize;
+            let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
+            tokio::spawn(async move {
+                if member.sure(source, ack, PROGRESS).await.is_ok() {
+                    let until = asked + member.certain();
+                    let mut hand = member.hand();
+                    for token in tokens {
+                        if let Some(entry) = hand.get(token) {
+                            entry.lease_until = entry.lease_until.max(until);
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// Reads the group's record again.
+    async fn reload(&mut self) -> Turn {
+        let connection = self.member.connection.clone();
+        match connection.group(&self.member.group).await {
+            Ok(None) => Turn::Gone,
+            Ok(Some(stored)) => {
+                let moved = stored.value.epoch != self.record.epoch;
+                self.record = stored.value;
+                self.member.set_lease(self.record.lease());
+                if moved {
+                    // Everything here was given up.
+                    self.pulls.clear();
+                    self.let_go();
+                    self.member.hand().clear();
+                }
+                if let Err(error) = self.scan().await {
+                    self.trouble(&error.to_string());
+                }
+                Turn::Go
+            }
+            Err(error) => {
+                self.trouble(&error.to_string());
+                Turn::Go
+            }
+        }
+    }
+
+    /// Finds the consumers to fetch from.
+    async fn scan(&mut self) -> Result<()> {
+        let connection = self.member.connection.clone();
+        let group = &self.member.group;
+        let provision = connection.config.provision;
+        let consumer = topology::consumer(group, self.record.epoch);
+        for topic in connection.topics_of(&self.record).await? {
+            let stream = connection.names.stream(&topic);
+            if self.pulls.sources().any(|source| source.stream == stream && source.consumer == consumer) {
+                continue;
+            }
+            connection.ensure_consumer(group, &self.record, &topic, provision).await?;
+            self.pulls.add(Source { stream, consumer: consumer.clone(), copies: false });
+        }
+        let work = connection.names.work();
+        if self.record.replays && !self.pulls.sources().any(|source| source.stream == work) {
+            dead::ensure_replays(&connection, group, &self.record).await?;
+            self.pulls.add(Source { stream: work, consumer: topology::consumer(group, 0), copies: true });
+        }
+        Ok(())
+    }
+
+    /// Gives back what nobody has begun, also what is on its way.
+    async fn hand_back(&mut self) {
+        let _ = self.messages.drain().await;
+        let drained = tokio::time::timeout(Duration::from_secs(2), async {
+            let mut entries = Vec::new();
+            while let Some(message) = self.messages.next().await {
+                if message.status.is_none() {
+                    let now = Instant::now();
+                    if let Some(entry) = self.read(message, now).await {
+                        entries.push(entry);
+                    }
+                }
+            }
+            entries
+        });
+        let late = drained.await.unwrap_or_default();
+        self.accept(late);
+        let all = *self.member.closing.borrow();
+        let tokens: Vec<_> = if all {
+            self.member.hand().iter().map(|(token, _)| token).collect()
+        } else {
+            self.lanes.drain().chain(self.ready.drain(..)).collect()
+        };
+        let mut tokens: Vec<_> = {
+            let mut hand = self.member.hand();
+            tokens.into_iter().filter_map(|token| Some((hand.get(token)?.sequence, token))).collect()
+        };
+        tokens.sort_unstable();
+        self.release(tokens.into_iter().map(|(_, token)| token)).await;
+    }
+
+    async fn release(&self, tokens: impl Iterator<Item = Token>) {
+        let confirms: Vec<_> =
+            tokens.map(|token| self.settle.settle(token, crate::delivery::Settlement::Release)).collect();
+        futures_util::future::join_all(confirms).await;
+    }
+
+    /// Keeps the leases of what runs, until nobody holds the subscription.
+    async fn hold(&mut self, connects: &mut tokio::sync::watch::Receiver<u64>) {
+        let mut closing = self.member.closing.subscribe();
+        let gone = self.feed.gone().clone();
+        let mut renew = Instant::now() + self.member.lease() / 3;
+        while !gone.is_cancelled() {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = async { drop(closing.wait_for(|closing| *closing).await) } => {
+                    let tokens: Vec<_> = self.member.hand().iter().map(|(token, _)| token).collect();
+                    self.release(tokens.into_iter()).await;
+                    return;
+                }
+                order = self.orders.recv() => if let Some(Order::Again(token)) = order {
+                    self.release(std::iter::once(token)).await;
+                },
+                _ = connects.changed() => {}
+                () = tokio::time::sleep_until(renew) => {
+                    self.renew();
+                    renew = Instant::now() + self.member.lease() / 3;
+                }
+            }
+        }
+        // Some may have been released as the fetching ended.
+        while let Ok(order) = self.orders.try_recv() {
+            if let Order::Again(token) = order {
+                self.release(std::iter::once(token)).await;
+            }
+        }
+    }
+
+    fn trouble(&mut self, what: &str) {
+        self.feed.report(Health::Rebuilding(what.to_owned()));
+        if !std::mem::replace(&mut self.troubled, true) {
+            tracing::warn!(group = %self.member.group, error = what, "fetching is interrupted; it is tried again");
+        }
+    }
+
+    fn well(&mut self) {
+        if std::mem::replace(&mut self.troubled, false) {
+            tracing::info!(group = %self.member.group, "fetching goes on");
+        }
+        self.feed.report(Health::Live);
+    }
+}
+
+/// Which attempt a delivery is: releases on record do not count.
+fn number(info: &wire::AckInfo<'_>, attempt: Option<&Attempt>) -> u32 {
+    let (delivered, attempts) = attempt.map_or((0, 0), |attempt| (attempt.delivered, attempt.attempts));
+    let since = u32::try_from(info.delivered.saturating_sub(delivered)).unwrap_or(u32::MAX);
+    attempts.saturating_add(since).max(1)
+}
+
+pub(super) fn count_expired() {
+    metrics::counter!("event_client_expired_total", "transport" => "nats").increment(1);
+}

@@ -1,0 +1,280 @@
+//! A live subscription of a group: what it holds, for whom, and until when.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_nats::Subject as NatsSubject;
+use slab::Slab;
+use smol_str::SmolStr;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::settle::Doubt;
+use crate::delivery::{DeliveryInfo, Token};
+use crate::message::Message;
+use crate::subject::Group;
+
+/// One subscription of a group.
+pub(super) struct Member {
+    pub(super) me: Weak<Member>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) group: Group,
+    pub(super) keyed: bool,
+    lease_ms: AtomicU64,
+    hand: Mutex<Hand>,
+    /// To the task that fetches.
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    /// Settlements that somebody wants to be sure of.
+    pub(super) doubts: mpsc::UnboundedSender<Doubt>,
+    /// Fetching; a released message may come back by itself.
+    pub(super) live: AtomicBool,
+    pub(super) parked: AtomicU64,
+    /// Settlements under way that take several steps.
+    pub(super) busy: AtomicU64,
+    pub(super) idle: Notify,
+    /// Told to hand back everything.
+    pub(super) closing: watch::Sender<bool>,
+    /// The fetching task has ended.
+    pub(super) ended: watch::Sender<bool>,
+}
+
+/// What the fetching task is told.
+pub(super) enum Order {
+    /// The message of this key is settled for good: the next one may go.
+    Finish(SmolStr),
+    /// The message at this place will come again; its key waits for it.
+    Await { source: Arc<Source>, sequence: u64, key: SmolStr },
+    /// Handed back untried and still leased: first of its key.
+    Again(Token),
+    /// The group's keys are ours to work on; whether its last leader took leave.
+    Lead { graceful: bool },
+    /// They are no longer.
+    Follow,
+    /// The group's record changed.
+    Changed,
+}
+
+/// Where a member fetches: a consumer of a stream.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) stream: String,
+    pub(super) consumer: String,
+    /// Copies, not originals: who they are is in their headers.
+    pub(super) copies: bool,
+}
+
+/// What is out.
+#[derive(Default)]
+pub(super) struct Hand {
+    entries: Slab<Entry>,
+    generation: u32,
+    places: HashMap<(SmolStr, u64), Token>,
+}
+
+/// A message that this member leases.
+pub(super) struct Entry {
+    generation: u32,
+    pub(super) source: Arc<Source>,
+    pub(super) sequence: u64,
+    /// Where its settlement goes.
+    pub(super) ack: NatsSubject,
+    pub(super) delivered: u64,
+    pub(super) message: Arc<Message>,
+    pub(super) info: DeliveryInfo,
+    pub(super) first_ms: i64,
+    /// Certain until then.
+    pub(super) lease_until: Instant,
+    pub(super) key: Option<SmolStr>,
+    /// With the consumer, or in its queue.
+    pub(super) out: bool,
+    /// Its attempts are on record there.
+    pub(super) recorded: bool,
+}
+
+impl Member {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        group: Group,
+        keyed: bool,
+        lease: Duration,
+        orders: mpsc::UnboundedSender<Order>,
+        doubts: mpsc::UnboundedSender<Doubt>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            connection,
+            group,
+            keyed,
+            lease_ms: AtomicU64::new(lease.as_millis() as u64),
+            hand: Mutex::default(),
+            orders,
+            doubts,
+            live: AtomicBool::new(true),
+            parked: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            idle: Notify::new(),
+            closing: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        })
+    }
+
+    pub(super) fn hand(&self) -> MutexGuard<'_, Hand> {
+        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_lease(&self, lease: Duration) {
+        self.lease_ms.store(lease.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// How long after the server was told a lease is certain: a little less than the server gives.
+    pub(super) fn certain(&self) -> Duration {
+        let lease = self.lease();
+        lease - lease / 20
+    }
+
+    /// Ends the subscription and hands back what it holds.
+    pub(super) async fn close(&self) {
+        self.closing.send_replace(true);
+        let mut ended = self.ended.subscribe();
+        let _ = tokio::time::timeout(Duration::from_secs(5), ended.wait_for(|ended| *ended)).await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.until_idle()).await;
+    }
+
+    /// Waits for settlements that take several steps.
+    pub(super) async fn until_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.busy.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Member").field("group", &self.group).finish_non_exhaustive()
+    }
+}
+
+fn place(source: &Source, sequence: u64) -> (SmolStr, u64) {
+    (SmolStr::new(&source.stream), sequence)
+}
+
+impl Hand {
+    /// Takes a message in; one of the same place that was thought lost is forgotten, and that is told.
+    pub(super) fn insert(&mut self, mut entry: Entry) -> (Token, bool) {
+        self.generation = self.generation.wrapping_add(1);
+        entry.generation = self.generation;
+        let place = place(&entry.source, entry.sequence);
+        let token = u64::from(self.generation) << 32 | self.entries.vacant_key() as u64;
+        self.entries.insert(entry);
+        let old = self.places.insert(place, token);
+        if let Some(old) = old {
+            self.forget(old);
+        }
+        (token, old.is_some())
+    }
+
+    fn index(token: Token) -> (usize, u32) {
+        ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
+    }
+
+    pub(super) fn get(&mut self, token: Token) -> Option<&mut Entry> {
+        let (index, generation) = Self::index(token);
+        self.entries.get_mut(index).filter(|entry| entry.generation == generation)
+    }
+
+    /// Takes it out, settled or lost.
+    pub(super) fn remove(&mut self, token: Token) -> Option<Entry> {
+        let (index, generation) = Self::index(token);
+        if self.entries.get(index)?.generation != generation {
+            return None;
+        }
+        let entry = self.entries.remove(index);
+        let place = place(&entry.source, entry.sequence);
+        if self.places.get(&place) == Some(&token) {
+            self.places.remove(&place);
+        }
+        Some(entry)
+    }
+
+    fn forget(&mut self, token: Token) {
+        let (index, generation) = Self::index(token);
+        if self.entries.get(index).is_some_and(|entry| entry.generation == generation) {
+            self.entries.remove(index);
+        }
+    }
+
+    /// The message at this place, if it is here.
+    pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<(Token, &mut Entry)> {
+        let token = *self.places.get(&place(source, sequence))?;
+        Some((token, self.get(token)?))
+    }
+
+    pub(super) fn iter(&mut self) -> impl Iterator<Item = (Token, &mut Entry)> {
+        self.entries
+            .iter_mut()
+            .map(|(index, entry)| (u64::from(entry.generation) << 32 | index as u64, entry))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// With consumers.
+    pub(super) fn out(&self) -> u64 {
+        self.entries.iter().filter(|(_, entry)| entry.out).count() as u64
+    }
+
+    /// Lets go of everything: the group was moved or deleted.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+        self.places.clear();
+    }
+}
+
+impl Entry {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        source: Arc<Source>,
+        sequence: u64,
+        ack: NatsSubject,
+        delivered: u64,
+        message: Message,
+        info: DeliveryInfo,
+        first_ms: i64,
+        lease_until: Instant,
+        recorded: bool,
+    ) -> Self {
+        let key = message.key.clone();
+        Self {
+            generation: 0,
+            source,
+            sequence,
+            ack,
+            delivered,
+            message: Arc::new(message),
+            info,
+            first_ms,
+            lease_until,
+            key,
+            out: false,
+            recorded,
+        }
+    }
+
+    /// Nobody wants it any more.
+    pub(super) fn is_expired(&self) -> bool {
+        !self.info.replayed && self.message.expires_at.is_some_and(|at| at <= jiff::Timestamp::now())
+    }
+}

@@ -1,0 +1,100 @@
+//! `nats://HOST:PORT`: NATS JetStream, 2.9 or newer, used the way its experts would.
+//!
+//! ```text
+//!   publish ─▶ courier ─▶ stream EVT_<ns>_<topic>  ◀─ durable pull consumer per group ─▶ fetch ─▶ Subscription
+//!                                  ▲                        ▲                                          │
+//!      WRK_<ns> delayed ───────────┘     WRK_<ns> replays ──┘        SYS_<ns> records ◀── settle ◀─ Delivery
+//!                                                                    DLQ_<ns> dead letters ◀──┘
+//! ```
+//!
+//! - **One stream per topic**, Limits retention: a group that comes later, or was away, misses nothing.
+//! - **Attempts are counted here.** The server's delivery count knows nothing of releases, so what was released, or
+//!   waits for a retry, is on record in the state stream; only redeliveries read it.
+//! - **A lease is certain only as far as the server confirmed it**: renewals are asked for each third of it, and whoever
+//!   settles later than that is told, though the server would take any late acknowledgement.
+//! - **Acknowledgements are sent at once and confirmed on demand**: one question stands for all before it.
+//! - **Order per key** needs one working member per group, for the server redelivers behind what came later. The others
+//!   stand by (`keyed.rs`). Pinned clients of 2.11 would do the same for newer servers alone.
+//! - **Delayed publish** waits in a work queue that is refused until its time, on every server alike.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+
+use super::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
+use crate::confirm::Confirm;
+use crate::error::Result;
+use crate::message::Message;
+use crate::subscription::Subscription;
+use crate::url::BusUrl;
+
+mod admin;
+mod api;
+mod broadcast;
+mod config;
+mod connection;
+mod courier;
+mod dead;
+mod delay;
+mod error;
+mod fetch;
+mod group;
+mod keyed;
+mod member;
+mod presence;
+mod publish;
+mod pull;
+mod requests;
+mod settle;
+mod state;
+mod subscribe;
+mod topology;
+mod wire;
+
+use connection::Connection;
+
+/// One connection to a NATS server or cluster.
+#[derive(Debug)]
+pub(super) struct NatsTransport {
+    connection: Arc<Connection>,
+    capabilities: Capabilities,
+}
+
+impl NatsTransport {
+    /// Connects to the server that `url` names.
+    pub(super) async fn open(url: BusUrl) -> Result<Self> {
+        let (connection, capabilities) = Connection::open(config::Config::read(url)?).await?;
+        Ok(Self { connection, capabilities })
+    }
+}
+
+impl Transport for NatsTransport {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn publish(&self, message: Message) -> Confirm<Receipt> {
+        self.send(message)
+    }
+
+    fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
+        Box::pin(async move {
+            subscribe::subscribe(&self.connection, spec).await.map_err(|error| error.during("subscribe"))
+        })
+    }
+
+    fn requests(&self) -> &dyn Requests {
+        self
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.connection.close().await;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! Who is there: each connection with members is on record and answers for them, so a dead one is told at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
+
+use super::api::Failure;
+use super::connection::Connection;
+use super::topology::Kind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Group;
+
+/// What a connection says of one member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct MemberStatus {
+    pub(super) group: SmolStr,
+    /// With consumers.
+    pub(super) out: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Present {
+    pid: u32,
+}
+
+impl Connection {
+    /// Puts this connection on record and answers for its members from now on.
+    pub(super) async fn be_present(self: &Arc<Self>) -> Result<()> {
+        self.present
+            .get_or_try_init(|| async {
+                self.ensure_stream(Kind::State).await?;
+                let questions =
+                    self.client.subscribe(self.names.presence(&self.id)).await.map_err(|error| {
+                        Error::new(ErrorKind::Unavailable, "the subscription did not reach the server")
+                            .because(error)
+                    })?;
+                let connection = Arc::downgrade(self);
+                let closed = self.closed.clone();
+                self.tasks.spawn(async move {
+                    let mut questions = questions;
+                    loop {
+                        let question = tokio::select! {
+                            question = questions.next() => question,
+                            () = closed.cancelled() => None,
+                        };
+                        let (Some(question), Some(connection)) = (question, connection.upgrade()) else {
+                            return;
+                        };
+                        if let Some(reply) = question.reply {
+                            let answer = serde_json::to_vec(&connection.own_members()).expect("plain data");
+                            connection.courier.say(reply, None, answer.into());
+                        }
+                    }
+                });
+                let record = self.names.record("conn", &self.id);
+                self.write(&record, &Present { pid: std::process::id() }, 0).await?;
+                Ok(())
+            })
+            .await
+            .map(drop)
+    }
+
+    pub(super) async fn be_absent(&self) {
+        if self.present.initialized() {
+            let _ = self.purge(&self.names.state(), &self.names.record("conn", &self.id)).await;
+        }
+    }
+
+    fn own_members(&self) -> Vec<MemberStatus> {
+        (self.live_members().iter())
+            .filter(|member| member.live.load(Ordering::Acquire))
+            .map(|member| MemberStatus { group: member.group.as_str().into(), out: member.hand().out() })
+            .collect()
+    }
+
+    /// Every member that is there now, of all groups.
+    pub(super) async fn everybody(&self) -> Result<Vec<MemberStatus>> {
+        let prefix = self.names.record("conn", "");
+        let records = self.subjects(&self.names.state(), &self.names.record("conn", ">")).await?;
+        let asks = records.iter().filter_map(|(subject, _)| {
+            let id = subject.strip_prefix(&prefix)?;
+            Some(async move {
+                if id == self.id {
+                    return Ok(self.own_members());
+                }
+                match self.ask(self.names.presence(id), bytes::Bytes::new(), Duration::from_secs(2)).await {
+                    Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
+                    Err(Failure::NoResponder) => {
+                        // It died without a word.
+                        let _ = self.purge(&self.names.state(), subject).await;
+                        Ok(Vec::new())
+                    }
+                    // It may be stopped, or slow: what it has is not known.
+                    Err(Failure::Other(error)) if error.kind() == ErrorKind::Timeout => Ok(Vec::new()),
+                    Err(failure) => Err(Error::from(failure)),
+                }
+            })
+        });
+        let mut all = Vec::new();
+        for members in futures_util::future::join_all(asks).await {
+            all.extend(members?);
+        }
+        Ok(all)
+    }
+
+    pub(super) async fn count_members(&self, group: &Group) -> Result<u64> {
+        let everybody = self.everybody().await?;
+        Ok(everybody.iter().filter(|member| member.group == group.as_str()).count() as u64)
+    }
+}

@@ -1,0 +1,187 @@
+//! Publishing: the topic's stream is there before its first message, then each goes straight out.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::Subject as NatsSubject;
+use jiff::Timestamp;
+use smol_str::SmolStr;
+use tokio::time::Instant;
+
+use super::NatsTransport;
+use super::connection::Connection;
+use super::topology::Kind;
+use super::wire;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::transport::{Receipt, wire as names};
+
+/// Pause before a message is sent again that the server was not ready for.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Streams that this connection knows to be there.
+#[derive(Debug, Default)]
+pub(super) struct Topics(Mutex<HashMap<SmolStr, Topic>>);
+
+enum Topic {
+    Ready,
+    /// Being looked at; these wait for it, in order.
+    Opening(Vec<(Message, Answer<Receipt>, Instant)>),
+}
+
+impl std::fmt::Debug for Topic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Ready) { "ready" } else { "opening" })
+    }
+}
+
+impl Topics {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SmolStr, Topic>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream is there.
+    pub(super) fn is_ready(&self, topic: &str) -> bool {
+        matches!(self.lock().get(topic), Some(Topic::Ready))
+    }
+
+    pub(super) fn ready(&self, topic: &str) {
+        self.lock().entry(topic.into()).or_insert(Topic::Ready);
+    }
+}
+
+impl NatsTransport {
+    pub(super) fn send(&self, message: Message) -> Confirm<Receipt> {
+        let connection = &self.connection;
+        if connection.courier.is_closing() {
+            return Confirm::ready(Err(super::error::closed()));
+        }
+        if let Err(error) = self.capabilities.check(&message) {
+            return Confirm::ready(Err(error));
+        }
+        let (answer, confirm) = Confirm::channel();
+        let deadline = Instant::now() + connection.config.publish_timeout;
+        if message.deliver_at.is_some_and(|at| at > Timestamp::now()) {
+            super::delay::publish(connection, message, answer);
+            return confirm;
+        }
+        let mut topics = connection.topics_seen.lock();
+        match topics.get_mut(message.subject.topic()) {
+            Some(Topic::Ready) => {
+                drop(topics);
+                dispatch(connection, message, answer, deadline);
+            }
+            Some(Topic::Opening(line)) => line.push((message, answer, deadline)),
+            None => {
+                let topic = SmolStr::new(message.subject.topic());
+                topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
+                drop(topics);
+                let connection = connection.clone();
+                connection.tasks.clone().spawn(async move { open(&connection, topic, deadline).await });
+            }
+        }
+        confirm
+    }
+}
+
+/// Sees that the stream is there, then sends what waited for it.
+async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
+    let result = loop {
+        match connection.ensure_topic(&topic).await {
+            Err(error) if error.is_temporary() && Instant::now() + PAUSE < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => break result,
+        }
+    };
+    let mut topics = connection.topics_seen.lock();
+    let Some(Topic::Opening(line)) = topics.remove(&topic) else { return };
+    match result {
+        Ok(()) => {
+            for (message, answer, deadline) in line {
+                dispatch(connection, message, answer, deadline);
+            }
+            topics.insert(topic, Topic::Ready);
+        }
+        Err(error) => {
+            drop(topics);
+            for (message, answer, _) in line {
+                let copy = Error::new(error.kind(), format!("{error}")).with("subject", &message.subject);
+                let _ = answer.send(Err(copy));
+            }
+        }
+    }
+}
+
+/// Sends a message whose stream is there.
+fn dispatch(connection: &Arc<Connection>, message: Message, answer: Answer<Receipt>, deadline: Instant) {
+    let mut headers = wire::headers(&message);
+    if message.dedup {
+        wire::put(&mut headers, wire::DEDUP_ID, &names::escape(&message.id.to_string()).to_string());
+    }
+    if let Err(error) = fits(connection, &message, &headers) {
+        let _ = answer.send(Err(error));
+        return;
+    }
+    let subject = NatsSubject::from(connection.names.event(message.subject.as_str()));
+    connection.courier.publish(subject, headers, message, answer, deadline);
+}
+
+/// Header names and escapes count on the wire, though not in a message's own size.
+pub(super) fn fits(
+    connection: &Connection,
+    message: &Message,
+    headers: &async_nats::HeaderMap,
+) -> Result<()> {
+    let bytes = message.payload.len() + wire::wire_len(headers);
+    if bytes <= connection.max_wire {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::TooLarge, "the message with its headers is larger than the server takes")
+        .with("subject", &message.subject)
+        .with("bytes", bytes)
+        .with("limit", connection.max_wire))
+}
+
+/// Sends again what found nobody, after a pause and a look at the stream.
+pub(super) fn again(
+    connection: &Arc<Connection>,
+    message: Message,
+    answer: Answer<Receipt>,
+    deadline: Instant,
+) {
+    if Instant::now() + PAUSE >= deadline {
+        let error = Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now");
+        let _ = answer.send(Err(error.with("subject", &message.subject)));
+        return;
+    }
+    let mut topics = connection.topics_seen.lock();
+    let topic = SmolStr::new(message.subject.topic());
+    match topics.get_mut(&topic) {
+        Some(Topic::Opening(line)) => line.push((message, answer, deadline)),
+        _ => {
+            topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
+            drop(topics);
+            let connection = connection.clone();
+            connection.tasks.clone().spawn(async move {
+                tokio::time::sleep(PAUSE).await;
+                open(&connection, topic, deadline).await;
+            });
+        }
+    }
+}
+
+impl Connection {
+    /// Makes sure that a topic's stream is there, and joins groups that take every topic.
+    pub(super) async fn ensure_topic(self: &Arc<Self>, topic: &str) -> Result<()> {
+        let there = self.compare_stream(Kind::Topic(topic)).await?.0.is_some();
+        self.ensure_stream(Kind::Topic(topic)).await?;
+        if !there {
+            self.join_wildcards(topic).await?;
+            self.tell_news();
+        }
+        Ok(())
+    }
+}

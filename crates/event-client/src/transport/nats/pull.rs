@@ -1,0 +1,204 @@
+//! Open pulls of one subscription: never more asked for than there is room, silence noticed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{StatusCode, Subject as NatsSubject};
+use tokio::time::Instant;
+
+use super::courier::Courier;
+use super::member::Source;
+
+/// How long a pull waits at the server.
+const EXPIRES: Duration = Duration::from_secs(30);
+/// How often the server says that it still waits.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Silence after which a pull is given up.
+const SILENCE: Duration = Duration::from_secs(12);
+
+/// The pulls of a subscription, over all its consumers; one inbox takes everything.
+pub(super) struct Pulls {
+    courier: Arc<Courier>,
+    inbox: String,
+    list: Vec<Pull>,
+    next: u64,
+}
+
+/// The open pulls of one consumer.
+pub(super) struct Pull {
+    pub(super) source: Arc<Source>,
+    /// Number and what is left of each, the oldest first.
+    open: VecDeque<(u64, usize)>,
+    heard: Instant,
+    /// Not before then.
+    after: Instant,
+    failures: u32,
+}
+
+/// What the server said of a pull.
+pub(super) enum Said {
+    /// It still waits, or has ended as it should.
+    Well { ended: Option<usize> },
+    /// It ended, and this is why.
+    Trouble(String),
+    /// Nothing that concerns anybody.
+    Nothing,
+}
+
+impl Pull {
+    fn outstanding(&self) -> usize {
+        self.open.iter().map(|(_, left)| left).sum()
+    }
+
+    fn back_off(&mut self) {
+        self.failures = (self.failures + 1).min(6);
+        let most = 50_u64 << self.failures;
+        self.after = Instant::now() + Duration::from_millis(fastrand::u64(most / 2..=most));
+    }
+}
+
+impl Pulls {
+    pub(super) fn new(courier: Arc<Courier>, inbox: String) -> Self {
+        Self { courier, inbox, list: Vec::new(), next: 0 }
+    }
+
+    pub(super) fn add(&mut self, source: Source) {
+        let now = Instant::now();
+        let source = Arc::new(source);
+        self.list.push(Pull { source, open: VecDeque::new(), heard: now, after: now, failures: 0 });
+    }
+
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.list.iter().map(|pull| &pull.source)
+    }
+
+    pub(super) fn source(&self, at: usize) -> &Arc<Source> {
+        &self.list[at].source
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+    }
+
+    /// A consumer is no longer there.
+    pub(super) fn remove(&mut self, source: &Arc<Source>) {
+        self.list.retain(|pull| !Arc::ptr_eq(&pull.source, source));
+    }
+
+    /// The server has forgotten all of them.
+    pub(super) fn forget(&mut self) {
+        self.list.iter_mut().for_each(|pull| pull.open.clear());
+    }
+
+    /// The source that a message came from; its oldest pull got it.
+    pub(super) fn received(&mut self, stream: &str, consumer: &str) -> Option<Arc<Source>> {
+        let pull = self
+            .list
+            .iter_mut()
+            .find(|pull| pull.source.consumer == consumer && pull.source.stream == stream)?;
+        pull.heard = Instant::now();
+        pull.failures = 0;
+        if let Some((_, left)) = pull.open.front_mut() {
+            *left -= 1;
+            if *left == 0 {
+                pull.open.pop_front();
+            }
+        }
+        Some(pull.source.clone())
+    }
+
+    /// Opens pulls for `free` messages; when to look again at the latest, and whether one was not answered.
+    ///
+    /// Several consumers share the room, but each may have one message on its way: what is too much waits here.
+    pub(super) fn top_up(&mut self, free: usize) -> (Option<Instant>, bool) {
+        let now = Instant::now();
+        let (mut wake, mut silent) = (None, false);
+        let mut look = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
+        if free == 0 {
+            return (None, false);
+        }
+        let share = (free / self.list.len().max(1)).max(1);
+        for at in 0..self.list.len() {
+            let pull = &mut self.list[at];
+            if !pull.open.is_empty() && now >= pull.heard + SILENCE {
+                pull.open.clear();
+                pull.back_off();
+                silent = true;
+            }
+            if pull.after > now {
+                look(pull.after);
+                continue;
+            }
+            let outstanding = pull.outstanding();
+            let wanted = share.saturating_sub(outstanding);
+            if outstanding == 0 || (wanted > 0 && wanted >= share.div_ceil(2)) {
+                self.open(at, wanted, false);
+            }
+            look(self.list[at].heard + SILENCE);
+        }
+        (wake, silent)
+    }
+
+    /// Opens one pull; with `no_wait` it ends when there is nothing.
+    pub(super) fn open(&mut self, at: usize, count: usize, no_wait: bool) -> u64 {
+        self.next += 1;
+        let pull = &mut self.list[at];
+        if pull.open.is_empty() {
+            pull.heard = Instant::now();
+        }
+        pull.open.push_back((self.next, count));
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", pull.source.stream, pull.source.consumer);
+        let body = if no_wait {
+            format!("{{\"batch\":{count},\"no_wait\":true}}")
+        } else {
+            let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
+            format!("{{\"batch\":{count},\"expires\":{expires},\"idle_heartbeat\":{heartbeat}}}")
+        };
+        let reply = NatsSubject::from(format!("{}.{}", self.inbox, self.next));
+        self.courier.say(NatsSubject::from(subject), Some(reply), body.into());
+        self.next
+    }
+
+    pub(super) fn ended(&mut self, at: usize, request: u64) {
+        if let Some(pull) = self.list.get_mut(at) {
+            pull.open.retain(|(number, _)| *number != request);
+        }
+    }
+
+    /// Reads a status message.
+    pub(super) fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> Said {
+        let Some((at, request)) = self.request_of(message) else { return Said::Nothing };
+        let Some(pull) = self.list.get_mut(at) else { return Said::Nothing };
+        pull.heard = Instant::now();
+        if status.as_u16() == 100 {
+            return Said::Well { ended: None };
+        }
+        pull.open.retain(|(number, _)| *number != request);
+        let text = message.description.as_deref().unwrap_or("JetStream does not answer just now");
+        match status.as_u16() {
+            404 | 408 => Said::Well { ended: Some(at) },
+            _ => {
+                pull.back_off();
+                // A full consumer goes on as soon as something is settled.
+                if text.contains("MaxAckPending") || text.contains("Batch Completed") {
+                    Said::Nothing
+                } else {
+                    Said::Trouble(text.to_owned())
+                }
+            }
+        }
+    }
+
+    /// The consumer and number of the pull that a status is about.
+    fn request_of(&self, message: &async_nats::Message) -> Option<(usize, u64)> {
+        let rest = message.subject.as_str().strip_prefix(self.inbox.as_str())?;
+        let number = rest.strip_prefix('.')?.parse().ok()?;
+        let at = self.list.iter().position(|pull| pull.open.iter().any(|(open, _)| *open == number))?;
+        Some((at, number))
+    }
+}

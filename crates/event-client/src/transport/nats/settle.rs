@@ -1,0 +1,370 @@
+//! Settling: the server is told at once; who wants to be sure waits for one more word that stands for many.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_nats::Subject as NatsSubject;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::api::Failure;
+use super::connection::Connection;
+use super::dead;
+use super::error::{closed, lost};
+use super::member::{Entry, Member, Order, Source};
+use crate::confirm::{Answer, Confirm};
+use crate::delivery::{Settle, Settlement, Token};
+use crate::error::{Error, ErrorKind, Result};
+
+pub(super) const ACK: Bytes = Bytes::from_static(b"+ACK");
+pub(super) const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
+const TERM: Bytes = Bytes::from_static(b"+TERM");
+const NAK: Bytes = Bytes::from_static(b"-NAK");
+
+/// A settlement that somebody wants to be sure of. Said with a reply subject, it is confirmed behind everything that
+/// was said to the same consumer before it.
+pub(super) struct Doubt {
+    source: Arc<Source>,
+    ack: NatsSubject,
+    word: Bytes,
+    /// It was said already, without a reply subject, and may be said again.
+    said: bool,
+    answer: Answer<()>,
+}
+
+/// What is on record of a message that comes again: the delivery count alone does not know of releases.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    /// Deliveries when this was written.
+    pub(super) delivered: u64,
+    /// Attempts that count among them.
+    pub(super) attempts: u32,
+    /// Unix milliseconds of the next try; 0 is at once.
+    #[serde(default)]
+    pub(super) due: i64,
+    /// Unix milliseconds of the first try.
+    #[serde(default)]
+    pub(super) first: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<SmolStr>,
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub(super) error: SmolStr,
+}
+
+impl Settle for Member {
+    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
+        let entry = match self.take(token, &settlement) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Confirm::ready(Ok(())),
+            Err(error) => return Confirm::ready(Err(error)),
+        };
+        match settlement {
+            Settlement::Ack => self.acknowledge(entry),
+            other => {
+                let (answer, confirm) = Confirm::channel();
+                self.in_steps(entry, other, answer);
+                confirm
+            }
+        }
+    }
+
+    fn in_progress(&self, token: Token) -> Confirm<()> {
+        let now = Instant::now();
+        let (source, ack) = match self.hand().get(token) {
+            Some(entry) if entry.lease_until > now => (entry.source.clone(), entry.ack.clone()),
+            _ if self.connection.closed.is_cancelled() => {
+                return Confirm::ready(Err(closed().during("renew")));
+            }
+            _ => return Confirm::ready(Err(lost())),
+        };
+        self.connection.courier.say(ack.clone(), None, PROGRESS);
+        if let Some(entry) = self.hand().get(token) {
+            entry.lease_until = now + self.certain();
+        }
+        self.sure(source, ack, PROGRESS)
+    }
+}
+
+impl Member {
+    /// Takes a delivery out of the hand; `None` when a release needs no more than a word to the fetching task.
+    fn take(&self, token: Token, settlement: &Settlement) -> Result<Option<Entry>> {
+        if self.connection.closed.is_cancelled() {
+            return Err(closed().during("settle"));
+        }
+        let mut hand = self.hand();
+        let entry = hand.get(token).ok_or_else(lost)?;
+        if entry.lease_until <= Instant::now() {
+            let entry = hand.remove(token).expect("just seen");
+            drop(hand);
+            // It comes again, and keeps its place.
+            self.come_again(&entry);
+            return Err(lost());
+        }
+        if *settlement == Settlement::Release
+            && self.keyed
+            && entry.key.is_some()
+            && self.live.load(Ordering::Acquire)
+        {
+            entry.out = false;
+            drop(hand);
+            if self.orders.send(Order::Again(token)).is_ok() {
+                return Ok(None);
+            }
+            return Ok(self.hand().remove(token));
+        }
+        Ok(hand.remove(token))
+    }
+
+    fn acknowledge(&self, entry: Entry) -> Confirm<()> {
+        let connection = &self.connection;
+        connection.courier.say(entry.ack.clone(), None, ACK);
+        if entry.recorded {
+            self.forget_attempts(&entry);
+        }
+        match self.keyed.then(|| entry.key.clone()).flatten() {
+            None => self.sure(entry.source, entry.ack, ACK),
+            Some(key) => {
+                // The next of the key only when this is certain, or a crash could turn them around.
+                let (answer, confirm) = Confirm::channel();
+                let sure = self.sure(entry.source, entry.ack, ACK);
+                let orders = self.orders.clone();
+                let member = self.begin();
+                tokio::spawn(async move {
+                    let result = sure.await;
+                    let _ = orders.send(Order::Finish(key));
+                    let _ = answer.send(result);
+                    drop(member);
+                });
+                confirm
+            }
+        }
+    }
+
+    /// Retry, reject and release take more than one step.
+    fn in_steps(&self, entry: Entry, settlement: Settlement, answer: Answer<()>) {
+        let key = self.keyed.then(|| entry.key.clone()).flatten();
+        let steps = Steps {
+            connection: self.connection.clone(),
+            group: self.group.clone(),
+            doubts: self.doubts.clone(),
+        };
+        let orders = self.orders.clone();
+        if let Some(key) = &key
+            && !matches!(settlement, Settlement::Reject(_))
+        {
+            let _ = orders.send(Order::Await {
+                source: entry.source.clone(),
+                sequence: entry.sequence,
+                key: key.clone(),
+            });
+        }
+        let busy = self.begin();
+        tokio::spawn(async move {
+            let rejected = matches!(settlement, Settlement::Reject(_));
+            let result = steps.take(&entry, settlement).await;
+            if let (true, Some(key)) = (rejected, key) {
+                let order = match &result {
+                    Ok(()) => Order::Finish(key),
+                    Err(_) => Order::Await { source: entry.source, sequence: entry.sequence, key },
+                };
+                let _ = orders.send(order);
+            }
+            let _ = answer.send(result.map_err(|error| error.during("settle")));
+            drop(busy);
+        });
+    }
+
+    fn come_again(&self, entry: &Entry) {
+        if self.keyed
+            && let Some(key) = entry.key.clone()
+        {
+            let _ = self.orders.send(Order::Await {
+                source: entry.source.clone(),
+                sequence: entry.sequence,
+                key,
+            });
+        }
+    }
+
+    /// Resolves when the server has processed what was said to this consumer so far.
+    pub(super) fn sure(&self, source: Arc<Source>, ack: NatsSubject, word: Bytes) -> Confirm<()> {
+        let doubts = self.doubts.clone();
+        Confirm::boxed(sure(doubts, source, ack, word, true))
+    }
+
+    fn forget_attempts(&self, entry: &Entry) {
+        let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
+        let connection = self.connection.clone();
+        let busy = self.begin();
+        tokio::spawn(async move {
+            // Left behind it harms nobody; the group's deletion takes it along.
+            let _ = connection.purge(&connection.names.state(), &subject).await;
+            drop(busy);
+        });
+    }
+
+    fn begin(&self) -> Busy {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        Busy(self.this())
+    }
+
+    fn this(&self) -> Arc<Self> {
+        self.me.upgrade().expect("whoever settles holds it")
+    }
+}
+
+/// Counted while a settlement takes its steps.
+struct Busy(Arc<Member>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+async fn sure(
+    doubts: mpsc::UnboundedSender<Doubt>,
+    source: Arc<Source>,
+    ack: NatsSubject,
+    word: Bytes,
+    said: bool,
+) -> Result<()> {
+    let (answer, waiting) = oneshot::channel();
+    doubts.send(Doubt { source, ack, word, said, answer }).map_err(|_| closed().during("settle"))?;
+    waiting.await.unwrap_or_else(|_| Err(closed().during("settle")))
+}
+
+/// What a settlement of several steps needs.
+pub(super) struct Steps {
+    pub(super) connection: Arc<Connection>,
+    pub(super) group: crate::subject::Group,
+    pub(super) doubts: mpsc::UnboundedSender<Doubt>,
+}
+
+impl Steps {
+    pub(super) async fn take(&self, entry: &Entry, settlement: Settlement) -> Result<()> {
+        let word = match settlement {
+            Settlement::Ack => ACK,
+            Settlement::Retry { after, error } => {
+                if !after.is_zero() {
+                    let due = Timestamp::now().as_millisecond().saturating_add(millis(after));
+                    self.record(entry, entry.info.attempt, due, error).await?;
+                }
+                delayed(after)
+            }
+            Settlement::Release => {
+                let before = entry.info.attempt.saturating_sub(1);
+                self.record(entry, before, 0, SmolStr::default()).await?;
+                NAK
+            }
+            Settlement::Reject(rejection) => {
+                dead::bury(&self.connection, &self.group, entry, rejection).await?;
+                TERM
+            }
+        };
+        let settled = word == TERM;
+        // Said once: a second refusal would hit the next delivery.
+        let result = sure(self.doubts.clone(), entry.source.clone(), entry.ack.clone(), word, false).await;
+        if settled && entry.recorded {
+            let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
+            let _ = self.connection.purge(&self.connection.names.state(), &subject).await;
+        }
+        result
+    }
+
+    async fn record(&self, entry: &Entry, attempts: u32, due: i64, error: SmolStr) -> Result<()> {
+        let record = Attempt {
+            delivered: entry.delivered,
+            attempts,
+            due,
+            first: entry.first_ms,
+            key: entry.key.clone(),
+            error,
+        };
+        let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
+        let payload = serde_json::to_vec(&record).expect("plain data");
+        self.connection.courier.store(subject, async_nats::HeaderMap::new(), payload.into()).await.map(drop)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+pub(super) fn delayed(after: Duration) -> Bytes {
+    if after.is_zero() {
+        return NAK;
+    }
+    format!("-NAK {{\"delay\": {}}}", super::api::nanos(after).min(i64::MAX as u64)).into()
+}
+
+/// Confirms settlements, many with one question: the server processes what one connection says to one consumer in
+/// order.
+pub(super) async fn confirm(connection: Weak<Connection>, mut doubts: mpsc::UnboundedReceiver<Doubt>) {
+    let mut batch: Vec<Doubt> = Vec::new();
+    while doubts.recv_many(&mut batch, 4096).await > 0 {
+        let Some(connection) = connection.upgrade() else { return };
+        while !batch.is_empty() {
+            let source = batch[0].source.clone();
+            let (same, rest): (Vec<_>, Vec<_>) =
+                batch.drain(..).partition(|doubt| Arc::ptr_eq(&doubt.source, &source));
+            batch = rest;
+            let (last, before) = same.split_last().expect("the first is among them");
+            for doubt in before.iter().filter(|doubt| !doubt.said) {
+                connection.courier.say(doubt.ack.clone(), None, doubt.word.clone());
+            }
+            let result = confirm_one(&connection, last).await;
+            for doubt in same {
+                let result = match &result {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(Error::new(error.kind(), error.to_string())),
+                };
+                let _ = doubt.answer.send(result);
+            }
+        }
+    }
+}
+
+async fn confirm_one(connection: &Connection, doubt: &Doubt) -> Result<()> {
+    let until = Instant::now() + connection.config.request_timeout;
+    loop {
+        let within = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match connection.ask(doubt.ack.to_string(), doubt.word.clone(), within).await {
+            Ok(_) => return Ok(()),
+            Err(Failure::NoResponder) => {
+                // The consumer is gone, or JetStream is not ready after a restart.
+                match connection.consumer_info(&doubt.source.stream, &doubt.source.consumer).await {
+                    Ok(None) => return Err(lost()),
+                    _ if Instant::now() >= until => {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            "the server's JetStream does not answer just now",
+                        )
+                        .during("settle"));
+                    }
+                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+            }
+            Err(failure) => return Err(Error::from(failure).during("settle")),
+        }
+    }
+}
+
+impl Connection {
+    /// Where the attempts of a message are on record.
+    pub(super) fn attempt_subject(&self, source: &Source, sequence: u64) -> String {
+        format!("{}{sequence}", self.attempts_of(source))
+    }
+
+    /// What stands in front of the record of every message of a consumer.
+    pub(super) fn attempts_of(&self, source: &Source) -> String {
+        self.names.record("attempt", &format!("{}.{}.", source.consumer, source.stream))
+    }
+}
