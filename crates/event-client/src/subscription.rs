@@ -127,6 +127,12 @@ impl Feed {
         self.credit.available_permits()
     }
 
+    /// How many deliveries nobody has taken yet.
+    #[allow(dead_code, reason = "each broker folder may be compiled out")]
+    pub(crate) fn untaken(&self) -> usize {
+        self.untaken.len()
+    }
+
     /// Hands over a delivery that holds a slot. It is released when the consumer is gone.
     pub fn push(&self, delivery: Delivery) {
         // Refused only when closed; then the delivery drops and releases itself.

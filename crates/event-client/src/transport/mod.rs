@@ -22,6 +22,8 @@ mod memory;
 mod nats;
 mod open;
 mod provision;
+#[cfg(feature = "redis")]
+mod redis;
 mod requests;
 mod sqlite;
 mod topology;

@@ -25,7 +25,9 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
             super::nats::NatsTransport::open(url).await.map(|nats| Arc::new(nats) as Arc<dyn Transport>)
         }
         #[cfg(feature = "redis")]
-        "redis" | "rediss" => Err(not_yet(&url)),
+        "redis" | "rediss" => {
+            super::redis::RedisTransport::open(url).await.map(|redis| Arc::new(redis) as Arc<dyn Transport>)
+        }
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => Err(not_yet(&url)),
         #[cfg(not(feature = "nats"))]

@@ -1,0 +1,186 @@
+//! The operator's door: dead letters, groups and their lag, topology.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use redis::{Pipeline, Value};
+use smol_str::SmolStr;
+
+use super::RedisTransport;
+use super::connection::Handle;
+use super::dead::unknown;
+use super::error::reply;
+use super::group::{compare, start_word};
+use super::scripts;
+use crate::error::Result;
+use crate::subject::{Group, Subject};
+use crate::transport::{
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Difference, GroupStatus, Mode, Start, Topology,
+};
+
+impl RedisTransport {
+    fn admin_step<'a, T: Send + 'a, F>(
+        &'a self,
+        operation: &'static str,
+        step: impl FnOnce(Arc<Handle>) -> F + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>>
+    where
+        F: Future<Output = Result<T>> + Send + 'a,
+    {
+        Box::pin(async move {
+            let handle = self.live(operation)?.clone();
+            step(handle).await.map_err(|error| error.during(operation))
+        })
+    }
+}
+
+impl Admin for RedisTransport {
+    fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
+        self.admin_step("list dead letters", async move |handle| {
+            Ok(handle.letters(&filter).await?.into_iter().map(|letter| letter.letter).collect())
+        })
+    }
+
+    fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.admin_step("replay dead letters", async move |handle| {
+            let letters = handle.letters(&filter).await?;
+            handle.replay(letters).await
+        })
+    }
+
+    fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.admin_step("drop dead letters", async move |handle| {
+            let letters = handle.letters(&filter).await?;
+            handle.drop_letters(letters).await
+        })
+    }
+
+    fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
+        self.admin_step("list groups", async move |handle| {
+            let mut all = Vec::new();
+            for (group, definition) in handle.definitions().await? {
+                all.push(handle.status(&group, &definition).await?);
+            }
+            Ok(all)
+        })
+    }
+
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.admin_step("plan topology", async move |handle| plan(&handle, &topology).await)
+    }
+
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.admin_step("apply topology", async move |handle| {
+            let changes = plan(&handle, &topology).await?;
+            for topic in missing_topics(&handle, &topology).await? {
+                handle.create_topic(&topic).await?;
+            }
+            for spec in topology.subscriptions()? {
+                let Mode::Group(group) = &spec.mode else { continue };
+                handle.define(group, &spec, None, true).await?;
+            }
+            Ok(changes)
+        })
+    }
+
+    fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
+        self.admin_step("seek", async move |handle| {
+            let Some((_, definition)) = handle.definition(&group).await? else { return Err(unknown(&group)) };
+            handle.move_group(&group, &definition.topics, &start_word(start)).await?;
+            handle.signal(&handle.keys.wake(group.as_str()), "changed").await
+        })
+    }
+
+    fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
+        self.admin_step("delete group", async move |handle| {
+            let Some((_, definition)) = handle.definition(&group).await? else { return Err(unknown(&group)) };
+            let keys = &handle.keys;
+            // Its members see the end of its definition before that of anything else.
+            let mut pipeline = Pipeline::new();
+            pipeline.cmd("MULTI");
+            pipeline.cmd("SET").arg(keys.tombstone(group.as_str())).arg("deleted").arg("EX").arg(86_400);
+            pipeline.cmd("HDEL").arg(keys.groups()).arg(group.as_str());
+            pipeline.cmd("DEL").arg(keys.members(group.as_str()));
+            pipeline.cmd("EXEC");
+            handle.link.ask_all(&pipeline).await?;
+            handle.move_group(&group, &definition.topics, "delete").await?;
+            handle.signal(&keys.wake(group.as_str()), "changed").await
+        })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
+        self.admin_step("ping", async move |handle| handle.ping().await)
+    }
+}
+
+impl Handle {
+    async fn move_group(&self, group: &Group, topics: &BTreeSet<SmolStr>, start: &str) -> Result<()> {
+        let mut pipeline = Pipeline::new();
+        for topic in topics {
+            let keys = &self.keys;
+            let log = keys.source(topic, group.as_str(), false);
+            let replay = keys.source(topic, group.as_str(), true);
+            let mut command = scripts::MOVE.on(&[
+                &log.stream,
+                &keys.settings(topic, group.as_str()),
+                &log.due,
+                &log.notes,
+                &keys.owner(topic, group.as_str()),
+                &replay.stream,
+                &replay.due,
+                &replay.notes,
+            ]);
+            command.arg(group.as_str()).arg(start);
+            pipeline.add_command(command);
+        }
+        self.link.ask_all(&pipeline).await.map(drop)
+    }
+
+    /// An empty stream, registered.
+    async fn create_topic(&self, topic: &SmolStr) -> Result<()> {
+        self.register(std::slice::from_ref(topic)).await?;
+        let mut pipeline = Pipeline::new();
+        let log = self.keys.log(topic);
+        pipeline.cmd("XGROUP").arg("CREATE").arg(&log).arg("~").arg("$").arg("MKSTREAM");
+        pipeline.cmd("XGROUP").arg("DESTROY").arg(&log).arg("~");
+        for value in self.link.run(&pipeline).await? {
+            // Another may have just made it.
+            if !super::error::is_code(&value, "BUSYGROUP") {
+                reply(value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn plan(handle: &Handle, topology: &Topology) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    let wanted = topology.subscriptions()?;
+    for topic in missing_topics(handle, topology).await? {
+        let object = format!("stream {}", handle.keys.log(&topic));
+        let difference = Difference::new("topic", None, topic.to_string());
+        changes.push(Change::new(object, Action::Create, vec![difference]));
+    }
+    for spec in &wanted {
+        let Mode::Group(group) = &spec.mode else { continue };
+        let is = handle.definition(group).await?;
+        changes.extend(compare(spec, is.as_ref().map(|(_, definition)| definition)));
+    }
+    Ok(changes)
+}
+
+/// Topics that are named beside the groups' and have no stream.
+async fn missing_topics(handle: &Handle, topology: &Topology) -> Result<Vec<SmolStr>> {
+    let mut missing = Vec::new();
+    for topic in &topology.topics {
+        Subject::new(topic)?;
+        let mut ask = redis::cmd("EXISTS");
+        ask.arg(handle.keys.log(topic));
+        if handle.link.ask(ask).await? == Value::Int(0) {
+            missing.push(topic.clone());
+        }
+    }
+    Ok(missing)
+}

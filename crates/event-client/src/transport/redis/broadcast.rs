@@ -1,0 +1,206 @@
+//! Broadcast: each subscriber reads the logs for itself, and nothing is owed to it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redis::{Pipeline, Value};
+use smol_str::SmolStr;
+use tokio::sync::Notify;
+
+use super::codec::{args, self, Entry, EntryId, parts, text};
+use super::connection::Handle;
+use super::ear::Listening;
+use super::error::reply;
+use super::group::last_unwanted;
+use super::link::jitter;
+use super::reader::{LONGEST, Reader};
+use crate::delivery::{Delivery, DeliveryInfo};
+use crate::error::Result;
+use crate::subject::Pattern;
+use crate::subscription::{Feed, Health, Subscription};
+use crate::transport::{Start, Subscribe};
+
+/// Most entries of one read.
+const BATCH: usize = 256;
+
+/// A log and how far it was read.
+struct Tail {
+    topic: SmolStr,
+    stream: String,
+    last: EntryId,
+}
+
+struct Tails {
+    handle: Arc<Handle>,
+    filters: Vec<Pattern>,
+    wild: bool,
+    feed: Feed,
+    tails: Vec<Tail>,
+    /// Read and not handed over for want of room.
+    waiting: VecDeque<Entry>,
+    reader: Option<Reader>,
+    wake: Arc<Notify>,
+}
+
+pub(super) async fn broadcast(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
+    let wake = Arc::new(Notify::new());
+    let wild = spec.filters.iter().any(|filter| filter.topic().is_none());
+    let mut listening = Vec::new();
+    if wild {
+        let told = wake.clone();
+        let topics = handle.ear.on(handle.keys.system(), move |message| {
+            if !message.starts_with(b"delay") {
+                told.notify_one();
+            }
+        });
+        listening.push(topics.await?);
+    }
+    let (feed, subscription) = Subscription::channel(spec.credit);
+    let mut tails = Tails {
+        handle: handle.clone(),
+        wild,
+        feed,
+        tails: Vec::new(),
+        waiting: VecDeque::new(),
+        reader: None,
+        wake,
+        filters: spec.filters,
+    };
+    tails.find(spec.start).await?;
+    let (told, stopped, closing) = (tails.wake.clone(), tails.feed.stopped().clone(), handle.closing.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stopped.cancelled() => {}
+            () = closing.cancelled() => {}
+        }
+        told.notify_one();
+    });
+    tokio::spawn(run(tails, listening));
+    Ok(subscription)
+}
+
+async fn run(mut tails: Tails, listening: Vec<Listening>) {
+    let mut pause = Duration::from_millis(20);
+    let mut failing = false;
+    while !tails.is_over() {
+        match tails.step().await {
+            Ok(()) => {
+                failing = false;
+                pause = Duration::from_millis(20);
+                tails.feed.report(Health::Live);
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(%error, "a broadcast subscription cannot read; trying again");
+                }
+                failing = true;
+                tails.feed.report(Health::Rebuilding(error.to_string()));
+                tails.reader = None;
+                tokio::select! {
+                    () = tokio::time::sleep(jitter(pause)) => {}
+                    () = tails.feed.stopped().cancelled() => {}
+                    () = tails.handle.closing.cancelled() => {}
+                }
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+    drop(listening);
+}
+
+impl Tails {
+    fn is_over(&self) -> bool {
+        self.feed.stopped().is_cancelled() || self.handle.closing.is_cancelled()
+    }
+
+    /// Adds the topics that are not read yet.
+    async fn find(&mut self, start: Start) -> Result<()> {
+        let mut topics: Vec<SmolStr> =
+            self.filters.iter().filter_map(|filter| filter.topic().map(SmolStr::new)).collect();
+        if self.wild {
+            topics.extend(self.handle.topics().await?);
+        }
+        topics.sort();
+        topics.dedup();
+        topics.retain(|topic| !self.tails.iter().any(|tail| tail.topic == *topic));
+        let streams: Vec<String> = topics.iter().map(|topic| self.handle.keys.log(topic)).collect();
+        let mut pipeline = Pipeline::new();
+        for stream in &streams {
+            pipeline.cmd("XINFO").arg("STREAM").arg(stream);
+        }
+        if streams.is_empty() {
+            return Ok(());
+        }
+        let answers = self.handle.link.run(&pipeline).await?;
+        for ((topic, stream), info) in topics.into_iter().zip(streams).zip(answers) {
+            let newest = last_generated(info)?;
+            // A time to come is no message yet.
+            let last = last_unwanted(start).map_or(newest, |id| id.min(newest));
+            self.tails.push(Tail { topic, stream, last });
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<()> {
+        if self.reader.is_none() {
+            self.reader = Some(Reader::open(&self.handle.link).await?);
+        }
+        if self.wild {
+            // What came after the subscription is seen from its first message on.
+            self.find(Start::Earliest).await?;
+        }
+        while let Some(entry) = self.waiting.pop_front() {
+            let slot = tokio::select! {
+                slot = self.feed.slot() => slot,
+                () = self.feed.stopped().cancelled() => return Ok(()),
+                () = self.handle.closing.cancelled() => return Ok(()),
+            };
+            let mut info = DeliveryInfo::new(1);
+            info.position = Some(entry.origin.position());
+            info.published_at = entry.origin.time();
+            if !entry.is_expired(Timestamp::now()) {
+                self.feed.push(Delivery::unleased(Arc::new(entry.message), info, Some(slot)));
+            }
+        }
+        if self.tails.is_empty() {
+            self.wake.notified().await;
+            return Ok(());
+        }
+        self.read().await
+    }
+
+    async fn read(&mut self) -> Result<()> {
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let block = reader.patience(LONGEST);
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(block.as_millis() as u64).arg("STREAMS");
+        args(&mut command, self.tails.iter().map(|tail| &tail.stream));
+        args(&mut command, self.tails.iter().map(|tail| tail.last.to_string()));
+        let answer = reader.wait(&command, block, &self.wake).await?;
+        for stream in parts(answer) {
+            let mut stream = parts(stream).into_iter();
+            let key = stream.next().unwrap_or_default();
+            let Some(tail) = self.tails.iter_mut().find(|tail| tail.stream == text(&key)) else { continue };
+            for value in parts(stream.next().unwrap_or_default()) {
+                let Some(entry) = codec::read(value, &tail.topic) else { continue };
+                tail.last = tail.last.max(entry.id);
+                if !entry.ill_named && self.filters.iter().any(|filter| filter.matches(&entry.message.subject)) {
+                    self.waiting.push_back(entry);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last id that a stream gave; a stream that is not there has given none.
+fn last_generated(info: Value) -> Result<EntryId> {
+    if super::error::is_code(&info, "no such key") {
+        return Ok(EntryId::default());
+    }
+    let info = parts(reply(info)?);
+    let last = info.chunks(2).find(|pair| text(&pair[0]) == "last-generated-id");
+    last.and_then(|pair| pair.get(1)).map_or(Ok(EntryId::default()), |id| text(id).parse())
+}

@@ -1,0 +1,204 @@
+//! A message as the fields of a stream entry, and back; ids of entries.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use redis::{Cmd, ToRedisArgs, Value};
+use smol_str::format_smolstr;
+
+use crate::error::{Error, ErrorKind};
+use crate::message::{Message, MessageId, Position};
+use crate::subject::Subject;
+use crate::transport::wire::{self, Reader};
+
+/// Field with the body.
+pub(super) const DATA: &str = "data";
+/// Field of a copy: the id of the entry that it was copied from.
+pub(super) const ORIGIN: &str = "bus-origin";
+
+/// Id of a stream entry: milliseconds and a number within them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct EntryId {
+    pub(super) ms: u64,
+    pub(super) seq: u64,
+}
+
+impl EntryId {
+    pub(super) fn position(self) -> Position {
+        Position((u128::from(self.ms) << 64) | u128::from(self.seq))
+    }
+
+    pub(super) fn from_position(position: Position) -> Self {
+        Self { ms: (position.0 >> 64) as u64, seq: position.0 as u64 }
+    }
+
+    /// The id just before this one.
+    pub(super) fn before(self) -> Self {
+        match (self.ms, self.seq) {
+            (0, 0) => self,
+            (ms, 0) => Self { ms: ms - 1, seq: u64::MAX },
+            (ms, seq) => Self { ms, seq: seq - 1 },
+        }
+    }
+
+    pub(super) fn time(self) -> Option<Timestamp> {
+        Timestamp::from_millisecond(i64::try_from(self.ms).ok()?).ok()
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+impl FromStr for EntryId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let bad = || Error::new(ErrorKind::Corrupt, "not the id of a stream entry");
+        let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
+        Ok(Self { ms: ms.parse().map_err(|_| bad())?, seq: seq.parse().map_err(|_| bad())? })
+    }
+}
+
+/// Appends one argument after another.
+pub(super) fn args<A: ToRedisArgs>(command: &mut Cmd, all: impl IntoIterator<Item = A>) {
+    for argument in all {
+        command.arg(argument);
+    }
+}
+
+/// Appends the fields of `message` to a command.
+pub(super) fn write(message: &Message, command: &mut Cmd) {
+    command.arg(wire::SUBJECT).arg(message.subject.as_str());
+    wire::write(message, |name, value| {
+        command.arg(name).arg(value);
+    });
+    command.arg(DATA).arg(&message.payload[..]);
+}
+
+/// What a stream entry holds.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: EntryId,
+    pub(super) message: Message,
+    /// Where and when it was first published, for copies.
+    pub(super) origin: EntryId,
+    pub(super) replayed: bool,
+    /// Its subject breaks the rules; the message has the topic instead.
+    pub(super) ill_named: bool,
+    /// The library's fields that are no part of a message, for dead letters.
+    pub(super) extra: Vec<(String, String)>,
+}
+
+impl Entry {
+    pub(super) fn is_expired(&self, now: Timestamp) -> bool {
+        !self.replayed && self.message.expires_at.is_some_and(|at| at <= now)
+    }
+}
+
+/// Reads `[id, [name, value, …]]`; `None` for an entry that was deleted.
+pub(super) fn read(value: Value, topic: &str) -> Option<Entry> {
+    let Value::Array(parts) = value else { return None };
+    let mut parts = parts.into_iter();
+    let id = text(&parts.next()?).parse().ok()?;
+    let Value::Array(fields) = parts.next()? else { return None };
+    Some(read_fields(id, fields, topic))
+}
+
+/// Reads the fields of the entry `id` of `topic`.
+pub(super) fn read_fields(id: EntryId, fields: Vec<Value>, topic: &str) -> Entry {
+    let mut reader = Reader::default();
+    let mut data = Bytes::new();
+    let mut subject = None;
+    let mut ill_named = false;
+    let mut origin = id;
+    let mut replayed = false;
+    let mut extra = Vec::new();
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        let Value::BulkString(name) = name else { continue };
+        let Value::BulkString(value) = value else { continue };
+        if name == DATA.as_bytes() {
+            data = Bytes::from(value);
+            continue;
+        }
+        // A foreign producer may write any bytes.
+        let name = String::from_utf8_lossy(&name);
+        let value = String::from_utf8_lossy(&value);
+        match &*name {
+            wire::SUBJECT => {
+                let valid = Subject::new(&*value).ok().filter(|subject| subject.topic() == topic);
+                ill_named = valid.is_none();
+                subject = valid;
+            }
+            ORIGIN => origin = value.parse().unwrap_or(id),
+            wire::REPLAYED => replayed = true,
+            name if name.starts_with("bus-dlq-") || name == wire::FIRST_ATTEMPT => {
+                extra.push((name.to_owned(), value.into_owned()));
+            }
+            name => reader.header(name, &value),
+        }
+    }
+    let subject = subject.unwrap_or_else(|| {
+        Subject::new(topic).unwrap_or_else(|_| Subject::new("unknown").expect("a valid subject"))
+    });
+    let message = reader.finish(subject, data, || MessageId::Text(format_smolstr!("{topic}/{origin}")));
+    Entry { id, message, origin, replayed, ill_named, extra }
+}
+
+/// A reply's text, whatever kind of string it is.
+pub(super) fn text(value: &Value) -> &str {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
+        Value::SimpleString(text) => text,
+        _ => "",
+    }
+}
+
+/// A reply's number, also when it came as text.
+pub(super) fn number(value: &Value) -> i64 {
+    match value {
+        Value::Int(number) => *number,
+        other => text(other).parse().unwrap_or_default(),
+    }
+}
+
+/// A reply's parts; none when it is nil.
+pub(super) fn parts(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(parts) => parts,
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_positions() {
+        let id: EntryId = "17-3".parse().unwrap();
+        assert_eq!(EntryId::from_position(id.position()), id);
+        assert_eq!(id.to_string(), "17-3");
+        assert_eq!(id.before(), EntryId { ms: 17, seq: 2 });
+        assert_eq!(EntryId { ms: 17, seq: 0 }.before(), EntryId { ms: 16, seq: u64::MAX });
+        assert_eq!(EntryId::default().before(), EntryId::default());
+        assert!("x-1".parse::<EntryId>().is_err());
+    }
+
+    #[test]
+    fn a_foreign_entry_needs_no_field() {
+        let bulk = |text: &[u8]| Value::BulkString(text.to_vec());
+        let id = EntryId { ms: 1, seq: 2 };
+        let entry = read_fields(id, vec![bulk(b"temperature"), bulk(b"2\xff")], "lab");
+        assert_eq!(entry.message.subject.as_str(), "lab");
+        assert_eq!(entry.message.id.to_string(), "lab/1-2");
+        assert_eq!(entry.message.headers.get("temperature"), Some("2\u{fffd}"));
+        assert!(!entry.ill_named);
+        let entry = read_fields(id, vec![bulk(b"bus-subject"), bulk(b"Lab x")], "lab");
+        assert!(entry.ill_named);
+    }
+}

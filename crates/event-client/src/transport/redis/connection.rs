@@ -1,0 +1,113 @@
+//! One handle on a server: its connections, its tasks, and what it knows of the server.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use smol_str::SmolStr;
+use tokio_util::sync::CancellationToken;
+
+use super::codec::{parts, text};
+use super::config::Config;
+use super::ear::Ear;
+use super::keys::Keys;
+use super::link::Link;
+use super::member::Member;
+use super::probe::Facts;
+use super::publish::Outbox;
+use super::requests::Calls;
+use super::serve::Service;
+use super::server::Server;
+use super::settle::Clerk;
+use crate::error::Result;
+use crate::transport::consumer_name;
+
+/// What everything of one handle shares.
+pub(super) struct Handle {
+    pub(super) config: Config,
+    pub(super) keys: Keys,
+    pub(super) link: Arc<Link>,
+    pub(super) ear: Arc<Ear>,
+    /// Unique in the server: names its inbox and its consumers.
+    pub(super) id: SmolStr,
+    pub(super) facts: Facts,
+    pub(super) outbox: Mutex<Option<Outbox>>,
+    pub(super) clerk: Clerk,
+    pub(super) calls: Calls,
+    pub(super) members: Mutex<Vec<Weak<Member>>>,
+    pub(super) services: Mutex<Vec<Weak<Service>>>,
+    /// Cancelled when closing begins: nothing new is taken on.
+    pub(super) closing: CancellationToken,
+}
+
+/// The handle and the tasks that end with it.
+pub(super) struct Opened {
+    pub(super) handle: Arc<Handle>,
+    pub(super) writer: tokio::task::JoinHandle<()>,
+}
+
+impl Handle {
+    pub(super) async fn open(config: Config) -> Result<Opened> {
+        let link = Link::open(Server::new(&config)?).await?;
+        let guard = link.closed.clone().drop_guard();
+        let facts = Facts::ask(&link, &config).await?;
+        let ear = Ear::open(link.clone()).await?;
+        let keys = Keys::new(&config.namespace, config.db);
+        let (outbox, writer) = Outbox::open(link.clone(), keys.clone(), &config);
+        let closing = CancellationToken::new();
+        let handle = Arc::new(Self {
+            clerk: Clerk::open(link.clone()),
+            id: consumer_name(),
+            config,
+            keys,
+            link,
+            ear,
+            facts,
+            outbox: Mutex::new(Some(outbox)),
+            calls: Calls::default(),
+            members: Mutex::default(),
+            services: Mutex::default(),
+            closing,
+        });
+        super::clock::start(&handle).await?;
+        super::requests::start(&handle).await?;
+        super::janitor::start(&handle);
+        guard.disarm();
+        Ok(Opened { handle, writer })
+    }
+
+    /// Every topic that was ever published to or subscribed.
+    pub(super) async fn topics(&self) -> Result<Vec<SmolStr>> {
+        let mut ask = redis::cmd("SMEMBERS");
+        ask.arg(self.keys.topics());
+        let mut topics: Vec<SmolStr> =
+            parts(self.link.ask(ask).await?).iter().map(|value| text(value).into()).collect();
+        topics.sort();
+        Ok(topics)
+    }
+
+    /// Sends a signal to whoever listens; nobody may be there.
+    pub(super) async fn signal(&self, channel: &str, word: &str) -> Result<()> {
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(word);
+        self.link.ask(command).await.map(drop)
+    }
+
+    /// Registers topics, as a publish to them would.
+    pub(super) async fn register(&self, topics: &[SmolStr]) -> Result<()> {
+        let mut pipeline = Pipeline::new();
+        for topic in topics {
+            let mut register = super::scripts::TOPIC.on(&[&self.keys.topics()]);
+            register.arg(topic.as_str()).arg(self.keys.system().as_str());
+            pipeline.add_command(register);
+        }
+        self.link.ask_all(&pipeline).await.map(drop)
+    }
+
+    pub(super) async fn ping(&self) -> Result<Duration> {
+        let start = std::time::Instant::now();
+        let answer: Value = self.link.ask(redis::cmd("PING")).await?;
+        drop(answer);
+        Ok(start.elapsed())
+    }
+}

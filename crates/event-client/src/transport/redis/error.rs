@@ -1,0 +1,123 @@
+//! What Redis says, in the crate's own words: what happened, what to do.
+
+use redis::{ErrorKind as RedisKind, RedisError, ServerErrorKind, Value};
+
+use crate::error::{Error, ErrorKind};
+
+/// How a command failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It never left.
+    Unsent(Error),
+    /// The connection was lost or slow: whether it was done is unknown.
+    Unknown(Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unsent(error) | Failure::Unknown(error) => error,
+        }
+    }
+}
+
+/// Puts a failure of the client into words.
+pub(super) fn explain(error: &RedisError) -> Error {
+    let text = error.to_string();
+    let (kind, what) = match error.kind() {
+        RedisKind::AuthenticationFailed => {
+            (ErrorKind::Denied, "the server does not take these credentials; check user and password")
+        }
+        RedisKind::InvalidClientConfig => (ErrorKind::Config, "the connection cannot be made as asked"),
+        RedisKind::MasterNameNotFoundBySentinel => {
+            (ErrorKind::Unavailable, "the sentinels know no such master")
+        }
+        RedisKind::Server(_) | RedisKind::Extension => {
+            return server(error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+        }
+        RedisKind::Parse | RedisKind::UnexpectedReturnType => {
+            (ErrorKind::Corrupt, "the server answered what this library does not understand")
+        }
+        _ if error.is_timeout() => (ErrorKind::Timeout, "the server did not answer in time"),
+        _ => (ErrorKind::Unavailable, "the server cannot be reached"),
+    };
+    Error::new(kind, what).because(text)
+}
+
+/// Puts an error reply into words.
+pub(super) fn server(code: &str, detail: &str) -> Error {
+    let said = format!("{code} {detail}");
+    let (kind, what) = match code {
+        "WRONGPASS" | "NOAUTH" => {
+            (ErrorKind::Denied, "the server does not take these credentials; check user and password")
+        }
+        "NOPERM" => (
+            ErrorKind::Denied,
+            "the user's ACL does not allow this; grant the keys `NAMESPACE:*`, the channels `&NAMESPACE*` and the commands that the documentation lists",
+        ),
+        "OOM" => (ErrorKind::Full, "the server's memory is full; raise `maxmemory` or shorten retention"),
+        "MISCONF" => (ErrorKind::Full, "the server cannot write to its disk and takes no more; see its log"),
+        "NOSCRIPT" | "LOADING" | "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" | "BUSY" => {
+            (ErrorKind::Unavailable, "the server is not ready")
+        }
+        "READONLY" => (ErrorKind::Unavailable, "the server is a replica; the master has moved"),
+        "NOREPLICAS" => (ErrorKind::Unavailable, "the server has too few replicas to take a write"),
+        "NOGROUP" | "UNBLOCKED" => (ErrorKind::NotFound, "the group does not exist in the server"),
+        "WRONGTYPE" => {
+            (ErrorKind::Config, "a key of this namespace holds something else; choose another `namespace`")
+        }
+        _ if detail.contains("NOGROUP") => (ErrorKind::NotFound, "the group does not exist in the server"),
+        _ if detail.contains("NOPERM") || detail.contains("can't run this command") => {
+            (ErrorKind::Denied, "the user's ACL does not allow this inside a script")
+        }
+        _ if detail.contains("OOM") => (ErrorKind::Full, "the server's memory is full; raise `maxmemory` or shorten retention"),
+        _ => (ErrorKind::Internal, "the server refused a command"),
+    };
+    Error::new(kind, what).because(said)
+}
+
+/// The reply, or the error that it is.
+pub(super) fn reply(value: Value) -> Result<Value, Error> {
+    match value {
+        Value::ServerError(error) => {
+            Err(server(code(&error), error.details().unwrap_or_default()))
+        }
+        value => Ok(value),
+    }
+}
+
+pub(super) fn code(error: &redis::ServerError) -> &str {
+    match error.kind() {
+        // The client's own word for an ordinary `ERR`.
+        Some(ServerErrorKind::ResponseError) => "ERR",
+        _ => error.code(),
+    }
+}
+
+/// Whether the server or its role changed: another connection may find a better one.
+pub(super) fn is_misplaced(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if matches!(code(error), "READONLY" | "MASTERDOWN" | "LOADING" | "NOAUTH"))
+}
+
+pub(super) fn is_code(value: &Value, wanted: &str) -> bool {
+    matches!(value, Value::ServerError(error) if code(error) == wanted || error.details().is_some_and(|text| text.contains(wanted)))
+}
+
+/// The transport was closed while or before something was asked of it.
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the bus is closed; open it again")
+}
+
+/// Somebody else owns the message now.
+pub(super) fn lease_lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the lease ended and the message went to another consumer, or its group was moved or deleted",
+    )
+    .during("settle")
+}
+
+/// An answer that our own script never gives.
+pub(super) fn odd(what: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, "the server answered what this library does not understand").with("reply", what)
+}

@@ -1,0 +1,438 @@
+//! Reading for a group that is not keyed: new entries, due retries and what dead members left, in one loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redis::{Pipeline, Value};
+use tokio::time::Instant;
+
+use super::codec::{args, self, Entry, EntryId, number, parts};
+use super::ear::Listening;
+use super::error::reply;
+use super::group::{Joining, Place};
+use super::keys::Source;
+use super::link::jitter;
+use super::member::{Held, Holder, Member};
+use super::reader::Reader;
+use super::{scripts, skip};
+use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settle};
+use crate::error::{ErrorKind, Result};
+use crate::subscription::{Feed, Health};
+use crate::transport::Subscribe;
+
+/// Most entries of one read.
+const BATCH: usize = 500;
+
+/// A topic of the group.
+struct Topic {
+    place: Place,
+    /// When to look for retries and dead members' entries.
+    next_take: Instant,
+    /// Last entry seen; where to wait from when there is not room for one of each topic.
+    last: EntryId,
+    /// It may have new entries.
+    maybe: bool,
+}
+
+pub(super) async fn run(
+    member: Arc<Member>,
+    spec: Subscribe,
+    places: Vec<Place>,
+    feed: Feed,
+    listening: Vec<Listening>,
+) {
+    let mut fetcher = Fetcher {
+        settle: Arc::new(Holder(member.clone())),
+        topics: Vec::new(),
+        turn: 0,
+        reader: None,
+        stale: Arc::default(),
+        member,
+        spec,
+        feed,
+    };
+    fetcher.settle_in(places);
+    let mut pause = Duration::from_millis(20);
+    let mut failing = false;
+    while !fetcher.is_over() {
+        match fetcher.step().await {
+            Ok(true) => {
+                if failing {
+                    tracing::info!(group = %fetcher.member.group, "reading again");
+                }
+                failing = false;
+                pause = Duration::from_millis(20);
+                fetcher.feed.report(Health::Live);
+            }
+            Ok(false) => break,
+            Err(error) if error.kind() == ErrorKind::NotFound => fetcher.member.signals.changed(),
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(group = %fetcher.member.group, %error, "reading failed; trying again");
+                }
+                failing = true;
+                fetcher.feed.report(Health::Rebuilding(error.to_string()));
+                fetcher.reader = None;
+                tokio::select! {
+                    () = tokio::time::sleep(jitter(pause)) => {}
+                    () = fetcher.feed.stopped().cancelled() => {}
+                    () = fetcher.member.closed.cancelled() => {}
+                }
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+    let Fetcher { member, feed, .. } = fetcher;
+    feed.report(Health::Stopped);
+    member.ended.cancel();
+    // Nobody will take what lies in the queue; dropping the feed gives it back.
+    drop(feed);
+    drop(listening);
+}
+
+struct Fetcher {
+    member: Arc<Member>,
+    spec: Subscribe,
+    feed: Feed,
+    settle: Arc<dyn Settle>,
+    topics: Vec<Topic>,
+    /// Which topic is first, when there is not room for all.
+    turn: usize,
+    reader: Option<Reader>,
+    /// Read under patterns that have changed since.
+    stale: skip::Stale,
+}
+
+impl Fetcher {
+    fn is_over(&self) -> bool {
+        self.feed.stopped().is_cancelled() || self.member.closed.is_cancelled()
+    }
+
+    fn settle_in(&mut self, places: Vec<Place>) {
+        let now = Instant::now();
+        *self.member.joined.lock().expect("not poisoned") = places
+            .iter()
+            .flat_map(|place| [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())])
+            .collect();
+        let old = std::mem::take(&mut self.topics);
+        self.topics = places
+            .into_iter()
+            .map(|place| {
+                let last = old
+                    .iter()
+                    .find(|topic| topic.place.name == place.name && topic.place.log.topic == place.log.topic)
+                    .map_or(place.delivered, |topic| topic.last);
+                Topic { place, next_take: now, last, maybe: true }
+            })
+            .collect();
+    }
+
+    /// One round; `false` when the group is no more.
+    async fn step(&mut self) -> Result<bool> {
+        let events = self.member.signals.take();
+        if events.changed || events.all {
+            let joining = Joining { consumer: &self.member.consumer, life: self.member.life_millis() };
+            match self.member.handle.look_again(&self.member.group, &self.spec, joining).await {
+                Ok(Some(places)) => self.settle_in(places),
+                Ok(None) => return Ok(false),
+                Err(error) => {
+                    self.member.signals.changed();
+                    return Err(error);
+                }
+            }
+            let stale = std::mem::take(&mut *self.stale.lock().expect("not poisoned"));
+            for (source, name, entries, asked) in stale {
+                self.hand_out(&source, &name, entries, asked).await;
+            }
+        }
+        for (topic, at) in events.due {
+            for known in &mut self.topics {
+                if known.place.log.topic == topic {
+                    known.next_take = known.next_take.min(at);
+                }
+            }
+        }
+        if self.reader.is_none() {
+            self.reader = Some(Reader::open(&self.member.handle.link).await?);
+        }
+        let Some(mut room) = self.room().await else { return Ok(true) };
+        let now = Instant::now();
+        for at in 0..self.topics.len() {
+            if room > 0 && self.topics[at].next_take <= now {
+                self.take(at, room).await?;
+                room = self.member.room(self.feed.free());
+            }
+        }
+        if room == 0 {
+            return Ok(true);
+        }
+        self.read(room).await?;
+        Ok(true)
+    }
+
+    /// Waits for room; `None` when it should rather look around.
+    async fn room(&mut self) -> Option<usize> {
+        loop {
+            let room = self.member.room(self.feed.free());
+            if self.is_over() {
+                return None;
+            }
+            // Many small reads cost more than one: with work waiting, some room is gathered for a moment.
+            if room > 0 && (room * 4 >= self.member.credit || self.feed.untaken() == 0) {
+                return Some(room);
+            }
+            tokio::select! {
+                () = self.member.signals.room.notified() => {}
+                () = self.member.signals.wake.notified(), if room == 0 => {
+                    // Its end must be known, room or no room.
+                    return None;
+                }
+                () = tokio::time::sleep(Duration::from_millis(1)), if room > 0 => return Some(room),
+                () = self.feed.stopped().cancelled() => return None,
+                () = self.member.closed.cancelled() => return None,
+            }
+        }
+    }
+
+    /// Due retries and what dead members left, of the log and of the replays.
+    async fn take(&mut self, at: usize, room: usize) -> Result<()> {
+        let place = self.topics[at].place.clone();
+        let mut next = (self.member.lease / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
+        for (source, reads, share) in [(&place.log, 0, room), (&place.replay, 1, room)] {
+            let room = share.min(self.member.room(self.feed.free())).min(BATCH);
+            let mut command = scripts::TAKE.on(&[&source.stream, &source.due, &source.notes]);
+            command.arg(&*place.name).arg(self.member.consumer.as_str()).arg(room);
+            command.arg(self.member.lease.as_millis() as u64).arg(reads);
+            let asked = Instant::now();
+            let mut answer = parts(self.member.handle.link.ask(command).await?).into_iter();
+            if let Ok(wait) = u64::try_from(number(&answer.next().unwrap_or_default())) {
+                next = next.min(Duration::from_millis(wait));
+            }
+            let taken = parts(answer.next().unwrap_or_default());
+            if taken.len() == room {
+                next = Duration::ZERO;
+            }
+            let entries = taken.into_iter().filter_map(|value| {
+                let mut value = parts(value).into_iter();
+                let id = codec::text(&value.next()?).parse().ok()?;
+                let attempt = number(&value.next()?) as u32;
+                Some((codec::read_fields(id, parts(value.next()?), &source.topic), attempt))
+            });
+            let entries = entries.collect();
+            self.hand_out(source, &place.name, entries, asked).await;
+        }
+        self.topics[at].next_take = Instant::now() + next;
+        Ok(())
+    }
+
+    /// New entries; waits for them when there are none.
+    async fn read(&mut self, room: usize) -> Result<()> {
+        let now = Instant::now();
+        let next = self.topics.iter().map(|topic| topic.next_take).min();
+        let wanted = next.map_or(Duration::from_secs(5), |next| next.saturating_duration_since(now));
+        let count = self.topics.len();
+        if count == 0 {
+            // A wildcard before the first topic.
+            tokio::select! {
+                () = self.member.signals.wake.notified() => {}
+                () = self.feed.stopped().cancelled() => {}
+                () = self.member.closed.cancelled() => {}
+            }
+            return Ok(());
+        }
+        if room >= count {
+            return self.read_all(room / count, wanted).await;
+        }
+        // Not room for one of each: from one topic after another, as much as there is room for.
+        for step in 0..count {
+            let at = (self.turn + step) % count;
+            if self.topics[at].maybe {
+                self.turn = (at + 1) % count;
+                return self.read_one(at, room).await;
+            }
+        }
+        self.wait_for_any(wanted).await
+    }
+
+    fn command(&self, most: usize, block: Option<Duration>) -> redis::Cmd {
+        let mut command = redis::cmd("XREADGROUP");
+        let name = |topic: &Topic| topic.place.name.clone();
+        command.arg("GROUP").arg(self.topics.first().map(name).as_deref().unwrap_or_default());
+        command.arg(self.member.consumer.as_str()).arg("COUNT").arg(most.min(BATCH));
+        if let Some(block) = block {
+            command.arg("BLOCK").arg(block.as_millis().max(1) as u64);
+        }
+        command.arg("STREAMS");
+        command
+    }
+
+    async fn read_all(&mut self, each: usize, wanted: Duration) -> Result<()> {
+        // A moved group has another name on some topics for a moment.
+        let name = self.topics[0].place.name.clone();
+        if self.topics.iter().any(|topic| topic.place.name != name) {
+            return self.read_in_turn(each).await;
+        }
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let block = reader.patience(wanted);
+        let mut command = self.command(each, Some(block));
+        args(&mut command, self.topics.iter().map(|topic| &topic.place.log.stream));
+        args(&mut command, self.topics.iter().map(|_| ">"));
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let answer = tokio::select! {
+            answer = reader.wait(&command, block, &self.member.signals.wake) => answer?,
+        };
+        // Answered a moment ago at most, as far as anybody can know.
+        let asked = Instant::now();
+        for stream in parts(answer) {
+            let mut stream = parts(stream).into_iter();
+            let key = stream.next().unwrap_or_default();
+            let Some(at) = self.topics.iter().position(|topic| topic.place.log.stream == codec::text(&key))
+            else {
+                continue;
+            };
+            let entries = parts(stream.next().unwrap_or_default());
+            self.received(at, entries, asked).await;
+        }
+        Ok(())
+    }
+
+    /// Where topics have different names in Redis: one after another, without waiting.
+    async fn read_in_turn(&mut self, each: usize) -> Result<()> {
+        for at in 0..self.topics.len() {
+            self.read_one(at, each).await?;
+        }
+        if self.topics.iter().any(|topic| topic.maybe) {
+            return Ok(());
+        }
+        let next = self.topics.iter().map(|topic| topic.next_take).min();
+        let wanted = next.map_or(Duration::from_secs(5), |next| next.saturating_duration_since(Instant::now()));
+        self.wait_for_any(wanted).await
+    }
+
+    async fn read_one(&mut self, at: usize, room: usize) -> Result<()> {
+        let topic = &self.topics[at];
+        let mut command = redis::cmd("XREADGROUP");
+        command.arg("GROUP").arg(&*topic.place.name).arg(self.member.consumer.as_str());
+        command.arg("COUNT").arg(room.min(BATCH)).arg("STREAMS").arg(&topic.place.log.stream).arg(">");
+        let asked = Instant::now();
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let answer = reader.ask(&command).await?;
+        let entries = parts(answer)
+            .into_iter()
+            .next()
+            .and_then(|stream| parts(stream).into_iter().nth(1))
+            .map(parts)
+            .unwrap_or_default();
+        self.topics[at].maybe = entries.len() == room.min(BATCH);
+        self.received(at, entries, asked).await;
+        Ok(())
+    }
+
+    /// Waits without taking anything: somebody else may be quicker.
+    async fn wait_for_any(&mut self, wanted: Duration) -> Result<()> {
+        let Some(reader) = &mut self.reader else { return Ok(()) };
+        let block = reader.patience(wanted);
+        let mut command = redis::cmd("XREAD");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(block.as_millis().max(1) as u64).arg("STREAMS");
+        args(&mut command, self.topics.iter().map(|topic| &topic.place.log.stream));
+        args(&mut command, self.topics.iter().map(|topic| topic.last.to_string()));
+        let answer = reader.wait(&command, block, &self.member.signals.wake).await?;
+        for stream in parts(answer) {
+            let mut stream = parts(stream).into_iter();
+            let key = stream.next().unwrap_or_default();
+            let last = parts(stream.next().unwrap_or_default()).pop().map(parts).unwrap_or_default();
+            let id = last.first().and_then(|id| codec::text(id).parse().ok());
+            for topic in &mut self.topics {
+                if topic.place.log.stream == codec::text(&key) {
+                    topic.maybe = true;
+                    topic.last = id.unwrap_or(topic.last).max(topic.last);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn received(&mut self, at: usize, entries: Vec<Value>, asked: Instant) {
+        let place = &self.topics[at].place;
+        let (source, name) = (place.log.clone(), place.name.clone());
+        let entries: Vec<(Entry, u32)> = entries
+            .into_iter()
+            .filter_map(|value| Some((codec::read(value, &source.topic)?, 1)))
+            .collect();
+        if let Some((last, _)) = entries.last() {
+            self.topics[at].last = self.topics[at].last.max(last.id);
+        }
+        self.hand_out(&source, &name, entries, asked).await;
+    }
+
+    /// Gives entries to the consumer; what nobody wants is acknowledged.
+    async fn hand_out(
+        &mut self,
+        source: &Arc<Source>,
+        name: &Arc<str>,
+        entries: Vec<(Entry, u32)>,
+        asked: Instant,
+    ) {
+        let Some(at) = self.topics.iter().position(|topic| topic.place.log.topic == source.topic) else { return };
+        let place = &self.topics[at].place;
+        let now = entries.iter().any(|(entry, _)| entry.message.expires_at.is_some()).then(Timestamp::now);
+        let (mut unwanted, mut expired) = (Vec::new(), Vec::new());
+        let over = self.is_over();
+        for (entry, attempt) in entries {
+            if entry.ill_named {
+                let held = self.hold(source, name, entry.id, attempt, asked);
+                self.bury(held);
+            } else if !source.replay && !place.filters.matches(&entry.message.subject, entry.id) {
+                unwanted.push((entry, attempt));
+            } else if now.is_some_and(|now| entry.is_expired(now)) {
+                expired.push(entry.id);
+            } else {
+                let token = self.hold(source, name, entry.id, attempt, asked);
+                let slot = if over { None } else { self.feed.try_slot() };
+                let Some(slot) = slot else {
+                    drop(self.settle.settle(token, crate::delivery::Settlement::Release));
+                    continue;
+                };
+                let mut info = DeliveryInfo::new(attempt);
+                info.position = Some(entry.origin.position());
+                info.published_at = entry.origin.time();
+                info.replayed = entry.replayed;
+                self.feed.push(Delivery::new(Arc::new(entry.message), info, self.settle.clone(), token, slot));
+            }
+        }
+        if !expired.is_empty() {
+            skip::expire(&self.member, source, name, &expired);
+        }
+        if !unwanted.is_empty() {
+            skip::skip(&self.member, place, unwanted, asked, &self.stale);
+        }
+    }
+
+    fn hold(&self, source: &Arc<Source>, name: &Arc<str>, id: EntryId, attempt: u32, asked: Instant) -> u64 {
+        let held = Held {
+            source: source.clone(),
+            name: name.clone(),
+            id,
+            attempt,
+            since: asked,
+            safe_until: self.member.safe_from(asked),
+            item: None,
+        };
+        self.member.table.lock().expect("not poisoned").insert(held) as u64
+    }
+
+    /// A foreign message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
+    fn bury(&self, token: u64) {
+        let rejection = Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
+        drop(self.settle.settle(token, crate::delivery::Settlement::Reject(rejection)));
+    }
+}
+
+/// Runs commands whose replies nobody needs but for their errors.
+pub(super) async fn run_all(member: &Member, pipeline: &Pipeline) -> Result<()> {
+    for value in member.handle.link.run(pipeline).await? {
+        reply(value)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! What a group receives of a topic, and since when: a change of patterns holds for what is published after it.
+
+use super::codec::EntryId;
+use crate::subject::{Pattern, Subject};
+
+/// Patterns with the entry behind which they hold, the latest last.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Filters(Vec<(EntryId, Vec<Pattern>)>);
+
+impl Filters {
+    /// Reads lines of an id and patterns; what cannot be read is nobody's wish.
+    pub(super) fn parse(text: &str) -> Self {
+        let line = |line: &str| {
+            let mut words = line.split(' ');
+            let from = words.next()?.parse().ok()?;
+            Some((from, words.filter_map(|word| Pattern::new(word).ok()).collect()))
+        };
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    /// Whether the entry `id` is received.
+    pub(super) fn matches(&self, subject: &Subject, id: EntryId) -> bool {
+        let since = self.0.iter().rev().find(|(from, _)| *from < id).or(self.0.first());
+        since.is_some_and(|(_, patterns)| patterns.iter().any(|pattern| pattern.matches(subject)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_holds_for_what_comes_after_it() {
+        let filters = Filters::parse("0-0 a.>\n10-1 b.>");
+        let (a, b) = (Subject::new("a.x").unwrap(), Subject::new("b.x").unwrap());
+        let at = |seq| EntryId { ms: 10, seq };
+        assert!(filters.matches(&a, at(1)) && !filters.matches(&b, at(1)));
+        assert!(!filters.matches(&a, at(2)) && filters.matches(&b, at(2)));
+        assert!(!Filters::parse("").matches(&a, at(1)));
+    }
+}

@@ -1,0 +1,257 @@
+//! Groups: their definition for the whole namespace, and their Redis groups on each topic.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redis::{Pipeline, Value};
+use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
+
+use super::codec::{EntryId, parts, text};
+use super::connection::Handle;
+use super::error::{odd, reply};
+use super::filters::Filters;
+use super::keys::Source;
+use super::scripts;
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::{Group, Pattern};
+use crate::transport::topology::compare_group;
+use crate::transport::{Change, Start, Subscribe};
+
+/// What a group is, as all members see it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Definition {
+    pub(super) filters: Vec<SmolStr>,
+    pub(super) keyed: bool,
+    /// Topics on which it has, or is about to have, a group in Redis.
+    pub(super) topics: BTreeSet<SmolStr>,
+}
+
+impl Definition {
+    pub(super) fn patterns(&self) -> Vec<Pattern> {
+        self.filters.iter().filter_map(|filter| Pattern::new(filter).ok()).collect()
+    }
+
+    /// Topics that its patterns name.
+    fn named(&self) -> impl Iterator<Item = SmolStr> {
+        self.patterns().into_iter().filter_map(|pattern| pattern.topic().map(SmolStr::new))
+    }
+
+    pub(super) fn is_wild(&self) -> bool {
+        self.patterns().iter().any(|pattern| pattern.topic().is_none())
+    }
+}
+
+/// A group on a topic.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) log: Arc<Source>,
+    pub(super) replay: Arc<Source>,
+    /// Its name in Redis.
+    pub(super) name: Arc<str>,
+    pub(super) filters: Filters,
+    /// Of the filters.
+    pub(super) version: SmolStr,
+    pub(super) delivered: EntryId,
+}
+
+/// A member that joins with a definition.
+pub(super) struct Joining<'a> {
+    pub(super) consumer: &'a str,
+    pub(super) life: u64,
+}
+
+impl Handle {
+    pub(super) async fn definition(&self, group: &Group) -> Result<Option<(String, Definition)>> {
+        let mut ask = redis::cmd("HGET");
+        ask.arg(self.keys.groups()).arg(group.as_str());
+        read_definition(&self.link.ask(ask).await?)
+    }
+
+    /// Makes the group what `spec` says, as far as it is allowed, and answers where it is.
+    /// `forced` is an operator's word, which is always allowed.
+    pub(super) async fn define(
+        &self,
+        group: &Group,
+        spec: &Subscribe,
+        joining: Option<Joining<'_>>,
+        forced: bool,
+    ) -> Result<(Definition, Vec<Place>)> {
+        // Others may change it at the same time; somebody always wins.
+        for _ in 0..50 {
+            let was = self.definition(group).await?;
+            let change = compare(spec, was.as_ref().map(|(_, definition)| definition));
+            let follows = if forced { change.is_some() } else { self.config.provision.group(change.as_ref())? };
+            let mut wanted = was.as_ref().map(|(_, definition)| definition.clone()).unwrap_or_default();
+            if follows {
+                wanted.filters = spec.filters.iter().map(|filter| filter.as_str().into()).collect();
+                wanted.keyed = spec.keyed;
+            }
+            let named: Vec<_> = wanted.named().collect();
+            if follows {
+                self.register(&named).await?;
+            }
+            wanted.topics.extend(named);
+            if wanted.is_wild() {
+                wanted.topics.extend(self.topics().await?);
+            }
+            let (seen, before) = match &was {
+                Some((text, definition)) => (text.as_str(), Some(definition)),
+                None => ("", None),
+            };
+            let keyed_changes = before.is_some_and(|before| before.keyed != wanted.keyed);
+            let text = if before == Some(&wanted) {
+                seen.to_owned()
+            } else {
+                serde_json::to_string(&wanted).map_err(|error| {
+                    Error::new(ErrorKind::Internal, "a group cannot be written down").because(error)
+                })?
+            };
+            let keys = &self.keys;
+            let mut command = scripts::JOIN.on(&[
+                &keys.groups(),
+                &keys.members(group.as_str()),
+                &keys.tombstone(group.as_str()),
+            ]);
+            command.arg(group.as_str()).arg(seen).arg(&text).arg(i32::from(keyed_changes));
+            match &joining {
+                Some(joining) => command.arg(joining.consumer).arg(joining.life),
+                None => command.arg("").arg(0),
+            };
+            match self.link.ask(command).await? {
+                Value::Int(1) => {
+                    let filters_change = before.is_some_and(|before| before.filters != wanted.filters);
+                    let start = |topic: &SmolStr| match before {
+                        None => spec.start,
+                        Some(before) if before.topics.contains(topic) || filters_change => Start::New,
+                        // It came after the group.
+                        Some(_) => Start::Earliest,
+                    };
+                    let places = self.places(group, &wanted, start).await?;
+                    if before.is_some_and(|before| *before != wanted) {
+                        self.signal(&keys.wake(group.as_str()), "changed").await?;
+                    }
+                    return Ok((wanted, places));
+                }
+                Value::Int(-1) => {
+                    return Err(Error::new(
+                        ErrorKind::Config,
+                        "live members of this group keep the order of keys and this one does not, or the other way round",
+                    )
+                    .with("group", group)
+                    .with("keyed", spec.keyed));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await,
+            }
+        }
+        Err(Error::new(ErrorKind::Unavailable, "others keep changing this group").with("group", group))
+    }
+
+    /// The group on each of its topics; made there when it is missing.
+    async fn places(
+        &self,
+        group: &Group,
+        definition: &Definition,
+        start: impl Fn(&SmolStr) -> Start,
+    ) -> Result<Vec<Place>> {
+        let filters = definition.filters.join(" ");
+        let mut pipeline = Pipeline::new();
+        for topic in &definition.topics {
+            let keys = &self.keys;
+            let mut command = scripts::ENSURE.on(&[&keys.log(topic), &keys.settings(topic, group.as_str())]);
+            command.arg(group.as_str()).arg(start_word(start(topic))).arg(&filters).arg(1);
+            pipeline.add_command(command);
+        }
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        let replies = self.link.run(&pipeline).await?;
+        definition
+            .topics
+            .iter()
+            .zip(replies)
+            .map(|(topic, value)| {
+                let answer = parts(reply(value)?);
+                let [name, filters, version, delivered] = answer.as_slice() else {
+                    return Err(odd("a group on a topic"));
+                };
+                Ok(Place {
+                    log: self.keys.source(topic, group.as_str(), false),
+                    replay: self.keys.source(topic, group.as_str(), true),
+                    name: text(name).into(),
+                    filters: Filters::parse(text(filters)),
+                    version: text(version).into(),
+                    delivered: text(delivered).parse()?,
+                })
+            })
+            .collect()
+    }
+
+    /// Where the group is now, for a member that was told of a change; `None` when it was deleted.
+    pub(super) async fn look_again(
+        &self,
+        group: &Group,
+        spec: &Subscribe,
+        joining: Joining<'_>,
+    ) -> Result<Option<Vec<Place>>> {
+        match self.definition(group).await? {
+            Some((_, definition)) => {
+                let mut as_it_is = spec.clone();
+                as_it_is.filters = definition.patterns();
+                as_it_is.keyed = definition.keyed;
+                self.define(group, &as_it_is, Some(joining), false).await.map(|(_, places)| Some(places))
+            }
+            None => {
+                let mut ask = redis::cmd("EXISTS");
+                ask.arg(self.keys.tombstone(group.as_str()));
+                if self.link.ask(ask).await? != Value::Int(0) {
+                    return Ok(None);
+                }
+                tracing::error!(%group, "the server has lost this group and what waited for it; was it emptied, or restarted without persistence?");
+                self.define(group, spec, Some(joining), false).await.map(|(_, places)| Some(places))
+            }
+        }
+    }
+}
+
+/// Reads what [`Handle::define`] wrote, with its text.
+pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definition)>> {
+    if *value == Value::Nil {
+        return Ok(None);
+    }
+    let written = text(value);
+    let definition = serde_json::from_str(written)
+        .map_err(|error| Error::new(ErrorKind::Corrupt, "a group's definition cannot be read").because(error))?;
+    Ok(Some((written.to_owned(), definition)))
+}
+
+/// What the group lacks of what `spec` asks.
+pub(super) fn compare(spec: &Subscribe, is: Option<&Definition>) -> Option<Change> {
+    let patterns = is.map(|is| (is.patterns(), is.keyed));
+    compare_group(spec, patterns.as_ref().map(|(patterns, keyed)| (patterns.as_slice(), *keyed)))
+}
+
+/// A start as the scripts take it: the last id that is not wanted.
+pub(super) fn start_word(start: Start) -> String {
+    match last_unwanted(start) {
+        None => "new".into(),
+        Some(id) => format!("id {id}"),
+    }
+}
+
+/// The entry before the start; `None` for what comes from now on.
+pub(super) fn last_unwanted(start: Start) -> Option<EntryId> {
+    match start {
+        Start::New => None,
+        Start::Earliest => Some(EntryId::default()),
+        Start::Time(time) => Some(EntryId { ms: ceil_millis(time), seq: 0 }.before()),
+        Start::Position(position) => Some(EntryId::from_position(position).before()),
+    }
+}
+
+fn ceil_millis(time: Timestamp) -> u64 {
+    let millis = time.as_nanosecond().div_euclid(1_000_000) + i128::from(time.as_nanosecond().rem_euclid(1_000_000) > 0);
+    u64::try_from(millis).unwrap_or(0)
+}

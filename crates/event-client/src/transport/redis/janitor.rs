@@ -1,0 +1,117 @@
+//! Housekeeping, by whoever comes first: old messages that every group has, consumers that are gone.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use smol_str::SmolStr;
+
+use super::codec::{number, parts, text};
+use super::connection::Handle;
+use super::link::jitter;
+use super::scripts;
+use crate::error::{ErrorKind, Result};
+
+/// How often each topic is looked after, whatever the number of processes.
+const ROUND: Duration = Duration::from_secs(60);
+/// A consumer without a sign of life for so long is gone.
+const GONE: Duration = Duration::from_secs(3600);
+
+pub(super) fn start(handle: &Arc<Handle>) {
+    tokio::spawn(run(Arc::downgrade(handle), handle.closing.clone()));
+}
+
+async fn run(handle: Weak<Handle>, closing: tokio_util::sync::CancellationToken) {
+    let mut reported: Vec<(SmolStr, String)> = Vec::new();
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = tokio::time::sleep(jitter(ROUND)) => {}
+        }
+        let Some(handle) = handle.upgrade() else { return };
+        if let Err(error) = round(&handle, &mut reported).await {
+            tracing::debug!(%error, "housekeeping failed; the next round comes");
+        }
+    }
+}
+
+async fn round(handle: &Handle, reported: &mut Vec<(SmolStr, String)>) -> Result<()> {
+    let mut held_back = Vec::new();
+    for topic in handle.topics().await? {
+        if let Some(group) = handle.trim(&topic).await? {
+            held_back.push((topic.clone(), group));
+        }
+        handle.remove_consumers(&topic).await?;
+    }
+    for (topic, group) in held_back.iter().filter(|known| !reported.contains(known)) {
+        tracing::warn!(
+            %topic, group,
+            "this group keeps messages beyond their retention: nobody reads it, or it is far behind; delete it if it is abandoned"
+        );
+    }
+    metrics::gauge!("event_client_groups_holding_back", "transport" => "redis").set(held_back.len() as f64);
+    *reported = held_back;
+    Ok(())
+}
+
+impl Handle {
+    /// Trims a topic's log; answers the group that holds it back.
+    async fn trim(&self, topic: &str) -> Result<Option<String>> {
+        let config = &self.config;
+        let mut command = scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic)]);
+        command.arg(config.retention_age.as_millis() as u64).arg(config.retention_messages);
+        command.arg(ROUND.as_millis() as u64 / 2);
+        let answer = parts(self.link.ask(command).await?);
+        let Some(held) = answer.get(2) else { return Ok(None) };
+        let trimmed = answer.first().map_or(0, number);
+        if trimmed > 0 {
+            tracing::debug!(topic, trimmed, "old messages were removed");
+        }
+        Ok(Some(text(held).to_owned()).filter(|group| !group.is_empty()))
+    }
+
+    /// Removes consumers that have been silent for long and have nothing pending.
+    async fn remove_consumers(&self, topic: &str) -> Result<()> {
+        for group in groups(&self.info(topic).await?) {
+            let mut ask = redis::cmd("XINFO");
+            ask.arg("CONSUMERS").arg(self.keys.log(topic)).arg(&group);
+            let mut pipeline = Pipeline::new();
+            for consumer in parts(self.link.ask(ask).await?) {
+                let consumer = parts(consumer);
+                let field = |name: &str| {
+                    consumer.chunks(2).find(|pair| text(&pair[0]) == name).and_then(|pair| pair.get(1))
+                };
+                let name = field("name").map(text).unwrap_or_default();
+                // Only ours have a lease in their names.
+                let ours = name.rsplit_once('.').is_some_and(|(_, lease)| lease.parse::<u64>().is_ok());
+                let silent = field("idle").map_or(0, number) as u128 > GONE.as_millis();
+                if ours && silent && field("pending").map_or(1, number) == 0 {
+                    let mut command = scripts::LEAVE.on(&[&self.keys.log(topic)]);
+                    command.arg(&group).arg(name);
+                    pipeline.add_command(command);
+                }
+            }
+            self.link.ask_all(&pipeline).await?;
+        }
+        Ok(())
+    }
+
+    async fn info(&self, topic: &str) -> Result<Value> {
+        let mut ask = redis::cmd("XINFO");
+        ask.arg("GROUPS").arg(self.keys.log(topic));
+        match self.link.ask(ask).await {
+            // The stream is not there yet.
+            Err(error) if error.kind() == ErrorKind::Internal => Ok(Value::Nil),
+            answer => answer,
+        }
+    }
+}
+
+fn groups(info: &Value) -> Vec<String> {
+    let Value::Array(groups) = info else { return Vec::new() };
+    let name = |group: &Value| match group {
+        Value::Array(fields) => fields.get(1).map(|name| text(name).to_owned()),
+        _ => None,
+    };
+    groups.iter().filter_map(name).collect()
+}

@@ -1,0 +1,136 @@
+//! Names of keys and channels. All keys of one topic carry it as their hash tag, so that one script may touch them
+//! in a cluster, too.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `NS:{TOPIC}` | stream: the topic's log |
+//! | `NS:{TOPIC}:delayed` | sorted set: delayed messages by due time |
+//! | `NS:{TOPIC}:id:ID` | string with TTL: a dedup id |
+//! | `NS:{TOPIC}:g:GROUP` | hash: the group's settings on this topic |
+//! | `NS:{TOPIC}:g:GROUP:due`, `…:notes` | sorted set and hash: what waits for its next attempt |
+//! | `NS:{TOPIC}:g:GROUP:owner` | string with TTL: the active member of a keyed group |
+//! | `NS:{TOPIC}:g:GROUP:replay` (`:due`, `:notes`) | stream: replayed dead letters of this group |
+//! | `NS:{TOPIC}:g:GROUP:dlq` | stream: its dead letters |
+//! | `NS:{TOPIC}:dlqs` | set: groups with dead letters |
+//! | `NS:topics` | set: every topic |
+//! | `NS:{groups}`, `NS:{groups}:m:GROUP` | hash of groups; sorted set of a group's live members |
+//! | `NS:{rpc:SUBJECT}`, `…:servers` | list with TTL: waiting requests; sorted set of live servers |
+
+use std::sync::Arc;
+
+use smol_str::{SmolStr, format_smolstr};
+
+/// The keys of one namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    namespace: SmolStr,
+    /// Channels know no databases, so the number is part of their names.
+    channels: SmolStr,
+}
+
+/// Where deliveries come from: a topic's log, or a group's replayed dead letters on that topic.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) topic: SmolStr,
+    pub(super) replay: bool,
+    pub(super) stream: String,
+    pub(super) due: String,
+    pub(super) notes: String,
+}
+
+impl Keys {
+    pub(super) fn new(namespace: &SmolStr, db: i64) -> Self {
+        let channels =
+            if db == 0 { namespace.clone() } else { format_smolstr!("{namespace}@{db}") };
+        Self { namespace: namespace.clone(), channels }
+    }
+
+    pub(super) fn log(&self, topic: &str) -> String {
+        format!("{}:{{{topic}}}", self.namespace)
+    }
+
+    pub(super) fn delayed(&self, topic: &str) -> String {
+        format!("{}:{{{topic}}}:delayed", self.namespace)
+    }
+
+    pub(super) fn dedup(&self, topic: &str, id: &str) -> String {
+        format!("{}:{{{topic}}}:id:{id}", self.namespace)
+    }
+
+    pub(super) fn settings(&self, topic: &str, group: &str) -> String {
+        format!("{}:{{{topic}}}:g:{group}", self.namespace)
+    }
+
+    pub(super) fn owner(&self, topic: &str, group: &str) -> String {
+        format!("{}:{{{topic}}}:g:{group}:owner", self.namespace)
+    }
+
+    pub(super) fn dead(&self, topic: &str, group: &str) -> String {
+        format!("{}:{{{topic}}}:g:{group}:dlq", self.namespace)
+    }
+
+    pub(super) fn dead_groups(&self, topic: &str) -> String {
+        format!("{}:{{{topic}}}:dlqs", self.namespace)
+    }
+
+    pub(super) fn janitor(&self, topic: &str) -> String {
+        format!("{}:{{{topic}}}:janitor", self.namespace)
+    }
+
+    pub(super) fn topics(&self) -> String {
+        format!("{}:topics", self.namespace)
+    }
+
+    pub(super) fn groups(&self) -> String {
+        format!("{}:{{groups}}", self.namespace)
+    }
+
+    pub(super) fn members(&self, group: &str) -> String {
+        format!("{}:{{groups}}:m:{group}", self.namespace)
+    }
+
+    /// Says for a day that a group was deleted, not lost.
+    pub(super) fn tombstone(&self, group: &str) -> String {
+        format!("{}:{{groups}}:x:{group}", self.namespace)
+    }
+
+    pub(super) fn queue(&self, subject: &str) -> String {
+        format!("{}:{{rpc:{subject}}}", self.namespace)
+    }
+
+    pub(super) fn servers(&self, subject: &str) -> String {
+        format!("{}:{{rpc:{subject}}}:servers", self.namespace)
+    }
+
+    /// Channel: new topics and delays.
+    pub(super) fn system(&self) -> SmolStr {
+        format_smolstr!("{}:sys", self.channels)
+    }
+
+    /// Channel: something changed for a group.
+    pub(super) fn wake(&self, group: &str) -> SmolStr {
+        format_smolstr!("{}:wake:{group}", self.channels)
+    }
+
+    /// Channel: frames for callers and servers of one handle.
+    pub(super) fn inbox(&self, handle: &str) -> SmolStr {
+        format_smolstr!("{}:inbox:{handle}", self.channels)
+    }
+
+    /// Channel: callers of a subject that no longer wait.
+    pub(super) fn cancels(&self, subject: &str) -> SmolStr {
+        format_smolstr!("{}:rpc:{subject}", self.channels)
+    }
+
+    pub(super) fn source(&self, topic: &str, group: &str, replay: bool) -> Arc<Source> {
+        let settings = self.settings(topic, group);
+        let stem = if replay { format!("{settings}:replay") } else { settings };
+        Arc::new(Source {
+            topic: topic.into(),
+            replay,
+            stream: if replay { stem.clone() } else { self.log(topic) },
+            due: format!("{stem}:due"),
+            notes: format!("{stem}:notes"),
+        })
+    }
+}

@@ -1,0 +1,179 @@
+//! Leases: what is in hand is claimed again by its own consumer each third of the lease, waiting or at work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Pipeline;
+use tokio::time::Instant;
+
+use super::codec::{args, number, parts};
+use super::error::reply;
+use super::keys::Source;
+use super::member::Member;
+use super::scripts;
+use crate::error::Result;
+
+/// Most leases that one script renews.
+const CHUNK: usize = 500;
+/// Members that did not say that they live for so many leases are gone; at least this long.
+const SHORTEST_LIFE: Duration = Duration::from_secs(3);
+
+impl Member {
+    fn life(&self) -> Duration {
+        (self.lease * 2).max(SHORTEST_LIFE)
+    }
+
+    pub(super) fn life_millis(&self) -> u64 {
+        self.life().as_millis() as u64
+    }
+}
+
+/// Renews until the subscription and all that it handed out are gone.
+pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::CancellationToken) {
+    let mut beat = tokio::time::interval(member.lease / 3);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beat.tick().await;
+    let ended = member.ended.clone();
+    let mut told = false;
+    loop {
+        tokio::select! {
+            () = gone.cancelled() => break,
+            () = member.closed.cancelled() => return, // `part` does the rest
+            () = ended.cancelled(), if !told => {
+                told = true;
+                leave(&member).await;
+            }
+            () = member.signals.room.notified(), if told => {}
+            _ = beat.tick() => {
+                if let Err(error) = renew(&member, !told).await {
+                    tracing::debug!(group = %member.group, %error, "cannot renew leases");
+                }
+            }
+        }
+        if told && is_idle(&member) {
+            give_up(&member).await;
+        }
+    }
+    leave(&member).await;
+    // What is handed back is on its way; what is forgotten runs out with its lease.
+    let end = Instant::now() + member.lease;
+    while !is_idle(&member) && Instant::now() < end {
+        tokio::select! {
+            () = member.signals.room.notified() => {}
+            () = tokio::time::sleep_until(end) => {}
+            () = member.handle.link.closed.cancelled() => return,
+        }
+    }
+    if is_idle(&member) {
+        give_up(&member).await;
+    }
+}
+
+/// Leaves the group now.
+pub(super) async fn part(member: &Member) {
+    leave(member).await;
+    if is_idle(member) {
+        give_up(member).await;
+    }
+}
+
+fn is_idle(member: &Member) -> bool {
+    member.table.lock().expect("not poisoned").is_empty()
+}
+
+/// It takes no more.
+async fn leave(member: &Member) {
+    let mut command = redis::cmd("ZREM");
+    command.arg(member.handle.keys.members(member.group.as_str())).arg(member.consumer.as_str());
+    if let Err(error) = member.handle.link.ask(command).await {
+        tracing::debug!(group = %member.group, %error, "cannot leave; the membership ends by itself");
+    }
+}
+
+/// Lets others take over, and removes the consumer where nothing is pending.
+async fn give_up(member: &Member) {
+    let owned = std::mem::take(&mut *member.owned.lock().expect("not poisoned"));
+    let mut pipeline = Pipeline::new();
+    let keys = &member.handle.keys;
+    let wake = keys.wake(member.group.as_str());
+    for owned in owned {
+        let mut command = scripts::OWN.on(&[&keys.owner(&owned.topic, member.group.as_str())]);
+        command.arg(member.consumer.as_str()).arg(0).arg(wake.as_str()).arg("owner");
+        pipeline.add_command(command);
+    }
+    let joined = std::mem::take(&mut *member.joined.lock().expect("not poisoned"));
+    for (source, name) in joined {
+        let mut command = scripts::LEAVE.on(&[&source.stream]);
+        command.arg(&*name).arg(member.consumer.as_str());
+        pipeline.add_command(command);
+    }
+    if !pipeline.is_empty() {
+        drop(member.handle.link.run(&pipeline).await);
+    }
+}
+
+/// Entries of one group and source, with their tokens.
+type Batch = (Arc<Source>, Arc<str>, Vec<(usize, super::codec::EntryId)>);
+
+async fn renew(member: &Member, lives: bool) -> Result<()> {
+    let mut batches: Vec<Batch> = Vec::new();
+    for (token, held) in &*member.table.lock().expect("not poisoned") {
+        let same = |batch: &&mut Batch| {
+            Arc::ptr_eq(&batch.0, &held.source) && batch.1 == held.name && batch.2.len() < CHUNK
+        };
+        match batches.iter_mut().find(same) {
+            Some(batch) => batch.2.push((token, held.id)),
+            None => batches.push((held.source.clone(), held.name.clone(), vec![(token, held.id)])),
+        }
+    }
+    let keys = &member.handle.keys;
+    let consumer = member.consumer.as_str();
+    let mut pipeline = Pipeline::new();
+    for (source, name, entries) in &batches {
+        let mut command = scripts::RENEW.on(&[&source.stream]);
+        command.arg(&**name).arg(consumer);
+        args(&mut command, entries.iter().map(|(_, id)| id.to_string()));
+        pipeline.add_command(command);
+    }
+    let owned: Vec<_> = member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
+    for topic in &owned {
+        let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
+        command.arg(consumer).arg(member.lease.as_millis() as u64).arg("").arg("");
+        pipeline.add_command(command);
+    }
+    if lives {
+        let mut command = scripts::BEAT.on(&[&keys.members(member.group.as_str())]);
+        command.arg(consumer).arg(member.life_millis());
+        pipeline.add_command(command);
+    }
+    if pipeline.is_empty() {
+        return Ok(());
+    }
+    let safe = member.safe_from(Instant::now());
+    let mut replies = member.handle.link.run(&pipeline).await?.into_iter();
+    for (_, _, entries) in batches {
+        let answer = parts(reply(replies.next().unwrap_or_default()).unwrap_or_default());
+        let mut table = member.table.lock().expect("not poisoned");
+        for ((token, id), ours) in entries.into_iter().zip(answer) {
+            if let Some(held) = table.get_mut(token)
+                && held.id == id
+                && number(&ours) > 0
+            {
+                held.safe_until = held.safe_until.max(safe);
+            }
+        }
+    }
+    for (topic, answer) in owned.into_iter().zip(replies) {
+        let ours = number(&answer) > 0;
+        let mut owned = member.owned.lock().expect("not poisoned");
+        match owned.iter().position(|owned| owned.topic == topic) {
+            Some(at) if !ours => {
+                owned.remove(at);
+                member.signals.changed();
+            }
+            Some(at) => owned[at].safe_until = safe,
+            None => {}
+        }
+    }
+    Ok(())
+}

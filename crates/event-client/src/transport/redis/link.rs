@@ -1,0 +1,202 @@
+//! The connection that commands share: one pipeline, rebuilt when it breaks, with a deadline for every call.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::error::{Failure, closed, explain, is_code, is_misplaced, reply};
+use super::scripts;
+use super::server::Server;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often an idle connection is asked whether it still lives.
+const PROBE: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+pub(super) struct Live {
+    connection: MultiplexedConnection,
+    /// Counts connections, so that a late failure does not condemn the next one.
+    pub(super) generation: u64,
+}
+
+pub(super) struct Link {
+    pub(super) server: Server,
+    live: watch::Sender<Option<Live>>,
+    broken: Notify,
+    why: Mutex<String>,
+    pub(super) closed: CancellationToken,
+}
+
+impl Link {
+    /// Connects once, so that a wrong URL is told at once, and keeps the connection from then on.
+    pub(super) async fn open(server: Server) -> Result<Arc<Self>> {
+        let connection = connect(&server).await?;
+        let link = Arc::new(Self {
+            server,
+            live: watch::Sender::new(Some(Live { connection, generation: 1 })),
+            broken: Notify::new(),
+            why: Mutex::default(),
+            closed: CancellationToken::new(),
+        });
+        tokio::spawn(keep(link.clone()));
+        Ok(link)
+    }
+
+    /// The connection, waiting for it at most `within`.
+    pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
+        if let Some(live) = &*self.live.borrow() {
+            return Ok(live.clone());
+        }
+        let mut watch = self.live.subscribe();
+        tokio::select! {
+            found = watch.wait_for(Option::is_some) => match found.ok().and_then(|live| live.clone()) {
+                Some(live) => Ok(live),
+                None => Err(Failure::Unsent(closed())),
+            },
+            () = tokio::time::sleep(within) => {
+                let why = self.why.lock().expect("not poisoned").clone();
+                Err(Failure::Unsent(Error::new(ErrorKind::Unavailable, "the server cannot be reached").because(why)))
+            }
+            () = self.closed.cancelled() => Err(Failure::Unsent(closed())),
+        }
+    }
+
+    fn condemn(&self, generation: u64, why: String) {
+        let condemned = self.live.send_if_modified(|live| {
+            let same = live.as_ref().is_some_and(|live| live.generation == generation);
+            if same {
+                *live = None;
+            }
+            same
+        });
+        if condemned {
+            *self.why.lock().expect("not poisoned") = why;
+            self.broken.notify_one();
+        }
+    }
+
+    /// Sends commands in one write; the replies come in order, errors of single commands among them.
+    pub(super) async fn run(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let live = self.live(self.server.answer_timeout).await?;
+        self.run_on(live, pipeline).await
+    }
+
+    pub(super) async fn run_on(&self, live: Live, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let Live { mut connection, generation } = live;
+        let sent = connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let mut replies = match sent {
+            Ok(replies) => replies,
+            Err(error) => {
+                let explained = explain(&error);
+                self.condemn(generation, error.to_string());
+                return Err(Failure::Unknown(explained));
+            }
+        };
+        if replies.iter().any(|value| is_code(value, "NOSCRIPT")) {
+            self.repeat_unknown_scripts(&mut connection, pipeline, &mut replies).await;
+        }
+        if let Some(value) = replies.iter().find(|value| is_misplaced(value)) {
+            self.condemn(generation, format!("{value:?}"));
+        }
+        Ok(replies)
+    }
+
+    /// A server that was restarted or replaced has forgotten our scripts: what was not done is done now.
+    async fn repeat_unknown_scripts(
+        &self,
+        connection: &mut MultiplexedConnection,
+        pipeline: &Pipeline,
+        replies: &mut [Value],
+    ) {
+        if load_scripts(connection).await.is_err() {
+            return;
+        }
+        for (command, value) in pipeline.cmd_iter().zip(replies) {
+            if is_code(value, "NOSCRIPT")
+                && let Ok(again) = connection.send_packed_command(command).await
+            {
+                *value = again;
+            }
+        }
+    }
+
+    /// One command.
+    pub(super) async fn ask(&self, command: Cmd) -> Result<Value> {
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(command);
+        let mut replies = self.run(&pipeline).await?;
+        reply(replies.pop().unwrap_or_default())
+    }
+
+    /// Several commands, none of which may fail.
+    pub(super) async fn ask_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>> {
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.run(pipeline).await?.into_iter().map(reply).collect()
+    }
+}
+
+async fn connect(server: &Server) -> Result<MultiplexedConnection> {
+    let mut connection = server.commands().await?;
+    load_scripts(&mut connection).await?;
+    Ok(connection)
+}
+
+async fn load_scripts(connection: &mut MultiplexedConnection) -> Result<()> {
+    let pipeline = scripts::load();
+    let replies = connection
+        .send_packed_commands(&pipeline, 0, pipeline.len())
+        .await
+        .map_err(|error| explain(&error))?;
+    replies.into_iter().try_for_each(|value| reply(value).map(drop))
+}
+
+/// Rebuilds the connection whenever it breaks; each outage is logged once.
+async fn keep(link: Arc<Link>) {
+    let mut generation = 1;
+    loop {
+        tokio::select! {
+            () = link.closed.cancelled() => return,
+            () = link.broken.notified() => {}
+            () = tokio::time::sleep(PROBE) => {
+                let _ = link.ask(redis::cmd("PING")).await;
+                continue;
+            }
+        }
+        let since = Instant::now();
+        let why = link.why.lock().expect("not poisoned").clone();
+        tracing::warn!(error = why, "the connection to Redis was lost; reconnecting");
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let attempt = tokio::select! {
+                () = link.closed.cancelled() => return,
+                attempt = connect(&link.server) => attempt,
+            };
+            match attempt {
+                Ok(connection) => {
+                    generation += 1;
+                    link.live.send_replace(Some(Live { connection, generation }));
+                    tracing::info!(outage = ?since.elapsed(), "the connection to Redis is back");
+                    break;
+                }
+                Err(error) => *link.why.lock().expect("not poisoned") = error.to_string(),
+            }
+            tokio::select! {
+                () = link.closed.cancelled() => return,
+                () = tokio::time::sleep(jitter(pause)) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+}
+
+/// Half of `pause` up to all of it, so that many do not come back at once.
+pub(super) fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}

@@ -1,0 +1,210 @@
+//! One member of a group: what it has in hand, and how it is told to look again.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use slab::Slab;
+use smol_str::SmolStr;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::codec::EntryId;
+use super::connection::Handle;
+use super::keys::Source;
+use crate::confirm::Confirm;
+use crate::delivery::{Settle, Settlement, Token};
+use crate::subject::Group;
+
+/// A subscription's place in its group.
+pub(super) struct Member {
+    pub(super) handle: Arc<Handle>,
+    pub(super) group: Group,
+    /// Unique in the server; ends with the lease in milliseconds, so that others know when it has run out.
+    pub(super) consumer: SmolStr,
+    pub(super) lease: Duration,
+    pub(super) credit: usize,
+    pub(super) keyed: bool,
+    pub(super) table: Mutex<Slab<Held>>,
+    pub(super) signals: Signals,
+    /// Cancelled when its deliveries are handed back because the handle closes.
+    pub(super) closed: CancellationToken,
+    /// Cancelled when its reader has ended.
+    pub(super) ended: CancellationToken,
+    /// Keyed: settlements for the reader to go on with.
+    pub(super) lanes: Mutex<Vec<Settled>>,
+    /// Keyed: topics whose active member this is.
+    pub(super) owned: Mutex<Vec<Owned>>,
+    /// Where its consumer has to be removed at the end.
+    pub(super) joined: Mutex<Vec<(Arc<Source>, Arc<str>)>>,
+}
+
+/// The right to hand out a topic's messages.
+#[derive(Clone, Debug)]
+pub(super) struct Owned {
+    pub(super) topic: SmolStr,
+    /// Until then no other can have become the active member.
+    pub(super) safe_until: Instant,
+}
+
+/// A delivery that is not settled.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub(super) source: Arc<Source>,
+    /// The group's name in Redis when it was fetched: a moved group has another.
+    pub(super) name: Arc<str>,
+    pub(super) id: EntryId,
+    pub(super) attempt: u32,
+    pub(super) since: Instant,
+    /// Until then nobody can have taken it away.
+    pub(super) safe_until: Instant,
+    /// Its number among the keyed reader's items.
+    pub(super) item: Option<u64>,
+}
+
+/// Keyed: how an item came out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    pub(super) item: u64,
+    pub(super) how: How,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum How {
+    /// Acknowledged or dead: the next of its key may go.
+    Done,
+    /// To be tried again after this time, with so many attempts made.
+    Again(Duration, u32),
+    /// Somebody else has it, or nobody knows: everything must be looked at anew.
+    Lost,
+}
+
+/// Reasons to look again.
+#[derive(Debug, Default)]
+pub(super) struct Signals {
+    events: Mutex<Events>,
+    /// Something happened that must not wait.
+    pub(super) wake: Notify,
+    /// There may be room for another delivery.
+    pub(super) room: Notify,
+}
+
+#[derive(Debug, Default, Clone)]
+pub(super) struct Events {
+    /// Topics with something due, each with the time from which on.
+    pub(super) due: Vec<(SmolStr, Instant)>,
+    /// The group was changed, moved or deleted, or topics were added.
+    pub(super) changed: bool,
+    /// Keyed: a topic has lost its active member.
+    pub(super) owner: bool,
+    /// Anything may have happened.
+    pub(super) all: bool,
+}
+
+impl Signals {
+    pub(super) fn due(&self, topic: &str, after: Duration) {
+        let at = Instant::now() + after;
+        let mut events = self.events.lock().expect("not poisoned");
+        match events.due.iter_mut().find(|(known, _)| known == topic) {
+            Some((_, known)) if *known <= at => return,
+            Some((_, known)) => *known = at,
+            None => events.due.push((topic.into(), at)),
+        }
+        drop(events);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn changed(&self) {
+        self.events.lock().expect("not poisoned").changed = true;
+        self.wake.notify_one();
+    }
+
+    pub(super) fn all(&self) {
+        self.events.lock().expect("not poisoned").all = true;
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Events {
+        std::mem::take(&mut *self.events.lock().expect("not poisoned"))
+    }
+
+    /// What a message on the group's channel says: `due TOPIC MS`, `changed`, or nothing: anything.
+    pub(super) fn hear(&self, message: &[u8]) {
+        let mut words = std::str::from_utf8(message).unwrap_or_default().split(' ');
+        match (words.next(), words.next(), words.next()) {
+            (Some("due"), Some(topic), millis) => {
+                let after = millis.and_then(|ms| ms.parse().ok()).unwrap_or(0);
+                self.due(topic, Duration::from_millis(after));
+            }
+            (Some("changed"), ..) => self.changed(),
+            (Some("owner"), ..) => {
+                self.events.lock().expect("not poisoned").owner = true;
+                self.wake.notify_one();
+            }
+            _ => self.all(),
+        }
+    }
+}
+
+impl Member {
+    /// How many more deliveries may be fetched: settlements on their way still count.
+    pub(super) fn room(&self, free: usize) -> usize {
+        free.min(self.credit.saturating_sub(self.table.lock().expect("not poisoned").len()))
+    }
+
+    /// The latest time at which nobody can have taken away what is fetched or renewed now.
+    pub(super) fn safe_from(&self, asked: Instant) -> Instant {
+        asked + self.lease - self.lease / 8
+    }
+
+    pub(super) fn held(&self, token: Token) -> Option<Held> {
+        self.table.lock().expect("not poisoned").get(token as usize).cloned()
+    }
+
+    /// A delivery is settled, whatever came of it.
+    pub(super) fn finish(&self, token: Token) -> Option<Held> {
+        let held = self.table.lock().expect("not poisoned").try_remove(token as usize);
+        self.signals.room.notify_one();
+        held
+    }
+
+    /// Keyed: tells the reader.
+    pub(super) fn settled(&self, item: Option<u64>, how: How) {
+        if let Some(item) = item {
+            self.lanes.lock().expect("not poisoned").push(Settled { item, how });
+            self.signals.wake.notify_one();
+        }
+    }
+}
+
+/// The subscription's side of settling.
+pub(super) struct Holder(pub(super) Arc<Member>);
+
+impl Settle for Holder {
+    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
+        self.0.handle.clerk.settle(&self.0, token, settlement)
+    }
+
+    fn in_progress(&self, token: Token) -> Confirm<()> {
+        self.0.handle.clerk.renew(&self.0, token)
+    }
+}
+
+impl Member {
+    /// Gives everything back to the group, because the handle closes.
+    pub(super) async fn hand_back(self: &Arc<Self>) {
+        self.closed.cancel();
+        // What the reader was just fetching is released by itself.
+        let patience = self.handle.config.publish_timeout;
+        let _ = tokio::time::timeout(patience, self.ended.cancelled()).await;
+        let held: Vec<Token> =
+            self.table.lock().expect("not poisoned").iter().map(|(token, _)| token as Token).collect();
+        let released: Vec<_> =
+            held.into_iter().map(|token| self.handle.clerk.settle(self, token, Settlement::Release)).collect();
+        for confirm in released {
+            let _ = confirm.await;
+        }
+        let left = super::lease::part(self);
+        let _ = tokio::time::timeout(patience, left).await;
+    }
+}

@@ -1,0 +1,279 @@
+//! Publishing: what waits shares a pipeline, several pipelines are on their way, each publish has its own reply.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::Timestamp;
+use redis::{Cmd, Pipeline, Value};
+use smol_str::SmolStr;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::codec::{self, EntryId, number, parts, text};
+use super::config::Config;
+use super::error::{Failure, closed, odd, reply};
+use super::keys::Keys;
+use super::link::{Link, Live};
+use super::scripts;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, MessageId};
+use crate::transport::Receipt;
+
+/// Most messages and bytes of one pipeline.
+const BATCH: usize = 128;
+const BATCH_BYTES: usize = 512 << 10;
+/// Most pipelines on their way.
+const WINDOW: usize = 4;
+/// Most that waits for its turn; beyond it publishes are refused.
+const MOST_WAITING: usize = 256 << 20;
+
+/// A message to be stored.
+struct Publish {
+    topic: SmolStr,
+    command: Cmd,
+    /// The script answers differently.
+    scripted: bool,
+    bytes: usize,
+    at: Instant,
+    answer: Answer<Receipt>,
+}
+
+/// Where publishes are handed in.
+pub(super) struct Outbox {
+    queue: mpsc::UnboundedSender<Publish>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Outbox {
+    pub(super) fn open(link: Arc<Link>, keys: Keys, config: &Config) -> (Self, tokio::task::JoinHandle<()>) {
+        let (queue, received) = mpsc::unbounded_channel();
+        let waiting = Arc::<AtomicUsize>::default();
+        let writer = Writer {
+            link,
+            keys,
+            waiting: waiting.clone(),
+            replicas: config.wait_replicas,
+            patience: config.publish_timeout,
+            creates: config.provision.creates(),
+            topics: HashSet::new(),
+            generation: 0,
+        };
+        let task = tokio::spawn(writer.run(received));
+        (Self { queue, waiting }, task)
+    }
+
+    pub(super) fn publish(&self, message: &Message, keys: &Keys, config: &Config) -> Confirm<Receipt> {
+        let bytes = message.size() + 256;
+        if self.waiting.load(Ordering::Relaxed) + bytes > MOST_WAITING {
+            let text = "too many messages wait to be sent; publish no more than a window at a time";
+            return Confirm::ready(Err(Error::new(ErrorKind::Full, text).during("publish")));
+        }
+        let topic = SmolStr::new(message.subject.topic());
+        let due = message.deliver_at.filter(|at| *at > Timestamp::now());
+        let scripted = message.dedup || due.is_some();
+        let command = if scripted {
+            script(message, &topic, due, keys, config)
+        } else {
+            let mut command = Cmd::with_capacity(16, bytes);
+            command.arg("XADD").arg(keys.log(&topic));
+            if !config.provision.creates() {
+                command.arg("NOMKSTREAM");
+            }
+            command.arg("*");
+            codec::write(message, &mut command);
+            command
+        };
+        let (answer, confirm) = Confirm::channel();
+        self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        // Refused only when closed; then the answer drops and says so.
+        drop(self.queue.send(Publish { topic, command, scripted, bytes, at: Instant::now(), answer }));
+        confirm
+    }
+}
+
+fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, config: &Config) -> Cmd {
+    let id = match &message.id {
+        MessageId::Uuid(id) => id.to_string(),
+        MessageId::Text(text) => text.to_string(),
+    };
+    let window = if message.dedup { config.dedup_window.as_millis() as u64 } else { 0 };
+    // Rounded up: never before its time.
+    let due = due.map_or(0, |at| at.as_nanosecond().div_euclid(1_000_000) + 1);
+    let mut command = scripts::PUBLISH.on(&[&keys.log(topic), &keys.delayed(topic), &keys.dedup(topic, &id)]);
+    command.arg(window).arg(due as i64).arg(i32::from(config.provision.creates()));
+    command.arg(keys.system().as_str()).arg(topic);
+    codec::write(message, &mut command);
+    command
+}
+
+/// Sends what waits, in order.
+struct Writer {
+    link: Arc<Link>,
+    keys: Keys,
+    waiting: Arc<AtomicUsize>,
+    replicas: u32,
+    patience: std::time::Duration,
+    creates: bool,
+    /// Topics that this connection has registered.
+    topics: HashSet<SmolStr>,
+    generation: u64,
+}
+
+struct Sent {
+    batch: Vec<Publish>,
+    /// Replies before those of the batch.
+    before: usize,
+    /// One more reply after them: how many replicas have it.
+    replicas: u32,
+    replies: Result<Vec<Value>, Failure>,
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Publish>) {
+        let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
+        let mut open = true;
+        while open || !flying.is_empty() {
+            let mut batch = Vec::new();
+            tokio::select! {
+                biased;
+                Some(sent) = flying.next() => self.answer(sent),
+                count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => match count {
+                    0 => open = false,
+                    _ => self.send(batch, &mut flying).await,
+                }
+            }
+        }
+    }
+
+    /// Puts a batch on its way.
+    async fn send(
+        &mut self,
+        batch: Vec<Publish>,
+        flying: &mut FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>>,
+    ) {
+        let mut batch = batch.into_iter().peekable();
+        while batch.peek().is_some() {
+            let mut bytes = 0;
+            let mut part = Vec::new();
+            while let Some(next) = batch.next_if(|next| part.is_empty() || bytes + next.bytes <= BATCH_BYTES) {
+                bytes += next.bytes;
+                part.push(next);
+            }
+            let patience = self.patience.saturating_sub(part[0].at.elapsed());
+            let live = match self.link.live(patience).await {
+                Ok(live) => live,
+                Err(failure) => {
+                    self.answer(Sent { batch: part, before: 0, replicas: 0, replies: Err(failure) });
+                    continue;
+                }
+            };
+            let mut sending = self.pipeline(live, part);
+            // The first poll hands it to the connection, so that order is kept.
+            match futures_util::poll!(&mut sending) {
+                std::task::Poll::Ready(sent) => self.answer(sent),
+                std::task::Poll::Pending => flying.push(sending),
+            }
+        }
+    }
+
+    fn pipeline(&mut self, live: Live, mut batch: Vec<Publish>) -> Pin<Box<dyn Future<Output = Sent> + Send>> {
+        if live.generation != self.generation {
+            // Another server may not know the topics.
+            self.generation = live.generation;
+            self.topics.clear();
+        }
+        let mut pipeline = Pipeline::with_capacity(batch.len() + 2);
+        let mut before = 0;
+        for publish in &batch {
+            if self.creates && !self.topics.contains(&publish.topic) {
+                let mut register = scripts::TOPIC.on(&[&self.keys.topics()]);
+                register.arg(publish.topic.as_str()).arg(self.keys.system().as_str());
+                pipeline.add_command(register);
+                before += 1;
+                // Names may be made up without end; the memory for them may not.
+                if self.topics.len() > 10_000 {
+                    self.topics.clear();
+                }
+                self.topics.insert(publish.topic.clone());
+            }
+        }
+        for publish in &mut batch {
+            pipeline.add_command(std::mem::take(&mut publish.command));
+        }
+        let replicas = self.replicas;
+        if replicas > 0 {
+            pipeline.cmd("WAIT").arg(replicas).arg(self.patience.as_millis() as u64 / 2);
+        }
+        let link = self.link.clone();
+        Box::pin(async move {
+            let replies = link.run_on(live, &pipeline).await;
+            Sent { batch, before, replicas, replies }
+        })
+    }
+
+    fn answer(&mut self, sent: Sent) {
+        let Sent { batch, before, replicas, replies } = sent;
+        self.waiting.fetch_sub(batch.iter().map(|publish| publish.bytes).sum(), Ordering::Relaxed);
+        match replies {
+            Ok(mut replies) => {
+                let copies = if replicas > 0 { replies.pop().map_or(0, |value| number(&value)) } else { 0 };
+                let too_few = copies < i64::from(replicas);
+                for (publish, value) in batch.into_iter().zip(replies.into_iter().skip(before)) {
+                    let mut result = receipt(value, publish.scripted);
+                    if too_few && result.is_ok() {
+                        let text = "the message is stored, but too few replicas have it; it may be lost when the master is";
+                        result = Err(Error::new(ErrorKind::Unavailable, text)
+                            .with("replicas", copies)
+                            .with("wait_replicas", replicas));
+                    }
+                    let _ = publish.answer.send(result.map_err(|error| error.during("publish")));
+                }
+            }
+            Err(failure) => {
+                self.topics.clear();
+                let (kind, text) = match failure {
+                    Failure::Unsent(error) => (error.kind(), error.to_string()),
+                    Failure::Unknown(error) => {
+                        (error.kind(), format!("{error}; the outcome is unknown, publish again with a dedup id"))
+                    }
+                };
+                let say = || match kind {
+                    ErrorKind::Closed => closed(),
+                    _ => Error::new(kind, "not confirmed").because(text.clone()),
+                };
+                for publish in batch {
+                    let _ = publish.answer.send(Err(say().during("publish")));
+                }
+            }
+        }
+    }
+}
+
+fn receipt(value: Value, scripted: bool) -> Result<Receipt> {
+    let value = reply(value)?;
+    let (id, duplicate) = if scripted {
+        let mut answer = parts(value).into_iter();
+        (answer.next().unwrap_or_default(), answer.next().is_some_and(|value| number(&value) == 1))
+    } else {
+        (value, false)
+    };
+    match &id {
+        Value::Nil => Err(Error::new(
+            ErrorKind::NotFound,
+            "the topic's stream does not exist and `provision` does not allow to create it; run `backbone topology apply`, or connect with `provision=create`",
+        )),
+        id => match text(id) {
+            "" => Ok(Receipt { position: None, duplicate }),
+            id => {
+                let id: EntryId = id.parse().map_err(|_| odd("an id"))?;
+                Ok(Receipt { position: Some(id.position()), duplicate })
+            }
+        },
+    }
+}

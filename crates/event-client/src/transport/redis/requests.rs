@@ -1,0 +1,318 @@
+//! Calls: a request waits in its subject's list, frames of the answer come to this handle's channel.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use redis::{Pipeline, Value};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Handle;
+use super::error::closed;
+use super::packet::{self, Packet};
+use super::{RedisTransport, scripts, serve};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::subject::Subject;
+use crate::transport::wire;
+use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve};
+
+/// Frames of one answer that may be on their way or wait for the caller.
+pub(super) const WINDOW: usize = 64;
+/// A server says at least so often that it lives and works.
+pub(super) const BEAT: Duration = Duration::from_secs(2);
+/// Without a word for so long it is gone.
+pub(super) const LIFE: Duration = Duration::from_secs(8);
+/// A caller asks after its request when it heard nothing for so long: later than [`LIFE`], so that a dead server is
+/// no responder by then.
+const SUSPICION: Duration = Duration::from_millis(10_500);
+
+/// Calls that wait for frames.
+#[derive(Default)]
+pub(super) struct Calls {
+    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<Packet>>>,
+    next: AtomicU64,
+    running: tokio_util::task::TaskTracker,
+}
+
+impl Calls {
+    /// A frame for one of ours.
+    fn hear(&self, packet: Packet) {
+        let Some(number) = packet.get(packet::REQUEST).and_then(|number| number.parse().ok()) else { return };
+        let waiting = self.waiting.lock().expect("not poisoned");
+        if let Some(call) = waiting.get(&number) {
+            let _ = call.send(packet);
+        }
+    }
+
+    /// Waits until every call has been told that the handle closes.
+    pub(super) async fn close(&self, handle: &Handle) {
+        self.running.close();
+        let _ = tokio::time::timeout(handle.config.publish_timeout, self.running.wait()).await;
+    }
+}
+
+/// Listens to the handle's own channel.
+pub(super) async fn start(handle: &Arc<Handle>) -> Result<()> {
+    let told = Arc::downgrade(handle);
+    let listening = handle
+        .ear
+        .on(handle.keys.inbox(&handle.id), move |message| {
+            let Some(handle) = told.upgrade() else { return };
+            let packet = Packet::read(Bytes::copy_from_slice(message));
+            if packet.get(packet::CREDIT).is_some() {
+                serve::credit(&handle, &packet);
+            } else {
+                handle.calls.hear(packet);
+            }
+        })
+        .await?;
+    let closing = handle.link.closed.clone();
+    tokio::spawn(async move {
+        closing.cancelled().await;
+        drop(listening);
+    });
+    Ok(())
+}
+
+impl Requests for RedisTransport {
+    fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
+        Box::pin(async move {
+            let handle = self.live("request")?;
+            self.capabilities.check(&request).map_err(|error| error.during("request"))?;
+            call(handle, request, within).await.map_err(|error| error.during("request"))
+        })
+    }
+
+    fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
+        Box::pin(async move {
+            let handle = self.live("serve")?;
+            serve::serve(handle, spec).await.map_err(|error| error.during("serve"))
+        })
+    }
+}
+
+/// One call on its way.
+struct Call {
+    handle: Arc<Handle>,
+    number: u64,
+    subject: Subject,
+    /// Its bytes in the queue, by which it is found there.
+    request: Bytes,
+    deadline: Instant,
+    incoming: mpsc::UnboundedReceiver<Packet>,
+    frames: mpsc::Sender<Result<Frame>>,
+    gone: CancellationToken,
+    /// A server has it.
+    taken: bool,
+    /// Where the server takes credit.
+    server: Option<String>,
+    unpaid: usize,
+    heard: Instant,
+}
+
+async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Result<Replies> {
+    let start = Instant::now();
+    let longest = Duration::from_secs(86_400 * 365);
+    let within = within.min(longest);
+    let number = handle.calls.next.fetch_add(1, Ordering::Relaxed);
+    let inbox = handle.keys.inbox(&handle.id);
+    let deadline = Timestamp::now().as_millisecond().saturating_add(within.as_millis() as i64);
+    let bytes = packet::request(&request, number, &inbox, deadline);
+    let (sender, incoming) = mpsc::unbounded_channel();
+    handle.calls.waiting.lock().expect("not poisoned").insert(number, sender);
+    // Forgotten wherever this future is dropped.
+    let place = Place { handle: handle.clone(), number };
+    let subject = request.subject;
+    let mut command =
+        scripts::CALL.on(&[&handle.keys.queue(subject.as_str()), &handle.keys.servers(subject.as_str())]);
+    command.arg(&bytes[..]).arg(within.as_millis().max(1) as u64);
+    let queued = match tokio::time::timeout(within, handle.link.ask(command)).await {
+        Ok(answer) => answer?,
+        Err(_) => return Err(timeout(&subject)),
+    };
+    if queued != Value::Int(1) {
+        return Err(Error::new(ErrorKind::NoResponder, "nobody serves this subject").with("subject", subject));
+    }
+    // One place more than frames may take, so that an error always finds room.
+    let (frames, replies) = mpsc::channel(WINDOW + 1);
+    let gone = CancellationToken::new();
+    let call = Call {
+        handle: handle.clone(),
+        number,
+        subject,
+        request: bytes,
+        deadline: start + within,
+        incoming,
+        frames,
+        gone: gone.clone(),
+        taken: false,
+        server: None,
+        unpaid: 0,
+        heard: start,
+    };
+    handle.calls.running.spawn(async move {
+        let _place = place;
+        call.run().await;
+    });
+    Ok(Replies::new(replies, Some(gone)))
+}
+
+/// A call's place among those that wait.
+struct Place {
+    handle: Arc<Handle>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.handle.calls.waiting.lock().expect("not poisoned").remove(&self.number);
+    }
+}
+
+fn timeout(subject: &Subject) -> Error {
+    Error::new(ErrorKind::Timeout, "no answer within the deadline").with("subject", subject)
+}
+
+/// What a call does next.
+enum Next {
+    Frame(Packet),
+    Ask,
+    End(Option<Error>),
+}
+
+impl Call {
+    async fn run(mut self) {
+        loop {
+            let suspicion = self.heard + SUSPICION;
+            let next = tokio::select! {
+                biased;
+                Some(packet) = self.incoming.recv() => Next::Frame(packet),
+                () = self.gone.cancelled() => Next::End(None),
+                () = self.handle.closing.cancelled() => Next::End(Some(closed())),
+                () = tokio::time::sleep_until(self.deadline) => Next::End(Some(timeout(&self.subject))),
+                () = tokio::time::sleep_until(suspicion) => Next::Ask,
+            };
+            let end = match next {
+                Next::Frame(packet) => match self.take(packet).await {
+                    Some(ended) => ended,
+                    None => continue,
+                },
+                Next::Ask => match self.ask().await {
+                    Some(error) => Some(error),
+                    None => continue,
+                },
+                Next::End(error) => error,
+            };
+            self.end(end).await;
+            return;
+        }
+    }
+
+    /// Passes a frame on; `Some` when it was the last that comes.
+    async fn take(&mut self, packet: Packet) -> Option<Option<Error>> {
+        self.heard = Instant::now();
+        self.taken = true;
+        if let Some(from) = packet.get(packet::FROM) {
+            self.server = Some(from.to_owned());
+        }
+        match packet.get(wire::FRAME) {
+            Some("working") => None,
+            Some("abandoned") => {
+                let text = "the server let go of the request without an answer";
+                self.send(Err(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))).await;
+                self.gone.cancel();
+                // There is nobody to tell.
+                self.handle.calls.waiting.lock().expect("not poisoned").remove(&self.number);
+                self.taken = false;
+                self.request = Bytes::new();
+                Some(None)
+            }
+            word => {
+                let last = word != Some("more");
+                self.send(Ok(packet.frame(last))).await;
+                if last {
+                    self.request = Bytes::new();
+                    return Some(None);
+                }
+                self.unpaid += 1;
+                if self.unpaid >= WINDOW / 2 {
+                    self.pay().await;
+                }
+                None
+            }
+        }
+    }
+
+    async fn send(&self, frame: Result<Frame>) {
+        tokio::select! {
+            // Room for two, so that one is left for an error.
+            room = self.frames.reserve_many(2) => if let Ok(mut room) = room && let Some(room) = room.next() {
+                room.send(frame.map_err(|error| error.during("request")));
+            },
+            () = self.gone.cancelled() => {}
+            () = self.handle.closing.cancelled() => {}
+            () = tokio::time::sleep_until(self.deadline) => {}
+        }
+    }
+
+    /// The caller has taken so many: the server may send as many more.
+    async fn pay(&mut self) {
+        let Some(server) = &self.server else { return };
+        let mut writer = packet::Writer::default();
+        writer.header(wire::REPLY_TO, self.handle.keys.inbox(&self.handle.id));
+        writer.header(packet::REQUEST, self.number.to_string());
+        let credit = writer.header(packet::CREDIT, self.unpaid.to_string()).finish(b"");
+        self.unpaid = 0;
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(server).arg(&credit[..]);
+        let _ = self.handle.link.ask(command).await;
+    }
+
+    /// Nothing was heard for long: does the request still wait, or has somebody died with it?
+    async fn ask(&mut self) -> Option<Error> {
+        self.heard = Instant::now();
+        let keys = &self.handle.keys;
+        let mut command =
+            scripts::QUEUED.on(&[&keys.queue(self.subject.as_str()), &keys.servers(self.subject.as_str())]);
+        command.arg(&self.request[..]);
+        match self.handle.link.ask(command).await {
+            Ok(Value::Int(0)) => {
+                self.request = Bytes::new();
+                let text = "the server went away before it answered";
+                Some(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))
+            }
+            Ok(_) => None,
+            Err(error) if error.kind() == ErrorKind::Closed => Some(error),
+            // The deadline is still there.
+            Err(_) => None,
+        }
+    }
+
+    /// Tells the caller, and the server that nobody waits any more.
+    async fn end(&mut self, error: Option<Error>) {
+        if let Some(error) = error {
+            let _ = self.frames.try_send(Err(error.during("request")));
+        }
+        self.gone.cancel();
+        if self.request.is_empty() {
+            return;
+        }
+        let keys = &self.handle.keys;
+        let mut pipeline = Pipeline::new();
+        if !self.taken {
+            pipeline.cmd("LREM").arg(keys.queue(self.subject.as_str())).arg(1).arg(&self.request[..]);
+        }
+        let mut writer = packet::Writer::default();
+        writer.header(wire::REPLY_TO, keys.inbox(&self.handle.id));
+        let cancel = writer.header(packet::REQUEST, self.number.to_string()).finish(b"");
+        pipeline.cmd("PUBLISH").arg(keys.cancels(self.subject.as_str()).as_str()).arg(&cancel[..]);
+        let _ = self.handle.link.run(&pipeline).await;
+    }
+}

@@ -1,0 +1,44 @@
+-- Trims a topic's log by age and number, never what a group still needs. KEYS: log, lock. ARGV: age ms, most, lock ms.
+-- Answers {trimmed, entries left, the group that holds most back or ''}; nothing when another did it a moment ago.
+if not redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[3]) then return false end
+if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0, ''} end
+local function number(id)
+  local m, s = string.match(id, '(%d+)-(%d+)')
+  return tonumber(m), tonumber(s)
+end
+local function less(a, b)
+  local am, as = number(a)
+  local bm, bs = number(b)
+  return am < bm or (am == bm and as < bs)
+end
+local needed, holder
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local is = {}
+  for i = 1, #group, 2 do is[group[i]] = group[i + 1] end
+  local from = is['last-delivered-id']
+  if is['pending'] > 0 then
+    local oldest = redis.call('XPENDING', KEYS[1], is['name'])[2]
+    if oldest and less(oldest, from) then from = oldest end
+  end
+  if not needed or less(from, needed) then needed, holder = from, is['name'] end
+end
+local before = redis.call('XLEN', KEYS[1])
+local old = int(math.max(0, now_ms() - tonumber(ARGV[1]))) .. '-0'
+local limit = old
+local held = ''
+if needed and less(needed, old) then limit, held = needed, holder end
+redis.call('XTRIM', KEYS[1], 'MINID', '~', limit)
+local over = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2])
+local rounds = 0
+while over > 0 and rounds < 20 do
+  rounds = rounds + 1
+  local some = redis.call('XRANGE', KEYS[1], '-', needed or '+', 'COUNT', math.min(over + 1, 500))
+  if #some < 2 then
+    if needed then held = holder end
+    break
+  end
+  redis.call('XTRIM', KEYS[1], 'MINID', some[#some][1])
+  over = over - (#some - 1)
+end
+local left = redis.call('XLEN', KEYS[1])
+return {before - left, left, held}

@@ -1,0 +1,407 @@
+//! Serving: a member takes requests from its subjects' lists, no more than it has room for, and answers over channels.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use redis::{Pipeline, Value};
+use smol_str::{SmolStr, format_smolstr};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::codec::{number, parts};
+use super::connection::Handle;
+use super::ear::Listening;
+use super::link::jitter;
+use super::packet::{self, Packet};
+use super::reader::{LONGEST, Reader};
+use super::requests::{BEAT, LIFE, WINDOW};
+use super::scripts;
+use crate::confirm::Confirm;
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Subject;
+use crate::transport::wire;
+use crate::transport::{Frame, IncomingRequest, Respond, Responder, Serve};
+
+/// One member of a service.
+pub(super) struct Service {
+    handle: Arc<Handle>,
+    name: SmolStr,
+    subjects: Vec<Subject>,
+    requests: mpsc::Sender<IncomingRequest>,
+    credit: Arc<Semaphore>,
+    /// Requests in hand by the caller's channel and number.
+    active: Mutex<HashMap<(SmolStr, SmolStr), Arc<Active>>>,
+    closed: CancellationToken,
+    /// Cancelled when everybody has been told.
+    pub(super) ended: CancellationToken,
+    wake: Notify,
+}
+
+/// A request in hand.
+struct Active {
+    since: Instant,
+    gone: CancellationToken,
+    /// Frames that may be sent before the caller has taken some.
+    window: Arc<Semaphore>,
+    /// The answer has begun or ended: the caller needs no sign of life, or no answer.
+    finished: AtomicBool,
+}
+
+pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+    if spec.subjects.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
+            .with("service", spec.service));
+    }
+    let credit = spec.credit.max(1);
+    let (requests, incoming) = mpsc::channel(credit);
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let service = Arc::new(Service {
+        name: format_smolstr!("{}-{}-{}", spec.service, handle.id, NEXT.fetch_add(1, Ordering::Relaxed)),
+        handle: handle.clone(),
+        subjects: spec.subjects,
+        requests,
+        credit: Arc::new(Semaphore::new(credit)),
+        active: Mutex::default(),
+        closed: CancellationToken::new(),
+        ended: CancellationToken::new(),
+        wake: Notify::new(),
+    });
+    let mut listening = Vec::new();
+    for subject in &service.subjects {
+        let told = Arc::downgrade(&service);
+        let on = handle.ear.on(handle.keys.cancels(subject.as_str()), move |message| {
+            if let Some(service) = told.upgrade() {
+                service.cancelled(&Packet::read(Bytes::copy_from_slice(message)));
+            }
+        });
+        listening.push(on.await?);
+    }
+    let reader = Reader::open(&handle.link).await?;
+    service.beat().await?;
+    {
+        let mut services = handle.services.lock().expect("not poisoned");
+        services.retain(|service| service.strong_count() > 0);
+        services.push(Arc::downgrade(&service));
+    }
+    tokio::spawn(run(service, reader, listening));
+    Ok(incoming)
+}
+
+/// Credit for one of this handle's answers.
+pub(super) fn credit(handle: &Handle, packet: &Packet) {
+    let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) else { return };
+    let frames = packet.get(packet::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
+    let key = (SmolStr::new(caller), SmolStr::new(request));
+    let services: Vec<_> =
+        handle.services.lock().expect("not poisoned").iter().filter_map(std::sync::Weak::upgrade).collect();
+    for service in services {
+        if let Some(active) = service.active.lock().expect("not poisoned").get(&key) {
+            active.window.add_permits(std::cmp::min(frames, WINDOW));
+        }
+    }
+}
+
+async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
+    let beating = tokio::spawn(beat(service.clone()));
+    let mut reader = Some(reader);
+    let mut turn = 0;
+    let mut pause = Duration::from_millis(20);
+    let told = service.clone();
+    let watching = tokio::spawn(async move {
+        tokio::select! {
+            () = told.requests.closed() => {}
+            () = told.closed.cancelled() => {}
+            () = told.handle.closing.cancelled() => {}
+        }
+        told.closed.cancel();
+        told.wake.notify_one();
+    });
+    while !service.closed.is_cancelled() {
+        let permit = tokio::select! {
+            permit = service.credit.clone().acquire_owned() => permit.expect("the credit is never closed"),
+            () = service.closed.cancelled() => break,
+        };
+        let taken = match &mut reader {
+            Some(reader) => service.take(reader, turn).await,
+            None => match Reader::open(&service.handle.link).await {
+                Ok(opened) => {
+                    reader = Some(opened);
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+        };
+        turn += 1;
+        match taken {
+            Ok(Some((subject, bytes))) => {
+                pause = Duration::from_millis(20);
+                service.begin(subject, bytes, permit).await;
+            }
+            Ok(None) => pause = Duration::from_millis(20),
+            Err(error) => {
+                tracing::debug!(%error, "cannot take requests; trying again");
+                reader = None;
+                tokio::select! {
+                    () = tokio::time::sleep(jitter(pause)) => {}
+                    () = service.closed.cancelled() => {}
+                }
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+    watching.abort();
+    service.leave().await;
+    if service.handle.closing.is_cancelled() {
+        service.abandon_all().await;
+    } else {
+        // What is in hand may still be answered.
+        let empty = || service.active.lock().expect("not poisoned").is_empty();
+        while !empty() && !service.handle.closing.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = service.handle.closing.cancelled() => {}
+            }
+        }
+        service.abandon_all().await;
+    }
+    beating.abort();
+    service.ended.cancel();
+    drop(listening);
+}
+
+/// Says while it lives that it does, and to callers that wait long that their requests are at work.
+async fn beat(service: Arc<Service>) {
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beat.tick().await;
+    loop {
+        beat.tick().await;
+        if !service.closed.is_cancelled()
+            && let Err(error) = service.beat().await
+        {
+            tracing::debug!(%error, "cannot say that this server lives");
+        }
+        let mut pipeline = Pipeline::new();
+        for ((caller, request), active) in &*service.active.lock().expect("not poisoned") {
+            if active.since.elapsed() >= BEAT && !active.finished.load(Ordering::Relaxed) {
+                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&packet::notice("working", request)[..]);
+            }
+        }
+        if !pipeline.is_empty() {
+            let _ = service.handle.link.run(&pipeline).await;
+        }
+    }
+}
+
+impl Service {
+    /// Ends when the handle closes.
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+        self.wake.notify_one();
+    }
+
+    async fn beat(&self) -> Result<()> {
+        let mut pipeline = Pipeline::new();
+        for subject in &self.subjects {
+            let mut command = scripts::BEAT.on(&[&self.handle.keys.servers(subject.as_str())]);
+            command.arg(self.name.as_str()).arg(LIFE.as_millis() as u64);
+            pipeline.add_command(command);
+        }
+        self.handle.link.ask_all(&pipeline).await.map(drop)
+    }
+
+    async fn leave(&self) {
+        let mut pipeline = Pipeline::new();
+        for subject in &self.subjects {
+            pipeline.cmd("ZREM").arg(self.handle.keys.servers(subject.as_str())).arg(self.name.as_str());
+        }
+        let _ = self.handle.link.run(&pipeline).await;
+    }
+
+    /// The next request of any subject; they take turns at being first.
+    async fn take(&self, reader: &mut Reader, turn: usize) -> Result<Option<(Subject, Bytes)>> {
+        let block = reader.patience(LONGEST);
+        let mut command = redis::cmd("BLPOP");
+        let count = self.subjects.len();
+        for at in 0..count {
+            command.arg(self.handle.keys.queue(self.subjects[(turn + at) % count].as_str()));
+        }
+        command.arg(block.as_secs_f64());
+        let mut answer = parts(reader.wait(&command, block, &self.wake).await?).into_iter();
+        let (Some(Value::BulkString(key)), Some(Value::BulkString(bytes))) = (answer.next(), answer.next()) else {
+            return Ok(None);
+        };
+        let subject = self.subjects.iter().find(|subject| self.handle.keys.queue(subject.as_str()).as_bytes() == key);
+        Ok(subject.map(|subject| (subject.clone(), bytes.into())))
+    }
+
+    async fn begin(self: &Arc<Self>, subject: Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
+        if self.closed.is_cancelled() {
+            // Popped while leaving: another member takes it.
+            let mut command = redis::cmd("LPUSH");
+            command.arg(self.handle.keys.queue(subject.as_str())).arg(&bytes[..]);
+            let mut expire = redis::cmd("PEXPIRE");
+            expire.arg(self.handle.keys.queue(subject.as_str())).arg(LIFE.as_millis() as u64).arg("NX");
+            let mut pipeline = Pipeline::new();
+            pipeline.add_command(command).add_command(expire);
+            let _ = self.handle.link.run(&pipeline).await;
+            return;
+        }
+        let packet = Packet::read(bytes);
+        let now = Timestamp::now().as_millisecond();
+        let deadline = packet.get(wire::DEADLINE).and_then(|ms| ms.parse().ok()).unwrap_or(now + 30_000);
+        let within = Duration::from_millis(u64::try_from(deadline - now).unwrap_or(0));
+        if within.is_zero() {
+            return; // nobody waits
+        }
+        let caller = SmolStr::new(packet.get(wire::REPLY_TO).unwrap_or_default());
+        let request = SmolStr::new(packet.get(packet::REQUEST).unwrap_or_default());
+        let key = (caller, request);
+        let active = Arc::new(Active {
+            since: Instant::now(),
+            gone: CancellationToken::new(),
+            window: Arc::new(Semaphore::new(WINDOW)),
+            finished: AtomicBool::new(false),
+        });
+        self.active.lock().expect("not poisoned").insert(key.clone(), active.clone());
+        let reply = Reply {
+            service: self.clone(),
+            key,
+            active: active.clone(),
+            first: true,
+            parked: Arc::default(),
+            _permit: permit,
+        };
+        let gone = active.gone.clone();
+        tokio::spawn({
+            let gone = gone.clone();
+            async move {
+                tokio::select! {
+                    () = gone.cancelled() => {}
+                    () = tokio::time::sleep(within) => gone.cancel(),
+                }
+            }
+        });
+        let message = Arc::new(packet.message(&subject));
+        let responder = Responder::new(Box::new(reply), gone);
+        // Refused only when nobody takes requests any more; then the responder drops and says so.
+        drop(self.requests.try_send(IncomingRequest { message, within, responder }));
+    }
+
+    /// A caller no longer waits.
+    fn cancelled(&self, packet: &Packet) {
+        if let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) {
+            let key = (SmolStr::new(caller), SmolStr::new(request));
+            if let Some(active) = self.active.lock().expect("not poisoned").get(&key) {
+                active.gone.cancel();
+            }
+        }
+    }
+
+    /// Tells the callers of everything in hand that no answer will come.
+    async fn abandon_all(&self) {
+        let mut pipeline = Pipeline::new();
+        for ((caller, request), active) in self.active.lock().expect("not poisoned").drain() {
+            active.gone.cancel();
+            if !active.finished.swap(true, Ordering::Relaxed) {
+                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&packet::notice("abandoned", &request)[..]);
+            }
+        }
+        if !pipeline.is_empty() {
+            let _ = self.handle.link.run(&pipeline).await;
+        }
+    }
+}
+
+/// The server's end of one answer.
+struct Reply {
+    service: Arc<Service>,
+    key: (SmolStr, SmolStr),
+    active: Arc<Active>,
+    first: bool,
+    /// A frame waits for room: no other may overtake it.
+    parked: Arc<AtomicBool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Respond for Reply {
+    fn send(&mut self, frame: Frame) -> Confirm<()> {
+        let refuse = |kind, text: &str| Confirm::ready(Err(Error::new(kind, text).during("reply")));
+        if self.active.gone.is_cancelled() {
+            return refuse(ErrorKind::Closed, "nobody waits for this answer any more");
+        }
+        let most = self.service.handle.config.max_payload;
+        if frame.payload.len() > most {
+            let error = Error::new(ErrorKind::TooLarge, "the frame is larger than the bus takes")
+                .with("bytes", frame.payload.len())
+                .with("max_payload", most);
+            return Confirm::ready(Err(error.during("reply")));
+        }
+        if self.parked.load(Ordering::Acquire) {
+            return refuse(
+                ErrorKind::Full,
+                "the caller reads slower than frames are sent; await each confirmation before the next frame",
+            );
+        }
+        let inbox = self.service.handle.keys.inbox(&self.service.handle.id);
+        let from = std::mem::take(&mut self.first).then_some(inbox.as_str());
+        let bytes = packet::frame(&frame, &self.key.1, from);
+        if frame.last {
+            self.active.finished.store(true, Ordering::Relaxed);
+            self.service.active.lock().expect("not poisoned").remove(&self.key);
+        }
+        let (answer, confirm) = Confirm::channel();
+        let (handle, caller) = (self.service.handle.clone(), self.key.0.clone());
+        let (active, parked) = (self.active.clone(), self.parked.clone());
+        parked.store(true, Ordering::Release);
+        tokio::spawn(async move {
+            let room = tokio::select! {
+                room = active.window.clone().acquire_owned() => room.is_ok_and(|room| {
+                    room.forget();
+                    true
+                }),
+                () = active.gone.cancelled() => false,
+            };
+            let sent = if room { send(&handle, &caller, &bytes).await } else { Ok(0) };
+            parked.store(false, Ordering::Release);
+            let result = match sent {
+                Ok(1..) => Ok(()),
+                Ok(_) => {
+                    active.gone.cancel();
+                    Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more").during("reply"))
+                }
+                Err(error) => Err(error.during("reply")),
+            };
+            let _ = answer.send(result);
+        });
+        confirm
+    }
+
+    fn abandoned(&mut self) {
+        self.service.active.lock().expect("not poisoned").remove(&self.key);
+        if self.active.finished.swap(true, Ordering::Relaxed) || self.active.gone.is_cancelled() {
+            return;
+        }
+        let (handle, (caller, request)) = (self.service.handle.clone(), self.key.clone());
+        let parked = self.parked.clone();
+        tokio::spawn(async move {
+            // After the frame that is still on its way.
+            while parked.load(Ordering::Acquire) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            send(&handle, &caller, &packet::notice("abandoned", &request)).await
+        });
+    }
+}
+
+/// Sends a frame; answers how many heard it.
+async fn send(handle: &Handle, caller: &str, bytes: &[u8]) -> Result<i64> {
+    let mut command = redis::cmd("PUBLISH");
+    command.arg(caller).arg(bytes);
+    handle.link.ask(command).await.map(|heard| number(&heard))
+}

@@ -1,0 +1,335 @@
+//! Settling: what waits goes in one pipeline, acknowledgements of one group in one command.
+//!
+//! A plain `XACK` does not ask whose the entry is, so it is used only while nobody can have taken the entry away;
+//! everything else is a script that looks first.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::{Pipeline, Value};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::codec::{args, number, parts};
+use super::error::{Failure, closed, lease_lost, reply};
+use super::link::Link;
+use super::member::{Held, How, Member};
+use super::scripts;
+use crate::confirm::{Answer, Confirm};
+use crate::delivery::{Rejection, Settlement, Token};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Most settlements of one pipeline.
+const BATCH: usize = 512;
+/// Most pipelines on their way.
+const WINDOW: usize = 4;
+
+/// Where settlements are handed in.
+pub(super) struct Clerk(mpsc::UnboundedSender<Job>);
+
+struct Job {
+    member: Arc<Member>,
+    token: Token,
+    held: Held,
+    what: What,
+    answer: Option<Answer<()>>,
+    at: Instant,
+    /// An earlier try may have been done.
+    again: bool,
+}
+
+enum What {
+    Ack,
+    Park { after: Duration, error: Option<String> },
+    Reject(Rejection),
+    Renew,
+}
+
+impl Clerk {
+    pub(super) fn open(link: Arc<Link>) -> Self {
+        let (queue, received) = mpsc::unbounded_channel();
+        tokio::spawn(run(link, received));
+        Self(queue)
+    }
+
+    pub(super) fn settle(&self, member: &Arc<Member>, token: Token, settlement: Settlement) -> Confirm<()> {
+        let what = match settlement {
+            Settlement::Ack => What::Ack,
+            Settlement::Retry { after, error } => What::Park { after, error: Some(error.to_string()) },
+            Settlement::Release => What::Park { after: Duration::ZERO, error: None },
+            Settlement::Reject(rejection) => What::Reject(rejection),
+        };
+        self.order(member, token, what)
+    }
+
+    pub(super) fn renew(&self, member: &Arc<Member>, token: Token) -> Confirm<()> {
+        self.order(member, token, What::Renew)
+    }
+
+    fn order(&self, member: &Arc<Member>, token: Token, what: What) -> Confirm<()> {
+        let Some(held) = member.held(token) else {
+            let error = if member.closed.is_cancelled() { closed().during("settle") } else { lease_lost() };
+            return Confirm::ready(Err(error));
+        };
+        let (answer, confirm) = Confirm::channel();
+        let job = Job {
+            member: member.clone(),
+            token,
+            held,
+            what,
+            answer: Some(answer),
+            at: Instant::now(),
+            again: false,
+        };
+        drop(self.0.send(job));
+        confirm
+    }
+}
+
+type Sent = (Vec<Group>, Result<Vec<Value>, Failure>);
+
+async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Job>) {
+    let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
+    let mut again: VecDeque<Job> = VecDeque::new();
+    let mut open = true;
+    while open || !flying.is_empty() || !again.is_empty() {
+        let mut batch: Vec<Job> = Vec::new();
+        if !again.is_empty() && flying.is_empty() {
+            batch.extend(again.drain(..));
+        } else {
+            tokio::select! {
+                biased;
+                Some((groups, replies)) = flying.next() => again.extend(conclude(&link, groups, replies)),
+                count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => open = count > 0,
+            }
+        }
+        if batch.is_empty() {
+            continue;
+        }
+        let groups = gather(batch);
+        let mut pipeline = Pipeline::with_capacity(groups.len());
+        groups.iter().for_each(|group| group.write(&mut pipeline));
+        let link = link.clone();
+        flying.push(Box::pin(async move {
+            let replies = link.run(&pipeline).await;
+            (groups, replies)
+        }));
+    }
+}
+
+/// Jobs that share a command.
+struct Group {
+    kind: Kind,
+    jobs: Vec<Job>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// `XACK`, for what is surely ours.
+    Plain,
+    Checked,
+    Park,
+    Reject,
+    Renew,
+}
+
+fn gather(batch: Vec<Job>) -> Vec<Group> {
+    let now = Instant::now();
+    let mut groups: Vec<Group> = Vec::new();
+    for job in batch {
+        let kind = match &job.what {
+            What::Ack
+                if job.held.attempt == 1
+                    && !job.held.source.replay
+                    && !job.again
+                    && now < job.held.safe_until =>
+            {
+                Kind::Plain
+            }
+            What::Ack => Kind::Checked,
+            What::Park { .. } => Kind::Park,
+            What::Reject(_) => Kind::Reject,
+            What::Renew => Kind::Renew,
+        };
+        let same = |group: &&mut Group| {
+            let first = &group.jobs[0];
+            kind != Kind::Reject
+                && group.kind == kind
+                && Arc::ptr_eq(&first.member, &job.member)
+                && Arc::ptr_eq(&first.held.source, &job.held.source)
+                && first.held.name == job.held.name
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.jobs.push(job),
+            None => groups.push(Group { kind, jobs: vec![job] }),
+        }
+    }
+    groups
+}
+
+impl Group {
+    fn write(&self, pipeline: &mut Pipeline) {
+        let Job { member, held, .. } = &self.jobs[0];
+        let source = &held.source;
+        let keys = [source.stream.as_str(), &source.due, &source.notes];
+        let copy = i32::from(source.replay);
+        let consumer = member.consumer.as_str();
+        let command = match self.kind {
+            Kind::Plain => {
+                let mut command = redis::cmd("XACK");
+                command.arg(&source.stream).arg(&*held.name);
+                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                command
+            }
+            Kind::Checked => {
+                let mut command = scripts::ACK.on(&keys);
+                command.arg(&*held.name).arg(consumer).arg(copy);
+                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                command
+            }
+            Kind::Park => {
+                let mut command = scripts::PARK.on(&keys);
+                command.arg(&*held.name).arg(consumer);
+                command.arg(member.handle.keys.wake(member.group.as_str()).as_str());
+                command.arg(format!("due {}", source.topic));
+                for job in &self.jobs {
+                    let What::Park { after, error } = &job.what else { continue };
+                    let made = job.held.attempt - u32::from(error.is_none());
+                    let error = error.as_ref().map(|error| format!("{error} "));
+                    command.arg(job.held.id.to_string()).arg(made).arg(millis(*after));
+                    command.arg(error.unwrap_or_default()).arg(millis(job.held.since.elapsed()));
+                }
+                command
+            }
+            Kind::Reject => {
+                let dead = member.handle.keys.dead(&source.topic, member.group.as_str());
+                let groups = member.handle.keys.dead_groups(&source.topic);
+                let mut command = scripts::REJECT.on(&[keys[0], keys[1], keys[2], &dead, &groups]);
+                command.arg(&*held.name).arg(consumer).arg(copy).arg(member.group.as_str());
+                command.arg(member.handle.config.dead_letters).arg(held.id.to_string()).arg(held.attempt);
+                if let What::Reject(rejection) = &self.jobs[0].what {
+                    command.arg(rejection.reason.as_str());
+                    command.arg(crate::transport::wire::escape(&rejection.error).to_string());
+                }
+                command.arg(millis(held.since.elapsed()));
+                command
+            }
+            Kind::Renew => {
+                let mut command = scripts::RENEW.on(&keys[..1]);
+                command.arg(&*held.name).arg(consumer);
+                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                command
+            }
+        };
+        pipeline.add_command(command);
+    }
+
+    /// Whether each job's entry was ours; an error when the command failed.
+    fn outcomes(&self, value: Value) -> Result<Vec<bool>> {
+        let value = reply(value)?;
+        let count = self.jobs.len();
+        let done = |value: i64, again: bool| value > 0 || (again && value < 0);
+        Ok(match self.kind {
+            Kind::Plain => vec![number(&value) as usize == count; count],
+            Kind::Reject => {
+                warn_of_full_letters(&self.jobs[0], number(&value));
+                vec![done(number(&value), self.jobs[0].again)]
+            }
+            // What an earlier try has parked is no longer ours.
+            Kind::Park => parts(value).iter().zip(&self.jobs).map(|(v, job)| number(v) > 0 || job.again).collect(),
+            Kind::Checked => {
+                parts(value).iter().zip(&self.jobs).map(|(v, job)| done(number(v), job.again)).collect()
+            }
+            Kind::Renew => parts(value).iter().map(|v| number(v) > 0).collect(),
+        })
+    }
+}
+
+fn warn_of_full_letters(job: &Job, letters: i64) {
+    let most = job.member.handle.config.dead_letters;
+    if letters > 0 && letters as u64 >= most && (letters as u64).is_multiple_of(100) {
+        tracing::warn!(
+            group = %job.member.group, topic = %job.held.source.topic, dead_letters = letters,
+            "there are as many dead letters as may be kept: the oldest go; replay or drop some"
+        );
+    }
+}
+
+/// Tells everybody; answers what must be tried again.
+fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
+    let mut again = Vec::new();
+    match replies {
+        Ok(replies) => {
+            for (group, value) in groups.into_iter().zip(replies) {
+                let outcomes = group.outcomes(value);
+                for (at, job) in group.jobs.into_iter().enumerate() {
+                    let result = match &outcomes {
+                        Ok(outcomes) if outcomes.get(at).copied().unwrap_or(false) => Ok(()),
+                        Ok(_) => Err(lease_lost()),
+                        // The group was moved or deleted.
+                        Err(error) if error.kind() == ErrorKind::NotFound => Err(lease_lost()),
+                        Err(error) => {
+                            Err(Error::new(error.kind(), "not settled").because(error.to_string()).during("settle"))
+                        }
+                    };
+                    job.finish(result);
+                }
+            }
+        }
+        Err(Failure::Unknown(error)) => {
+            for mut job in groups.into_iter().flat_map(|group| group.jobs) {
+                if job.at.elapsed() < link.server.answer_timeout && !link.closed.is_cancelled() {
+                    job.again = true;
+                    again.push(job);
+                } else {
+                    let text = "whether it was settled is unknown";
+                    job.finish(Err(Error::new(error.kind(), text).because(error.to_string()).during("settle")));
+                }
+            }
+        }
+        Err(Failure::Unsent(error)) => {
+            for job in groups.into_iter().flat_map(|group| group.jobs) {
+                job.finish(Err(Error::new(error.kind(), "not settled").because(error.to_string()).during("settle")));
+            }
+        }
+    }
+    again
+}
+
+impl Job {
+    fn finish(mut self, result: Result<()>) {
+        let member = &self.member;
+        if let What::Renew = self.what {
+            if result.is_ok() {
+                let safe = member.safe_from(self.at);
+                if let Some(held) = member.table.lock().expect("not poisoned").get_mut(self.token as usize) {
+                    held.safe_until = held.safe_until.max(safe);
+                }
+            }
+        } else {
+            member.finish(self.token);
+            let how = match (&result, &self.what) {
+                (Err(_), _) => How::Lost,
+                (Ok(()), What::Park { after, error }) => {
+                    member.signals.due(&self.held.source.topic, *after);
+                    How::Again(*after, self.held.attempt - u32::from(error.is_none()))
+                }
+                (Ok(()), _) => How::Done,
+            };
+            member.settled(self.held.item, how);
+        }
+        if let Some(answer) = self.answer.take() {
+            let _ = answer.send(result);
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    // Rounded up: never before its time. A thousand years are long enough.
+    (time.as_micros().div_ceil(1000)).min(86_400_000 * 365_000) as u64
+}

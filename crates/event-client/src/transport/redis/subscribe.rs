@@ -1,0 +1,83 @@
+//! Subscribing to a group: it is made or changed as far as allowed, joined, and read by a task of its own.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use smol_str::format_smolstr;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Handle;
+use super::group::Joining;
+use super::member::Member;
+use super::{fetch, keyed, lease};
+use crate::error::Result;
+use crate::subject::Group;
+use crate::subscription::Subscription;
+use crate::transport::Subscribe;
+
+pub(super) async fn group(handle: &Arc<Handle>, group: Group, mut spec: Subscribe) -> Result<Subscription> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let lease = spec.lease.as_millis().max(10) as u64;
+    spec.lease = std::time::Duration::from_millis(lease);
+    let member = Arc::new(Member {
+        consumer: format_smolstr!("{}-{number}.{lease}", handle.id),
+        handle: handle.clone(),
+        lease: spec.lease,
+        credit: spec.credit.max(1),
+        keyed: spec.keyed,
+        table: Mutex::default(),
+        signals: super::member::Signals::default(),
+        closed: CancellationToken::new(),
+        ended: CancellationToken::new(),
+        lanes: Mutex::default(),
+        owned: Mutex::default(),
+        joined: Mutex::default(),
+        group,
+    });
+    // Heard from before it is read, so that no change is missed in between.
+    let told = Arc::downgrade(&member);
+    let wake = handle.ear.on(handle.keys.wake(member.group.as_str()), move |message| {
+        if let Some(member) = told.upgrade() {
+            member.signals.hear(message);
+        }
+    });
+    let mut listening = vec![wake.await?];
+    if spec.filters.iter().any(|filter| filter.topic().is_none()) {
+        let told = Arc::downgrade(&member);
+        let topics = handle.ear.on(handle.keys.system(), move |message| {
+            if let Some(member) = told.upgrade()
+                && !message.starts_with(b"delay")
+            {
+                member.signals.changed();
+            }
+        });
+        listening.push(topics.await?);
+    }
+    let joining = Joining { consumer: &member.consumer, life: member.life_millis() };
+    let (_, places) = handle.define(&member.group, &spec, Some(joining), false).await?;
+    let (feed, subscription) = Subscription::channel(member.credit);
+    {
+        let mut members = handle.members.lock().expect("not poisoned");
+        members.retain(|member| member.strong_count() > 0);
+        members.push(Arc::downgrade(&member));
+    }
+    let gone = feed.gone().clone();
+    tokio::spawn(lease::keep(member.clone(), gone));
+    let (told, stopped) = (member.clone(), feed.stopped().clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = stopped.cancelled() => {}
+            () = told.closed.cancelled() => {}
+            () = told.ended.cancelled() => {}
+        }
+        // A reader that blocks is called back.
+        told.signals.wake.notify_one();
+    });
+    if member.keyed {
+        tokio::spawn(keyed::run(member, spec, places, feed, listening));
+    } else {
+        tokio::spawn(fetch::run(member, spec, places, feed, listening));
+    }
+    Ok(subscription)
+}
