@@ -9,6 +9,7 @@ use test_servers::Generation;
 
 mod memory;
 mod nats;
+mod redis;
 mod servers;
 mod sqlite;
 
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
         Arc::new(sqlite::Sqlite),
         Arc::new(nats::Nats(Generation::Old)),
         Arc::new(nats::Nats(Generation::New)),
+        Arc::new(redis::Redis(Generation::Old)),
     ];
     let asked = fixtures.iter().filter(|fixture| is_asked_for(fixture.name(), &arguments));
     let trials = asked.flat_map(trials).collect();

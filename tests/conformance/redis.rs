@@ -5,28 +5,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use event_client::Result;
 use event_conformance::{Fixture, Settings, Storage};
+use test_servers::Generation;
 
-pub(crate) struct Redis {
-    pub(crate) name: &'static str,
-    /// The shared server's URL.
-    pub(crate) url: String,
-}
+use crate::servers::{own_server, wait};
+
+/// One generation of the server.
+pub(crate) struct Redis(pub(crate) Generation);
 
 impl Fixture for Redis {
     fn name(&self) -> &str {
-        self.name
+        match self.0 {
+            Generation::Old => "redis",
+            Generation::New => "redis-new",
+        }
     }
 
     fn fresh(&self, settings: &Settings) -> Result<Storage> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mut url = format!("{}?namespace=exam-{}", self.url, NEXT.fetch_add(1, Ordering::Relaxed));
+        let namespace = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut options = format!("?namespace=exam-{namespace}");
         if let Some(window) = settings.dedup_window {
-            url += &format!("&dedup_window={}ms", window.as_millis());
+            options += &format!("&dedup_window={}ms", window.as_millis());
         }
-        Ok(Storage::new(url, ()))
+        if settings.own_server {
+            let options = options + "&publish_timeout=5s";
+            let start = test_servers::Redis::options().generation(self.0).start();
+            return own_server(start, |server| server.url() + &options);
+        }
+        let url = wait(test_servers::Redis::shared(self.0)).url();
+        Ok(Storage::new(url + &options, ()))
     }
 
     fn program(&self) -> Option<PathBuf> {
         Some(std::env::current_exe().expect("a running program has a path"))
+    }
+
+    fn has_servers(&self) -> bool {
+        true
     }
 }

@@ -11,7 +11,6 @@ use tokio::runtime::Runtime;
 
 /// Waits for `future` from a place that cannot await: a fixture's methods. It runs on a runtime that outlives every
 /// case, as proxies need.
-#[allow(dead_code, reason = "until the first broker's fixture stands here")]
 pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> T {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime for servers"));
     // A thread of its own: the caller's may already drive a runtime.
@@ -24,7 +23,6 @@ pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> T {
 ///
 /// # Errors
 /// When it does not start; the text says why.
-#[allow(dead_code, reason = "until the first broker's fixture stands here")]
 pub(crate) fn own_server<S>(
     start: impl Future<Output = test_servers::Result<S>> + Send,
     url: impl FnOnce(&S) -> String,
