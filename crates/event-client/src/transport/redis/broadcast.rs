@@ -9,7 +9,7 @@ use redis::{Pipeline, Value};
 use smol_str::SmolStr;
 use tokio::sync::Notify;
 
-use super::codec::{args, self, Entry, EntryId, parts, text};
+use super::codec::{self, Entry, EntryId, args, parts, text};
 use super::connection::Handle;
 use super::ear::Listening;
 use super::error::reply;
@@ -186,7 +186,9 @@ impl Tails {
             for value in parts(stream.next().unwrap_or_default()) {
                 let Some(entry) = codec::read(value, &tail.topic) else { continue };
                 tail.last = tail.last.max(entry.id);
-                if !entry.ill_named && self.filters.iter().any(|filter| filter.matches(&entry.message.subject)) {
+                if !entry.ill_named
+                    && self.filters.iter().any(|filter| filter.matches(&entry.message.subject))
+                {
                     self.waiting.push_back(entry);
                 }
             }

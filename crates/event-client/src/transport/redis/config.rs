@@ -111,9 +111,7 @@ impl Config {
             None => SmolStr::new_static("backbone"),
             Some(name)
                 if (1..=100).contains(&name.len())
-                    && name
-                        .bytes()
-                        .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) =>
+                    && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) =>
             {
                 name
             }
@@ -228,9 +226,7 @@ impl Place {
         let (user, password) = match login {
             None => (None, None),
             Some(login) => match login.split_once(':') {
-                Some((user, password)) => {
-                    ((!user.is_empty()).then(|| decode(user)), Some(decode(password)))
-                }
+                Some((user, password)) => ((!user.is_empty()).then(|| decode(user)), Some(decode(password))),
                 None => return Err("a name without a password; use `redis://NAME:PASSWORD@HOST`".into()),
             },
         };

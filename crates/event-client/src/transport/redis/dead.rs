@@ -167,7 +167,8 @@ fn id(entry: &Value) -> Option<String> {
 }
 
 fn letter(entry: Entry, topic: &str, group: &Group) -> DeadLetter {
-    let field = |name: &str| entry.extra.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
+    let field =
+        |name: &str| entry.extra.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str());
     let dead_at =
         field(wire::DLQ_TIME).and_then(wire::time).or(entry.id.time()).unwrap_or(Timestamp::UNIX_EPOCH);
     let reason = field(wire::DLQ_REASON)

@@ -70,7 +70,9 @@ pub(super) fn server(code: &str, detail: &str) -> Error {
         _ if detail.contains("NOPERM") || detail.contains("can't run this command") => {
             (ErrorKind::Denied, "the user's ACL does not allow this inside a script")
         }
-        _ if detail.contains("OOM") => (ErrorKind::Full, "the server's memory is full; raise `maxmemory` or shorten retention"),
+        _ if detail.contains("OOM") => {
+            (ErrorKind::Full, "the server's memory is full; raise `maxmemory` or shorten retention")
+        }
         _ => (ErrorKind::Internal, "the server refused a command"),
     };
     Error::new(kind, what).because(said)
@@ -79,9 +81,7 @@ pub(super) fn server(code: &str, detail: &str) -> Error {
 /// The reply, or the error that it is.
 pub(super) fn reply(value: Value) -> Result<Value, Error> {
     match value {
-        Value::ServerError(error) => {
-            Err(server(code(&error), error.details().unwrap_or_default()))
-        }
+        Value::ServerError(error) => Err(server(code(&error), error.details().unwrap_or_default())),
         value => Ok(value),
     }
 }
@@ -119,5 +119,6 @@ pub(super) fn lease_lost() -> Error {
 
 /// An answer that our own script never gives.
 pub(super) fn odd(what: &'static str) -> Error {
-    Error::new(ErrorKind::Corrupt, "the server answered what this library does not understand").with("reply", what)
+    Error::new(ErrorKind::Corrupt, "the server answered what this library does not understand")
+        .with("reply", what)
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
-use super::codec::{args, self, Entry, EntryId, number, parts};
+use super::codec::{self, Entry, EntryId, args, number, parts};
 use super::ear::Listening;
 use super::error::reply;
 use super::group::{Joining, Place};
@@ -113,7 +113,9 @@ impl Fetcher {
         let now = Instant::now();
         *self.member.joined.lock().expect("not poisoned") = places
             .iter()
-            .flat_map(|place| [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())])
+            .flat_map(|place| {
+                [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())]
+            })
             .collect();
         let old = std::mem::take(&mut self.topics);
         self.topics = places
@@ -306,7 +308,8 @@ impl Fetcher {
             return Ok(());
         }
         let next = self.topics.iter().map(|topic| topic.next_take).min();
-        let wanted = next.map_or(Duration::from_secs(5), |next| next.saturating_duration_since(Instant::now()));
+        let wanted =
+            next.map_or(Duration::from_secs(5), |next| next.saturating_duration_since(Instant::now()));
         self.wait_for_any(wanted).await
     }
 
@@ -356,10 +359,8 @@ impl Fetcher {
     async fn received(&mut self, at: usize, entries: Vec<Value>, asked: Instant) {
         let place = &self.topics[at].place;
         let (source, name) = (place.log.clone(), place.name.clone());
-        let entries: Vec<(Entry, u32)> = entries
-            .into_iter()
-            .filter_map(|value| Some((codec::read(value, &source.topic)?, 1)))
-            .collect();
+        let entries: Vec<(Entry, u32)> =
+            entries.into_iter().filter_map(|value| Some((codec::read(value, &source.topic)?, 1))).collect();
         if let Some((last, _)) = entries.last() {
             self.topics[at].last = self.topics[at].last.max(last.id);
         }
@@ -374,7 +375,9 @@ impl Fetcher {
         entries: Vec<(Entry, u32)>,
         asked: Instant,
     ) {
-        let Some(at) = self.topics.iter().position(|topic| topic.place.log.topic == source.topic) else { return };
+        let Some(at) = self.topics.iter().position(|topic| topic.place.log.topic == source.topic) else {
+            return;
+        };
         let place = &self.topics[at].place;
         let now = entries.iter().any(|(entry, _)| entry.message.expires_at.is_some()).then(Timestamp::now);
         let (mut unwanted, mut expired) = (Vec::new(), Vec::new());
@@ -398,7 +401,13 @@ impl Fetcher {
                 info.position = Some(entry.origin.position());
                 info.published_at = entry.origin.time();
                 info.replayed = entry.replayed;
-                self.feed.push(Delivery::new(Arc::new(entry.message), info, self.settle.clone(), token, slot));
+                self.feed.push(Delivery::new(
+                    Arc::new(entry.message),
+                    info,
+                    self.settle.clone(),
+                    token,
+                    slot,
+                ));
             }
         }
         if !expired.is_empty() {
@@ -424,7 +433,8 @@ impl Fetcher {
 
     /// A foreign message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
     fn bury(&self, token: u64) {
-        let rejection = Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
+        let rejection =
+            Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
         drop(self.settle.settle(token, crate::delivery::Settlement::Reject(rejection)));
     }
 }

@@ -83,7 +83,8 @@ impl Handle {
         for _ in 0..50 {
             let was = self.definition(group).await?;
             let change = compare(spec, was.as_ref().map(|(_, definition)| definition));
-            let follows = if forced { change.is_some() } else { self.config.provision.group(change.as_ref())? };
+            let follows =
+                if forced { change.is_some() } else { self.config.provision.group(change.as_ref())? };
             let mut wanted = was.as_ref().map(|(_, definition)| definition.clone()).unwrap_or_default();
             if follows {
                 wanted.filters = spec.filters.iter().map(|filter| filter.as_str().into()).collect();
@@ -222,8 +223,9 @@ pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definitio
         return Ok(None);
     }
     let written = text(value);
-    let definition = serde_json::from_str(written)
-        .map_err(|error| Error::new(ErrorKind::Corrupt, "a group's definition cannot be read").because(error))?;
+    let definition = serde_json::from_str(written).map_err(|error| {
+        Error::new(ErrorKind::Corrupt, "a group's definition cannot be read").because(error)
+    })?;
     Ok(Some((written.to_owned(), definition)))
 }
 
@@ -252,6 +254,7 @@ pub(super) fn last_unwanted(start: Start) -> Option<EntryId> {
 }
 
 fn ceil_millis(time: Timestamp) -> u64 {
-    let millis = time.as_nanosecond().div_euclid(1_000_000) + i128::from(time.as_nanosecond().rem_euclid(1_000_000) > 0);
+    let millis = time.as_nanosecond().div_euclid(1_000_000)
+        + i128::from(time.as_nanosecond().rem_euclid(1_000_000) > 0);
     u64::try_from(millis).unwrap_or(0)
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
-use super::codec::{args, self, Entry, EntryId, number, parts};
+use super::codec::{self, Entry, EntryId, args, number, parts};
 use super::ear::Listening;
 use super::error::reply;
 use super::group::{Joining, Place};
@@ -130,7 +130,9 @@ impl Keyed {
     fn settle_in(&mut self, places: Vec<Place>) {
         *self.member.joined.lock().expect("not poisoned") = places
             .iter()
-            .flat_map(|place| [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())])
+            .flat_map(|place| {
+                [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())]
+            })
             .collect();
         let mut old = std::mem::take(&mut self.topics);
         let now = Instant::now();
@@ -183,7 +185,8 @@ impl Keyed {
         }
         let look = Instant::now() >= self.next_look;
         if look {
-            self.next_look = Instant::now() + (self.member.lease / 2).clamp(Duration::from_millis(200), Duration::from_secs(5));
+            self.next_look = Instant::now()
+                + (self.member.lease / 2).clamp(Duration::from_millis(200), Duration::from_secs(5));
         }
         for topic in &mut self.topics {
             let hinted = events.due.iter().any(|(hinted, _)| *hinted == topic.place.log.topic);
@@ -405,7 +408,11 @@ impl Keyed {
         let keys = &member.handle.keys;
         let topic = &self.topics[at].place.log.topic;
         let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
-        command.arg(member.consumer.as_str()).arg(0).arg(keys.wake(member.group.as_str()).as_str()).arg("owner");
+        command
+            .arg(member.consumer.as_str())
+            .arg(0)
+            .arg(keys.wake(member.group.as_str()).as_str())
+            .arg("owner");
         member.handle.link.ask(command).await.map(drop)
     }
 

@@ -40,8 +40,7 @@ pub(super) struct Source {
 
 impl Keys {
     pub(super) fn new(namespace: &SmolStr, db: i64) -> Self {
-        let channels =
-            if db == 0 { namespace.clone() } else { format_smolstr!("{namespace}@{db}") };
+        let channels = if db == 0 { namespace.clone() } else { format_smolstr!("{namespace}@{db}") };
         Self { namespace: namespace.clone(), channels }
     }
 

@@ -135,7 +135,8 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
         args(&mut command, entries.iter().map(|(_, id)| id.to_string()));
         pipeline.add_command(command);
     }
-    let owned: Vec<_> = member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
+    let owned: Vec<_> =
+        member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
     for topic in &owned {
         let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
         command.arg(consumer).arg(member.lease.as_millis() as u64).arg("").arg("");

@@ -199,8 +199,10 @@ impl Member {
         let _ = tokio::time::timeout(patience, self.ended.cancelled()).await;
         let held: Vec<Token> =
             self.table.lock().expect("not poisoned").iter().map(|(token, _)| token as Token).collect();
-        let released: Vec<_> =
-            held.into_iter().map(|token| self.handle.clerk.settle(self, token, Settlement::Release)).collect();
+        let released: Vec<_> = held
+            .into_iter()
+            .map(|token| self.handle.clerk.settle(self, token, Settlement::Release))
+            .collect();
         for confirm in released {
             let _ = confirm.await;
         }

@@ -158,8 +158,10 @@ impl Transport for RedisTransport {
                 let _ = tokio::time::timeout(handle.config.publish_timeout, service.ended.cancelled()).await;
             }
             handle.calls.close(handle).await;
-            let members: Vec<_> =
-                std::mem::take(&mut *handle.members.lock().expect("not poisoned")).iter().filter_map(Weak::upgrade).collect();
+            let members: Vec<_> = std::mem::take(&mut *handle.members.lock().expect("not poisoned"))
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect();
             for member in &members {
                 member.hand_back().await;
             }

@@ -29,7 +29,9 @@ impl Facts {
             Ok(info) => parse_info(&info),
             // Without it the operator's word counts.
             Err(error) if error.kind() == ErrorKind::Denied => {
-                tracing::warn!("the ACL forbids INFO: version and memory policy of the server are not checked");
+                tracing::warn!(
+                    "the ACL forbids INFO: version and memory policy of the server are not checked"
+                );
                 HashMap::new()
             }
             Err(error) => return Err(error),
@@ -70,7 +72,9 @@ impl Facts {
             Ok(answer) => {
                 let answer = parts(answer);
                 let is = |name: &str, value: &str| {
-                    answer.chunks(2).any(|pair| text(&pair[0]) == name && pair.get(1).is_some_and(|v| text(v) == value))
+                    answer
+                        .chunks(2)
+                        .any(|pair| text(&pair[0]) == name && pair.get(1).is_some_and(|v| text(v) == value))
                 };
                 Ok(Some(if !is("appendonly", "yes") {
                     Durability::Default
@@ -82,9 +86,9 @@ impl Facts {
             }
             Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Internal) => {
                 // Hosted servers hide CONFIG; INFO tells at least whether there is a file.
-                Ok(info.get("aof_enabled").map(|on| {
-                    if on == "1" { Durability::PageCache } else { Durability::Default }
-                }))
+                Ok(info
+                    .get("aof_enabled")
+                    .map(|on| if on == "1" { Durability::PageCache } else { Durability::Default }))
             }
             Err(error) => Err(error),
         }

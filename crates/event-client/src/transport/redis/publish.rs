@@ -136,7 +136,8 @@ struct Sent {
 
 impl Writer {
     async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Publish>) {
-        let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
+        let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> =
+            FuturesUnordered::new();
         let mut open = true;
         while open || !flying.is_empty() {
             let mut batch = Vec::new();
@@ -161,7 +162,8 @@ impl Writer {
         while batch.peek().is_some() {
             let mut bytes = 0;
             let mut part = Vec::new();
-            while let Some(next) = batch.next_if(|next| part.is_empty() || bytes + next.bytes <= BATCH_BYTES) {
+            while let Some(next) = batch.next_if(|next| part.is_empty() || bytes + next.bytes <= BATCH_BYTES)
+            {
                 bytes += next.bytes;
                 part.push(next);
             }
@@ -182,7 +184,11 @@ impl Writer {
         }
     }
 
-    fn pipeline(&mut self, live: Live, mut batch: Vec<Publish>) -> Pin<Box<dyn Future<Output = Sent> + Send>> {
+    fn pipeline(
+        &mut self,
+        live: Live,
+        mut batch: Vec<Publish>,
+    ) -> Pin<Box<dyn Future<Output = Sent> + Send>> {
         if live.generation != self.generation {
             // Another server may not know the topics.
             self.generation = live.generation;
@@ -239,9 +245,10 @@ impl Writer {
                 self.topics.clear();
                 let (kind, text) = match failure {
                     Failure::Unsent(error) => (error.kind(), error.to_string()),
-                    Failure::Unknown(error) => {
-                        (error.kind(), format!("{error}; the outcome is unknown, publish again with a dedup id"))
-                    }
+                    Failure::Unknown(error) => (
+                        error.kind(),
+                        format!("{error}; the outcome is unknown, publish again with a dedup id"),
+                    ),
                 };
                 let say = || match kind {
                     ErrorKind::Closed => closed(),

@@ -94,7 +94,9 @@ pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Rec
 
 /// Credit for one of this handle's answers.
 pub(super) fn credit(handle: &Handle, packet: &Packet) {
-    let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) else { return };
+    let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) else {
+        return;
+    };
     let frames = packet.get(packet::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
     let key = (SmolStr::new(caller), SmolStr::new(request));
     let services: Vec<_> =
@@ -233,10 +235,12 @@ impl Service {
         }
         command.arg(block.as_secs_f64());
         let mut answer = parts(reader.wait(&command, block, &self.wake).await?).into_iter();
-        let (Some(Value::BulkString(key)), Some(Value::BulkString(bytes))) = (answer.next(), answer.next()) else {
+        let (Some(Value::BulkString(key)), Some(Value::BulkString(bytes))) = (answer.next(), answer.next())
+        else {
             return Ok(None);
         };
-        let subject = self.subjects.iter().find(|subject| self.handle.keys.queue(subject.as_str()).as_bytes() == key);
+        let subject =
+            self.subjects.iter().find(|subject| self.handle.keys.queue(subject.as_str()).as_bytes() == key);
         Ok(subject.map(|subject| (subject.clone(), bytes.into())))
     }
 
@@ -373,7 +377,8 @@ impl Respond for Reply {
                 Ok(1..) => Ok(()),
                 Ok(_) => {
                     active.gone.cancel();
-                    Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more").during("reply"))
+                    Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more")
+                        .during("reply"))
                 }
                 Err(error) => Err(error.during("reply")),
             };

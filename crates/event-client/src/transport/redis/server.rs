@@ -67,9 +67,8 @@ impl Server {
             (Host::Socket(path), _) => ConnectionAddr::Unix(path.clone()),
         };
         let info: ConnectionInfo = addr.into_connection_info().map_err(|error| explain(&error))?;
-        let info = info
-            .set_redis_settings(login.clone())
-            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let info =
+            info.set_redis_settings(login.clone()).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         match &self.tls {
             Some(certificates) => Client::build_with_tls(info, certificates.clone()),
             None => Client::open(info),
@@ -122,10 +121,14 @@ impl Server {
         let mut connection = self.multiplexed(&self.master().await?, Some(self.answer_timeout)).await?;
         if self.sentinel.is_some() {
             // A sentinel may still name the old master, which has become a replica or is about to.
-            let role = connection.send_packed_command(&redis::cmd("ROLE")).await.map_err(|error| explain(&error))?;
+            let role =
+                connection.send_packed_command(&redis::cmd("ROLE")).await.map_err(|error| explain(&error))?;
             let is_master = matches!(&role, Value::Array(parts) if parts.first() == Some(&Value::BulkString(b"master".to_vec())));
             if !is_master {
-                return Err(Error::new(ErrorKind::Unavailable, "the sentinels name a server that is no master"));
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the sentinels name a server that is no master",
+                ));
             }
         }
         Ok(connection)

@@ -241,7 +241,9 @@ impl Group {
                 vec![done(number(&value), self.jobs[0].again)]
             }
             // What an earlier try has parked is no longer ours.
-            Kind::Park => parts(value).iter().zip(&self.jobs).map(|(v, job)| number(v) > 0 || job.again).collect(),
+            Kind::Park => {
+                parts(value).iter().zip(&self.jobs).map(|(v, job)| number(v) > 0 || job.again).collect()
+            }
             Kind::Checked => {
                 parts(value).iter().zip(&self.jobs).map(|(v, job)| done(number(v), job.again)).collect()
             }
@@ -273,9 +275,9 @@ fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure
                         Ok(_) => Err(lease_lost()),
                         // The group was moved or deleted.
                         Err(error) if error.kind() == ErrorKind::NotFound => Err(lease_lost()),
-                        Err(error) => {
-                            Err(Error::new(error.kind(), "not settled").because(error.to_string()).during("settle"))
-                        }
+                        Err(error) => Err(Error::new(error.kind(), "not settled")
+                            .because(error.to_string())
+                            .during("settle")),
                     };
                     job.finish(result);
                 }
@@ -288,13 +290,17 @@ fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure
                     again.push(job);
                 } else {
                     let text = "whether it was settled is unknown";
-                    job.finish(Err(Error::new(error.kind(), text).because(error.to_string()).during("settle")));
+                    job.finish(Err(Error::new(error.kind(), text)
+                        .because(error.to_string())
+                        .during("settle")));
                 }
             }
         }
         Err(Failure::Unsent(error)) => {
             for job in groups.into_iter().flat_map(|group| group.jobs) {
-                job.finish(Err(Error::new(error.kind(), "not settled").because(error.to_string()).during("settle")));
+                job.finish(Err(Error::new(error.kind(), "not settled")
+                    .because(error.to_string())
+                    .during("settle")));
             }
         }
     }

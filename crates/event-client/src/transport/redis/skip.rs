@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
-use super::codec::{args, Entry, EntryId};
+use super::codec::{Entry, EntryId, args};
 use super::fetch::run_all;
 use super::group::Place;
 use super::keys::Source;

@@ -67,7 +67,8 @@ impl Handle {
             if place.is_empty() {
                 continue; // another member is about to make it
             }
-            let [_, filters, parked, hand, retrying, first, delivered, lag, dead, replays, last] = place.as_slice()
+            let [_, filters, parked, hand, retrying, first, delivered, lag, dead, replays, last] =
+                place.as_slice()
             else {
                 return Err(odd("a group's status"));
             };

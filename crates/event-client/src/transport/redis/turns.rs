@@ -39,7 +39,14 @@ pub(super) struct Turns {
 
 impl Turns {
     /// Takes in an entry, behind those of its key.
-    pub(super) fn add(&mut self, number: u64, source: &Arc<Source>, entry: Entry, made: u32, not_before: Option<Instant>) {
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        source: &Arc<Source>,
+        entry: Entry,
+        made: u32,
+        not_before: Option<Instant>,
+    ) {
         let key = entry.message.key.clone();
         self.bytes += entry.message.size();
         let item = Item {
