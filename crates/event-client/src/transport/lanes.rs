@@ -59,6 +59,11 @@ impl<T> Lanes<T> {
         self.waiting
     }
 
+    /// What waits, in order per key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flatten()
+    }
+
     /// Takes everything that waits, in order per key; all keys are free.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.waiting = 0;

@@ -24,6 +24,8 @@ mod open;
 mod provision;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 mod requests;
 mod sqlite;
 mod topology;
@@ -34,6 +36,8 @@ pub use memory::{MemoryConfig, MemoryTransport};
 pub(crate) use open::URLS;
 pub use open::open;
 pub use provision::Provision;
+#[cfg(feature = "rabbitmq")]
+pub use rabbitmq::RabbitTransport;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 pub use sqlite::SqliteTransport;
 pub use topology::{Action, Change, Difference, GroupNeed, Topology};

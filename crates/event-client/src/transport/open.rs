@@ -29,7 +29,9 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
             super::redis::RedisTransport::open(url).await.map(|redis| Arc::new(redis) as Arc<dyn Transport>)
         }
         #[cfg(feature = "rabbitmq")]
-        "amqp" | "amqps" => Err(not_yet(&url)),
+        "amqp" | "amqps" => {
+            super::RabbitTransport::open(url).await.map(|rabbit| Arc::new(rabbit) as Arc<dyn Transport>)
+        }
         #[cfg(not(feature = "nats"))]
         "nats" | "tls" => Err(left_out("nats")),
         #[cfg(not(feature = "redis"))]

@@ -1,0 +1,219 @@
+//! The operator's door: dead letters, groups and their lag.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::dead::Fate;
+use super::group::compare;
+use super::peer::{Ask, Holding};
+use super::registry::{Record, Registry};
+use super::{Inner, RabbitTransport, tiers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Group;
+use crate::transport::{
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Provision, Start, Topology,
+};
+
+fn unknown(group: &Group) -> Error {
+    Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
+}
+
+/// What the broker counts of a group.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Counted {
+    ready: u64,
+    rooms: u64,
+    dead: u64,
+}
+
+impl Inner {
+    async fn count(&self, name: &str, record: &Record) -> Result<Counted> {
+        let group = Group::new(name)?;
+        let ready = async |queue| self.control.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
+        let mut counted = Counted { ready: ready(self.names.group(&group)).await?, ..Counted::default() };
+        for length in tiers::lengths(record.rooms) {
+            counted.rooms += ready(self.names.retry(&group, length)).await?;
+        }
+        counted.dead = ready(self.names.dead(name)).await?;
+        Ok(counted)
+    }
+
+    /// The broker counts what waits, the members tell what they hold: two looks at different moments. A message on its
+    /// way from one to the other may be in neither, so a group that looks idle is looked at until two looks agree.
+    async fn status(&self) -> Result<Vec<GroupStatus>> {
+        let list = self.registrar.read().await?;
+        let mut before = None;
+        for _ in 0..5 {
+            let look = self.look(&list).await?;
+            let idle = |(name, counted): (&String, &Counted)| {
+                counted.ready + counted.rooms == 0
+                    && look.1.iter().filter(|held| held.group == *name).all(|held| held.in_flight + held.held == 0)
+            };
+            if !look.0.iter().any(idle) || before.as_ref() == Some(&look) {
+                return statuses(&list, &look);
+            }
+            before = Some(look);
+        }
+        statuses(&list, &before.expect("looked five times"))
+    }
+
+    async fn look(&self, list: &Registry) -> Result<(HashMap<String, Counted>, Vec<Holding>)> {
+        let mut counted = HashMap::new();
+        for (name, record) in &list.groups {
+            counted.insert(name.clone(), self.count(name, record).await?);
+        }
+        let mut held = if list.groups.is_empty() { Vec::new() } else { self.peer.ask(Ask::Status).await? };
+        held.sort_by(|a, b| (&a.group, a.seen, a.in_flight).cmp(&(&b.group, b.seen, b.in_flight)));
+        Ok((counted, held))
+    }
+
+    async fn known(&self, group: &Group) -> Result<Record> {
+        let list = self.registrar.read().await?;
+        list.groups.get(group.as_str()).cloned().ok_or_else(|| unknown(group))
+    }
+
+    async fn seek_to(&self, group: &Group, start: Start) -> Result<()> {
+        let record = self.known(group).await?;
+        if start != Start::New {
+            let text = "`rabbitmq` keeps no history: a group can only be moved to what comes next";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        self.control.purge(self.names.group(group)).await?;
+        self.peer.ask(Ask::GiveUp(group.to_string())).await?;
+        for length in tiers::lengths(record.rooms) {
+            self.control.purge(self.names.retry(group, length)).await?;
+        }
+        // What was on its way back when it was first emptied.
+        self.control.purge(self.names.group(group)).await
+    }
+
+    async fn delete(&self, group: &Group) -> Result<()> {
+        let mut record = None;
+        self.registrar
+            .change(|list| {
+                record = list.groups.remove(group.as_str());
+                if record.is_none() {
+                    return Err(unknown(group));
+                }
+                list.buried.push(group.to_string());
+                Ok(true)
+            })
+            .await?;
+        let record = record.expect("checked");
+        self.peer.ask(Ask::End(group.to_string())).await?;
+        self.control.delete(self.names.group(group)).await?;
+        self.control.delete(self.names.journal(group)).await?;
+        for length in tiers::lengths(record.rooms) {
+            let room = self.names.retry(group, length);
+            self.tiers.forget(&room);
+            self.control.delete(room).await?;
+        }
+        self.rooms.lock().expect("not poisoned").remove(group);
+        Ok(())
+    }
+
+    async fn planned(&self, topology: &Topology) -> Result<Vec<Change>> {
+        let wanted = topology.subscriptions()?;
+        let list = self.registrar.read().await?;
+        Ok(wanted.iter().filter_map(|spec| compare(&list, spec)).collect())
+    }
+
+    async fn applied(&self, topology: &Topology) -> Result<Vec<Change>> {
+        self.control.exchange(self.names.events(), lapin::ExchangeKind::Topic).await?;
+        let changes = self.planned(topology).await?;
+        for spec in topology.subscriptions()? {
+            let list = self.registrar.read().await?;
+            if compare(&list, &spec).is_some_and(|change| change.action != Action::Blocked) {
+                self.provide(&spec, Provision::Update).await?;
+            }
+        }
+        Ok(changes)
+    }
+}
+
+fn statuses(list: &Registry, look: &(HashMap<String, Counted>, Vec<Holding>)) -> Result<Vec<GroupStatus>> {
+    let (counts, holdings) = look;
+    let of = |(name, record): (&String, &Record)| {
+        let mut status = GroupStatus::new(Group::new(name)?, record.patterns());
+        let counted = counts.get(name).cloned().unwrap_or_default();
+        status.waiting = counted.ready + counted.rooms;
+        status.retrying = counted.rooms;
+        status.dead = counted.dead;
+        for held in holdings.iter().filter(|held| held.group == *name) {
+            status.in_flight += held.in_flight;
+            status.waiting += held.held + held.retrying;
+            status.retrying += held.retrying;
+            status.members += u64::from(held.live);
+            let oldest = held.oldest.and_then(|at| Timestamp::from_millisecond(at).ok());
+            status.oldest_unsettled = [status.oldest_unsettled, oldest].into_iter().flatten().min();
+        }
+        Ok(status)
+    };
+    list.groups.iter().map(of).collect()
+}
+
+impl RabbitTransport {
+    fn operation<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        step: impl Future<Output = Result<T>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let checked = async {
+                self.inner.check()?;
+                step.await
+            };
+            checked.await.map_err(|error| error.during(operation))
+        })
+    }
+}
+
+impl Admin for RabbitTransport {
+    fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
+        self.operation("list dead letters", self.inner.letters(filter, Fate::Stay))
+    }
+
+    fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.operation("replay dead letters", async {
+            Ok(self.inner.letters(filter, Fate::Replay).await?.len() as u64)
+        })
+    }
+
+    fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
+        self.operation("drop dead letters", async {
+            Ok(self.inner.letters(filter, Fate::Drop).await?.len() as u64)
+        })
+    }
+
+    fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
+        self.operation("list groups", self.inner.status())
+    }
+
+    fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.operation("plan topology", async move { self.inner.planned(&topology).await })
+    }
+
+    fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
+        self.operation("apply topology", async move { self.inner.applied(&topology).await })
+    }
+
+    fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
+        self.operation("seek", async move { self.inner.seek_to(&group, start).await })
+    }
+
+    fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
+        self.operation("delete group", async move { self.inner.delete(&group).await })
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
+        self.operation("ping", async {
+            let start = Instant::now();
+            self.inner.control.consumers(self.inner.names.roster()).await?;
+            Ok(start.elapsed())
+        })
+    }
+}

@@ -1,0 +1,183 @@
+//! Broadcast: an exclusive queue for each subscriber, bounded, gone with it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::{Backoff, command};
+use super::control::{DURABLE, arguments, number, word};
+use super::names::binding;
+use super::{Inner, codec, tiers};
+use crate::delivery::{Delivery, DeliveryInfo};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::subscription::{Feed, Health, Subscription};
+use crate::transport::{Start, Subscribe, consumer_name};
+
+/// Most messages that wait at the broker for a subscriber that does not keep up; the oldest are dropped.
+const KEPT: u64 = 100_000;
+const KEPT_BYTES: u64 = 64 * 1024 * 1024;
+
+struct Open {
+    channel: Channel,
+    consumer: Consumer,
+}
+
+impl Inner {
+    pub(super) async fn subscribe_all(self: &Arc<Self>, spec: Subscribe) -> Result<Subscription> {
+        if spec.start != Start::New {
+            let text = "`rabbitmq` keeps no history: a broadcast subscription starts with what comes after it";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        self.peer.inbox().await?;
+        let open = self.listen(&spec).await?;
+        let (feed, subscription) = Subscription::channel(spec.credit);
+        self.start_mover();
+        tokio::spawn(run(self.clone(), spec, feed, open));
+        Ok(subscription)
+    }
+
+    async fn listen(&self, spec: &Subscribe) -> Result<Open> {
+        let channel = self.consume.channel().await?;
+        let queue: ShortString = self.names.broadcast(&consumer_name());
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
+        let arguments = arguments([
+            ("x-queue-type", word("classic")),
+            ("x-max-length", number(KEPT)),
+            ("x-max-length-bytes", number(KEPT_BYTES)),
+        ]);
+        command("make a queue", channel.queue_declare(queue.clone(), options, arguments)).await?;
+        for pattern in &spec.filters {
+            let bind = channel.queue_bind(
+                queue.clone(),
+                self.names.events(),
+                binding(pattern),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            );
+            command("bind a queue", bind).await?;
+        }
+        let credit = u16::try_from(spec.credit.max(1)).unwrap_or(u16::MAX);
+        command("set the credit", channel.basic_qos(credit, BasicQosOptions::default())).await?;
+        let consume = channel.basic_consume(
+            queue,
+            "broadcast".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = command("consume", consume).await?;
+        Ok(Open { channel, consumer })
+    }
+}
+
+/// A message to hand over, and when it was published.
+struct Heard {
+    message: Arc<Message>,
+    published_at: Option<Timestamp>,
+}
+
+async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
+    let mut open = Some(open);
+    let mut backoff = Backoff::default();
+    loop {
+        let Open { channel, mut consumer } = match open.take() {
+            Some(open) => open,
+            None => match inner.listen(&spec).await {
+                Ok(open) => {
+                    tracing::info!("the broadcast subscription is live again; what was published meanwhile is missed");
+                    backoff.reset();
+                    open
+                }
+                Err(error) => {
+                    if backoff.tries() == 0 {
+                        tracing::warn!(%error, "the broadcast subscription is being rebuilt");
+                    }
+                    feed.report(Health::Rebuilding(error.to_string()));
+                    tokio::select! {
+                        () = backoff.pause() => continue,
+                        () = feed.stopped().cancelled() => return,
+                        () = inner.closing.cancelled() => return,
+                    }
+                }
+            },
+        };
+        feed.report(Health::Live);
+        let mut ready = VecDeque::new();
+        let mut early: BTreeMap<(Instant, u64), Heard> = BTreeMap::new();
+        let over = loop {
+            while let Some(slot) = (!ready.is_empty()).then(|| feed.try_slot()).flatten() {
+                let Heard { message, published_at } = ready.pop_front().expect("not empty");
+                if message.expires_at.is_some_and(|at| at <= Timestamp::now()) {
+                    continue;
+                }
+                let mut info = DeliveryInfo::new(1);
+                info.published_at = published_at;
+                feed.push(Delivery::unleased(message, info, Some(slot)));
+            }
+            let next = early.keys().next().map(|(at, _)| *at);
+            tokio::select! {
+                biased;
+                () = feed.stopped().cancelled() => break true,
+                () = inner.closing.cancelled() => break true,
+                slot = feed.slot(), if !ready.is_empty() => drop(slot),
+                () = async { sleep_until(next.expect("checked")).await }, if next.is_some() => {
+                    if let Some((_, heard)) = early.pop_first() {
+                        ready.push_back(heard);
+                    }
+                }
+                arrival = consumer.next(), if ready.is_empty() => {
+                    let mut last = None;
+                    let mut arrival = arrival;
+                    let mut broken = false;
+                    loop {
+                        match arrival {
+                            Some(Ok(delivery)) => {
+                                last = Some(delivery.delivery_tag);
+                                let key = delivery.routing_key.clone();
+                                // What is no message of ours is not for us.
+                                if let Ok(read) = codec::read(key.as_str(), &delivery.properties, delivery.data.into()) {
+                                    let heard = Heard {
+                                        message: Arc::new(read.message),
+                                        published_at: read.facts.published_at,
+                                    };
+                                    match tiers::left(read.facts.due) {
+                                        Some(left) => {
+                                            early.insert((Instant::now() + left, delivery.delivery_tag), heard);
+                                        }
+                                        None => ready.push_back(heard),
+                                    }
+                                }
+                            }
+                            _ => broken = true,
+                        }
+                        if broken || ready.len() >= spec.credit {
+                            break;
+                        }
+                        match consumer.next().now_or_never() {
+                            Some(next) => arrival = next,
+                            None => break,
+                        }
+                    }
+                    if let Some(last) = last {
+                        let ack = channel.basic_ack(last, BasicAckOptions { multiple: true });
+                        broken |= command("acknowledge", ack).await.is_err();
+                    }
+                    if broken {
+                        feed.report(Health::Rebuilding("the channel is gone".into()));
+                        break false;
+                    }
+                }
+            }
+        };
+        if over {
+            let _ = command("close", channel.close(200, "left".into())).await;
+            return;
+        }
+    }
+}

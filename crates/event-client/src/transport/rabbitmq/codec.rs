@@ -1,0 +1,326 @@
+//! A message as AMQP properties, headers and body, and back.
+//!
+//! | AMQP | meaning |
+//! |---|---|
+//! | property `content_type` | MIME type of the body |
+//! | property `message_id` | id of the event |
+//! | property `timestamp` | seconds of the publication |
+//! | property `delivery_mode` | 2, persistent |
+//! | header `bus-published` | milliseconds of the publication, a number |
+//! | others | as in [`wire`]: the key, the expiry, free headers |
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use smol_str::SmolStr;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Headers, Message, MessageId};
+use crate::subject::Subject;
+use crate::transport::wire;
+
+/// What a short string holds.
+const SHORT: usize = 255;
+/// Names of a frame's headers in their order.
+const ORDER: &str = "bus-headers";
+/// Headers must fit one frame of 128 KiB with room for properties.
+const HEADERS: usize = 120 * 1024;
+
+/// Facts that travel beside a message, on a copy.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Facts {
+    /// Attempt number of the first delivery of this copy, from 1.
+    pub(super) attempt: u32,
+    pub(super) published_at: Option<Timestamp>,
+    pub(super) first_attempt_at: Option<Timestamp>,
+    pub(super) replayed: bool,
+    /// Not to be delivered before.
+    pub(super) due: Option<Timestamp>,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { attempt: 1, published_at: None, first_attempt_at: None, replayed: false, due: None }
+    }
+}
+
+pub(super) fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// Properties of a first publication.
+pub(super) fn publication(message: &Message, now: Timestamp) -> Result<BasicProperties> {
+    let mut table = FieldTable::default();
+    table.insert(wire::PUBLISHED.into(), AMQPValue::LongLongInt(now.as_millisecond()));
+    encode(message, table)
+        .map(|properties| properties.with_timestamp(u64::try_from(now.as_second()).unwrap_or_default()))
+}
+
+/// Properties of a copy that is routed by a queue's name.
+pub(super) fn copy(message: &Message, facts: &Facts, mut table: FieldTable) -> Result<BasicProperties> {
+    let mut number = |name: &str, value: i64| {
+        table.insert(name.into(), AMQPValue::LongLongInt(value));
+    };
+    for (name, at) in [
+        (wire::PUBLISHED, facts.published_at),
+        (wire::FIRST_ATTEMPT, facts.first_attempt_at),
+        (wire::DELIVER_AT, facts.due),
+    ] {
+        if let Some(at) = at {
+            number(name, at.as_millisecond());
+        }
+    }
+    if facts.attempt != 1 {
+        number(wire::ATTEMPT, facts.attempt.into());
+    }
+    if facts.replayed {
+        number(wire::REPLAYED, 1);
+    }
+    table.insert(wire::SUBJECT.into(), text(message.subject.as_str()));
+    encode(message, table)
+}
+
+fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
+    let mut properties = BasicProperties::default().with_delivery_mode(2);
+    let mut bytes = 0;
+    wire::write(message, |name, value| {
+        bytes += name.len() + value.len() + 8;
+        match name {
+            wire::CONTENT_TYPE if value.len() <= SHORT => {
+                properties = std::mem::take(&mut properties).with_content_type(value.into());
+            }
+            // Unescaped, as AMQP takes any UTF-8 here.
+            wire::ID if message.headers.get(wire::ID).is_none() => {}
+            _ => drop(table.insert(name.into(), text(value))),
+        }
+    });
+    if message.headers.get(wire::ID).is_none() {
+        let id = id_text(&message.id);
+        bytes += id.len();
+        if id.len() <= SHORT {
+            properties = properties.with_message_id(id.as_str().into());
+        } else {
+            table.insert(wire::ID.into(), text(&wire::escape(&id).to_string()));
+        }
+    }
+    if bytes > HEADERS {
+        return Err(Error::new(
+            ErrorKind::TooLarge,
+            format!("the headers take {bytes} bytes, `rabbitmq` takes at most {HEADERS}"),
+        ));
+    }
+    Ok(properties.with_headers(table))
+}
+
+pub(super) fn id_text(id: &MessageId) -> SmolStr {
+    match id {
+        MessageId::Uuid(id) => SmolStr::new(id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+        MessageId::Text(text) => text.clone(),
+    }
+}
+
+/// Properties of a frame of an answer: its headers in their order.
+pub(super) fn write_frame(
+    properties: BasicProperties,
+    content_type: &str,
+    headers: &Headers,
+    mut table: FieldTable,
+) -> BasicProperties {
+    let mut order = String::new();
+    for (name, value) in headers.iter() {
+        order.push_str(if order.is_empty() { "" } else { "," });
+        order.push_str(name);
+        table.insert(name.into(), text(value));
+    }
+    if headers.len() > 1 {
+        table.insert(ORDER.into(), text(&order));
+    }
+    if content_type.len() > SHORT {
+        table.insert(wire::CONTENT_TYPE.into(), text(content_type));
+    }
+    let properties = properties.with_headers(table).with_delivery_mode(1);
+    match content_type.len() {
+        1..=SHORT => properties.with_content_type(content_type.into()),
+        _ => properties,
+    }
+}
+
+/// The content type and headers of a frame.
+pub(super) fn read_frame(properties: &BasicProperties) -> (SmolStr, Headers) {
+    let fields = Fields(properties.headers().as_ref());
+    let mut headers = Headers::new();
+    for (name, value) in fields.iter() {
+        if !wire::is_reserved(name.as_str())
+            && !is_brokers(name.as_str())
+            && let Some(value) = plain(value)
+        {
+            headers.restore(name.as_str().into(), value);
+        }
+    }
+    if let Some(order) = fields.text(ORDER) {
+        headers.sort_by(order.split(','));
+    }
+    let content_type = match properties.content_type() {
+        Some(short) => SmolStr::new(short.as_str()),
+        None => fields.text(wire::CONTENT_TYPE).unwrap_or_default(),
+    };
+    (content_type, headers)
+}
+
+/// What came in, read.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) message: Message,
+    pub(super) facts: Facts,
+    /// How often the broker has given it to a consumer that did not settle it.
+    pub(super) returns: u32,
+}
+
+/// Reads a delivery. A foreign message without an id gets a fresh one: equal bytes need not be the same event.
+///
+/// # Errors
+/// [`ErrorKind::InvalidName`] when the routing key is no subject.
+pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Bytes) -> Result<Incoming> {
+    let headers = Fields(properties.headers().as_ref());
+    let subject = headers.text(wire::SUBJECT);
+    let subject = Subject::new(subject.as_deref().unwrap_or(routing_key))?;
+    let mut reader = wire::Reader::default();
+    for (name, value) in headers.iter() {
+        if !is_brokers(name.as_str())
+            && let Some(value) = plain(value)
+        {
+            reader.header(name.as_str(), &value);
+        }
+    }
+    if let Some(content_type) = properties.content_type() {
+        reader.header(wire::CONTENT_TYPE, content_type.as_str());
+    }
+    let given = properties.message_id().as_ref().map(|id| MessageId::from(id.as_str()));
+    let message = reader.finish(subject, payload, || given.unwrap_or_else(MessageId::now));
+    let facts = Facts {
+        attempt: headers.number(wire::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
+        published_at: headers.time(wire::PUBLISHED).or_else(|| {
+            let seconds = i64::try_from((*properties.timestamp())?).ok()?;
+            Timestamp::from_second(seconds).ok()
+        }),
+        first_attempt_at: headers.time(wire::FIRST_ATTEMPT),
+        replayed: headers.number(wire::REPLAYED).is_some(),
+        due: headers.time(wire::DELIVER_AT),
+    };
+    let returns = headers.number("x-delivery-count").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    Ok(Incoming { message, facts, returns })
+}
+
+/// Headers that a broker adds.
+fn is_brokers(name: &str) -> bool {
+    name.starts_with("x-death")
+        || name.starts_with("x-first-death")
+        || name.starts_with("x-last-death")
+        || matches!(name, "x-delivery-count" | "x-acquired-count" | "x-opt-rabbitmq-received-time")
+}
+
+/// A header's value as text; tables, arrays and nothing have none.
+fn plain(value: &AMQPValue) -> Option<SmolStr> {
+    Some(match value {
+        AMQPValue::LongString(text) => SmolStr::new(String::from_utf8_lossy(text.as_bytes())),
+        AMQPValue::ShortString(text) => SmolStr::new(text.as_str()),
+        AMQPValue::ByteArray(bytes) => SmolStr::new(String::from_utf8_lossy(bytes.as_slice())),
+        AMQPValue::Boolean(value) => SmolStr::new(value.to_string()),
+        AMQPValue::Float(value) => SmolStr::new(value.to_string()),
+        AMQPValue::Double(value) => SmolStr::new(value.to_string()),
+        AMQPValue::Timestamp(value) => SmolStr::new(value.to_string()),
+        other => SmolStr::new(integer(other)?.to_string()),
+    })
+}
+
+fn integer(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(n) => Some((*n).into()),
+        AMQPValue::ShortShortUInt(n) => Some((*n).into()),
+        AMQPValue::ShortInt(n) => Some((*n).into()),
+        AMQPValue::ShortUInt(n) => Some((*n).into()),
+        AMQPValue::LongInt(n) => Some((*n).into()),
+        AMQPValue::LongUInt(n) => Some((*n).into()),
+        AMQPValue::LongLongInt(n) => Some(*n),
+        _ => None,
+    }
+}
+
+/// Reading headers by name.
+pub(super) struct Fields<'a>(pub(super) Option<&'a FieldTable>);
+
+impl<'a> Fields<'a> {
+    fn iter(&self) -> impl Iterator<Item = (&'a ShortString, &'a AMQPValue)> {
+        self.0.into_iter().flat_map(|table| table.inner())
+    }
+
+    fn get(&self, name: &str) -> Option<&'a AMQPValue> {
+        self.0?.inner().get(name)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<SmolStr> {
+        plain(self.get(name)?)
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<i64> {
+        let value = self.get(name)?;
+        integer(value).or_else(|| plain(value)?.parse().ok())
+    }
+
+    pub(super) fn time(&self, name: &str) -> Option<Timestamp> {
+        Timestamp::from_millisecond(self.number(name)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(message: &Message, facts: &Facts) -> Incoming {
+        let properties = copy(message, facts, FieldTable::default()).unwrap();
+        read("elsewhere", &properties, message.payload.clone()).unwrap()
+    }
+
+    #[test]
+    fn a_copy_comes_back_whole() {
+        let mut message = Message::new(Subject::new("a.b").unwrap(), "text/plain", "x");
+        message.key = Some("ключ %".into());
+        message.headers.set("tenant", "größe").unwrap();
+        message.headers.set("other", "").unwrap();
+        let at = |n| Timestamp::from_millisecond(n).ok();
+        let facts =
+            Facts { attempt: 7, published_at: at(1), first_attempt_at: at(2), replayed: true, due: at(3) };
+        for id in ["018f3c5e-7b1a-7000-8000-000000000001", "order/17:α %", &"x".repeat(300)] {
+            message.id = id.into();
+            let back = round_trip(&message, &facts);
+            assert_eq!((back.message, back.facts, back.returns), (message.clone(), facts.clone(), 0));
+        }
+    }
+
+    #[test]
+    fn foreign_headers_of_any_type_harm_nothing() {
+        let mut table = FieldTable::default();
+        table.insert("bytes".into(), AMQPValue::LongString(vec![0xff, b'a'].into()));
+        table.insert("Number".into(), AMQPValue::LongInt(-3));
+        table.insert("nothing".into(), AMQPValue::Void);
+        table.insert("bus-attempt".into(), AMQPValue::LongString("many".into()));
+        table.insert("x-delivery-count".into(), AMQPValue::LongInt(2));
+        let properties = BasicProperties::default().with_headers(table);
+        let read = read("a.b", &properties, Bytes::from_static(b"x")).unwrap();
+        assert_eq!(read.message.headers.get("bytes"), Some("\u{fffd}a"));
+        assert_eq!(read.message.headers.get("number"), Some("-3"));
+        assert_eq!((read.message.headers.len(), read.facts.attempt, read.returns), (2, 1, 2));
+        let error = super::read("Not A Subject", &properties, Bytes::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidName);
+    }
+
+    #[test]
+    fn headers_beyond_a_frame_are_refused() {
+        let mut message = Message::new(Subject::new("a.b").unwrap(), "text/plain", "x");
+        for n in 0..40 {
+            message.headers.set(&format!("h{n}"), &"v".repeat(4000)).unwrap();
+        }
+        assert_eq!(publication(&message, Timestamp::now()).unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+}

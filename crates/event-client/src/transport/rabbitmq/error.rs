@@ -1,0 +1,79 @@
+//! The client's errors in our words.
+
+use lapin::ErrorKind as Amqp;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+
+use crate::error::{Error, ErrorKind};
+
+/// What the client says, as far as a caller can act on it.
+pub(super) fn amqp(error: lapin::Error) -> Error {
+    let (kind, text) = match error.kind() {
+        Amqp::ProtocolError(protocol) => {
+            let said = protocol.get_message().as_str();
+            match protocol.kind() {
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
+                    (ErrorKind::NotFound, "the broker has no such exchange or queue")
+                }
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) if said.contains("LOGIN") || said.contains("login") => {
+                    (ErrorKind::Denied, "the broker refused user name and password")
+                }
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => (
+                    ErrorKind::Denied,
+                    "the broker refused it; give the user the permission (rabbitmqctl set_permissions)",
+                ),
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("inequivalent arg") => {
+                    (ErrorKind::Config, "it exists with other settings")
+                }
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("larger than") => {
+                    (ErrorKind::TooLarge, "the message is larger than the broker takes")
+                }
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("invalid arg") => {
+                    (ErrorKind::Unsupported, "the broker does not know a setting; RabbitMQ 3.10 or later is needed")
+                }
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("vhost") => (
+                    ErrorKind::Denied,
+                    "the broker does not open the vhost: it does not exist or the user has no permission there \
+                     (rabbitmqctl add_vhost, set_permissions)",
+                ),
+                AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED) => {
+                    (ErrorKind::Unsupported, "the broker cannot do that")
+                }
+                AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED) => {
+                    (ErrorKind::Unavailable, "the broker is closing connections")
+                }
+                _ => (ErrorKind::Unavailable, "the broker ended the channel"),
+            }
+        }
+        Amqp::IOError(_) | Amqp::RuntimeShutdownError(_) => {
+            (ErrorKind::Unavailable, "the connection to the broker failed")
+        }
+        Amqp::MissingHeartbeatError => (ErrorKind::Unavailable, "the broker has gone silent"),
+        Amqp::InvalidProtocolVersion(_) => (ErrorKind::Unsupported, "the server does not speak AMQP 0.9.1"),
+        Amqp::AuthProviderError(_) => (ErrorKind::Denied, "the client cannot authenticate"),
+        Amqp::SerialisationError(_) => (ErrorKind::TooLarge, "a message's headers do not fit one frame"),
+        _ => (ErrorKind::Unavailable, "the connection to the broker is not open"),
+    };
+    Error::new(kind, text).because(error)
+}
+
+/// Whether the broker says that a thing does not exist.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    soft(error, &AMQPSoftError::NOTFOUND)
+}
+
+/// Whether another connection holds an exclusive queue.
+pub(super) fn is_locked(error: &lapin::Error) -> bool {
+    soft(error, &AMQPSoftError::RESOURCELOCKED)
+}
+
+fn soft(error: &lapin::Error, which: &AMQPSoftError) -> bool {
+    matches!(error.kind(), Amqp::ProtocolError(said) if matches!(said.kind(), AMQPErrorKind::Soft(kind) if kind == which))
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "this connection to the bus has been closed")
+}
+
+pub(super) fn timeout(what: &str) -> Error {
+    Error::new(ErrorKind::Timeout, format!("the broker did not answer in time: {what}"))
+}

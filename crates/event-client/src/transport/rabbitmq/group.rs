@@ -1,0 +1,160 @@
+//! A durable group: one quorum queue with all that the group is owed, whatever topics it comes from.
+//!
+//! One queue for each group, not for each group and topic: patterns may span topics, what waits has one place to look,
+//! and one consumer with one credit serves it. The order of a topic is the queue's order.
+
+use std::sync::Arc;
+
+use lapin::types::FieldTable;
+use tokio::sync::{mpsc, oneshot};
+
+use super::control::{arguments, number, word};
+use super::names::binding;
+use super::peer::Holding;
+use super::registry::{Record, Registry};
+use super::settle::Settler;
+use super::{Inner, member};
+use crate::confirm::Answer;
+use crate::delivery::{Settlement, Token};
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::{Group, Pattern};
+use crate::subscription::Subscription;
+use crate::transport::topology::compare_group;
+use crate::transport::{Action, Change, Mode, Provision, Start, Subscribe};
+
+/// What a member is asked to do.
+pub(super) enum Command {
+    Settle(Token, Settlement, Answer<()>),
+    Progress(Token, Answer<()>),
+    Status(oneshot::Sender<Holding>),
+    GiveUp(oneshot::Sender<Holding>),
+    End(oneshot::Sender<Holding>),
+}
+
+impl Record {
+    pub(super) fn patterns(&self) -> Vec<Pattern> {
+        self.filters.iter().filter_map(|filter| Pattern::new(filter).ok()).collect()
+    }
+}
+
+/// What a group lacks of what `spec` asks. The order of keys is a setting of its queue that cannot be changed.
+pub(super) fn compare(list: &Registry, spec: &Subscribe) -> Option<Change> {
+    let Mode::Group(group) = &spec.mode else { return None };
+    let record = list.groups.get(group.as_str());
+    let patterns = record.map(Record::patterns).unwrap_or_default();
+    let mut change = compare_group(spec, record.map(|record| (patterns.as_slice(), record.keyed)))?;
+    if record.is_some_and(|record| record.keyed != spec.keyed) {
+        change.action = Action::Blocked;
+    }
+    Some(change)
+}
+
+impl Inner {
+    /// Opens a subscription of a group.
+    pub(super) async fn subscribe_group(self: &Arc<Self>, group: Group, spec: Subscribe) -> Result<Subscription> {
+        if matches!(spec.start, Start::Time(_) | Start::Position(_)) {
+            let text = "`rabbitmq` keeps no history: a group starts with what is published after it exists";
+            return Err(Error::new(ErrorKind::Unsupported, text));
+        }
+        // Its inbox first: who is not heard from would not be counted.
+        self.peer.inbox().await?;
+        self.provide(&spec, self.config.provision).await?;
+        let (sender, subscription) = Subscription::channel(spec.credit);
+        let (commands, incoming) = mpsc::unbounded_channel();
+        let id = self.peer.number();
+        let entry = (group.to_string(), commands.clone());
+        self.peer.members.lock().expect("not poisoned").insert(id, entry);
+        let settler = Arc::new(Settler(commands));
+        let member = member::Member::new(self.clone(), group, spec, sender, incoming, settler, id);
+        let session = match member.open().await {
+            Ok(session) => session,
+            Err(error) => {
+                self.peer.members.lock().expect("not poisoned").remove(&id);
+                return Err(error);
+            }
+        };
+        self.start_mover();
+        tokio::spawn(member.run(session));
+        Ok(subscription)
+    }
+
+    /// Makes the group what `spec` says, as far as `provision` allows; answers what was to be done.
+    pub(super) async fn provide(&self, spec: &Subscribe, provision: Provision) -> Result<Option<Change>> {
+        let Mode::Group(group) = &spec.mode else { return Ok(None) };
+        let list = self.registrar.read().await?;
+        let change = compare(&list, spec);
+        if change.is_none() {
+            return Ok(None);
+        }
+        if !provision.group(change.as_ref())? {
+            return Ok(change);
+        }
+        let mut done = None;
+        self.registrar
+            .change_with(async |list| {
+                let change = compare(list, spec);
+                if !provision.group(change.as_ref())? {
+                    return Ok(false);
+                }
+                done = change;
+                self.make(group, spec, list).await?;
+                let rooms = list.groups.get(group.as_str()).map_or(0, |record| record.rooms);
+                let filters = spec.filters.iter().map(ToString::to_string).collect();
+                list.groups.insert(group.to_string(), Record { filters, keyed: spec.keyed, rooms });
+                list.buried.retain(|name| name != group.as_str());
+                Ok(true)
+            })
+            .await?;
+        Ok(done)
+    }
+
+    /// Queues and bindings of a group that is new or has other filters.
+    async fn make(&self, group: &Group, spec: &Subscribe, list: &Registry) -> Result<()> {
+        let queue = self.names.group(group);
+        self.declare_dead(group.as_str()).await?;
+        self.declare_group(group, spec.keyed).await?;
+        let old = list.groups.get(group.as_str()).map(Record::patterns).unwrap_or_default();
+        for pattern in spec.filters.iter().filter(|pattern| !old.contains(pattern)) {
+            self.control.bind(&queue, self.names.events(), binding(pattern)).await?;
+        }
+        for pattern in old.iter().filter(|pattern| !spec.filters.contains(pattern)) {
+            self.control.unbind(&queue, self.names.events(), binding(pattern)).await?;
+        }
+        Ok(())
+    }
+
+    /// The group's queue. What its consumers' deaths return too often is a dead letter without our doing.
+    pub(super) async fn declare_group(&self, group: &Group, keyed: bool) -> Result<()> {
+        let dead = self.names.dead(group.as_str());
+        let mut table = arguments([
+            ("x-queue-type", word("quorum")),
+            ("x-delivery-limit", number(self.config.delivery_limit.into())),
+            ("x-overflow", word("reject-publish")),
+            ("x-dead-letter-strategy", word("at-least-once")),
+            ("x-dead-letter-exchange", word("")),
+            ("x-dead-letter-routing-key", word(dead.as_str())),
+        ]);
+        if keyed {
+            table.insert("x-single-active-consumer".into(), true.into());
+        }
+        self.declare_known(self.names.group(group), table).await
+    }
+
+    pub(super) async fn declare_dead(&self, group: &str) -> Result<()> {
+        let table = arguments([
+            ("x-queue-type", word("quorum")),
+            // Looking at letters takes them and gives them back.
+            ("x-delivery-limit", number(1_000_000_000)),
+        ]);
+        self.declare_known(self.names.dead(group), table).await
+    }
+
+    /// A queue that may stand already: with other settings it is refused with the difference.
+    async fn declare_known(&self, queue: lapin::types::ShortString, table: FieldTable) -> Result<()> {
+        let shown = queue.clone();
+        self.control.declare(queue, table).await.map_err(|error| match error.kind() {
+            ErrorKind::Config => self.config.provision.differs(format!("queue {shown}"), error),
+            _ => error,
+        })
+    }
+}

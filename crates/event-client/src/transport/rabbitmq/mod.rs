@@ -1,0 +1,284 @@
+//! `amqp://HOST` and `amqps://HOST`: RabbitMQ 3.10 or later, by AMQP 0.9.1.
+//!
+//! ```text
+//!  publish ─▶ NS.evt (topic) ─▶ NS.group.GROUP (quorum) ─▶ member ─▶ Subscription
+//!                                     ▲   ▲                  │ retry: a copy, then ack
+//!                                     │   └─ NS.retry.GROUP.MS ◀┤ (a queue per length of time, back by dead-lettering)
+//!                                     └── release, replay ◀─────┤
+//!                                         NS.dlq.GROUP ◀────────┘ reject: a copy, then ack
+//! ```
+//!
+//! - A group is one quorum queue ([`group`]); which groups there are is written in one message ([`registry`]).
+//! - Publishes are confirmed after the quorum has fsynced them ([`publish`]); copies are `mandatory` and returns are
+//!   read ([`copy`]). A connection that publishes and one that consumes are two ([`connection`]).
+//! - **Keyed groups have a single active consumer**: the broker hands the queue to the next member only after all that
+//!   the one before had is back in its place, so no order is lost in a take-over. The owner holds a failed message, and
+//!   the next of its key behind it ([`member`], [`journal`]); other keys go on, up to `keyed_backlog` held messages.
+//! - What is in flight is known to the members alone; they are asked ([`peer`]).
+//!
+//! What it lacks: history (`Start::Earliest` and the like), positions, and publish deduplication.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use lapin::ExchangeKind;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport};
+use crate::confirm::Confirm;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Durability, Message};
+use crate::subject::Group;
+use crate::subscription::Subscription;
+use crate::url::BusUrl;
+
+mod admin;
+mod broadcast;
+mod codec;
+mod config;
+mod connection;
+mod control;
+mod copy;
+mod dead;
+mod delay;
+mod error;
+mod group;
+mod journal;
+mod member;
+mod names;
+mod peer;
+mod publish;
+mod registry;
+mod requests;
+mod serve;
+mod settle;
+mod tags;
+mod tiers;
+
+use config::Config;
+use connection::Link;
+use control::Control;
+use copy::Copier;
+use error::closed;
+use names::Names;
+use peer::Peer;
+use publish::Publisher;
+use registry::Registrar;
+use tiers::Tiers;
+
+/// A connection to RabbitMQ.
+#[derive(Debug)]
+pub struct RabbitTransport {
+    inner: Arc<Inner>,
+}
+
+/// What the parts of one connection share.
+#[derive(Debug)]
+struct Inner {
+    config: Arc<Config>,
+    capabilities: Capabilities,
+    names: Names,
+    consume: Arc<Link>,
+    publish: Arc<Link>,
+    control: Arc<Control>,
+    copier: Copier,
+    publisher: Publisher,
+    registrar: Registrar,
+    tiers: Tiers,
+    /// Waiting rooms that are noted in the registry, by group.
+    rooms: Mutex<HashMap<Group, u32>>,
+    peer: Arc<Peer>,
+    /// Whether the queue of delayed publishes is there.
+    delays: tokio::sync::Mutex<bool>,
+    moving: AtomicBool,
+    /// No new work.
+    closing: CancellationToken,
+    /// No connection.
+    down: CancellationToken,
+}
+
+impl RabbitTransport {
+    /// Connects to the broker that `url` names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for credentials, permissions and
+    /// vhosts, [`ErrorKind::Unavailable`] when no broker answers.
+    pub async fn open(url: BusUrl) -> Result<Self> {
+        let config = Arc::new(Config::from_url(url)?);
+        let mut capabilities = Capabilities::new("rabbitmq");
+        capabilities.persistent = true;
+        capabilities.shared = true;
+        capabilities.max_durability = Durability::Fsync;
+        capabilities.durability = Durability::Fsync;
+        capabilities.max_payload = config.max_payload;
+        capabilities.delayed = true;
+        capabilities.expiry = true;
+        capabilities.cross_topic = true;
+        capabilities.keyed_members = 1;
+        let names = Names::new(&config.namespace);
+        let (closing, down) = (CancellationToken::new(), CancellationToken::new());
+        let consume = Arc::new(Link::new(config.clone(), "consumes", down.clone()));
+        let publish = Arc::new(Link::new(config.clone(), "publishes", down.clone()));
+        // Whether the broker can be reached at all is told now.
+        let control = Arc::new(Control::new(consume.clone()));
+        consume.connection().await?;
+        if config.provision.creates() {
+            control.exchange(names.events(), ExchangeKind::Topic).await?;
+        }
+        let copier = Copier::start(publish.clone());
+        let publisher = Publisher::start(publish.clone(), config.publish_timeout, closing.clone());
+        let registrar = Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone());
+        let peer = Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                capabilities,
+                names,
+                consume,
+                publish,
+                control,
+                copier,
+                publisher,
+                registrar,
+                tiers: Tiers::default(),
+                rooms: Mutex::default(),
+                peer,
+                delays: tokio::sync::Mutex::default(),
+                moving: AtomicBool::new(false),
+                closing,
+                down,
+            }),
+        })
+    }
+}
+
+impl Inner {
+    fn check(&self) -> Result<()> {
+        if self.closing.is_cancelled() { Err(closed()) } else { Ok(()) }
+    }
+
+    fn publish_now(&self, message: &Message) -> Confirm<Receipt> {
+        match codec::publication(message, Timestamp::now()) {
+            Ok(properties) => {
+                let (exchange, key) = (self.names.events(), message.subject.as_str().into());
+                self.publisher.publish(exchange, key, properties, message.payload.clone())
+            }
+            Err(error) => Confirm::ready(Err(error)),
+        }
+    }
+
+    async fn close(&self) {
+        self.closing.cancel();
+        // What was published is answered, what is held is given back: each within its own bound.
+        let members = async {
+            while !self.peer.members.lock().expect("not poisoned").is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let calm = async {
+            tokio::join!(self.publisher.finished(), members, self.peer.calm());
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(12), calm).await;
+        self.down.cancel();
+        tokio::join!(self.consume.close(), self.publish.close());
+    }
+}
+
+impl Transport for RabbitTransport {
+    fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    fn publish(&self, message: Message) -> Confirm<Receipt> {
+        let inner = &self.inner;
+        if let Err(error) = inner.check().and_then(|()| inner.capabilities.check(&message)) {
+            return Confirm::ready(Err(error.during("publish")));
+        }
+        if tiers::left(message.deliver_at).is_some() {
+            let (answer, confirm) = Confirm::channel();
+            let inner = inner.clone();
+            tokio::spawn(async move {
+                let result = inner.publish_later(message).await;
+                let _ = answer.send(result.map_err(|error| error.during("publish")));
+            });
+            return confirm;
+        }
+        inner.publish_now(&message)
+    }
+
+    fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
+        Box::pin(async move {
+            let open = async {
+                self.inner.check()?;
+                if spec.filters.is_empty() {
+                    return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
+                }
+                if spec.lease.is_zero() {
+                    return Err(Error::new(ErrorKind::Config, "a lease must last"));
+                }
+                match spec.mode.clone() {
+                    Mode::Group(group) => self.inner.subscribe_group(group, spec).await,
+                    Mode::Broadcast => self.inner.subscribe_all(spec).await,
+                }
+            };
+            open.await.map_err(|error| error.during("subscribe"))
+        })
+    }
+
+    fn requests(&self) -> &dyn Requests {
+        self
+    }
+
+    fn admin(&self) -> &dyn Admin {
+        self
+    }
+
+    fn close(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            self.inner.close().await;
+            Ok(())
+        })
+    }
+}
+
+impl Requests for RabbitTransport {
+    fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
+        Box::pin(async move {
+            let call = async {
+                self.inner.check()?;
+                self.inner.capabilities.check(&request)?;
+                let queue = self.inner.names.requests(request.subject.as_str());
+                requests::call(&self.inner.peer, queue, request, within).await
+            };
+            call.await.map_err(|error| error.during("call"))
+        })
+    }
+
+    fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
+        Box::pin(async move {
+            let member = serve::Member {
+                peer: self.inner.peer.clone(),
+                link: self.inner.consume.clone(),
+                names: self.inner.names.clone(),
+                closed: self.inner.closing.clone(),
+            };
+            let serve = async {
+                self.inner.check()?;
+                member.serve(spec).await
+            };
+            serve.await.map_err(|error| error.during("serve"))
+        })
+    }
+}
+
+impl Drop for RabbitTransport {
+    fn drop(&mut self) {
+        self.inner.closing.cancel();
+        self.inner.down.cancel();
+    }
+}

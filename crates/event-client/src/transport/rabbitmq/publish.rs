@@ -1,0 +1,263 @@
+//! Publishing: one channel, one task, a sliding window of unconfirmed messages in their order.
+//!
+//! Messages that were under way when a connection broke are sent again in their order before anything newer; the broker
+//! may have stored them already, so they may come twice, with the same id.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::poll;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Backoff, Link};
+use super::error::{amqp, closed};
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind};
+use crate::transport::Receipt;
+
+/// Most messages on their way to the broker at a time.
+const WINDOW: usize = 2048;
+/// Most messages that wait for a place in the window.
+const WAITING: usize = 65_536;
+
+/// A message on its way.
+pub(super) struct Parcel {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) payload: Bytes,
+    answer: Answer<Receipt>,
+    deadline: Instant,
+}
+
+/// The door to the publishing task.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    parcels: mpsc::UnboundedSender<Parcel>,
+    waiting: Arc<AtomicUsize>,
+    within: Duration,
+    closed: CancellationToken,
+    finished: CancellationToken,
+}
+
+impl Publisher {
+    pub(super) fn start(link: Arc<Link>, within: Duration, closed: CancellationToken) -> Self {
+        let (parcels, incoming) = mpsc::unbounded_channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let finished = CancellationToken::new();
+        let task = Task {
+            link,
+            incoming,
+            waiting: waiting.clone(),
+            under_way: VecDeque::new(),
+            closed: closed.clone(),
+            within,
+        };
+        let done = finished.clone().drop_guard();
+        tokio::spawn(async move {
+            task.run().await;
+            drop(done);
+        });
+        Self { parcels, waiting, within, closed, finished }
+    }
+
+    pub(super) fn publish(
+        &self,
+        exchange: ShortString,
+        routing_key: ShortString,
+        properties: BasicProperties,
+        payload: Bytes,
+    ) -> Confirm<Receipt> {
+        if self.closed.is_cancelled() {
+            return Confirm::ready(Err(closed()));
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Confirm::ready(Err(Error::new(
+                ErrorKind::Full,
+                format!("{WAITING} messages already wait for the broker; await confirmations before publishing more"),
+            )));
+        }
+        let (answer, confirm) = Confirm::channel();
+        let deadline = Instant::now() + self.within;
+        let parcel = Parcel { exchange, routing_key, properties, payload, answer, deadline };
+        match self.parcels.send(parcel) {
+            Ok(()) => confirm,
+            Err(_) => Confirm::ready(Err(closed())),
+        }
+    }
+
+    /// Waits until everything taken before the close is answered.
+    pub(super) async fn finished(&self) {
+        self.finished.cancelled().await;
+    }
+}
+
+type Sending = BoxFuture<'static, lapin::Result<Confirmation>>;
+
+struct Task {
+    link: Arc<Link>,
+    incoming: mpsc::UnboundedReceiver<Parcel>,
+    waiting: Arc<AtomicUsize>,
+    under_way: VecDeque<(Parcel, Sending)>,
+    closed: CancellationToken,
+    within: Duration,
+}
+
+/// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
+async fn send(channel: &Channel, parcel: &Parcel) -> Sending {
+    let (channel, payload) = (channel.clone(), parcel.payload.clone());
+    let (exchange, routing_key) = (parcel.exchange.clone(), parcel.routing_key.clone());
+    let properties = parcel.properties.clone();
+    let mut sending: Sending = Box::pin(async move {
+        let options = BasicPublishOptions::default();
+        channel.basic_publish(exchange, routing_key, options, &payload, properties).await?.await
+    });
+    match poll!(Pin::new(&mut sending)) {
+        std::task::Poll::Ready(result) => Box::pin(std::future::ready(result)),
+        std::task::Poll::Pending => sending,
+    }
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(channel) = self.channel(&mut backoff).await else { return };
+            let again: Vec<_> = self.under_way.drain(..).map(|(parcel, _)| parcel).collect();
+            for parcel in again {
+                let sending = send(&channel, &parcel).await;
+                self.under_way.push_back((parcel, sending));
+            }
+            match self.work(&channel).await {
+                Some(error) => {
+                    tracing::warn!(%error, unconfirmed = self.under_way.len(), "publishing to the broker is interrupted");
+                }
+                None => return,
+            }
+        }
+    }
+
+    /// A channel, or `None` when there is nothing left to do. What cannot wait for it any longer is told so.
+    async fn channel(&mut self, backoff: &mut Backoff) -> Option<Channel> {
+        loop {
+            // Without anything to send no connection is needed.
+            if self.under_way.is_empty() {
+                let parcel = tokio::select! {
+                    parcel = self.incoming.recv() => parcel?,
+                    () = self.closed.cancelled() => {
+                        self.incoming.close();
+                        self.incoming.recv().await?
+                    }
+                };
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                self.under_way.push_back((parcel, Box::pin(std::future::pending())));
+            }
+            let first = self.under_way.front().map(|(parcel, _)| parcel.deadline)?;
+            let failure = match timeout_at(first, self.link.confirming()).await {
+                Ok(Ok(channel)) => {
+                    backoff.reset();
+                    return Some(channel);
+                }
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            let hopeless = self.closed.is_cancelled()
+                || failure.as_ref().is_some_and(|e| matches!(e.kind(), ErrorKind::Denied | ErrorKind::Config));
+            self.expire(|| match &failure {
+                Some(error) => Error::new(error.kind(), "the broker cannot be reached").because(error.to_string()),
+                None => Error::new(ErrorKind::Unavailable, "the broker cannot be reached in time"),
+            }, hopeless);
+            if !self.under_way.is_empty() {
+                backoff.pause().await;
+            }
+        }
+    }
+
+    /// Answers what has waited too long, or everything.
+    fn expire(&mut self, error: impl Fn() -> Error, all: bool) {
+        let now = Instant::now();
+        while self.under_way.front().is_some_and(|(parcel, _)| all || parcel.deadline <= now) {
+            let (parcel, _) = self.under_way.pop_front().expect("just seen");
+            let _ = parcel.answer.send(Err(error().during("publish")));
+        }
+    }
+
+    /// Sends and confirms until the channel breaks, which it answers, or until the bus is closed and all is told.
+    async fn work(&mut self, channel: &Channel) -> Option<Error> {
+        let mut batch = Vec::with_capacity(256);
+        let mut open = true;
+        loop {
+            let room = WINDOW.saturating_sub(self.under_way.len()).min(256);
+            let deadline = self.under_way.front().map(|(parcel, _)| parcel.deadline);
+            tokio::select! {
+                biased;
+                result = async { (&mut self.under_way.front_mut().expect("not empty").1).await },
+                    if deadline.is_some() =>
+                {
+                    let (parcel, _) = self.under_way.pop_front().expect("not empty");
+                    match result {
+                        Ok(Confirmation::Ack(_)) => drop(parcel.answer.send(Ok(Receipt::default()))),
+                        Ok(_) => {
+                            let error = Error::new(ErrorKind::Unavailable, "the broker refused to store the message");
+                            drop(parcel.answer.send(Err(error.during("publish"))));
+                        }
+                        Err(error) => return self.broken(parcel, error),
+                    }
+                }
+                count = self.incoming.recv_many(&mut batch, room), if open && room > 0 => {
+                    if count == 0 {
+                        open = false;
+                    }
+                    self.waiting.fetch_sub(count, Ordering::Relaxed);
+                    for parcel in batch.drain(..) {
+                        let sending = send(channel, &parcel).await;
+                        self.under_way.push_back((parcel, sending));
+                    }
+                }
+                () = self.closed.cancelled(), if open && !self.incoming.is_closed() => self.incoming.close(),
+                () = async { sleep_until(deadline.expect("checked")).await }, if deadline.is_some() => {
+                    let blocked = self.link.is_blocked();
+                    let within = self.within;
+                    self.expire(|| if blocked {
+                        Error::new(
+                            ErrorKind::Unavailable,
+                            "the broker has stopped taking messages: its memory or disk alarm is on; the outcome is unknown",
+                        )
+                    } else {
+                        Error::new(ErrorKind::Timeout, format!("no confirmation within {within:?}; the outcome is unknown"))
+                    }, false);
+                }
+            }
+            if !open && self.under_way.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    /// The channel broke. What it broke on is not tried again: that would break the next one, too.
+    fn broken(&mut self, parcel: Parcel, error: lapin::Error) -> Option<Error> {
+        let error = amqp(error);
+        let guilty = matches!(
+            error.kind(),
+            ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::TooLarge | ErrorKind::Unsupported
+        );
+        let shown = Error::new(ErrorKind::Unavailable, error.to_string());
+        if guilty {
+            let _ = parcel.answer.send(Err(error.during("publish")));
+        } else {
+            self.under_way.push_front((parcel, Box::pin(std::future::pending())));
+        }
+        Some(shown)
+    }
+}

@@ -1,0 +1,257 @@
+//! Calling: a request goes to the queue of its subject, `mandatory`, and the answer comes to the caller's inbox.
+//!
+//! An inbox of our own instead of the broker's direct reply-to: both ends can then see that the other is gone, because
+//! what they send to it comes back.
+//!
+//! ```text
+//!  caller ── request ──▶ NS.rpc.SUBJECT ──▶ member          nobody there: returned, `NoResponder`
+//!         ◀── taken (after 20 ms, then every 2 s) ──        returned: the caller is gone
+//!         ◀── frame, frame, … last │ abandoned ────
+//!         ── more n │ gone ──▶                              returned: the member is gone
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, ShortString};
+use smol_str::SmolStr;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval_at, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::codec;
+use super::peer::{Peer, number_of, numbered};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+use crate::transport::wire;
+use crate::transport::{Frame, Replies};
+
+/// Frames that may be on their way without having been read.
+pub(super) const WINDOW: usize = 64;
+/// How often a caller makes sure that its server is there.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Outstanding calls of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Calls(Mutex<HashMap<u64, Call>>);
+
+#[derive(Debug)]
+struct Call {
+    events: mpsc::UnboundedSender<Event>,
+    /// The inbox of who has it.
+    server: Option<SmolStr>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Frame(Frame),
+    Taken(SmolStr),
+    Failed(Error),
+}
+
+fn unavailable(text: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, text)
+}
+
+impl Calls {
+    fn send(&self, number: u64, event: Event) {
+        if let Some(call) = self.0.lock().expect("not poisoned").get(&number) {
+            let _ = call.events.send(event);
+        }
+    }
+
+    /// Nobody serves the subject.
+    pub(super) fn nobody(&self, number: u64) {
+        self.send(number, Event::Failed(Error::new(ErrorKind::NoResponder, "nobody serves the subject")));
+    }
+
+    /// A message to this server's inbox came back.
+    pub(super) fn lost(&self, server: &str) {
+        for call in self.0.lock().expect("not poisoned").values() {
+            if call.server.as_deref() == Some(server) {
+                let _ = call.events.send(Event::Failed(unavailable("the server went away with the request")));
+            }
+        }
+    }
+
+    /// The inbox is lost: no answer can come.
+    pub(super) fn end_all(&self) {
+        for call in self.0.lock().expect("not poisoned").values() {
+            let _ = call.events.send(Event::Failed(unavailable("the connection was lost with the request under way")));
+        }
+    }
+
+    pub(super) fn take(&self, kind: &str, delivery: Delivery) {
+        let Some(number) = number_of(&delivery.properties) else { return };
+        let server = delivery.properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
+        if let (Some(server), Some(call)) = (server, self.0.lock().expect("not poisoned").get_mut(&number))
+            && call.server.as_ref() != Some(&server)
+        {
+            call.server = Some(server.clone());
+            let _ = call.events.send(Event::Taken(server));
+        }
+        match kind {
+            "frame" => self.send(number, Event::Frame(frame(delivery))),
+            "abandoned" => self.send(number, Event::Failed(unavailable("the server let go of the request"))),
+            _ => {}
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().expect("not poisoned").is_empty()
+    }
+
+    fn remove(&self, number: u64) {
+        self.0.lock().expect("not poisoned").remove(&number);
+    }
+}
+
+fn frame(delivery: Delivery) -> Frame {
+    let headers = codec::Fields(delivery.properties.headers().as_ref());
+    let last = headers.text(wire::FRAME).as_deref() != Some("more");
+    let (content_type, headers) = codec::read_frame(&delivery.properties);
+    Frame { headers, content_type, payload: Bytes::from(delivery.data), last }
+}
+
+/// Sends the request to one member that serves its subject.
+pub(super) async fn call(peer: &Arc<Peer>, queue: ShortString, request: Message, within: Duration) -> Result<Replies> {
+    let deadline = Instant::now() + within;
+    let inbox = peer.inbox().await?;
+    let number = peer.number();
+    let (events, incoming) = mpsc::unbounded_channel();
+    peer.calls.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
+    let (sender, frames) = mpsc::channel(1);
+    let gone = CancellationToken::new();
+    let mut waiting =
+        Waiting { peer: peer.clone(), number, inbox: inbox.clone(), incoming, server: None, pending: VecDeque::new() };
+    let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
+    let until = Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
+    let mut table = lapin::types::FieldTable::default();
+    table.insert(wire::DEADLINE.into(), AMQPValue::LongLongInt(until));
+    let properties = codec::copy(&request, &codec::Facts::default(), table)?
+        .with_delivery_mode(1)
+        .with_type("request".into())
+        .with_correlation_id(number.to_string().into())
+        .with_reply_to(inbox)
+        .with_expiration(millis.to_string().into());
+    // The answer may be quicker than the confirmation, and both may be later than the deadline.
+    let sent = tokio::select! {
+        sent = peer.tell(queue, properties, &request.payload) => sent,
+        () = sleep_until(deadline) => Err(Error::new(ErrorKind::Timeout, "the deadline passed before the request was sent")),
+    };
+    if !sent? {
+        return Err(Error::new(ErrorKind::NoResponder, "nobody serves the subject"));
+    }
+    // The broker may have told it to another call's confirmation.
+    if let Ok(event) = waiting.incoming.try_recv() {
+        match event {
+            Event::Failed(error) if error.kind() == ErrorKind::NoResponder => return Err(error),
+            event => drop(waiting.accept(event)),
+        }
+    }
+    let replies = Replies::new(frames, Some(gone.clone()));
+    tokio::spawn(waiting.run(sender, gone, deadline));
+    Ok(replies)
+}
+
+/// One call, from its sending to its end.
+struct Waiting {
+    peer: Arc<Peer>,
+    number: u64,
+    inbox: ShortString,
+    incoming: mpsc::UnboundedReceiver<Event>,
+    server: Option<SmolStr>,
+    /// Frames that the reader has no room for; no more than the window.
+    pending: VecDeque<Result<Frame>>,
+}
+
+impl Waiting {
+    /// Takes an event; answers whether it was the end.
+    fn accept(&mut self, event: Event) -> bool {
+        match event {
+            Event::Taken(server) => {
+                self.server = Some(server);
+                false
+            }
+            Event::Frame(frame) => {
+                let last = frame.last;
+                self.pending.push_back(Ok(frame));
+                last
+            }
+            Event::Failed(error) => {
+                self.pending.push_back(Err(error));
+                true
+            }
+        }
+    }
+
+    fn ended(&self) -> bool {
+        self.pending.back().is_some_and(|frame| frame.as_ref().map_or(true, |frame| frame.last))
+    }
+
+    async fn tell(&self, kind: &str, body: &str) {
+        if let Some(server) = &self.server {
+            let properties = numbered(kind, self.number).with_reply_to(self.inbox.clone());
+            let _ = self.peer.tell(server.as_str().into(), properties, body.as_bytes()).await;
+        }
+    }
+
+    async fn run(mut self, sender: mpsc::Sender<Result<Frame>>, gone: CancellationToken, deadline: Instant) {
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        let mut read = 0;
+        let mut ended = self.ended();
+        loop {
+            if ended {
+                self.peer.calls.remove(self.number);
+                if self.pending.is_empty() {
+                    return;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => {
+                    if !ended {
+                        self.tell("gone", "").await;
+                    }
+                    return;
+                }
+                room = sender.reserve(), if !self.pending.is_empty() => {
+                    let Ok(room) = room else { continue };
+                    let frame = self.pending.pop_front().expect("not empty");
+                    room.send(frame);
+                    read += 1;
+                    if read == WINDOW / 2 && !ended {
+                        read = 0;
+                        self.tell("more", &(WINDOW / 2).to_string()).await;
+                    }
+                }
+                event = self.incoming.recv(), if !ended => {
+                    if let Some(event) = event {
+                        ended = self.accept(event);
+                    }
+                }
+                () = self.peer.closed().cancelled(), if !ended => {
+                    self.tell("gone", "").await;
+                    self.pending.push_back(Err(super::error::closed()));
+                    ended = true;
+                }
+                () = sleep_until(deadline), if !ended => {
+                    self.tell("gone", "").await;
+                    self.pending.push_back(Err(Error::new(ErrorKind::Timeout, "no answer within the deadline")));
+                    ended = true;
+                }
+                _ = looks.tick(), if !ended => self.tell("more", "0").await,
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.peer.calls.remove(self.number);
+    }
+}

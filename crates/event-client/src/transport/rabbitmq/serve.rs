@@ -1,0 +1,385 @@
+//! Serving: members of a service share one queue for each subject; a member that dies with a request is told to its caller.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use lapin::message::Delivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Consumer};
+use smol_str::SmolStr;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::codec;
+use super::connection::{Backoff, Link, command};
+use super::control::{DURABLE, arguments, number, word};
+use super::names::Names;
+use super::peer::{Peer, number_of, numbered};
+use super::requests::WINDOW;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Subject;
+use crate::transport::wire;
+use crate::transport::{Frame, IncomingRequest, Respond, Responder, Serve};
+
+/// A caller learns who has its request when the answer takes longer than this.
+const NOTICE: Duration = Duration::from_millis(20);
+/// And is made sure of so often.
+const LOOK: Duration = Duration::from_secs(2);
+/// The queue of a subject goes with its last member, or so long after a broker's restart.
+const UNUSED: u64 = 300_000;
+
+/// Requests in hand, by the caller's inbox and number.
+#[derive(Debug, Default)]
+pub(super) struct Served(Mutex<HashMap<(SmolStr, u64), InHand>>);
+
+#[derive(Clone, Debug)]
+struct InHand {
+    room: Arc<Semaphore>,
+    gone: CancellationToken,
+}
+
+impl Served {
+    pub(super) fn take(&self, kind: &str, delivery: &Delivery) {
+        let (Some(caller), Some(number)) = (delivery.properties.reply_to(), number_of(&delivery.properties)) else {
+            return;
+        };
+        let at = (SmolStr::new(caller.as_str()), number);
+        let served = self.0.lock().expect("not poisoned");
+        let Some(request) = served.get(&at) else { return };
+        match kind {
+            "gone" => request.gone.cancel(),
+            _ => {
+                let more = std::str::from_utf8(&delivery.data).ok().and_then(|text| text.parse().ok());
+                request.room.add_permits(more.unwrap_or(0_usize).min(WINDOW));
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.lock().expect("not poisoned").is_empty()
+    }
+
+    /// A message to this caller's inbox came back.
+    pub(super) fn lost(&self, caller: &str) {
+        let served = self.0.lock().expect("not poisoned");
+        served.iter().filter(|((inbox, _), _)| inbox == caller).for_each(|(_, request)| request.gone.cancel());
+    }
+}
+
+/// One member of a service.
+pub(super) struct Member {
+    pub(super) peer: Arc<Peer>,
+    pub(super) link: Arc<Link>,
+    pub(super) names: Names,
+    pub(super) closed: CancellationToken,
+}
+
+impl Member {
+    pub(super) async fn serve(self, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+        if spec.subjects.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "a service serves at least one subject"));
+        }
+        let credit = spec.credit.clamp(1, 60_000);
+        let inbox = self.peer.inbox().await?;
+        let open = self.open(&spec.subjects, credit).await?;
+        let (sender, requests) = mpsc::channel(credit);
+        let slots = Arc::new(Semaphore::new(credit));
+        tokio::spawn(self.run(spec, credit, inbox, open, sender, slots));
+        Ok(requests)
+    }
+
+    async fn open(&self, subjects: &[Subject], credit: usize) -> Result<(Channel, Vec<Consumer>)> {
+        let channel = self.link.channel().await?;
+        // Together no more than the credit, if every subject may have at least one.
+        let each = u16::try_from((credit / subjects.len()).max(1)).unwrap_or(u16::MAX);
+        command("set the credit", channel.basic_qos(each, BasicQosOptions::default())).await?;
+        let mut consumers = Vec::new();
+        for subject in subjects {
+            let queue = self.names.requests(subject.as_str());
+            let options = QueueDeclareOptions { auto_delete: true, ..DURABLE };
+            let arguments = arguments([("x-queue-type", word("classic")), ("x-expires", number(UNUSED))]);
+            command("make a queue of requests", channel.queue_declare(queue.clone(), options, arguments))
+                .await
+                .map_err(|error| error.with("queue", &queue))?;
+            let consume = channel.basic_consume(
+                queue,
+                subject.as_str().into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            );
+            consumers.push(command("consume requests", consume).await?);
+        }
+        Ok((channel, consumers))
+    }
+
+    async fn run(
+        self,
+        spec: Serve,
+        credit: usize,
+        mut inbox: ShortString,
+        open: (Channel, Vec<Consumer>),
+        sender: mpsc::Sender<IncomingRequest>,
+        slots: Arc<Semaphore>,
+    ) {
+        let mut open = Some(open);
+        let mut backoff = Backoff::default();
+        loop {
+            let (channel, consumers) = match open.take() {
+                Some(open) => open,
+                None => {
+                    let made = async {
+                        inbox = self.peer.inbox().await?;
+                        self.open(&spec.subjects, credit).await
+                    };
+                    tokio::select! {
+                        made = made => match made {
+                            Ok(made) => {
+                                tracing::info!(service = %spec.service, "serving again");
+                                backoff.reset();
+                                made
+                            }
+                            Err(error) => {
+                                if backoff.tries() == 0 {
+                                    tracing::warn!(%error, service = %spec.service, "serving is interrupted");
+                                }
+                                backoff.pause().await;
+                                continue;
+                            }
+                        },
+                        () = sender.closed() => return,
+                        () = self.closed.cancelled() => return,
+                    }
+                }
+            };
+            let mut arrivals = futures_util::stream::select_all(consumers);
+            loop {
+                let arrival = tokio::select! {
+                    arrival = arrivals.next() => arrival,
+                    () = sender.closed() => {
+                        self.leave(&spec, &channel, &slots, credit).await;
+                        return;
+                    }
+                    () = self.closed.cancelled() => {
+                        drop(sender);
+                        // What is in hand is let go of, and says so.
+                        self.leave(&spec, &channel, &slots, credit).await;
+                        return;
+                    }
+                };
+                let Some(Ok(delivery)) = arrival else { break };
+                let slot = tokio::select! {
+                    slot = slots.clone().acquire_owned() => slot.expect("never closed"),
+                    () = self.closed.cancelled() => continue,
+                };
+                self.begin(delivery, slot, &inbox, &sender);
+            }
+        }
+    }
+
+    /// Takes no more, and stays until what it has is answered.
+    async fn leave(&self, spec: &Serve, channel: &Channel, slots: &Arc<Semaphore>, credit: usize) {
+        for subject in &spec.subjects {
+            let cancel = channel.basic_cancel(subject.as_str().into(), BasicCancelOptions::default());
+            let _ = command("stop serving", cancel).await;
+        }
+        let all = u32::try_from(credit).unwrap_or(u32::MAX);
+        let done = slots.clone().acquire_many_owned(all);
+        if self.closed.is_cancelled() {
+            let _ = tokio::time::timeout(Duration::from_secs(2), done).await;
+        } else {
+            tokio::select! {
+                _ = done => {}
+                () = self.closed.cancelled() => {}
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        delivery: Delivery,
+        slot: OwnedSemaphorePermit,
+        inbox: &ShortString,
+        sender: &mpsc::Sender<IncomingRequest>,
+    ) {
+        let Delivery { routing_key, redelivered, properties, data, acker, .. } = delivery;
+        let number = number_of(&properties);
+        let caller = properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
+        let subject = routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
+        let until = codec::Fields(properties.headers().as_ref()).time(wire::DEADLINE);
+        let read = codec::read(subject, &properties, data.into());
+        let within = until.map_or(Duration::from_secs(60), |at| {
+            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+        });
+        let gone = CancellationToken::new();
+        let room = Arc::new(Semaphore::new(WINDOW));
+        let (frames, outgoing) = mpsc::unbounded_channel();
+        let at = (caller.unwrap_or_default(), number.unwrap_or(0));
+        self.peer.served.0.lock().expect("not poisoned").insert(at.clone(), InHand { room: room.clone(), gone: gone.clone() });
+        let answering = Answering {
+            peer: self.peer.clone(),
+            at,
+            foreign: (number.is_none()).then(|| properties.correlation_id().clone()).flatten(),
+            inbox: inbox.clone(),
+            gone: gone.clone(),
+            deadline: Instant::now() + within,
+            closed: self.closed.clone(),
+        };
+        let refuse = redelivered || within.is_zero() || read.is_err();
+        if let (false, Ok(read)) = (refuse, read) {
+            let responder = Responder::new(Box::new(Outgoing { frames, room, unread: 0 }), gone);
+            let request = IncomingRequest { message: Arc::new(read.message), within, responder };
+            // Refused only when nobody receives any more; then the responder says that the request is let go of.
+            drop(sender.try_send(request));
+        } else {
+            // Whoever had it before may have done it already.
+            let _ = frames.send(Step::Abandon);
+        }
+        tokio::spawn(async move {
+            answering.run(outgoing).await;
+            let _ = acker.ack(BasicAckOptions::default()).await;
+            drop(slot);
+        });
+    }
+}
+
+enum Step {
+    Frame(Frame, Answer<()>),
+    Abandon,
+}
+
+/// The responder's side: frames in their order, each when the caller has room for it.
+struct Outgoing {
+    frames: mpsc::UnboundedSender<Step>,
+    room: Arc<Semaphore>,
+    unread: usize,
+}
+
+impl Respond for Outgoing {
+    fn send(&mut self, frame: Frame) -> Confirm<()> {
+        self.unread += 1;
+        if self.unread > WINDOW * 4 + self.room.available_permits() && self.room.available_permits() == 0 {
+            // Counted roughly: only who never waits for a confirmation comes here.
+            self.unread = WINDOW * 4;
+            return Confirm::ready(Err(Error::new(ErrorKind::Full, "the caller does not read so fast; await confirmations")));
+        }
+        let (answer, confirm) = Confirm::channel();
+        let room = self.room.clone();
+        match self.frames.send(Step::Frame(frame, answer)) {
+            Ok(()) => {
+                if room.available_permits() > 0 {
+                    self.unread = 0;
+                }
+                confirm
+            }
+            Err(_) => Confirm::ready(Ok(())),
+        }
+    }
+
+    fn abandoned(&mut self) {
+        let _ = self.frames.send(Step::Abandon);
+    }
+}
+
+/// Sends one request's answer.
+struct Answering {
+    peer: Arc<Peer>,
+    at: (SmolStr, u64),
+    /// The correlation id of a caller that is not of this library.
+    foreign: Option<ShortString>,
+    inbox: ShortString,
+    gone: CancellationToken,
+    deadline: Instant,
+    closed: CancellationToken,
+}
+
+impl Answering {
+    async fn run(self, mut steps: mpsc::UnboundedReceiver<Step>) {
+        let mut notice = Instant::now() + NOTICE;
+        let in_hand = self.peer.served.0.lock().expect("not poisoned").get(&self.at).cloned();
+        let room = in_hand.map(|request| request.room).expect("just put there");
+        loop {
+            let step = tokio::select! {
+                biased;
+                step = steps.recv() => step,
+                () = sleep_until(notice) => {
+                    notice = Instant::now() + LOOK;
+                    self.tell(self.properties("taken"), b"").await;
+                    continue;
+                }
+                () = sleep_until(self.deadline), if !self.gone.is_cancelled() => {
+                    self.gone.cancel();
+                    continue;
+                }
+                () = self.closed.cancelled() => Some(Step::Abandon),
+            };
+            match step {
+                Some(Step::Frame(frame, answer)) => {
+                    let last = frame.last;
+                    if !last {
+                        // A caller that is gone reads nothing; what is sent to it may as well be forgotten.
+                        tokio::select! {
+                            permit = room.acquire() => permit.expect("never closed").forget(),
+                            () = self.gone.cancelled() => {}
+                            () = self.closed.cancelled() => {}
+                        }
+                    }
+                    if !self.gone.is_cancelled() {
+                        let properties = self.frame(&frame);
+                        self.tell(properties, &frame.payload).await;
+                    }
+                    let _ = answer.send(Ok(()));
+                    if last {
+                        return;
+                    }
+                }
+                Some(Step::Abandon) | None => {
+                    self.tell(self.properties("abandoned"), b"").await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn properties(&self, kind: &str) -> BasicProperties {
+        let properties = numbered(kind, self.at.1).with_reply_to(self.inbox.clone());
+        match &self.foreign {
+            Some(id) => properties.with_correlation_id(id.clone()),
+            None => properties,
+        }
+    }
+
+    fn frame(&self, frame: &Frame) -> BasicProperties {
+        let mut table = FieldTable::default();
+        table.insert(wire::FRAME.into(), codec::text(if frame.last { "last" } else { "more" }));
+        codec::write_frame(self.properties("frame"), &frame.content_type, &frame.headers, table)
+    }
+
+    async fn tell(&self, properties: BasicProperties, payload: &[u8]) {
+        if self.at.0.is_empty() {
+            return; // nobody asked for an answer
+        }
+        for _ in 0..3 {
+            match self.peer.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
+                Ok(true) => return,
+                Ok(false) => {
+                    self.gone.cancel();
+                    return;
+                }
+                Err(error) if error.kind() == ErrorKind::Closed => return,
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.peer.served.0.lock().expect("not poisoned").remove(&self.at);
+    }
+}
