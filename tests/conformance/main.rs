@@ -9,6 +9,7 @@ use test_servers::Generation;
 
 mod memory;
 mod nats;
+mod rabbitmq;
 mod redis;
 mod servers;
 mod sqlite;
@@ -23,6 +24,8 @@ fn main() -> std::process::ExitCode {
         Arc::new(nats::Nats(Generation::Old)),
         Arc::new(nats::Nats(Generation::New)),
         Arc::new(redis::Redis(Generation::Old)),
+        Arc::new(rabbitmq::RabbitMq(Generation::Old)),
+        Arc::new(rabbitmq::RabbitMq(Generation::New)),
     ];
     let asked = fixtures.iter().filter(|fixture| is_asked_for(fixture.name(), &arguments));
     let trials = asked.flat_map(trials).collect();
@@ -35,7 +38,9 @@ fn main() -> std::process::ExitCode {
 fn is_asked_for(name: &str, arguments: &Arguments) -> bool {
     match arguments.filter.as_deref().and_then(|filter| filter.split_once("::")) {
         Some((asked, _)) => asked == name,
-        None => !name.ends_with("-new") || std::env::var("BACKBONE_GENERATIONS").is_ok_and(|which| which == "all"),
+        None => {
+            !name.ends_with("-new") || std::env::var("BACKBONE_GENERATIONS").is_ok_and(|which| which == "all")
+        }
     }
 }
 

@@ -22,10 +22,10 @@ mod memory;
 mod nats;
 mod open;
 mod provision;
-#[cfg(feature = "redis")]
-mod redis;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
+#[cfg(feature = "redis")]
+mod redis;
 mod requests;
 mod sqlite;
 mod topology;
@@ -36,8 +36,6 @@ pub use memory::{MemoryConfig, MemoryTransport};
 pub(crate) use open::URLS;
 pub use open::open;
 pub use provision::Provision;
-#[cfg(feature = "rabbitmq")]
-pub use rabbitmq::RabbitTransport;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 pub use sqlite::SqliteTransport;
 pub use topology::{Action, Change, Difference, GroupNeed, Topology};

@@ -29,9 +29,9 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
             super::redis::RedisTransport::open(url).await.map(|redis| Arc::new(redis) as Arc<dyn Transport>)
         }
         #[cfg(feature = "rabbitmq")]
-        "amqp" | "amqps" => {
-            super::RabbitTransport::open(url).await.map(|rabbit| Arc::new(rabbit) as Arc<dyn Transport>)
-        }
+        "amqp" | "amqps" => super::rabbitmq::RabbitTransport::open(url)
+            .await
+            .map(|rabbit| Arc::new(rabbit) as Arc<dyn Transport>),
         #[cfg(not(feature = "nats"))]
         "nats" | "tls" => Err(left_out("nats")),
         #[cfg(not(feature = "redis"))]
@@ -41,10 +41,6 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
         scheme => Err(Error::new(ErrorKind::Config, format!("unknown scheme `{scheme}`; use {URLS}"))),
     }
     .map_err(|error: Error| error.during("connect").with("url", shown))
-}
-
-fn not_yet(url: &BusUrl) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("this build has no `{}` transport", url.scheme()))
 }
 
 #[allow(dead_code, reason = "for builds without some feature")]

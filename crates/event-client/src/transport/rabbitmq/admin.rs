@@ -33,7 +33,8 @@ struct Counted {
 impl Inner {
     async fn count(&self, name: &str, record: &Record) -> Result<Counted> {
         let group = Group::new(name)?;
-        let ready = async |queue| self.control.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
+        let ready =
+            async |queue| self.control.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
         let mut counted = Counted { ready: ready(self.names.group(&group)).await?, ..Counted::default() };
         for length in tiers::lengths(record.rooms) {
             counted.rooms += ready(self.names.retry(&group, length)).await?;
@@ -51,7 +52,11 @@ impl Inner {
             let look = self.look(&list).await?;
             let idle = |(name, counted): (&String, &Counted)| {
                 counted.ready + counted.rooms == 0
-                    && look.1.iter().filter(|held| held.group == *name).all(|held| held.in_flight + held.held == 0)
+                    && look
+                        .1
+                        .iter()
+                        .filter(|held| held.group == *name)
+                        .all(|held| held.in_flight + held.held == 0)
             };
             if !look.0.iter().any(idle) || before.as_ref() == Some(&look) {
                 return statuses(&list, &look);

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep_until};
@@ -32,7 +34,8 @@ struct Open {
 impl Inner {
     pub(super) async fn subscribe_all(self: &Arc<Self>, spec: Subscribe) -> Result<Subscription> {
         if spec.start != Start::New {
-            let text = "`rabbitmq` keeps no history: a broadcast subscription starts with what comes after it";
+            let text =
+                "`rabbitmq` keeps no history: a broadcast subscription starts with what comes after it";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         self.peer.inbox().await?;
@@ -90,7 +93,9 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
             Some(open) => open,
             None => match inner.listen(&spec).await {
                 Ok(open) => {
-                    tracing::info!("the broadcast subscription is live again; what was published meanwhile is missed");
+                    tracing::info!(
+                        "the broadcast subscription is live again; what was published meanwhile is missed"
+                    );
                     backoff.reset();
                     open
                 }

@@ -65,7 +65,9 @@ impl Config {
         let named = (1..=24).contains(&namespace.len())
             && namespace.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'));
         if !named {
-            return Err(config(format!("option `namespace` takes 1 to 24 of a-z 0-9 _ -, not {namespace:?}")));
+            return Err(config(format!(
+                "option `namespace` takes 1 to 24 of a-z 0-9 _ -, not {namespace:?}"
+            )));
         }
         let max_payload = url.take("max_payload", "a number of bytes")?.unwrap_or(1024 * 1024);
         let connect_timeout = duration(&mut url, "connect_timeout", 5)?;
@@ -122,9 +124,9 @@ fn tls(url: &mut BusUrl) -> Result<OwnedTLSConfig> {
         let Some(path) = url.take::<String>(option, "the path of a PEM file")? else { return Ok(None) };
         match std::fs::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(error) => {
-                Err(config(format!("option `{option}`: the file cannot be read")).with("file", path).because(error))
-            }
+            Err(error) => Err(config(format!("option `{option}`: the file cannot be read"))
+                .with("file", path)
+                .because(error)),
         }
     };
     let cert_chain = match read("ca")? {
@@ -142,9 +144,7 @@ fn tls(url: &mut BusUrl) -> Result<OwnedTLSConfig> {
 }
 
 fn uris(url: &BusUrl, external: bool, heartbeat: Duration) -> Result<(Vec<AMQPUri>, String)> {
-    let ill = |what: &str| {
-        config(format!("{what}; use amqp://[user:password@]host[:port][,host2…][/vhost]"))
-    };
+    let ill = |what: &str| config(format!("{what}; use amqp://[user:password@]host[:port][,host2…][/vhost]"));
     let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let (scheme, port) = match url.scheme() {
         "amqps" => (AMQPScheme::AMQPS, 5671),

@@ -106,10 +106,7 @@ impl Link {
 }
 
 /// Awaits the broker's answer for no longer than [`COMMAND`].
-pub(super) async fn command<T>(
-    what: &str,
-    answer: impl Future<Output = lapin::Result<T>>,
-) -> Result<T> {
+pub(super) async fn command<T>(what: &str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
     match timeout(COMMAND, answer).await {
         Ok(result) => result.map_err(amqp),
         Err(_) => Err(super::error::timeout(what)),

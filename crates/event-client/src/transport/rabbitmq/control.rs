@@ -60,7 +60,11 @@ impl Control {
     }
 
     /// Runs `step` on the channel; one at a time. A failed step costs the channel.
-    pub(super) async fn run<T>(&self, what: &str, step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> Result<T> {
+    pub(super) async fn run<T>(
+        &self,
+        what: &str,
+        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
+    ) -> Result<T> {
         self.try_run(what, step).await?.map_err(amqp)
     }
 
@@ -103,7 +107,12 @@ impl Control {
         .map_err(|error| error.with("exchange", shown))
     }
 
-    pub(super) async fn bind(&self, queue: &ShortString, exchange: ShortString, key: ShortString) -> Result<()> {
+    pub(super) async fn bind(
+        &self,
+        queue: &ShortString,
+        exchange: ShortString,
+        key: ShortString,
+    ) -> Result<()> {
         let queue = queue.clone();
         self.run("bind a queue", async |channel| {
             channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await
@@ -111,7 +120,12 @@ impl Control {
         .await
     }
 
-    pub(super) async fn unbind(&self, queue: &ShortString, exchange: ShortString, key: ShortString) -> Result<()> {
+    pub(super) async fn unbind(
+        &self,
+        queue: &ShortString,
+        exchange: ShortString,
+        key: ShortString,
+    ) -> Result<()> {
         let queue = queue.clone();
         self.run("unbind a queue", async |channel| {
             channel.queue_unbind(queue, exchange, key, FieldTable::default()).await
@@ -177,12 +191,7 @@ impl Control {
 
     /// Declares an exclusive queue; `false` when another connection has it.
     pub(super) async fn claim(&self, queue: ShortString) -> Result<bool> {
-        let options = QueueDeclareOptions {
-            exclusive: true,
-            auto_delete: true,
-            durable: false,
-            ..DURABLE
-        };
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
         let done = self
             .try_run("take a lock", async |channel| {
                 channel.queue_declare(queue, options, FieldTable::default()).await

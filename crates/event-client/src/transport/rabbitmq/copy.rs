@@ -48,7 +48,12 @@ impl Copier {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such queue.
-    pub(super) async fn to_queue(&self, queue: ShortString, properties: BasicProperties, payload: Bytes) -> Result<()> {
+    pub(super) async fn to_queue(
+        &self,
+        queue: ShortString,
+        properties: BasicProperties,
+        payload: Bytes,
+    ) -> Result<()> {
         self.send("".into(), queue, properties, payload).await
     }
 
@@ -125,7 +130,8 @@ async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, blocked: bool
     for ((job, number), confirmation) in batch.drain(..).zip(first..).zip(confirmations) {
         let result = match confirmation {
             Ok(_) if returned.contains_key(&number.to_string()) => {
-                Err(Error::new(ErrorKind::NotFound, "no queue takes the copy").with("queue", &job.routing_key))
+                Err(Error::new(ErrorKind::NotFound, "no queue takes the copy")
+                    .with("queue", &job.routing_key))
             }
             Ok(Confirmation::Ack(_)) => Ok(()),
             Ok(_) => Err(Error::new(ErrorKind::Unavailable, "the broker refused to store a copy")),

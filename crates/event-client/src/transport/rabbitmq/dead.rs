@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use smol_str::SmolStr;
 use tokio::time::{Instant, timeout};
 
+use super::Inner;
 use super::codec::{self, Facts, Fields};
 use super::connection::command;
 use super::settle::LETTER;
-use super::Inner;
 use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
@@ -144,15 +146,16 @@ impl Inner {
         let mut moved = vec![true; chosen.len()];
         if fate == Fate::Replay {
             // Handed over in their order; each is stored before its letter goes.
-            let copies = chosen.iter().map(|item| {
-                let facts = Facts { attempt: 1, replayed: true, due: None, ..item.facts.clone() };
-                let facts = Facts { first_attempt_at: None, ..facts };
-                let properties = codec::copy(&item.letter.message, &facts, FieldTable::default());
-                let queue = self.names.group(&item.letter.group);
-                async move {
-                    self.copier.to_queue(queue, properties?, item.letter.message.payload.clone()).await
-                }
-            });
+            let copies =
+                chosen.iter().map(|item| {
+                    let facts = Facts { attempt: 1, replayed: true, due: None, ..item.facts.clone() };
+                    let facts = Facts { first_attempt_at: None, ..facts };
+                    let properties = codec::copy(&item.letter.message, &facts, FieldTable::default());
+                    let queue = self.names.group(&item.letter.group);
+                    async move {
+                        self.copier.to_queue(queue, properties?, item.letter.message.payload.clone()).await
+                    }
+                });
             for (moved, result) in moved.iter_mut().zip(join_all(copies).await) {
                 if let Err(error) = result {
                     *moved = false;
@@ -198,7 +201,12 @@ impl Inner {
         Ok(Some((channel, taken)))
     }
 
-    fn read_letter(&self, group: &str, properties: &BasicProperties, data: Vec<u8>) -> Result<(DeadLetter, Facts)> {
+    fn read_letter(
+        &self,
+        group: &str,
+        properties: &BasicProperties,
+        data: Vec<u8>,
+    ) -> Result<(DeadLetter, Facts)> {
         let fields = Fields(properties.headers().as_ref());
         let group = Group::new(group)?;
         let subject = death(properties, "routing-keys");
@@ -215,7 +223,8 @@ impl Inner {
             None => SmolStr::new("its consumers kept dying on it, until the broker gave it up"),
         };
         let attempts = fields.number(wire::DLQ_ATTEMPTS).and_then(|n| u32::try_from(n).ok());
-        letter.attempts = attempts.unwrap_or_else(|| read.facts.attempt.saturating_add(self.config.delivery_limit));
+        letter.attempts =
+            attempts.unwrap_or_else(|| read.facts.attempt.saturating_add(self.config.delivery_limit));
         letter.published_at = read.facts.published_at.unwrap_or(dead_at);
         letter.first_attempt_at = read.facts.first_attempt_at.unwrap_or(dead_at);
         Ok((letter, read.facts))
@@ -231,7 +240,9 @@ fn chosen(letter: &DeadLetter, filter: &DeadLetterFilter) -> bool {
 
 /// A word of what the broker wrote when it gave a message up.
 fn death(properties: &BasicProperties, what: &str) -> Option<String> {
-    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+    let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else {
+        return None;
+    };
     let AMQPValue::FieldTable(first) = deaths.as_slice().first()? else { return None };
     match first.inner().get(what)? {
         AMQPValue::FieldArray(values) => match values.as_slice().first()? {

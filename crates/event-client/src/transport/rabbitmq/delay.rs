@@ -27,14 +27,11 @@ const MOVED: usize = 256;
 impl Inner {
     /// Stores a message that is to be published at its time.
     pub(super) async fn publish_later(self: Arc<Self>, message: Message) -> Result<Receipt> {
-        let facts =
-            Facts { published_at: message.deliver_at, due: message.deliver_at, ..Facts::default() };
+        let facts = Facts { published_at: message.deliver_at, due: message.deliver_at, ..Facts::default() };
         let mut known = self.delays.lock().await;
         if !*known {
-            let arguments = arguments([
-                ("x-queue-type", word("quorum")),
-                ("x-delivery-limit", number(1_000_000_000)),
-            ]);
+            let arguments =
+                arguments([("x-queue-type", word("quorum")), ("x-delivery-limit", number(1_000_000_000))]);
             self.control.declare(self.names.due(), arguments).await?;
             self.peer.ask(Ask::Delays).await?;
             *known = true;

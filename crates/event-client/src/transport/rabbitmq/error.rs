@@ -14,22 +14,27 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
                 AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
                     (ErrorKind::NotFound, "the broker has no such exchange or queue")
                 }
-                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) if said.contains("LOGIN") || said.contains("login") => {
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+                    if said.contains("LOGIN") || said.contains("login") =>
+                {
                     (ErrorKind::Denied, "the broker refused user name and password")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => (
                     ErrorKind::Denied,
                     "the broker refused it; give the user the permission (rabbitmqctl set_permissions)",
                 ),
-                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("inequivalent arg") => {
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+                    if said.contains("inequivalent arg") =>
+                {
                     (ErrorKind::Config, "it exists with other settings")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("larger than") => {
                     (ErrorKind::TooLarge, "the message is larger than the broker takes")
                 }
-                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("invalid arg") => {
-                    (ErrorKind::Unsupported, "the broker does not know a setting; RabbitMQ 3.10 or later is needed")
-                }
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("invalid arg") => (
+                    ErrorKind::Unsupported,
+                    "the broker does not know a setting; RabbitMQ 3.10 or later is needed",
+                ),
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("vhost") => (
                     ErrorKind::Denied,
                     "the broker does not open the vhost: it does not exist or the user has no permission there \

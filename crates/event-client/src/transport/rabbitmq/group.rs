@@ -51,7 +51,11 @@ pub(super) fn compare(list: &Registry, spec: &Subscribe) -> Option<Change> {
 
 impl Inner {
     /// Opens a subscription of a group.
-    pub(super) async fn subscribe_group(self: &Arc<Self>, group: Group, spec: Subscribe) -> Result<Subscription> {
+    pub(super) async fn subscribe_group(
+        self: &Arc<Self>,
+        group: Group,
+        spec: Subscribe,
+    ) -> Result<Subscription> {
         if matches!(spec.start, Start::Time(_) | Start::Position(_)) {
             let text = "`rabbitmq` keeps no history: a group starts with what is published after it exists";
             return Err(Error::new(ErrorKind::Unsupported, text));

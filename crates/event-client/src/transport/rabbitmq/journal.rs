@@ -29,7 +29,11 @@ pub(super) struct Counted {
 
 impl Counted {
     pub(super) fn offset(&self, message: &Message) -> i64 {
-        if self.offsets.is_empty() { 0 } else { self.offsets.get(&id_text(&message.id)).copied().unwrap_or(0) }
+        if self.offsets.is_empty() {
+            0
+        } else {
+            self.offsets.get(&id_text(&message.id)).copied().unwrap_or(0)
+        }
     }
 
     pub(super) fn keep(&mut self, message: &Message, offset: i64) {

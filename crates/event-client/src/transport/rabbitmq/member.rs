@@ -249,7 +249,11 @@ impl Member {
         let list = self.inner.registrar.read().await?;
         let Some(record) = list.groups.get(self.group.as_str()) else { return Ok(None) };
         if !self.inner.config.provision.creates() {
-            return Err(self.inner.config.provision.missing(format!("queue {}", self.inner.names.group(&self.group))));
+            return Err(self
+                .inner
+                .config
+                .provision
+                .missing(format!("queue {}", self.inner.names.group(&self.group))));
         }
         tracing::warn!(group = %self.group, "the group's queue has vanished; it is made again, empty");
         self.inner.declare_dead(self.group.as_str()).await?;
@@ -290,7 +294,8 @@ impl Member {
 
     async fn work(&mut self, session: Session) -> End {
         let Session { channel, mut consumer, name } = session;
-        let mut fences: FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>> = FuturesUnordered::new();
+        let mut fences: FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>> =
+            FuturesUnordered::new();
         let mut batch = Vec::with_capacity(BATCH);
         let mut exhausted = false;
         let stopped = self.feed.stopped().clone();
@@ -407,7 +412,10 @@ impl Member {
         facts.attempt = first.saturating_add(read.returns);
         let mut attempt = i64::from(facts.attempt) + self.counted.offset(&message);
         // Behind another of its key nobody can have tried it, however often it was fetched.
-        if read.returns > 0 && self.spec.keyed && message.key.as_ref().is_some_and(|key| self.lanes.is_busy(key)) {
+        if read.returns > 0
+            && self.spec.keyed
+            && message.key.as_ref().is_some_and(|key| self.lanes.is_busy(key))
+        {
             attempt = attempt.min(first.into());
         }
         let attempt = u32::try_from(attempt).unwrap_or(1).max(1);
@@ -486,8 +494,7 @@ impl Member {
             let mut info = DeliveryInfo::new(item.attempt);
             info.published_at = item.facts.published_at;
             info.replayed = item.facts.replayed;
-            let delivery =
-                Delivery::new(item.message.clone(), info, self.settler.clone(), self.tokens, slot);
+            let delivery = Delivery::new(item.message.clone(), info, self.settler.clone(), self.tokens, slot);
             self.out.insert(self.tokens, Out { item, lease: None });
             self.feed.push(delivery);
         }
@@ -530,7 +537,8 @@ impl Member {
             }
             Settlement::Retry { after, .. } if self.spec.keyed => self.retry_here(item, after, answer),
             Settlement::Retry { after, .. } => {
-                let facts = Facts { attempt: item.attempt.saturating_add(1), due: None, ..item.facts.clone() };
+                let facts =
+                    Facts { attempt: item.attempt.saturating_add(1), due: None, ..item.facts.clone() };
                 self.copy(item, facts, after, Some(answer));
             }
             Settlement::Reject(rejection) => self.bury(item, rejection, Some(answer)),
@@ -586,7 +594,13 @@ impl Member {
     }
 
     /// A copy is stored, so the original may go; or it is not, and the original goes back.
-    async fn copied(&mut self, channel: &Channel, item: Item, answer: Option<Answer<()>>, result: Result<()>) {
+    async fn copied(
+        &mut self,
+        channel: &Channel,
+        item: Item,
+        answer: Option<Answer<()>>,
+        result: Result<()>,
+    ) {
         match result {
             Ok(()) => {
                 self.tags.settle(item.tag);
@@ -618,8 +632,12 @@ impl Member {
     /// Leases that have run out, waits that are over.
     async fn pass(&mut self, channel: &Channel) {
         let now = Instant::now();
-        let late: Vec<_> =
-            self.out.iter().filter(|(_, out)| out.lease.is_some_and(|at| at <= now)).map(|(token, _)| *token).collect();
+        let late: Vec<_> = self
+            .out
+            .iter()
+            .filter(|(_, out)| out.lease.is_some_and(|at| at <= now))
+            .map(|(token, _)| *token)
+            .collect();
         for token in late {
             let Some(Out { item, .. }) = self.out.remove(&token) else { continue };
             if !self.spec.keyed {

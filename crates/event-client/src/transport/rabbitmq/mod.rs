@@ -29,7 +29,9 @@ use lapin::ExchangeKind;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport};
+use super::{
+    Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport,
+};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message};
@@ -133,7 +135,8 @@ impl RabbitTransport {
         let copier = Copier::start(publish.clone());
         let publisher = Publisher::start(publish.clone(), config.publish_timeout, closing.clone());
         let registrar = Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone());
-        let peer = Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());
+        let peer =
+            Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());
         Ok(Self {
             inner: Arc::new(Inner {
                 config,

@@ -292,7 +292,12 @@ impl Peer {
     }
 
     /// Sends to the queue of this name; answers whether there is one.
-    pub(super) async fn tell(&self, queue: ShortString, properties: BasicProperties, payload: &[u8]) -> Result<bool> {
+    pub(super) async fn tell(
+        &self,
+        queue: ShortString,
+        properties: BasicProperties,
+        payload: &[u8],
+    ) -> Result<bool> {
         self.send("".into(), queue, properties, payload).await
     }
 
@@ -317,7 +322,8 @@ impl Peer {
         };
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let own = (key.clone(), properties.kind().clone(), properties.correlation_id().clone());
-        let sending = async { channel.basic_publish(exchange, key, options, payload, properties).await?.await };
+        let sending =
+            async { channel.basic_publish(exchange, key, options, payload, properties).await?.await };
         match tokio::time::timeout(COMMAND, sending).await {
             Ok(Ok(Confirmation::Ack(None))) => Ok(true),
             Ok(Ok(Confirmation::Ack(Some(returned)))) => {
@@ -362,5 +368,7 @@ pub(super) fn number_of(properties: &BasicProperties) -> Option<u64> {
 }
 
 pub(super) fn numbered(kind: &str, number: u64) -> BasicProperties {
-    BasicProperties::default().with_type(kind.into()).with_correlation_id(SmolStr::new(number.to_string()).as_str().into())
+    BasicProperties::default()
+        .with_type(kind.into())
+        .with_correlation_id(SmolStr::new(number.to_string()).as_str().into())
 }

@@ -85,7 +85,9 @@ impl Publisher {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Confirm::ready(Err(Error::new(
                 ErrorKind::Full,
-                format!("{WAITING} messages already wait for the broker; await confirmations before publishing more"),
+                format!(
+                    "{WAITING} messages already wait for the broker; await confirmations before publishing more"
+                ),
             )));
         }
         let (answer, confirm) = Confirm::channel();
@@ -173,11 +175,18 @@ impl Task {
                 Err(_) => None,
             };
             let hopeless = self.closed.is_cancelled()
-                || failure.as_ref().is_some_and(|e| matches!(e.kind(), ErrorKind::Denied | ErrorKind::Config));
-            self.expire(|| match &failure {
-                Some(error) => Error::new(error.kind(), "the broker cannot be reached").because(error.to_string()),
-                None => Error::new(ErrorKind::Unavailable, "the broker cannot be reached in time"),
-            }, hopeless);
+                || failure
+                    .as_ref()
+                    .is_some_and(|e| matches!(e.kind(), ErrorKind::Denied | ErrorKind::Config));
+            self.expire(
+                || match &failure {
+                    Some(error) => {
+                        Error::new(error.kind(), "the broker cannot be reached").because(error.to_string())
+                    }
+                    None => Error::new(ErrorKind::Unavailable, "the broker cannot be reached in time"),
+                },
+                hopeless,
+            );
             if !self.under_way.is_empty() {
                 backoff.pause().await;
             }

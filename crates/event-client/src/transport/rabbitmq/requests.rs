@@ -81,7 +81,9 @@ impl Calls {
     /// The inbox is lost: no answer can come.
     pub(super) fn end_all(&self) {
         for call in self.0.lock().expect("not poisoned").values() {
-            let _ = call.events.send(Event::Failed(unavailable("the connection was lost with the request under way")));
+            let _ = call
+                .events
+                .send(Event::Failed(unavailable("the connection was lost with the request under way")));
         }
     }
 
@@ -118,7 +120,12 @@ fn frame(delivery: Delivery) -> Frame {
 }
 
 /// Sends the request to one member that serves its subject.
-pub(super) async fn call(peer: &Arc<Peer>, queue: ShortString, request: Message, within: Duration) -> Result<Replies> {
+pub(super) async fn call(
+    peer: &Arc<Peer>,
+    queue: ShortString,
+    request: Message,
+    within: Duration,
+) -> Result<Replies> {
     let deadline = Instant::now() + within;
     let inbox = peer.inbox().await?;
     let number = peer.number();
@@ -126,8 +133,14 @@ pub(super) async fn call(peer: &Arc<Peer>, queue: ShortString, request: Message,
     peer.calls.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
     let (sender, frames) = mpsc::channel(1);
     let gone = CancellationToken::new();
-    let mut waiting =
-        Waiting { peer: peer.clone(), number, inbox: inbox.clone(), incoming, server: None, pending: VecDeque::new() };
+    let mut waiting = Waiting {
+        peer: peer.clone(),
+        number,
+        inbox: inbox.clone(),
+        incoming,
+        server: None,
+        pending: VecDeque::new(),
+    };
     let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
     let until = Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
     let mut table = lapin::types::FieldTable::default();

@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use lapin::message::Delivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Consumer};
 use smol_str::SmolStr;
@@ -46,7 +48,8 @@ struct InHand {
 
 impl Served {
     pub(super) fn take(&self, kind: &str, delivery: &Delivery) {
-        let (Some(caller), Some(number)) = (delivery.properties.reply_to(), number_of(&delivery.properties)) else {
+        let (Some(caller), Some(number)) = (delivery.properties.reply_to(), number_of(&delivery.properties))
+        else {
             return;
         };
         let at = (SmolStr::new(caller.as_str()), number);
@@ -68,7 +71,10 @@ impl Served {
     /// A message to this caller's inbox came back.
     pub(super) fn lost(&self, caller: &str) {
         let served = self.0.lock().expect("not poisoned");
-        served.iter().filter(|((inbox, _), _)| inbox == caller).for_each(|(_, request)| request.gone.cancel());
+        served
+            .iter()
+            .filter(|((inbox, _), _)| inbox == caller)
+            .for_each(|(_, request)| request.gone.cancel());
     }
 }
 
@@ -210,7 +216,8 @@ impl Member {
         let Delivery { routing_key, redelivered, properties, data, acker, .. } = delivery;
         let number = number_of(&properties);
         let caller = properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
-        let subject = routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
+        let subject =
+            routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
         let until = codec::Fields(properties.headers().as_ref()).time(wire::DEADLINE);
         let read = codec::read(subject, &properties, data.into());
         let within = until.map_or(Duration::from_secs(60), |at| {
@@ -220,7 +227,12 @@ impl Member {
         let room = Arc::new(Semaphore::new(WINDOW));
         let (frames, outgoing) = mpsc::unbounded_channel();
         let at = (caller.unwrap_or_default(), number.unwrap_or(0));
-        self.peer.served.0.lock().expect("not poisoned").insert(at.clone(), InHand { room: room.clone(), gone: gone.clone() });
+        self.peer
+            .served
+            .0
+            .lock()
+            .expect("not poisoned")
+            .insert(at.clone(), InHand { room: room.clone(), gone: gone.clone() });
         let answering = Answering {
             peer: self.peer.clone(),
             at,
@@ -266,7 +278,10 @@ impl Respond for Outgoing {
         if self.unread > WINDOW * 4 + self.room.available_permits() && self.room.available_permits() == 0 {
             // Counted roughly: only who never waits for a confirmation comes here.
             self.unread = WINDOW * 4;
-            return Confirm::ready(Err(Error::new(ErrorKind::Full, "the caller does not read so fast; await confirmations")));
+            return Confirm::ready(Err(Error::new(
+                ErrorKind::Full,
+                "the caller does not read so fast; await confirmations",
+            )));
         }
         let (answer, confirm) = Confirm::channel();
         let room = self.room.clone();

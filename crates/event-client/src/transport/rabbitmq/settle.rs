@@ -125,12 +125,15 @@ impl Inner {
         rejection: Rejection,
     ) -> Result<()> {
         let mut table = FieldTable::default();
-        let mut put = |name: &str, value: &str| { table.insert(name.into(), codec::text(value)); };
+        let mut put = |name: &str, value: &str| {
+            table.insert(name.into(), codec::text(value));
+        };
         put(LETTER, &Uuid::now_v7().to_string());
         put(wire::DLQ_GROUP, group.as_str());
         put(wire::DLQ_REASON, rejection.reason.as_str());
         put(wire::DLQ_ERROR, &wire::escape(&rejection.error).to_string());
-        let mut number = |name: &str, value: i64| _ = table.insert(name.into(), AMQPValue::LongLongInt(value));
+        let mut number =
+            |name: &str, value: i64| _ = table.insert(name.into(), AMQPValue::LongLongInt(value));
         number(wire::DLQ_ATTEMPTS, attempts.into());
         number(wire::DLQ_TIME, Timestamp::now().as_millisecond());
         let queue = self.names.dead(group.as_str());

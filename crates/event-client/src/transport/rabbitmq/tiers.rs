@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn rooms_are_the_longest_that_fit_or_a_little_longer() {
-        for (millis, want) in [(0, None), (31, None), (32, Some(32)), (62, Some(64)), (200, Some(128)), (700, Some(512))] {
+        for (millis, want) in
+            [(0, None), (31, None), (32, Some(32)), (62, Some(64)), (200, Some(128)), (700, Some(512))]
+        {
             let room = tier(Duration::from_millis(millis)).map(|tier| length(tier).as_millis());
             assert_eq!(room, want, "{millis}");
         }
