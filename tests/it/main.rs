@@ -4,4 +4,5 @@ mod cli;
 mod demo;
 mod house_rules;
 mod readme;
+mod torture;
 mod up;

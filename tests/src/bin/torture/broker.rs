@@ -1,0 +1,145 @@
+//! The server under torture, behind a network that fails; or a file.
+
+use crate::Result;
+use crate::options::{On, Options};
+use std::ops::Deref;
+use std::path::PathBuf;
+use test_servers::{Generation, Nats, Process, Proxy, Rabbit, Redis};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Room for a server's data: enough for a run, little enough to be filled up.
+const DATA_MIB: u32 = 3072;
+
+/// What is tortured.
+pub(crate) struct Broker {
+    kind: Kind,
+    proxy: Option<Proxy>,
+    url: String,
+}
+
+enum Kind {
+    Sqlite(tempfile::TempDir),
+    Nats(Nats),
+    Redis(Redis),
+    Rabbit(Rabbit),
+}
+
+impl Broker {
+    pub(crate) async fn start(options: &Options) -> Result<Self> {
+        let generation = if options.new { Generation::New } else { Generation::Old };
+        // A file system of its own can be filled up; that needs root.
+        let limit = rustix::process::geteuid().is_root().then_some(DATA_MIB);
+        let kind = match options.on {
+            On::Sqlite => Kind::Sqlite(tempfile::tempdir()?),
+            On::Nats => {
+                let mut server = Nats::options().generation(generation).line("http: \"127.0.0.1:-1\"");
+                server = if options.fsync { server.fsync() } else { server };
+                server = if let Some(mib) = limit { server.data_limit(mib) } else { server };
+                Kind::Nats(server.start().await?)
+            }
+            On::Redis => {
+                let mut server = Redis::options().generation(generation);
+                server = if options.fsync { server.fsync() } else { server };
+                server = if let Some(mib) = limit { server.data_limit(mib) } else { server };
+                Kind::Redis(server.start().await?)
+            }
+            On::Rabbitmq => {
+                let mut server = Rabbit::options().generation(generation);
+                server = if let Some(mib) = limit { server.data_limit(mib) } else { server };
+                Kind::Rabbit(server.start().await?)
+            }
+        };
+        let direct = match &kind {
+            Kind::Sqlite(folder) => format!("sqlite:{}", folder.path().join("bus.db").display()),
+            Kind::Nats(server) => server.url(),
+            Kind::Redis(server) => server.url(),
+            Kind::Rabbit(server) => server.url(),
+        };
+        let mut broker = Self { kind, proxy: None, url: direct };
+        if let Some(port) = broker.process().map(Process::port) {
+            let proxy = Proxy::start(port).await?;
+            broker.url = proxy.url(&broker.url);
+            broker.proxy = Some(proxy);
+        }
+        Ok(broker)
+    }
+
+    /// The bus URL, through the network that fails.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn process(&self) -> Option<&Process> {
+        match &self.kind {
+            Kind::Sqlite(_) => None,
+            Kind::Nats(server) => Some(server.deref()),
+            Kind::Redis(server) => Some(server.deref()),
+            Kind::Rabbit(server) => Some(server.deref()),
+        }
+    }
+
+    pub(crate) fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
+    }
+
+    /// Where a file takes the server's room away; none where its room has no limit of its own.
+    pub(crate) fn ballast(&self) -> Option<PathBuf> {
+        let process = self.process()?;
+        rustix::process::geteuid().is_root().then(|| process.folder().join("data/ballast"))
+    }
+
+    /// What the server counts of its own, for a soak: names and numbers.
+    pub(crate) async fn counts(&self) -> Vec<(&'static str, u64)> {
+        match &self.kind {
+            Kind::Sqlite(_) => Vec::new(),
+            Kind::Nats(server) => nats(server).await.unwrap_or_default(),
+            Kind::Redis(server) => redis(server).await.unwrap_or_default(),
+            Kind::Rabbit(server) => rabbit(server).await,
+        }
+    }
+}
+
+async fn ask(port: u16, question: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(question.as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+async fn nats(server: &Nats) -> Option<Vec<(&'static str, u64)>> {
+    let log = server.log();
+    let line = log.lines().rev().find(|line| line.contains("Starting http monitor on"))?;
+    let port = line.rsplit(':').next()?.trim().parse().ok()?;
+    let mut counts = Vec::new();
+    for (page, name) in
+        [("varz", "connections"), ("varz", "subscriptions"), ("jsz", "streams"), ("jsz", "consumers")]
+    {
+        let text = ask(port, &format!("GET /{page} HTTP/1.0\r\n\r\n")).await.ok()?;
+        let body: serde_json::Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).ok()?;
+        counts.push((name, body[name].as_u64()?));
+    }
+    Some(counts)
+}
+
+async fn redis(server: &Redis) -> Option<Vec<(&'static str, u64)>> {
+    let text = ask(server.port(), "INFO clients\r\nDBSIZE\r\nQUIT\r\n").await.ok()?;
+    let number = |line: &str| line.trim().parse::<u64>().ok();
+    let clients = text.lines().find_map(|line| line.strip_prefix("connected_clients:")).and_then(number)?;
+    let keys = text.lines().find_map(|line| line.strip_prefix(':')).and_then(number)?;
+    Some(vec![("connections", clients), ("keys", keys)])
+}
+
+async fn rabbit(server: &Rabbit) -> Vec<(&'static str, u64)> {
+    let mut counts = Vec::new();
+    for (name, list) in [
+        ("queues", "rabbit_amqqueue:list()"),
+        ("connections", "rabbit_networking:connections()"),
+        ("channels", "rabbit_channel:list()"),
+    ] {
+        let answer = server.eval(&format!("length({list})")).await;
+        counts.extend(answer.ok().and_then(|text| text.parse().ok()).map(|count| (name, count)));
+    }
+    counts
+}

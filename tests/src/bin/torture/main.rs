@@ -1,0 +1,52 @@
+//! Torture: publishers and consumers at work on a real server while everything that can fail does, and a checker.
+//!
+//! ```text
+//! torture --on nats --faults 200 --seed 1     # 200 faults drawn by the seed, then the check
+//! torture --on redis --new --fsync --for 10m  # as many faults as fit into ten minutes
+//! torture --on rabbitmq --soak 10m            # no faults, half speed: memory, descriptors, server-side counts
+//! torture --on sqlite --faults 20             # embedded: processes that are killed or stand still
+//! ```
+//!
+//! Publishers and workers are child processes of this program. Each writes what it knows into a file that is only
+//! ever appended to: a publish after it was confirmed, a handling while it happens. What is written survives the
+//! process. At the end the files, the groups and the dead letters must agree: see [`checker`].
+//!
+//! The exit code is 0 only when every promise was kept.
+
+mod broker;
+mod checker;
+mod faults;
+mod ledger;
+mod options;
+mod publisher;
+mod run;
+mod soak;
+mod team;
+mod watch;
+mod work;
+mod worker;
+
+use clap::Parser;
+use options::{Options, Role};
+use std::process::ExitCode;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let options = Options::parse();
+    let result = match &options.role {
+        Some(Role::Publish(role)) => publisher::run(role).await,
+        Some(Role::Work(role)) => worker::run(role).await,
+        None if options.soak.is_some() => soak::run(&options).await,
+        None => run::run(&options).await,
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("torture: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What goes wrong here is told to a person and ends the program.
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,0 +1,205 @@
+//! The child processes: two publishers, two workers of each group that is there, and who of them may be hurt.
+
+use crate::Result;
+use crate::broker::Broker;
+use crate::options::Options;
+use crate::work::CONCURRENCY;
+use event_client::subject::{Group, Pattern};
+use event_client::transport::Subscribe;
+use event_client::{Bus, ErrorKind};
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+/// The groups: one in order of keys, one without, and one that nobody works for until the end.
+pub(crate) const GROUPS: [&str; 3] = ["keyed", "free", "away"];
+
+/// All children and their ledgers.
+pub(crate) struct Team {
+    folder: tempfile::TempDir,
+    url: String,
+    seed: u64,
+    lanes: usize,
+    pause: u64,
+    publishers: Vec<Child>,
+    /// Of the keyed group, then of the free one.
+    workers: Vec<(usize, Child)>,
+}
+
+/// A connection that is tried until it stands: a child may be started in the middle of a fault.
+pub(crate) async fn connect(url: &str) -> Result<Bus> {
+    for _ in 0..600 {
+        match Bus::connect(url).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout) => {
+                sleep(Duration::from_millis(100)).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+    Err("no connection within a minute".into())
+}
+
+impl Team {
+    /// Makes the groups, so that they get all, and starts everybody.
+    pub(crate) async fn start(options: &Options, broker: &Broker) -> Result<Self> {
+        let bus = connect(broker.url()).await?;
+        for group in GROUPS {
+            let pattern = Pattern::new("torture.step.v1")?;
+            let mut spec = Subscribe::group(Group::new(group)?, [pattern]);
+            spec.keyed = group == "keyed";
+            drop(bus.subscribe(spec).await?);
+        }
+        bus.close().await?;
+        let mut team = Self {
+            folder: tempfile::tempdir()?,
+            url: broker.url().to_owned(),
+            seed: options.seed,
+            lanes: options.lanes,
+            pause: options.pause,
+            publishers: Vec::new(),
+            workers: Vec::new(),
+        };
+        for group in [0, 0, 1, 1] {
+            team.workers.push((group, team.worker(group)?));
+        }
+        team.start_publishers(options.pause)?;
+        Ok(team)
+    }
+
+    pub(crate) fn start_publishers(&mut self, pause: u64) -> Result<()> {
+        self.pause = pause;
+        for number in 0..2 {
+            self.publishers.push(self.publisher(number)?);
+        }
+        Ok(())
+    }
+
+    /// The ledger of a group's workers.
+    pub(crate) fn handled(&self, group: &str) -> PathBuf {
+        self.folder.path().join(group)
+    }
+
+    /// The ledgers of the publishers.
+    pub(crate) fn published(&self) -> [PathBuf; 2] {
+        [0, 1].map(|number| self.folder.path().join(format!("published-{number}")))
+    }
+
+    /// Bytes of everybody's ledger: publishers together, then each group that is at work.
+    pub(crate) fn progress(&self) -> [u64; 3] {
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+        let published = self.published().iter().map(|path| size(path)).sum();
+        [published, size(&self.handled(GROUPS[0])), size(&self.handled(GROUPS[1]))]
+    }
+
+    /// Kills the second publisher and starts another in its place.
+    pub(crate) async fn replace_publisher(&mut self) -> Result<()> {
+        self.publishers[1].kill().await?;
+        self.publishers[1] = self.publisher(1)?;
+        Ok(())
+    }
+
+    /// Kills a worker, the second one of either group, and starts another in its place.
+    pub(crate) async fn replace_worker(&mut self, group: usize) -> Result<()> {
+        let index = group * 2 + 1;
+        self.workers[index].1.kill().await?;
+        self.workers[index].1 = self.worker(group)?;
+        Ok(())
+    }
+
+    /// Stops a worker's clock for a while: for the others it is gone, for itself no time passed.
+    pub(crate) async fn freeze_worker(&mut self, group: usize, time: Duration) -> Result<()> {
+        let worker = &self.workers[group * 2 + 1].1;
+        signal(worker, Signal::STOP)?;
+        sleep(time).await;
+        signal(worker, Signal::CONT)
+    }
+
+    /// An error when one of them has ended by itself.
+    pub(crate) fn all_live(&mut self) -> Result<()> {
+        let workers = self.workers.iter_mut().map(|(_, child)| child);
+        for child in self.publishers.iter_mut().chain(workers) {
+            if let Some(status) = child.try_wait()? {
+                return Err(format!("a child process ended by itself: {status}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that nobody hurts, by what they do, with their process ids.
+    pub(crate) fn steady(&self) -> Vec<(&'static str, u32)> {
+        let all = [
+            ("publisher", self.publishers.first()),
+            ("keyed worker", self.workers.first().map(|(_, child)| child)),
+            ("free worker", self.workers.get(2).map(|(_, child)| child)),
+        ];
+        all.into_iter().filter_map(|(name, child)| Some((name, child?.id()?))).collect()
+    }
+
+    /// Lets the publishers finish what they have begun.
+    pub(crate) async fn stop_publishers(&mut self) -> Result<()> {
+        for mut publisher in std::mem::take(&mut self.publishers) {
+            end(&mut publisher, "a publisher").await?;
+        }
+        Ok(())
+    }
+
+    /// Leaves each group to the worker that nobody has hurt: it has lived through every fault and must still live.
+    pub(crate) async fn leave_to_the_steady(&mut self) -> Result<()> {
+        for index in [3, 1] {
+            let (group, mut worker) = self.workers.remove(index);
+            end(&mut worker, &format!("a worker of `{}`", GROUPS[group])).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the work of the group that was away.
+    pub(crate) fn call_back(&mut self) -> Result<()> {
+        let worker = self.worker(2)?;
+        self.workers.push((2, worker));
+        Ok(())
+    }
+
+    pub(crate) async fn stop_workers(&mut self) -> Result<()> {
+        for (group, mut worker) in std::mem::take(&mut self.workers) {
+            end(&mut worker, &format!("a worker of `{}`", GROUPS[group])).await?;
+        }
+        Ok(())
+    }
+
+    fn publisher(&self, number: usize) -> Result<Child> {
+        let mut command = command("publish", &self.url, &self.published()[number])?;
+        command.args(["--number", &number.to_string(), "--lanes", &self.lanes.to_string()]);
+        command.args(["--pause", &self.pause.to_string(), "--seed", &self.seed.to_string()]);
+        Ok(command.spawn()?)
+    }
+
+    fn worker(&self, group: usize) -> Result<Child> {
+        let mut command = command("work", &self.url, &self.handled(GROUPS[group]))?;
+        command.args(["--group", GROUPS[group], "--concurrency", &CONCURRENCY.to_string()]);
+        if group == 0 {
+            command.arg("--keyed");
+        }
+        Ok(command.spawn()?)
+    }
+}
+
+fn command(role: &str, url: &str, ledger: &Path) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args([role, "--url", url, "--ledger"]).arg(ledger).stdin(Stdio::null()).kill_on_drop(true);
+    Ok(command)
+}
+
+fn signal(child: &Child, signal: Signal) -> Result<()> {
+    let id = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or("the child has ended")?;
+    Ok(kill_process(id, signal)?)
+}
+
+async fn end(child: &mut Child, who: &str) -> Result<()> {
+    signal(child, Signal::TERM)?;
+    let status = timeout(Duration::from_secs(120), child.wait()).await;
+    let status = status.map_err(|_| format!("{who} did not end within 120 s of SIGTERM"))??;
+    if status.success() { Ok(()) } else { Err(format!("{who} ended with {status}").into()) }
+}

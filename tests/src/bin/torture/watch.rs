@@ -1,0 +1,49 @@
+//! Memory and open files over time, and whether they stay flat.
+
+use crate::broker::Broker;
+use crate::team::Team;
+use std::collections::BTreeMap;
+use std::fs;
+
+/// Readings of one quantity, in order.
+pub(crate) type Readings = BTreeMap<String, Vec<u64>>;
+
+/// Reads everything once: of the processes that nobody hurts, and of the server.
+pub(crate) async fn read(readings: &mut Readings, team: &Team, broker: &Broker) {
+    let mut note = |name: String, value: u64| readings.entry(name).or_default().push(value);
+    for (name, id) in team.steady() {
+        if let Some(bytes) = memory(id) {
+            note(format!("{name}: memory"), bytes);
+        }
+        let files = fs::read_dir(format!("/proc/{id}/fd")).map_or(0, Iterator::count);
+        note(format!("{name}: open files"), files as u64);
+    }
+    if let Some(bytes) = broker.process().and_then(test_servers::Process::memory) {
+        note("server: memory".to_owned(), bytes);
+    }
+    for (name, value) in broker.counts().await {
+        note(format!("server: {name}"), value);
+    }
+}
+
+fn memory(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The second quarter beside the last one, for each quantity: a line, and whether it is flat. The server's memory is
+/// told and not judged: it holds what the group that is away has not taken.
+pub(crate) fn verdicts(readings: &Readings) -> Vec<(String, bool)> {
+    let mean = |values: &[u64]| values.iter().sum::<u64>() / values.len().max(1) as u64;
+    let verdict = |(name, values): (&String, &Vec<u64>)| {
+        let quarter = values.len() / 4;
+        let (before, after) = (mean(&values[quarter..quarter * 2]), mean(&values[quarter * 3..]));
+        let is_memory = name.ends_with("memory");
+        let room = if is_memory { before / 4 + 16 * 1024 * 1024 } else { before / 10 + 8 };
+        let flat = values.len() < 8 || after <= before + room || name == "server: memory";
+        let show = |value: u64| if is_memory { format!("{} MiB", value >> 20) } else { value.to_string() };
+        (format!("{name}: {} then {}", show(before), show(after)), flat)
+    };
+    readings.iter().map(verdict).collect()
+}
