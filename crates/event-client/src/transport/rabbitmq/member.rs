@@ -45,6 +45,8 @@ use crate::transport::{Subscribe, consumer_name};
 const BATCH: usize = 256;
 /// How long a member that closes may take to give back what it has.
 const GOODBYE: Duration = Duration::from_secs(3);
+/// How long a member that stops waits for what the broker has on its way.
+const CALM: Duration = Duration::from_millis(300);
 
 /// A fetched message.
 struct Item {
@@ -327,15 +329,14 @@ impl Member {
                 },
                 () = closing.cancelled() => return self.hand_back(&channel, &name, &mut consumer).await,
                 () = stopped.cancelled(), if !self.stopping => {
-                    self.stopping = true;
                     // A keyed group's next owner must not begin before all that we have is back.
                     if !self.spec.keyed {
-                        let cancel = channel.basic_cancel(name.as_str().into(), BasicCancelOptions::default());
-                        if let Err(error) = command("stop consuming", cancel).await {
+                        if let Err(error) = self.stop_consuming(&channel, &name, &mut consumer).await {
                             return End::Broken(error);
                         }
                         self.release_untaken();
                     }
+                    self.stopping = true;
                 }
                 () = gone.cancelled(), if !self.gone => {
                     self.gone = true;
@@ -654,6 +655,28 @@ impl Member {
         }
     }
 
+    /// Ends the consumer when the broker has nothing on its way to it. What the broker sends just before it hears of the
+    /// end arrives after its answer, where the client no longer takes it, and would come again as one attempt more.
+    /// Nothing is acknowledged meanwhile, so the broker sends no more than the credit allows.
+    async fn stop_consuming(&mut self, channel: &Channel, name: &str, consumer: &mut Consumer) -> Result<()> {
+        let end = Instant::now() + CALM;
+        let queue = self.inner.names.group(&self.group);
+        loop {
+            while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
+                self.arrive(delivery).await;
+            }
+            if self.tags.unsettled() >= usize::from(self.prefetch()) || Instant::now() > end {
+                break;
+            }
+            let ready = self.inner.control.counts(queue.clone()).await?.map_or(0, |counts| counts.ready);
+            if ready == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        command("stop consuming", channel.basic_cancel(name.into(), BasicCancelOptions::default())).await
+    }
+
     fn release_untaken(&mut self) {
         let ready = std::mem::take(&mut self.ready);
         let waits = std::mem::take(&mut self.waits);
@@ -699,8 +722,7 @@ impl Member {
     async fn hand_back(&mut self, channel: &Channel, name: &str, consumer: &mut Consumer) -> End {
         self.stopping = true;
         if !self.spec.keyed {
-            let cancel = channel.basic_cancel(name.into(), BasicCancelOptions::default());
-            let _ = command("stop consuming", cancel).await;
+            let _ = self.stop_consuming(channel, name, consumer).await;
             while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
                 self.arrive(delivery).await;
             }

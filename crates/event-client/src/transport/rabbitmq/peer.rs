@@ -344,6 +344,11 @@ impl Peer {
 }
 
 impl Peer {
+    /// Whether the broker has no such queue.
+    pub(super) async fn is_gone(&self, queue: &ShortString) -> bool {
+        matches!(self.control.counts(queue.clone()).await, Ok(None))
+    }
+
     /// Waits until everybody who waits for this connection, or for whom it waits, has been told.
     pub(super) async fn calm(&self) {
         let end = Instant::now() + ANSWERED * 3;

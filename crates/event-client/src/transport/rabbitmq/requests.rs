@@ -137,6 +137,7 @@ pub(super) async fn call(
         peer: peer.clone(),
         number,
         inbox: inbox.clone(),
+        queue: queue.clone(),
         incoming,
         server: None,
         pending: VecDeque::new(),
@@ -176,6 +177,8 @@ struct Waiting {
     peer: Arc<Peer>,
     number: u64,
     inbox: ShortString,
+    /// Where the request went.
+    queue: ShortString,
     incoming: mpsc::UnboundedReceiver<Event>,
     server: Option<SmolStr>,
     /// Frames that the reader has no room for; no more than the window.
@@ -257,7 +260,15 @@ impl Waiting {
                     self.pending.push_back(Err(Error::new(ErrorKind::Timeout, "no answer within the deadline")));
                     ended = true;
                 }
-                _ = looks.tick(), if !ended => self.tell("more", "0").await,
+                _ = looks.tick(), if !ended => match &self.server {
+                    Some(_) => self.tell("more", "0").await,
+                    // Who had it died before it could say so, and was the last to serve the subject.
+                    None if self.peer.is_gone(&self.queue).await => {
+                        self.pending.push_back(Err(unavailable("the server went away with the request")));
+                        ended = true;
+                    }
+                    None => {}
+                },
             }
         }
     }

@@ -52,6 +52,11 @@ impl Tags {
         }
     }
 
+    /// How many the broker waits to hear about.
+    pub(super) fn unsettled(&self) -> usize {
+        self.states.iter().filter(|state| **state != State::Told).count()
+    }
+
     /// It was given back by itself.
     pub(super) fn told(&mut self, tag: u64) {
         if let Some(state) = self.state(tag) {
