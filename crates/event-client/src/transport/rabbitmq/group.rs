@@ -112,6 +112,28 @@ impl Inner {
         Ok(done)
     }
 
+    /// Makes a group again whose queue has vanished.
+    pub(super) async fn restore(&self, group: &Group, spec: &Subscribe) -> Result<()> {
+        self.control.exchange(self.names.events(), lapin::ExchangeKind::Topic).await?;
+        self.registrar
+            .change_with(async |list| {
+                let known = list.groups.remove(group.as_str());
+                let as_known = known.as_ref().map(|record| Subscribe {
+                    filters: record.patterns(),
+                    keyed: record.keyed,
+                    ..spec.clone()
+                });
+                let spec = as_known.as_ref().unwrap_or(spec);
+                self.make(group, spec, list).await?;
+                let filters = spec.filters.iter().map(ToString::to_string).collect();
+                let rooms = known.map_or(0, |record| record.rooms);
+                list.groups.insert(group.to_string(), Record { filters, keyed: spec.keyed, rooms });
+                Ok(true)
+            })
+            .await
+            .map(drop)
+    }
+
     /// Queues and bindings of a group that is new or has other filters.
     async fn make(&self, group: &Group, spec: &Subscribe, list: &Registry) -> Result<()> {
         let queue = self.names.group(group);

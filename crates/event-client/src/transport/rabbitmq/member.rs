@@ -249,7 +249,9 @@ impl Member {
             Err(error) => return Err(error),
         }
         let list = self.inner.registrar.read().await?;
-        let Some(record) = list.groups.get(self.group.as_str()) else { return Ok(None) };
+        if list.buried.iter().any(|name| name == self.group.as_str()) {
+            return Ok(None);
+        }
         if !self.inner.config.provision.creates() {
             return Err(self
                 .inner
@@ -257,14 +259,9 @@ impl Member {
                 .provision
                 .missing(format!("queue {}", self.inner.names.group(&self.group))));
         }
+        // By hand, or by a broker that was killed before it had written it down.
         tracing::warn!(group = %self.group, "the group's queue has vanished; it is made again, empty");
-        self.inner.declare_dead(self.group.as_str()).await?;
-        self.inner.declare_group(&self.group, record.keyed).await?;
-        let queue = self.inner.names.group(&self.group);
-        for pattern in record.patterns() {
-            let key = super::names::binding(&pattern);
-            self.inner.control.bind(&queue, self.inner.names.events(), key).await?;
-        }
+        self.inner.restore(&self.group, &self.spec).await?;
         self.open().await.map(Some)
     }
 

@@ -75,7 +75,7 @@ use tiers::Tiers;
 
 /// A connection to RabbitMQ.
 #[derive(Debug)]
-pub struct RabbitTransport {
+pub(super) struct RabbitTransport {
     inner: Arc<Inner>,
 }
 
@@ -110,7 +110,7 @@ impl RabbitTransport {
     /// # Errors
     /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for credentials, permissions and
     /// vhosts, [`ErrorKind::Unavailable`] when no broker answers.
-    pub async fn open(url: BusUrl) -> Result<Self> {
+    pub(super) async fn open(url: BusUrl) -> Result<Self> {
         let config = Arc::new(Config::from_url(url)?);
         let mut capabilities = Capabilities::new("rabbitmq");
         capabilities.persistent = true;
@@ -133,7 +133,10 @@ impl RabbitTransport {
             control.exchange(names.events(), ExchangeKind::Topic).await?;
         }
         let copier = Copier::start(publish.clone());
-        let publisher = Publisher::start(publish.clone(), config.publish_timeout, closing.clone());
+        let publisher = {
+            let makes = config.provision.creates().then(|| names.events());
+            Publisher::start(publish.clone(), config.publish_timeout, makes, closing.clone())
+        };
         let registrar = Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone());
         let peer =
             Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());

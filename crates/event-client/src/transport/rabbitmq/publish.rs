@@ -12,14 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::poll;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Backoff, Link};
+use super::connection::{Backoff, Link, command};
 use super::error::{amqp, closed};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind};
@@ -38,6 +38,8 @@ pub(super) struct Parcel {
     pub(super) payload: Bytes,
     answer: Answer<Receipt>,
     deadline: Instant,
+    /// A missing exchange may be made for it, once.
+    mends: bool,
 }
 
 /// The door to the publishing task.
@@ -51,7 +53,14 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn start(link: Arc<Link>, within: Duration, closed: CancellationToken) -> Self {
+    /// `makes` is an exchange to make again should it vanish: a broker that is killed may forget what was declared a
+    /// moment before.
+    pub(super) fn start(
+        link: Arc<Link>,
+        within: Duration,
+        makes: Option<ShortString>,
+        closed: CancellationToken,
+    ) -> Self {
         let (parcels, incoming) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let finished = CancellationToken::new();
@@ -62,6 +71,8 @@ impl Publisher {
             under_way: VecDeque::new(),
             closed: closed.clone(),
             within,
+            makes,
+            made: false,
         };
         let done = finished.clone().drop_guard();
         tokio::spawn(async move {
@@ -92,7 +103,7 @@ impl Publisher {
         }
         let (answer, confirm) = Confirm::channel();
         let deadline = Instant::now() + self.within;
-        let parcel = Parcel { exchange, routing_key, properties, payload, answer, deadline };
+        let parcel = Parcel { exchange, routing_key, properties, payload, answer, deadline, mends: true };
         match self.parcels.send(parcel) {
             Ok(()) => confirm,
             Err(_) => Confirm::ready(Err(closed())),
@@ -114,6 +125,10 @@ struct Task {
     under_way: VecDeque<(Parcel, Sending)>,
     closed: CancellationToken,
     within: Duration,
+    /// The exchange to make again when it has vanished, if we may.
+    makes: Option<ShortString>,
+    /// It is to be made again.
+    made: bool,
 }
 
 /// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
@@ -136,6 +151,13 @@ impl Task {
         let mut backoff = Backoff::default();
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
+            if let (true, Some(exchange)) = (std::mem::take(&mut self.made), self.makes.clone()) {
+                let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+                let table = lapin::types::FieldTable::default();
+                let made = channel.exchange_declare(exchange, lapin::ExchangeKind::Topic, options, table);
+                // Should it fail, so does the next publish.
+                let _ = command("declare an exchange", made).await;
+            }
             let again: Vec<_> = self.under_way.drain(..).map(|(parcel, _)| parcel).collect();
             for parcel in again {
                 let sending = send(&channel, &parcel).await;
@@ -262,7 +284,13 @@ impl Task {
             ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::TooLarge | ErrorKind::Unsupported
         );
         let shown = Error::new(ErrorKind::Unavailable, error.to_string());
-        if guilty {
+        let again = error.kind() == ErrorKind::NotFound
+            && parcel.mends
+            && self.makes.as_ref() == Some(&parcel.exchange);
+        if again {
+            self.made = true;
+            self.under_way.push_front((Parcel { mends: false, ..parcel }, Box::pin(std::future::pending())));
+        } else if guilty {
             let _ = parcel.answer.send(Err(error.during("publish")));
         } else {
             self.under_way.push_front((parcel, Box::pin(std::future::pending())));
