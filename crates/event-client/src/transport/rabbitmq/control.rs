@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::connection::{COMMAND, Link};
 use super::error::{amqp, is_locked, is_missing, timeout as late};
+use super::names::Names;
 use crate::error::Result;
 
 /// The channel for commands of one connection.
@@ -95,6 +96,20 @@ impl Control {
             .await
             .map(drop)
             .map_err(|error| error.with("queue", shown))
+    }
+
+    /// RabbitMQ 3.10 writes the name of a new quorum queue down only with the next one: killed within seconds, it comes
+    /// back with a queue that never answers. So there is a next one, for a moment.
+    pub(super) async fn settle_names(&self, names: &Names) {
+        let queue = names.lock(&format!("settle-{}", crate::transport::consumer_name()));
+        let arguments = arguments([("x-queue-type", word("quorum")), ("x-expires", number(60_000))]);
+        let done = async {
+            self.declare(queue.clone(), arguments).await?;
+            self.delete(queue).await
+        };
+        if let Err(error) = done.await {
+            tracing::debug!(%error, "a queue's name is settled later");
+        }
     }
 
     pub(super) async fn exchange(&self, exchange: ShortString, kind: ExchangeKind) -> Result<()> {

@@ -33,6 +33,7 @@ impl Inner {
             let arguments =
                 arguments([("x-queue-type", word("quorum")), ("x-delivery-limit", number(1_000_000_000))]);
             self.control.declare(self.names.due(), arguments).await?;
+            self.control.settle_names(&self.names).await;
             self.peer.ask(Ask::Delays).await?;
             *known = true;
         }

@@ -139,6 +139,9 @@ impl Inner {
         let queue = self.names.group(group);
         self.declare_dead(group.as_str()).await?;
         self.declare_group(group, spec.keyed).await?;
+        if !list.groups.contains_key(group.as_str()) {
+            self.control.settle_names(&self.names).await;
+        }
         let old = list.groups.get(group.as_str()).map(Record::patterns).unwrap_or_default();
         for pattern in spec.filters.iter().filter(|pattern| !old.contains(pattern)) {
             self.control.bind(&queue, self.names.events(), binding(pattern)).await?;

@@ -96,6 +96,7 @@ impl Counted {
                     ("x-delivery-limit", number(1_000_000_000)),
                 ]);
                 inner.control.declare(queue.clone(), arguments).await?;
+                inner.control.settle_names(&inner.names).await;
             }
             let properties = lapin::BasicProperties::default()
                 .with_delivery_mode(2)

@@ -166,23 +166,9 @@ impl Registrar {
             self.control.declare(self.names.registry(), arguments).await?;
             list.version = 1;
             self.store(&list).await?;
-            self.settle_names().await;
+            self.control.settle_names(&self.names).await;
         }
         Ok((list, changed))
-    }
-
-    /// RabbitMQ 3.10 writes the name of a new quorum queue down only with the next one: killed before that, it comes back
-    /// with a queue that never answers. So there is a next one, for a moment.
-    pub(super) async fn settle_names(&self) {
-        let queue = self.names.lock(&format!("settle-{}", crate::transport::consumer_name()));
-        let arguments = arguments([("x-queue-type", word("quorum")), ("x-expires", number(60_000))]);
-        let done = async {
-            self.control.declare(queue.clone(), arguments).await?;
-            self.control.delete(queue).await
-        };
-        if let Err(error) = done.await {
-            tracing::debug!(%error, "a queue's name is settled later");
-        }
     }
 
     async fn store(&self, list: &Registry) -> Result<()> {

@@ -86,7 +86,7 @@ impl Inner {
             None => self.names.delay(length),
         };
         for again in [true, false] {
-            self.tiers.ensure(&self.control, &room, length, &queue).await?;
+            self.tiers.ensure(&self.control, &self.names, &room, length, &queue).await?;
             match self.copier.to_queue(room.clone(), properties.clone(), message.payload.clone()).await {
                 Err(error) if again && error.kind() == ErrorKind::NotFound => self.tiers.forget(&room),
                 result => return result,

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use lapin::types::ShortString;
 
 use super::control::{Control, arguments, number, word};
+use super::names::Names;
 use crate::error::Result;
 
 const FIRST: u32 = 5;
@@ -59,6 +60,7 @@ impl Tiers {
     pub(super) async fn ensure(
         &self,
         control: &Control,
+        names: &Names,
         room: &ShortString,
         length: Duration,
         to: &ShortString,
@@ -79,6 +81,9 @@ impl Tiers {
             ("x-dead-letter-routing-key", word(to.as_str())),
         ]);
         control.declare(room.clone(), arguments).await?;
+        if known.is_none() {
+            control.settle_names(names).await;
+        }
         self.0.lock().expect("not poisoned").insert(room.clone(), Instant::now());
         Ok(())
     }
