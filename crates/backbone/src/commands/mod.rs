@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 mod lag;
 mod logs;
+mod outbox;
 mod publish;
 mod replay;
 mod schema;
@@ -36,6 +37,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(&cli.global, args, output).await?,
         Command::Lag(args) => lag::run(&cli.global, args, output).await?,
         Command::Dlq(args) => dead_letters::run(&cli.global, args, output).await?,
+        Command::Outbox(args) => outbox::run(args, output).await?,
         Command::Schema(args) => return schema::run(args, output),
         Command::Task(command) => return task::run(&cli.global, command).await,
         Command::Logs(command) => logs::run(command, output).await?,

@@ -168,6 +168,12 @@ pub trait Dialect: sqlx::Database {
     fn meaning(error: &dyn sqlx::error::DatabaseError) -> Option<(ErrorKind, &'static str)>;
 }
 
+/// For [`Dialect::counts`], the same in every database: each part has an index of its own.
+const COUNTS: &str = "SELECT
+    (SELECT count(*) FROM outbox WHERE published IS NULL AND error IS NULL),
+    (SELECT created FROM outbox WHERE published IS NULL AND error IS NULL ORDER BY position LIMIT 1),
+    (SELECT count(*) FROM outbox WHERE published IS NULL AND error IS NOT NULL)";
+
 /// For [`Dialect::meaning`].
 const MISSING_TABLE: (ErrorKind, &str) =
     (ErrorKind::Config, "the table is missing; call `outbox::create_tables` at start-up");

@@ -7,10 +7,10 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{Row as _, query};
 
-use super::{Bell, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds, now};
+use super::{Bell, COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds, now};
 use crate::error::ErrorKind;
 
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS outbox (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -24,6 +24,7 @@ const TABLES: [&str; 6] = [
         error TEXT
     ) STRICT",
     "CREATE INDEX IF NOT EXISTS outbox_waiting ON outbox (position) WHERE published IS NULL AND error IS NULL",
+    "CREATE INDEX IF NOT EXISTS outbox_refused ON outbox (position) WHERE published IS NULL AND error IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS outbox_published ON outbox (published) WHERE published IS NOT NULL",
     "CREATE TABLE IF NOT EXISTS outbox_relay (
         name TEXT PRIMARY KEY,
@@ -126,10 +127,7 @@ impl Dialect for Sqlite {
     }
 
     fn counts(connection: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<Counts>> {
-        let count = query(
-            "SELECT count(*) FILTER (WHERE error IS NULL), min(created) FILTER (WHERE error IS NULL),
-                    count(*) FILTER (WHERE error IS NOT NULL) FROM outbox WHERE published IS NULL",
-        );
+        let count = query(COUNTS);
         let read = |row: SqliteRow| {
             let (waiting, oldest, set_aside): (i64, _, i64) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -144,7 +142,7 @@ impl Dialect for Sqlite {
     ) -> BoxFuture<'_, sqlx::Result<Vec<(Row, String)>>> {
         let select = query(
             "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created, error FROM outbox
-             WHERE error IS NOT NULL AND published IS NULL ORDER BY position LIMIT ?",
+             WHERE published IS NULL AND error IS NOT NULL ORDER BY position LIMIT ?",
         );
         let select = select.bind(limit).try_map(|row| Ok((read(&row)?, row.try_get(8)?)));
         Box::pin(async move { select.fetch_all(connection).await })
@@ -155,7 +153,7 @@ impl Dialect for Sqlite {
         ids: Option<Vec<String>>,
     ) -> BoxFuture<'_, sqlx::Result<u64>> {
         let update = query(
-            "UPDATE outbox SET error = NULL WHERE error IS NOT NULL AND published IS NULL
+            "UPDATE outbox SET error = NULL WHERE published IS NULL AND error IS NOT NULL
              AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))",
         );
         let update = update.bind(ids.as_ref().map(list));
@@ -167,7 +165,7 @@ impl Dialect for Sqlite {
         ids: Option<Vec<String>>,
     ) -> BoxFuture<'_, sqlx::Result<u64>> {
         let delete = query(
-            "DELETE FROM outbox WHERE error IS NOT NULL AND published IS NULL
+            "DELETE FROM outbox WHERE published IS NULL AND error IS NOT NULL
              AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))",
         );
         let delete = delete.bind(ids.as_ref().map(list));

@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnection, PgPool, PgRow, Postgres};
 use sqlx::{Row as _, query};
 
-use super::{Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds};
+use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds};
 use crate::error::ErrorKind;
 
 impl Dialect for Postgres {
@@ -104,10 +104,7 @@ impl Dialect for Postgres {
     }
 
     fn counts(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<Counts>> {
-        let count = query(
-            "SELECT count(*) FILTER (WHERE error IS NULL), min(created) FILTER (WHERE error IS NULL),
-                    count(*) FILTER (WHERE error IS NOT NULL) FROM outbox WHERE published IS NULL",
-        );
+        let count = query(COUNTS);
         let read = |row: PgRow| {
             let (waiting, oldest, set_aside): (i64, _, i64) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -119,7 +116,7 @@ impl Dialect for Postgres {
     fn refused(connection: &mut PgConnection, limit: u32) -> BoxFuture<'_, sqlx::Result<Vec<(Row, String)>>> {
         let select = query(
             "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created, error FROM outbox
-             WHERE error IS NOT NULL AND published IS NULL ORDER BY position LIMIT $1",
+             WHERE published IS NULL AND error IS NOT NULL ORDER BY position LIMIT $1",
         );
         let select = select.bind(i64::from(limit)).try_map(|row| Ok((read(&row)?, row.try_get(8)?)));
         Box::pin(async move { select.fetch_all(connection).await })
@@ -127,7 +124,7 @@ impl Dialect for Postgres {
 
     fn retry(connection: &mut PgConnection, ids: Option<Vec<String>>) -> BoxFuture<'_, sqlx::Result<u64>> {
         let update = query(
-            "UPDATE outbox SET error = NULL WHERE error IS NOT NULL AND published IS NULL
+            "UPDATE outbox SET error = NULL WHERE published IS NULL AND error IS NOT NULL
              AND ($1::text[] IS NULL OR id = ANY($1))",
         );
         Box::pin(async move { Ok(update.bind(ids).execute(connection).await?.rows_affected()) })
@@ -135,7 +132,7 @@ impl Dialect for Postgres {
 
     fn discard(connection: &mut PgConnection, ids: Option<Vec<String>>) -> BoxFuture<'_, sqlx::Result<u64>> {
         let delete = query(
-            "DELETE FROM outbox WHERE error IS NOT NULL AND published IS NULL
+            "DELETE FROM outbox WHERE published IS NULL AND error IS NOT NULL
              AND ($1::text[] IS NULL OR id = ANY($1))",
         );
         Box::pin(async move { Ok(delete.bind(ids).execute(connection).await?.rows_affected()) })

@@ -92,15 +92,15 @@ async fn a_bus_that_takes_longer_than_the_lease_is_not_served_twice() {
         })
     };
     stage_all(&pool, [placed(1)]).await;
-    let lease = Duration::from_millis(150);
-    let relay = || outbox::Relay::new(pool.clone(), slow.clone()).lease(lease).poll(lease / 10).dedup(false);
+    let lease = Duration::from_secs(2);
+    let relay = || outbox::Relay::new(pool.clone(), slow.clone()).lease(lease).poll(lease / 40).dedup(false);
     let relays: Vec<_> = (0..2).map(|_| Working::start(relay())).collect();
     next_order(&subscription).await;
     // The claim has been renewed for several leases while the other relay looks.
     let held = "SELECT until FROM outbox_relay";
     let began = count(&pool, held).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while count(&pool, held).await < began + 4 * lease.as_millis() as i64 {
+    while count(&pool, held).await < began + 2 * lease.as_millis() as i64 {
         assert!(tokio::time::Instant::now() < deadline, "the claim is not renewed");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

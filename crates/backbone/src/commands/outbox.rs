@@ -1,0 +1,100 @@
+//! `backbone outbox`: what a service's outbox holds, and what to do with events that the bus will not take.
+
+use anyhow::{Context, bail};
+use event_client::outbox::{self, Counts, Dialect, SetAside};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use sqlx::Pool;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
+
+use crate::args;
+use crate::output::{Output, plain};
+
+pub(crate) async fn run(command: args::Outbox, output: Output) -> anyhow::Result<()> {
+    let url = match &command {
+        args::Outbox::Ls { database, .. } => database.database.clone(),
+        args::Outbox::Retry(choice) | args::Outbox::Drop(choice) => choice.database.database.clone(),
+    };
+    // The URL holds a password: errors name the kind of database only.
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("postgres" | "postgresql") => {
+            let pool = PgPoolOptions::new().max_connections(1).connect(&url).await;
+            with(&pool.context("cannot open the PostgreSQL database")?, command, output).await
+        }
+        Some("sqlite") => {
+            let pool = SqlitePoolOptions::new().max_connections(1).connect(&url).await;
+            with(&pool.with_context(|| format!("cannot open `{url}`"))?, command, output).await
+        }
+        _ => bail!("a database is `postgres://…` or `sqlite:PATH`"),
+    }
+}
+
+async fn with<D: Dialect>(pool: &Pool<D>, command: args::Outbox, output: Output) -> anyhow::Result<()> {
+    match command {
+        args::Outbox::Ls { limit, .. } => {
+            list(output, outbox::counts(pool).await?, &outbox::set_aside(pool, limit).await?)
+        }
+        args::Outbox::Retry(choice) => {
+            let count = outbox::retry(pool, chosen(&choice)).await?;
+            report(output, count, "retried", "wait for the relay again")
+        }
+        args::Outbox::Drop(choice) => {
+            let count = outbox::discard(pool, chosen(&choice)).await?;
+            report(output, count, "dropped", "deleted")
+        }
+    }
+}
+
+fn chosen(choice: &args::SetAside) -> Option<&[String]> {
+    (!choice.all).then_some(&choice.ids)
+}
+
+fn report(output: Output, count: u64, word: &str, text: &str) -> anyhow::Result<()> {
+    if output.is_json() {
+        return output.json(&json!({ word: count }));
+    }
+    output.line(&format!("{count} event{} {text}", if count == 1 { "" } else { "s" }))
+}
+
+fn time(milliseconds: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(milliseconds).ok()
+}
+
+fn list(output: Output, counts: Counts, aside: &[SetAside]) -> anyhow::Result<()> {
+    if output.is_json() {
+        let (waiting, set_aside, oldest) = (counts.waiting, counts.set_aside, counts.oldest.and_then(time));
+        output.json(&json!({ "waiting": waiting, "oldest": oldest, "set_aside": set_aside }))?;
+        return aside.iter().try_for_each(|one| output.json(&summary(one)));
+    }
+    let oldest =
+        counts.oldest.and_then(time).map(|at| format!(", the oldest since {}", at.strftime("%F %T")));
+    output.line(&format!(
+        "{} waiting{}; {} set aside",
+        counts.waiting,
+        oldest.unwrap_or_default(),
+        counts.set_aside
+    ))?;
+    if aside.is_empty() {
+        return Ok(());
+    }
+    let row = |one: &SetAside| {
+        vec![
+            plain(&one.row.id),
+            time(one.row.created).map(|at| at.strftime("%F %T").to_string()).unwrap_or_default(),
+            plain(&one.row.kind),
+            plain(one.row.aggregateid.as_deref().unwrap_or("-")),
+            one.row.payload.len().to_string(),
+            plain(&one.error).chars().take(80).collect(),
+        ]
+    };
+    let header = ["ID", "STAGED", "SUBJECT", "KEY", "BYTES", "ERROR"];
+    output.table(&header, &aside.iter().map(row).collect::<Vec<_>>())
+}
+
+fn summary(one: &SetAside) -> Value {
+    json!({
+        "id": one.row.id, "subject": one.row.kind, "key": one.row.aggregateid, "staged_at": time(one.row.created),
+        "bytes": one.row.payload.len(), "error": one.error,
+    })
+}
