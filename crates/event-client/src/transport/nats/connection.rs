@@ -48,6 +48,9 @@ pub(super) struct Connection {
     pub(super) connects: watch::Receiver<u64>,
     pub(super) tasks: TaskTracker,
     pub(super) members: Mutex<Vec<Weak<Member>>>,
+    pub(super) calls: super::requests::Calls,
+    pub(super) served: super::serve::Served,
+    pub(super) services: super::services::Services,
     /// Set once this connection answers for its members.
     pub(super) present: tokio::sync::OnceCell<()>,
     /// Set once the stream of dead letters is known to be there.
@@ -134,6 +137,9 @@ impl Connection {
             connects: connects_seen,
             tasks: TaskTracker::new(),
             members: Mutex::default(),
+            calls: super::requests::Calls::default(),
+            served: super::serve::Served::default(),
+            services: super::services::Services::default(),
             present: tokio::sync::OnceCell::new(),
             dead_ready: std::sync::OnceLock::new(),
             work_ready: std::sync::OnceLock::new(),
@@ -166,9 +172,18 @@ impl Connection {
         self.client.connection_state() == State::Connected
     }
 
-    /// Refuses work on a closed connection.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.closed.is_cancelled() { Err(super::error::closed()) } else { Ok(()) }
+    /// Waits until the server has read everything that was sent so far.
+    pub(super) async fn round_trip(&self) -> Result<()> {
+        let failed = |error: async_nats::Error| {
+            Error::new(ErrorKind::Unavailable, "the connection to the server is lost").because(error)
+        };
+        let inbox = self.client.new_inbox();
+        let mut echo = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(error.into()))?;
+        self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(error.into()))?;
+        match tokio::time::timeout(self.config.request_timeout, futures_util::StreamExt::next(&mut echo)).await {
+            Ok(Some(_)) => Ok(()),
+            _ => Err(self.no_answer("an echo", self.config.request_timeout)),
+        }
     }
 
     /// A number that nothing else on this connection has.
@@ -186,6 +201,7 @@ impl Connection {
     /// Settles, flushes and closes. Once is enough; whoever comes second waits for the first.
     pub(super) async fn close(&self) {
         self.courier.stop_taking();
+        self.let_go_of_calls();
         let members = self.live_members();
         futures_util::future::join_all(members.iter().map(|member| member.close())).await;
         self.be_absent().await;
@@ -258,8 +274,6 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
         if config.tls_first {
             options = options.tls_first();
         }
-        // Whoever came first may have chosen; any provider will do.
-        let _ = tokio_rustls_provider();
     }
     for (option, path) in [
         ("ca", config.ca.as_ref()),
@@ -282,10 +296,6 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the server did not answer in time")
             .with("waited", format!("{patience:?}"))),
     }
-}
-
-fn tokio_rustls_provider() -> Result<(), ()> {
-    Ok(())
 }
 
 fn unreadable(option: &'static str, path: &std::path::Path, error: std::io::Error) -> Error {

@@ -572,20 +572,15 @@ impl Fetcher {
     /// Gives back what nobody has begun, also what is on its way.
     async fn hand_back(&mut self) {
         let _ = self.messages.drain().await;
-        let drained = tokio::time::timeout(Duration::from_secs(2), async {
-            let mut entries = Vec::new();
-            while let Some(message) = self.messages.next().await {
-                if message.status.is_none() {
-                    let now = Instant::now();
-                    if let Some(entry) = self.read(message, now).await {
-                        entries.push(entry);
-                    }
+        let patience = Instant::now() + Duration::from_secs(2);
+        while let Ok(Some(message)) = tokio::time::timeout_at(patience, self.messages.next()).await {
+            if message.status.is_none() {
+                let now = Instant::now();
+                if let Some(entry) = self.read(message, now).await {
+                    self.accept(vec![entry]);
                 }
             }
-            entries
-        });
-        let late = drained.await.unwrap_or_default();
-        self.accept(late);
+        }
         let all = *self.member.closing.borrow();
         let tokens: Vec<_> = if all {
             self.member.hand().iter().map(|(token, _)| token).collect()

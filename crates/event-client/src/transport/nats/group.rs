@@ -396,7 +396,11 @@ impl Connection {
                     "max_deliver": -1,
                     "max_waiting": 512,
                 });
-                from.write(&mut config);
+                // Servers of 2.9 refuse every change of a consumer that starts at a time.
+                match from {
+                    From::Time(time) => From::Sequence(self.sequence_at(stream, *time).await?).write(&mut config),
+                    other => other.write(&mut config),
+                }
                 config
             }
         };
@@ -428,6 +432,26 @@ impl Connection {
             .with("consumer", name));
         }
         Ok(())
+    }
+
+    /// The first message stored at or after `time`, or the next one: where a passing consumer would start.
+    async fn sequence_at(&self, stream: &str, time: Timestamp) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Passing {
+            name: String,
+            delivered: Floor,
+        }
+        let mut config = json!({
+            "ack_policy": "none",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": nanos(Duration::from_secs(5)),
+        });
+        From::Time(time).write(&mut config);
+        let body = json!({ "stream_name": stream, "config": config });
+        let passing: Passing = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        self.delete_consumer(stream, &passing.name).await?;
+        Ok(passing.delivered.stream_seq + 1)
     }
 
     /// What the server says of a consumer; `None` when there is none.

@@ -45,6 +45,8 @@ mod presence;
 mod publish;
 mod pull;
 mod requests;
+mod serve;
+mod services;
 mod settle;
 mod state;
 mod subscribe;

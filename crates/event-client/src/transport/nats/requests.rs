@@ -1,16 +1,370 @@
-//! Requests over core NATS (stub, filled in below).
-use super::NatsTransport;
-use crate::error::{Error, ErrorKind, Result};
-use crate::message::Message;
-use crate::transport::{IncomingRequest, Replies, Requests, Serve};
-use futures_util::future::BoxFuture;
+//! Calling: a request over core NATS, told at once when nobody serves it, its frames read no faster than they are
+//! wanted.
+//!
+//! Right behind a request goes an echo to ourselves: the server answers one connection in order, so an echo without a
+//! word before it means that somebody has the request. A member without room says `busy`, and the call tries again
+//! until its deadline. A server that works for long says that it holds the call and where it is reached; from then on
+//! it is asked now and then whether it is still there.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use smol_str::SmolStr;
+use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::NatsTransport;
+use super::api::Failure;
+use super::connection::Connection;
+use super::error::closed;
+use super::wire;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Headers, Message, MessageId};
+use crate::subject::Subject;
+use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, wire as names};
+
+/// Frames of one answer that may wait for the caller, and as many again on their way.
+pub(super) const FRAMES: usize = 64;
+/// What a frame may be beside `more` and `last`.
+pub(super) const BUSY: &str = "busy";
+pub(super) const HELD: &str = "held";
+pub(super) const GONE: &str = "gone";
+/// How often a server that holds a call is asked whether it is still there.
+const ASK: Duration = Duration::from_secs(1);
+/// A live server says something within this time.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Calls on their way, by the last token of their reply subject.
+#[derive(Default)]
+pub(super) struct Calls {
+    inbox: OnceCell<String>,
+    open: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>,
+}
+
 impl Requests for NatsTransport {
-    fn call(&self, _: Message, _: Duration) -> BoxFuture<'_, Result<Replies>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "no")) })
+    fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
+        Box::pin(async move {
+            let fits = self.capabilities.check(&request);
+            let connection = &self.connection;
+            if connection.courier.is_closing() {
+                return Err(closed().during("request"));
+            }
+            fits.map_err(|error| error.during("request"))?;
+            call(connection, request, within).await.map_err(|error| error.during("request"))
+        })
     }
-    fn serve(&self, _: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
-        Box::pin(async { Err(Error::new(ErrorKind::Unsupported, "no")) })
+
+    fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
+        Box::pin(async move {
+            super::serve::serve(&self.connection, spec).await.map_err(|error| error.during("serve"))
+        })
     }
+}
+
+impl Connection {
+    /// The inbox of all calls, and the task that sorts what comes into it.
+    async fn calls_inbox(&self) -> Result<&String> {
+        self.calls
+            .inbox
+            .get_or_try_init(|| async {
+                let inbox = self.client.new_inbox();
+                let mut replies = self.client.subscribe(format!("{inbox}.*")).await.map_err(|error| {
+                    Error::new(ErrorKind::Unavailable, "no inbox for replies").because(error)
+                })?;
+                let (open, closed) = (self.calls.open.clone(), self.closed.clone());
+                self.tasks.spawn(async move {
+                    loop {
+                        let reply = tokio::select! {
+                            reply = replies.next() => reply,
+                            () = closed.cancelled() => None,
+                        };
+                        let Some(reply) = reply else { return };
+                        let number = reply.subject.as_str().rsplit('.').next().and_then(|text| text.parse().ok());
+                        let open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                        if let Some(call) = number.and_then(|number: u64| open.get(&number)) {
+                            let _ = call.send(reply);
+                        }
+                    }
+                });
+                Ok(inbox)
+            })
+            .await
+    }
+}
+
+/// One call's place in the table. Dropped, what still comes for it is passed over.
+struct Place {
+    open: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
+async fn call(connection: &Arc<Connection>, request: Message, within: Duration) -> Result<Replies> {
+    let inbox = connection.calls_inbox().await?;
+    let number = connection.next_id();
+    let (sender, incoming) = mpsc::unbounded_channel();
+    connection.calls.open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, sender);
+    let place = Place { open: connection.calls.open.clone(), number };
+    let start = Instant::now();
+    let deadline = start.checked_add(within).unwrap_or_else(|| start + Duration::from_secs(86_400 * 365));
+    let mut headers = wire::headers(&request);
+    let patience = jiff::SignedDuration::try_from(within).unwrap_or(jiff::SignedDuration::from_hours(24 * 365));
+    let until = jiff::Timestamp::now().checked_add(patience).unwrap_or(jiff::Timestamp::MAX);
+    wire::put(&mut headers, names::DEADLINE, &names::millis(until));
+    super::publish::fits(connection, &request, &headers)?;
+    let (frames, replies) = mpsc::channel(FRAMES + 1);
+    let (accepted, answer) = oneshot::channel();
+    let gone = CancellationToken::new();
+    let call = Call {
+        connection: connection.clone(),
+        subject: request.subject.clone(),
+        to: NatsSubject::from(connection.names.request(&request.subject)),
+        reply: NatsSubject::from(format!("{inbox}.{number}")),
+        headers,
+        payload: request.payload,
+        incoming,
+        frames,
+        accepted: Some(accepted),
+        gone: gone.clone(),
+        deadline,
+        server: None,
+        asks: 0,
+        passed: 0,
+        _place: place,
+    };
+    tokio::spawn(call.run());
+    match answer.await {
+        Ok(Ok(())) => Ok(Replies::new(replies, Some(gone))),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(closed()),
+    }
+}
+
+/// A call until it has ended.
+struct Call {
+    connection: Arc<Connection>,
+    subject: Subject,
+    to: NatsSubject,
+    reply: NatsSubject,
+    headers: HeaderMap,
+    payload: Bytes,
+    incoming: mpsc::UnboundedReceiver<NatsMessage>,
+    frames: mpsc::Sender<Result<Frame>>,
+    /// Until it is known that somebody has the request.
+    accepted: Option<oneshot::Sender<Result<()>>>,
+    gone: CancellationToken,
+    deadline: Instant,
+    /// Where the server that holds the call is reached.
+    server: Option<SmolStr>,
+    /// Attempts at a member with room.
+    asks: u32,
+    /// Frames handed over since the server was told of room.
+    passed: usize,
+    _place: Place,
+}
+
+/// How a call goes on.
+enum Step {
+    Go,
+    End,
+}
+
+impl Call {
+    async fn run(mut self) {
+        self.send();
+        let mut heard = Instant::now();
+        let closing = self.connection.courier.clone();
+        loop {
+            let pause = if self.server.is_some() { ASK } else { SILENCE };
+            let step = tokio::select! {
+                message = self.incoming.recv() => {
+                    heard = Instant::now();
+                    match message {
+                        Some(message) => self.hear(message).await,
+                        None => Step::End,
+                    }
+                }
+                () = self.gone.cancelled() => { self.leave(); Step::End }
+                () = closing.closing() => { self.leave(); self.fail(closed()); Step::End }
+                () = tokio::time::sleep_until(self.deadline) => {
+                    self.fail(Error::new(ErrorKind::Timeout, "no answer within the deadline"));
+                    Step::End
+                }
+                () = tokio::time::sleep_until(heard + pause) => {
+                    heard = Instant::now();
+                    self.look().await
+                }
+            };
+            if let Step::End = step {
+                return;
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        self.asks += 1;
+        let courier = &self.connection.courier;
+        courier.send(OutboundMessage {
+            subject: self.to.clone(),
+            reply: Some(self.reply.clone()),
+            headers: Some(self.headers.clone()),
+            payload: self.payload.clone(),
+        });
+        if self.accepted.is_some() {
+            courier.say(self.reply.clone(), None, Bytes::new());
+        }
+    }
+
+    async fn hear(&mut self, message: NatsMessage) -> Step {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            self.fail(Error::new(ErrorKind::NoResponder, "nobody serves this subject"));
+            return Step::End;
+        }
+        let kind = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME));
+        if let Some(server) = message.headers.as_ref().and_then(|headers| wire::get(headers, names::REPLY_TO)) {
+            self.server = Some(server.into());
+        }
+        match kind {
+            // Our own echo, or a foreign server's whole answer.
+            None if message.headers.is_none() && message.payload.is_empty() && self.accepted.is_some() => {
+                self.accept();
+                Step::Go
+            }
+            Some(HELD) => {
+                self.accept();
+                Step::Go
+            }
+            Some(BUSY) => {
+                self.accept();
+                self.server = None;
+                let most = 1_u64 << self.asks.min(4);
+                let pause = Duration::from_micros(fastrand::u64(most * 500..=most * 1000));
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.gone.cancelled() => return Step::End,
+                    () = tokio::time::sleep_until(self.deadline) => return Step::Go,
+                }
+                self.send();
+                Step::Go
+            }
+            Some(GONE) => {
+                self.accept();
+                self.fail(Error::new(ErrorKind::Unavailable, "the server let go of the request without an answer"));
+                Step::End
+            }
+            _ => self.pass(message).await,
+        }
+    }
+
+    /// Hands a frame over as there is room for it.
+    async fn pass(&mut self, message: NatsMessage) -> Step {
+        self.accept();
+        let frame = read_frame(message);
+        let last = frame.last;
+        tokio::select! {
+            // One place is kept for an error.
+            room = self.frames.reserve_many(2) => match room {
+                Ok(mut room) => room.next().expect("two of them").send(Ok(frame)),
+                Err(_) => return Step::End,
+            },
+            () = self.gone.cancelled() => { self.leave(); return Step::End }
+            () = tokio::time::sleep_until(self.deadline) => return Step::Go,
+        }
+        self.passed += 1;
+        if !last && self.passed == FRAMES / 2 {
+            self.passed = 0;
+            self.tell("room");
+        }
+        if last { Step::End } else { Step::Go }
+    }
+
+    /// Somebody has the request.
+    fn accept(&mut self) {
+        if let Some(accepted) = self.accepted.take() {
+            let _ = accepted.send(Ok(()));
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        let error = error.with("subject", &self.subject).during("request");
+        match self.accepted.take() {
+            Some(accepted) => drop(accepted.send(Err(error))),
+            None => drop(self.frames.try_send(Err(error))),
+        }
+    }
+
+    /// Tells whoever works on it that nobody waits.
+    fn leave(&self) {
+        self.tell("gone");
+    }
+
+    fn tell(&self, what: &str) {
+        // Whoever holds it is known from its first word; before that all are told.
+        let to = match &self.server {
+            Some(server) => server.to_string(),
+            None => self.connection.names.calls("all"),
+        };
+        let text = format!("{what} {}", self.reply.as_str());
+        self.connection.courier.say(NatsSubject::from(to), None, text.into());
+    }
+
+    /// Asks the server whether it is still at work.
+    async fn look(&mut self) -> Step {
+        let lost = "the server went away before it answered";
+        if !self.connection.is_connected() {
+            return Step::Go;
+        }
+        let Some(server) = &self.server else {
+            self.accept();
+            self.fail(Error::new(ErrorKind::Unavailable, lost));
+            return Step::End;
+        };
+        let question = format!("ask {}", self.reply.as_str());
+        match self.connection.ask(server.to_string(), question.into(), Duration::from_secs(5)).await {
+            Ok(answer) if &*answer == b"yes" => Step::Go,
+            // It may have answered in this moment: what came is heard first.
+            Ok(_) if !self.incoming.is_empty() => Step::Go,
+            Ok(_) | Err(Failure::NoResponder) => {
+                self.fail(Error::new(ErrorKind::Unavailable, lost));
+                Step::End
+            }
+            Err(_) => Step::Go,
+        }
+    }
+}
+
+/// A frame's headers as a message's; the id means nothing.
+fn vessel(headers: Headers, content_type: SmolStr) -> Message {
+    let subject = Subject::new("frame").expect("a valid name");
+    let mut message = Message::with_id(MessageId::Text(SmolStr::default()), subject, content_type, Bytes::new());
+    message.headers = headers;
+    message
+}
+
+/// The headers of a frame.
+pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
+    let message = vessel(std::mem::take(&mut frame.headers), frame.content_type.clone());
+    let mut headers = wire::headers(&message);
+    frame.headers = message.headers;
+    headers.insert(names::FRAME, if frame.last { "last" } else { "more" });
+    headers
+}
+
+fn read_frame(message: NatsMessage) -> Frame {
+    let last = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME)) != Some("more");
+    let subject = Subject::new("frame").expect("a valid name");
+    let read = wire::message(message.headers.as_ref(), message.payload, subject, || MessageId::Text(SmolStr::default()));
+    Frame { headers: read.headers, content_type: read.content_type, payload: read.payload, last }
 }

@@ -27,7 +27,6 @@ pub(super) struct Stored<T> {
 /// A message as the API tells it.
 #[derive(Deserialize)]
 pub(super) struct Raw {
-    pub(super) subject: String,
     pub(super) seq: u64,
     #[serde(default)]
     pub(super) data: String,
