@@ -129,6 +129,8 @@ async fn latest_filters_stand_for_what_comes_after(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).filters(&["orders.paid.>"])).await;
     exam.publish(on("orders.placed.v1", "no more")).await;
     exam.publish(on("orders.paid.v1", "from now on")).await;
-    assert_eq!(text(&exam.next_of(&subscription, "what waited").await), "waits");
-    assert_eq!(text(&exam.next_of(&subscription, "what is asked for now").await), "from now on");
+    // Held, not dropped: what is released comes again, perhaps before the other.
+    let waited = exam.next_of(&subscription, "what waited").await;
+    let asked_for = exam.next_of(&subscription, "what is asked for now").await;
+    assert_eq!((text(&waited), text(&asked_for)), ("waits".into(), "from now on".into()));
 }

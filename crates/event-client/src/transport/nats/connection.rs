@@ -180,7 +180,9 @@ impl Connection {
         let inbox = self.client.new_inbox();
         let mut echo = self.client.subscribe(inbox.clone()).await.map_err(|error| failed(error.into()))?;
         self.client.publish(inbox, bytes::Bytes::new()).await.map_err(|error| failed(error.into()))?;
-        match tokio::time::timeout(self.config.request_timeout, futures_util::StreamExt::next(&mut echo)).await {
+        match tokio::time::timeout(self.config.request_timeout, futures_util::StreamExt::next(&mut echo))
+            .await
+        {
             Ok(Some(_)) => Ok(()),
             _ => Err(self.no_answer("an echo", self.config.request_timeout)),
         }

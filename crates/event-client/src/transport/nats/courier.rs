@@ -4,6 +4,8 @@
 //! Commands go straight into the client's channel while it has room; a line forms only behind a full one.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -32,8 +34,10 @@ pub(super) struct Courier {
     line: Mutex<Line>,
     grown: Notify,
     waiting: Mutex<Table>,
-    /// The table got its first entry, or lost its last.
-    changed: Notify,
+    /// A deadline came before the one that is watched.
+    sooner: Notify,
+    /// Nobody waits any more, told while closing.
+    done: Notify,
     closing: CancellationToken,
 }
 
@@ -47,7 +51,9 @@ struct Line {
 struct Table {
     entries: Slab<Waiting>,
     generation: u32,
-    /// In the order of their deadlines, for all have the same patience.
+    /// When the watcher looks next, if it does.
+    watched: Option<Instant>,
+    /// In the order of their deadlines.
     deadlines: VecDeque<(Instant, usize, u32)>,
 }
 
@@ -55,10 +61,25 @@ struct Table {
 struct Waiting {
     generation: u32,
     subject: NatsSubject,
-    answer: Answer<Receipt>,
-    /// To be sent again when the server was not ready for it.
-    message: Option<Message>,
+    answer: Awaited,
     deadline: Instant,
+}
+
+/// What is waited for.
+enum Awaited {
+    /// The confirmation of a publish; the message is kept to be sent again when the server was not ready for it.
+    Stored(Answer<Receipt>, Option<Box<Message>>),
+    /// Any word; whether somebody was there to say it.
+    Word(Answer<bool>),
+}
+
+impl Awaited {
+    fn fail(self, error: Error) {
+        match self {
+            Self::Stored(answer, _) => drop(answer.send(Err(error))),
+            Self::Word(answer) => drop(answer.send(Err(error))),
+        }
+    }
 }
 
 /// The server's confirmation.
@@ -80,7 +101,8 @@ impl Courier {
             line: Mutex::new(Line { client, queue: VecDeque::new() }),
             grown: Notify::new(),
             waiting: Mutex::default(),
-            changed: Notify::new(),
+            sooner: Notify::new(),
+            done: Notify::new(),
             closing: CancellationToken::new(),
         })
     }
@@ -130,8 +152,10 @@ impl Courier {
     pub(super) fn send(&self, letter: OutboundMessage) {
         let mut line = self.line();
         let Line { client, queue } = &mut *line;
+        // Whether there is room does not depend on how much this task has done in its turn.
+        let mut room = pin!(tokio::task::unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
         if queue.is_empty()
-            && let Poll::Ready(ready) = client.poll_ready_unpin(&mut Context::from_waker(Waker::noop()))
+            && let Poll::Ready(ready) = room.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         {
             if ready.is_ok() {
                 // Refused only for its size, which was looked at before.
@@ -153,8 +177,17 @@ impl Courier {
     pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
         let (answer, confirm) = Confirm::channel();
         let subject = NatsSubject::from(subject);
-        let reply = self.wait(subject.clone(), answer, None, Instant::now() + self.patience);
+        let answer = Awaited::Stored(answer, None);
+        let reply = self.wait(subject.clone(), answer, Instant::now() + self.patience);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
+        confirm
+    }
+
+    /// Says something in its turn and waits for a word back; `false` when nobody is there to say one.
+    pub(super) fn ask(&self, subject: NatsSubject, payload: Bytes, within: Duration) -> Confirm<bool> {
+        let (answer, confirm) = Confirm::channel();
+        let reply = self.wait(subject.clone(), Awaited::Word(answer), Instant::now() + within);
+        self.say(subject, Some(reply), payload);
         confirm
     }
 
@@ -168,27 +201,24 @@ impl Courier {
         deadline: Instant,
     ) {
         let payload = message.payload.clone();
-        let reply = self.wait(subject.clone(), answer, Some(message), deadline);
+        let answer = Awaited::Stored(answer, Some(Box::new(message)));
+        let reply = self.wait(subject.clone(), answer, deadline);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
     }
 
     /// A reply subject whose confirmation goes to `answer`.
-    fn wait(
-        &self,
-        subject: NatsSubject,
-        answer: Answer<Receipt>,
-        message: Option<Message>,
-        deadline: Instant,
-    ) -> NatsSubject {
+    fn wait(&self, subject: NatsSubject, answer: Awaited, deadline: Instant) -> NatsSubject {
         let mut table = self.table();
-        let first = table.entries.is_empty();
         table.generation = table.generation.wrapping_add(1);
         let generation = table.generation;
-        let at = table.entries.insert(Waiting { generation, subject, answer, message, deadline });
-        table.deadlines.push_back((deadline, at, generation));
+        let at = table.entries.insert(Waiting { generation, subject, answer, deadline });
+        // Nearly always the last: all but a few have the same patience.
+        let place = table.deadlines.partition_point(|(other, ..)| *other <= deadline);
+        table.deadlines.insert(place, (deadline, at, generation));
+        let sooner = table.watched.is_none_or(|watched| deadline < watched);
         drop(table);
-        if first {
-            self.changed.notify_waiters();
+        if sooner {
+            self.sooner.notify_one();
         }
         let mut reply = String::with_capacity(self.inbox.len() + 16);
         reply.push_str(&self.inbox);
@@ -206,8 +236,9 @@ impl Courier {
         let waiting = table.entries.remove(at);
         if table.entries.is_empty() {
             table.deadlines.clear();
-            drop(table);
-            self.changed.notify_waiters();
+            if self.is_closing() {
+                self.done.notify_waiters();
+            }
         }
         Some(waiting)
     }
@@ -215,17 +246,17 @@ impl Courier {
     fn confirmed(&self, reply: &async_nats::Message, connection: &Weak<Connection>) {
         let token = reply.subject.as_str().strip_prefix(self.inbox.as_str()).unwrap_or_default();
         let Some(waiting) = self.take(token) else { return };
-        let result = if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            match (waiting.message, connection.upgrade()) {
-                (Some(message), Some(connection)) => {
-                    // No stream takes the subject, or JetStream is not ready after a restart.
-                    super::publish::again(&connection, message, waiting.answer, waiting.deadline);
-                    return;
-                }
-                _ => {
-                    Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
-                }
+        let nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
+        let (answer, message) = match waiting.answer {
+            Awaited::Word(answer) => return drop(answer.send(Ok(!nobody))),
+            Awaited::Stored(answer, message) => (answer, message),
+        };
+        let result = if nobody {
+            if let (Some(message), Some(connection)) = (message, connection.upgrade()) {
+                // No stream takes the subject, or JetStream is not ready after a restart.
+                return super::publish::again(&connection, *message, answer, waiting.deadline);
             }
+            Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
         } else {
             match serde_json::from_slice::<Ack>(&reply.payload) {
                 Ok(Ack { error: Some(error), .. }) => Err(Error::from(error)),
@@ -238,13 +269,13 @@ impl Courier {
                 }
             }
         };
-        let _ = waiting.answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
+        let _ = answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
     }
 
     /// Moves what did not fit, in order.
     async fn move_on(&self) {
         loop {
-            std::future::poll_fn(|cx| {
+            poll_fn(|cx| {
                 let mut line = self.line();
                 let Line { client, queue } = &mut *line;
                 while !queue.is_empty() {
@@ -267,11 +298,17 @@ impl Courier {
 
     async fn until_deadline(&self) {
         loop {
-            let changed = self.changed.notified();
-            let next = self.table().deadlines.front().map(|(at, ..)| *at);
+            let next = {
+                let mut table = self.table();
+                table.watched = table.deadlines.front().map(|(at, ..)| *at);
+                table.watched
+            };
             match next {
-                Some(at) => return tokio::time::sleep_until(at).await,
-                None => changed.await,
+                Some(at) => tokio::select! {
+                    () = tokio::time::sleep_until(at) => return,
+                    () = self.sooner.notified() => {}
+                },
+                None => self.sooner.notified().await,
             }
         }
     }
@@ -292,13 +329,13 @@ impl Courier {
             }
         }
         drop(table);
-        self.changed.notify_waiters();
+        self.done.notify_waiters();
         for waiting in late {
             let error = match connection.upgrade() {
                 Some(connection) => connection.no_answer(waiting.subject.as_str(), self.patience),
                 None => super::error::closed(),
             };
-            let _ = waiting.answer.send(Err(error));
+            waiting.answer.fail(error);
         }
     }
 
@@ -308,9 +345,9 @@ impl Courier {
             table.entries.iter().filter(|(_, waiting)| which(waiting)).map(|(at, _)| at).collect();
         let chosen: Vec<_> = chosen.into_iter().map(|at| table.entries.remove(at)).collect();
         drop(table);
-        self.changed.notify_waiters();
+        self.done.notify_waiters();
         for waiting in chosen {
-            let _ = waiting.answer.send(Err(error()));
+            waiting.answer.fail(error());
         }
     }
 
@@ -330,11 +367,11 @@ impl Courier {
     /// Waits until nobody waits for a confirmation.
     pub(super) async fn idle(&self) {
         loop {
-            let changed = self.changed.notified();
+            let done = self.done.notified();
             if self.table().entries.is_empty() {
                 return;
             }
-            changed.await;
+            done.await;
         }
     }
 

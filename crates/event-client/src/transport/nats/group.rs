@@ -398,7 +398,9 @@ impl Connection {
                 });
                 // Servers of 2.9 refuse every change of a consumer that starts at a time.
                 match from {
-                    From::Time(time) => From::Sequence(self.sequence_at(stream, *time).await?).write(&mut config),
+                    From::Time(time) => {
+                        From::Sequence(self.sequence_at(stream, *time).await?).write(&mut config)
+                    }
                     other => other.write(&mut config),
                 }
                 config

@@ -86,7 +86,8 @@ impl Connection {
                             () = closed.cancelled() => None,
                         };
                         let Some(reply) = reply else { return };
-                        let number = reply.subject.as_str().rsplit('.').next().and_then(|text| text.parse().ok());
+                        let number =
+                            reply.subject.as_str().rsplit('.').next().and_then(|text| text.parse().ok());
                         let open = open.lock().unwrap_or_else(PoisonError::into_inner);
                         if let Some(call) = number.and_then(|number: u64| open.get(&number)) {
                             let _ = call.send(reply);
@@ -120,7 +121,8 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     let start = Instant::now();
     let deadline = start.checked_add(within).unwrap_or_else(|| start + Duration::from_secs(86_400 * 365));
     let mut headers = wire::headers(&request);
-    let patience = jiff::SignedDuration::try_from(within).unwrap_or(jiff::SignedDuration::from_hours(24 * 365));
+    let patience =
+        jiff::SignedDuration::try_from(within).unwrap_or(jiff::SignedDuration::from_hours(24 * 365));
     let until = jiff::Timestamp::now().checked_add(patience).unwrap_or(jiff::Timestamp::MAX);
     wire::put(&mut headers, names::DEADLINE, &names::millis(until));
     super::publish::fits(connection, &request, &headers)?;
@@ -233,7 +235,8 @@ impl Call {
             return Step::End;
         }
         let kind = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME));
-        if let Some(server) = message.headers.as_ref().and_then(|headers| wire::get(headers, names::REPLY_TO)) {
+        if let Some(server) = message.headers.as_ref().and_then(|headers| wire::get(headers, names::REPLY_TO))
+        {
             self.server = Some(server.into());
         }
         match kind {
@@ -261,7 +264,10 @@ impl Call {
             }
             Some(GONE) => {
                 self.accept();
-                self.fail(Error::new(ErrorKind::Unavailable, "the server let go of the request without an answer"));
+                self.fail(Error::new(
+                    ErrorKind::Unavailable,
+                    "the server let go of the request without an answer",
+                ));
                 Step::End
             }
             _ => self.pass(message).await,
@@ -348,7 +354,8 @@ impl Call {
 /// A frame's headers as a message's; the id means nothing.
 fn vessel(headers: Headers, content_type: SmolStr) -> Message {
     let subject = Subject::new("frame").expect("a valid name");
-    let mut message = Message::with_id(MessageId::Text(SmolStr::default()), subject, content_type, Bytes::new());
+    let mut message =
+        Message::with_id(MessageId::Text(SmolStr::default()), subject, content_type, Bytes::new());
     message.headers = headers;
     message
 }
@@ -365,6 +372,8 @@ pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
 fn read_frame(message: NatsMessage) -> Frame {
     let last = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME)) != Some("more");
     let subject = Subject::new("frame").expect("a valid name");
-    let read = wire::message(message.headers.as_ref(), message.payload, subject, || MessageId::Text(SmolStr::default()));
+    let read = wire::message(message.headers.as_ref(), message.payload, subject, || {
+        MessageId::Text(SmolStr::default())
+    });
     Frame { headers: read.headers, content_type: read.content_type, payload: read.payload, last }
 }

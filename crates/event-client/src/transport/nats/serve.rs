@@ -73,7 +73,10 @@ impl Held {
     }
 }
 
-pub(super) async fn serve(connection: &Arc<Connection>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+pub(super) async fn serve(
+    connection: &Arc<Connection>,
+    spec: Serve,
+) -> Result<mpsc::Receiver<IncomingRequest>> {
     if connection.courier.is_closing() {
         return Err(closed());
     }
@@ -253,8 +256,12 @@ impl Respond for Reply {
         if !frame.last {
             headers.insert(names::REPLY_TO, self.connection.names.calls(&self.connection.id));
         }
-        let letter =
-            OutboundMessage { subject: self.held.reply.clone(), reply: None, payload: frame.payload, headers: Some(headers) };
+        let letter = OutboundMessage {
+            subject: self.held.reply.clone(),
+            reply: None,
+            payload: frame.payload,
+            headers: Some(headers),
+        };
         let mut flow = self.held.flow();
         if flow.parked.is_empty() && (frame.last || !self.held.ours || flow.room > 0) {
             flow.room = flow.room.saturating_sub(1);
@@ -279,8 +286,12 @@ impl Respond for Reply {
     fn abandoned(&mut self) {
         let mut headers = error_headers(503, "the server let go of the request without an answer");
         headers.insert(names::FRAME, GONE);
-        let letter =
-            OutboundMessage { subject: self.held.reply.clone(), reply: None, payload: Bytes::new(), headers: Some(headers) };
+        let letter = OutboundMessage {
+            subject: self.held.reply.clone(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: Some(headers),
+        };
         self.connection.courier.send(letter);
         self.finish(Some("the server let go of the request without an answer".into()));
     }
@@ -380,7 +391,9 @@ impl Connection {
         let mut flow = held.flow();
         flow.room = (flow.room + FRAMES / 2).min(FRAMES);
         let mut ended = false;
-        while (flow.room > 0 || ended) && let Some((letter, last, answer)) = flow.parked.pop_front() {
+        while (flow.room > 0 || ended)
+            && let Some((letter, last, answer)) = flow.parked.pop_front()
+        {
             flow.room = flow.room.saturating_sub(1);
             ended |= last;
             self.courier.send(letter);

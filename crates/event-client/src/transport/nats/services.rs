@@ -148,9 +148,13 @@ impl Connection {
 
     async fn answer_for(self: &Arc<Self>, service: &Arc<Service>) {
         for verb in ["PING", "INFO", "STATS"] {
-            for of in [String::new(), format!(".{}", service.name), format!(".{}.{}", service.name, service.id)] {
+            for of in
+                [String::new(), format!(".{}", service.name), format!(".{}.{}", service.name, service.id)]
+            {
                 // A server that forbids it is served all the same, only unseen by its tools.
-                let Ok(mut questions) = self.client.subscribe(format!("$SRV.{verb}{of}")).await else { continue };
+                let Ok(mut questions) = self.client.subscribe(format!("$SRV.{verb}{of}")).await else {
+                    continue;
+                };
                 let (service, courier, closed) = (service.clone(), self.courier.clone(), self.closed.clone());
                 self.tasks.spawn(async move {
                     loop {

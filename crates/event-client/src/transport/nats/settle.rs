@@ -12,7 +12,6 @@ use smol_str::SmolStr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::api::Failure;
 use super::connection::Connection;
 use super::dead;
 use super::error::{closed, lost};
@@ -336,23 +335,21 @@ async fn confirm_one(connection: &Connection, doubt: &Doubt) -> Result<()> {
     let until = Instant::now() + connection.config.request_timeout;
     loop {
         let within = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match connection.ask(doubt.ack.to_string(), doubt.word.clone(), within).await {
-            Ok(_) => return Ok(()),
-            Err(Failure::NoResponder) => {
-                // The consumer is gone, or JetStream is not ready after a restart.
-                match connection.consumer_info(&doubt.source.stream, &doubt.source.consumer).await {
-                    Ok(None) => return Err(lost()),
-                    _ if Instant::now() >= until => {
-                        return Err(Error::new(
-                            ErrorKind::Unavailable,
-                            "the server's JetStream does not answer just now",
-                        )
-                        .during("settle"));
-                    }
-                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
-                }
+        // Through the courier: what was said before must be before it.
+        if connection.courier.ask(doubt.ack.clone(), doubt.word.clone(), within).await? {
+            return Ok(());
+        }
+        // The consumer is gone, or JetStream is not ready after a restart.
+        match connection.consumer_info(&doubt.source.stream, &doubt.source.consumer).await {
+            Ok(None) => return Err(lost()),
+            _ if Instant::now() >= until => {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    "the server's JetStream does not answer just now",
+                )
+                .during("settle"));
             }
-            Err(failure) => return Err(Error::from(failure).during("settle")),
+            _ => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
