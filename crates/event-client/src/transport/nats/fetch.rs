@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::group::Record;
 use super::member::{Entry, Member, Order, Source};
-use super::pull::{Pulls, Said};
+use super::pull::{EXPIRES, Pulls, Said};
 use super::settle::{ACK, Attempt, PROGRESS};
 use super::{dead, topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
@@ -29,6 +29,9 @@ const RESCAN: Duration = Duration::from_secs(30);
 const WINDOW: usize = 1024;
 /// Most messages that are looked at before others have a turn.
 const BATCH: usize = 256;
+
+/// Stands for a message that is not here in the lane of its key.
+const NOTHING: Token = 0;
 
 /// A member's fetching task.
 pub(super) struct Fetcher {
@@ -102,7 +105,10 @@ impl Fetcher {
         }
         self.feed.report(Health::Live);
         let turn = self.fetch(closing, &mut connects).await;
-        self.member.live.store(false, Ordering::Release);
+        {
+            let _hand = self.member.hand();
+            self.member.live.store(false, Ordering::Release);
+        }
         if let Turn::Gone = turn {
             self.member.hand().clear();
             self.finish();
@@ -251,8 +257,8 @@ impl Fetcher {
         let courier = &self.member.connection.courier;
         let until = now + self.member.certain();
         if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
-            if entry.lease_until > now {
-                // Its renewal was late, but nobody else got it.
+            if entry.lease_until > now || !entry.out {
+                // Its renewal was late, but nobody else got it, and nobody here works on it under a lost lease.
                 entry.ack = reply.clone();
                 entry.delivered = info.delivered;
                 entry.lease_until = until;
@@ -401,80 +407,88 @@ impl Fetcher {
         let connection = self.member.connection.clone();
         self.let_go();
         let now = Timestamp::now().as_millisecond();
-        let mut known = BTreeMap::new();
+        let mut later = Vec::new();
+        let mut owed = false;
         for at in 0..self.pulls.len() {
             let source = self.pulls.source(at).clone();
-            let Some(info) = connection.consumer_info(&source.stream, &source.consumer).await? else {
-                continue;
-            };
-            if info.num_ack_pending == 0 {
-                continue;
-            }
-            let mut expected = info.num_ack_pending;
-            let prefix = connection.attempts_of(&source);
-            for (subject, stored) in connection.read_all::<Attempt>(&format!("{prefix}>")).await? {
-                let Some(sequence) = subject.strip_prefix(&prefix).and_then(|text| text.parse::<u64>().ok())
-                else {
-                    continue;
-                };
-                if stored.value.due > now
-                    && let Some(key) = stored.value.key
-                {
-                    expected = expected.saturating_sub(1);
-                    // Busy, though nothing of it is here.
-                    let _ = self.lanes.offer(&key, 0);
-                    self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
+            let info = connection.consumer_info(&source.stream, &source.consumer).await?;
+            let pending = info.map_or(0, |info| info.num_ack_pending);
+            let mut waiting = 0;
+            if pending > 0 {
+                let prefix = connection.attempts_of(&source);
+                for (subject, stored) in connection.read_all::<Attempt>(&format!("{prefix}>")).await? {
+                    let sequence = subject.strip_prefix(&prefix).and_then(|text| text.parse::<u64>().ok());
+                    if let (Some(sequence), Some(key), true) =
+                        (sequence, stored.value.key, stored.value.due > now)
+                    {
+                        waiting += 1;
+                        // Busy, though nothing of it is here.
+                        let _ = self.lanes.offer(&key, NOTHING);
+                        self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
+                    }
                 }
             }
-            known.insert(at, expected);
+            owed |= pending > waiting;
+            later.push(waiting);
         }
-        if !graceful && known.values().any(|expected| *expected > 0) {
+        if owed && !graceful {
             // What it had comes back when its lease has ended, and must not be overtaken.
             let until = Instant::now() + self.member.lease();
             tokio::select! {
                 () = tokio::time::sleep_until(until) => {}
                 () = self.feed.stopped().cancelled() => return Ok(()),
-                () = self.member.connection.closed.cancelled() => return Ok(()),
+                () = connection.courier.closing() => return Ok(()),
             }
         }
-        let mut entries = Vec::new();
-        for (at, expected) in known {
-            let mut left = expected;
-            while left > 0 {
-                let count = left.min(BATCH as u64) as usize;
-                let number = self.pulls.open(at, count, true);
-                let mut got = 0;
-                let ended = loop {
-                    let next = tokio::time::timeout(connection.config.request_timeout, self.messages.next());
-                    let Ok(Some(message)) = next.await else { break true };
-                    match message.status {
-                        Some(status) => {
-                            if self.status(&message, status) == Some(at) {
-                                break true;
-                            }
-                        }
-                        None => {
-                            got += 1;
-                            let now = Instant::now();
-                            if let Some(entry) = self.read(message, now).await {
-                                entries.push(entry);
-                            }
-                            if got == count {
-                                break false;
-                            }
+        for (at, waiting) in later.into_iter().enumerate() {
+            if owed {
+                let entries = self.collect(at, waiting).await?;
+                self.accept(entries.into_values().collect());
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that a consumer has handed out before and that is not settled, in the order of its stream, beside
+    /// what `waiting` more wait for their time.
+    async fn collect(&mut self, at: usize, waiting: u64) -> Result<BTreeMap<u64, Entry>> {
+        let connection = self.member.connection.clone();
+        let source = self.pulls.source(at).clone();
+        let mut entries = BTreeMap::new();
+        let mut empty = 0;
+        // The server may hand out one twice, or count one that is on its way: it is asked until nothing is left.
+        while empty < 3 {
+            let info = connection.consumer_info(&source.stream, &source.consumer).await?;
+            let pending = info.map_or(0, |info| info.num_ack_pending);
+            let left = pending.saturating_sub(waiting + entries.len() as u64);
+            if left == 0 {
+                break;
+            }
+            let count = left.min(BATCH as u64) as usize;
+            let number = self.pulls.open(at, count, true);
+            let mut got = 0;
+            while got < count {
+                let next = tokio::time::timeout(connection.config.request_timeout, self.messages.next());
+                let Ok(Some(message)) = next.await else { break };
+                match message.status {
+                    Some(status) if self.status(&message, status) == Some(at) => break,
+                    Some(_) => {}
+                    None => {
+                        got += 1;
+                        let now = Instant::now();
+                        if let Some(entry) = self.read(message, now).await {
+                            entries.insert(entry.sequence, entry);
                         }
                     }
-                };
-                self.pulls.ended(at, number);
-                left = left.saturating_sub(got as u64);
-                if ended {
-                    break;
                 }
             }
+            self.pulls.ended(at, number);
+            if got == 0 {
+                empty += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
-        entries.sort_by(|a, b| (&a.source.stream, a.sequence).cmp(&(&b.source.stream, b.sequence)));
-        self.accept(entries);
-        Ok(())
+        Ok(entries)
     }
 
     /// Forgets what waits for a turn; the server gives it out again.
@@ -571,21 +585,37 @@ impl Fetcher {
 
     /// Gives back what nobody has begun, also what is on its way.
     async fn hand_back(&mut self) {
-        let _ = self.messages.drain().await;
-        let patience = Instant::now() + Duration::from_secs(2);
-        while let Ok(Some(message)) = tokio::time::timeout_at(patience, self.messages.next()).await {
-            if message.status.is_none() {
-                let now = Instant::now();
-                if let Some(entry) = self.read(message, now).await {
-                    self.accept(vec![entry]);
+        while let Ok(order) = self.orders.try_recv() {
+            if let Order::Again(token) = order {
+                self.ready.push_back(token);
+            }
+        }
+        self.release_untaken().await;
+        let patience = Instant::now() + EXPIRES * 3;
+        while self.pulls.any_open()
+            && self.member.connection.is_connected()
+            && let Ok(Some(message)) = tokio::time::timeout_at(patience, self.messages.next()).await
+        {
+            let now = Instant::now();
+            match message.status {
+                Some(status) => drop(self.pulls.status(&message, status)),
+                None => {
+                    if let Some(entry) = self.read(message, now).await {
+                        self.accept(vec![entry]);
+                        self.release_untaken().await;
+                    }
                 }
             }
         }
-        let all = *self.member.closing.borrow();
-        let tokens: Vec<_> = if all {
+    }
+
+    /// Gives back what waits for room, in its old order; all of it when the connection closes.
+    async fn release_untaken(&mut self) {
+        let waiting: Vec<_> = self.lanes.drain().chain(self.ready.drain(..)).collect();
+        let tokens: Vec<_> = if *self.member.closing.borrow() {
             self.member.hand().iter().map(|(token, _)| token).collect()
         } else {
-            self.lanes.drain().chain(self.ready.drain(..)).collect()
+            waiting
         };
         let mut tokens: Vec<_> = {
             let mut hand = self.member.hand();
@@ -614,20 +644,11 @@ impl Fetcher {
                     self.release(tokens.into_iter()).await;
                     return;
                 }
-                order = self.orders.recv() => if let Some(Order::Again(token)) = order {
-                    self.release(std::iter::once(token)).await;
-                },
                 _ = connects.changed() => {}
                 () = tokio::time::sleep_until(renew) => {
                     self.renew();
                     renew = Instant::now() + self.member.lease() / 3;
                 }
-            }
-        }
-        // Some may have been released as the fetching ended.
-        while let Ok(order) = self.orders.try_recv() {
-            if let Order::Again(token) = order {
-                self.release(std::iter::once(token)).await;
             }
         }
     }

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use super::courier::Courier;
 use super::member::Source;
 
-/// How long a pull waits at the server.
-const EXPIRES: Duration = Duration::from_secs(30);
-/// How often the server says that it still waits.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a pull waits at the server. Short, for an open pull cannot be taken back: whoever stops waits for its end,
+/// or what the server has just sent would be lost until its lease ends. Its end is also the sign of life that is
+/// watched for.
+pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// Silence after which a pull is given up.
-const SILENCE: Duration = Duration::from_secs(12);
+const SILENCE: Duration = Duration::from_secs(6);
 
 /// The pulls of a subscription, over all its consumers; one inbox takes everything.
 pub(super) struct Pulls {
@@ -90,6 +90,11 @@ impl Pulls {
         self.list.retain(|pull| !Arc::ptr_eq(&pull.source, source));
     }
 
+    /// Whether the server may still send something.
+    pub(super) fn any_open(&self) -> bool {
+        self.list.iter().any(|pull| !pull.open.is_empty())
+    }
+
     /// The server has forgotten all of them.
     pub(super) fn forget(&mut self) {
         self.list.iter_mut().for_each(|pull| pull.open.clear());
@@ -156,8 +161,7 @@ impl Pulls {
         let body = if no_wait {
             format!("{{\"batch\":{count},\"no_wait\":true}}")
         } else {
-            let (expires, heartbeat) = (EXPIRES.as_nanos(), HEARTBEAT.as_nanos());
-            format!("{{\"batch\":{count},\"expires\":{expires},\"idle_heartbeat\":{heartbeat}}}")
+            format!("{{\"batch\":{count},\"expires\":{}}}", EXPIRES.as_nanos())
         };
         let reply = NatsSubject::from(format!("{}.{}", self.inbox, self.next));
         self.courier.say(NatsSubject::from(subject), Some(reply), body.into());

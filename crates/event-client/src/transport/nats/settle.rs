@@ -57,6 +57,8 @@ pub(super) struct Attempt {
 
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
+        // Counted before it leaves the hand, or the member might look idle in between.
+        let _busy = self.begin();
         let entry = match self.take(token, &settlement) {
             Ok(Some(entry)) => entry,
             Ok(None) => return Confirm::ready(Ok(())),
@@ -110,11 +112,10 @@ impl Member {
             && self.live.load(Ordering::Acquire)
         {
             entry.out = false;
-            drop(hand);
+            // Under the lock, as the end of `live` is: the fetching task finds every such word.
             if self.orders.send(Order::Again(token)).is_ok() {
                 return Ok(None);
             }
-            return Ok(self.hand().remove(token));
         }
         Ok(hand.remove(token))
     }
