@@ -5,6 +5,7 @@ mod events;
 mod layers;
 mod outbox;
 mod postgres;
+mod rabbitmq;
 mod requests;
 mod service;
 mod sqlite;

@@ -324,6 +324,9 @@ impl Answering {
                 step = steps.recv() => step,
                 () = sleep_until(notice) => {
                     notice = Instant::now() + LOOK;
+                    if self.foreign.is_some() {
+                        continue;
+                    }
                     self.tell(self.properties("taken"), b"").await;
                     continue;
                 }
@@ -381,7 +384,9 @@ impl Answering {
         }
         for _ in 0..3 {
             match self.peer.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
+                // The broker returns what goes to its direct reply-to, and delivers it all the same.
                 Ok(true) => return,
+                Ok(false) if self.foreign.is_some() => return,
                 Ok(false) => {
                     self.gone.cancel();
                     return;
