@@ -15,7 +15,7 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
                     (ErrorKind::NotFound, "the broker has no such exchange or queue")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
-                    if said.contains("LOGIN") || said.contains("login") =>
+                    if said.to_ascii_lowercase().contains("login") =>
                 {
                     (ErrorKind::Denied, "the broker refused user name and password")
                 }

@@ -73,6 +73,7 @@ impl Publisher {
             within,
             makes,
             made: false,
+            careful: false,
         };
         let done = finished.clone().drop_guard();
         tokio::spawn(async move {
@@ -129,6 +130,8 @@ struct Task {
     makes: Option<ShortString>,
     /// It is to be made again.
     made: bool,
+    /// The broker broke the channel on one of many, and does not say which: they go one by one.
+    careful: bool,
 }
 
 /// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
@@ -157,6 +160,15 @@ impl Task {
                 let made = channel.exchange_declare(exchange, lapin::ExchangeKind::Topic, options, table);
                 // Should it fail, so does the next publish.
                 let _ = command("declare an exchange", made).await;
+            }
+            if self.careful {
+                match self.one_by_one(&channel).await {
+                    None => self.careful = false,
+                    Some(error) => {
+                        tracing::debug!(%error, "the broker refused a message");
+                        continue;
+                    }
+                }
             }
             let again: Vec<_> = self.under_way.drain(..).map(|(parcel, _)| parcel).collect();
             for parcel in again {
@@ -276,6 +288,25 @@ impl Task {
         }
     }
 
+    /// Sends what is under way with nothing else beside it; answers what the channel broke on.
+    async fn one_by_one(&mut self, channel: &Channel) -> Option<Error> {
+        while let Some((parcel, _)) = self.under_way.pop_front() {
+            let sending = send(channel, &parcel).await;
+            let result = match timeout_at(parcel.deadline, sending).await {
+                Ok(Ok(Confirmation::Ack(_))) => Ok(Receipt::default()),
+                Ok(Ok(_)) => {
+                    Err(Error::new(ErrorKind::Unavailable, "the broker refused to store the message"))
+                }
+                Ok(Err(error)) => return self.broken(parcel, error),
+                Err(_) => {
+                    Err(Error::new(ErrorKind::Timeout, "no confirmation in time; the outcome is unknown"))
+                }
+            };
+            let _ = parcel.answer.send(result.map_err(|error| error.during("publish")));
+        }
+        None
+    }
+
     /// The channel broke. What it broke on is not tried again: that would break the next one, too.
     fn broken(&mut self, parcel: Parcel, error: lapin::Error) -> Option<Error> {
         let error = amqp(error);
@@ -290,6 +321,9 @@ impl Task {
         if again {
             self.made = true;
             self.under_way.push_front((Parcel { mends: false, ..parcel }, Box::pin(std::future::pending())));
+        } else if guilty && !self.careful && !self.under_way.is_empty() {
+            self.careful = true;
+            self.under_way.push_front((parcel, Box::pin(std::future::pending())));
         } else if guilty {
             let _ = parcel.answer.send(Err(error.during("publish")));
         } else {
