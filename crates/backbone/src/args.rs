@@ -69,7 +69,7 @@ pub(crate) enum Command {
     Dlq(DeadLetters),
     /// Events staged in a service's database: those that cannot be published
     #[command(subcommand)]
-    Outbox(Outbox),
+    Outbox(crate::commands::outbox::Outbox),
     /// Tasks: worker, beat, call, result, inspect and more, in Celery's words
     #[command(subcommand)]
     Task(task_queue::command::TaskCommand),
@@ -274,41 +274,6 @@ pub(crate) struct Choice {
     #[arg(long, default_value_t = 0)]
     pub(crate) limit: usize,
     /// All of them: needed to replay or drop without any condition
-    #[arg(long)]
-    pub(crate) all: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Outbox {
-    /// How much waits, and what was set aside because the bus will not take it
-    Ls {
-        #[command(flatten)]
-        database: Database,
-        /// At most so many, oldest first
-        #[arg(long, default_value_t = 100)]
-        limit: u32,
-    },
-    /// Let the relay try them again
-    Retry(SetAside),
-    /// Delete them; they will never be published
-    Drop(SetAside),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Database {
-    /// The service's database: `postgres://…` or `sqlite:PATH`
-    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
-    pub(crate) database: String,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SetAside {
-    #[command(flatten)]
-    pub(crate) database: Database,
-    /// These events, by id
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
-    pub(crate) ids: Vec<String>,
-    /// All that were set aside
     #[arg(long)]
     pub(crate) all: bool,
 }

@@ -5,7 +5,7 @@ mod demo;
 mod doctor;
 mod lag;
 mod logs;
-mod outbox;
+pub(crate) mod outbox;
 mod publish;
 mod replay;
 mod schema;

@@ -1,6 +1,7 @@
 //! `backbone outbox`: what a service's outbox holds, and what to do with events that the bus will not take.
 
 use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
 use event_client::outbox::{self, Counts, Dialect, SetAside};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -8,13 +9,47 @@ use sqlx::Pool;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
 
-use crate::args;
 use crate::output::{Output, plain};
 
-pub(crate) async fn run(command: args::Outbox, output: Output) -> anyhow::Result<()> {
+#[derive(Debug, Subcommand)]
+pub(crate) enum Outbox {
+    /// How much waits, and what was set aside because the bus will not take it
+    Ls {
+        #[command(flatten)]
+        database: Database,
+        /// At most so many, oldest first
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Let the relay try them again
+    Retry(Choice),
+    /// Delete them; they will never be published
+    Drop(Choice),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Database {
+    /// The service's database: `postgres://…` or `sqlite:PATH`
+    #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
+    pub(crate) database: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Choice {
+    #[command(flatten)]
+    pub(crate) database: Database,
+    /// These events, by id
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) ids: Vec<String>,
+    /// All that were set aside
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
     let url = match &command {
-        args::Outbox::Ls { database, .. } => database.database.clone(),
-        args::Outbox::Retry(choice) | args::Outbox::Drop(choice) => choice.database.database.clone(),
+        Outbox::Ls { database, .. } => database.database.clone(),
+        Outbox::Retry(choice) | Outbox::Drop(choice) => choice.database.database.clone(),
     };
     // The URL holds a password: errors name the kind of database only.
     match url.split_once(':').map(|(scheme, _)| scheme) {
@@ -30,23 +65,23 @@ pub(crate) async fn run(command: args::Outbox, output: Output) -> anyhow::Result
     }
 }
 
-async fn with<D: Dialect>(pool: &Pool<D>, command: args::Outbox, output: Output) -> anyhow::Result<()> {
+async fn with<D: Dialect>(pool: &Pool<D>, command: Outbox, output: Output) -> anyhow::Result<()> {
     match command {
-        args::Outbox::Ls { limit, .. } => {
+        Outbox::Ls { limit, .. } => {
             list(output, outbox::counts(pool).await?, &outbox::set_aside(pool, limit).await?)
         }
-        args::Outbox::Retry(choice) => {
+        Outbox::Retry(choice) => {
             let count = outbox::retry(pool, chosen(&choice)).await?;
             report(output, count, "retried", "wait for the relay again")
         }
-        args::Outbox::Drop(choice) => {
+        Outbox::Drop(choice) => {
             let count = outbox::discard(pool, chosen(&choice)).await?;
             report(output, count, "dropped", "deleted")
         }
     }
 }
 
-fn chosen(choice: &args::SetAside) -> Option<&[String]> {
+fn chosen(choice: &Choice) -> Option<&[String]> {
     (!choice.all).then_some(&choice.ids)
 }
 
