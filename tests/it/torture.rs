@@ -19,6 +19,16 @@ fn sqlite() {
 }
 
 #[test]
+fn redis() {
+    torture(&["--on", "redis", "--fsync", "--faults", "5", "--seed", "1"]);
+}
+
+#[test]
+fn rabbitmq() {
+    torture(&["--on", "rabbitmq", "--new", "--faults", "5", "--seed", "2"]);
+}
+
+#[test]
 fn a_fault_that_does_not_exist_is_named() {
     let output = Command::new(env!("CARGO_BIN_EXE_torture")).args(["--only", "earthquake"]).output().unwrap();
     assert!(!output.status.success());

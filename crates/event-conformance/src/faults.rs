@@ -2,6 +2,7 @@
 //! by itself.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::future::Future;
 use std::time::Duration;
 
 use event_client::message::Message;
@@ -49,6 +50,32 @@ async fn insist(exam: &Exam, message: Message) -> usize {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     unreachable!("it counts without end")
+}
+
+/// Repeats a call until it succeeds: just after a fault one may fail that a later one does not.
+async fn again<T, F: Future<Output = Result<T, Error>>>(exam: &Exam, what: &str, call: impl Fn() -> F) -> T {
+    loop {
+        exam.waits_for(what);
+        match call().await {
+            Ok(value) => return value,
+            Err(error) => assert!(passes(&error), "{what} after a fault: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the group has settled everything, through whatever is left of a fault.
+async fn settled(exam: &Exam, name: &str) {
+    loop {
+        let all = again(exam, "the groups", || exam.admin().groups()).await;
+        let status =
+            all.iter().find(|status| status.group.as_str() == name).expect("the group is still there");
+        if status.waiting == 0 && status.in_flight == 0 {
+            break;
+        }
+        exam.waits_for(format!("the group to have settled everything; now {status:?}"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Acknowledges; a lease that was lost meanwhile is no fault of the case.
@@ -117,7 +144,8 @@ async fn nothing_confirmed_is_lost_when_the_server_is_killed(exam: Exam) {
         }
     }
     assert!(confirmed.len() > MESSAGES / 4, "only {} of {MESSAGES} were confirmed", confirmed.len());
-    let subscription = exam.subscribe(group("g", 64).lease(SHORT)).await;
+    let subscribe = || exam.bus().subscribe(group("g", 64).lease(SHORT));
+    let subscription = again(&exam, "the subscription", subscribe).await;
     let mut missing = confirmed.clone();
     while !missing.is_empty() {
         let what = format!("{} of {} confirmed ({failed} failed)", missing.len(), confirmed.len());
@@ -173,7 +201,7 @@ async fn a_subscription_resumes_after_a_kill(exam: Exam) {
     exam.ok("the server to start", exam.server().start()).await;
     flows(&exam, &subscription, "after").await;
     // And the group is still one: nobody else got anything.
-    exam.settled("g").await;
+    settled(&exam, "g").await;
 }
 
 async fn a_subscription_resumes_after_a_restart(exam: Exam) {
@@ -246,7 +274,7 @@ async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
         settle(again).await;
     }
     flows(&exam, &subscription, "after").await;
-    exam.settled("g").await;
+    settled(&exam, "g").await;
 }
 
 /// Keys keep their order over kills and cuts: what comes again is what was in hand, and nothing overtakes it.

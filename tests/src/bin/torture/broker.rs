@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Room for a server's data: enough for a run, little enough to be filled up.
-const DATA_MIB: u32 = 3072;
+const DATA_MIB: u32 = 1024;
 
 /// What is tortured.
 pub(crate) struct Broker {
@@ -45,7 +45,9 @@ impl Broker {
                 Kind::Redis(server.start().await?)
             }
             On::Rabbitmq => {
-                let mut server = Rabbit::options().generation(generation);
+                // Its log of quorum queues would take half of the room before it is first cut.
+                let mut server =
+                    Rabbit::options().generation(generation).line("raft.wal_max_size_bytes = 64000000");
                 server = if let Some(mib) = limit { server.data_limit(mib) } else { server };
                 Kind::Rabbit(server.start().await?)
             }

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::broker::Broker;
-use crate::options::Options;
+use crate::options::{On, Options};
 use crate::team::Team;
 use crate::work::LEASE;
 use fastrand::Rng;
@@ -70,6 +70,8 @@ impl Fault {
         let possible = |fault: &Self| match fault {
             Self::WorkerKilled | Self::WorkerFrozen | Self::PublisherKilled => true,
             Self::DiskFull => broker.ballast().is_some(),
+            // While the disk is busy Redis holds its writes back, unless it syncs each: a kill takes them with it.
+            Self::ServerKilled if options.on == On::Redis => options.fsync,
             _ => broker.process().is_some(),
         };
         let asked =
