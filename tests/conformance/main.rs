@@ -24,6 +24,7 @@ fn main() -> std::process::ExitCode {
         Arc::new(nats::Nats(Generation::Old)),
         Arc::new(nats::Nats(Generation::New)),
         Arc::new(redis::Redis(Generation::Old)),
+        Arc::new(redis::Redis(Generation::New)),
         Arc::new(rabbitmq::RabbitMq(Generation::Old)),
         Arc::new(rabbitmq::RabbitMq(Generation::New)),
     ];

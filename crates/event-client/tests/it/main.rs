@@ -6,6 +6,7 @@ mod layers;
 mod outbox;
 mod postgres;
 mod rabbitmq;
+mod redis;
 mod requests;
 mod service;
 mod sqlite;

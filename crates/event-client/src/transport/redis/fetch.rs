@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
@@ -11,12 +10,11 @@ use super::codec::{self, Entry, EntryId, args, number, parts};
 use super::ear::Listening;
 use super::error::reply;
 use super::group::{Joining, Place};
-use super::keys::Source;
 use super::link::jitter;
-use super::member::{Held, Holder, Member};
+use super::member::{Holder, Member};
 use super::reader::Reader;
 use super::{scripts, skip};
-use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settle};
+use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
 use crate::transport::Subscribe;
@@ -25,8 +23,8 @@ use crate::transport::Subscribe;
 const BATCH: usize = 500;
 
 /// A topic of the group.
-struct Topic {
-    place: Place,
+pub(super) struct Topic {
+    pub(super) place: Place,
     /// When to look for retries and dead members' entries.
     next_take: Instant,
     /// Last entry seen; where to wait from when there is not room for one of each topic.
@@ -91,21 +89,21 @@ pub(super) async fn run(
     drop(listening);
 }
 
-struct Fetcher {
-    member: Arc<Member>,
+pub(super) struct Fetcher {
+    pub(super) member: Arc<Member>,
     spec: Subscribe,
-    feed: Feed,
-    settle: Arc<dyn Settle>,
-    topics: Vec<Topic>,
+    pub(super) feed: Feed,
+    pub(super) settle: Arc<dyn Settle>,
+    pub(super) topics: Vec<Topic>,
     /// Which topic is first, when there is not room for all.
     turn: usize,
     reader: Option<Reader>,
     /// Read under patterns that have changed since.
-    stale: skip::Stale,
+    pub(super) stale: skip::Stale,
 }
 
 impl Fetcher {
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.feed.stopped().is_cancelled() || self.member.closed.is_cancelled()
     }
 
@@ -365,77 +363,6 @@ impl Fetcher {
             self.topics[at].last = self.topics[at].last.max(last.id);
         }
         self.hand_out(&source, &name, entries, asked).await;
-    }
-
-    /// Gives entries to the consumer; what nobody wants is acknowledged.
-    async fn hand_out(
-        &mut self,
-        source: &Arc<Source>,
-        name: &Arc<str>,
-        entries: Vec<(Entry, u32)>,
-        asked: Instant,
-    ) {
-        let Some(at) = self.topics.iter().position(|topic| topic.place.log.topic == source.topic) else {
-            return;
-        };
-        let place = &self.topics[at].place;
-        let now = entries.iter().any(|(entry, _)| entry.message.expires_at.is_some()).then(Timestamp::now);
-        let (mut unwanted, mut expired) = (Vec::new(), Vec::new());
-        let over = self.is_over();
-        for (entry, attempt) in entries {
-            if entry.ill_named {
-                let held = self.hold(source, name, entry.id, attempt, asked);
-                self.bury(held);
-            } else if !source.replay && !place.filters.matches(&entry.message.subject, entry.id) {
-                unwanted.push((entry, attempt));
-            } else if now.is_some_and(|now| entry.is_expired(now)) {
-                expired.push(entry.id);
-            } else {
-                let token = self.hold(source, name, entry.id, attempt, asked);
-                let slot = if over { None } else { self.feed.try_slot() };
-                let Some(slot) = slot else {
-                    drop(self.settle.settle(token, crate::delivery::Settlement::Release));
-                    continue;
-                };
-                let mut info = DeliveryInfo::new(attempt);
-                info.position = Some(entry.origin.position());
-                info.published_at = entry.origin.time();
-                info.replayed = entry.replayed;
-                self.feed.push(Delivery::new(
-                    Arc::new(entry.message),
-                    info,
-                    self.settle.clone(),
-                    token,
-                    slot,
-                ));
-            }
-        }
-        if !expired.is_empty() {
-            skip::expire(&self.member, source, name, &expired);
-        }
-        if !unwanted.is_empty() {
-            skip::skip(&self.member, place, unwanted, asked, &self.stale);
-        }
-    }
-
-    fn hold(&self, source: &Arc<Source>, name: &Arc<str>, id: EntryId, attempt: u32, asked: Instant) -> u64 {
-        let held = Held {
-            source: source.clone(),
-            name: name.clone(),
-            id,
-            attempt,
-            since: asked,
-            safe_until: self.member.safe_from(asked),
-            item: None,
-        };
-        self.member.table.lock().expect("not poisoned").insert(held) as u64
-    }
-
-    /// A foreign message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
-    fn bury(&self, token: u64) {
-        let rejection =
-            Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
-        drop(self.settle.settle(token, crate::delivery::Settlement::Reject(rejection)));
     }
 }
 

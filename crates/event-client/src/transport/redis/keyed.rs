@@ -8,21 +8,18 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use redis::{Pipeline, Value};
+use redis::Value;
 use tokio::time::Instant;
 
-use super::codec::{self, Entry, EntryId, args, number, parts};
+use super::codec::{self, EntryId, args, number, parts};
 use super::ear::Listening;
-use super::error::reply;
 use super::group::{Joining, Place};
-use super::keys::Source;
 use super::link::jitter;
-use super::member::{Held, Holder, How, Member, Owned, Settled};
+use super::member::{Holder, How, Member, Settled};
 use super::reader::Reader;
+use super::scripts;
 use super::turns::Turns;
-use super::{scripts, skip};
-use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settle, Settlement};
+use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
 use crate::transport::Subscribe;
@@ -30,25 +27,29 @@ use crate::transport::Subscribe;
 /// Entries of one page of what waited before.
 const PAGE: usize = 200;
 
-struct Topic {
-    place: Place,
+pub(super) struct Topic {
+    pub(super) place: Place,
     /// `None` while another member is active.
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
     /// When to try to become the active member.
-    next_try: Instant,
+    pub(super) next_try: Instant,
     /// Last entry seen.
     last: EntryId,
 }
 
 /// The active member's state.
-struct Active {
-    turns: Turns,
+pub(super) struct Active {
+    pub(super) turns: Turns,
     /// What waited before is read first, page by page: of the log, of the replays.
-    loading: [Option<EntryId>; 2],
+    pub(super) loading: [Option<EntryId>; 2],
+    /// The last entry that was read: of the log, of the replays.
+    pub(super) seen: [EntryId; 2],
+    /// Read, not wanted, and not yet acknowledged.
+    pub(super) unwanted: Vec<EntryId>,
     /// New entries may be there: in the log, in the replays.
-    maybe: [bool; 2],
+    pub(super) maybe: [bool; 2],
     /// Settlements whose outcome is unknown.
-    unsure: Vec<u64>,
+    pub(super) unsure: Vec<u64>,
 }
 
 pub(super) async fn run(
@@ -110,20 +111,20 @@ pub(super) async fn run(
     drop(listening);
 }
 
-struct Keyed {
-    member: Arc<Member>,
+pub(super) struct Keyed {
+    pub(super) member: Arc<Member>,
     spec: Subscribe,
-    feed: Feed,
-    settle: Arc<dyn Settle>,
-    topics: Vec<Topic>,
-    next_item: u64,
+    pub(super) feed: Feed,
+    pub(super) settle: Arc<dyn Settle>,
+    pub(super) topics: Vec<Topic>,
+    pub(super) next_item: u64,
     /// When to look for replays whose hint was missed.
     next_look: Instant,
     reader: Option<Reader>,
 }
 
 impl Keyed {
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.feed.stopped().is_cancelled() || self.member.closed.is_cancelled()
     }
 
@@ -239,58 +240,6 @@ impl Keyed {
         }
     }
 
-    async fn acquire(&mut self, at: usize) -> Result<()> {
-        let member = self.member.clone();
-        let topic = &mut self.topics[at];
-        let Place { log, replay, name, .. } = &topic.place;
-        let owner = member.handle.keys.owner(&log.topic, member.group.as_str());
-        let mut command =
-            scripts::ACQUIRE.on(&[&owner, &log.stream, &log.notes, &replay.stream, &replay.notes]);
-        command.arg(&**name).arg(member.consumer.as_str()).arg(member.lease.as_millis() as u64);
-        let safe_until = member.safe_from(Instant::now());
-        let answer = parts(member.handle.link.ask(command).await?);
-        let state = answer.first().map_or(-1, number);
-        if state < 0 {
-            let left = answer.get(1).map_or(0, number).max(0) as u64;
-            let wait = Duration::from_millis(left + 5).min(member.lease).max(Duration::from_millis(20));
-            topic.next_try = Instant::now() + wait;
-            return Ok(());
-        }
-        member.owned.lock().expect("not poisoned").push(Owned { topic: log.topic.clone(), safe_until });
-        topic.active = Some(Active {
-            turns: Turns::default(),
-            loading: [Some(EntryId::default()); 2],
-            maybe: [true; 2],
-            unsure: Vec::new(),
-        });
-        Ok(())
-    }
-
-    /// Finds out what became of settlements that were not answered.
-    async fn resolve(&mut self, at: usize) -> Result<bool> {
-        let topic = &mut self.topics[at];
-        let Some(active) = &mut topic.active else { return Ok(false) };
-        let mut some = false;
-        while let Some(item) = active.unsure.last().copied() {
-            if let Some(known) = active.turns.item(item) {
-                let mut ask = redis::cmd("XPENDING");
-                let id = known.id.to_string();
-                ask.arg(&known.source.stream).arg(&*topic.place.name).arg(&id).arg(&id).arg(1);
-                let pending = parts(self.member.handle.link.ask(ask).await?);
-                match pending.into_iter().next().map(parts) {
-                    None => active.turns.finish(item),
-                    Some(pending) => {
-                        let made = pending.get(3).map_or(1, number) as u32;
-                        active.turns.again(item, made, None);
-                    }
-                }
-            }
-            active.unsure.pop();
-            some = true;
-        }
-        Ok(some)
-    }
-
     /// Reads what waited before, then what is new.
     async fn fill(&mut self, at: usize) -> Result<bool> {
         for replay in [false, true] {
@@ -323,9 +272,19 @@ impl Keyed {
         let mut command = scripts::FETCH.on(&[&source.stream, &source.due, &owner]);
         command.arg(&*place.name).arg(member.consumer.as_str()).arg(most);
         command.arg(loading.map(|after| after.to_string()).unwrap_or_default());
-        let Value::Array(answer) = member.handle.link.ask(command).await? else {
-            self.lose(at);
-            return Ok(true);
+        let answer = match member.handle.link.ask(command).await {
+            Ok(Value::Array(answer)) => answer,
+            Ok(_) => {
+                self.lose(at);
+                return Ok(true);
+            }
+            Err(error) => {
+                // Entries may have been read all the same: nothing may overtake them.
+                if let Some(active) = &mut self.topics[at].active {
+                    active.loading[which].get_or_insert(active.seen[which]);
+                }
+                return Err(error);
+            }
         };
         let count = answer.len();
         let now = Instant::now();
@@ -344,6 +303,7 @@ impl Keyed {
             }
         }
         let Some(active) = &mut self.topics[at].active else { return Ok(true) };
+        active.seen[which] = active.seen[which].max(last);
         match loading {
             Some(_) => active.loading[which] = (count == most).then_some(last),
             None => active.maybe[which] = count == most,
@@ -353,170 +313,6 @@ impl Keyed {
         }
         self.take_in(at, source, read).await?;
         Ok(count > 0)
-    }
-
-    async fn take_in(
-        &mut self,
-        at: usize,
-        source: &Arc<Source>,
-        read: Vec<(Entry, u32, Option<Instant>)>,
-    ) -> Result<()> {
-        let topic = source.topic.clone();
-        let mut unwanted: Vec<_> = Vec::new();
-        for (entry, made, not_before) in read {
-            let wanted = entry.ill_named
-                || source.replay
-                || self.topics[at].place.filters.matches(&entry.message.subject, entry.id);
-            if wanted {
-                self.next_item += 1;
-                let number = self.next_item;
-                if let Some(active) = &mut self.topics[at].active {
-                    active.turns.add(number, source, entry, made, not_before);
-                }
-            } else {
-                unwanted.push((entry, made, not_before));
-            }
-        }
-        if unwanted.is_empty() {
-            return Ok(());
-        }
-        let place = &self.topics[at].place;
-        let settings = self.member.handle.keys.settings(&topic, self.member.group.as_str());
-        let mut command = scripts::SKIP.on(&[&source.stream, &settings]);
-        command.arg(place.version.as_str()).arg(&*place.name);
-        args(&mut command, unwanted.iter().map(|(entry, ..)| entry.id.to_string()));
-        if self.member.handle.link.ask(command).await? == Value::Int(0) {
-            // The patterns have changed: everything is judged again, in order.
-            self.lose(at);
-            self.give_up(at).await?;
-            self.member.signals.changed();
-        }
-        Ok(())
-    }
-
-    /// Another member is active, or everything must begin anew.
-    fn lose(&mut self, at: usize) {
-        let topic = &mut self.topics[at];
-        topic.active = None;
-        topic.next_try = Instant::now();
-        let name = &topic.place.log.topic;
-        self.member.owned.lock().expect("not poisoned").retain(|owned| owned.topic != *name);
-    }
-
-    async fn give_up(&self, at: usize) -> Result<()> {
-        let member = &self.member;
-        let keys = &member.handle.keys;
-        let topic = &self.topics[at].place.log.topic;
-        let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
-        command
-            .arg(member.consumer.as_str())
-            .arg(0)
-            .arg(keys.wake(member.group.as_str()).as_str())
-            .arg("owner");
-        member.handle.link.ask(command).await.map(drop)
-    }
-
-    /// Hands out what may go, as far as there is room.
-    async fn hand_out(&mut self, at: usize) -> Result<bool> {
-        let member = self.member.clone();
-        let room = member.room(self.feed.free());
-        let Some(safe_until) = member
-            .owned
-            .lock()
-            .expect("not poisoned")
-            .iter()
-            .find(|owned| owned.topic == self.topics[at].place.log.topic)
-            .map(|owned| owned.safe_until)
-        else {
-            return Ok(false);
-        };
-        let place = self.topics[at].place.clone();
-        let Some(active) = &mut self.topics[at].active else { return Ok(false) };
-        let now = Instant::now();
-        let mut going: Vec<u64> = Vec::new();
-        let mut any = false;
-        while going.len() < room {
-            let Some(item) = active.turns.next(now) else { break };
-            let Some(known) = active.turns.item(item) else { continue };
-            any = true;
-            let expired = !known.replayed
-                && known.message.expires_at.is_some_and(|expires| expires <= Timestamp::now());
-            if expired {
-                skip::expire(&member, &known.source, &place.name, &[known.id]);
-                active.turns.finish(item);
-            } else {
-                going.push(item);
-            }
-        }
-        if going.is_empty() {
-            return Ok(any);
-        }
-        let owner = member.handle.keys.owner(&place.log.topic, member.group.as_str());
-        let mut pipeline = Pipeline::new();
-        for source in [&place.log, &place.replay] {
-            let mut command = scripts::HAND.on(&[&source.stream, &source.due, &owner]);
-            command.arg(&*place.name).arg(member.consumer.as_str());
-            let mut some = false;
-            for known in going.iter().filter_map(|item| active.turns.item(*item)) {
-                if known.source.replay == source.replay {
-                    command.arg(known.id.to_string()).arg(known.made + 1);
-                    some = true;
-                }
-            }
-            if some {
-                pipeline.add_command(command);
-            }
-        }
-        let replies = match member.handle.link.run(&pipeline).await {
-            Ok(replies) => replies,
-            Err(failure) => {
-                // Handed out or not: whoever has it is asked before it goes again.
-                going.iter().rev().for_each(|item| active.turns.put_back(*item));
-                return Err(failure.into());
-            }
-        };
-        for value in replies {
-            if reply(value)? != Value::Int(1) {
-                self.lose(at);
-                return Ok(true);
-            }
-        }
-        for item in going {
-            self.push(at, item, &place, now, safe_until);
-        }
-        Ok(true)
-    }
-
-    fn push(&mut self, at: usize, item: u64, place: &Place, since: Instant, safe_until: Instant) {
-        let Some(active) = &self.topics[at].active else { return };
-        let Some(known) = active.turns.item(item) else { return };
-        let attempt = known.made + 1;
-        let held = Held {
-            source: known.source.clone(),
-            name: place.name.clone(),
-            id: known.id,
-            attempt,
-            since,
-            safe_until,
-            item: Some(item),
-        };
-        let token = self.member.table.lock().expect("not poisoned").insert(held) as u64;
-        if known.ill_named {
-            let rejection =
-                Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
-            drop(self.settle.settle(token, Settlement::Reject(rejection)));
-            return;
-        }
-        let slot = if self.is_over() { None } else { self.feed.try_slot() };
-        let Some(slot) = slot else {
-            drop(self.settle.settle(token, Settlement::Release));
-            return;
-        };
-        let mut info = DeliveryInfo::new(attempt);
-        info.position = Some(known.origin.position());
-        info.published_at = known.origin.time();
-        info.replayed = known.replayed;
-        self.feed.push(Delivery::new(known.message.clone(), info, self.settle.clone(), token, slot));
     }
 
     /// Waits for something new, a settlement, room, or the time of a retry.

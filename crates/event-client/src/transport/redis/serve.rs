@@ -13,29 +13,29 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::codec::{number, parts};
+use super::codec::parts;
 use super::connection::Handle;
 use super::ear::Listening;
 use super::link::jitter;
 use super::packet::{self, Packet};
 use super::reader::{LONGEST, Reader};
+use super::reply::Reply;
 use super::requests::{BEAT, LIFE, WINDOW};
 use super::scripts;
-use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 use crate::transport::wire;
-use crate::transport::{Frame, IncomingRequest, Respond, Responder, Serve};
+use crate::transport::{IncomingRequest, Responder, Serve};
 
 /// One member of a service.
 pub(super) struct Service {
-    handle: Arc<Handle>,
+    pub(super) handle: Arc<Handle>,
     name: SmolStr,
     subjects: Vec<Subject>,
     requests: mpsc::Sender<IncomingRequest>,
     credit: Arc<Semaphore>,
     /// Requests in hand by the caller's channel and number.
-    active: Mutex<HashMap<(SmolStr, SmolStr), Arc<Active>>>,
+    pub(super) active: Mutex<HashMap<(SmolStr, SmolStr), Arc<Active>>>,
     closed: CancellationToken,
     /// Cancelled when everybody has been told.
     pub(super) ended: CancellationToken,
@@ -43,13 +43,13 @@ pub(super) struct Service {
 }
 
 /// A request in hand.
-struct Active {
+pub(super) struct Active {
     since: Instant,
-    gone: CancellationToken,
+    pub(super) gone: CancellationToken,
     /// Frames that may be sent before the caller has taken some.
-    window: Arc<Semaphore>,
+    pub(super) window: Arc<Semaphore>,
     /// The answer has begun or ended: the caller needs no sign of life, or no answer.
-    finished: AtomicBool,
+    pub(super) finished: AtomicBool,
 }
 
 pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
@@ -320,93 +320,4 @@ impl Service {
             let _ = self.handle.link.run(&pipeline).await;
         }
     }
-}
-
-/// The server's end of one answer.
-struct Reply {
-    service: Arc<Service>,
-    key: (SmolStr, SmolStr),
-    active: Arc<Active>,
-    first: bool,
-    /// A frame waits for room: no other may overtake it.
-    parked: Arc<AtomicBool>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Respond for Reply {
-    fn send(&mut self, frame: Frame) -> Confirm<()> {
-        let refuse = |kind, text: &str| Confirm::ready(Err(Error::new(kind, text).during("reply")));
-        if self.active.gone.is_cancelled() {
-            return refuse(ErrorKind::Closed, "nobody waits for this answer any more");
-        }
-        let most = self.service.handle.config.max_payload;
-        if frame.payload.len() > most {
-            let error = Error::new(ErrorKind::TooLarge, "the frame is larger than the bus takes")
-                .with("bytes", frame.payload.len())
-                .with("max_payload", most);
-            return Confirm::ready(Err(error.during("reply")));
-        }
-        if self.parked.load(Ordering::Acquire) {
-            return refuse(
-                ErrorKind::Full,
-                "the caller reads slower than frames are sent; await each confirmation before the next frame",
-            );
-        }
-        let inbox = self.service.handle.keys.inbox(&self.service.handle.id);
-        let from = std::mem::take(&mut self.first).then_some(inbox.as_str());
-        let bytes = packet::frame(&frame, &self.key.1, from);
-        if frame.last {
-            self.active.finished.store(true, Ordering::Relaxed);
-            self.service.active.lock().expect("not poisoned").remove(&self.key);
-        }
-        let (answer, confirm) = Confirm::channel();
-        let (handle, caller) = (self.service.handle.clone(), self.key.0.clone());
-        let (active, parked) = (self.active.clone(), self.parked.clone());
-        parked.store(true, Ordering::Release);
-        tokio::spawn(async move {
-            let room = tokio::select! {
-                room = active.window.clone().acquire_owned() => room.is_ok_and(|room| {
-                    room.forget();
-                    true
-                }),
-                () = active.gone.cancelled() => false,
-            };
-            let sent = if room { send(&handle, &caller, &bytes).await } else { Ok(0) };
-            parked.store(false, Ordering::Release);
-            let result = match sent {
-                Ok(1..) => Ok(()),
-                Ok(_) => {
-                    active.gone.cancel();
-                    Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more")
-                        .during("reply"))
-                }
-                Err(error) => Err(error.during("reply")),
-            };
-            let _ = answer.send(result);
-        });
-        confirm
-    }
-
-    fn abandoned(&mut self) {
-        self.service.active.lock().expect("not poisoned").remove(&self.key);
-        if self.active.finished.swap(true, Ordering::Relaxed) || self.active.gone.is_cancelled() {
-            return;
-        }
-        let (handle, (caller, request)) = (self.service.handle.clone(), self.key.clone());
-        let parked = self.parked.clone();
-        tokio::spawn(async move {
-            // After the frame that is still on its way.
-            while parked.load(Ordering::Acquire) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            send(&handle, &caller, &packet::notice("abandoned", &request)).await
-        });
-    }
-}
-
-/// Sends a frame; answers how many heard it.
-async fn send(handle: &Handle, caller: &str, bytes: &[u8]) -> Result<i64> {
-    let mut command = redis::cmd("PUBLISH");
-    command.arg(caller).arg(bytes);
-    handle.link.ask(command).await.map(|heard| number(&heard))
 }

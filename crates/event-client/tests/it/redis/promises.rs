@@ -1,0 +1,50 @@
+//! What a server really does decides what is promised.
+
+use event_client::ErrorKind;
+use event_client::message::Durability;
+use test_servers::Redis;
+
+use super::{message, open};
+
+async fn publish(url: &str, durability: Durability) -> Result<(), ErrorKind> {
+    let bus = open(url).await.expect("opened");
+    let mut sent = message("orders.a", "x");
+    sent.durability = durability;
+    bus.publish(sent).await.map(drop).map_err(|error| error.kind())
+}
+
+#[tokio::test]
+async fn always_is_fsync() {
+    let server = Redis::options().fsync().start().await.expect("a server");
+    publish(&server.url(), Durability::Fsync).await.expect("kept");
+    let bus = open(&server.url()).await.expect("opened");
+    assert_eq!(bus.capabilities().durability, Durability::Fsync);
+    // The operator may promise less.
+    let less = open(&format!("{}?durability=page-cache", server.url())).await.expect("opened");
+    assert_eq!(less.capabilities().max_durability, Durability::PageCache);
+}
+
+#[tokio::test]
+async fn without_a_file_nothing_is_promised() {
+    let server = Redis::options().without_persistence().start().await.expect("a server");
+    publish(&server.url(), Durability::Default).await.expect("stored in memory");
+    assert_eq!(publish(&server.url(), Durability::PageCache).await, Err(ErrorKind::Unsupported));
+    assert!(!open(&server.url()).await.expect("opened").capabilities().persistent);
+}
+
+/// Where the ACL hides the settings the operator's word counts.
+#[tokio::test]
+async fn hidden_settings_promise_nothing() {
+    let hidden = "~* &* +@all -config -info";
+    let server = Redis::options().fsync().acl_user("app", "pw", hidden).start().await.expect("a server");
+    assert_eq!(publish(&server.url(), Durability::Fsync).await, Err(ErrorKind::Unsupported));
+    publish(&format!("{}?durability=fsync", server.url()), Durability::Fsync).await.expect("kept");
+}
+
+/// A confirmed publish that asks for replicas fails when there are none.
+#[tokio::test]
+async fn missing_replicas_are_told() {
+    let server = Redis::options().start().await.expect("a server");
+    let url = format!("{}?wait_replicas=1&publish_timeout=400ms", server.url());
+    assert_eq!(publish(&url, Durability::Default).await, Err(ErrorKind::Unavailable));
+}
