@@ -1,0 +1,111 @@
+//! The transports beside the raw clients and the Rust rivals, on the same servers.
+//!
+//! `cargo run --release -- --broker nats --rounds 3`; see README.md for what the rows mean.
+
+mod child;
+mod contestant;
+mod contestants;
+mod plan;
+mod report;
+mod rounds;
+mod servers;
+mod usage;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use contestant::Durability;
+use plan::{Broker, Row};
+
+/// Measures our transports beside raw clients and rivals.
+#[derive(Debug, Parser)]
+pub struct Args {
+    /// Which brokers; all by default.
+    #[arg(long, value_enum)]
+    broker: Vec<Broker>,
+    /// How often each contestant runs each row.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Which rows; all by default.
+    #[arg(long, value_enum)]
+    row: Vec<Row>,
+    /// Bytes of a message's body.
+    #[arg(long, value_delimiter = ',', default_value = "256,4096")]
+    size: Vec<usize>,
+    /// Only these contestants.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// What a confirmed publish promises.
+    #[arg(long, value_enum, default_value = "page-cache")]
+    durability: Durability,
+    /// The system's servers, or the newer ones of `ops/dev/install --new`.
+    #[arg(long, value_enum, default_value = "old")]
+    generation: Which,
+    /// Times the usual number of messages.
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
+    /// Threads of each contestant's runtime; 0 is the current thread alone.
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Prints every run and the summary as JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// No line per run on standard error.
+    #[arg(long)]
+    quiet: bool,
+    /// What a child of this program is told.
+    #[arg(long, hide = true)]
+    child: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Which {
+    Old,
+    New,
+}
+
+impl From<Which> for test_servers::Generation {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::Old => Self::Old,
+            Which::New => Self::New,
+        }
+    }
+}
+
+impl Args {
+    fn rows(&self) -> Vec<Row> {
+        if self.row.is_empty() { Row::ALL.to_vec() } else { self.row.clone() }
+    }
+
+    fn brokers(&self) -> Vec<Broker> {
+        if self.broker.is_empty() { Broker::value_variants().to_vec() } else { self.broker.clone() }
+    }
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    if let Some(task) = &args.child {
+        let task: child::Task = serde_json::from_str(task)?;
+        let mut runtime = match task.threads {
+            0 => tokio::runtime::Builder::new_current_thread(),
+            threads => {
+                let mut builder = tokio::runtime::Builder::new_multi_thread();
+                builder.worker_threads(threads);
+                builder
+            }
+        };
+        let runtime = runtime.enable_all().build()?;
+        let outcome = runtime.block_on(contestants::start(task)?)?;
+        println!("{}", serde_json::to_string(&outcome)?);
+        // Whatever a client still has in the background is no business of ours.
+        runtime.shutdown_background();
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runs = Vec::new();
+    for broker in args.brokers() {
+        runs.extend(runtime.block_on(rounds::rounds(&args, broker))?);
+    }
+    if args.json { report::json(&args, &runs) } else { report::tables(&args, &runs) }
+}

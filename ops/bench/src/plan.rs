@@ -1,0 +1,130 @@
+//! What is measured: brokers, rows, sizes, and how many messages each takes.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Broker {
+    Nats,
+    Redis,
+    Rabbitmq,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Row {
+    /// Publish, each confirmed before the next.
+    #[value(name = "publish-1")]
+    #[serde(rename = "publish-1")]
+    Publish1,
+    /// Publish with 256 unconfirmed.
+    #[value(name = "publish-256")]
+    #[serde(rename = "publish-256")]
+    Publish256,
+    /// Take a backlog in, each acknowledged before the next.
+    #[value(name = "consume-1")]
+    #[serde(rename = "consume-1")]
+    Consume1,
+    /// Take a backlog in, 64 at once.
+    #[value(name = "consume-64")]
+    #[serde(rename = "consume-64")]
+    Consume64,
+    /// Publish with 256 unconfirmed and consume with 64 at once, in one process.
+    Both,
+    /// Publish one to an idle server and wait for it in the handler.
+    Latency,
+    /// No row of the tables: fills the backlog of another run.
+    #[value(skip)]
+    Fill,
+}
+
+impl Row {
+    pub const ALL: [Self; 6] =
+        [Self::Publish1, Self::Publish256, Self::Consume1, Self::Consume64, Self::Both, Self::Latency];
+
+    /// What it means to a reader.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Publish1 => "publish, confirmed one at a time",
+            Self::Publish256 => "publish, 256 unconfirmed",
+            Self::Consume1 => "consume, one at a time",
+            Self::Consume64 => "consume, 64 at once",
+            Self::Both => "both at once (256 / 64)",
+            Self::Latency => "idle publish to handler, p50 / p99",
+            Self::Fill => "fill",
+        }
+    }
+
+    pub fn publishes(self) -> bool {
+        !matches!(self, Self::Consume1 | Self::Consume64)
+    }
+
+    pub fn consumes(self) -> bool {
+        !matches!(self, Self::Publish1 | Self::Publish256 | Self::Fill)
+    }
+
+    /// Whether another process must fill the backlog first.
+    pub fn needs_backlog(self) -> bool {
+        matches!(self, Self::Consume1 | Self::Consume64)
+    }
+}
+
+/// Messages of a run that takes the raw client some three seconds on two cores.
+pub fn messages(broker: Broker, row: Row, size: usize) -> usize {
+    let small = size < 2048;
+    match (broker, row) {
+        (Broker::Nats | Broker::Redis, Row::Latency) => 1000,
+        (Broker::Rabbitmq, Row::Latency) => 500,
+        (Broker::Nats, Row::Publish1) => 30_000,
+        (Broker::Nats, Row::Both) => {
+            if small {
+                200_000
+            } else {
+                80_000
+            }
+        }
+        (Broker::Nats, _) => {
+            if small {
+                400_000
+            } else {
+                200_000
+            }
+        }
+        (Broker::Redis, Row::Publish1) => 50_000,
+        (Broker::Redis, Row::Consume1) => {
+            if small {
+                80_000
+            } else {
+                60_000
+            }
+        }
+        (Broker::Redis, _) => {
+            if small {
+                400_000
+            } else {
+                150_000
+            }
+        }
+        (Broker::Rabbitmq, Row::Publish1) => 4_000,
+        (Broker::Rabbitmq, _) => {
+            if small {
+                60_000
+            } else {
+                40_000
+            }
+        }
+    }
+}
+
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nats => "nats",
+            Self::Redis => "redis",
+            Self::Rabbitmq => "rabbitmq",
+        })
+    }
+}
