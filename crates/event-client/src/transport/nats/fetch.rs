@@ -152,7 +152,7 @@ impl Fetcher {
                     {
                         batch.push(message);
                     }
-                    let batch = batch.drain(..).collect::<Vec<_>>();
+                    let batch = std::mem::take(&mut batch);
                     self.arrive(batch).await
                 }
                 order = self.orders.recv() => match order {
@@ -256,14 +256,14 @@ impl Fetcher {
         let source = self.pulls.received(info.stream, info.consumer)?;
         let courier = &self.member.connection.courier;
         let until = now + self.member.certain();
-        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
-            if entry.lease_until > now || !entry.out {
-                // Its renewal was late, but nobody else got it, and nobody here works on it under a lost lease.
-                entry.ack = reply.clone();
-                entry.delivered = info.delivered;
-                entry.lease_until = until;
-                return None;
-            }
+        // Its renewal was late, but nobody else got it, or nobody here works on it under a lost lease.
+        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence)
+            && (entry.lease_until > now || !entry.out)
+        {
+            entry.ack = reply.clone();
+            entry.delivered = info.delivered;
+            entry.lease_until = until;
+            return None;
         }
         let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
         let (position, published_at, first_ms, copy) = (
