@@ -15,7 +15,7 @@ use super::member::Source;
 /// watched for.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// Silence after which a pull is given up.
-const SILENCE: Duration = Duration::from_secs(6);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// The pulls of a subscription, over all its consumers; one inbox takes everything.
 pub(super) struct Pulls {
