@@ -184,6 +184,8 @@ impl Fetcher {
             }
             tokio::select! {
                 () = self.member.signals.room.notified() => {}
+                // A settlement may be confirmed before its delivery has let go of its slot.
+                slot = self.feed.slot(), if self.feed.free() == 0 => drop(slot),
                 () = self.member.signals.wake.notified(), if room == 0 => {
                     // Its end must be known, room or no room.
                     return None;

@@ -340,6 +340,7 @@ impl Keyed {
             tokio::select! {
                 () = self.member.signals.wake.notified() => {}
                 () = self.member.signals.room.notified() => {}
+                slot = self.feed.slot(), if full && self.feed.free() == 0 => drop(slot),
                 () = tokio::time::sleep(block) => {}
                 () = self.feed.stopped().cancelled() => {}
                 () = self.member.closed.cancelled() => {}
