@@ -19,17 +19,19 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
     let shown = url.to_string();
     match url.scheme() {
         "memory" => MemoryTransport::open(url).map(|memory| Arc::new(memory) as Arc<dyn Transport>),
-        "sqlite" => SqliteTransport::open(url).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>),
+        "sqlite" => {
+            Box::pin(SqliteTransport::open(url)).await.map(|sqlite| Arc::new(sqlite) as Arc<dyn Transport>)
+        }
         #[cfg(feature = "nats")]
-        "nats" | "tls" => {
-            super::nats::NatsTransport::open(url).await.map(|nats| Arc::new(nats) as Arc<dyn Transport>)
-        }
+        "nats" | "tls" => Box::pin(super::nats::NatsTransport::open(url))
+            .await
+            .map(|nats| Arc::new(nats) as Arc<dyn Transport>),
         #[cfg(feature = "redis")]
-        "redis" | "rediss" => {
-            super::redis::RedisTransport::open(url).await.map(|redis| Arc::new(redis) as Arc<dyn Transport>)
-        }
+        "redis" | "rediss" => Box::pin(super::redis::RedisTransport::open(url))
+            .await
+            .map(|redis| Arc::new(redis) as Arc<dyn Transport>),
         #[cfg(feature = "rabbitmq")]
-        "amqp" | "amqps" => super::rabbitmq::RabbitTransport::open(url)
+        "amqp" | "amqps" => Box::pin(super::rabbitmq::RabbitTransport::open(url))
             .await
             .map(|rabbit| Arc::new(rabbit) as Arc<dyn Transport>),
         #[cfg(not(feature = "nats"))]
