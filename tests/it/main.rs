@@ -3,6 +3,7 @@
 mod cli;
 mod demo;
 mod house_rules;
+mod outbox;
 mod readme;
 mod torture;
 mod up;

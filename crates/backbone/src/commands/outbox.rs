@@ -46,6 +46,9 @@ pub(crate) struct Choice {
     pub(crate) all: bool,
 }
 
+/// A database that does not answer within this time is not there.
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+
 pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
     let url = match &command {
         Outbox::Ls { database, .. } => database.database.clone(),
@@ -54,7 +57,7 @@ pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
     // The URL holds a password: errors name the kind of database only.
     match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => {
-            let pool = PgPoolOptions::new().max_connections(1).connect(&url).await;
+            let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(DEADLINE).connect(&url).await;
             with(&pool.context("cannot open the PostgreSQL database")?, command, output).await
         }
         Some("sqlite") => {
@@ -72,7 +75,7 @@ async fn with<D: Dialect>(pool: &Pool<D>, command: Outbox, output: Output) -> an
         }
         Outbox::Retry(choice) => {
             let count = outbox::retry(pool, chosen(&choice)).await?;
-            report(output, count, "retried", "wait for the relay again")
+            report(output, count, "retried", "given to the relay again")
         }
         Outbox::Drop(choice) => {
             let count = outbox::discard(pool, chosen(&choice)).await?;
