@@ -66,6 +66,11 @@ async fn rabbit_of(generation: Generation) {
     let server = Rabbit::options().generation(generation).start().await.unwrap();
     let url = server.vhost("kept").await.unwrap();
     rabbit::publish(&url).await.unwrap();
+    if generation == Generation::Old {
+        // RabbitMQ 3 keeps declarations in Mnesia, whose log may lag behind the answer by a moment: the queue that was
+        // declared just before a crash has been missing after it, about once in 50 runs of a busy machine.
+        server.eval("mnesia:sync_log()").await.unwrap();
+    }
     crash(&server).await;
     assert_eq!(rabbit::waiting(&url).await, 1);
     server.restart().await.unwrap();
