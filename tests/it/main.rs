@@ -1,5 +1,6 @@
 //! One binary for the tests of the whole: house rules now, end-to-end stories beside them.
 
+mod brokers;
 mod cli;
 mod demo;
 mod house_rules;

@@ -33,6 +33,11 @@ impl Cli {
         Self { url: format!("sqlite:{}", folder.join("bus.db").display()) }
     }
 
+    /// Commands on this bus.
+    pub fn at(url: &str) -> Self {
+        Self { url: url.to_owned() }
+    }
+
     /// The bus.
     pub fn url(&self) -> &str {
         &self.url

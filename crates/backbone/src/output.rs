@@ -46,11 +46,16 @@ impl Output {
 
     /// Green or red on a terminal.
     pub(crate) fn verdict(self, good: bool, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{}m{text}\x1b[0m", if good { 32 } else { 31 })
-        } else {
-            text.to_owned()
-        }
+        self.coloured(if good { 32 } else { 31 }, text)
+    }
+
+    /// Yellow on a terminal.
+    pub(crate) fn caution(self, text: &str) -> String {
+        self.coloured(33, text)
+    }
+
+    fn coloured(self, code: u8, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// Columns under a header, as wide as their widest cell.

@@ -1,14 +1,16 @@
 //! Everything in one process: bus, worker, scheduler, log aggregator and its page.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use event_client::Bus;
 use event_client::bus::Settings;
 use event_client::log::{ShippingStats, shipping};
+use event_client::transport::GroupStatus;
 use log_aggregator::Aggregator;
 use service_kit::health::Health;
 use service_kit::shutdown::{Parts, Report, Shutdown};
@@ -31,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) log: telemetry::Settings,
     /// How long draining may take.
     pub(crate) drain: Duration,
+    /// How long to wait for log records that an earlier process left on the bus to be stored.
+    pub(crate) leftovers: Duration,
 }
 
 /// The running whole. Parts are added to it before it runs; they stop before what they stand on.
@@ -39,6 +43,8 @@ pub(crate) struct Stack {
     pub(crate) tasks: Arc<dyn TaskStore>,
     pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) shipped: Arc<ShippingStats>,
+    /// Log records that were there before this process shipped its first, by service.
+    pub(crate) stored_before: BTreeMap<String, u64>,
     pub(crate) address: SocketAddr,
     pub(crate) parts: Parts,
 }
@@ -84,6 +90,9 @@ impl Stack {
             async move { tasks.workers().await.map(drop) }
         });
 
+        // Before anything is shipped: a bus that keeps no history would have nobody to give it to.
+        aggregator.consume(&bus).await?;
+        let stored_before = stored(&bus, &aggregator, options.leftovers).await?;
         let mut parts =
             Parts::new(shutdown.clone(), service_kit::shutdown::Settings { drain: options.drain });
         let shipping = shipper.start(bus.clone());
@@ -95,7 +104,6 @@ impl Stack {
             shipping.close(Duration::from_secs(5)).await;
             closing.close().await
         });
-        aggregator.consume(&bus).await?;
         let draining = aggregator.clone();
         parts.add("log aggregator", |stop| async move {
             stop.requested().await;
@@ -107,13 +115,31 @@ impl Stack {
         parts.add("beat", |stop| beat.run_until(async move { stop.requested().await }));
         let router = aggregator.router().merge(health.probes());
         parts.add("http", |stop| http::serve(listener, router, stop));
-        Ok(Self { bus, tasks, aggregator, shipped, address, parts })
+        Ok(Self { bus, tasks, aggregator, shipped, stored_before, address, parts })
     }
 
     /// Runs until a signal or until a part ends, then drains.
     pub(crate) async fn run(self) -> Report {
         self.parts.run().await
     }
+}
+
+/// What the aggregator has stored once it has taken in what was left on the bus, or `patience` is over.
+async fn stored(
+    bus: &Bus,
+    aggregator: &Aggregator,
+    patience: Duration,
+) -> anyhow::Result<BTreeMap<String, u64>> {
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
+        let groups = bus.admin().groups().await?;
+        let open = |status: &GroupStatus| status.waiting + status.in_flight + status.retrying > 0;
+        if !groups.iter().any(|status| status.group.as_str() == Aggregator::GROUP && open(status)) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(aggregator.counts().await?)
 }
 
 /// The URL beside which the tasks are kept: the bus's own file, or the data directory when the bus has none.

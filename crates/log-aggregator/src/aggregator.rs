@@ -26,6 +26,9 @@ pub struct Aggregator {
 }
 
 impl Aggregator {
+    /// The durable group in which aggregators [take batches](Self::consume) from the bus.
+    pub const GROUP: &str = crate::ingest::GROUP;
+
     /// Opens the store in the configured directory and starts taking records.
     ///
     /// # Errors

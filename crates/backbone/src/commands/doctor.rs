@@ -8,19 +8,13 @@ use event_client::codec::Codec;
 use event_client::envelope::{Meta, Mode, write};
 use event_client::message::{Durability, Message, MessageId};
 use event_client::subject::{Pattern, Subject};
-use event_client::transport::{DeadLetterFilter, Subscribe};
+use event_client::transport::{DeadLetterFilter, Finding, GroupStatus, Subscribe, Verdict};
 use jiff::Timestamp;
 use serde_json::json;
 
 use super::connect;
 use crate::args::Global;
 use crate::output::Output;
-
-struct Finding {
-    check: &'static str,
-    good: bool,
-    text: String,
-}
 
 pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitCode> {
     let findings = match connect(global).await {
@@ -29,89 +23,95 @@ pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitC
             bus.close().await?;
             findings
         }
-        Err(error) => vec![Finding { check: "connect", good: false, text: format!("{error:#}") }],
+        Err(error) => vec![Finding::bad("connect", format!("{error:#}"))],
     };
-    for finding in &findings {
+    for Finding { check, verdict, text, .. } in &findings {
         if output.is_json() {
-            output.json(&json!({"check": finding.check, "ok": finding.good, "text": finding.text}))?;
+            let ok = *verdict != Verdict::Bad;
+            output.json(&json!({"check": check, "ok": ok, "verdict": verdict, "text": text}))?;
         } else {
-            let mark = output.verdict(finding.good, if finding.good { "ok  " } else { "bad " });
-            output.line(&format!("{mark} {:<12} {}", finding.check, finding.text))?;
+            let mark = match verdict {
+                Verdict::Good => output.verdict(true, "ok    "),
+                Verdict::Advice => output.caution("advice"),
+                Verdict::Bad => output.verdict(false, "bad   "),
+            };
+            output.line(&format!("{mark} {check:<12} {text}"))?;
         }
     }
-    Ok(if findings.iter().all(|finding| finding.good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
+    Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 async fn examine(bus: &Bus) -> Vec<Finding> {
     let can = bus.capabilities();
-    let mut findings =
-        vec![Finding { check: "connect", good: true, text: format!("`{}` is open", can.name) }];
+    let mut findings = vec![Finding::good("connect", format!("`{}` is open", can.name))];
     findings.push(match bus.admin().ping().await {
-        Ok(latency) => {
-            Finding { check: "ping", good: true, text: format!("{:.2} ms", latency.as_secs_f64() * 1e3) }
-        }
-        Err(error) => Finding { check: "ping", good: false, text: error.to_string() },
+        Ok(latency) => Finding::good("ping", format!("{:.2} ms", latency.as_secs_f64() * 1e3)),
+        Err(error) => Finding::bad("ping", error.to_string()),
     });
     findings.push(match round_trip(bus).await {
-        Ok((stored, seen)) => Finding {
-            check: "round trip",
-            good: true,
-            text: format!(
+        Ok((stored, seen)) => Finding::good(
+            "round trip",
+            format!(
                 "stored in {:.2} ms, received in {:.2} ms",
                 stored.as_secs_f64() * 1e3,
                 seen.as_secs_f64() * 1e3
             ),
+        ),
+        Err(error) => Finding::bad("round trip", format!("{error:#}")),
+    });
+    findings.push(Finding::good(
+        "durability",
+        match can.durability {
+            Durability::Fsync => "a confirmed publish survives loss of power",
+            Durability::PageCache => {
+                "a confirmed publish survives a crash of the process, not of the machine"
+            }
+            Durability::Default => "nothing survives the end of the process",
         },
-        Err(error) => Finding { check: "round trip", good: false, text: format!("{error:#}") },
-    });
-    let durable = match can.durability {
-        Durability::Fsync => "a confirmed publish survives loss of power",
-        Durability::PageCache => "a confirmed publish survives a crash of the process, not of the machine",
-        Durability::Default => "nothing survives the end of the process",
-    };
-    findings.push(Finding { check: "durability", good: true, text: durable.into() });
-    findings.push(Finding {
-        check: "limits",
-        good: true,
-        text: format!("messages up to {} bytes, dedup window {:?}", can.max_payload, can.dedup_window),
-    });
-    match bus.admin().groups().await {
-        Ok(groups) => {
-            let now = Timestamp::now();
-            let stuck: Vec<_> = groups
-                .iter()
-                .filter(|status| status.members == 0 && status.waiting > 0)
-                .map(|status| {
-                    let age = status
-                        .oldest_unsettled
-                        .map(|at| format!(", oldest {:#} old", now.duration_since(at)));
-                    format!("{} ({} waiting{})", status.group, status.waiting, age.unwrap_or_default())
-                })
-                .collect();
-            let text = if stuck.is_empty() {
-                format!("{} groups, none waiting without a member", groups.len())
-            } else {
-                format!(
-                    "nobody works for {}; start the service, or `backbone topology delete` the group if it is gone for good",
-                    stuck.join(", ")
-                )
-            };
-            findings.push(Finding { check: "groups", good: stuck.is_empty(), text });
-        }
-        Err(error) => findings.push(Finding { check: "groups", good: false, text: error.to_string() }),
+    ));
+    let limits = format!("messages up to {} bytes, dedup window {:?}", can.max_payload, can.dedup_window);
+    findings.push(Finding::good("messages", limits));
+    match bus.admin().diagnose().await {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(Finding::bad("server", error.to_string())),
     }
-    match bus.admin().dead_letters(DeadLetterFilter::default()).await {
-        Ok(letters) if letters.is_empty() => {
-            findings.push(Finding { check: "dead letters", good: true, text: "none".into() });
-        }
-        Ok(letters) => findings.push(Finding {
-            check: "dead letters",
-            good: false,
-            text: format!("{}; look with `backbone dlq ls`, then replay or drop them", letters.len()),
-        }),
-        Err(error) => findings.push(Finding { check: "dead letters", good: false, text: error.to_string() }),
-    }
+    findings.push(match bus.admin().groups().await {
+        Ok(groups) => members(&groups),
+        Err(error) => Finding::bad("groups", error.to_string()),
+    });
+    findings.push(match bus.admin().dead_letters(DeadLetterFilter::default()).await {
+        Ok(letters) if letters.is_empty() => Finding::good("dead letters", "none"),
+        Ok(letters) => Finding::bad(
+            "dead letters",
+            format!("{}; look with `backbone dlq ls`, then replay or drop them", letters.len()),
+        ),
+        Err(error) => Finding::bad("dead letters", error.to_string()),
+    });
     findings
+}
+
+/// Is anybody stuck?
+fn members(groups: &[GroupStatus]) -> Finding {
+    let now = Timestamp::now();
+    let stuck: Vec<_> = groups
+        .iter()
+        .filter(|status| status.members == 0 && status.waiting > 0)
+        .map(|status| {
+            let age = status.oldest_unsettled.map(|at| format!(", oldest {:#} old", now.duration_since(at)));
+            format!("{} ({} waiting{})", status.group, status.waiting, age.unwrap_or_default())
+        })
+        .collect();
+    if stuck.is_empty() {
+        return Finding::good("groups", format!("{} groups, none waiting without a member", groups.len()));
+    }
+    Finding::bad(
+        "groups",
+        format!(
+            "nobody works for {}; start the service, or `backbone topology delete` the group if it is gone for good",
+            stuck.join(", ")
+        ),
+    )
 }
 
 /// Publishes a probe that only a broadcast subscription of our own receives.

@@ -16,6 +16,7 @@ pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Re
         url: global.url.clone(),
         log: crate::commands::log_settings()?,
         drain: Duration::from_secs(25),
+        leftovers: Duration::ZERO,
     };
     let stack = Stack::start(options, |worker, _| worker, Vec::new()).await?;
     let viewer = format!("http://{}/", stack.address);

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
-use super::{Change, Start, Topology};
+use super::{Change, Finding, Start, Topology};
 use crate::delivery::Reason;
 use crate::error::Result;
 use crate::message::Message;
@@ -45,6 +45,12 @@ pub trait Admin: Send + Sync {
     /// Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group. Never called by anything
     /// but an operator's command.
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>>;
+
+    /// What there is to say of the server behind the transport: its version, room, durability, safety and clock, each
+    /// with what to change. Nothing where there is no server.
+    fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// One round trip to whatever stores the messages.
     fn ping(&self) -> BoxFuture<'_, Result<Duration>>;

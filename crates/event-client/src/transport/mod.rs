@@ -16,6 +16,7 @@ use crate::subject::{Group, Pattern};
 use crate::subscription::Subscription;
 
 mod admin;
+mod finding;
 mod lanes;
 mod memory;
 #[cfg(feature = "nats")]
@@ -32,6 +33,7 @@ mod topology;
 mod wire;
 
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
+pub use finding::{Finding, Verdict};
 pub use memory::{MemoryConfig, MemoryTransport};
 pub(crate) use open::URLS;
 pub use open::open;

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Group;
 
 /// The durable group: several aggregators share the batches.
-const GROUP: &str = "log-aggregator";
+pub(crate) const GROUP: &str = "log-aggregator";
 /// Batches in hand at a time: they share commits.
 const CREDIT: usize = 64;
 /// When a batch that could not be stored is tried again. As often as it takes: a full disk is no fault of the batch.

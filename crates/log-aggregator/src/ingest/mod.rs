@@ -5,5 +5,5 @@ mod queue;
 mod repair;
 pub(crate) mod submission;
 
-pub(crate) use bus::Consumer;
+pub(crate) use bus::{Consumer, GROUP};
 pub(crate) use queue::Ingest;

@@ -42,6 +42,7 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
         // Expected failures are part of the show; the report and the viewer tell of them.
         log: quiet(super::log_settings()?),
         drain: Duration::from_secs(15),
+        leftovers: Duration::from_secs(5),
     };
     let vault = Vault::open(data_dir.join("securebox"))?;
     let working = vault.clone();

@@ -1,20 +1,20 @@
 //! What has really happened, read from where it is kept: groups, dead letters, tasks, schedules, stored logs.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_client::Bus;
 use event_client::log::ShippingStats;
 use event_client::service::{Running, Stats};
 use event_client::subject::Pattern;
-use event_client::transport::{DeadLetterFilter, Start, Subscribe};
-use jiff::Timestamp;
+use event_client::transport::{DeadLetterFilter, Subscribe};
 use log_aggregator::Aggregator;
 use reference_systems::Expected;
 use serde::Serialize;
 use smol_str::SmolStr;
 use task_queue::store::{Filter, State, TaskStore};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::report::Report;
 use crate::stack::Stack;
@@ -26,9 +26,36 @@ pub(super) struct Observed {
     aggregator: Arc<Aggregator>,
     shipped: Arc<ShippingStats>,
     stats: BTreeMap<SmolStr, Arc<Stats>>,
-    since: Timestamp,
+    published: Published,
     /// Records, dead letters and firings of earlier runs in the same data directory.
     before: Now,
+}
+
+/// What the bus told everybody, by subject; log batches aside, which go on while we count.
+struct Published {
+    counts: Arc<Mutex<BTreeMap<String, u64>>>,
+    _counting: AbortOnDropHandle<()>,
+}
+
+impl Published {
+    /// Counts from now on.
+    async fn watch(bus: &Bus) -> anyhow::Result<Self> {
+        let topics = ["files.>", "edge.>"].map(|topic| Pattern::new(topic).expect("a valid pattern"));
+        let subscription = bus.subscribe(Subscribe::broadcast(topics)).await?;
+        let counts = Arc::<Mutex<BTreeMap<String, u64>>>::default();
+        let counting = counts.clone();
+        let task = tokio::spawn(async move {
+            while let Some(delivery) = subscription.next().await {
+                let mut counts = counting.lock().unwrap_or_else(PoisonError::into_inner);
+                *counts.entry(delivery.message().subject.to_string()).or_default() += 1;
+            }
+        });
+        Ok(Self { counts, _counting: AbortOnDropHandle::new(task) })
+    }
+
+    fn counts(&self) -> BTreeMap<String, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Everything counted at one moment, since the demonstration began.
@@ -55,10 +82,12 @@ impl Observed {
             aggregator: stack.aggregator.clone(),
             shipped: stack.shipped.clone(),
             stats: running.iter().flat_map(Running::stats).collect(),
-            since: Timestamp::now(),
+            published: Published::watch(&stack.bus).await?,
             before: Now::default(),
         };
         observed.before = observed.read().await?;
+        // This process has shipped some by now, which count.
+        observed.before.logs = stack.stored_before.clone();
         Ok(observed)
     }
 
@@ -105,26 +134,10 @@ impl Observed {
                 *now.tasks.entry(task.name.clone()).or_default() += 1;
             }
         }
-        now.published = self.published().await?;
+        now.published = self.published.counts();
         now.logs = self.aggregator.counts().await?;
         (now.shipped, now.shed) = (self.shipped.sent(), self.shipped.dropped());
         Ok(now)
-    }
-
-    /// What the bus holds, by subject; log batches aside, which go on while we count.
-    async fn published(&self) -> anyhow::Result<BTreeMap<String, u64>> {
-        let mut spec = Subscribe::broadcast(
-            ["files.>", "edge.>"].map(|topic| Pattern::new(topic).expect("a valid pattern")),
-        );
-        spec.start = Start::Time(self.since);
-        let subscription = self.bus.subscribe(spec).await?;
-        let mut published = BTreeMap::new();
-        while let Ok(Some(delivery)) =
-            tokio::time::timeout(Duration::from_millis(100), subscription.next()).await
-        {
-            *published.entry(delivery.message().subject.to_string()).or_default() += 1;
-        }
-        Ok(published)
     }
 
     /// Compares what happened with what had to, until it adds up or `bound` has passed; answers the last comparison.

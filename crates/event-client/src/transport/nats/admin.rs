@@ -18,7 +18,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::topology::compare_group;
 use crate::transport::{
-    Action, Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Mode, Provision, Start, Topology,
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Finding, GroupStatus, Mode, Provision, Start,
+    Topology,
 };
 
 fn unknown(group: &Group) -> Error {
@@ -235,6 +236,10 @@ impl Admin for NatsTransport {
 
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
         self.admin_step("delete group", async move { self.connection.remove_group(&group).await })
+    }
+
+    fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        self.admin_step("diagnose", self.connection.diagnose())
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {

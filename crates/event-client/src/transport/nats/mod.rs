@@ -36,6 +36,7 @@ mod connection;
 mod courier;
 mod dead;
 mod delay;
+mod diagnose;
 mod error;
 mod fetch;
 mod group;

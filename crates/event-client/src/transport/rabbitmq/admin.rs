@@ -15,7 +15,7 @@ use super::{Inner, RabbitTransport, tiers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{
-    Action, Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Provision, Start, Topology,
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Finding, GroupStatus, Provision, Start, Topology,
 };
 
 fn unknown(group: &Group) -> Error {
@@ -212,6 +212,10 @@ impl Admin for RabbitTransport {
 
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
         self.operation("delete group", async move { self.inner.delete(&group).await })
+    }
+
+    fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        self.operation("diagnose", self.inner.diagnose())
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {

@@ -48,6 +48,7 @@ mod control;
 mod copy;
 mod dead;
 mod delay;
+mod diagnose;
 mod error;
 mod group;
 mod journal;

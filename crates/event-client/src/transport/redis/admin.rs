@@ -17,7 +17,8 @@ use super::scripts;
 use crate::error::Result;
 use crate::subject::{Group, Subject};
 use crate::transport::{
-    Action, Admin, Change, DeadLetter, DeadLetterFilter, Difference, GroupStatus, Mode, Start, Topology,
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Difference, Finding, GroupStatus, Mode, Start,
+    Topology,
 };
 
 impl RedisTransport {
@@ -108,6 +109,10 @@ impl Admin for RedisTransport {
             handle.move_group(&group, &definition.topics, "delete").await?;
             handle.signal(&keys.wake(group.as_str()), "changed").await
         })
+    }
+
+    fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
+        self.admin_step("diagnose", async |handle| handle.diagnose().await)
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {

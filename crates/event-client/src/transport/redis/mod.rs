@@ -34,6 +34,7 @@ mod config;
 mod connection;
 mod dead;
 mod deliver;
+mod diagnose;
 mod ear;
 mod error;
 mod fetch;

@@ -103,7 +103,7 @@ fn name(durability: Durability) -> &'static str {
     }
 }
 
-fn parse_info(info: &Value) -> HashMap<String, String> {
+pub(super) fn parse_info(info: &Value) -> HashMap<String, String> {
     let text = match info {
         Value::VerbatimString { text, .. } => text.as_str(),
         other => text(other),

@@ -1,0 +1,177 @@
+//! What is to be said of the server: version, encryption, JetStream's room, replicas, durability, clock.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::api::Failure;
+use super::config::{Login, Storage};
+use super::connection::Connection;
+use super::topology::Kind;
+use crate::error::{Error, Result};
+use crate::transport::Finding;
+use crate::transport::finding::{clock, plain_text, room};
+
+/// Servers before this one lack what saves consumers and round trips.
+const BETTER: (u32, u32) = (2, 10);
+
+/// JetStream's account, as `$JS.API.INFO` tells it; a limit below one is none.
+#[derive(Deserialize)]
+struct Account {
+    #[serde(default)]
+    storage: u64,
+    #[serde(default)]
+    memory: u64,
+    #[serde(default)]
+    streams: u64,
+    #[serde(default)]
+    consumers: u64,
+    #[serde(default)]
+    limits: Limits,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Limits {
+    max_storage: i64,
+    max_memory: i64,
+    max_streams: i64,
+    max_consumers: i64,
+}
+
+impl Connection {
+    /// # Errors
+    /// When the server cannot be asked.
+    pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
+        let info = self.client.server_info();
+        let mut findings = vec![if self.at_least(BETTER.0, BETTER.1) {
+            Finding::good("version", format!("NATS {}", info.version))
+        } else {
+            Finding::advice(
+                "version",
+                format!(
+                    "NATS {} serves; from 2.10 on a group with several patterns needs one consumer instead of many",
+                    info.version
+                ),
+            )
+        }];
+        let hosts = self.config.servers.iter().map(|server| host(server));
+        findings.extend(plain_text(self.config.tls || info.tls_required, hosts, "connect with tls://"));
+        if matches!(self.config.login, Login::None) && !info.auth_required {
+            findings.push(Finding::advice(
+                "access",
+                "anybody who reaches the server may do anything; set users, tokens or keys in its configuration",
+            ));
+        }
+        self.diagnose_account(&mut findings).await?;
+        findings.push(self.diagnose_storage(info.cluster.is_some()).await);
+        findings.push(if self.config.sync_always {
+            Finding::good("fsync", "`sync=always` is said: the server is believed to run with `sync_interval: always`")
+        } else {
+            Finding::advice(
+                "fsync",
+                "confirmed messages reach the disk within the server's `sync_interval` (2 minutes unless set); where a loss of power must lose nothing, run it with `sync_interval: always` and connect with `sync=always`",
+            )
+        });
+        findings.push(match self.read_clock().await {
+            Ok((before, server, after)) => clock(before, server, after),
+            Err(error) => Finding::advice("clock", format!("not seen: {error}")),
+        });
+        Ok(findings)
+    }
+
+    async fn diagnose_account(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let account: Account = self.api("INFO", &json!({})).await.map_err(Error::from)?;
+        let limit = |limit: i64| u64::try_from(limit).ok();
+        let Limits { max_storage, max_memory, max_streams, max_consumers } = account.limits;
+        let grow = "raise the account's limit, or `max_age` and `max_bytes` keep less";
+        findings.extend(
+            [
+                room("storage", "bytes on disk", account.storage, limit(max_storage), grow),
+                room("storage", "bytes in memory", account.memory, limit(max_memory), grow),
+                room("limits", "streams", account.streams, limit(max_streams), "raise the account's limit"),
+                room(
+                    "limits",
+                    "consumers",
+                    account.consumers,
+                    limit(max_consumers),
+                    "raise the account's limit",
+                ),
+            ]
+            .into_iter()
+            .flatten(),
+        );
+        Ok(())
+    }
+
+    /// How the state stream is kept, which all other streams of the namespace follow.
+    async fn diagnose_storage(&self, clustered: bool) -> Finding {
+        let name = Kind::State.name(&self.names);
+        let asked: Result<Value, Failure> = self.api(&format!("STREAM.INFO.{name}"), &json!({})).await;
+        let (replicas, storage) = match asked {
+            Ok(info) => (
+                info["config"]["num_replicas"].as_u64().unwrap_or(1),
+                info["config"]["storage"].as_str().unwrap_or_default().to_owned(),
+            ),
+            // Nothing is stored yet: what the URL asks for.
+            Err(Failure::Api(error)) if error.err_code == 10059 => {
+                (self.config.replicas as u64, self.config.storage.as_str().to_owned())
+            }
+            Err(failure) => return Finding::bad("streams", Error::from(failure).to_string()),
+        };
+        let text = format!(
+            "streams are kept in {storage}, {replicas} replica{}",
+            if replicas == 1 { "" } else { "s" }
+        );
+        if storage == Storage::Memory.as_str() {
+            Finding::advice(
+                "streams",
+                format!("{text}: all is lost when the server stops; use `storage=file`"),
+            )
+        } else if clustered && replicas < 3 {
+            Finding::advice(
+                "streams",
+                format!("{text} in a cluster: one lost machine loses messages; use `replicas=3`"),
+            )
+        } else {
+            Finding::good("streams", text)
+        }
+    }
+
+    /// Writes a record, reads when the server wrote it, and takes it away.
+    async fn read_clock(&self) -> Result<(Timestamp, Timestamp, Timestamp)> {
+        self.ensure_stream(Kind::State).await?;
+        let subject = self.names.record("clock", &self.id);
+        let before = Timestamp::now();
+        self.write(&subject, &(), 0).await?;
+        let after = Timestamp::now();
+        let stored = self.read::<()>(&subject).await;
+        self.purge(&self.names.state(), &subject).await?;
+        let time = stored?.map(|stored| stored.time).ok_or_else(|| {
+            Error::new(crate::ErrorKind::Unavailable, "the record that was just written is not there")
+        })?;
+        Ok((before, time, after))
+    }
+}
+
+/// `host` of `nats://host:4222`.
+fn host(server: &str) -> &str {
+    let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => rest.split_once(':').map_or(rest, |(host, _)| host),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn hosts_are_found_in_addresses() {
+        for (server, host) in
+            [("nats://a:1", "a"), ("tls://u:p@b.c:1", "b.c"), ("nats://[::1]:4222", "::1"), ("d", "d")]
+        {
+            assert_eq!(super::host(server), host);
+        }
+    }
+}

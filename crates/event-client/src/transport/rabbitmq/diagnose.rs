@@ -1,0 +1,57 @@
+//! What is to be said of the broker: encryption, access, alarms, limits.
+
+use super::Inner;
+use crate::error::Result;
+use crate::transport::Finding;
+use crate::transport::finding::plain_text;
+
+/// Queues and their members each take a channel.
+const FEW_CHANNELS: u16 = 256;
+
+impl Inner {
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
+        let connection = self.publish.connection().await?;
+        let limits = connection.configuration();
+        let mut findings = Vec::new();
+        let uris = &self.config.uris;
+        let encrypted = uris.iter().all(|uri| uri.scheme == lapin::uri::AMQPScheme::AMQPS);
+        let hosts = uris.iter().map(|uri| uri.authority.host.as_str());
+        findings.extend(plain_text(encrypted, hosts, "connect with amqps://"));
+        if uris.iter().any(|uri| uri.authority.userinfo.username == "guest") {
+            findings.push(Finding::advice(
+                "access",
+                "the well-known user `guest` is used; make a user of its own for each service, with rights on its vhost",
+            ));
+        }
+        findings.push(if self.publish.is_blocked() {
+            Finding::bad(
+                "alarm",
+                "the broker takes no publishes: it is short of memory or disk; look at `rabbitmq-diagnostics alarms`",
+            )
+        } else {
+            Finding::good("alarm", "none: publishes are taken")
+        });
+        let channels = limits.channel_max();
+        let text = format!("{channels} channels a connection, frames of {} bytes", limits.frame_max());
+        findings.push(if channels != 0 && channels < FEW_CHANNELS {
+            Finding::advice(
+                "limits",
+                format!("{text}; each group of a process needs a channel: raise `channel_max`"),
+            )
+        } else {
+            Finding::good("limits", text)
+        });
+        findings.push(match limits.heartbeat() {
+            0 => Finding::advice(
+                "heartbeat",
+                "off: a connection that is lost silently is noticed late; set `heartbeat` of the broker to 60",
+            ),
+            seconds => Finding::good("heartbeat", format!("every {seconds} s")),
+        });
+        findings
+            .push(Finding::good("fsync", "quorum queues: a confirmed message is on the disks of a majority"));
+        Ok(findings)
+    }
+}
