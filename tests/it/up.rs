@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbone_tests::{Cli, Process, Signal, free_port};
+use backbone_tests::{Cli, Process, Signal, eventually, free_port};
 use serde_json::{Value, json};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -71,7 +71,12 @@ async fn it_is_ready_says_so_and_drains_on_a_signal() {
     let detailed: Value = detailed.json().await.unwrap();
     assert!(detailed["dependencies"].to_string().contains("bus"), "{detailed}");
     assert_eq!(get("/ready").await.status(), 200);
-    assert_eq!(get("/metrics").await.status(), 200);
+    let member = r#"messaging_group_members{messaging_consumer_group_name="log-aggregator"} 1"#;
+    let metrics = format!("{}/metrics", up.base);
+    eventually(DEADLINE, "the lag of the groups among the metrics", async || {
+        reqwest::get(&metrics).await.unwrap().text().await.unwrap().contains(member)
+    })
+    .await;
     assert!(get("/").await.text().await.unwrap().to_lowercase().contains("<!doctype html"));
     up.process.signal(Signal::TERM);
     assert!(up.process.exit(DEADLINE).await.success(), "{}", up.process.output());

@@ -20,6 +20,9 @@ use task_queue::{Beat, Schedule, TaskClient, Worker};
 
 use crate::builtin;
 
+/// How often the lag of the groups is read for `/metrics`.
+const LAG: Duration = Duration::from_secs(10);
+
 /// What to start.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -97,11 +100,12 @@ impl Stack {
             Parts::new(shutdown.clone(), service_kit::shutdown::Settings { drain: options.drain });
         let shipping = shipper.start(bus.clone());
         let shipped = shipping.stats();
-        let closing = bus.clone();
+        let (closing, lag) = (bus.clone(), bus.export_lag(LAG));
         parts.add("bus", |stop| async move {
             stop.requested().await;
             // What is logged until here is on the bus, for the aggregator to find when it is up again.
             shipping.close(Duration::from_secs(5)).await;
+            drop(lag);
             closing.close().await
         });
         let draining = aggregator.clone();

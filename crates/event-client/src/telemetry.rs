@@ -37,6 +37,18 @@ names! {
     IN_FLIGHT = "messaging.in_flight", describe_gauge Count "calls under way";
     /// Histogram: age of an event when its handler begins, from the moment it was stored.
     AGE = "messaging.message.age", describe_histogram Seconds "age of an event when its handler begins";
+    /// Gauge: stored and not yet taken by the group.
+    GROUP_WAITING = "messaging.group.waiting", describe_gauge Count "messages that the group has not taken yet";
+    /// Gauge: taken and not settled.
+    GROUP_IN_FLIGHT = "messaging.group.in_flight", describe_gauge Count "messages taken and not settled";
+    /// Gauge: failed and waiting to be tried again.
+    GROUP_RETRYING = "messaging.group.retrying", describe_gauge Count "messages that wait for a retry";
+    /// Gauge: given up.
+    GROUP_DEAD = "messaging.group.dead", describe_gauge Count "dead letters";
+    /// Gauge: age of the oldest message that is not settled; 0 when there is none.
+    GROUP_OLDEST = "messaging.group.oldest_unsettled", describe_gauge Seconds "age of the oldest unsettled message";
+    /// Gauge: consumers connected, where the transport knows.
+    GROUP_MEMBERS = "messaging.group.members", describe_gauge Count "consumers connected";
     /// Gauge: 0 closed, 1 half-open, 2 open.
     CIRCUIT_STATE = "circuit_breaker.state", describe_gauge Count "0 closed, 1 half-open, 2 open";
 

@@ -1,6 +1,7 @@
 //! The bus: one cheap handle to publish, subscribe and request through.
 
 mod env;
+mod lag;
 mod publish;
 mod window;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use smol_str::SmolStr;
 use tokio::sync::Semaphore;
 
+pub use lag::LagExport;
 pub use publish::Publish;
 pub use window::Window;
 
