@@ -138,6 +138,13 @@ pub trait Settle: Send + Sync + 'static {
 
     /// Says that the handler is still working: renews the lease now.
     fn in_progress(&self, token: Token) -> Confirm<()>;
+
+    /// Whether `token` may still be begun. A process that stood still beyond its lease must not begin what another
+    /// member has by now.
+    fn is_ours(&self, token: Token) -> bool {
+        let _ = token;
+        true
+    }
 }
 
 impl Delivery {
@@ -165,6 +172,11 @@ impl Delivery {
     /// Attempt number, position and times.
     pub fn info(&self) -> &DeliveryInfo {
         &self.info
+    }
+
+    /// Whether it may be begun: its lease was not lost while it waited.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.settle.as_ref().is_none_or(|(settle, token)| settle.is_ours(*token))
     }
 
     /// Handled. Await the confirmation to know that it is stored.

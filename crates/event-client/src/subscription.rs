@@ -86,12 +86,17 @@ impl Subscription {
 
     /// The next delivery; `None` when the subscription has ended.
     pub async fn next(&self) -> Option<Delivery> {
-        self.queue.recv().await.ok()
+        loop {
+            let delivery = self.queue.recv().await.ok()?;
+            if delivery.is_ours() {
+                return Some(delivery);
+            }
+        }
     }
 
     /// A delivery that is already here.
     pub fn try_next(&self) -> Option<Delivery> {
-        self.queue.try_recv().ok()
+        std::iter::from_fn(|| self.queue.try_recv().ok()).find(Delivery::is_ours)
     }
 
     /// Stops fetching. What has been fetched and not taken goes back to the group; taken deliveries stay leased.
@@ -137,6 +142,14 @@ impl Feed {
     pub fn push(&self, delivery: Delivery) {
         // Refused only when closed; then the delivery drops and releases itself.
         drop(self.queue.try_send(delivery));
+    }
+
+    /// Drops what nobody has taken yet: it is no longer ours to hand out.
+    #[allow(dead_code, reason = "each broker folder may be compiled out")]
+    pub(crate) fn take_back(&self) {
+        while let Ok(delivery) = self.untaken.try_recv() {
+            drop(delivery);
+        }
     }
 
     /// Cancelled when the consumer stops or is gone: fetch no more. Leases of taken deliveries are still renewed.

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use smol_str::SmolStr;
 
 use super::NatsTransport;
 use super::connection::Connection;
 use super::group::{From, Record};
+use super::keyed::{Mark, REPLAYS};
 use super::member::Source;
 use super::presence::MemberStatus;
 use super::settle::Attempt;
@@ -33,9 +35,13 @@ impl Connection {
         let mut oldest: Option<Timestamp> = None;
         let name = topology::consumer(&group, record.epoch);
         let topics = self.topics_of(record).await?;
+        if record.keyed {
+            (unsettled, oldest) = self.keyed_status(&mut status, record, &topics, now).await?;
+        }
+        let topics = if record.keyed { Vec::new() } else { topics };
         let mut sources: Vec<_> =
             topics.iter().map(|topic| (self.names.stream(topic), name.clone())).collect();
-        if record.replays {
+        if record.replays && !record.keyed {
             sources.push((self.names.work(), topology::consumer(&group, 0)));
         }
         for (stream, consumer) in sources {
@@ -65,6 +71,43 @@ impl Connection {
         Ok(status)
     }
 
+    /// What a keyed group has not settled, and since when.
+    async fn keyed_status(
+        &self,
+        status: &mut GroupStatus,
+        record: &Record,
+        topics: &[SmolStr],
+        now: i64,
+    ) -> Result<(u64, Option<Timestamp>)> {
+        let progress = self.progress(&status.group, record.epoch).await?.unwrap_or_default();
+        let (mut unsettled, mut oldest): (u64, Option<Timestamp>) = (0, None);
+        let replays = record.replays.then(|| SmolStr::new_static(REPLAYS));
+        for topic in topics.iter().chain(&replays) {
+            let mark = progress.topics.get(topic);
+            let tries = mark.iter().flat_map(|mark| mark.open.values());
+            status.retrying += tries.filter(|tried| tried.due > now).count() as u64;
+            let (stream, filter, (count, first)) = if topic == REPLAYS {
+                let (stream, filter) = (self.names.work(), self.names.replayed(&status.group));
+                let floor = mark.map_or(0, Mark::floor);
+                (
+                    stream,
+                    filter,
+                    self.unsettled_replays(&status.group, mark).await.map(|count| (count, floor))?,
+                )
+            } else {
+                (self.names.stream(topic), ">".to_owned(), self.unsettled(record, topic, mark).await?)
+            };
+            unsettled += count;
+            if count > 0
+                && let Some(first) =
+                    self.read_raw(&stream, json!({ "seq": first.max(1), "next_by_subj": filter })).await?
+            {
+                oldest = Some(oldest.map_or(first.time, |oldest| oldest.min(first.time)));
+            }
+        }
+        Ok((unsettled, oldest))
+    }
+
     async fn statuses(&self) -> Result<Vec<GroupStatus>> {
         let groups = self.all_groups().await?;
         if groups.is_empty() {
@@ -85,11 +128,17 @@ impl Connection {
         loop {
             let stored = self.group(group).await?.ok_or_else(|| unknown(group))?;
             let old = stored.value;
-            let new =
-                Record { epoch: old.epoch + 1, from: From::new(start), past: Vec::new(), ..old.clone() };
+            let new = Record {
+                epoch: old.epoch + 1,
+                from: From::new(start),
+                past: Vec::new(),
+                starts: Default::default(),
+                ..old.clone()
+            };
             if self.write(&self.group_subject(group), &new, stored.sequence).await?.is_none() {
                 continue;
             }
+            self.depose(group, new.epoch).await?;
             self.drop_consumers(group, &old).await?;
             let Some(stored) = self.group(group).await? else { return Ok(()) };
             self.provide(group, &stored.value, Provision::Create).await?;

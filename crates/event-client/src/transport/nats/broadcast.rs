@@ -168,7 +168,7 @@ impl Listener {
     async fn hear(&mut self, message: async_nats::Message) {
         if let Some(status) = message.status {
             match self.pulls.status(&message, status) {
-                Said::Well { .. } => self.well(),
+                Said::Well => self.well(),
                 Said::Trouble(text) => {
                     self.trouble(&text);
                     self.renew().await;

@@ -17,7 +17,7 @@ use super::api::Failure;
 use super::config::{Config, Login};
 use super::courier::Courier;
 use super::error::{Denied, connect};
-use super::member::Member;
+use super::presence::Participant;
 use super::topology::Names;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
@@ -47,7 +47,7 @@ pub(super) struct Connection {
     /// Goes up with every new connection to the server.
     pub(super) connects: watch::Receiver<u64>,
     pub(super) tasks: TaskTracker,
-    pub(super) members: Mutex<Vec<Weak<Member>>>,
+    pub(super) members: Mutex<Vec<Weak<dyn Participant>>>,
     pub(super) calls: super::requests::Calls,
     pub(super) served: super::serve::Served,
     pub(super) services: super::services::Services,
@@ -193,8 +193,14 @@ impl Connection {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Takes up a member.
+    pub(super) fn take_up(&self, member: &Arc<dyn Participant>) {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.push(Arc::downgrade(member));
+    }
+
     /// Members that still live.
-    pub(super) fn live_members(&self) -> Vec<Arc<Member>> {
+    pub(super) fn live_members(&self) -> Vec<Arc<dyn Participant>> {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|member| member.strong_count() > 0);
         members.iter().filter_map(Weak::upgrade).collect()

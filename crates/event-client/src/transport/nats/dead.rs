@@ -1,5 +1,7 @@
 //! Dead letters: a stream of copies, each with why it is there; and their way back to the group that failed.
 
+use std::sync::Arc;
+
 use async_nats::HeaderMap;
 use jiff::Timestamp;
 use serde_json::json;
@@ -7,7 +9,6 @@ use smol_str::{SmolStr, format_smolstr};
 
 use super::connection::Connection;
 use super::group::{From, Record};
-use super::member::Entry;
 use super::state::Raw;
 use super::topology::{self, Kind};
 use super::wire;
@@ -17,46 +18,51 @@ use crate::message::{Message, MessageId};
 use crate::subject::{Group, Subject};
 use crate::transport::{DeadLetter, DeadLetterFilter, Provision, wire as names};
 
+/// What is known of a message that was given up.
+pub(super) struct Burial {
+    pub(super) message: Arc<Message>,
+    pub(super) info: DeliveryInfo,
+    /// Unix milliseconds of the first attempt.
+    pub(super) first_ms: i64,
+    /// The same however often it is said.
+    pub(super) id: String,
+}
+
 /// Stores a copy of what `group` gave up; answers when it is safe.
 pub(super) async fn bury(
     connection: &Connection,
     group: &Group,
-    entry: &Entry,
+    burial: &Burial,
     rejection: Rejection,
 ) -> Result<()> {
     if connection.dead_ready.get().is_none() {
         connection.ensure_stream(Kind::Dead).await?;
         let _ = connection.dead_ready.set(());
     }
-    let message = &entry.message;
+    let message = &burial.message;
     let mut headers = wire::headers(message);
     let mut put = |name: &str, value: &str| wire::put(&mut headers, name, value);
     put(names::SUBJECT, message.subject.as_str());
     put(names::DLQ_GROUP, group.as_str());
     put(names::DLQ_REASON, rejection.reason.as_str());
     put(names::DLQ_ERROR, &names::escape(&rejection.error).to_string());
-    put(names::DLQ_ATTEMPTS, &entry.info.attempt.to_string());
-    if let Some(at) = entry.info.published_at {
+    put(names::DLQ_ATTEMPTS, &burial.info.attempt.to_string());
+    if let Some(at) = burial.info.published_at {
         put(names::PUBLISHED, &names::millis(at));
     }
-    put(names::FIRST_ATTEMPT, &entry.first_ms.to_string());
-    if let Some(position) = entry.info.position {
+    put(names::FIRST_ATTEMPT, &burial.first_ms.to_string());
+    if let Some(position) = burial.info.position {
         put(wire::POSITION, &position.to_string());
     }
     // Said twice, it is stored once.
-    let id = format!(
-        "dlq/{}/{}/{}/{}",
-        entry.source.stream, entry.source.consumer, entry.sequence, entry.delivered
-    );
-    put(wire::DEDUP_ID, &id);
+    put(wire::DEDUP_ID, &burial.id);
     let subject = connection.names.dead_letter(group, message.subject.topic());
     connection.courier.store(subject, headers, message.payload.clone()).await.map(drop)
 }
 
 /// The original behind a copy, and what is known of it.
-pub(super) fn copy(message: &async_nats::Message, info: &mut DeliveryInfo) -> Option<Message> {
-    let headers = message.headers.as_ref()?;
-    let original = original(headers, message.payload.clone())?;
+pub(super) fn copy(headers: &HeaderMap, payload: bytes::Bytes, info: &mut DeliveryInfo) -> Option<Message> {
+    let original = original(headers, payload)?;
     info.position = wire::get(headers, wire::POSITION).and_then(|text| text.parse().ok());
     if let Some(at) = wire::get(headers, names::PUBLISHED).and_then(names::time) {
         info.published_at = Some(at);
@@ -75,6 +81,9 @@ fn original(headers: &HeaderMap, payload: bytes::Bytes) -> Option<Message> {
 /// The group's place for replayed letters.
 pub(super) async fn ensure_replays(connection: &Connection, group: &Group, record: &Record) -> Result<()> {
     connection.ensure_stream(Kind::Work).await?;
+    if record.keyed {
+        return Ok(()); // its leader reads by itself, see `keyed/`
+    }
     let (stream, name) = (connection.names.work(), topology::consumer(group, 0));
     let filter = connection.names.replayed(group);
     connection.put_consumer(&stream, &name, &[filter], &From::All, record.lease(), Provision::Create).await
@@ -153,6 +162,9 @@ impl Connection {
             self.courier.store(subject, headers, raw.payload().into()).await?;
             self.delete_message(&self.names.dead(), raw.seq).await?;
             count += 1;
+        }
+        if count > 0 {
+            self.tell_news();
         }
         Ok(count)
     }

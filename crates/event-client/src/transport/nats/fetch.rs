@@ -1,6 +1,6 @@
-//! The task behind a member: pulls no more than there is room for, renews what is held, keeps keys in order.
+//! The task behind a member: pulls no more than there is room for, renews what is held, hands it over.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_nats::{StatusCode, Subject as NatsSubject, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
-use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -20,18 +19,13 @@ use super::{dead, topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
+use crate::subject::Group;
 use crate::subscription::{Feed, Health};
-use crate::transport::lanes::Lanes;
 
 /// How often topics are looked for beside the news of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Messages behind busy keys that are held beyond the credit.
-const WINDOW: usize = 1024;
 /// Most messages that are looked at before others have a turn.
 const BATCH: usize = 256;
-
-/// Stands for a message that is not here in the lane of its key.
-const NOTHING: Token = 0;
 
 /// A member's fetching task.
 pub(super) struct Fetcher {
@@ -45,12 +39,8 @@ pub(super) struct Fetcher {
     news: Subscriber,
     orders: mpsc::UnboundedReceiver<Order>,
     pulls: Pulls,
-    lanes: Lanes<Token>,
-    /// Places whose message will come again, and the key that waits for it.
-    awaited: HashMap<(SmolStr, u64), SmolStr>,
     /// May go as soon as there is room.
     ready: VecDeque<Token>,
-    leading: bool,
     /// A warning was logged and not yet taken back.
     troubled: bool,
 }
@@ -87,10 +77,7 @@ impl Fetcher {
             record,
             pulls: Pulls::new(connection.courier.clone(), inbox),
             orders,
-            lanes: Lanes::default(),
-            awaited: HashMap::new(),
             ready: VecDeque::new(),
-            leading: !member.keyed,
             troubled: false,
         };
         Ok(fetcher)
@@ -140,8 +127,8 @@ impl Fetcher {
                 return Turn::Stop;
             }
             self.hand_out();
-            let wake = if self.leading { self.pull() } else { None };
-            let full = self.feed.free() == 0 && (self.leading || !self.ready.is_empty());
+            let wake = self.pull();
+            let full = self.feed.free() == 0;
             let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
             let turn = tokio::select! {
                 message = self.messages.next() => {
@@ -198,9 +185,6 @@ impl Fetcher {
     /// Opens pulls for what there is room for; when to look again at the latest.
     fn pull(&mut self) -> Option<Instant> {
         let free = self.feed.free().saturating_sub(self.ready.len());
-        if self.member.keyed && self.lanes.waiting() >= WINDOW {
-            return None;
-        }
         let (wake, silent) = self.pulls.top_up(free);
         if silent {
             self.trouble("a pull was not answered");
@@ -208,20 +192,16 @@ impl Fetcher {
         wake
     }
 
-    /// What the server says of a pull; the consumer whose pull ended.
-    fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> Option<usize> {
+    /// What the server says of a pull.
+    fn status(&mut self, message: &async_nats::Message, status: StatusCode) {
         match self.pulls.status(message, status) {
-            Said::Well { ended } => {
-                self.well();
-                return ended;
-            }
+            Said::Well => self.well(),
             Said::Trouble(text) => {
                 self.trouble(&text);
                 let _ = self.member.orders.send(Order::Changed);
             }
             Said::Nothing => {}
         }
-        None
     }
 
     /// Takes in messages as they came.
@@ -276,18 +256,15 @@ impl Fetcher {
         told.position = Some(position);
         told.published_at = Some(published_at);
         let decoded = if copy {
-            dead::copy(&message, &mut told)
+            let headers = message.headers.as_ref();
+            headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
         } else {
             wire::subject(&self.member.connection.names, &message.subject).map(|subject| {
                 wire::message(message.headers.as_ref(), message.payload, subject, || info.id())
             })
         };
         let Some(decoded) = decoded else {
-            tracing::warn!(
-                group = %self.member.group, nats_subject = %message.subject, position = info.sequence,
-                "a message was passed over: its subject is none of this library's, which takes tokens of a-z 0-9 _ -"
-            );
-            metrics::counter!("event_client_foreign_subjects_total", "transport" => "nats").increment(1);
+            foreign(&self.member.group, &message.subject, info.sequence);
             courier.say(reply, None, ACK);
             return None;
         };
@@ -309,9 +286,6 @@ impl Fetcher {
         if entry.is_expired() {
             count_expired();
             courier.say(reply, None, ACK);
-            if let Some(key) = self.awaited.remove(&(SmolStr::new(&entry.source.stream), entry.sequence)) {
-                self.finish_key(&key);
-            }
             return None;
         }
         Some(entry)
@@ -328,25 +302,12 @@ impl Fetcher {
         }
     }
 
-    /// Takes entries into the hand, in the order of their keys.
+    /// Takes entries into the hand.
     fn accept(&mut self, entries: Vec<Entry>) {
+        let mut hand = self.member.hand();
         for entry in entries {
-            let place = (SmolStr::new(&entry.source.stream), entry.sequence);
-            let key = entry.key.clone();
-            let (token, again) = self.member.hand().insert(entry);
-            match key {
-                Some(key) if self.member.keyed => {
-                    // Its key waits for it, or the one that lost its lease still stands for the key.
-                    if self.awaited.remove(&place).is_some() || again {
-                        self.ready.push_back(token);
-                    } else if let Some(token) = self.lanes.offer(&key, token) {
-                        self.ready.push_back(token);
-                    }
-                }
-                _ => self.ready.push_back(token),
-            }
+            self.ready.push_back(hand.insert(entry));
         }
-        self.member.parked.store(self.lanes.waiting() as u64, Ordering::Relaxed);
     }
 
     /// Hands over what is ready while there is room.
@@ -361,9 +322,6 @@ impl Fetcher {
                 drop(hand);
                 count_expired();
                 self.member.connection.courier.say(entry.ack, None, ACK);
-                if let Some(key) = entry.key.filter(|_| self.member.keyed) {
-                    self.finish_key(&key);
-                }
                 continue;
             }
             entry.out = true;
@@ -373,134 +331,18 @@ impl Fetcher {
         }
     }
 
-    fn finish_key(&mut self, key: &str) {
-        if let Some(token) = self.lanes.finish(key) {
-            self.ready.push_back(token);
-        }
-        self.member.parked.store(self.lanes.waiting() as u64, Ordering::Relaxed);
-    }
-
     async fn obey(&mut self, order: Order) -> Turn {
         match order {
-            Order::Finish(key) => self.finish_key(&key),
-            Order::Await { source, sequence, key } => {
-                self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
-            }
-            Order::Again(token) => self.ready.push_front(token),
-            Order::Lead { graceful } => {
-                if let Err(error) = self.take_over(graceful).await {
-                    self.trouble(&error.to_string());
-                }
-                self.leading = true;
-            }
-            Order::Follow => {
-                self.leading = false;
-                self.let_go();
-            }
-            Order::Changed => return self.reload().await,
+            Order::Changed => self.reload().await,
         }
-        Turn::Go
-    }
-
-    /// The keys are ours: first what the last leader had, in its old order.
-    async fn take_over(&mut self, graceful: bool) -> Result<()> {
-        let connection = self.member.connection.clone();
-        self.let_go();
-        let now = Timestamp::now().as_millisecond();
-        let mut later = Vec::new();
-        let mut owed = false;
-        for at in 0..self.pulls.len() {
-            let source = self.pulls.source(at).clone();
-            let info = connection.consumer_info(&source.stream, &source.consumer).await?;
-            let pending = info.map_or(0, |info| info.num_ack_pending);
-            let mut waiting = 0;
-            if pending > 0 {
-                let prefix = connection.attempts_of(&source);
-                for (subject, stored) in connection.read_all::<Attempt>(&format!("{prefix}>")).await? {
-                    let sequence = subject.strip_prefix(&prefix).and_then(|text| text.parse::<u64>().ok());
-                    if let (Some(sequence), Some(key), true) =
-                        (sequence, stored.value.key, stored.value.due > now)
-                    {
-                        waiting += 1;
-                        // Busy, though nothing of it is here.
-                        let _ = self.lanes.offer(&key, NOTHING);
-                        self.awaited.insert((SmolStr::new(&source.stream), sequence), key);
-                    }
-                }
-            }
-            owed |= pending > waiting;
-            later.push(waiting);
-        }
-        if owed && !graceful {
-            // What it had comes back when its lease has ended, and must not be overtaken.
-            let until = Instant::now() + self.member.lease();
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => {}
-                () = self.feed.stopped().cancelled() => return Ok(()),
-                () = connection.courier.closing() => return Ok(()),
-            }
-        }
-        for (at, waiting) in later.into_iter().enumerate() {
-            if owed {
-                let entries = self.collect(at, waiting).await?;
-                self.accept(entries.into_values().collect());
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything that a consumer has handed out before and that is not settled, in the order of its stream, beside
-    /// what `waiting` more wait for their time.
-    async fn collect(&mut self, at: usize, waiting: u64) -> Result<BTreeMap<u64, Entry>> {
-        let connection = self.member.connection.clone();
-        let source = self.pulls.source(at).clone();
-        let mut entries = BTreeMap::new();
-        let mut empty = 0;
-        // The server may hand out one twice, or count one that is on its way: it is asked until nothing is left.
-        while empty < 3 {
-            let info = connection.consumer_info(&source.stream, &source.consumer).await?;
-            let pending = info.map_or(0, |info| info.num_ack_pending);
-            let left = pending.saturating_sub(waiting + entries.len() as u64);
-            if left == 0 {
-                break;
-            }
-            let count = left.min(BATCH as u64) as usize;
-            let number = self.pulls.open(at, count, true);
-            let mut got = 0;
-            while got < count {
-                let next = tokio::time::timeout(connection.config.request_timeout, self.messages.next());
-                let Ok(Some(message)) = next.await else { break };
-                match message.status {
-                    Some(status) if self.status(&message, status) == Some(at) => break,
-                    Some(_) => {}
-                    None => {
-                        got += 1;
-                        let now = Instant::now();
-                        if let Some(entry) = self.read(message, now).await {
-                            entries.insert(entry.sequence, entry);
-                        }
-                    }
-                }
-            }
-            self.pulls.ended(at, number);
-            if got == 0 {
-                empty += 1;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-        Ok(entries)
     }
 
     /// Forgets what waits for a turn; the server gives it out again.
     fn let_go(&mut self) {
-        let waiting: Vec<_> = self.lanes.drain().chain(self.ready.drain(..)).collect();
         let mut hand = self.member.hand();
-        for token in waiting {
+        for token in self.ready.drain(..) {
             hand.remove(token);
         }
-        drop(hand);
-        self.awaited.clear();
-        self.member.parked.store(0, Ordering::Relaxed);
     }
 
     /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
@@ -585,11 +427,6 @@ impl Fetcher {
 
     /// Gives back what nobody has begun, also what is on its way.
     async fn hand_back(&mut self) {
-        while let Ok(order) = self.orders.try_recv() {
-            if let Order::Again(token) = order {
-                self.ready.push_back(token);
-            }
-        }
         self.release_untaken().await;
         let patience = Instant::now() + EXPIRES * 3;
         while self.pulls.any_open()
@@ -611,7 +448,7 @@ impl Fetcher {
 
     /// Gives back what waits for room, in its old order; all of it when the connection closes.
     async fn release_untaken(&mut self) {
-        let waiting: Vec<_> = self.lanes.drain().chain(self.ready.drain(..)).collect();
+        let waiting: Vec<_> = self.ready.drain(..).collect();
         let tokens: Vec<_> = if *self.member.closing.borrow() {
             self.member.hand().iter().map(|(token, _)| token).collect()
         } else {
@@ -673,6 +510,15 @@ fn number(info: &wire::AckInfo<'_>, attempt: Option<&Attempt>) -> u32 {
     let (delivered, attempts) = attempt.map_or((0, 0), |attempt| (attempt.delivered, attempt.attempts));
     let since = u32::try_from(info.delivered.saturating_sub(delivered)).unwrap_or(u32::MAX);
     attempts.saturating_add(since).max(1)
+}
+
+/// A message whose subject no publisher of this library can have made.
+pub(super) fn foreign(group: &Group, subject: &str, position: u64) {
+    tracing::warn!(
+        group = %group, nats_subject = subject, position,
+        "a message was passed over: its subject is none of this library's, which takes tokens of a-z 0-9 _ -"
+    );
+    metrics::counter!("event_client_foreign_subjects_total", "transport" => "nats").increment(1);
 }
 
 pub(super) fn count_expired() {

@@ -11,6 +11,7 @@ use smol_str::SmolStr;
 
 use super::api::{Failure, nanos};
 use super::connection::Connection;
+use super::keyed::Mark;
 use super::state::Stored;
 use super::topology::{self, Kind, token};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,6 +33,9 @@ pub(super) struct Record {
     /// Filters that stand for what was published before they changed, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) past: Vec<Past>,
+    /// Where it goes on in topics that it read in another way before: keyed, or not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) starts: BTreeMap<SmolStr, u64>,
     /// Letters are replayed to it.
     #[serde(default)]
     pub(super) replays: bool,
@@ -114,6 +118,7 @@ impl Record {
             epoch: 0,
             from: From::new(spec.start),
             past: Vec::new(),
+            starts: BTreeMap::new(),
             replays: false,
             deleted: false,
         }
@@ -136,6 +141,19 @@ impl Record {
     /// Whether a wildcard stands for the topic.
     pub(super) fn takes_any_topic(&self) -> bool {
         self.all_patterns().iter().any(|pattern| pattern.topic().is_none())
+    }
+
+    /// Where it begins in a topic.
+    pub(super) fn start_of(&self, topic: &str) -> From {
+        if let Some(sequence) = self.starts.get(topic) {
+            return From::Sequence(*sequence);
+        }
+        let earlier = self.past.iter().flat_map(|past| patterns(&past.filters));
+        match self.past.first().and_then(|past| past.until.get(topic)) {
+            // It came with later filters.
+            Some(until) if !earlier.into_iter().any(|old| reaches(&old, topic)) => From::Sequence(until + 1),
+            _ => self.from.clone(),
+        }
     }
 
     /// Whether the message at `sequence` of its topic is for the group.
@@ -243,7 +261,9 @@ impl Connection {
             .with("group", group)
             .with("keyed", spec.keyed));
         }
-        record.keyed = spec.keyed;
+        if record.keyed != spec.keyed {
+            self.turn(group, record).await?;
+        }
         let filters: Vec<SmolStr> = spec.filters.iter().map(|filter| filter.as_str().into()).collect();
         if record.filters != filters {
             let mut until = BTreeMap::new();
@@ -256,6 +276,27 @@ impl Connection {
             // What is older than this has long gone by.
             record.past.truncate(8);
         }
+        Ok(())
+    }
+
+    /// Makes a keyed group of one that is not, or the other way round: it goes on at the first message that is not
+    /// settled, and what was settled behind it comes again.
+    async fn turn(&self, group: &Group, record: &mut Record) -> Result<()> {
+        let progress = self.progress(group, record.epoch).await?;
+        let mut starts = BTreeMap::new();
+        for topic in self.topics_of(record).await? {
+            let next = if record.keyed {
+                progress.as_ref().and_then(|progress| progress.topics.get(&topic)).map(Mark::floor)
+            } else {
+                let name = topology::consumer(group, record.epoch);
+                let info = self.consumer_info(&self.names.stream(&topic), &name).await?;
+                info.map(|info| info.ack_floor.stream_seq + 1)
+            };
+            starts.extend(next.filter(|next| *next > 0).map(|next| (topic, next)));
+        }
+        record.starts = starts;
+        record.epoch += 1;
+        record.keyed = !record.keyed;
         Ok(())
     }
 
@@ -299,6 +340,16 @@ impl Connection {
         Ok(())
     }
 
+    /// The server's filters of a topic for everything that may be for the group; none is the whole topic.
+    pub(super) fn filters_of(&self, record: &Record, topic: &str) -> Vec<String> {
+        let all = record.all_patterns();
+        let reaching = all.iter().filter(|pattern| reaches(pattern, topic));
+        topology::cover(reaching, topic, self.at_least(2, 10))
+            .iter()
+            .map(|filter| self.names.event(filter))
+            .collect()
+    }
+
     /// The group's consumer on a topic, made or brought up to date.
     pub(super) async fn ensure_consumer(
         &self,
@@ -307,29 +358,12 @@ impl Connection {
         topic: &str,
         provision: crate::transport::Provision,
     ) -> Result<()> {
+        if record.keyed {
+            return Ok(()); // its leader reads by itself, see `keyed/`
+        }
         let stream = self.names.stream(topic);
         let name = topology::consumer(group, record.epoch);
-        let all = record.all_patterns();
-        let filters: Vec<String> = topology::cover(
-            all.iter().filter(|pattern| reaches(pattern, topic)),
-            topic,
-            self.at_least(2, 10),
-        )
-        .iter()
-        .map(|filter| self.names.event(filter))
-        .collect();
-        let from = match record.past.first().and_then(|past| past.until.get(topic)) {
-            // It came with later filters.
-            Some(until)
-                if !record
-                    .past
-                    .iter()
-                    .any(|past| patterns(&past.filters).iter().any(|old| reaches(old, topic))) =>
-            {
-                From::Sequence(until + 1)
-            }
-            _ => record.from.clone(),
-        };
+        let (filters, from) = (self.filters_of(record, topic), record.start_of(topic));
         self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await
     }
 

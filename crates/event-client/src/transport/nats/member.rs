@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_nats::Subject as NatsSubject;
+use futures_util::future::BoxFuture;
 use slab::Slab;
 use smol_str::SmolStr;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::presence::{MemberStatus, Participant};
 use super::settle::Doubt;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
@@ -22,7 +24,6 @@ pub(super) struct Member {
     pub(super) me: Weak<Member>,
     pub(super) connection: Arc<Connection>,
     pub(super) group: Group,
-    pub(super) keyed: bool,
     lease_ms: AtomicU64,
     hand: Mutex<Hand>,
     /// To the task that fetches.
@@ -31,7 +32,6 @@ pub(super) struct Member {
     pub(super) doubts: mpsc::UnboundedSender<Doubt>,
     /// Fetching; a released message may come back by itself.
     pub(super) live: AtomicBool,
-    pub(super) parked: AtomicU64,
     /// Settlements under way that take several steps.
     pub(super) busy: AtomicU64,
     pub(super) idle: Notify,
@@ -43,16 +43,6 @@ pub(super) struct Member {
 
 /// What the fetching task is told.
 pub(super) enum Order {
-    /// The message of this key is settled for good: the next one may go.
-    Finish(SmolStr),
-    /// The message at this place will come again; its key waits for it.
-    Await { source: Arc<Source>, sequence: u64, key: SmolStr },
-    /// Handed back untried and still leased: first of its key.
-    Again(Token),
-    /// The group's keys are ours to work on; whether its last leader took leave.
-    Lead { graceful: bool },
-    /// They are no longer.
-    Follow,
     /// The group's record changed.
     Changed,
 }
@@ -87,7 +77,6 @@ pub(super) struct Entry {
     pub(super) first_ms: i64,
     /// Certain until then.
     pub(super) lease_until: Instant,
-    pub(super) key: Option<SmolStr>,
     /// With the consumer, or in its queue.
     pub(super) out: bool,
     /// Its attempts are on record there.
@@ -99,7 +88,6 @@ impl Member {
     pub(super) fn new(
         connection: Arc<Connection>,
         group: Group,
-        keyed: bool,
         lease: Duration,
         orders: mpsc::UnboundedSender<Order>,
         doubts: mpsc::UnboundedSender<Doubt>,
@@ -108,13 +96,11 @@ impl Member {
             me: me.clone(),
             connection,
             group,
-            keyed,
             lease_ms: AtomicU64::new(lease.as_millis() as u64),
             hand: Mutex::default(),
             orders,
             doubts,
             live: AtomicBool::new(true),
-            parked: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             idle: Notify::new(),
             closing: watch::Sender::new(false),
@@ -140,14 +126,6 @@ impl Member {
         lease - lease / 20
     }
 
-    /// Ends the subscription and hands back what it holds.
-    pub(super) async fn close(&self) {
-        self.closing.send_replace(true);
-        let mut ended = self.ended.subscribe();
-        let _ = tokio::time::timeout(Duration::from_secs(5), ended.wait_for(|ended| *ended)).await;
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.until_idle()).await;
-    }
-
     /// Waits for settlements that take several steps.
     pub(super) async fn until_idle(&self) {
         loop {
@@ -157,6 +135,22 @@ impl Member {
             }
             idle.await;
         }
+    }
+}
+
+impl Participant for Member {
+    fn status(&self) -> Option<MemberStatus> {
+        let live = self.live.load(Ordering::Acquire);
+        live.then(|| MemberStatus { group: self.group.as_str().into(), out: self.hand().out() })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.closing.send_replace(true);
+            let mut ended = self.ended.subscribe();
+            let _ = tokio::time::timeout(Duration::from_secs(5), ended.wait_for(|ended| *ended)).await;
+            let _ = tokio::time::timeout(Duration::from_secs(5), self.until_idle()).await;
+        })
     }
 }
 
@@ -171,18 +165,17 @@ fn place(source: &Source, sequence: u64) -> (SmolStr, u64) {
 }
 
 impl Hand {
-    /// Takes a message in; one of the same place that was thought lost is forgotten, and that is told.
-    pub(super) fn insert(&mut self, mut entry: Entry) -> (Token, bool) {
+    /// Takes a message in; one of the same place that was thought lost is forgotten.
+    pub(super) fn insert(&mut self, mut entry: Entry) -> Token {
         self.generation = self.generation.wrapping_add(1);
         entry.generation = self.generation;
         let place = place(&entry.source, entry.sequence);
         let token = u64::from(self.generation) << 32 | self.entries.vacant_key() as u64;
         self.entries.insert(entry);
-        let old = self.places.insert(place, token);
-        if let Some(old) = old {
+        if let Some(old) = self.places.insert(place, token) {
             self.forget(old);
         }
-        (token, old.is_some())
+        token
     }
 
     fn index(token: Token) -> (usize, u32) {
@@ -227,10 +220,6 @@ impl Hand {
             .map(|(index, entry)| (u64::from(entry.generation) << 32 | index as u64, entry))
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// With consumers.
     pub(super) fn out(&self) -> u64 {
         self.entries.iter().filter(|(_, entry)| entry.out).count() as u64
@@ -256,7 +245,6 @@ impl Entry {
         lease_until: Instant,
         recorded: bool,
     ) -> Self {
-        let key = message.key.clone();
         Self {
             generation: 0,
             source,
@@ -267,7 +255,6 @@ impl Entry {
             info,
             first_ms,
             lease_until,
-            key,
             out: false,
             recorded,
         }

@@ -1,10 +1,10 @@
 //! Who is there: each connection with members is on record and answers for them, so a dead one is told at once.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
@@ -20,6 +20,15 @@ pub(super) struct MemberStatus {
     pub(super) group: SmolStr,
     /// With consumers.
     pub(super) out: u64,
+}
+
+/// A member as its connection sees it.
+pub(super) trait Participant: Send + Sync {
+    /// What it has; `None` when it takes no part any more.
+    fn status(&self) -> Option<MemberStatus>;
+
+    /// Ends it, and hands back what it holds.
+    fn close(&self) -> BoxFuture<'_, ()>;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -71,10 +80,7 @@ impl Connection {
     }
 
     fn own_members(&self) -> Vec<MemberStatus> {
-        (self.live_members().iter())
-            .filter(|member| member.live.load(Ordering::Acquire))
-            .map(|member| MemberStatus { group: member.group.as_str().into(), out: member.hand().out() })
-            .collect()
+        self.live_members().iter().filter_map(|member| member.status()).collect()
     }
 
     /// Every member that is there now, of all groups.

@@ -39,7 +39,7 @@ pub(super) struct Pull {
 /// What the server said of a pull.
 pub(super) enum Said {
     /// It still waits, or has ended as it should.
-    Well { ended: Option<usize> },
+    Well,
     /// It ended, and this is why.
     Trouble(String),
     /// Nothing that concerns anybody.
@@ -71,10 +71,6 @@ impl Pulls {
 
     pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
         self.list.iter().map(|pull| &pull.source)
-    }
-
-    pub(super) fn source(&self, at: usize) -> &Arc<Source> {
-        &self.list[at].source
     }
 
     pub(super) fn len(&self) -> usize {
@@ -142,15 +138,15 @@ impl Pulls {
             let outstanding = pull.outstanding();
             let wanted = share.saturating_sub(outstanding);
             if outstanding == 0 || (wanted > 0 && wanted >= share.div_ceil(2)) {
-                self.open(at, wanted, false);
+                self.open(at, wanted);
             }
             look(self.list[at].heard + SILENCE);
         }
         (wake, silent)
     }
 
-    /// Opens one pull; with `no_wait` it ends when there is nothing.
-    pub(super) fn open(&mut self, at: usize, count: usize, no_wait: bool) -> u64 {
+    /// Opens one pull.
+    fn open(&mut self, at: usize, count: usize) {
         self.next += 1;
         let pull = &mut self.list[at];
         if pull.open.is_empty() {
@@ -158,20 +154,9 @@ impl Pulls {
         }
         pull.open.push_back((self.next, count));
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", pull.source.stream, pull.source.consumer);
-        let body = if no_wait {
-            format!("{{\"batch\":{count},\"no_wait\":true}}")
-        } else {
-            format!("{{\"batch\":{count},\"expires\":{}}}", EXPIRES.as_nanos())
-        };
+        let body = format!("{{\"batch\":{count},\"expires\":{}}}", EXPIRES.as_nanos());
         let reply = NatsSubject::from(format!("{}.{}", self.inbox, self.next));
         self.courier.say(NatsSubject::from(subject), Some(reply), body.into());
-        self.next
-    }
-
-    pub(super) fn ended(&mut self, at: usize, request: u64) {
-        if let Some(pull) = self.list.get_mut(at) {
-            pull.open.retain(|(number, _)| *number != request);
-        }
     }
 
     /// Reads a status message.
@@ -180,12 +165,12 @@ impl Pulls {
         let Some(pull) = self.list.get_mut(at) else { return Said::Nothing };
         pull.heard = Instant::now();
         if status.as_u16() == 100 {
-            return Said::Well { ended: None };
+            return Said::Well;
         }
         pull.open.retain(|(number, _)| *number != request);
         let text = message.description.as_deref().unwrap_or("JetStream does not answer just now");
         match status.as_u16() {
-            404 | 408 => Said::Well { ended: Some(at) },
+            404 | 408 => Said::Well,
             _ => {
                 pull.back_off();
                 // A full consumer goes on as soon as something is settled.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::dead;
 use super::error::{closed, lost};
-use super::member::{Entry, Member, Order, Source};
+use super::member::{Entry, Member, Source};
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -49,8 +49,6 @@ pub(super) struct Attempt {
     /// Unix milliseconds of the first try.
     #[serde(default)]
     pub(super) first: i64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) key: Option<SmolStr>,
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub(super) error: SmolStr,
 }
@@ -59,9 +57,8 @@ impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
         // Counted before it leaves the hand, or the member might look idle in between.
         let _busy = self.begin();
-        let entry = match self.take(token, &settlement) {
-            Ok(Some(entry)) => entry,
-            Ok(None) => return Confirm::ready(Ok(())),
+        let entry = match self.take(token) {
+            Ok(entry) => entry,
             Err(error) => return Confirm::ready(Err(error)),
         };
         match settlement {
@@ -92,8 +89,8 @@ impl Settle for Member {
 }
 
 impl Member {
-    /// Takes a delivery out of the hand; `None` when a release needs no more than a word to the fetching task.
-    fn take(&self, token: Token, settlement: &Settlement) -> Result<Option<Entry>> {
+    /// Takes a delivery out of the hand.
+    fn take(&self, token: Token) -> Result<Entry> {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
@@ -101,23 +98,10 @@ impl Member {
         let entry = hand.get(token).ok_or_else(lost)?;
         if entry.lease_until <= Instant::now() {
             let entry = hand.remove(token).expect("just seen");
-            drop(hand);
-            // It comes again, and keeps its place.
-            self.come_again(&entry);
+            drop((hand, entry)); // it comes again
             return Err(lost());
         }
-        if *settlement == Settlement::Release
-            && self.keyed
-            && entry.key.is_some()
-            && self.live.load(Ordering::Acquire)
-        {
-            entry.out = false;
-            // Under the lock, as the end of `live` is: the fetching task finds every such word.
-            if self.orders.send(Order::Again(token)).is_ok() {
-                return Ok(None);
-            }
-        }
-        Ok(hand.remove(token))
+        hand.remove(token).ok_or_else(lost)
     }
 
     fn acknowledge(&self, entry: Entry) -> Confirm<()> {
@@ -126,69 +110,22 @@ impl Member {
         if entry.recorded {
             self.forget_attempts(&entry);
         }
-        match self.keyed.then(|| entry.key.clone()).flatten() {
-            None => self.sure(entry.source, entry.ack, ACK),
-            Some(key) => {
-                // The next of the key only when this is certain, or a crash could turn them around.
-                let (answer, confirm) = Confirm::channel();
-                let sure = self.sure(entry.source, entry.ack, ACK);
-                let orders = self.orders.clone();
-                let member = self.begin();
-                tokio::spawn(async move {
-                    let result = sure.await;
-                    let _ = orders.send(Order::Finish(key));
-                    let _ = answer.send(result);
-                    drop(member);
-                });
-                confirm
-            }
-        }
+        self.sure(entry.source, entry.ack, ACK)
     }
 
     /// Retry, reject and release take more than one step.
     fn in_steps(&self, entry: Entry, settlement: Settlement, answer: Answer<()>) {
-        let key = self.keyed.then(|| entry.key.clone()).flatten();
         let steps = Steps {
             connection: self.connection.clone(),
             group: self.group.clone(),
             doubts: self.doubts.clone(),
         };
-        let orders = self.orders.clone();
-        if let Some(key) = &key
-            && !matches!(settlement, Settlement::Reject(_))
-        {
-            let _ = orders.send(Order::Await {
-                source: entry.source.clone(),
-                sequence: entry.sequence,
-                key: key.clone(),
-            });
-        }
         let busy = self.begin();
         tokio::spawn(async move {
-            let rejected = matches!(settlement, Settlement::Reject(_));
             let result = steps.take(&entry, settlement).await;
-            if let (true, Some(key)) = (rejected, key) {
-                let order = match &result {
-                    Ok(()) => Order::Finish(key),
-                    Err(_) => Order::Await { source: entry.source, sequence: entry.sequence, key },
-                };
-                let _ = orders.send(order);
-            }
             let _ = answer.send(result.map_err(|error| error.during("settle")));
             drop(busy);
         });
-    }
-
-    fn come_again(&self, entry: &Entry) {
-        if self.keyed
-            && let Some(key) = entry.key.clone()
-        {
-            let _ = self.orders.send(Order::Await {
-                source: entry.source.clone(),
-                sequence: entry.sequence,
-                key,
-            });
-        }
     }
 
     /// Resolves when the server has processed what was said to this consumer so far.
@@ -265,7 +202,16 @@ impl Steps {
                 NAK
             }
             Settlement::Reject(rejection) => {
-                dead::bury(&self.connection, &self.group, entry, rejection).await?;
+                let burial = dead::Burial {
+                    message: entry.message.clone(),
+                    info: entry.info.clone(),
+                    first_ms: entry.first_ms,
+                    id: format!(
+                        "dlq/{}/{}/{}/{}",
+                        entry.source.stream, entry.source.consumer, entry.sequence, entry.delivered
+                    ),
+                };
+                dead::bury(&self.connection, &self.group, &burial, rejection).await?;
                 TERM
             }
         };
@@ -280,14 +226,7 @@ impl Steps {
     }
 
     async fn record(&self, entry: &Entry, attempts: u32, due: i64, error: SmolStr) -> Result<()> {
-        let record = Attempt {
-            delivered: entry.delivered,
-            attempts,
-            due,
-            first: entry.first_ms,
-            key: entry.key.clone(),
-            error,
-        };
+        let record = Attempt { delivered: entry.delivered, attempts, due, first: entry.first_ms, error };
         let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
         let payload = serde_json::to_vec(&record).expect("plain data");
         self.connection.courier.store(subject, async_nats::HeaderMap::new(), payload.into()).await.map(drop)

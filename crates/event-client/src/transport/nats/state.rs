@@ -29,6 +29,8 @@ pub(super) struct Stored<T> {
 pub(super) struct Raw {
     pub(super) seq: u64,
     #[serde(default)]
+    pub(super) subject: String,
+    #[serde(default)]
     pub(super) data: String,
     #[serde(default)]
     pub(super) hdrs: Option<String>,
@@ -127,6 +129,13 @@ impl Connection {
             Err(Failure::Api(error)) if error.err_code == 10059 => Ok(()),
             Err(failure) => Err(failure.into()),
         }
+    }
+
+    /// Removes what is older than `sequence` of the messages under `filter`.
+    pub(super) async fn purge_below(&self, stream: &str, filter: &str, sequence: u64) -> Result<()> {
+        let body = json!({ "filter": filter, "seq": sequence });
+        let _: serde_json::Value = self.api(&format!("STREAM.PURGE.{stream}"), &body).await?;
+        Ok(())
     }
 
     /// Removes one message; whether it was there.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::connection::Connection;
 use super::fetch::Fetcher;
 use super::member::Member;
+use super::presence::Participant;
 use super::{broadcast, keyed, settle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Subscription;
@@ -28,22 +29,18 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         Mode::Group(group) => {
             connection.be_present().await?;
             let record = connection.join_group(&spec, connection.config.provision).await?;
+            if spec.keyed {
+                return keyed::subscribe(connection, group, record, spec.credit).await;
+            }
             let (feed, subscription) = Subscription::channel(spec.credit);
             let (orders, ordered) = mpsc::unbounded_channel();
             let (doubts, doubted) = mpsc::unbounded_channel();
-            let member = Member::new(connection.clone(), group, spec.keyed, record.lease(), orders, doubts);
-            let gone = feed.gone().clone();
+            let member = Member::new(connection.clone(), group, record.lease(), orders, doubts);
             let fetcher = Fetcher::open(&member, feed, record, ordered).await?;
             // It runs as long as anybody may settle.
             tokio::spawn(settle::confirm(Arc::downgrade(connection), doubted));
-            connection
-                .members
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .push(Arc::downgrade(&member));
-            if spec.keyed {
-                tokio::spawn(keyed::lead(member, gone));
-            }
+            let participant: Arc<dyn Participant> = member;
+            connection.take_up(&participant);
             connection.tasks.spawn(fetcher.run());
             Ok(subscription)
         }

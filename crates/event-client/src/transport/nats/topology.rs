@@ -89,6 +89,11 @@ impl Names {
         format!("{}.sys.conn.{connection}", self.ns)
     }
 
+    /// Told when nobody leads a keyed group any more.
+    pub(super) fn led(&self, group: &Group) -> String {
+        format!("{}.sys.led.{}", self.ns, token(group.as_str()))
+    }
+
     /// Where a caller that left, and a call that asks for its server, are heard.
     pub(super) fn calls(&self, call: &str) -> String {
         format!("{}.sys.call.{call}", self.ns)

@@ -93,6 +93,8 @@ pub(super) struct AckInfo<'a> {
     pub(super) delivered: u64,
     /// Its place in the stream.
     pub(super) sequence: u64,
+    /// Its place among all that this consumer handed out, from 1: a gap is a message that was lost on its way.
+    pub(super) turn: u64,
     /// Unix nanoseconds of its publication.
     pub(super) time: i64,
 }
@@ -109,10 +111,10 @@ impl<'a> AckInfo<'a> {
         }
         let (stream, consumer) = (tokens.next()?, tokens.next()?);
         let (delivered, sequence) = (tokens.next()?.parse().ok()?, tokens.next()?.parse().ok()?);
-        tokens.next()?;
+        let turn = tokens.next()?.parse().ok()?;
         let time = tokens.next()?.parse().ok()?;
         tokens.next()?;
-        Some(Self { stream, consumer, delivered, sequence, time })
+        Some(Self { stream, consumer, delivered, sequence, turn, time })
     }
 
     pub(super) fn published_at(&self) -> Timestamp {
@@ -136,6 +138,7 @@ mod tests {
             consumer: "g=x",
             delivered: 2,
             sequence: 22,
+            turn: 5,
             time: 1_700_000_000_000_000_123,
         };
         for reply in [

@@ -1,0 +1,220 @@
+//! Reading the stream of each topic in its order: a passing consumer from where the group is, made anew whenever
+//! something is missing. What was begun and not settled is fetched one by one, before anything later.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+use smol_str::{SmolStr, format_smolstr};
+
+use super::progress::Mark;
+use crate::delivery::DeliveryInfo;
+use crate::error::Result;
+use crate::message::{Message, MessageId, Position};
+use crate::subject::Group;
+use crate::transport::nats::api::nanos;
+use crate::transport::nats::connection::Connection;
+use crate::transport::nats::group::{From, Record};
+use crate::transport::nats::state::Raw;
+use crate::transport::nats::{dead, topology, wire};
+
+/// The name of the replayed letters among the topics; no topic has such a one.
+pub(in super::super) const REPLAYS: &str = "@replays";
+/// A consumer that nobody asks goes after this time.
+const PASSING: Duration = Duration::from_secs(300);
+/// Most messages that are fetched one by one at a time.
+const FETCH: usize = 64;
+
+/// A topic that can be read from now on.
+pub(super) struct Opened {
+    pub(super) topic: SmolStr,
+    pub(super) stream: String,
+    /// None for replays, which are fetched one by one.
+    pub(super) consumer: Option<String>,
+    /// The first message that comes.
+    pub(super) next: u64,
+    /// What is open from earlier, in order; `None` is what the stream no longer has.
+    pub(super) open: Vec<(u64, Option<(Message, DeliveryInfo)>)>,
+}
+
+/// What to read of a topic: from where, and what of it is open and not here.
+pub(super) struct Wanted {
+    pub(super) next: u64,
+    pub(super) missing: Vec<u64>,
+}
+
+impl From {
+    fn at(next: u64) -> Self {
+        Self::Sequence(next.max(1))
+    }
+}
+
+/// Opens every topic of the group but those in `known`.
+pub(super) async fn open(
+    connection: Arc<Connection>,
+    record: Record,
+    mut wanted: BTreeMap<SmolStr, Wanted>,
+    known: Vec<SmolStr>,
+) -> Result<Vec<Opened>> {
+    let mut topics = connection.topics_of(&record).await?;
+    if record.replays {
+        topics.push(SmolStr::new_static(REPLAYS));
+    }
+    let mut all = Vec::new();
+    for topic in topics.into_iter().filter(|topic| !known.contains(topic)) {
+        let is_replays = topic == REPLAYS;
+        let stream = if is_replays { connection.names.work() } else { connection.names.stream(&topic) };
+        let wanted = wanted.remove(&topic);
+        let (next, missing) = wanted.map_or((None, Vec::new()), |wanted| (Some(wanted.next), wanted.missing));
+        let open = futures_util::stream::iter(missing)
+            .map(|sequence| {
+                let (connection, stream, topic) = (&connection, &stream, &topic);
+                async move { Ok((sequence, fetch(connection, stream, topic, sequence).await?)) }
+            })
+            .buffered(FETCH)
+            .collect::<Vec<Result<_>>>()
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let (consumer, next) = if is_replays {
+            (None, next.unwrap_or(1))
+        } else {
+            let from = next.filter(|next| *next > 0).map_or_else(|| record.start_of(&topic), From::at);
+            let passing =
+                connection.passing_consumer(&stream, &from, &connection.filters_of(&record, &topic)).await?;
+            (Some(passing.name), next.unwrap_or(0).max(passing.delivered.stream_seq + 1))
+        };
+        all.push(Opened { topic, stream, consumer, next, open });
+    }
+    Ok(all)
+}
+
+/// Replays from `next` on, no more than `room`.
+pub(super) async fn replays(
+    connection: Arc<Connection>,
+    group: Group,
+    mut next: u64,
+    room: usize,
+) -> Result<Vec<(u64, Option<(Message, DeliveryInfo)>)>> {
+    let stream = connection.names.work();
+    let subject = connection.names.replayed(&group);
+    let mut found = Vec::new();
+    while found.len() < room {
+        let which = json!({ "seq": next.max(1), "next_by_subj": subject });
+        let Some(raw) = connection.read_raw(&stream, which).await? else { break };
+        next = raw.seq + 1;
+        found.push((raw.seq, read(&connection, &stream, REPLAYS, &raw)));
+    }
+    Ok(found)
+}
+
+async fn fetch(
+    connection: &Connection,
+    stream: &str,
+    topic: &str,
+    sequence: u64,
+) -> Result<Option<(Message, DeliveryInfo)>> {
+    let raw = connection.read_raw(stream, json!({ "seq": sequence })).await?;
+    Ok(raw.and_then(|raw| read(connection, stream, topic, &raw)))
+}
+
+fn read(connection: &Connection, stream: &str, topic: &str, raw: &Raw) -> Option<(Message, DeliveryInfo)> {
+    let headers = raw.headers();
+    let mut info = about(raw.seq, raw.time);
+    let message = if topic == REPLAYS {
+        dead::copy(&headers, raw.payload().into(), &mut info)?
+    } else {
+        let subject = wire::subject(&connection.names, &raw.subject)?;
+        let id = || MessageId::Text(format_smolstr!("{stream}/{}", raw.seq));
+        wire::message(Some(&headers), raw.payload().into(), subject, id)
+    };
+    Some((message, info))
+}
+
+/// What is known of a message that stands there.
+pub(super) fn about(sequence: u64, published_at: Timestamp) -> DeliveryInfo {
+    let mut info = DeliveryInfo::new(0);
+    info.position = Some(Position(u128::from(sequence)));
+    info.published_at = Some(published_at);
+    info
+}
+
+/// What the server says of a consumer that it has just made.
+#[derive(Deserialize)]
+pub(in super::super) struct Passing {
+    pub(in super::super) name: String,
+    delivered: Delivered,
+    #[serde(default)]
+    num_pending: u64,
+}
+
+#[derive(Deserialize)]
+struct Delivered {
+    #[serde(default)]
+    stream_seq: u64,
+}
+
+impl Connection {
+    /// A consumer in the server's memory that nobody acknowledges.
+    async fn passing_consumer(&self, stream: &str, from: &From, filters: &[String]) -> Result<Passing> {
+        let mut config = json!({
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": nanos(PASSING),
+        });
+        match filters {
+            [] => {}
+            [one] => config["filter_subject"] = json!(one),
+            several => config["filter_subjects"] = json!(several),
+        }
+        from.write(&mut config);
+        let body = json!({ "stream_name": stream, "config": config });
+        Ok(self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?)
+    }
+
+    /// How many replayed letters a keyed group has not settled.
+    pub(in super::super) async fn unsettled_replays(
+        &self,
+        group: &Group,
+        mark: Option<&Mark>,
+    ) -> Result<u64> {
+        let (mut next, mut count) = mark.map_or((1, 0), |mark| (mark.next.max(1), mark.open.len() as u64));
+        let subject = self.names.replayed(group);
+        while let Some(raw) =
+            self.read_raw(&self.names.work(), json!({ "seq": next, "next_by_subj": subject })).await?
+        {
+            (next, count) = (raw.seq + 1, count + 1);
+        }
+        Ok(count)
+    }
+
+    /// How many messages of a topic a keyed group has not settled, and the first of them.
+    pub(in super::super) async fn unsettled(
+        &self,
+        record: &Record,
+        topic: &str,
+        mark: Option<&Mark>,
+    ) -> Result<(u64, u64)> {
+        let stream = self.names.stream(topic);
+        let info: topology::StreamInfo = self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await?;
+        let open = mark.map_or(0, |mark| mark.open.len() as u64);
+        if mark.is_some_and(|mark| mark.next > info.state.last_seq) {
+            return Ok((open, mark.map_or(0, Mark::floor)));
+        }
+        let from = match mark {
+            Some(mark) if mark.next > 0 => From::at(mark.next),
+            _ => record.start_of(topic),
+        };
+        let passing = self.passing_consumer(&stream, &from, &self.filters_of(record, topic)).await?;
+        let next = passing.delivered.stream_seq + 1;
+        self.delete_consumer(&stream, &passing.name).await?;
+        let first = mark.filter(|mark| !mark.open.is_empty()).map_or(next, Mark::floor);
+        Ok((open + passing.num_pending, first))
+    }
+}
