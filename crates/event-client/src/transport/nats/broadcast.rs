@@ -130,13 +130,15 @@ impl Listener {
         let mut rescan = Instant::now() + RESCAN;
         self.feed.report(Health::Live);
         loop {
-            let (wake, silent) = self.pulls.top_up(self.feed.free());
+            // Looked at once: a slot that is given back meanwhile is heard of below.
+            let free = self.feed.free();
+            let (wake, silent) = self.pulls.top_up(free);
             if silent {
                 self.trouble("a pull was not answered");
                 self.renew().await;
             }
             let next = wake.map_or(rescan, |wake| wake.min(rescan));
-            let full = self.feed.free() == 0;
+            let full = free == 0;
             tokio::select! {
                 message = self.messages.next(), if !full => {
                     let Some(message) = message else { break };

@@ -127,8 +127,10 @@ impl Fetcher {
                 return Turn::Stop;
             }
             self.hand_out();
-            let wake = self.pull();
-            let full = self.feed.free() == 0;
+            // Looked at once: a slot that is given back meanwhile is heard of below.
+            let free = self.feed.free().saturating_sub(self.ready.len());
+            let full = free == 0 || !self.ready.is_empty();
+            let wake = self.pull(free);
             let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
             let turn = tokio::select! {
                 message = self.messages.next() => {
@@ -183,8 +185,7 @@ impl Fetcher {
     }
 
     /// Opens pulls for what there is room for; when to look again at the latest.
-    fn pull(&mut self) -> Option<Instant> {
-        let free = self.feed.free().saturating_sub(self.ready.len());
+    fn pull(&mut self, free: usize) -> Option<Instant> {
         let (wake, silent) = self.pulls.top_up(free);
         if silent {
             self.trouble("a pull was not answered");
@@ -236,10 +237,8 @@ impl Fetcher {
         let source = self.pulls.received(info.stream, info.consumer)?;
         let courier = &self.member.connection.courier;
         let until = now + self.member.certain();
-        // Its renewal was late, but nobody else got it, or nobody here works on it under a lost lease.
-        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence)
-            && (entry.lease_until > now || !entry.out)
-        {
+        // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
+        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
             entry.ack = reply.clone();
             entry.delivered = info.delivered;
             entry.lease_until = until;
@@ -306,7 +305,14 @@ impl Fetcher {
     fn accept(&mut self, entries: Vec<Entry>) {
         let mut hand = self.member.hand();
         for entry in entries {
-            self.ready.push_back(hand.insert(entry));
+            match hand.at(&entry.source, entry.sequence) {
+                // Two deliveries at once, for this process was late: the first one was nobody's attempt.
+                Some((_, here)) => {
+                    (here.ack, here.delivered) = (entry.ack, entry.delivered);
+                    here.lease_until = entry.lease_until;
+                }
+                None => self.ready.push_back(hand.insert(entry)),
+            }
         }
     }
 

@@ -165,16 +165,14 @@ fn place(source: &Source, sequence: u64) -> (SmolStr, u64) {
 }
 
 impl Hand {
-    /// Takes a message in; one of the same place that was thought lost is forgotten.
+    /// Takes a message in.
     pub(super) fn insert(&mut self, mut entry: Entry) -> Token {
         self.generation = self.generation.wrapping_add(1);
         entry.generation = self.generation;
         let place = place(&entry.source, entry.sequence);
         let token = u64::from(self.generation) << 32 | self.entries.vacant_key() as u64;
         self.entries.insert(entry);
-        if let Some(old) = self.places.insert(place, token) {
-            self.forget(old);
-        }
+        self.places.insert(place, token);
         token
     }
 
@@ -199,13 +197,6 @@ impl Hand {
             self.places.remove(&place);
         }
         Some(entry)
-    }
-
-    fn forget(&mut self, token: Token) {
-        let (index, generation) = Self::index(token);
-        if self.entries.get(index).is_some_and(|entry| entry.generation == generation) {
-            self.entries.remove(index);
-        }
     }
 
     /// The message at this place, if it is here.
