@@ -16,6 +16,7 @@ pub(crate) struct Broker {
     kind: Kind,
     proxy: Option<Proxy>,
     url: String,
+    hangs_when_full: bool,
 }
 
 enum Kind {
@@ -58,7 +59,8 @@ impl Broker {
             Kind::Redis(server) => server.url(),
             Kind::Rabbit(server) => server.url(),
         };
-        let mut broker = Self { kind, proxy: None, url: direct };
+        let hangs_when_full = options.on == On::Nats && !options.new;
+        let mut broker = Self { kind, proxy: None, url: direct, hangs_when_full };
         if let Some(port) = broker.process().map(Process::port) {
             let proxy = Proxy::start(port).await?;
             broker.url = proxy.url(&broker.url);
@@ -70,6 +72,11 @@ impl Broker {
     /// The bus URL, through the network that fails.
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Whether only a kill ends it once its disk was full.
+    pub(crate) fn hangs_when_full(&self) -> bool {
+        self.hangs_when_full
     }
 
     pub(crate) fn process(&self) -> Option<&Process> {

@@ -129,8 +129,14 @@ impl Fault {
                 fill(&path)?;
                 sleep(moment(1000..4000)).await;
                 std::fs::remove_file(&path)?;
-                // What an operator does: some servers end, some stand still until they are started again.
-                server.restart().await?;
+                // What an operator does: some servers end, some stand still until they are started again, and NATS of
+                // 2.9 does not even end when it is told to.
+                if broker.hangs_when_full() {
+                    server.kill().await?;
+                    server.start().await?;
+                } else {
+                    server.restart().await?;
+                }
             }
             Self::WorkerKilled | Self::WorkerFrozen | Self::PublisherKilled => {}
         }

@@ -22,6 +22,9 @@ use crate::message::Position;
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
 
+mod intake;
+mod leases;
+
 /// How often topics are looked for beside the news of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
 /// Most messages that are looked at before others have a turn.
@@ -205,117 +208,6 @@ impl Fetcher {
         }
     }
 
-    /// Takes in messages as they came.
-    async fn arrive(&mut self, batch: Vec<async_nats::Message>) -> Turn {
-        let now = Instant::now();
-        let mut entries = Vec::with_capacity(batch.len());
-        for message in batch {
-            if let Some(status) = message.status {
-                self.status(&message, status);
-            } else if let Some(entry) = self.read(message, now).await {
-                entries.push(entry);
-            }
-        }
-        if !entries.is_empty() && self.troubled {
-            self.well();
-        }
-        // What was said of a message before it came again must be known first.
-        while let Ok(order) = self.orders.try_recv() {
-            match self.obey(order).await {
-                Turn::Go => {}
-                end => return end,
-            }
-        }
-        self.accept(entries);
-        Turn::Go
-    }
-
-    /// Turns a message into a leased entry; `None` when it is not for us, or was here already.
-    async fn read(&mut self, message: async_nats::Message, now: Instant) -> Option<Entry> {
-        let reply = message.reply.clone()?;
-        let info = wire::AckInfo::read(&reply)?;
-        let source = self.pulls.received(info.stream, info.consumer)?;
-        let courier = &self.member.connection.courier;
-        let until = now + self.member.certain();
-        // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
-        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
-            entry.ack = reply.clone();
-            entry.delivered = info.delivered;
-            entry.lease_until = until;
-            return None;
-        }
-        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
-        let (position, published_at, first_ms, copy) = (
-            Position(u128::from(info.sequence)),
-            info.published_at(),
-            attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
-            source.copies,
-        );
-        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
-        told.position = Some(position);
-        told.published_at = Some(published_at);
-        let decoded = if copy {
-            let headers = message.headers.as_ref();
-            headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
-        } else {
-            wire::subject(&self.member.connection.names, &message.subject).map(|subject| {
-                wire::message(message.headers.as_ref(), message.payload, subject, || info.id())
-            })
-        };
-        let Some(decoded) = decoded else {
-            foreign(&self.member.group, &message.subject, info.sequence);
-            courier.say(reply, None, ACK);
-            return None;
-        };
-        if !copy && !self.record.wants(&decoded.subject, info.sequence) {
-            courier.say(reply, None, ACK);
-            return None;
-        }
-        let entry = Entry::new(
-            source,
-            info.sequence,
-            reply.clone(),
-            info.delivered,
-            decoded,
-            told,
-            first_ms,
-            until,
-            attempt.is_some(),
-        );
-        if entry.is_expired() {
-            count_expired();
-            courier.say(reply, None, ACK);
-            return None;
-        }
-        Some(entry)
-    }
-
-    async fn attempts(&self, source: &Source, info: &wire::AckInfo<'_>) -> Option<Attempt> {
-        let subject = self.member.connection.attempt_subject(source, info.sequence);
-        match self.member.connection.read::<Attempt>(&subject).await {
-            Ok(stored) => stored.map(|stored| stored.value),
-            Err(error) => {
-                tracing::debug!(%error, "the attempts of a message are not known; its deliveries are counted");
-                None
-            }
-        }
-    }
-
-    /// Takes entries into the hand.
-    fn accept(&mut self, entries: Vec<Entry>) {
-        let mut hand = self.member.hand();
-        for entry in entries {
-            match hand.at(&entry.source, entry.sequence) {
-                // Two deliveries at once, for this process was late: the first one was nobody's attempt.
-                Some((_, here)) => {
-                    (here.ack, here.delivered) = (entry.ack, entry.delivered);
-                    here.lease_until = entry.lease_until;
-                }
-                None => self.ready.push_back(hand.insert(entry)),
-            }
-        }
-    }
-
     /// Hands over what is ready while there is room.
     fn hand_out(&mut self) {
         while !self.ready.is_empty() {
@@ -348,37 +240,6 @@ impl Fetcher {
         let mut hand = self.member.hand();
         for token in self.ready.drain(..) {
             hand.remove(token);
-        }
-    }
-
-    /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
-    fn renew(&self) {
-        let asked = Instant::now();
-        let mut last: HashMap<*const Source, (Arc<Source>, NatsSubject)> = HashMap::new();
-        let mut tokens = Vec::new();
-        for (token, entry) in self.member.hand().iter() {
-            if entry.lease_until <= asked {
-                continue; // lost: to renew it might take it from another
-            }
-            self.member.connection.courier.say(entry.ack.clone(), None, PROGRESS);
-            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone()));
-            tokens.push((token, Arc::as_ptr(&entry.source) as usize));
-        }
-        for (source, ack) in last.into_values() {
-            let member = self.member.clone();
-            let at = Arc::as_ptr(&source) as usize;
-            let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
-            tokio::spawn(async move {
-                if member.sure(source, ack, PROGRESS).await.is_ok() {
-                    let until = asked + member.certain();
-                    let mut hand = member.hand();
-                    for token in tokens {
-                        if let Some(entry) = hand.get(token) {
-                            entry.lease_until = entry.lease_until.max(until);
-                        }
-                    }
-                }
-            });
         }
     }
 
@@ -431,71 +292,6 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Gives back what nobody has begun, also what is on its way.
-    async fn hand_back(&mut self) {
-        self.release_untaken().await;
-        let patience = Instant::now() + EXPIRES * 3;
-        while self.pulls.any_open()
-            && self.member.connection.is_connected()
-            && let Ok(Some(message)) = tokio::time::timeout_at(patience, self.messages.next()).await
-        {
-            let now = Instant::now();
-            match message.status {
-                Some(status) => drop(self.pulls.status(&message, status)),
-                None => {
-                    if let Some(entry) = self.read(message, now).await {
-                        self.accept(vec![entry]);
-                        self.release_untaken().await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Gives back what waits for room, in its old order; all of it when the connection closes.
-    async fn release_untaken(&mut self) {
-        let waiting: Vec<_> = self.ready.drain(..).collect();
-        let tokens: Vec<_> = if *self.member.closing.borrow() {
-            self.member.hand().iter().map(|(token, _)| token).collect()
-        } else {
-            waiting
-        };
-        let mut tokens: Vec<_> = {
-            let mut hand = self.member.hand();
-            tokens.into_iter().filter_map(|token| Some((hand.get(token)?.sequence, token))).collect()
-        };
-        tokens.sort_unstable();
-        self.release(tokens.into_iter().map(|(_, token)| token)).await;
-    }
-
-    async fn release(&self, tokens: impl Iterator<Item = Token>) {
-        let confirms: Vec<_> =
-            tokens.map(|token| self.settle.settle(token, crate::delivery::Settlement::Release)).collect();
-        futures_util::future::join_all(confirms).await;
-    }
-
-    /// Keeps the leases of what runs, until nobody holds the subscription.
-    async fn hold(&mut self, connects: &mut tokio::sync::watch::Receiver<u64>) {
-        let mut closing = self.member.closing.subscribe();
-        let gone = self.feed.gone().clone();
-        let mut renew = Instant::now() + self.member.lease() / 3;
-        while !gone.is_cancelled() {
-            tokio::select! {
-                () = gone.cancelled() => {}
-                () = async { drop(closing.wait_for(|closing| *closing).await) } => {
-                    let tokens: Vec<_> = self.member.hand().iter().map(|(token, _)| token).collect();
-                    self.release(tokens.into_iter()).await;
-                    return;
-                }
-                _ = connects.changed() => {}
-                () = tokio::time::sleep_until(renew) => {
-                    self.renew();
-                    renew = Instant::now() + self.member.lease() / 3;
-                }
-            }
-        }
-    }
-
     fn trouble(&mut self, what: &str) {
         self.feed.report(Health::Rebuilding(what.to_owned()));
         if !std::mem::replace(&mut self.troubled, true) {
@@ -509,13 +305,6 @@ impl Fetcher {
         }
         self.feed.report(Health::Live);
     }
-}
-
-/// Which attempt a delivery is: releases on record do not count.
-fn number(info: &wire::AckInfo<'_>, attempt: Option<&Attempt>) -> u32 {
-    let (delivered, attempts) = attempt.map_or((0, 0), |attempt| (attempt.delivered, attempt.attempts));
-    let since = u32::try_from(info.delivered.saturating_sub(delivered)).unwrap_or(u32::MAX);
-    attempts.saturating_add(since).max(1)
 }
 
 /// A message whose subject no publisher of this library can have made.

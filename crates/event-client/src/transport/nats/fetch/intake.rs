@@ -1,0 +1,123 @@
+//! Taking in what arrives: each message read, its attempt known, its lease begun.
+
+use super::*;
+
+impl Fetcher {
+    /// Takes in messages as they came.
+    pub(super) async fn arrive(&mut self, batch: Vec<async_nats::Message>) -> Turn {
+        let now = Instant::now();
+        let mut entries = Vec::with_capacity(batch.len());
+        for message in batch {
+            if let Some(status) = message.status {
+                self.status(&message, status);
+            } else if let Some(entry) = self.read(message, now).await {
+                entries.push(entry);
+            }
+        }
+        if !entries.is_empty() && self.troubled {
+            self.well();
+        }
+        // What was said of a message before it came again must be known first.
+        while let Ok(order) = self.orders.try_recv() {
+            match self.obey(order).await {
+                Turn::Go => {}
+                end => return end,
+            }
+        }
+        self.accept(entries);
+        Turn::Go
+    }
+
+    /// Turns a message into a leased entry; `None` when it is not for us, or was here already.
+    pub(super) async fn read(&mut self, message: async_nats::Message, now: Instant) -> Option<Entry> {
+        let reply = message.reply.clone()?;
+        let info = wire::AckInfo::read(&reply)?;
+        let source = self.pulls.received(info.stream, info.consumer)?;
+        let courier = &self.member.connection.courier;
+        let until = now + self.member.certain();
+        // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
+        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
+            entry.ack = reply.clone();
+            entry.delivered = info.delivered;
+            entry.lease_until = until;
+            return None;
+        }
+        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
+        let (position, published_at, first_ms, copy) = (
+            Position(u128::from(info.sequence)),
+            info.published_at(),
+            attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
+            source.copies,
+        );
+        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
+        told.position = Some(position);
+        told.published_at = Some(published_at);
+        let decoded = if copy {
+            let headers = message.headers.as_ref();
+            headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
+        } else {
+            wire::subject(&self.member.connection.names, &message.subject).map(|subject| {
+                wire::message(message.headers.as_ref(), message.payload, subject, || info.id())
+            })
+        };
+        let Some(decoded) = decoded else {
+            foreign(&self.member.group, &message.subject, info.sequence);
+            courier.say(reply, None, ACK);
+            return None;
+        };
+        if !copy && !self.record.wants(&decoded.subject, info.sequence) {
+            courier.say(reply, None, ACK);
+            return None;
+        }
+        let entry = Entry::new(
+            source,
+            info.sequence,
+            reply.clone(),
+            info.delivered,
+            decoded,
+            told,
+            first_ms,
+            until,
+            attempt.is_some(),
+        );
+        if entry.is_expired() {
+            count_expired();
+            courier.say(reply, None, ACK);
+            return None;
+        }
+        Some(entry)
+    }
+
+    pub(super) async fn attempts(&self, source: &Source, info: &wire::AckInfo<'_>) -> Option<Attempt> {
+        let subject = self.member.connection.attempt_subject(source, info.sequence);
+        match self.member.connection.read::<Attempt>(&subject).await {
+            Ok(stored) => stored.map(|stored| stored.value),
+            Err(error) => {
+                tracing::debug!(%error, "the attempts of a message are not known; its deliveries are counted");
+                None
+            }
+        }
+    }
+
+    /// Takes entries into the hand.
+    pub(super) fn accept(&mut self, entries: Vec<Entry>) {
+        let mut hand = self.member.hand();
+        for entry in entries {
+            match hand.at(&entry.source, entry.sequence) {
+                // Two deliveries at once, for this process was late: the first one was nobody's attempt.
+                Some((_, here)) => {
+                    (here.ack, here.delivered) = (entry.ack, entry.delivered);
+                    here.lease_until = entry.lease_until;
+                }
+                None => self.ready.push_back(hand.insert(entry)),
+            }
+        }
+    }
+}
+
+/// Which attempt a delivery is: releases on record do not count.
+fn number(info: &wire::AckInfo<'_>, attempt: Option<&Attempt>) -> u32 {
+    let (delivered, attempts) = attempt.map_or((0, 0), |attempt| (attempt.delivered, attempt.attempts));
+    let since = u32::try_from(info.delivered.saturating_sub(delivered)).unwrap_or(u32::MAX);
+    attempts.saturating_add(since).max(1)
+}

@@ -1,0 +1,101 @@
+//! What is held: its leases are renewed, and in the end it is given back.
+
+use super::*;
+
+impl Fetcher {
+    /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
+    pub(super) fn renew(&self) {
+        let asked = Instant::now();
+        let mut last: HashMap<*const Source, (Arc<Source>, NatsSubject)> = HashMap::new();
+        let mut tokens = Vec::new();
+        for (token, entry) in self.member.hand().iter() {
+            if entry.lease_until <= asked {
+                continue; // lost: to renew it might take it from another
+            }
+            self.member.connection.courier.say(entry.ack.clone(), None, PROGRESS);
+            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone()));
+            tokens.push((token, Arc::as_ptr(&entry.source) as usize));
+        }
+        for (source, ack) in last.into_values() {
+            let member = self.member.clone();
+            let at = Arc::as_ptr(&source) as usize;
+            let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
+            tokio::spawn(async move {
+                if member.sure(source, ack, PROGRESS).await.is_ok() {
+                    let until = asked + member.certain();
+                    let mut hand = member.hand();
+                    for token in tokens {
+                        if let Some(entry) = hand.get(token) {
+                            entry.lease_until = entry.lease_until.max(until);
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// Gives back what nobody has begun, also what is on its way.
+    pub(super) async fn hand_back(&mut self) {
+        self.release_untaken().await;
+        let patience = Instant::now() + EXPIRES * 3;
+        while self.pulls.any_open()
+            && self.member.connection.is_connected()
+            && let Ok(Some(message)) = tokio::time::timeout_at(patience, self.messages.next()).await
+        {
+            let now = Instant::now();
+            match message.status {
+                Some(status) => drop(self.pulls.status(&message, status)),
+                None => {
+                    if let Some(entry) = self.read(message, now).await {
+                        self.accept(vec![entry]);
+                        self.release_untaken().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives back what waits for room, in its old order; all of it when the connection closes.
+    pub(super) async fn release_untaken(&mut self) {
+        let waiting: Vec<_> = self.ready.drain(..).collect();
+        let tokens: Vec<_> = if *self.member.closing.borrow() {
+            self.member.hand().iter().map(|(token, _)| token).collect()
+        } else {
+            waiting
+        };
+        let mut tokens: Vec<_> = {
+            let mut hand = self.member.hand();
+            tokens.into_iter().filter_map(|token| Some((hand.get(token)?.sequence, token))).collect()
+        };
+        tokens.sort_unstable();
+        self.release(tokens.into_iter().map(|(_, token)| token)).await;
+    }
+
+    pub(super) async fn release(&self, tokens: impl Iterator<Item = Token>) {
+        let confirms: Vec<_> =
+            tokens.map(|token| self.settle.settle(token, crate::delivery::Settlement::Release)).collect();
+        futures_util::future::join_all(confirms).await;
+    }
+
+    /// Keeps the leases of what runs, until nobody holds the subscription.
+    pub(super) async fn hold(&mut self, connects: &mut tokio::sync::watch::Receiver<u64>) {
+        let mut closing = self.member.closing.subscribe();
+        let gone = self.feed.gone().clone();
+        let mut renew = Instant::now() + self.member.lease() / 3;
+        while !gone.is_cancelled() {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = async { drop(closing.wait_for(|closing| *closing).await) } => {
+                    let tokens: Vec<_> = self.member.hand().iter().map(|(token, _)| token).collect();
+                    self.release(tokens.into_iter()).await;
+                    return;
+                }
+                _ = connects.changed() => {}
+                () = tokio::time::sleep_until(renew) => {
+                    self.renew();
+                    renew = Instant::now() + self.member.lease() / 3;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The consumers of a group: made where they are missing, changed only where they differ.
+
+use super::*;
+
+impl Connection {
+    /// The server's filters of a topic for everything that may be for the group; none is the whole topic.
+    pub(in super::super) fn filters_of(&self, record: &Record, topic: &str) -> Vec<String> {
+        let all = record.all_patterns();
+        let reaching = all.iter().filter(|pattern| reaches(pattern, topic));
+        topology::cover(reaching, topic, self.at_least(2, 10))
+            .iter()
+            .map(|filter| self.names.event(filter))
+            .collect()
+    }
+
+    /// The group's consumer on a topic, made or brought up to date.
+    pub(in super::super) async fn ensure_consumer(
+        &self,
+        group: &Group,
+        record: &Record,
+        topic: &str,
+        provision: crate::transport::Provision,
+    ) -> Result<()> {
+        if record.keyed {
+            return Ok(()); // its leader reads by itself, see `keyed/`
+        }
+        let stream = self.names.stream(topic);
+        let name = topology::consumer(group, record.epoch);
+        let (filters, from) = (self.filters_of(record, topic), record.start_of(topic));
+        self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await
+    }
+
+    /// A durable pull consumer with these settings.
+    pub(in super::super) async fn put_consumer(
+        &self,
+        stream: &str,
+        name: &str,
+        filters: &[String],
+        from: &From,
+        lease: Duration,
+        provision: crate::transport::Provision,
+    ) -> Result<()> {
+        let most = i64::try_from(self.config.max_unsettled).unwrap_or(i64::MAX);
+        self.put_consumer_with(stream, name, filters, from, lease, most, provision).await
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(in super::super) async fn put_consumer_with(
+        &self,
+        stream: &str,
+        name: &str,
+        filters: &[String],
+        from: &From,
+        lease: Duration,
+        most_pending: i64,
+        provision: crate::transport::Provision,
+    ) -> Result<()> {
+        let mut wanted = json!({
+            "ack_wait": nanos(lease),
+            "max_ack_pending": most_pending,
+        });
+        let (filter, filters) = match filters {
+            [] => (String::new(), Value::Null),
+            [one] => (one.clone(), Value::Null),
+            several => (String::new(), json!(several)),
+        };
+        let object = format!("consumer {name} of stream {stream}");
+        let is = self.consumer_info(stream, name).await?;
+        let mut config = match &is {
+            Some(info) => {
+                let same = |setting: &str, wanted: &Value| {
+                    info.config.get(setting).unwrap_or(&Value::Null) == wanted
+                };
+                let is_filter = info.config.get("filter_subject").and_then(Value::as_str).unwrap_or_default();
+                if same("ack_wait", &wanted["ack_wait"])
+                    && same("max_ack_pending", &wanted["max_ack_pending"])
+                    && is_filter == filter
+                    && same("filter_subjects", &filters)
+                {
+                    return Ok(());
+                }
+                if !provision.creates() {
+                    return Ok(());
+                }
+                info.config.clone()
+            }
+            None if !provision.creates() => return Err(provision.missing(&object)),
+            None => {
+                let mut config = json!({
+                    "durable_name": name,
+                    "ack_policy": "explicit",
+                    "replay_policy": "instant",
+                    "max_deliver": -1,
+                    "max_waiting": 512,
+                });
+                // Servers of 2.9 refuse every change of a consumer that starts at a time.
+                match from {
+                    From::Time(time) => {
+                        From::Sequence(self.sequence_at(stream, *time).await?).write(&mut config)
+                    }
+                    other => other.write(&mut config),
+                }
+                config
+            }
+        };
+        wanted["filter_subject"] = json!(filter);
+        wanted["filter_subjects"] = filters.clone();
+        for (setting, value) in wanted.as_object().expect("an object") {
+            config[setting] = value.clone();
+        }
+        let object = config.as_object_mut().expect("an object");
+        object.retain(|_, value| !value.is_null() && value.as_str() != Some(""));
+        let body = json!({ "stream_name": stream, "config": config });
+        let info: ConsumerInfo = match self
+            .api(&format!("CONSUMER.DURABLE.CREATE.{stream}.{name}"), &body)
+            .await
+        {
+            Ok(info) => info,
+            // Somebody else was first, with the same in mind.
+            Err(Failure::Api(error)) if is.is_none() && matches!(error.err_code, 10013 | 10148) => {
+                return Ok(());
+            }
+            Err(failure) => return Err(Error::from(failure).with("consumer", name).with("stream", stream)),
+        };
+        // An old server accepts what it does not know, and ignores it.
+        if !filters.is_null() && info.config.get("filter_subjects").is_none_or(Value::is_null) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the server ignores several filters of one consumer; NATS 2.10 or newer is needed on every server of the cluster",
+            )
+            .with("consumer", name));
+        }
+        Ok(())
+    }
+
+    /// The first message stored at or after `time`, or the next one: where a passing consumer would start.
+    pub(in super::super) async fn sequence_at(&self, stream: &str, time: Timestamp) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Passing {
+            name: String,
+            delivered: Floor,
+        }
+        let mut config = json!({
+            "ack_policy": "none",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": nanos(Duration::from_secs(5)),
+        });
+        From::Time(time).write(&mut config);
+        let body = json!({ "stream_name": stream, "config": config });
+        let passing: Passing = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        self.delete_consumer(stream, &passing.name).await?;
+        Ok(passing.delivered.stream_seq + 1)
+    }
+
+    /// What the server says of a consumer; `None` when there is none.
+    pub(in super::super) async fn consumer_info(
+        &self,
+        stream: &str,
+        name: &str,
+    ) -> Result<Option<ConsumerInfo>> {
+        match self.api(&format!("CONSUMER.INFO.{stream}.{name}"), &json!({})).await {
+            Ok(info) => Ok(Some(info)),
+            Err(Failure::Api(error)) if matches!(error.err_code, 10014 | 10059) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    pub(in super::super) async fn delete_consumer(&self, stream: &str, name: &str) -> Result<()> {
+        match self.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{name}"), &json!({})).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Api(error)) if matches!(error.err_code, 10014 | 10059) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+}

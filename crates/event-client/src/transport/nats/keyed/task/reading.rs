@@ -1,0 +1,206 @@
+//! Reading the topics: in order, from where the group is, again from there whenever something is missing.
+
+use super::*;
+
+impl Task {
+    pub(super) fn close_readers(&mut self) {
+        self.reading += 1;
+        self.opening = false;
+        self.replaying = false;
+        self.pulls.clear();
+        for (stream, consumer) in self.readers.drain(..).filter_map(|reader| reader.source) {
+            let connection = self.connection.clone();
+            self.connection.tasks.spawn(async move {
+                let _ = connection.delete_consumer(&stream, &consumer).await;
+            });
+        }
+    }
+
+    /// Reads everything again from where the group is, after a while.
+    pub(super) fn read_anew(&mut self, after: Duration) {
+        self.close_readers();
+        self.open_at = None;
+        self.open_soon(after);
+    }
+
+    pub(super) fn open_soon(&mut self, after: Duration) {
+        let at = Instant::now() + after;
+        self.open_at = Some(self.open_at.map_or(at, |open| open.min(at)));
+    }
+
+    /// Opens topics that are not read yet.
+    pub(super) fn open_topics(&mut self, now: Instant) -> Option<Instant> {
+        if self.opening {
+            return None;
+        }
+        if self.open_at? > now {
+            return self.open_at;
+        }
+        self.open_at = None;
+        self.opening = true;
+        let known = self.readers.iter().map(|reader| reader.topic.clone()).collect();
+        let wanted: BTreeMap<SmolStr, Wanted> = self
+            .hand
+            .marks
+            .iter()
+            .map(|(topic, mark)| {
+                let missing = if self.loaded.contains(topic) {
+                    Vec::new()
+                } else {
+                    mark.open.keys().copied().collect()
+                };
+                (topic.clone(), Wanted { next: mark.next, missing })
+            })
+            .collect();
+        let reading = self.reading;
+        let step = reader::open(self.connection.clone(), self.record.clone(), wanted, known);
+        self.jobs.push(step.map(move |result| Done::Opened { reading, result }).boxed());
+        None
+    }
+
+    pub(super) fn opened(&mut self, result: Result<Vec<Opened>>) {
+        self.opening = false;
+        let opened = match result {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.trouble(&error.to_string());
+                return self.open_later();
+            }
+        };
+        self.open_failures = 0;
+        for topic in opened {
+            self.loaded.insert(topic.topic.clone());
+            self.take_in(&topic.topic, topic.open);
+            let mark = self.hand.marks.entry(topic.topic.clone()).or_default();
+            mark.next = mark.next.max(topic.next);
+            self.replays_due |= topic.consumer.is_none();
+            let source = topic.consumer.map(|consumer| {
+                self.pulls.add(Source {
+                    stream: topic.stream.clone(),
+                    consumer: consumer.clone(),
+                    copies: false,
+                });
+                (topic.stream, consumer)
+            });
+            self.readers.push(Reader { topic: topic.topic, source, turn: 1 });
+        }
+        self.well();
+    }
+
+    pub(super) fn open_later(&mut self) {
+        self.open_failures = (self.open_failures + 1).min(6);
+        let most = 25_u64 << self.open_failures;
+        self.read_anew(Duration::from_millis(fastrand::u64(most / 2..=most)));
+    }
+
+    pub(super) fn take_in(&mut self, topic: &SmolStr, found: Vec<Found>) {
+        for (sequence, message) in found {
+            match message {
+                Some((message, info)) => self.hand.accept(topic, sequence, message, info),
+                None => {
+                    tracing::warn!(
+                        group = %self.member.group, topic = %topic, position = sequence,
+                        "a message was passed over: its stream no longer has it, or it is none of this library's"
+                    );
+                    self.hand.pass_over(topic, sequence);
+                    self.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Asks for what there is room for; when to look again at the latest.
+    pub(super) fn pull(&mut self) -> Option<Instant> {
+        let room = self.hand.room();
+        if room > 0 && self.replays_due && !self.replaying && self.loaded.contains(REPLAYS) {
+            self.replays_due = false;
+            self.replaying = true;
+            let next = self.hand.marks.get(REPLAYS).map_or(0, |mark| mark.next);
+            let room = room.min(64);
+            let reading = self.reading;
+            let step = reader::replays(self.connection.clone(), self.member.group.clone(), next, room);
+            self.jobs.push(step.map(move |result| Done::Replays { reading, room, result }).boxed());
+        }
+        let (wake, silent) = self.pulls.top_up(room);
+        if silent {
+            self.trouble("a pull was not answered");
+            self.open_later();
+        }
+        wake
+    }
+
+    pub(super) fn hear(&mut self, message: async_nats::Message) {
+        let mut next = Some(message);
+        for _ in 0..BATCH {
+            let Some(message) = next else { return };
+            match message.status {
+                Some(status) => {
+                    if let Said::Trouble(text) = self.pulls.status(&message, status) {
+                        self.trouble(&text);
+                        self.open_later();
+                    }
+                }
+                None => self.read(message),
+            }
+            next = self.messages.next().now_or_never().flatten();
+        }
+        if let Some(message) = next {
+            self.read(message);
+        }
+    }
+
+    pub(super) fn read(&mut self, message: async_nats::Message) {
+        let Some(info) = message.reply.as_ref().and_then(|reply| wire::AckInfo::read(reply)) else { return };
+        if self.pulls.received(info.stream, info.consumer).is_none() {
+            return; // of a consumer that was given up
+        }
+        let reader = self.readers.iter_mut().find(|reader| {
+            reader
+                .source
+                .as_ref()
+                .is_some_and(|(stream, name)| stream == info.stream && name == info.consumer)
+        });
+        let Some(reader) = reader else { return };
+        if info.turn != reader.turn {
+            tracing::debug!(group = %self.member.group, turn = info.turn, "messages were lost on their way");
+            return self.read_anew(Duration::ZERO);
+        }
+        reader.turn += 1;
+        let topic = reader.topic.clone();
+        if self.hand.marks.get(&topic).is_some_and(|mark| info.sequence < mark.next) {
+            return;
+        }
+        let decoded = wire::subject(&self.connection.names, &message.subject).map(|subject| {
+            wire::message(message.headers.as_ref(), message.payload.clone(), subject, || info.id())
+        });
+        match decoded {
+            Some(decoded) if self.record.wants(&decoded.subject, info.sequence) => {
+                let about = reader::about(info.sequence, info.published_at());
+                self.hand.accept(&topic, info.sequence, decoded, about);
+            }
+            decoded => {
+                if decoded.is_none() {
+                    crate::transport::nats::fetch::foreign(
+                        &self.member.group,
+                        &message.subject,
+                        info.sequence,
+                    );
+                }
+                self.hand.pass_over(&topic, info.sequence);
+            }
+        }
+    }
+
+    /// What was replayed and is settled goes from the server.
+    pub(super) fn purge_replays(&mut self) {
+        let floor = self.hand.marks.get(REPLAYS).map_or(0, Mark::floor);
+        if floor > self.replays_purged.max(1) && !self.dirty {
+            self.replays_purged = floor;
+            let (connection, group) = (self.connection.clone(), self.member.group.clone());
+            self.connection.tasks.spawn(async move {
+                let (work, subject) = (connection.names.work(), connection.names.replayed(&group));
+                let _ = connection.purge_below(&work, &subject, floor).await;
+            });
+        }
+    }
+}

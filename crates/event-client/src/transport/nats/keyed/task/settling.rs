@@ -1,0 +1,81 @@
+//! Handing out what is claimed, and what consumers say of it.
+
+use super::*;
+
+impl Task {
+    /// Messages that may go are claimed: they go when that is written.
+    pub(super) fn claim(&mut self, mut slot: Option<OwnedSemaphorePermit>) {
+        while !self.stopping && self.hand.has_ready() {
+            let Some(slot) = slot.take().or_else(|| self.feed.try_slot()) else { return };
+            // What expired is settled by being passed over.
+            self.dirty = true;
+            let Some(token) = self.hand.claim() else { return };
+            self.pending.claims.push((token, slot));
+        }
+    }
+
+    pub(super) fn obey(&mut self, order: Order) {
+        let mut next = Some(order);
+        while let Some(order) = next {
+            match order {
+                Order::Settle(token, settlement, answer) => self.settle(token, settlement, answer),
+                Order::Renew(token, answer) => match self.hand.out(token) {
+                    Some(_) => {
+                        self.dirty = true;
+                        self.pending.answers.push((Instant::now(), answer));
+                    }
+                    None => drop(answer.send(Err(lost()))),
+                },
+            }
+            next = self.orders.try_recv().ok();
+        }
+    }
+
+    pub(super) fn settle(&mut self, token: Token, settlement: Settlement, answer: Answer<()>) {
+        let first_ms = self.hand.first_attempt(token);
+        let Some(entry) = self.hand.out(token) else {
+            let _ = answer.send(Err(lost()));
+            return;
+        };
+        match settlement {
+            Settlement::Reject(rejection) => {
+                let stream = self.connection.names.stream(&entry.topic);
+                let burial = Burial {
+                    message: entry.message.clone(),
+                    info: entry.info.clone(),
+                    first_ms,
+                    // Whoever does it a second time, after a take-over, says the same.
+                    id: format!(
+                        "dlq/{stream}/{}@{}/{}",
+                        self.member.group, self.record.epoch, entry.sequence
+                    ),
+                };
+                let (connection, group, term) =
+                    (self.connection.clone(), self.member.group.clone(), self.term);
+                self.burying.insert(token);
+                self.jobs.push(
+                    async move {
+                        let result = dead::bury(&connection, &group, &burial, rejection).await;
+                        Done::Buried { term, token, result, answer }
+                    }
+                    .boxed(),
+                );
+                return;
+            }
+            Settlement::Ack => self.hand.settle(token),
+            Settlement::Retry { after, .. } => self.hand.retry(token, after),
+            Settlement::Release => self.hand.release(token),
+        }
+        self.put_down(answer);
+    }
+
+    /// A delivery is no longer with its consumer; its answer waits for the writing.
+    pub(super) fn put_down(&mut self, answer: Answer<()>) {
+        self.member.out.fetch_sub(1, Ordering::AcqRel);
+        self.dirty = true;
+        self.pending.answers.push((Instant::now(), answer));
+        if self.stopping {
+            self.hand.let_go();
+        }
+    }
+}
