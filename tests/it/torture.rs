@@ -24,6 +24,11 @@ fn redis() {
 }
 
 #[test]
+fn nats() {
+    torture(&["--on", "nats", "--new", "--faults", "5", "--seed", "5"]);
+}
+
+#[test]
 #[ignore = "runs by name, as RabbitMQ's exam does, until no case of it fails on a busy machine"]
 fn rabbitmq() {
     torture(&["--on", "rabbitmq", "--new", "--faults", "5", "--seed", "2"]);

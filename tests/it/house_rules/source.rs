@@ -12,9 +12,6 @@ const LONG_FILES: &[(&str, usize)] = &[
     // One table of rows beside the next.
     ("crates/event-client/benches/redis.rs", 430),
     // To be split: a member's life with its broker, grown while the exam was being passed.
-    ("crates/event-client/src/transport/nats/fetch.rs", 690),
-    ("crates/event-client/src/transport/nats/group.rs", 500),
-    ("crates/event-client/src/transport/nats/serve.rs", 450),
     ("crates/event-client/src/transport/rabbitmq/member.rs", 780),
     ("crates/event-client/src/transport/rabbitmq/serve.rs", 410),
 ];

@@ -1,6 +1,6 @@
 //! A live subscription of a group: what it holds, for whom, and until when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -62,7 +62,14 @@ pub(super) struct Hand {
     entries: Slab<Entry>,
     generation: u32,
     places: HashMap<(SmolStr, u64), Token>,
+    /// What was settled for good last, by source and place.
+    settled: VecDeque<(usize, u64)>,
+    /// The highest place that each source has sent.
+    highest: HashMap<usize, u64>,
 }
+
+/// How many settled messages are remembered.
+const REMEMBERED: usize = 1024;
 
 /// A message that this member leases.
 pub(super) struct Entry {
@@ -199,6 +206,26 @@ impl Hand {
         Some(entry)
     }
 
+    /// It is settled for good.
+    pub(super) fn remember(&mut self, source: &Arc<Source>, sequence: u64) {
+        if self.settled.len() == REMEMBERED {
+            self.settled.pop_front();
+        }
+        self.settled.push_back((Arc::as_ptr(source) as usize, sequence));
+    }
+
+    /// Whether what comes now was settled here before. An acknowledgement may be lost with its connection, and servers
+    /// of 2.9 hand out a message once more, as if for the first time, when its redelivery met no open pull.
+    pub(super) fn was_settled(&mut self, source: &Arc<Source>, sequence: u64, delivered: u64) -> bool {
+        let source = Arc::as_ptr(source) as usize;
+        let highest = self.highest.entry(source).or_default();
+        if delivered == 1 && sequence > *highest {
+            *highest = sequence;
+            return false;
+        }
+        self.settled.contains(&(source, sequence))
+    }
+
     /// The message at this place, if it is here.
     pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<(Token, &mut Entry)> {
         let token = *self.places.get(&place(source, sequence))?;
@@ -220,6 +247,8 @@ impl Hand {
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.places.clear();
+        self.settled.clear();
+        self.highest.clear();
     }
 }
 

@@ -14,7 +14,10 @@
 //!   settles later than that is told, though the server would take any late acknowledgement.
 //! - **Acknowledgements are sent at once and confirmed on demand**: one question stands for all before it.
 //! - **Order per key** needs one working member per group, for the server redelivers behind what came later. The others
-//!   stand by (`keyed.rs`). Pinned clients of 2.11 would do the same for newer servers alone.
+//!   stand by. The one that leads reads the streams itself and writes one record of how far the group is (`keyed/`).
+//!   Pinned clients of 2.11 would not do: their acknowledgements are taken from whoever was overtaken, too.
+//! - **No limit of deliveries on the server** (`max_deliver` is -1): attempts are this library's, so there is never a
+//!   `MAX_DELIVERIES` advisory, which nobody hears when nobody listens, nor a message that stays behind it unsettled.
 //! - **Delayed publish** waits in a work queue that is refused until its time, on every server alike.
 
 use std::sync::Arc;

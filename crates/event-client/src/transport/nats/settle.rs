@@ -106,6 +106,7 @@ impl Member {
 
     fn acknowledge(&self, entry: Entry) -> Confirm<()> {
         let connection = &self.connection;
+        self.hand().remember(&entry.source, entry.sequence);
         connection.courier.say(entry.ack.clone(), None, ACK);
         if entry.recorded {
             self.forget_attempts(&entry);
@@ -122,7 +123,11 @@ impl Member {
         };
         let busy = self.begin();
         tokio::spawn(async move {
+            let rejected = matches!(settlement, Settlement::Reject(_));
             let result = steps.take(&entry, settlement).await;
+            if rejected && result.is_ok() {
+                busy.0.hand().remember(&entry.source, entry.sequence);
+            }
             let _ = answer.send(result.map_err(|error| error.during("settle")));
             drop(busy);
         });

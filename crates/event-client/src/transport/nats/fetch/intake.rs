@@ -35,6 +35,10 @@ impl Fetcher {
         let source = self.pulls.received(info.stream, info.consumer)?;
         let courier = &self.member.connection.courier;
         let until = now + self.member.certain();
+        if self.member.hand().was_settled(&source, info.sequence, info.delivered) {
+            courier.say(reply, None, ACK);
+            return None;
+        }
         // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
         if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
             entry.ack = reply.clone();

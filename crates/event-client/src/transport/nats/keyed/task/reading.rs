@@ -203,4 +203,32 @@ impl Task {
             });
         }
     }
+
+    pub(super) fn reload(&mut self) {
+        if std::mem::replace(&mut self.reloading, true) {
+            self.reload_again = true;
+            return;
+        }
+        let (connection, group) = (self.connection.clone(), self.member.group.clone());
+        self.jobs.push(async move { Done::Reloaded(connection.group(&group).await) }.boxed());
+    }
+
+    /// The group's record is read again.
+    pub(super) fn change(&mut self, record: Record) {
+        let (moved, other) = (record.epoch != self.record.epoch, record.filters != self.record.filters);
+        self.record = record;
+        if !self.leads() {
+            return;
+        }
+        if moved {
+            // Everything here was given up.
+            self.void();
+            self.dirty = true;
+        }
+        if moved || other {
+            self.read_anew(Duration::ZERO);
+        } else {
+            self.open_soon(Duration::ZERO);
+        }
+    }
 }
