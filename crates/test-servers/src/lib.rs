@@ -38,6 +38,7 @@ mod proxy;
 mod rabbit;
 mod rabbit_node;
 mod redis;
+mod sentinel;
 mod spawner;
 mod tls;
 
@@ -49,6 +50,7 @@ pub use program::Generation;
 pub use proxy::{Direction, Proxy};
 pub use rabbit::{Rabbit, RabbitOptions};
 pub use redis::{Redis, RedisOptions};
+pub use sentinel::Sentinel;
 pub use tls::{Certificates, Tls};
 
 /// What every operation here returns.

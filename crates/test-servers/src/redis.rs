@@ -64,6 +64,11 @@ impl Redis {
         format!("{}://127.0.0.1:{}", self.scheme(), self.port())
     }
 
+    /// The binary that it runs.
+    pub(crate) fn program(&self) -> Result<PathBuf> {
+        self.options.generation.program("redis-server", "redis-server")
+    }
+
     /// The certificates, where it speaks TLS.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
@@ -127,6 +132,12 @@ impl RedisOptions {
     #[must_use]
     pub fn evicting(self, mib: u32) -> Self {
         self.line(&format!("maxmemory {mib}mb")).line("maxmemory-policy allkeys-lru")
+    }
+
+    /// A replica of `master`, which has no users.
+    #[must_use]
+    pub fn replica_of(self, master: &Redis) -> Self {
+        self.line(&format!("replicaof 127.0.0.1 {}", master.port()))
     }
 
     /// Its data may take so many MiB, on a file system of its own: for disks that are full. Needs root.

@@ -123,11 +123,22 @@ pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
     }
 }
 
+/// A content type; the common ones cost no memory.
+fn media_type(value: &str) -> SmolStr {
+    let known = [crate::envelope::STRUCTURED_JSON, crate::envelope::STRUCTURED_MSGPACK];
+    known
+        .iter()
+        .find(|known| **known == value)
+        .map_or_else(|| value.into(), |known| SmolStr::new_static(known))
+}
+
 /// Gathers the headers of a message that came in, in whatever order a broker gives them.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     content_type: SmolStr,
-    id: Option<SmolStr>,
+    id: Option<MessageId>,
+    /// As it was written, when it is no UUID.
+    id_text: Option<SmolStr>,
     key: Option<SmolStr>,
     expires: Option<Timestamp>,
     order: Option<SmolStr>,
@@ -146,9 +157,16 @@ impl Reader {
             name
         };
         match name {
-            CONTENT_TYPE => self.content_type = value.into(),
+            CONTENT_TYPE => self.content_type = media_type(value),
             ORDER => self.order = Some(value.into()),
-            ID => self.id = Some(value.into()),
+            // Nearly always a UUID, which needs no room of its own.
+            ID => match MessageId::from(value) {
+                id @ MessageId::Uuid(_) => self.id = Some(id),
+                MessageId::Text(text) => {
+                    self.id = Some(unescape(&text).as_str().into());
+                    self.id_text = Some(text);
+                }
+            },
             KEY => self.key = Some(value.into()),
             EXPIRES => self.expires = value.parse().ok(),
             _ if is_reserved(name) => {}
@@ -165,7 +183,8 @@ impl Reader {
         if self.binary {
             // The envelope reads its attributes from the headers.
             let expires = self.expires.map(|at| format_smolstr!("{at}"));
-            for (name, value) in [(ID, &self.id), (KEY, &self.key), (EXPIRES, &expires)] {
+            let id = self.id_text.or_else(|| self.id.as_ref().map(|id| format_smolstr!("{id}")));
+            for (name, value) in [(ID, &id), (KEY, &self.key), (EXPIRES, &expires)] {
                 if let Some(value) = value {
                     free.restore(name.into(), value.clone());
                 }
@@ -174,7 +193,7 @@ impl Reader {
         if let Some(order) = &self.order {
             free.sort_by(order.split(','));
         }
-        let id = self.id.map_or_else(id, |id| MessageId::from(unescape(&id).as_str()));
+        let id = self.id.unwrap_or_else(id);
         let mut message = Message::with_id(id, subject, self.content_type, payload);
         message.key = self.key.map(|key| unescape(&key));
         message.expires_at = self.expires;

@@ -115,7 +115,7 @@ impl Keyed {
             let mut some = false;
             for known in going.iter().filter_map(|item| active.turns.item(*item)) {
                 if known.source.replay == source.replay {
-                    command.arg(known.id.to_string()).arg(known.made + 1);
+                    command.arg(known.id).arg(known.made + 1);
                     some = true;
                 }
             }
@@ -183,8 +183,7 @@ impl Keyed {
         while let Some(item) = active.unsure.last().copied() {
             if let Some(known) = active.turns.item(item) {
                 let mut ask = redis::cmd("XPENDING");
-                let id = known.id.to_string();
-                ask.arg(&known.source.stream).arg(&*topic.place.name).arg(&id).arg(&id).arg(1);
+                ask.arg(&known.source.stream).arg(&*topic.place.name).arg(known.id).arg(known.id).arg(1);
                 let pending = parts(self.member.handle.link.ask(ask).await?);
                 match pending.into_iter().next().map(parts) {
                     None => active.turns.finish(item),

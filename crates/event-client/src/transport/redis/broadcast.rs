@@ -177,7 +177,7 @@ impl Tails {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(block.as_millis() as u64).arg("STREAMS");
         args(&mut command, self.tails.iter().map(|tail| &tail.stream));
-        args(&mut command, self.tails.iter().map(|tail| tail.last.to_string()));
+        args(&mut command, self.tails.iter().map(|tail| tail.last));
         let answer = reader.wait(&command, block, &self.wake).await?;
         for stream in parts(answer) {
             let mut stream = parts(stream).into_iter();

@@ -24,6 +24,7 @@ use crate::url::BusUrl;
 /// | `dedup_window` | `10m` | how long a dedup id is remembered, up to a day |
 /// | `retention_age` | `7d` | messages that every group has are kept for replay this long |
 /// | `retention_messages` | `1000000` | most messages of a topic kept for replay; never fewer than a group still needs |
+/// | `housekeeping` | `1m` | how often each topic is trimmed, `100ms` to `1h`; consumers that were silent for 60 times as long are removed |
 /// | `dead_letters` | `100000` | most dead letters of one group on one topic; beyond it the oldest go, and a warning says so |
 /// | `durability` | what the server says | `fsync`, `page-cache` or `none`: the operator's word where `CONFIG` and `INFO` are forbidden |
 /// | `eviction` | `refuse` | `allow`: use a server that may throw streams away when its memory is full |
@@ -47,6 +48,7 @@ pub(super) struct Config {
     pub(super) dedup_window: Duration,
     pub(super) retention_age: Duration,
     pub(super) retention_messages: u64,
+    pub(super) housekeeping: Duration,
     pub(super) dead_letters: u64,
     /// The operator's word.
     pub(super) durability: Option<Durability>,
@@ -78,13 +80,14 @@ pub(super) struct Sentinel {
     pub(super) password: Option<String>,
 }
 
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     "namespace",
     "provision",
     "max_payload",
     "dedup_window",
     "retention_age",
     "retention_messages",
+    "housekeeping",
     "dead_letters",
     "durability",
     "eviction",
@@ -128,6 +131,10 @@ impl Config {
         let retention_age = age("retention_age", 7 * 86_400)?;
         let publish_timeout = age("publish_timeout", 10)?;
         let connect_timeout = age("connect_timeout", 5)?;
+        let housekeeping = age("housekeeping", 60)?;
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&housekeeping) {
+            return Err(wrong("option `housekeeping` takes 100ms to 1h"));
+        }
         if dedup_window > Duration::from_secs(86_400) {
             return Err(wrong("option `dedup_window` takes at most 1d"));
         }
@@ -198,6 +205,7 @@ impl Config {
             dedup_window,
             retention_age,
             retention_messages,
+            housekeeping,
             dead_letters,
             durability,
             may_evict,
@@ -350,6 +358,7 @@ mod tests {
             ("redis://a?durability=some", "page-cache"),
             ("redis://a?eviction=yes", "allow or refuse"),
             ("redis://a?publish_timeout=0s", "100ms"),
+            ("redis://a?housekeeping=1ms", "100ms"),
             ("redis://a?ca=/x", "rediss://"),
             ("rediss://a?cert=/x", "belong together"),
             ("redis://a?colour=red", "namespace"),

@@ -1,7 +1,7 @@
 //! One handle on a server: its connections, its tasks, and what it knows of the server.
 
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Pipeline, Value};
 use smol_str::SmolStr;
@@ -11,15 +11,16 @@ use super::codec::{parts, text};
 use super::config::Config;
 use super::ear::Ear;
 use super::keys::Keys;
-use super::link::Link;
+use super::link::{Link, jitter};
 use super::member::Member;
+use super::post::Post;
 use super::probe::Facts;
 use super::publish::Outbox;
 use super::requests::Calls;
 use super::serve::Service;
 use super::server::Server;
 use super::settle::Clerk;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::transport::consumer_name;
 
 /// What everything of one handle shares.
@@ -34,6 +35,7 @@ pub(super) struct Handle {
     pub(super) outbox: Mutex<Option<Outbox>>,
     pub(super) clerk: Clerk,
     pub(super) calls: Calls,
+    pub(super) post: Post,
     pub(super) members: Mutex<Vec<Weak<Member>>>,
     pub(super) services: Mutex<Vec<Weak<Service>>>,
     /// Cancelled when closing begins: nothing new is taken on.
@@ -57,6 +59,7 @@ impl Handle {
         let closing = CancellationToken::new();
         let handle = Arc::new(Self {
             clerk: Clerk::open(link.clone()),
+            post: Post::open(link.clone()),
             id: consumer_name(),
             config,
             keys,
@@ -105,9 +108,36 @@ impl Handle {
     }
 
     pub(super) async fn ping(&self) -> Result<Duration> {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let answer: Value = self.link.ask(redis::cmd("PING")).await?;
         drop(answer);
         Ok(start.elapsed())
+    }
+}
+
+/// What an outage has cut short is tried again for as long as a publish would wait: for what may be done twice.
+pub(super) struct Patience<'a> {
+    handle: &'a Handle,
+    since: Instant,
+    pause: Duration,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(handle: &'a Handle) -> Self {
+        Self { handle, since: Instant::now(), pause: Duration::from_millis(20) }
+    }
+
+    /// Waits a moment; `false` when another try makes no sense.
+    pub(super) async fn lasts(&mut self, error: &Error) -> bool {
+        if error.kind() != ErrorKind::Unavailable || self.since.elapsed() > self.handle.config.publish_timeout
+        {
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(jitter(self.pause)) => {}
+            () = self.handle.closing.cancelled() => return false,
+        }
+        self.pause = (self.pause * 2).min(Duration::from_secs(1));
+        true
     }
 }

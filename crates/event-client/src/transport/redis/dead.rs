@@ -64,7 +64,7 @@ impl Handle {
             for id in filter.ids.iter().filter_map(|id| id.strip_prefix(&prefix)) {
                 let Ok(id) = id.parse::<codec::EntryId>() else { continue };
                 let mut ask = redis::cmd("XRANGE");
-                ask.arg(&key).arg(id.to_string()).arg(id.to_string());
+                ask.arg(&key).arg(id).arg(id);
                 choose(self.link.ask(ask).await?, topic, group, filter, letters);
             }
             return Ok(());
@@ -108,7 +108,7 @@ impl Handle {
                     &replay.stream,
                     &keys.settings(topic, group.as_str()),
                 ]);
-                command.arg(group.as_str()).arg(entry.to_string()).arg(keys.wake(group.as_str()).as_str());
+                command.arg(group.as_str()).arg(entry).arg(keys.wake(group.as_str()).as_str());
                 command.arg(format!("due {topic} 0"));
                 pipeline.add_command(command);
             }
@@ -124,7 +124,7 @@ impl Handle {
         for page in letters.chunks(PAGE) {
             let mut pipeline = Pipeline::with_capacity(page.len());
             for Letter { topic, group, entry, .. } in page {
-                pipeline.cmd("XDEL").arg(self.keys.dead(topic, group.as_str())).arg(entry.to_string());
+                pipeline.cmd("XDEL").arg(self.keys.dead(topic, group.as_str())).arg(entry);
             }
             for value in self.link.run(&pipeline).await? {
                 dropped += number(&reply(value)?) as u64;

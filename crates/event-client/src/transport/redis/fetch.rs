@@ -339,7 +339,7 @@ impl Fetcher {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(block.as_millis().max(1) as u64).arg("STREAMS");
         args(&mut command, self.topics.iter().map(|topic| &topic.place.log.stream));
-        args(&mut command, self.topics.iter().map(|topic| topic.last.to_string()));
+        args(&mut command, self.topics.iter().map(|topic| topic.last));
         let answer = reader.wait(&command, block, &self.member.signals.wake).await?;
         for stream in parts(answer) {
             let mut stream = parts(stream).into_iter();

@@ -12,21 +12,19 @@ use super::link::jitter;
 use super::scripts;
 use crate::error::{ErrorKind, Result};
 
-/// How often each topic is looked after, whatever the number of processes.
-const ROUND: Duration = Duration::from_secs(60);
-/// A consumer without a sign of life for so long is gone.
-const GONE: Duration = Duration::from_secs(3600);
+/// A consumer without a sign of life for so many rounds is gone.
+const GONE: u32 = 60;
 
 pub(super) fn start(handle: &Arc<Handle>) {
-    tokio::spawn(run(Arc::downgrade(handle), handle.closing.clone()));
+    tokio::spawn(run(Arc::downgrade(handle), handle.closing.clone(), handle.config.housekeeping));
 }
 
-async fn run(handle: Weak<Handle>, closing: tokio_util::sync::CancellationToken) {
+async fn run(handle: Weak<Handle>, closing: tokio_util::sync::CancellationToken, every: Duration) {
     let mut reported: Vec<(SmolStr, String)> = Vec::new();
     loop {
         tokio::select! {
             () = closing.cancelled() => return,
-            () = tokio::time::sleep(jitter(ROUND)) => {}
+            () = tokio::time::sleep(jitter(every)) => {}
         }
         let Some(handle) = handle.upgrade() else { return };
         if let Err(error) = round(&handle, &mut reported).await {
@@ -60,7 +58,8 @@ impl Handle {
         let config = &self.config;
         let mut command = scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic)]);
         command.arg(config.retention_age.as_millis() as u64).arg(config.retention_messages);
-        command.arg(ROUND.as_millis() as u64 / 2);
+        // Whatever the number of processes, a topic is looked after about once a round.
+        command.arg(config.housekeeping.as_millis() as u64 / 2);
         let answer = parts(self.link.ask(command).await?);
         let Some(held) = answer.get(2) else { return Ok(None) };
         let trimmed = answer.first().map_or(0, number);
@@ -72,6 +71,7 @@ impl Handle {
 
     /// Removes consumers that have been silent for long and have nothing pending.
     async fn remove_consumers(&self, topic: &str) -> Result<()> {
+        let gone = self.config.housekeeping * GONE;
         for group in groups(&self.info(topic).await?) {
             let mut ask = redis::cmd("XINFO");
             ask.arg("CONSUMERS").arg(self.keys.log(topic)).arg(&group);
@@ -84,7 +84,7 @@ impl Handle {
                 let name = field("name").map(text).unwrap_or_default();
                 // Only ours have a lease in their names.
                 let ours = name.rsplit_once('.').is_some_and(|(_, lease)| lease.parse::<u64>().is_ok());
-                let silent = field("idle").map_or(0, number) as u128 > GONE.as_millis();
+                let silent = field("idle").map_or(0, number) as u128 > gone.as_millis();
                 if ours && silent && field("pending").map_or(1, number) == 0 {
                     let mut command = scripts::LEAVE.on(&[&self.keys.log(topic)]);
                     command.arg(&group).arg(name);

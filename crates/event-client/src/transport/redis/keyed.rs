@@ -355,7 +355,7 @@ impl Keyed {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(1).arg("BLOCK").arg(block.as_millis().max(1) as u64).arg("STREAMS");
         args(&mut command, reads.iter().map(|(stream, _)| stream));
-        args(&mut command, reads.iter().map(|(_, last)| last.to_string()));
+        args(&mut command, reads.iter().map(|(_, last)| *last));
         let answer = reader.wait(&command, block, &self.member.signals.wake).await?;
         for stream in parts(answer) {
             let key = parts(stream).into_iter().next().unwrap_or_default();

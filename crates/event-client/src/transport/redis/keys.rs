@@ -16,8 +16,10 @@
 //! | `NS:{groups}`, `NS:{groups}:m:GROUP` | hash of groups; sorted set of a group's live members |
 //! | `NS:{rpc:SUBJECT}`, `…:servers` | list with TTL: waiting requests; sorted set of live servers |
 
+use std::io::Write;
 use std::sync::Arc;
 
+use redis::{RedisWrite, ToRedisArgs};
 use smol_str::{SmolStr, format_smolstr};
 
 /// The keys of one namespace.
@@ -38,6 +40,22 @@ pub(super) struct Source {
     pub(super) notes: String,
 }
 
+/// The key of a topic's log.
+pub(super) struct LogKey<'a> {
+    namespace: &'a str,
+    topic: &'a str,
+}
+
+impl ToRedisArgs for LogKey<'_> {
+    fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
+        let mut key = out.writer_for_next_arg();
+        for part in [self.namespace, ":{", self.topic, "}"] {
+            // Into memory: it cannot fail.
+            let _ = key.write_all(part.as_bytes());
+        }
+    }
+}
+
 impl Keys {
     pub(super) fn new(namespace: &SmolStr, db: i64) -> Self {
         let channels = if db == 0 { namespace.clone() } else { format_smolstr!("{namespace}@{db}") };
@@ -46,6 +64,11 @@ impl Keys {
 
     pub(super) fn log(&self, topic: &str) -> String {
         format!("{}:{{{topic}}}", self.namespace)
+    }
+
+    /// [`log`](Self::log) as an argument, written where it goes.
+    pub(super) fn log_argument<'a>(&'a self, topic: &'a str) -> LogKey<'a> {
+        LogKey { namespace: &self.namespace, topic }
     }
 
     pub(super) fn delayed(&self, topic: &str) -> String {

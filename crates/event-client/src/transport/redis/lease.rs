@@ -132,7 +132,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
     for (source, name, entries) in &batches {
         let mut command = scripts::RENEW.on(&[&source.stream]);
         command.arg(&**name).arg(consumer);
-        args(&mut command, entries.iter().map(|(_, id)| id.to_string()));
+        args(&mut command, entries.iter().map(|(_, id)| *id));
         pipeline.add_command(command);
     }
     let owned: Vec<_> =

@@ -69,6 +69,7 @@ impl Outbox {
     }
 
     pub(super) fn publish(&self, message: &Message, keys: &Keys, config: &Config) -> Confirm<Receipt> {
+        // The largest of what the headers add; too little would only mean to move what is written so far.
         let bytes = message.size() + 256;
         if self.waiting.load(Ordering::Relaxed) + bytes > MOST_WAITING {
             let text = "too many messages wait to be sent; publish no more than a window at a time";
@@ -81,7 +82,7 @@ impl Outbox {
             script(message, &topic, due, keys, config)
         } else {
             let mut command = Cmd::with_capacity(16, bytes);
-            command.arg("XADD").arg(keys.log(&topic));
+            command.arg("XADD").arg(keys.log_argument(&topic));
             if !config.provision.creates() {
                 command.arg("NOMKSTREAM");
             }

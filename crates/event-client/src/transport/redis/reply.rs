@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use smol_str::SmolStr;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::AbortHandle;
 
-use super::codec::number;
-use super::connection::Handle;
 use super::packet;
+use super::post::Letter;
 use super::serve::{Active, Service};
 use crate::confirm::Confirm;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 use crate::transport::{Frame, Respond};
 
 /// The server's end of one answer.
@@ -25,6 +25,8 @@ pub(super) struct Reply {
     pub(super) first: bool,
     /// A frame waits for room: no other may overtake it.
     pub(super) parked: Arc<AtomicBool>,
+    /// Ends the request at its deadline.
+    pub(super) watch: AbortHandle,
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
@@ -55,30 +57,16 @@ impl Respond for Reply {
             self.service.active.lock().expect("not poisoned").remove(&self.key);
         }
         let (answer, confirm) = Confirm::channel();
-        let (handle, caller) = (self.service.handle.clone(), self.key.0.clone());
-        let (active, parked) = (self.active.clone(), self.parked.clone());
-        parked.store(true, Ordering::Release);
-        tokio::spawn(async move {
-            let room = tokio::select! {
-                room = active.window.clone().acquire_owned() => room.is_ok_and(|room| {
-                    room.forget();
-                    true
-                }),
-                () = active.gone.cancelled() => false,
-            };
-            let sent = if room { send(&handle, &caller, &bytes).await } else { Ok(0) };
-            parked.store(false, Ordering::Release);
-            let result = match sent {
-                Ok(1..) => Ok(()),
-                Ok(_) => {
-                    active.gone.cancel();
-                    Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more")
-                        .during("reply"))
-                }
-                Err(error) => Err(error.during("reply")),
-            };
-            let _ = answer.send(result);
-        });
+        let letter =
+            Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: Some(answer) };
+        let post = &self.service.handle.post;
+        match self.active.window.try_acquire() {
+            Ok(room) => {
+                room.forget();
+                post.send(letter);
+            }
+            Err(_) => self.park(letter),
+        }
         confirm
     }
 
@@ -87,21 +75,47 @@ impl Respond for Reply {
         if self.active.finished.swap(true, Ordering::Relaxed) || self.active.gone.is_cancelled() {
             return;
         }
-        let (handle, (caller, request)) = (self.service.handle.clone(), self.key.clone());
-        let parked = self.parked.clone();
+        let bytes = packet::notice("abandoned", &self.key.1);
+        let letter = Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: None };
+        let (handle, parked) = (self.service.handle.clone(), self.parked.clone());
+        if !parked.load(Ordering::Acquire) {
+            handle.post.send(letter);
+            return;
+        }
         tokio::spawn(async move {
-            // After the frame that is still on its way.
+            // After the frame that still waits for room.
             while parked.load(Ordering::Acquire) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            send(&handle, &caller, &packet::notice("abandoned", &request)).await
+            handle.post.send(letter);
         });
     }
 }
 
-/// Sends a frame; answers how many heard it.
-async fn send(handle: &Handle, caller: &str, bytes: &[u8]) -> Result<i64> {
-    let mut command = redis::cmd("PUBLISH");
-    command.arg(caller).arg(bytes);
-    handle.link.ask(command).await.map(|heard| number(&heard))
+impl Reply {
+    /// The caller has enough for now: the frame waits until it has taken some.
+    fn park(&self, letter: Letter) {
+        let (handle, active, parked) =
+            (self.service.handle.clone(), self.active.clone(), self.parked.clone());
+        parked.store(true, Ordering::Release);
+        tokio::spawn(async move {
+            tokio::select! {
+                room = active.window.acquire() => {
+                    room.expect("the window is never closed").forget();
+                    handle.post.send(letter);
+                }
+                () = active.gone.cancelled() => letter.conclude(Ok(0)),
+            }
+            parked.store(false, Ordering::Release);
+        });
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // The answer is complete or given up: its deadline is nobody's business any more, but a parked frame's.
+        if !self.parked.load(Ordering::Acquire) {
+            self.watch.abort();
+        }
+    }
 }

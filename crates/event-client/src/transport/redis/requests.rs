@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Handle;
+use super::connection::{Handle, Patience};
 use super::error::closed;
 use super::packet::{self, Packet};
 use super::{RedisTransport, scripts, serve};
@@ -93,7 +93,13 @@ impl Requests for RedisTransport {
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
             let handle = self.live("serve")?;
-            serve::serve(handle, spec).await.map_err(|error| error.during("serve"))
+            let mut patience = Patience::new(handle);
+            loop {
+                match serve::serve(handle, spec.clone()).await {
+                    Err(error) if patience.lasts(&error).await => {}
+                    result => return result.map_err(|error| error.during("serve")),
+                }
+            }
         })
     }
 }

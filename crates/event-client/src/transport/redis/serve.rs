@@ -27,6 +27,9 @@ use crate::subject::Subject;
 use crate::transport::wire;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
+/// Most requests taken in one go.
+const BATCH: usize = 8;
+
 /// One member of a service.
 pub(super) struct Service {
     pub(super) handle: Arc<Handle>,
@@ -124,12 +127,17 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         told.wake.notify_one();
     });
     while !service.closed.is_cancelled() {
-        let permit = tokio::select! {
+        let mut room = tokio::select! {
             permit = service.credit.clone().acquire_owned() => permit.expect("the credit is never closed"),
             () = service.closed.cancelled() => break,
         };
+        // More than one only where they wait already, and few, so that other members get theirs.
+        let more = service.credit.available_permits().min(BATCH - 1);
+        if let Ok(permits) = service.credit.clone().try_acquire_many_owned(more as u32) {
+            room.merge(permits);
+        }
         let taken = match &mut reader {
-            Some(reader) => service.take(reader, turn).await,
+            Some(reader) => service.take(reader, turn, room.num_permits()).await,
             None => match Reader::open(&service.handle.link).await {
                 Ok(opened) => {
                     reader = Some(opened);
@@ -140,9 +148,15 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         };
         turn += 1;
         match taken {
-            Ok(Some((subject, bytes))) => {
+            Ok(Some((subject, requests))) => {
                 pause = Duration::from_millis(20);
-                service.begin(subject, bytes, permit).await;
+                if service.closed.is_cancelled() {
+                    service.put_back(&subject, &requests).await;
+                    break;
+                }
+                for (bytes, permit) in requests.into_iter().zip(std::iter::from_fn(|| room.split(1))) {
+                    service.begin(&subject, bytes, permit);
+                }
             }
             Ok(None) => pause = Duration::from_millis(20),
             Err(error) => {
@@ -225,37 +239,47 @@ impl Service {
         let _ = self.handle.link.run(&pipeline).await;
     }
 
-    /// The next request of any subject; they take turns at being first.
-    async fn take(&self, reader: &mut Reader, turn: usize) -> Result<Option<(Subject, Bytes)>> {
+    /// The next requests of any subject, at most `most`; subjects take turns at being first.
+    async fn take(
+        &self,
+        reader: &mut Reader,
+        turn: usize,
+        most: usize,
+    ) -> Result<Option<(Subject, Vec<Bytes>)>> {
         let block = reader.patience(LONGEST);
-        let mut command = redis::cmd("BLPOP");
         let count = self.subjects.len();
+        let mut command = redis::cmd("BLMPOP");
+        command.arg(block.as_secs_f64()).arg(count);
         for at in 0..count {
             command.arg(self.handle.keys.queue(self.subjects[(turn + at) % count].as_str()));
         }
-        command.arg(block.as_secs_f64());
+        command.arg("LEFT").arg("COUNT").arg(most);
         let mut answer = parts(reader.wait(&command, block, &self.wake).await?).into_iter();
-        let (Some(Value::BulkString(key)), Some(Value::BulkString(bytes))) = (answer.next(), answer.next())
-        else {
+        let (Some(Value::BulkString(key)), Some(requests)) = (answer.next(), answer.next()) else {
             return Ok(None);
         };
         let subject =
             self.subjects.iter().find(|subject| self.handle.keys.queue(subject.as_str()).as_bytes() == key);
-        Ok(subject.map(|subject| (subject.clone(), bytes.into())))
+        let bytes = |value| match value {
+            Value::BulkString(bytes) => Some(Bytes::from(bytes)),
+            _ => None,
+        };
+        Ok(subject.map(|subject| (subject.clone(), parts(requests).into_iter().filter_map(bytes).collect())))
     }
 
-    async fn begin(self: &Arc<Self>, subject: Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
-        if self.closed.is_cancelled() {
-            // Popped while leaving: another member takes it.
-            let mut command = redis::cmd("LPUSH");
-            command.arg(self.handle.keys.queue(subject.as_str())).arg(&bytes[..]);
-            let mut expire = redis::cmd("PEXPIRE");
-            expire.arg(self.handle.keys.queue(subject.as_str())).arg(LIFE.as_millis() as u64).arg("NX");
-            let mut pipeline = Pipeline::new();
-            pipeline.add_command(command).add_command(expire);
-            let _ = self.handle.link.run(&pipeline).await;
-            return;
+    /// Popped while leaving: another member takes them.
+    async fn put_back(&self, subject: &Subject, requests: &[Bytes]) {
+        let queue = self.handle.keys.queue(subject.as_str());
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("LPUSH").arg(&queue);
+        for bytes in requests.iter().rev() {
+            pipeline.arg(&bytes[..]);
         }
+        pipeline.cmd("PEXPIRE").arg(&queue).arg(LIFE.as_millis() as u64).arg("NX");
+        let _ = self.handle.link.run(&pipeline).await;
+    }
+
+    fn begin(self: &Arc<Self>, subject: &Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
         let packet = Packet::read(bytes);
         let now = Timestamp::now().as_millisecond();
         let deadline = packet.get(wire::DEADLINE).and_then(|ms| ms.parse().ok()).unwrap_or(now + 30_000);
@@ -273,16 +297,8 @@ impl Service {
             finished: AtomicBool::new(false),
         });
         self.active.lock().expect("not poisoned").insert(key.clone(), active.clone());
-        let reply = Reply {
-            service: self.clone(),
-            key,
-            active: active.clone(),
-            first: true,
-            parked: Arc::default(),
-            _permit: permit,
-        };
         let gone = active.gone.clone();
-        tokio::spawn({
+        let watch = tokio::spawn({
             let gone = gone.clone();
             async move {
                 tokio::select! {
@@ -291,7 +307,16 @@ impl Service {
                 }
             }
         });
-        let message = Arc::new(packet.message(&subject));
+        let reply = Reply {
+            service: self.clone(),
+            key,
+            active: active.clone(),
+            first: true,
+            parked: Arc::default(),
+            watch: watch.abort_handle(),
+            _permit: permit,
+        };
+        let message = Arc::new(packet.message(subject));
         let responder = Responder::new(Box::new(reply), gone);
         // Refused only when nobody takes requests any more; then the responder drops and says so.
         drop(self.requests.try_send(IncomingRequest { message, within, responder }));

@@ -183,13 +183,13 @@ impl Group {
             Kind::Plain => {
                 let mut command = redis::cmd("XACK");
                 command.arg(&source.stream).arg(&*held.name);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                args(&mut command, self.jobs.iter().map(|job| job.held.id));
                 command
             }
             Kind::Checked => {
                 let mut command = scripts::ACK.on(&keys);
                 command.arg(&*held.name).arg(consumer).arg(copy);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                args(&mut command, self.jobs.iter().map(|job| job.held.id));
                 command
             }
             Kind::Park => {
@@ -201,7 +201,7 @@ impl Group {
                     let What::Park { after, error } = &job.what else { continue };
                     let made = job.held.attempt - u32::from(error.is_none());
                     let error = error.as_ref().map(|error| format!("{error} "));
-                    command.arg(job.held.id.to_string()).arg(made).arg(millis(*after));
+                    command.arg(job.held.id).arg(made).arg(millis(*after));
                     command.arg(error.unwrap_or_default()).arg(millis(job.held.since.elapsed()));
                 }
                 command
@@ -211,7 +211,7 @@ impl Group {
                 let groups = member.handle.keys.dead_groups(&source.topic);
                 let mut command = scripts::REJECT.on(&[keys[0], keys[1], keys[2], &dead, &groups]);
                 command.arg(&*held.name).arg(consumer).arg(copy).arg(member.group.as_str());
-                command.arg(member.handle.config.dead_letters).arg(held.id.to_string()).arg(held.attempt);
+                command.arg(member.handle.config.dead_letters).arg(held.id).arg(held.attempt);
                 if let What::Reject(rejection) = &self.jobs[0].what {
                     command.arg(rejection.reason.as_str());
                     command.arg(crate::transport::wire::escape(&rejection.error).to_string());
@@ -222,7 +222,7 @@ impl Group {
             Kind::Renew => {
                 let mut command = scripts::RENEW.on(&keys[..1]);
                 command.arg(&*held.name).arg(consumer);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id.to_string()));
+                args(&mut command, self.jobs.iter().map(|job| job.held.id));
                 command
             }
         };

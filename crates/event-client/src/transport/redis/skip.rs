@@ -28,7 +28,7 @@ pub(super) fn skip(
     let settings = keys.settings(&place.log.topic, member.group.as_str());
     let mut command = scripts::SKIP.on(&[&place.log.stream, &settings]);
     command.arg(place.version.as_str()).arg(&*place.name);
-    args(&mut command, entries.iter().map(|(entry, _)| entry.id.to_string()));
+    args(&mut command, entries.iter().map(|(entry, _)| entry.id));
     let (member, stale) = (member.clone(), stale.clone());
     let (source, name) = (place.log.clone(), place.name.clone());
     tokio::spawn(async move {
@@ -50,12 +50,12 @@ pub(super) fn expire(member: &Arc<Member>, source: &Arc<Source>, name: &Arc<str>
     let mut pipeline = Pipeline::new();
     let mut command = redis::cmd("XACK");
     command.arg(&source.stream).arg(&**name);
-    args(&mut command, ids.iter().map(|id| id.to_string()));
+    args(&mut command, ids.iter().copied());
     pipeline.add_command(command);
     for (key, name) in [(&source.due, "ZREM"), (&source.notes, "HDEL")] {
         let mut command = redis::cmd(name);
         command.arg(key);
-        args(&mut command, ids.iter().map(|id| id.to_string()));
+        args(&mut command, ids.iter().copied());
         pipeline.add_command(command);
     }
     let member = member.clone();

@@ -101,7 +101,7 @@ impl Handle {
         let mut first = None;
         loop {
             let mut command = scripts::SCAN.on(&[&self.keys.log(topic)]);
-            command.arg(after.to_string()).arg(PAGE);
+            command.arg(after).arg(PAGE);
             let page = parts(self.link.ask(command).await?);
             let count = page.len() / 2;
             for pair in page.chunks(2) {

@@ -8,7 +8,9 @@ use event_client::subject::{Group, Pattern, Subject};
 use event_client::transport::{self, Subscribe, Transport};
 use event_client::{ErrorKind, Result};
 
+mod failover;
 mod foreign;
+mod janitor;
 mod promises;
 mod refusals;
 

@@ -79,6 +79,13 @@ async fn a_server_that_throws_streams_away_is_refused() {
     bus.publish(message("orders.a", "x")).await.expect("published");
 }
 
+/// Topics live on different nodes there, and this client follows nobody.
+#[tokio::test]
+async fn a_node_of_a_cluster_is_refused() {
+    let server = Redis::options().line("cluster-enabled yes").start().await.expect("a server");
+    refused(&server.url(), ErrorKind::Unsupported, "Redis Cluster").await;
+}
+
 /// A full server refuses what is published, and what it has can still be read.
 #[tokio::test]
 async fn a_full_server_says_so() {

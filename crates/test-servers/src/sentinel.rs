@@ -1,0 +1,96 @@
+//! A Redis Sentinel that looks after a master, and makes a replica the master when that is gone.
+
+use crate::process::{Place, Process, started};
+use crate::{Redis, Result, spawner};
+use std::io;
+use std::ops::Deref;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long a master may be silent before it is taken for gone, in milliseconds.
+const DOWN_AFTER: u32 = 1000;
+
+/// A running sentinel; also its [`Process`]. It decides alone: a quorum of one.
+#[derive(Debug)]
+pub struct Sentinel {
+    process: Process,
+}
+
+impl Sentinel {
+    /// The name under which it knows its master.
+    pub const MASTER: &str = "main";
+
+    /// Starts one that looks after `master` and the replicas that master has.
+    ///
+    /// # Errors
+    /// When it is not installed or does not start.
+    pub async fn over(master: &Redis) -> Result<Self> {
+        let (program, master_port) = (master.program()?, master.port());
+        let process = started(|| {
+            let place = Place::new("sentinel", None, 1)?;
+            let port = place.ports[0].number();
+            let name = Self::MASTER;
+            let text = format!(
+                "bind 127.0.0.1\nport {port}\ndir {:?}\nset-proc-title no\n\
+                 sentinel monitor {name} 127.0.0.1 {master_port} 1\n\
+                 sentinel down-after-milliseconds {name} {DOWN_AFTER}\n\
+                 sentinel failover-timeout {name} 5000\n",
+                place.folder.data()
+            );
+            // It writes what it learns into its own file.
+            let file = place.folder.write("sentinel.conf", &text)?;
+            let program = program.clone();
+            let launch = move || {
+                let mut command = spawner::command(&program, None);
+                command.arg(&file).arg("--sentinel");
+                command
+            };
+            let probe = move || -> std::pin::Pin<Box<dyn Future<Output = io::Result<()>> + Send>> {
+                Box::pin(async move { ask(port, "PING").await.map(drop) })
+            };
+            Ok(Process::new("redis-sentinel", place, Box::new(launch), Box::new(probe)))
+        })
+        .await?;
+        Ok(Self { process })
+    }
+
+    /// How a client finds the master: `redis://127.0.0.1:PORT?sentinel=main`.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}?sentinel={}", self.port(), Self::MASTER)
+    }
+
+    /// The port of the server that it takes for the master now.
+    ///
+    /// # Errors
+    /// When it does not answer, or not as a sentinel does.
+    pub async fn master(&self) -> io::Result<u16> {
+        let answer = ask(self.port(), &format!("SENTINEL get-master-addr-by-name {}", Self::MASTER)).await?;
+        let port = answer.lines().nth(4).and_then(|line| line.trim().parse().ok());
+        port.ok_or_else(|| io::Error::other(answer))
+    }
+
+    /// How many replicas it knows that could become the master.
+    ///
+    /// # Errors
+    /// As [`master`](Self::master).
+    pub async fn replicas(&self) -> io::Result<usize> {
+        let answer = ask(self.port(), &format!("SENTINEL replicas {}", Self::MASTER)).await?;
+        Ok(answer.lines().filter(|line| *line == "master-link-status").count())
+    }
+}
+
+impl Deref for Sentinel {
+    type Target = Process;
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// The whole answer to one question, lines as they come.
+async fn ask(port: u16, question: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(format!("{question}\r\nQUIT\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
