@@ -66,6 +66,10 @@ impl Broker {
             broker.url = proxy.url(&broker.url);
             broker.proxy = Some(proxy);
         }
+        if options.on == On::Redis {
+            // So often that what killed workers leave is removed while the run lasts.
+            broker.url.push_str("?housekeeping=1s");
+        }
         Ok(broker)
     }
 
@@ -133,11 +137,19 @@ async fn nats(server: &Nats) -> Option<Vec<(&'static str, u64)>> {
 }
 
 async fn redis(server: &Redis) -> Option<Vec<(&'static str, u64)>> {
-    let text = ask(server.port(), "INFO clients\r\nDBSIZE\r\nQUIT\r\n").await.ok()?;
+    let questions = "INFO clients\r\nDBSIZE\r\nXINFO GROUPS backbone:{torture}\r\nQUIT\r\n";
+    let text = ask(server.port(), questions).await.ok()?;
     let number = |line: &str| line.trim().parse::<u64>().ok();
     let clients = text.lines().find_map(|line| line.strip_prefix("connected_clients:")).and_then(number)?;
     let keys = text.lines().find_map(|line| line.strip_prefix(':')).and_then(number)?;
-    Some(vec![("connections", clients), ("keys", keys)])
+    // Of each group: the name of a number, then the number.
+    let lines: Vec<&str> = text.lines().collect();
+    let sum = |name: &str| {
+        let numbers = lines.windows(2).filter(|pair| pair[0] == name);
+        numbers.filter_map(|pair| number(pair[1].strip_prefix(':')?)).sum()
+    };
+    let (consumers, pending) = (sum("consumers"), sum("pending"));
+    Some(vec![("connections", clients), ("keys", keys), ("consumers", consumers), ("pending entries", pending)])
 }
 
 async fn rabbit(server: &Rabbit) -> Vec<(&'static str, u64)> {

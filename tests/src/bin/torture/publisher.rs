@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 /// Publishes until SIGTERM, then ends when all that was begun is confirmed.
 pub(crate) async fn run(role: &Publish) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
     // A predecessor that was killed may have begun what nobody confirmed: that is where each lane goes on.
     let mut next: HashMap<String, u64> = HashMap::new();
     for line in published(&role.ledger)? {
@@ -35,7 +36,6 @@ pub(crate) async fn run(role: &Publish) -> Result<()> {
         let (seed, pause) = (role.seed, Duration::from_millis(role.pause));
         lanes.spawn(async move { along(&bus, &ledger, lane, next, seed, pause, stopped).await });
     }
-    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         _ = terminate.recv() => { let _ = stop.send(true); }
         Some(ended) = lanes.join_next() => ended?.map_err(|e| format!("a lane cannot write its ledger: {e}"))?,

@@ -20,6 +20,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let time = options.soak.unwrap_or_default();
     let broker = Broker::start(options).await?;
     let mut team = Team::start(options, &broker).await?;
+    team.publishers_at_work().await?;
     team.stop_publishers().await?;
     let before = confirmed(&team)?;
     team.start_publishers(0)?;

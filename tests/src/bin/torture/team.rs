@@ -138,6 +138,22 @@ impl Team {
         all.into_iter().filter_map(|(name, child)| Some((name, child?.id()?))).collect()
     }
 
+    /// Waits until each publisher is at work: before that, a signal would end it like any program.
+    pub(crate) async fn publishers_at_work(&self) -> Result<()> {
+        let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.len());
+        for path in self.published() {
+            let (mut tries, before) = (0, size(&path));
+            while size(&path) == before {
+                sleep(Duration::from_millis(20)).await;
+                tries += 1;
+                if tries > 3000 {
+                    return Err("a publisher did not begin within a minute".into());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Lets the publishers finish what they have begun.
     pub(crate) async fn stop_publishers(&mut self) -> Result<()> {
         for mut publisher in std::mem::take(&mut self.publishers) {
