@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, full, latency, message, publish_typed,
-    publish_window, quantiles, requests, serve_typed, setting, spec,
+    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, full, latency, message,
+    publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec,
 };
 
 /// Commands of one pipeline, and entries of one read.
@@ -63,9 +63,9 @@ async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome
             pipeline.add_command(xadd(key, &body));
         }
         let mut connection = connection.clone();
-        flying.push_back(tokio::spawn(async move {
-            connection.send_packed_commands(&pipeline, 0, batch).await
-        }));
+        flying.push_back(tokio::spawn(
+            async move { connection.send_packed_commands(&pipeline, 0, batch).await },
+        ));
     }
     for done in flying {
         done.await??;
@@ -155,10 +155,8 @@ async fn raw_latency(url: &str, key: &str, rounds: usize) -> Result<Vec<f64>, Fa
         tokio::time::sleep(Duration::from_millis(3)).await;
         let start = Instant::now();
         let command = xadd(key, &[7; 256]);
-        let (read, published) = tokio::join!(
-            async { (reading.await, start.elapsed()) },
-            writer.send_packed_command(&command)
-        );
+        let (read, published) =
+            tokio::join!(async { (reading.await, start.elapsed()) }, writer.send_packed_command(&command));
         read.0??;
         published?;
         times.push(read.1.as_secs_f64() * 1e6);
@@ -167,7 +165,13 @@ async fn raw_latency(url: &str, key: &str, rounds: usize) -> Result<Vec<f64>, Fa
 }
 
 /// Opaque bytes through the transport.
-async fn opaque(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
+async fn opaque(
+    table: &mut Table,
+    url: &str,
+    round: usize,
+    size: usize,
+    total: usize,
+) -> Result<(), Failure> {
     let ours: Bus = transport::open(format!("{url}?namespace=bench-{round}-{size}").parse()?).await?;
     let key = format!("raw-{round}-{size}");
     let name = format!("publish, window 256, {size} B");

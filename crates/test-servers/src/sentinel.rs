@@ -86,11 +86,17 @@ impl Deref for Sentinel {
     }
 }
 
-/// The whole answer to one question, lines as they come.
+/// The whole answer to one question, lines as they come: all that stands before the answer to a ping.
 async fn ask(port: u16, question: &str) -> io::Result<String> {
+    const END: &str = "+PONG\r\n";
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    stream.write_all(format!("{question}\r\nQUIT\r\n").as_bytes()).await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
+    stream.write_all(format!("{question}\r\nPING\r\n").as_bytes()).await?;
+    let mut answer = Vec::new();
+    while !answer.ends_with(END.as_bytes()) {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    answer.truncate(answer.len() - END.len());
+    String::from_utf8(answer).map_err(io::Error::other)
 }
