@@ -149,7 +149,12 @@ async fn redis(server: &Redis) -> Option<Vec<(&'static str, u64)>> {
         numbers.filter_map(|pair| number(pair[1].strip_prefix(':')?)).sum()
     };
     let (consumers, pending) = (sum("consumers"), sum("pending"));
-    Some(vec![("connections", clients), ("keys", keys), ("consumers", consumers), ("pending entries", pending)])
+    Some(vec![
+        ("connections", clients),
+        ("keys", keys),
+        ("consumers", consumers),
+        ("pending entries", pending),
+    ])
 }
 
 async fn rabbit(server: &Rabbit) -> Vec<(&'static str, u64)> {

@@ -10,7 +10,7 @@ use smol_str::SmolStr;
 use tokio::sync::Notify;
 
 use super::codec::{self, Entry, EntryId, args, parts, text};
-use super::connection::Handle;
+use super::connection::{Handle, Patience};
 use super::ear::Listening;
 use super::error::reply;
 use super::group::last_unwanted;
@@ -45,6 +45,16 @@ struct Tails {
 }
 
 pub(super) async fn broadcast(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
+    let mut patience = Patience::new(handle);
+    loop {
+        match listen(handle, spec.clone()).await {
+            Err(error) if patience.lasts(&error).await => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
     let wake = Arc::new(Notify::new());
     let wild = spec.filters.iter().any(|filter| filter.topic().is_none());
     let mut listening = Vec::new();

@@ -13,9 +13,9 @@ use super::ear::Ear;
 use super::keys::Keys;
 use super::link::{Link, jitter};
 use super::member::Member;
-use super::post::Post;
 use super::probe::Facts;
 use super::publish::Outbox;
+use super::reply::Post;
 use super::requests::Calls;
 use super::serve::Service;
 use super::server::Server;
@@ -53,6 +53,7 @@ impl Handle {
         let link = Link::open(Server::new(&config)?).await?;
         let guard = link.closed.clone().drop_guard();
         let facts = Facts::ask(&link, &config).await?;
+        refuse_cluster(&link).await?;
         let ear = Ear::open(link.clone()).await?;
         let keys = Keys::new(&config.namespace, config.db);
         let (outbox, writer) = Outbox::open(link.clone(), keys.clone(), &config);
@@ -112,6 +113,20 @@ impl Handle {
         let answer: Value = self.link.ask(redis::cmd("PING")).await?;
         drop(answer);
         Ok(start.elapsed())
+    }
+}
+
+/// A node of a cluster has a part of the topics, and sends clients elsewhere for the rest.
+async fn refuse_cluster(link: &Link) -> Result<()> {
+    let mut ask = redis::cmd("INFO");
+    ask.arg("cluster");
+    match link.ask(ask).await {
+        Ok(info) if text(&info).contains("cluster_enabled:1") => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the server is a node of a Redis Cluster, whose redirections this transport does not follow; use a server with replicas under Sentinel (`sentinel=NAME`)",
+        )),
+        Err(error) if error.kind() != ErrorKind::Denied => Err(error),
+        _ => Ok(()),
     }
 }
 

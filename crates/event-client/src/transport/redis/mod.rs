@@ -47,7 +47,6 @@ mod lease;
 mod link;
 mod member;
 mod packet;
-mod post;
 mod probe;
 mod publish;
 mod reader;
@@ -63,7 +62,7 @@ mod subscribe;
 mod turns;
 
 use config::Config;
-use connection::{Handle, Opened, Patience};
+use connection::{Handle, Opened};
 use error::closed;
 
 /// One handle on a server.
@@ -132,17 +131,11 @@ impl Transport for RedisTransport {
             if spec.filters.is_empty() {
                 return refuse("a subscription needs at least one pattern");
             }
-            let mut patience = Patience::new(handle);
-            loop {
-                let subscribed = match spec.mode.clone() {
-                    Mode::Broadcast => broadcast::broadcast(handle, spec.clone()).await,
-                    Mode::Group(group) => subscribe::group(handle, group, spec.clone()).await,
-                };
-                match subscribed {
-                    Err(error) if patience.lasts(&error).await => {}
-                    result => return result.map_err(|error| error.during("subscribe")),
-                }
+            match spec.mode.clone() {
+                Mode::Broadcast => broadcast::broadcast(handle, spec).await,
+                Mode::Group(group) => subscribe::group(handle, group, spec).await,
             }
+            .map_err(|error| error.during("subscribe"))
         })
     }
 

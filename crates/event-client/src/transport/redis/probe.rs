@@ -37,7 +37,6 @@ impl Facts {
             Err(error) => return Err(error),
         };
         check_version(&info)?;
-        check_cluster(&info)?;
         check_eviction(&info, config)?;
         let told = Self::durability(link, &info).await?;
         let durability = match (config.durability, told) {
@@ -124,17 +123,6 @@ fn check_version(info: &HashMap<String, String>) -> Result<()> {
     }
     Err(Error::new(ErrorKind::Unsupported, "the server is too old; Redis 7.0 or Valkey 7.2 is needed")
         .with("server_version", version))
-}
-
-/// A node of a cluster has a part of the topics, and sends clients elsewhere for the rest.
-fn check_cluster(info: &HashMap<String, String>) -> Result<()> {
-    if info.get("cluster_enabled").is_none_or(|on| on != "1") {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        "the server is a node of a Redis Cluster, whose redirections this transport does not follow; use a server with replicas under Sentinel (`sentinel=NAME`)",
-    ))
 }
 
 fn check_eviction(info: &HashMap<String, String>, config: &Config) -> Result<()> {

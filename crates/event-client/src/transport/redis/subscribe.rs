@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use smol_str::format_smolstr;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Handle;
+use super::connection::{Handle, Patience};
 use super::group::Joining;
 use super::member::Member;
 use super::{fetch, keyed, lease};
@@ -15,7 +15,17 @@ use crate::subject::Group;
 use crate::subscription::Subscription;
 use crate::transport::Subscribe;
 
-pub(super) async fn group(handle: &Arc<Handle>, group: Group, mut spec: Subscribe) -> Result<Subscription> {
+pub(super) async fn group(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Subscription> {
+    let mut patience = Patience::new(handle);
+    loop {
+        match join(handle, group.clone(), spec.clone()).await {
+            Err(error) if patience.lasts(&error).await => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn join(handle: &Arc<Handle>, group: Group, mut spec: Subscribe) -> Result<Subscription> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let lease = spec.lease.as_millis().max(10) as u64;
