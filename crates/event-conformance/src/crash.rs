@@ -24,7 +24,7 @@ cases! {
 
 /// What a killed process had in hand goes to another, counted as an attempt.
 async fn consumer_killed_between_handler_and_ack(exam: Exam) {
-    drop(exam.subscribe(group("g", 1).lease(SHORT)).await);
+    exam.found(group("g", 1).lease(SHORT)).await;
     for n in 0..3 {
         exam.publish(message(n.to_string())).await;
     }
@@ -45,7 +45,7 @@ async fn consumer_killed_between_handler_and_ack(exam: Exam) {
 
 /// Every message whose confirmation the publisher saw is there, in order.
 async fn publisher_killed_mid_window(exam: Exam) {
-    drop(exam.subscribe(group("g", 256).keyed()).await);
+    exam.found(group("g", 256).keyed()).await;
     let mut process = Process::start(&exam, Role::Publish);
     let mut confirmed = 0;
     while confirmed < 500 {
@@ -147,7 +147,7 @@ async fn consumers_killed_again_and_again_under_load(exam: Exam) {
     let mut random = fastrand::Rng::with_seed(seed);
     let ledger = tempfile::NamedTempFile::new().expect("a ledger");
     let path = ledger.path().to_str().expect("a plain path").to_owned();
-    drop(exam.subscribe(group("g", 1).keyed()).await);
+    exam.found(group("g", 1).keyed()).await;
 
     let enough = tokio_util::sync::CancellationToken::new();
     let publishing = tokio::spawn({

@@ -46,8 +46,12 @@ async fn a_delayed_message_holds_up_no_other(exam: Exam) {
 /// What is due first comes first.
 async fn delayed_messages_come_in_the_order_of_their_times(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
-    for (name, millis) in [("third", 1500), ("first", 500), ("second", 1000)] {
-        exam.publish(delayed(message(name), millis)).await;
+    // From one moment on, however long each publish takes.
+    let now = Timestamp::now();
+    for (name, millis) in [("third", 3000), ("first", 1000), ("second", 2000)] {
+        let mut message = message(name);
+        message.deliver_at = Some(now + SignedDuration::from_millis(millis));
+        exam.publish(message).await;
     }
     for name in ["first", "second", "third"] {
         let delivery = exam.next_of(&subscription, name).await;

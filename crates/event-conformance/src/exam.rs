@@ -11,7 +11,7 @@ use event_client::message::Message;
 use event_client::subject::Group;
 use event_client::subscription::Subscription;
 use event_client::transport::{
-    self, Admin, Capabilities, GroupStatus, Receipt, Requests, Subscribe, Transport,
+    self, Admin, Capabilities, GroupStatus, Mode, Receipt, Requests, Subscribe, Transport,
 };
 use event_client::{Error, ErrorKind};
 
@@ -144,6 +144,13 @@ impl Exam {
 
     pub(crate) async fn subscribe(&self, spec: Subscribe) -> Subscription {
         self.ok("the subscription", self.bus().subscribe(spec)).await
+    }
+
+    /// Makes a group without members: what is published from here on was never on its way to one.
+    pub(crate) async fn found(&self, spec: Subscribe) {
+        let Mode::Group(group) = spec.mode.clone() else { panic!("not a group: {spec:?}") };
+        drop(self.subscribe(spec).await);
+        self.until(group.as_str(), "its first member to be gone", |status| status.members == 0).await;
     }
 
     pub(crate) async fn next(&self, subscription: &Subscription) -> Delivery {

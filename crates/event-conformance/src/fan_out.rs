@@ -51,7 +51,7 @@ async fn groups_settle_for_themselves(exam: Exam) {
 
 /// A group is durable: what is published while no member is there waits for the next one.
 async fn a_group_that_is_away_misses_nothing(exam: Exam) {
-    drop(exam.subscribe(group("g", 1)).await);
+    exam.found(group("g", 1)).await;
     for n in 0..5 {
         exam.publish(message(n.to_string())).await;
     }

@@ -37,7 +37,7 @@ async fn confirmed_message_is_delivered(exam: Exam) {
 /// A message that was confirmed is there for another handle after the publisher has closed.
 async fn confirmed_message_outlives_its_publisher(exam: Exam) {
     let publisher = exam.another().await;
-    drop(exam.subscribe(group("g", 1)).await);
+    exam.found(group("g", 1)).await;
     exam.ok("publish", publisher.publish(message("kept"))).await;
     exam.ok("close", publisher.close()).await;
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -46,7 +46,7 @@ async fn confirmed_message_outlives_its_publisher(exam: Exam) {
 
 /// A persistent transport keeps a confirmed message when everybody has gone.
 async fn confirmed_message_outlives_every_handle(exam: Exam) {
-    drop(exam.subscribe(group("g", 1)).await);
+    exam.found(group("g", 1)).await;
     exam.publish(message("kept")).await;
     exam.ok("close", exam.bus().close()).await;
     let again = exam.another().await;

@@ -35,7 +35,7 @@ async fn unacked_message_returns(exam: Exam) {
 
 /// A crash of the consumer counts as an attempt, so a message that kills its consumers can be told.
 async fn a_crash_counts_as_an_attempt(exam: Exam) {
-    exam.subscribe(group("g", 1).lease(SHORT)).await.stop();
+    exam.found(group("g", 1).lease(SHORT)).await;
     exam.publish(message("poison")).await;
     for attempt in 1..=3 {
         let bus = exam.another().await;
@@ -49,7 +49,7 @@ async fn a_crash_counts_as_an_attempt(exam: Exam) {
 /// The attempt grows by one each time, whoever has it.
 async fn attempts_grow_over_members_and_handles(exam: Exam) {
     let other = exam.another().await;
-    drop(exam.subscribe(group("g", 1)).await);
+    exam.found(group("g", 1)).await;
     exam.publish(message("again")).await;
     for attempt in 1..=6 {
         let bus = if attempt % 2 == 0 { &other } else { exam.bus() };

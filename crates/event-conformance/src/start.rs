@@ -30,7 +30,7 @@ async fn new_group_starts_with_what_comes_after(exam: Exam) {
 
 /// The group exists durably when `subscribe` returns, for every handle.
 async fn group_exists_when_subscribe_returns(exam: Exam) {
-    drop(exam.subscribe(group("g", 1)).await);
+    exam.found(group("g", 1)).await;
     let other = exam.another().await;
     exam.ok("publish", other.publish(message("at once"))).await;
     let subscription = exam.ok("subscribe", other.subscribe(group("g", 1))).await;
@@ -124,7 +124,7 @@ async fn time_and_position_are_refused(exam: Exam) {
 
 /// The latest subscription's filters decide for the group; what already waits stays.
 async fn latest_filters_stand_for_what_comes_after(exam: Exam) {
-    drop(exam.subscribe(group("g", 4).filters(&["orders.placed.>"])).await);
+    exam.found(group("g", 4).filters(&["orders.placed.>"])).await;
     exam.publish(on("orders.placed.v1", "waits")).await;
     let subscription = exam.subscribe(group("g", 4).filters(&["orders.paid.>"])).await;
     exam.publish(on("orders.placed.v1", "no more")).await;

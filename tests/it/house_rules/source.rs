@@ -10,8 +10,6 @@ const LONG_FILES: &[(&str, usize)] = &[
     // The vocabulary of a task store on one page: plain records, nearly all of it field documentation.
     ("crates/task-queue/src/store/record.rs", 460),
     // To be split: a member's life with its broker, grown while the exam was being passed.
-    ("crates/event-client/src/transport/rabbitmq/member.rs", 780),
-    ("crates/event-client/src/transport/rabbitmq/serve.rs", 410),
 ];
 
 #[test]

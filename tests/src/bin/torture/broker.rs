@@ -163,6 +163,7 @@ async fn rabbit(server: &Rabbit) -> Vec<(&'static str, u64)> {
         ("queues", "rabbit_amqqueue:list()"),
         ("connections", "rabbit_networking:connections()"),
         ("channels", "rabbit_channel:list()"),
+        ("consumers", "rabbit_amqqueue:consumers_all(<<\"/\">>)"),
     ] {
         let answer = server.eval(&format!("length({list})")).await;
         counts.extend(answer.ok().and_then(|text| text.parse().ok()).map(|count| (name, count)));

@@ -4,10 +4,15 @@ use crate::Result;
 use crate::ledger::Ledger;
 use crate::options::Work;
 use crate::work::{ATTEMPTS, Kind, LEASE, LONG, Step};
+use event_client::ErrorKind;
 use event_client::service::{Attempt, Handler, Msg, RetryPolicy, Service, State};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+/// How long a worker may take to start.
+const STARTED: Duration = Duration::from_secs(300);
 
 /// Works until SIGTERM.
 pub(crate) async fn run(role: &Work) -> Result<()> {
@@ -15,24 +20,40 @@ pub(crate) async fn run(role: &Work) -> Result<()> {
     let ledger = Arc::new(Ledger::open(&role.ledger)?);
     let retry =
         RetryPolicy::attempts(ATTEMPTS).backoff(Duration::from_millis(50), Duration::from_millis(400));
-    let handler = handle.group(&*role.group).concurrency(role.concurrency).lease(LEASE).retry(retry);
-    let handler = if role.keyed { handler.keyed() } else { handler };
     let mut terminate = signal(SignalKind::terminate())?;
-    let service = Service::new("torture").bus(bus.clone()).on(handler).with_state(ledger);
-    service
-        .run_until(async move {
+    let end = Instant::now() + STARTED;
+    loop {
+        let handler =
+            handle.group(&*role.group).concurrency(role.concurrency).lease(LEASE).retry(retry.clone());
+        let handler = if role.keyed { handler.keyed() } else { handler };
+        let service = Service::new("torture").bus(bus.clone()).on(handler).with_state(ledger.clone());
+        let mut asked = false;
+        let until = async {
             let _ = terminate.recv().await;
-        })
-        .await?;
+            asked = true;
+        };
+        let ended = service.run_until(until).await;
+        match ended {
+            // Started in the middle of a fault: what a supervisor does with a service that cannot start.
+            Err(error) if !asked && passing(&error) && Instant::now() < end => {
+                sleep(Duration::from_millis(100)).await
+            }
+            ended => break ended?,
+        }
+    }
     bus.close().await?;
     Ok(())
+}
+
+fn passing(error: &event_client::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
 async fn handle(State(ledger): State<Arc<Ledger>>, attempt: Attempt, Msg(step): Msg<Step>) -> Result<()> {
     let about = format!("{} {} {}", step.lane, step.number, attempt.number());
     match step.kind {
         Kind::Quick => {}
-        Kind::Long => tokio::time::sleep(LONG).await,
+        Kind::Long => sleep(LONG).await,
         Kind::Poison => {
             ledger.write(&format!("failed {about}"))?;
             return Err("poison".into());

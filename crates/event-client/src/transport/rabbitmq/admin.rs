@@ -18,6 +18,9 @@ use crate::transport::{
     Action, Admin, Change, DeadLetter, DeadLetterFilter, Finding, GroupStatus, Provision, Start, Topology,
 };
 
+/// How long a queue may take to have a leader again.
+const ELECTED: Duration = Duration::from_secs(2);
+
 fn unknown(group: &Group) -> Error {
     Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
 }
@@ -26,6 +29,7 @@ fn unknown(group: &Group) -> Error {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counted {
     ready: u64,
+    consumers: u64,
     rooms: u64,
     dead: u64,
 }
@@ -35,7 +39,10 @@ impl Inner {
         let group = Group::new(name)?;
         let ready =
             async |queue| self.control.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
-        let mut counted = Counted { ready: ready(self.names.group(&group)).await?, ..Counted::default() };
+        let mut counted = Counted::default();
+        if let Some(counts) = self.control.counts(self.names.group(&group)).await? {
+            (counted.ready, counted.consumers) = (counts.ready, counts.consumers);
+        }
         for length in tiers::lengths(record.rooms) {
             counted.rooms += ready(self.names.retry(&group, length)).await?;
         }
@@ -47,9 +54,19 @@ impl Inner {
     /// way from one to the other may be in neither, so a group that looks idle is looked at until two looks agree.
     async fn status(&self) -> Result<Vec<GroupStatus>> {
         let list = self.registrar.read().await?;
-        let mut before = None;
-        for _ in 0..5 {
+        let (mut before, patience) = (None, Instant::now() + ELECTED);
+        let mut looks = 0;
+        while looks < 5 {
             let look = self.look(&list).await?;
+            // A queue whose leader is being elected counts as empty; its members know better.
+            let silent = |(name, counted): (&String, &Counted)| {
+                counted.consumers == 0 && look.1.iter().any(|held| held.live && held.group == *name)
+            };
+            if look.0.iter().any(silent) && Instant::now() < patience {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+            looks += 1;
             let idle = |(name, counted): (&String, &Counted)| {
                 counted.ready + counted.rooms == 0
                     && look
@@ -221,6 +238,9 @@ impl Admin for RabbitTransport {
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
         self.operation("ping", async {
             let start = Instant::now();
+            if let Some(blocked) = self.inner.publish.blocked() {
+                return Err(blocked);
+            }
             self.inner.control.consumers(self.inner.names.roster()).await?;
             Ok(start.elapsed())
         })

@@ -3,17 +3,19 @@
 //! One publishes, the other consumes: a broker that runs out of memory or disk stops reading from connections that
 //! publish, and acknowledgements must still get through then.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Cell, OnceLock};
 use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
 use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, ConnectionProperties};
+use lapin::{Channel, ConnectionProperties, Event};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
 use super::error::{amqp, closed};
+use super::greeting::{self, Version};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long the broker may take for a command on an open connection.
@@ -25,12 +27,22 @@ pub(super) struct Link {
     config: Arc<Config>,
     role: &'static str,
     connection: Mutex<Option<Arc<lapin::Connection>>>,
+    version: OnceLock<Version>,
+    /// Why the broker has stopped reading from the connection, in its own words.
+    blocked: Arc<Cell<Option<String>>>,
     closed: CancellationToken,
 }
 
 impl Link {
     pub(super) fn new(config: Arc<Config>, role: &'static str, closed: CancellationToken) -> Self {
-        Self { config, role, connection: Mutex::new(None), closed }
+        Self {
+            config,
+            role,
+            connection: Mutex::new(None),
+            version: OnceLock::new(),
+            blocked: Arc::default(),
+            closed,
+        }
     }
 
     /// The connection; tries once to make it where there is none.
@@ -62,10 +74,21 @@ impl Link {
                 runtime,
             );
             let host = format!("{}:{}", uri.authority.host, uri.authority.port);
+            let connecting = async {
+                if self.version.get().is_none() {
+                    let told = greeting::version(uri, &self.config.tls).await?;
+                    let _ = self.version.set(told);
+                }
+                connecting.await.map_err(amqp)
+            };
             match timeout(each, connecting).await {
-                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Ok(connection)) => {
+                    *self.blocked.lock().expect("not poisoned") = None;
+                    tokio::spawn(listen(connection.events_listener(), self.blocked.clone(), host));
+                    return Ok(connection);
+                }
                 Ok(Err(error)) => {
-                    failure = Some(amqp(error).with("broker", host).with("vhost", &self.config.vhost));
+                    failure = Some(error.with("broker", host).with("vhost", &self.config.vhost));
                 }
                 Err(_) => {
                     failure = Some(
@@ -91,9 +114,16 @@ impl Link {
         Ok(channel)
     }
 
-    /// Whether the broker has stopped reading from this connection.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.connection.try_lock().is_ok_and(|kept| kept.as_ref().is_some_and(|c| c.status().blocked()))
+    /// What the broker is able to do; the oldest one is taken for granted before it is known.
+    pub(super) fn can(&self, ability: impl FnOnce(Version) -> bool) -> bool {
+        self.version.get().is_some_and(|version| ability(*version))
+    }
+
+    /// The error of what waits for a broker that has stopped reading from this connection; `None` when it reads.
+    pub(super) fn blocked(&self) -> Option<Error> {
+        let reason = self.blocked.lock().expect("not poisoned").clone()?;
+        let text = "the broker has stopped taking messages: its memory or disk alarm is on";
+        Some(Error::new(ErrorKind::Unavailable, text).with("reason", reason))
     }
 
     /// Says goodbye. Whatever still waits on it fails.
@@ -101,6 +131,29 @@ impl Link {
         let kept = self.connection.lock().await.take();
         if let Some(connection) = kept {
             let _ = timeout(Duration::from_secs(2), connection.close(200, "bye".into())).await;
+        }
+    }
+}
+
+/// Notes when the broker stops and begins to read, which is logged once each.
+async fn listen(
+    events: impl Stream<Item = Event> + Send + 'static,
+    blocked: Arc<Cell<Option<String>>>,
+    broker: String,
+) {
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Event::ConnectionBlocked(reason) => {
+                tracing::warn!(%broker, %reason, "the broker has stopped taking messages; publishes wait");
+                *blocked.lock().expect("not poisoned") = Some(reason);
+            }
+            Event::ConnectionUnblocked => {
+                tracing::info!(%broker, "the broker takes messages again");
+                *blocked.lock().expect("not poisoned") = None;
+            }
+            Event::Error(_) => return,
+            _ => {}
         }
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct Control {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
     pub(super) ready: u64,
+    pub(super) consumers: u64,
 }
 
 pub(super) const DURABLE: QueueDeclareOptions = QueueDeclareOptions {
@@ -98,7 +99,7 @@ impl Control {
             .map_err(|error| error.with("queue", shown))
     }
 
-    /// RabbitMQ 3.10 writes the name of a new quorum queue down only with the next one: killed within seconds, it comes
+    /// RabbitMQ, 3.10 and 4.3 alike, writes the name of a new quorum queue down only with the next one: killed within seconds, it comes
     /// back with a queue that never answers. So there is a next one, for a moment.
     pub(super) async fn settle_names(&self, names: &Names) {
         let queue = names.lock(&format!("settle-{}", crate::transport::consumer_name()));
@@ -157,7 +158,10 @@ impl Control {
             })
             .await?;
         match told {
-            Ok(queue) => Ok(Some(Counts { ready: queue.message_count().into() })),
+            Ok(queue) => Ok(Some(Counts {
+                ready: queue.message_count().into(),
+                consumers: queue.consumer_count().into(),
+            })),
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(amqp(error)),
         }
@@ -165,17 +169,7 @@ impl Control {
 
     /// Consumers of a queue; none when there is no such queue.
     pub(super) async fn consumers(&self, queue: ShortString) -> Result<u64> {
-        let options = QueueDeclareOptions { passive: true, ..DURABLE };
-        let told = self
-            .try_run("count consumers", async |channel| {
-                channel.queue_declare(queue, options, FieldTable::default()).await
-            })
-            .await?;
-        match told {
-            Ok(queue) => Ok(queue.consumer_count().into()),
-            Err(error) if is_missing(&error) => Ok(0),
-            Err(error) => Err(amqp(error)),
-        }
+        Ok(self.counts(queue).await?.map_or(0, |counts| counts.consumers))
     }
 
     /// Forgets what is ready in a queue, which may be missing.

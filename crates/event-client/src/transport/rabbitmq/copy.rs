@@ -83,7 +83,7 @@ async fn run(link: Arc<Link>, mut waiting: mpsc::UnboundedReceiver<Job>) {
             Ok(open) => {
                 let first = number;
                 number += batch.len() as u64;
-                if send(&open, first, &mut batch, link.is_blocked()).await {
+                if send(&open, first, &mut batch, &link).await {
                     channel = Some(open);
                 }
             }
@@ -97,7 +97,7 @@ async fn run(link: Arc<Link>, mut waiting: mpsc::UnboundedReceiver<Job>) {
 }
 
 /// Sends a batch and answers each; whether the channel is still good.
-async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, blocked: bool) -> bool {
+async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, link: &Link) -> bool {
     let publishes = batch.iter_mut().zip(first..).map(|(job, number)| {
         let properties = std::mem::take(&mut job.properties).with_correlation_id(number.to_string().into());
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -107,13 +107,9 @@ async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, blocked: bool
     let confirmations = match timeout(WITHIN, join_all(publishes)).await {
         Ok(confirmations) => confirmations,
         Err(_) => {
-            let text = if blocked {
-                "the broker has stopped taking messages: its memory or disk alarm is on"
-            } else {
-                "the broker did not confirm a copy in time"
-            };
+            let late = || Error::new(ErrorKind::Unavailable, "the broker did not confirm a copy in time");
             for job in batch.drain(..) {
-                let _ = job.answer.send(Err(Error::new(ErrorKind::Unavailable, text)));
+                let _ = job.answer.send(Err(link.blocked().unwrap_or_else(late)));
             }
             return false;
         }

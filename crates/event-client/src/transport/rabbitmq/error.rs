@@ -11,8 +11,11 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
         Amqp::ProtocolError(protocol) => {
             let said = protocol.get_message().as_str();
             match protocol.kind() {
-                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) if is_absent(said) => {
                     (ErrorKind::NotFound, "the broker has no such exchange or queue")
+                }
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
+                    (ErrorKind::Unavailable, "the broker has the queue, and does not have it running now")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
                     if said.to_ascii_lowercase().contains("login") =>
@@ -64,11 +67,26 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
 /// Whether the broker says that a thing does not exist.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
     soft(error, &AMQPSoftError::NOTFOUND)
+        && matches!(error.kind(), Amqp::ProtocolError(said) if is_absent(said.get_message().as_str()))
+}
+
+/// "Not found" is also what a broker says of a queue that it knows and that is down, still starting or without a leader:
+/// whoever took that for "gone" would make it anew.
+fn is_absent(said: &str) -> bool {
+    let said = said.strip_prefix("NOT_FOUND - ").unwrap_or(said);
+    ["no queue ", "no exchange ", "no binding ", "no previously declared queue"]
+        .iter()
+        .any(|start| said.starts_with(start))
 }
 
 /// Whether another connection holds an exclusive queue.
 pub(super) fn is_locked(error: &lapin::Error) -> bool {
     soft(error, &AMQPSoftError::RESOURCELOCKED)
+}
+
+/// Whether the same may be tried again: the broker could not be reached, or was not ready.
+pub(super) fn is_passing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
 fn soft(error: &lapin::Error, which: &AMQPSoftError) -> bool {
@@ -81,4 +99,32 @@ pub(super) fn closed() -> Error {
 
 pub(super) fn timeout(what: &str) -> Error {
     Error::new(ErrorKind::Timeout, format!("the broker did not answer in time: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::protocol::AMQPError;
+
+    #[test]
+    fn only_what_does_not_exist_is_missing() {
+        for (said, kind, missing) in [
+            ("NOT_FOUND - no queue 'a' in vhost '/'", ErrorKind::NotFound, true),
+            ("NOT_FOUND - no exchange 'a' in vhost '/'", ErrorKind::NotFound, true),
+            (
+                "NOT_FOUND - queue 'a' in vhost '/' process is stopped by supervisor",
+                ErrorKind::Unavailable,
+                false,
+            ),
+            (
+                "NOT_FOUND - home node 'rabbit@a' of durable queue 'a' in vhost '/' is down or inaccessible",
+                ErrorKind::Unavailable,
+                false,
+            ),
+        ] {
+            let error = AMQPError::new(AMQPSoftError::NOTFOUND.into(), said.into());
+            let error = lapin::Error::from(Amqp::ProtocolError(error));
+            assert_eq!((is_missing(&error), amqp(error).kind()), (missing, kind), "{said}");
+        }
+    }
 }

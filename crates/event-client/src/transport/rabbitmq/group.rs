@@ -109,6 +109,9 @@ impl Inner {
                 Ok(true)
             })
             .await?;
+        if done.as_ref().is_some_and(|change| change.action == Action::Create) {
+            self.control.settle_names(&self.names).await;
+        }
         Ok(done)
     }
 
@@ -130,8 +133,9 @@ impl Inner {
                 list.groups.insert(group.to_string(), Record { filters, keyed: spec.keyed, rooms });
                 Ok(true)
             })
-            .await
-            .map(drop)
+            .await?;
+        self.control.settle_names(&self.names).await;
+        Ok(())
     }
 
     /// Queues and bindings of a group that is new or has other filters.
@@ -139,9 +143,6 @@ impl Inner {
         let queue = self.names.group(group);
         self.declare_dead(group.as_str()).await?;
         self.declare_group(group, spec.keyed).await?;
-        if !list.groups.contains_key(group.as_str()) {
-            self.control.settle_names(&self.names).await;
-        }
         let old = list.groups.get(group.as_str()).map(Record::patterns).unwrap_or_default();
         for pattern in spec.filters.iter().filter(|pattern| !old.contains(pattern)) {
             self.control.bind(&queue, self.names.events(), binding(pattern)).await?;

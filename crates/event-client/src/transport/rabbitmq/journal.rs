@@ -15,6 +15,7 @@ use smol_str::SmolStr;
 use super::Inner;
 use super::codec::id_text;
 use super::control::{arguments, number, word};
+use super::member::Member;
 use crate::error::Result;
 use crate::message::Message;
 use crate::subject::Group;
@@ -102,6 +103,20 @@ impl Counted {
                 .with_delivery_mode(2)
                 .with_content_type("application/json".into());
             inner.copier.to_queue(queue, properties, bytes.into()).await
+        }
+    }
+}
+
+impl Member {
+    /// All that we have comes again with the broker's count raised by one, though no consumer tried some of it.
+    pub(super) fn note_untaken(&mut self) {
+        let waits = self.waits.values().map(|(item, _)| item);
+        let untaken = self.ready.iter().chain(waits).chain(self.lanes.iter());
+        for item in untaken {
+            self.counted.keep(&item.message, item.offset() - 1);
+        }
+        for out in self.out.values() {
+            self.counted.keep(&out.item.message, out.item.offset());
         }
     }
 }

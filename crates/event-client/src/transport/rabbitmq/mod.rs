@@ -27,6 +27,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use lapin::ExchangeKind;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -40,6 +41,8 @@ use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
 mod admin;
+mod answer;
+mod arrivals;
 mod broadcast;
 mod codec;
 mod config;
@@ -50,8 +53,10 @@ mod dead;
 mod delay;
 mod diagnose;
 mod error;
+mod greeting;
 mod group;
 mod journal;
+mod leave;
 mod member;
 mod names;
 mod peer;
@@ -64,10 +69,10 @@ mod tags;
 mod tiers;
 
 use config::Config;
-use connection::Link;
+use connection::{Backoff, Link};
 use control::Control;
 use copy::Copier;
-use error::closed;
+use error::{closed, is_passing};
 use names::Names;
 use peer::Peer;
 use publish::Publisher;
@@ -169,6 +174,21 @@ impl Inner {
         if self.closing.is_cancelled() { Err(closed()) } else { Ok(()) }
     }
 
+    /// Runs `step` until it works or fails for good; a broker that is away is waited for as a publish waits for it.
+    async fn patiently<'a, T>(&self, step: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
+        let end = Instant::now() + self.config.publish_timeout;
+        let mut backoff = Backoff::default();
+        loop {
+            match step().await {
+                Err(error) if is_passing(&error) && Instant::now() < end && !self.closing.is_cancelled() => {
+                    tracing::debug!(%error, "tried again in a moment");
+                    backoff.pause().await;
+                }
+                result => return result,
+            }
+        }
+    }
+
     fn publish_now(&self, message: &Message) -> Confirm<Receipt> {
         match codec::publication(message, Timestamp::now()) {
             Ok(properties) => {
@@ -229,8 +249,13 @@ impl Transport for RabbitTransport {
                     return Err(Error::new(ErrorKind::Config, "a lease must last"));
                 }
                 match spec.mode.clone() {
-                    Mode::Group(group) => self.inner.subscribe_group(group, spec).await,
-                    Mode::Broadcast => self.inner.subscribe_all(spec).await,
+                    Mode::Group(group) => {
+                        let step = || Box::pin(self.inner.subscribe_group(group.clone(), spec.clone())) as _;
+                        self.inner.patiently(step).await
+                    }
+                    Mode::Broadcast => {
+                        self.inner.patiently(|| Box::pin(self.inner.subscribe_all(spec.clone()))).await
+                    }
                 }
             };
             open.await.map_err(|error| error.during("subscribe"))
@@ -268,7 +293,7 @@ impl Requests for RabbitTransport {
 
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
-            let member = serve::Member {
+            let member = || serve::Member {
                 peer: self.inner.peer.clone(),
                 link: self.inner.consume.clone(),
                 names: self.inner.names.clone(),
@@ -276,7 +301,7 @@ impl Requests for RabbitTransport {
             };
             let serve = async {
                 self.inner.check()?;
-                member.serve(spec).await
+                self.inner.patiently(|| Box::pin(member().serve(spec.clone()))).await
             };
             serve.await.map_err(|error| error.during("serve"))
         })

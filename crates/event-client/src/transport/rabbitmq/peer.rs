@@ -334,11 +334,7 @@ impl Peer {
             }
             Ok(Ok(_)) => Err(Error::new(ErrorKind::Unavailable, "the broker refused the message")),
             Ok(Err(error)) => Err(amqp(error)),
-            Err(_) if self.publish.is_blocked() => Err(Error::new(
-                ErrorKind::Unavailable,
-                "the broker has stopped taking messages: its memory or disk alarm is on",
-            )),
-            Err(_) => Err(super::error::timeout("send")),
+            Err(_) => Err(self.publish.blocked().unwrap_or_else(|| super::error::timeout("send"))),
         }
     }
 }

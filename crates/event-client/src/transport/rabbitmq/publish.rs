@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::poll;
+use futures_util::{FutureExt, poll};
 use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
@@ -248,14 +248,23 @@ impl Task {
                 result = async { (&mut self.under_way.front_mut().expect("not empty").1).await },
                     if deadline.is_some() =>
                 {
-                    let (parcel, _) = self.under_way.pop_front().expect("not empty");
-                    match result {
-                        Ok(Confirmation::Ack(_)) => drop(parcel.answer.send(Ok(Receipt::default()))),
-                        Ok(_) => {
-                            let error = Error::new(ErrorKind::Unavailable, "the broker refused to store the message");
-                            drop(parcel.answer.send(Err(error.during("publish"))));
+                    let mut result = result;
+                    loop {
+                        let (parcel, _) = self.under_way.pop_front().expect("not empty");
+                        match result {
+                            Ok(Confirmation::Ack(_)) => drop(parcel.answer.send(Ok(Receipt::default()))),
+                            Ok(_) => {
+                                let error = Error::new(ErrorKind::Unavailable, "the broker refused to store the message");
+                                drop(parcel.answer.send(Err(error.during("publish"))));
+                            }
+                            Err(error) => return self.broken(parcel, error),
                         }
-                        Err(error) => return self.broken(parcel, error),
+                        // The broker confirms many with one word.
+                        let next = self.under_way.front_mut().and_then(|(_, sending)| sending.now_or_never());
+                        match next {
+                            Some(more) => result = more,
+                            None => break,
+                        }
                     }
                 }
                 count = self.incoming.recv_many(&mut batch, room), if open && room > 0 => {
@@ -270,16 +279,12 @@ impl Task {
                 }
                 () = self.closed.cancelled(), if open && !self.incoming.is_closed() => self.incoming.close(),
                 () = async { sleep_until(deadline.expect("checked")).await }, if deadline.is_some() => {
-                    let blocked = self.link.is_blocked();
-                    let within = self.within;
-                    self.expire(|| if blocked {
-                        Error::new(
-                            ErrorKind::Unavailable,
-                            "the broker has stopped taking messages: its memory or disk alarm is on; the outcome is unknown",
-                        )
-                    } else {
-                        Error::new(ErrorKind::Timeout, format!("no confirmation within {within:?}; the outcome is unknown"))
-                    }, false);
+                    let (link, within) = (self.link.clone(), self.within);
+                    let late = || {
+                        let text = format!("no confirmation within {within:?}; the outcome is unknown");
+                        Error::new(ErrorKind::Timeout, text)
+                    };
+                    self.expire(|| link.blocked().unwrap_or_else(late), false);
                 }
             }
             if !open && self.under_way.is_empty() {

@@ -153,7 +153,7 @@ impl Registrar {
         edited.map(|changed| (list, changed))
     }
 
-    /// There is no list yet: it is made with the first change.
+    /// There is no list yet: it is made with the first change. Who makes a group settles the names of all its queues.
     async fn first(&self, edit: impl AsyncFnOnce(&mut Registry) -> Result<bool>) -> Result<(Registry, bool)> {
         let mut list = Registry::default();
         let changed = edit(&mut list).await?;
@@ -166,7 +166,6 @@ impl Registrar {
             self.control.declare(self.names.registry(), arguments).await?;
             list.version = 1;
             self.store(&list).await?;
-            self.control.settle_names(&self.names).await;
         }
         Ok((list, changed))
     }

@@ -11,38 +11,34 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Consumer};
+use lapin::{Channel, Consumer};
 use smol_str::SmolStr;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::answer::{Answering, Outgoing, Step};
 use super::codec;
 use super::connection::{Backoff, Link, command};
 use super::control::{DURABLE, arguments, number, word};
 use super::names::Names;
-use super::peer::{Peer, number_of, numbered};
+use super::peer::{Peer, number_of};
 use super::requests::WINDOW;
-use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 use crate::transport::wire;
-use crate::transport::{Frame, IncomingRequest, Respond, Responder, Serve};
+use crate::transport::{IncomingRequest, Responder, Serve};
 
-/// A caller learns who has its request when the answer takes longer than this.
-const NOTICE: Duration = Duration::from_millis(20);
-/// And is made sure of so often.
-const LOOK: Duration = Duration::from_secs(2);
 /// The queue of a subject goes with its last member, or so long after a broker's restart.
 const UNUSED: u64 = 300_000;
 
 /// Requests in hand, by the caller's inbox and number.
 #[derive(Debug, Default)]
-pub(super) struct Served(Mutex<HashMap<(SmolStr, u64), InHand>>);
+pub(super) struct Served(pub(super) Mutex<HashMap<(SmolStr, u64), InHand>>);
 
 #[derive(Clone, Debug)]
-struct InHand {
-    room: Arc<Semaphore>,
+pub(super) struct InHand {
+    pub(super) room: Arc<Semaphore>,
     gone: CancellationToken,
 }
 
@@ -257,149 +253,5 @@ impl Member {
             let _ = acker.ack(BasicAckOptions::default()).await;
             drop(slot);
         });
-    }
-}
-
-enum Step {
-    Frame(Frame, Answer<()>),
-    Abandon,
-}
-
-/// The responder's side: frames in their order, each when the caller has room for it.
-struct Outgoing {
-    frames: mpsc::UnboundedSender<Step>,
-    room: Arc<Semaphore>,
-    unread: usize,
-}
-
-impl Respond for Outgoing {
-    fn send(&mut self, frame: Frame) -> Confirm<()> {
-        self.unread += 1;
-        if self.unread > WINDOW * 4 + self.room.available_permits() && self.room.available_permits() == 0 {
-            // Counted roughly: only who never waits for a confirmation comes here.
-            self.unread = WINDOW * 4;
-            return Confirm::ready(Err(Error::new(
-                ErrorKind::Full,
-                "the caller does not read so fast; await confirmations",
-            )));
-        }
-        let (answer, confirm) = Confirm::channel();
-        let room = self.room.clone();
-        match self.frames.send(Step::Frame(frame, answer)) {
-            Ok(()) => {
-                if room.available_permits() > 0 {
-                    self.unread = 0;
-                }
-                confirm
-            }
-            Err(_) => Confirm::ready(Ok(())),
-        }
-    }
-
-    fn abandoned(&mut self) {
-        let _ = self.frames.send(Step::Abandon);
-    }
-}
-
-/// Sends one request's answer.
-struct Answering {
-    peer: Arc<Peer>,
-    at: (SmolStr, u64),
-    /// The correlation id of a caller that is not of this library.
-    foreign: Option<ShortString>,
-    inbox: ShortString,
-    gone: CancellationToken,
-    deadline: Instant,
-    closed: CancellationToken,
-}
-
-impl Answering {
-    async fn run(self, mut steps: mpsc::UnboundedReceiver<Step>) {
-        let mut notice = Instant::now() + NOTICE;
-        let in_hand = self.peer.served.0.lock().expect("not poisoned").get(&self.at).cloned();
-        let room = in_hand.map(|request| request.room).expect("just put there");
-        loop {
-            let step = tokio::select! {
-                biased;
-                step = steps.recv() => step,
-                () = sleep_until(notice) => {
-                    notice = Instant::now() + LOOK;
-                    if self.foreign.is_some() {
-                        continue;
-                    }
-                    self.tell(self.properties("taken"), b"").await;
-                    continue;
-                }
-                () = sleep_until(self.deadline), if !self.gone.is_cancelled() => {
-                    self.gone.cancel();
-                    continue;
-                }
-                () = self.closed.cancelled() => Some(Step::Abandon),
-            };
-            match step {
-                Some(Step::Frame(frame, answer)) => {
-                    let last = frame.last;
-                    if !last {
-                        // A caller that is gone reads nothing; what is sent to it may as well be forgotten.
-                        tokio::select! {
-                            permit = room.acquire() => permit.expect("never closed").forget(),
-                            () = self.gone.cancelled() => {}
-                            () = self.closed.cancelled() => {}
-                        }
-                    }
-                    if !self.gone.is_cancelled() {
-                        let properties = self.frame(&frame);
-                        self.tell(properties, &frame.payload).await;
-                    }
-                    let _ = answer.send(Ok(()));
-                    if last {
-                        return;
-                    }
-                }
-                Some(Step::Abandon) | None => {
-                    self.tell(self.properties("abandoned"), b"").await;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn properties(&self, kind: &str) -> BasicProperties {
-        let properties = numbered(kind, self.at.1).with_reply_to(self.inbox.clone());
-        match &self.foreign {
-            Some(id) => properties.with_correlation_id(id.clone()),
-            None => properties,
-        }
-    }
-
-    fn frame(&self, frame: &Frame) -> BasicProperties {
-        let mut table = FieldTable::default();
-        table.insert(wire::FRAME.into(), codec::text(if frame.last { "last" } else { "more" }));
-        codec::write_frame(self.properties("frame"), &frame.content_type, &frame.headers, table)
-    }
-
-    async fn tell(&self, properties: BasicProperties, payload: &[u8]) {
-        if self.at.0.is_empty() {
-            return; // nobody asked for an answer
-        }
-        for _ in 0..3 {
-            match self.peer.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
-                // The broker returns what goes to its direct reply-to, and delivers it all the same.
-                Ok(true) => return,
-                Ok(false) if self.foreign.is_some() => return,
-                Ok(false) => {
-                    self.gone.cancel();
-                    return;
-                }
-                Err(error) if error.kind() == ErrorKind::Closed => return,
-                Err(_) => sleep(Duration::from_millis(100)).await,
-            }
-        }
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.peer.served.0.lock().expect("not poisoned").remove(&self.at);
     }
 }

@@ -3,16 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
+use lapin::Channel;
+use lapin::options::{BasicNackOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Inner;
 use super::codec::{self, Facts};
+use super::connection::command;
+use super::greeting::Version;
 use super::group::Command;
+use super::member::{Item, Member, Out};
+use super::tags::Ack;
 use super::tiers;
-use crate::confirm::Confirm;
+use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Rejection, Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -145,5 +153,186 @@ impl Inner {
             }
             result => result,
         }
+    }
+}
+
+impl Member {
+    pub(super) fn progress(&mut self, token: Token) -> Result<()> {
+        let out = self.out.get_mut(&token).ok_or_else(|| lost().during("renew"))?;
+        if out.lease.is_some() {
+            out.lease = Some(Instant::now() + self.spec.lease);
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, token: Token, settlement: Settlement, answer: Answer<()>) {
+        let Some(Out { item, .. }) = self.out.remove(&token) else {
+            let told = match settlement {
+                Settlement::Release => Ok(()),
+                _ => Err(lost().during("settle")),
+            };
+            let _ = answer.send(told);
+            return;
+        };
+        match settlement {
+            Settlement::Ack => {
+                self.tags.settle(item.tag);
+                self.told.push(answer);
+                self.finish(&item);
+            }
+            Settlement::Retry { after, .. } if self.spec.keyed => self.retry_here(item, after, answer),
+            Settlement::Retry { after, .. } => {
+                let facts =
+                    Facts { attempt: item.attempt.saturating_add(1), due: None, ..item.facts.clone() };
+                self.copy(item, facts, after, Some(answer));
+            }
+            Settlement::Reject(rejection) => self.bury(item, rejection, Some(answer)),
+            Settlement::Release if self.spec.keyed => {
+                // In front of the next of its key, which waits for it.
+                self.ready.push_front(item);
+                let _ = answer.send(Ok(()));
+            }
+            Settlement::Release if self.inner.consume.can(Version::returns_uncounted) => {
+                self.returned.push(item.tag);
+                let _ = answer.send(Ok(()));
+            }
+            Settlement::Release => {
+                let facts = Facts { attempt: item.attempt, due: None, ..item.facts.clone() };
+                self.copy(item, facts, Duration::ZERO, Some(answer));
+            }
+        }
+    }
+
+    /// A keyed message waits here, and the next of its key behind it; the broker keeps its place in the queue.
+    fn retry_here(&mut self, mut item: Item, after: Duration, answer: Answer<()>) {
+        item.attempt = item.attempt.saturating_add(1);
+        self.counted.keep(&item.message, item.offset() - 1);
+        let journal = self.counted.store(&self.inner, &self.group);
+        tokio::spawn(async move {
+            // Should it fail, a crash costs the count of attempts, not the message.
+            if let Err(error) = journal.await {
+                tracing::debug!(%error, "the attempts of a keyed message are not written down");
+            }
+            let _ = answer.send(Ok(()));
+        });
+        self.wait(Instant::now() + after.min(Duration::from_secs(86_400 * 365)), item, true);
+    }
+
+    pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Answer<()>>) {
+        let copied = self.inner.clone().copy_to_group(self.group.clone(), item.message.clone(), facts, after);
+        self.copying.push(Box::pin(async move {
+            let result = copied.await;
+            (item, answer, result)
+        }));
+    }
+
+    /// Back to the group as if nobody had had it: in its place where the broker can do that, as a copy otherwise.
+    pub(super) fn release(&mut self, item: Item) {
+        if self.inner.consume.can(Version::returns_uncounted) {
+            self.returned.push(item.tag);
+            return;
+        }
+        let facts = Facts { attempt: item.attempt, ..item.facts.clone() };
+        self.copy(item, facts, Duration::ZERO, None);
+    }
+
+    pub(super) fn bury(&mut self, item: Item, rejection: Rejection, answer: Option<Answer<()>>) {
+        let mut facts = item.facts.clone();
+        facts.attempt = 1;
+        let buried =
+            self.inner.clone().bury(self.group.clone(), item.message.clone(), facts, item.attempt, rejection);
+        self.copying.push(Box::pin(async move {
+            let result = buried.await;
+            (item, answer, result)
+        }));
+    }
+
+    /// A copy is stored, so the original may go; or it is not, and the original goes back.
+    pub(super) async fn copied(
+        &mut self,
+        channel: &Channel,
+        item: Item,
+        answer: Option<Answer<()>>,
+        result: Result<()>,
+    ) {
+        match result {
+            Ok(()) => {
+                self.tags.settle(item.tag);
+                self.told.extend(answer);
+                self.finish(&item);
+            }
+            Err(error) => {
+                tracing::warn!(%error, group = %self.group, "a copy could not be stored; the message goes back to its group");
+                if let Some(answer) = answer {
+                    let _ = answer.send(Err(error.during("settle")));
+                }
+                if self.spec.keyed {
+                    // Its place is kept; another try after a while.
+                    self.wait(Instant::now() + Duration::from_secs(1), item, true);
+                } else {
+                    self.give_back(channel, &item).await;
+                }
+            }
+        }
+    }
+
+    /// Back to the broker, counted as an attempt. Rejected, as a `nack` is not counted by newer brokers.
+    pub(super) async fn give_back(&mut self, channel: &Channel, item: &Item) {
+        self.tags.told(item.tag);
+        let back = channel.basic_reject(item.tag, BasicRejectOptions { requeue: true });
+        let _ = command("give back", back).await;
+    }
+
+    /// Whether the broker has not been told everything.
+    pub(super) fn owes(&self) -> bool {
+        self.writing.is_some()
+            || !self.told.is_empty()
+            || !self.returned.is_empty()
+            || self.tags.to_tell() > 0
+    }
+
+    /// Begins to write acknowledgements, one bundle at a time: what is settled meanwhile goes with the next one.
+    pub(super) fn flush(&mut self, channel: &Channel) {
+        if self.writing.is_some() || !self.owes() {
+            return;
+        }
+        let mut acks = Vec::new();
+        self.tags.flush(&mut acks);
+        let returned = std::mem::take(&mut self.returned);
+        returned.iter().for_each(|tag| self.tags.told(*tag));
+        let (told, channel) = (std::mem::take(&mut self.told), channel.clone());
+        self.writing = Some(Box::pin(async move {
+            let write = async {
+                let acks = acks.into_iter().map(|Ack { tag, multiple }| {
+                    channel.basic_ack(tag, lapin::options::BasicAckOptions { multiple })
+                });
+                let requeue = BasicNackOptions { multiple: false, requeue: true };
+                let nacks = returned.into_iter().map(|tag| channel.basic_nack(tag, requeue));
+                tokio::try_join!(try_join_all(acks), try_join_all(nacks))
+            };
+            (told, command("acknowledge", write).await.map(drop))
+        }));
+    }
+
+    /// A bundle is written, or not; who waits for it is told.
+    pub(super) fn wrote(&mut self, (told, result): (Vec<Answer<()>>, Result<()>)) -> Result<()> {
+        self.writing = None;
+        let late = if result.is_ok() { Vec::new() } else { std::mem::take(&mut self.told) };
+        for answer in told.into_iter().chain(late) {
+            let _ = answer.send(if result.is_ok() { Ok(()) } else { Err(lost().during("settle")) });
+        }
+        result
+    }
+
+    /// Writes all that the broker has not been told.
+    pub(super) async fn flush_all(&mut self, channel: &Channel) -> Result<()> {
+        while self.owes() {
+            self.flush(channel);
+            if let Some(writing) = self.writing.as_mut() {
+                let written = writing.await;
+                self.wrote(written)?;
+            }
+        }
+        Ok(())
     }
 }

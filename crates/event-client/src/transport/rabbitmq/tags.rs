@@ -8,7 +8,7 @@ pub(super) struct Tags {
     /// The tag of the first of `states`.
     first: u64,
     states: VecDeque<State>,
-    /// Settled ones beyond the prefix that the broker does not know of.
+    /// Settled ones that the broker does not know of.
     loose: Vec<u64>,
 }
 
@@ -50,6 +50,11 @@ impl Tags {
             *state = State::Settled;
             self.loose.push(tag);
         }
+    }
+
+    /// How many are settled that the broker does not know of.
+    pub(super) fn to_tell(&self) -> usize {
+        self.loose.len()
     }
 
     /// How many the broker waits to hear about.

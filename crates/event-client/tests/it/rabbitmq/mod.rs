@@ -1,7 +1,9 @@
 //! RabbitMQ beyond the exam, on the real server: what is refused, and what comes from elsewhere.
 
 mod foreign;
+mod outage;
 mod refusals;
+mod security;
 
 use std::sync::Arc;
 

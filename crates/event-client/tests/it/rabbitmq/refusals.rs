@@ -84,20 +84,3 @@ async fn a_payload_above_the_brokers_own_limit_is_refused_alone() {
     }
     assert_eq!(seen.first().map(String::as_str), Some("before"));
 }
-
-#[tokio::test]
-async fn a_blocked_broker_answers_within_the_deadline() {
-    let own = test_servers::Rabbit::options().start().await.expect("a server");
-    let bus = open(&format!("{}?publish_timeout=2s", own.url())).await.expect("the bus opens");
-    bus.publish(message("orders.placed", "before")).await.expect("stored");
-    own.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.0)").await.expect("the alarm is on");
-    let error = loop {
-        // The first ones may slip through before the broker says that it is blocked.
-        if let Err(error) = bus.publish(message("orders.placed", "blocked")).await {
-            break error;
-        }
-    };
-    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error}");
-    own.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.8)").await.expect("the alarm is off");
-    bus.publish(message("orders.placed", "after")).await.expect("stored again");
-}

@@ -1,0 +1,117 @@
+//! What a broker says of itself before anything else: who it is, and which version.
+//!
+//! The client library keeps the greeting to itself, so it is read once, when a bus is opened, on a connection of its own.
+//! What an older broker does not know it may ignore without a word: better to know beforehand.
+
+use futures_util::{AsyncReadExt, AsyncWriteExt};
+use lapin::tcp::{AMQPUriTcpExt, OwnedTLSConfig};
+use lapin::types::AMQPValue;
+use lapin::types::parsing::parse_field_table;
+use lapin::uri::AMQPUri;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Protocol header of AMQP 0.9.1.
+const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+/// Start of a frame: a method, channel 0.
+const FRAME: [u8; 3] = [1, 0, 0];
+/// The method `connection.start`, of protocol 0.9.
+const START: [u8; 6] = [0, 10, 0, 10, 0, 9];
+/// No greeting is larger.
+const LARGEST: usize = 64 * 1024;
+
+/// Version of a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version(u32, u32);
+
+impl Version {
+    /// The oldest one that has what groups need: quorum queues with a time to live, dead-lettering at least once.
+    const OLDEST: Self = Self(3, 10);
+
+    /// What is given back by `nack` is not counted as delivered, and keeps its place.
+    pub(super) fn returns_uncounted(self) -> bool {
+        self >= Self(4, 3)
+    }
+}
+
+/// Asks the broker at `uri`.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for what is not RabbitMQ or too old, [`ErrorKind::Unavailable`] when there is no greeting.
+pub(super) async fn version(uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<Version> {
+    let greeting = read(uri, tls).await?;
+    let properties = match parse_field_table(greeting.as_slice()) {
+        Ok((_, table)) => table,
+        Err(_) => return Err(Error::new(ErrorKind::Unsupported, "the server's greeting cannot be read")),
+    };
+    let text = |name: &str| match properties.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+        _ => String::new(),
+    };
+    judge(&text("product"), &text("version"))
+}
+
+fn judge(product: &str, version: &str) -> Result<Version> {
+    let oldest = format!("RabbitMQ {}.{} or later is needed", Version::OLDEST.0, Version::OLDEST.1);
+    let refused = |text: String| Err(Error::new(ErrorKind::Unsupported, text));
+    if product != "RabbitMQ" {
+        return refused(format!("the server is {product:?}; {oldest}"));
+    }
+    let mut numbers = version.split(['.', '-', '+']).map(|part| part.parse().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) if Version(major, minor) >= Version::OLDEST => Ok(Version(major, minor)),
+        _ => refused(format!("the server is RabbitMQ {version}; {oldest}")),
+    }
+}
+
+/// The connection could not be made, or broke. Certificates that one of the two refuses stay refused.
+fn failed(error: std::io::Error) -> Error {
+    let certificates = error.to_string().to_ascii_lowercase().contains("certificate");
+    let (kind, text) = if certificates {
+        (ErrorKind::Denied, "a TLS certificate is refused: see the options ca, cert and key")
+    } else {
+        (ErrorKind::Unavailable, "the connection to the broker failed")
+    };
+    Error::new(kind, text).because(error)
+}
+
+/// The server properties of the greeting, as they came.
+async fn read(uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<Vec<u8>> {
+    let stranger = || Error::new(ErrorKind::Unsupported, "the server does not speak AMQP 0.9.1");
+    let runtime = lapin::runtime::default_runtime().map_err(super::error::amqp)?;
+    let mut stream = uri.connect_with_config_async(tls.as_ref(), &runtime).await.map_err(failed)?;
+    stream.write_all(HEADER).await.map_err(failed)?;
+    stream.flush().await.map_err(failed)?;
+    let mut start = [0; 7];
+    stream.read_exact(&mut start).await.map_err(failed)?;
+    let size = u32::from_be_bytes([start[3], start[4], start[5], start[6]]) as usize;
+    if start[..3] != FRAME || !(START.len()..LARGEST).contains(&size) {
+        return Err(stranger());
+    }
+    let mut payload = vec![0; size];
+    stream.read_exact(&mut payload).await.map_err(failed)?;
+    if payload[..START.len()] != START {
+        return Err(stranger());
+    }
+    Ok(payload.split_off(START.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_brokers_and_others_are_refused_by_name() {
+        for (product, version, want) in
+            [("RabbitMQ", "3.10.8", Version(3, 10)), ("RabbitMQ", "4.3.6-rc.1", Version(4, 3))]
+        {
+            assert_eq!(judge(product, version).unwrap(), want);
+        }
+        for (product, version) in [("RabbitMQ", "3.9.29"), ("RabbitMQ", "odd"), ("LavinMQ", "4.0.0")] {
+            let error = judge(product, version).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("RabbitMQ 3.10 or later"), "{error}");
+        }
+        assert!(Version(4, 3).returns_uncounted() && !Version(4, 2).returns_uncounted());
+    }
+}
