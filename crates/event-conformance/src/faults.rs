@@ -15,7 +15,7 @@ use crate::message::{SHORT, With, broadcast, group, key, keyed, message, on, tex
 use crate::requests::{body, frame, serve};
 
 cases! {
-    nothing_confirmed_is_lost_when_the_server_is_killed.own_server().within(120);
+    nothing_confirmed_is_lost_when_the_server_is_killed.own_server().within(300);
     a_publish_without_a_server_is_answered.own_server().within(120);
     a_new_handle_without_a_server_is_refused.own_server().within(120);
     closing_without_a_server_ends.own_server().within(120);

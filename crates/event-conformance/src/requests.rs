@@ -166,8 +166,15 @@ async fn a_passed_deadline_is_a_timeout(exam: Exam) {
 /// Work that nobody waits for can be dropped.
 async fn the_server_learns_that_the_deadline_passed(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
-    let call = exam.requests().call(on("shop.quote", "x"), Duration::from_millis(500));
-    let _replies = exam.ok("the call", call).await;
+    // Where a connection is made for the first call, a busy machine may take longer than the deadline.
+    let mut within = Duration::from_millis(250);
+    let _replies = loop {
+        within *= 2;
+        match exam.requests().call(on("shop.quote", "x"), within).await {
+            Ok(replies) => break replies,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Timeout, "{error}"),
+        }
+    };
     let request = incoming(&exam, &mut server).await;
     exam.waits_for("the server to learn that the deadline passed");
     request.responder.gone().cancelled().await;

@@ -30,7 +30,9 @@ async fn tls_needs_the_right_certificates() {
         let paths = server.certificates().expect("certificates");
         let (ca, stranger) = (paths.ca.display(), paths.stranger.display());
         let own = format!("cert={}&key={}", paths.client.display(), paths.client_key.display());
-        let bus = open(&format!("{}?ca={ca}&{own}", server.url())).await.expect("with all of it");
+        let bus = open(&format!("{}?connect_timeout=60s&ca={ca}&{own}", server.url()))
+            .await
+            .expect("with all of it");
         let subscription = bus.subscribe(group("g", "orders.>")).await.expect("subscribed");
         bus.publish(message("orders.placed", "secret")).await.expect("stored");
         let delivery = subscription.next().await.expect("a delivery");
@@ -38,14 +40,16 @@ async fn tls_needs_the_right_certificates() {
         delivery.ack().await.expect("acknowledged");
         // The name is in the certificate: neither user nor password.
         let hosts = format!("amqps://127.0.0.1:{}/%2F", server.port());
-        let named = open(&format!("{hosts}?auth=external&ca={ca}&{own}")).await.expect("by certificate");
+        let named = open(&format!("{hosts}?connect_timeout=60s&auth=external&ca={ca}&{own}"))
+            .await
+            .expect("by certificate");
         named.admin().ping().await.expect("it works");
         for (options, what) in [
             (format!("ca={stranger}&{own}"), "certificate"),
             (format!("ca={ca}"), "certificate"),
             (own.clone(), "certificate"),
         ] {
-            let url = format!("{}?{options}&connect_timeout=3s", server.url());
+            let url = format!("{}?{options}&connect_timeout=60s", server.url());
             let error = open(&url).await.expect_err(&options);
             assert!(error.to_string().to_lowercase().contains(what), "{options}: {error}");
             assert_eq!(error.kind(), ErrorKind::Denied, "{options}: {error}");
