@@ -26,9 +26,8 @@ use super::codec::Facts;
 use super::connection::{Backoff, command};
 use super::group::Command;
 use super::peer::Holding;
-use super::settle::{Settler, lost};
+use super::settle::{Asker, Settler, lost};
 use super::tags::Tags;
-use crate::confirm::Answer;
 use crate::delivery::{Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -67,10 +66,10 @@ pub(super) struct Out {
 }
 
 /// A copy under way: its tag, whom to tell, and what came of it.
-pub(super) type Copying = BoxFuture<'static, (Item, Option<Answer<()>>, Result<()>)>;
+pub(super) type Copying = BoxFuture<'static, (Item, Option<Asker>, Result<()>)>;
 
 /// A bundle of acknowledgements that is being written.
-pub(super) type Writing = BoxFuture<'static, (Vec<Answer<()>>, Result<()>)>;
+pub(super) type Writing = BoxFuture<'static, (Vec<Asker>, Result<()>)>;
 
 pub(super) struct Session {
     channel: Channel,
@@ -100,7 +99,7 @@ pub(super) struct Member {
     /// Acknowledgements on their way into the connection, and whom to tell then.
     pub(super) writing: Option<Writing>,
     /// Whom to tell with the next ones.
-    pub(super) told: Vec<Answer<()>>,
+    pub(super) told: Vec<Asker>,
     /// Attempts of a keyed group that the broker's own count does not tell, by message.
     pub(super) counted: super::journal::Counted,
     pub(super) stopping: bool,

@@ -33,6 +33,25 @@ pub(super) const LETTER: &str = "bus-dlq-id";
 /// One subscription's door for settlements.
 pub(super) struct Settler(pub(super) mpsc::UnboundedSender<Command>);
 
+/// Who waits for a settlement. Forgotten, it is told that the delivery is lost to it.
+pub(super) struct Asker(Option<Answer<()>>);
+
+impl Asker {
+    pub(super) fn tell(mut self, result: Result<()>) {
+        if let Some(answer) = self.0.take() {
+            let _ = answer.send(result);
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            let _ = answer.send(Err(lost().during("settle")));
+        }
+    }
+}
+
 pub(super) fn lost() -> Error {
     Error::new(ErrorKind::LeaseLost, "the delivery is another consumer's by now")
 }
@@ -166,12 +185,13 @@ impl Member {
     }
 
     pub(super) fn settle(&mut self, token: Token, settlement: Settlement, answer: Answer<()>) {
+        let answer = Asker(Some(answer));
         let Some(Out { item, .. }) = self.out.remove(&token) else {
             let told = match settlement {
                 Settlement::Release => Ok(()),
                 _ => Err(lost().during("settle")),
             };
-            let _ = answer.send(told);
+            answer.tell(told);
             return;
         };
         match settlement {
@@ -190,11 +210,11 @@ impl Member {
             Settlement::Release if self.spec.keyed => {
                 // In front of the next of its key, which waits for it.
                 self.ready.push_front(item);
-                let _ = answer.send(Ok(()));
+                answer.tell(Ok(()));
             }
             Settlement::Release if self.inner.consume.can(Version::returns_uncounted) => {
                 self.returned.push(item.tag);
-                let _ = answer.send(Ok(()));
+                answer.tell(Ok(()));
             }
             Settlement::Release => {
                 let facts = Facts { attempt: item.attempt, due: None, ..item.facts.clone() };
@@ -204,7 +224,7 @@ impl Member {
     }
 
     /// A keyed message waits here, and the next of its key behind it; the broker keeps its place in the queue.
-    fn retry_here(&mut self, mut item: Item, after: Duration, answer: Answer<()>) {
+    fn retry_here(&mut self, mut item: Item, after: Duration, answer: Asker) {
         item.attempt = item.attempt.saturating_add(1);
         self.counted.keep(&item.message, item.offset() - 1);
         let journal = self.counted.store(&self.inner, &self.group);
@@ -213,12 +233,12 @@ impl Member {
             if let Err(error) = journal.await {
                 tracing::debug!(%error, "the attempts of a keyed message are not written down");
             }
-            let _ = answer.send(Ok(()));
+            answer.tell(Ok(()));
         });
         self.wait(Instant::now() + after.min(Duration::from_secs(86_400 * 365)), item, true);
     }
 
-    pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Answer<()>>) {
+    pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Asker>) {
         let copied = self.inner.clone().copy_to_group(self.group.clone(), item.message.clone(), facts, after);
         self.copying.push(Box::pin(async move {
             let result = copied.await;
@@ -236,7 +256,7 @@ impl Member {
         self.copy(item, facts, Duration::ZERO, None);
     }
 
-    pub(super) fn bury(&mut self, item: Item, rejection: Rejection, answer: Option<Answer<()>>) {
+    pub(super) fn bury(&mut self, item: Item, rejection: Rejection, answer: Option<Asker>) {
         let mut facts = item.facts.clone();
         facts.attempt = 1;
         let buried =
@@ -252,7 +272,7 @@ impl Member {
         &mut self,
         channel: &Channel,
         item: Item,
-        answer: Option<Answer<()>>,
+        answer: Option<Asker>,
         result: Result<()>,
     ) {
         match result {
@@ -264,7 +284,7 @@ impl Member {
             Err(error) => {
                 tracing::warn!(%error, group = %self.group, "a copy could not be stored; the message goes back to its group");
                 if let Some(answer) = answer {
-                    let _ = answer.send(Err(error.during("settle")));
+                    answer.tell(Err(error.during("settle")));
                 }
                 if self.spec.keyed {
                     // Its place is kept; another try after a while.
@@ -314,12 +334,11 @@ impl Member {
         }));
     }
 
-    /// A bundle is written, or not; who waits for it is told.
-    pub(super) fn wrote(&mut self, (told, result): (Vec<Answer<()>>, Result<()>)) -> Result<()> {
+    /// A bundle is written, and who waits for it is told; or it is not, and who waits is forgotten with the channel.
+    pub(super) fn wrote(&mut self, (told, result): (Vec<Asker>, Result<()>)) -> Result<()> {
         self.writing = None;
-        let late = if result.is_ok() { Vec::new() } else { std::mem::take(&mut self.told) };
-        for answer in told.into_iter().chain(late) {
-            let _ = answer.send(if result.is_ok() { Ok(()) } else { Err(lost().during("settle")) });
+        if result.is_ok() {
+            told.into_iter().for_each(|answer| answer.tell(Ok(())));
         }
         result
     }
