@@ -16,7 +16,7 @@ use crate::message::{SHORT, With, group, group_name, key, keyed, permanent, text
 cases! {
     failing_consumers_lose_and_repeat_nothing;
     failing_consumers_keep_the_order_of_keys;
-    vanishing_consumers_lose_nothing.within(90);
+    vanishing_consumers_lose_nothing.within(180);
     repeating_publishers_are_heard_once.when(|can| !can.dedup_window.is_zero());
 }
 

@@ -11,7 +11,7 @@ use crate::case::cases;
 use crate::exam::Exam;
 use crate::message::{on, subject};
 
-const ENOUGH: Duration = Duration::from_secs(20);
+const ENOUGH: Duration = Duration::from_secs(60);
 
 cases! {
     a_request_is_answered;
