@@ -126,6 +126,20 @@ impl Link {
         Some(Error::new(ErrorKind::Unavailable, text).with("reason", reason))
     }
 
+    /// Gives up a connection on which an answer did not come in time: the next one who needs it makes another. Bytes that a
+    /// network lost can leave it alive and deaf, for heartbeats of the broker still arrive.
+    pub(super) async fn abandon(&self) {
+        if self.blocked().is_some() {
+            return; // It is slow on purpose.
+        }
+        if let Some(connection) = self.connection.lock().await.take() {
+            tracing::warn!(role = self.role, "the broker does not answer on a connection; another is made");
+            tokio::spawn(async move {
+                let _ = timeout(Duration::from_secs(2), connection.close(200, "no answer".into())).await;
+            });
+        }
+    }
+
     /// Says goodbye. Whatever still waits on it fails.
     pub(super) async fn close(&self) {
         let kept = self.connection.lock().await.take();

@@ -85,6 +85,8 @@ async fn run(link: Arc<Link>, mut waiting: mpsc::UnboundedReceiver<Job>) {
                 number += batch.len() as u64;
                 if send(&open, first, &mut batch, &link).await {
                     channel = Some(open);
+                } else if open.status().connected() {
+                    link.abandon().await;
                 }
             }
             Err(error) => {

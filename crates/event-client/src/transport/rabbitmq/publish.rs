@@ -285,6 +285,10 @@ impl Task {
                         Error::new(ErrorKind::Timeout, text)
                     };
                     self.expire(|| link.blocked().unwrap_or_else(late), false);
+                    if link.blocked().is_none() {
+                        link.abandon().await;
+                        return Some(late());
+                    }
                 }
             }
             if !open && self.under_way.is_empty() {

@@ -58,25 +58,3 @@ async fn a_subscription_does_not_wait_for_ever() {
     let error = late.await.expect("an answer").expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }
-
-/// A server ends the channel, or the consumer, of who holds a message for too long; nothing renews that.
-#[tokio::test]
-async fn a_subscription_outlives_the_servers_consumer_timeout() {
-    for generation in Generation::ALL {
-        let options = Rabbit::options().generation(generation);
-        let options = options.line("consumer_timeout = 1000").line("channel_tick_interval = 1000");
-        let own = options.start().await.expect("a server");
-        let bus = open(&own.url()).await.expect("the bus opens");
-        let subscription = bus.subscribe(group("g", "orders.>")).await.expect("subscribed");
-        bus.publish(message("orders.placed", "long")).await.expect("stored");
-        let held = subscription.next().await.expect("a delivery");
-        let again = subscription.next().await.expect("it comes again");
-        assert_eq!((&*again.message().payload, again.info().attempt), (&b"long"[..], 2));
-        again.ack().await.expect("acknowledged in time");
-        let error = held.ack().await.expect_err("it is another's by now");
-        assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
-        bus.publish(message("orders.placed", "next")).await.expect("stored");
-        let next = subscription.next().await.expect("a delivery");
-        assert_eq!(&*next.message().payload, b"next");
-    }
-}
