@@ -25,13 +25,9 @@ impl Inner {
                 "the well-known user `guest` is used; make a user of its own for each service, with rights on its vhost",
             ));
         }
-        findings.push(if self.publish.is_blocked() {
-            Finding::bad(
-                "alarm",
-                "the broker takes no publishes: it is short of memory or disk; look at `rabbitmq-diagnostics alarms`",
-            )
-        } else {
-            Finding::good("alarm", "none: publishes are taken")
+        findings.push(match self.publish.blocked() {
+            Some(error) => Finding::bad("alarm", format!("{error}; look at `rabbitmq-diagnostics alarms`")),
+            None => Finding::good("alarm", "none: publishes are taken"),
         });
         let channels = limits.channel_max();
         let text = format!("{channels} channels a connection, frames of {} bytes", limits.frame_max());
