@@ -13,6 +13,9 @@ mod rabbitmq;
 mod redis;
 mod servers;
 mod sqlite;
+mod tally;
+
+use tally::Tally;
 
 fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
@@ -29,8 +32,9 @@ fn main() -> std::process::ExitCode {
         Arc::new(rabbitmq::RabbitMq(Generation::New)),
     ];
     let asked = fixtures.iter().filter(|fixture| is_asked_for(fixture.name(), &arguments));
-    let trials = asked.flat_map(trials).collect();
-    let conclusion: Conclusion = libtest_mimic::run(&arguments, trials);
+    let (trials, tallies): (Vec<_>, Vec<_>) = asked.map(trials).unzip();
+    let conclusion: Conclusion = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    tally::print(&tallies);
     conclusion.exit_code()
 }
 
@@ -46,16 +50,19 @@ fn is_asked_for(name: &str, arguments: &Arguments) -> bool {
     }
 }
 
-/// Every case, also those that the transport's capabilities leave out: these show as ignored, by name.
-fn trials(fixture: &Arc<dyn Fixture>) -> Vec<Trial> {
+/// Every case that is about this transport.
+fn trials(fixture: &Arc<dyn Fixture>) -> (Vec<Trial>, Arc<Tally>) {
     let capabilities = capabilities(fixture);
+    let applies = |case: &Case| case.applies(fixture.as_ref(), &capabilities);
+    let (own, others): (Vec<Case>, Vec<Case>) = cases().into_iter().partition(applies);
+    let others = others.into_iter().map(|case| case.name().to_owned()).collect();
+    let tally = Arc::new(Tally::new(fixture.name(), others));
     let trial = |case: Case| {
-        let (name, applies) =
-            (format!("{}::{}", fixture.name(), case.name()), case.applies(fixture.as_ref(), &capabilities));
-        let fixture = fixture.clone();
-        Trial::test(name, move || case.run(&fixture).map_err(Failed::from)).with_ignored_flag(!applies)
+        let (name, fixture, tally) =
+            (format!("{}::{}", fixture.name(), case.name()), fixture.clone(), tally.clone());
+        Trial::test(name, move || tally.count(case.run(&fixture).map_err(Failed::from)))
     };
-    cases().into_iter().map(trial).collect()
+    (own.into_iter().map(trial).collect(), tally)
 }
 
 fn capabilities(fixture: &Arc<dyn Fixture>) -> Capabilities {
