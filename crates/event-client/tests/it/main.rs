@@ -3,6 +3,7 @@
 mod batch;
 mod events;
 mod layers;
+mod nats;
 mod outbox;
 mod postgres;
 mod rabbitmq;

@@ -57,7 +57,7 @@ impl From<ApiError> for Error {
             // Room: of the account, the server, the stream.
             (10002 | 10023 | 10028 | 10047 | 10077 | 10122 | 10026 | 10027, _) => ErrorKind::Full,
             (10054, _) => ErrorKind::TooLarge,
-            (10052 | 10065 | 10058 | 10025 | 10012 | 10013, _) => ErrorKind::Config,
+            (10052 | 10065 | 10058 | 10025 | 10012 | 10013 | 10074, _) => ErrorKind::Config,
             (_, 404) => ErrorKind::NotFound,
             (_, 400) => ErrorKind::Config,
             (_, 403) => ErrorKind::Denied,
@@ -125,7 +125,9 @@ impl Connection {
                         Error::new(ErrorKind::Unavailable, "the question did not reach the server").because(error),
                     )),
                 },
-                refused = denied.recv() => if let Ok(refused) = refused && refused.subject == subject {
+                refused = denied.recv() => if let Ok(refused) = refused
+                    && (refused.subject == subject || refused.is_inbox())
+                {
                     return Err(Failure::Other(refused.error()));
                 },
                 () = self.closed.cancelled() => return Err(Failure::Other(super::error::closed())),

@@ -49,7 +49,7 @@ pub(super) struct Connection {
     pub(super) tasks: TaskTracker,
     pub(super) members: Mutex<Vec<Weak<dyn Participant>>>,
     pub(super) calls: super::requests::Calls,
-    pub(super) served: super::serve::Served,
+    pub(super) served: super::reply::Served,
     pub(super) services: super::services::Services,
     /// Set once this connection answers for its members.
     pub(super) present: tokio::sync::OnceCell<()>,
@@ -138,7 +138,7 @@ impl Connection {
             tasks: TaskTracker::new(),
             members: Mutex::default(),
             calls: super::requests::Calls::default(),
-            served: super::serve::Served::default(),
+            served: super::reply::Served::default(),
             services: super::services::Services::default(),
             present: tokio::sync::OnceCell::new(),
             dead_ready: std::sync::OnceLock::new(),
@@ -300,7 +300,7 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
     }
     let patience = Duration::from_secs(10);
     match tokio::time::timeout(patience, options.connect(&config.servers[..])).await {
-        Ok(connected) => connected.map_err(connect),
+        Ok(connected) => connected.map_err(|error| connect(error, &config.login)),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the server did not answer in time")
             .with("waited", format!("{patience:?}"))),
     }

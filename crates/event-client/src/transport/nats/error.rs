@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use smol_str::SmolStr;
 
+use super::config::Login;
 use super::connection::Connection;
 use crate::error::{Error, ErrorKind};
 
@@ -12,6 +13,17 @@ use crate::error::{Error, ErrorKind};
 pub(super) struct Denied {
     pub(super) subject: SmolStr,
     publish: bool,
+}
+
+impl Denied {
+    pub(super) fn publish(subject: &str) -> Self {
+        Self { subject: subject.into(), publish: true }
+    }
+
+    /// Nothing can be answered to us.
+    pub(super) fn is_inbox(&self) -> bool {
+        !self.publish && self.subject.starts_with("_INBOX.")
+    }
 }
 
 impl Denied {
@@ -46,20 +58,40 @@ pub(super) fn lost() -> Error {
 }
 
 /// Why the first connection failed.
-pub(super) fn connect(error: async_nats::ConnectError) -> Error {
+pub(super) fn connect(error: async_nats::ConnectError, login: &Login) -> Error {
     use async_nats::ConnectErrorKind as Kind;
+    // Before anything was sent: the file has no seed to sign with. What is in it is not for an error to tell.
+    if let (Kind::Authentication, Login::Nkey(path) | Login::Creds(path)) = (error.kind(), login) {
+        return Error::new(ErrorKind::Config, "the file has no seed of an nkey that could be used")
+            .with("path", path.display());
+    }
     let (kind, text) = match error.kind() {
+        _ if is_tls(&error) => {
+            (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`")
+        }
         Kind::AuthorizationViolation | Kind::Authentication => (
             ErrorKind::Denied,
             "the server refused the credentials; check user and password, token, nkey or creds",
         ),
         Kind::ServerParse => (ErrorKind::Config, "the URL's server address is ill-spelled"),
-        Kind::Tls => (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`"),
         Kind::TimedOut => (ErrorKind::Unavailable, "the server did not answer in time"),
         Kind::Dns => (ErrorKind::Unavailable, "the server's name is not known"),
         _ => (ErrorKind::Unavailable, "no NATS server answers at this address"),
     };
     Error::new(kind, text).because(error)
+}
+
+/// Whether certificates are behind it; the client calls most of that an IO error.
+fn is_tls(error: &async_nats::ConnectError) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        cause = error.source();
+    }
+    error.kind() == async_nats::ConnectErrorKind::Tls
 }
 
 impl Connection {

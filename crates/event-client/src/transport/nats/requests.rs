@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use super::NatsTransport;
 use super::api::Failure;
 use super::connection::Connection;
-use super::error::closed;
+use super::error::{Denied, closed};
+use super::frame::read_frame;
 use super::wire;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{Headers, Message, MessageId};
+use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, wire as names};
 
@@ -36,6 +37,8 @@ pub(super) const FRAMES: usize = 64;
 pub(super) const BUSY: &str = "busy";
 pub(super) const HELD: &str = "held";
 pub(super) const GONE: &str = "gone";
+/// Our own word for a call that the server does not let us make; without headers nobody else can say it.
+const REFUSED: StatusCode = StatusCode::REQUEST_TERMINATED;
 /// How often a server that holds a call is asked whether it is still there.
 const ASK: Duration = Duration::from_secs(1);
 /// A live server says something within this time.
@@ -79,10 +82,17 @@ impl Connection {
                     Error::new(ErrorKind::Unavailable, "no inbox for replies").because(error)
                 })?;
                 let (open, closed) = (self.calls.open.clone(), self.closed.clone());
+                let mut denied = self.denied.subscribe();
                 self.tasks.spawn(async move {
                     loop {
                         let reply = tokio::select! {
                             reply = replies.next() => reply,
+                            refused = denied.recv() => {
+                                if let Ok(refused) = refused {
+                                    tell_all(&open, &refused);
+                                }
+                                continue;
+                            }
                             () = closed.cancelled() => None,
                         };
                         let Some(reply) = reply else { return };
@@ -97,6 +107,21 @@ impl Connection {
                 Ok(inbox)
             })
             .await
+    }
+}
+
+/// Every call hears of a refused subject; one knows it for its own.
+fn tell_all(open: &Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>, refused: &Denied) {
+    for call in open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        let _ = call.send(NatsMessage {
+            subject: refused.subject.as_str().into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: None,
+            status: Some(REFUSED),
+            description: None,
+            length: 0,
+        });
     }
 }
 
@@ -234,6 +259,13 @@ impl Call {
             self.fail(Error::new(ErrorKind::NoResponder, "nobody serves this subject"));
             return Step::End;
         }
+        if message.status == Some(REFUSED) && message.headers.is_none() {
+            if message.subject == self.to {
+                self.fail(Denied::publish(self.to.as_str()).error());
+                return Step::End;
+            }
+            return Step::Go;
+        }
         let kind = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME));
         if let Some(server) = message.headers.as_ref().and_then(|headers| wire::get(headers, names::REPLY_TO))
         {
@@ -349,31 +381,4 @@ impl Call {
             Err(_) => Step::Go,
         }
     }
-}
-
-/// A frame's headers as a message's; the id means nothing.
-fn vessel(headers: Headers, content_type: SmolStr) -> Message {
-    let subject = Subject::new("frame").expect("a valid name");
-    let mut message =
-        Message::with_id(MessageId::Text(SmolStr::default()), subject, content_type, Bytes::new());
-    message.headers = headers;
-    message
-}
-
-/// The headers of a frame.
-pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
-    let message = vessel(std::mem::take(&mut frame.headers), frame.content_type.clone());
-    let mut headers = wire::headers(&message);
-    frame.headers = message.headers;
-    headers.insert(names::FRAME, if frame.last { "last" } else { "more" });
-    headers
-}
-
-fn read_frame(message: NatsMessage) -> Frame {
-    let last = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME)) != Some("more");
-    let subject = Subject::new("frame").expect("a valid name");
-    let read = wire::message(message.headers.as_ref(), message.payload, subject, || {
-        MessageId::Text(SmolStr::default())
-    });
-    Frame { headers: read.headers, content_type: read.content_type, payload: read.payload, last }
 }

@@ -68,6 +68,11 @@ impl Connection {
         let is = self.consumer_info(stream, name).await?;
         let mut config = match &is {
             Some(info) => {
+                if provision.compares() {
+                    super::foreign(&info.config)
+                        .map_or(Ok(()), |change| Err(provision.differs(&object, change)))
+                        .map_err(|error| error.with("consumer", name).with("stream", stream))?;
+                }
                 let same = |setting: &str, wanted: &Value| {
                     info.config.get(setting).unwrap_or(&Value::Null) == wanted
                 };

@@ -171,6 +171,18 @@ fn patterns(filters: &[SmolStr]) -> Vec<Pattern> {
     filters.iter().filter_map(|text| Pattern::new(text).ok()).collect()
 }
 
+/// What no consumer of ours is, and none can be changed to: made by somebody else under our name.
+fn foreign(config: &Value) -> Option<String> {
+    let text = |setting: &str| config.get(setting).and_then(Value::as_str).unwrap_or_default();
+    match (text("ack_policy"), text("deliver_subject")) {
+        ("explicit", "") => None,
+        ("explicit", subject) => Some(format!("deliver_subject is {subject}, must be none")),
+        (policy, _) => {
+            Some(format!("ack_policy is {policy}, must be explicit; an operator has to delete it"))
+        }
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -1,0 +1,62 @@
+//! Frames of an answer as NATS messages, and errors in the words of NATS' own tools.
+
+use async_nats::{HeaderMap, Message as NatsMessage};
+use bytes::Bytes;
+use smol_str::SmolStr;
+
+use super::wire;
+use crate::message::{Headers, Message, MessageId};
+use crate::status::{Code, STATUS, STATUS_MESSAGE};
+use crate::subject::Subject;
+use crate::transport::{Frame, wire as names};
+
+/// A frame's headers as a message's; the id means nothing.
+fn vessel(headers: Headers, content_type: SmolStr) -> Message {
+    let subject = Subject::new("frame").expect("a valid name");
+    let mut message =
+        Message::with_id(MessageId::Text(SmolStr::default()), subject, content_type, Bytes::new());
+    message.headers = headers;
+    message
+}
+
+/// The headers of a frame.
+pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
+    let message = vessel(std::mem::take(&mut frame.headers), frame.content_type.clone());
+    let mut headers = wire::headers(&message);
+    frame.headers = message.headers;
+    headers.insert(names::FRAME, if frame.last { "last" } else { "more" });
+    headers
+}
+
+pub(super) fn read_frame(message: NatsMessage) -> Frame {
+    let last = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME)) != Some("more");
+    let subject = Subject::new("frame").expect("a valid name");
+    let read = wire::message(message.headers.as_ref(), message.payload, subject, || {
+        MessageId::Text(SmolStr::default())
+    });
+    Frame { headers: read.headers, content_type: read.content_type, payload: read.payload, last }
+}
+
+pub(super) fn error_headers(code: u16, text: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    wire::put(&mut headers, "Nats-Service-Error", text);
+    wire::put(&mut headers, "Nats-Service-Error-Code", &code.to_string());
+    headers
+}
+
+/// Says in the words of NATS' own tools that an answer is an error; what it says.
+pub(super) fn failure(frame: &Frame, headers: &mut HeaderMap) -> Option<SmolStr> {
+    let code: Code = frame.headers.get(STATUS)?.parse().unwrap_or(Code::Unknown);
+    if code == Code::Ok {
+        return None;
+    }
+    let text = frame.headers.get(STATUS_MESSAGE).map(names::unescape).filter(|text| !text.is_empty());
+    let text = text.unwrap_or_else(|| code.as_str().into());
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    for (name, values) in error_headers(code.http(), line.trim()).iter() {
+        if let Some(value) = values.first() {
+            wire::put(headers, name.as_ref(), value.as_str());
+        }
+    }
+    Some(text)
+}

@@ -1,0 +1,291 @@
+//! Answering: frames go out as the caller has room, callers that leave or ask are heard, deadlines watched.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Message as NatsMessage, Subject as NatsSubject};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use smol_str::SmolStr;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::frame::{error_headers, failure, frame_headers};
+use super::requests::{FRAMES, GONE, HELD};
+use super::services::Endpoint;
+use super::wire;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::transport::{Frame, Respond, wire as names};
+
+/// After this time a caller is told that its request is being worked on.
+const HOLD: Duration = Duration::from_millis(100);
+
+/// Requests in the hands of this connection's servers, by their reply subject.
+#[derive(Default)]
+pub(super) struct Served {
+    calls: Mutex<HashMap<SmolStr, Arc<Held>>>,
+    /// There is something to watch again.
+    grown: tokio::sync::Notify,
+    started: OnceCell<()>,
+}
+
+/// One request that is being answered.
+struct Held {
+    reply: NatsSubject,
+    gone: CancellationToken,
+    deadline: Instant,
+    since: Instant,
+    /// The caller is of this library: it knows of frames, room and questions.
+    ours: bool,
+    flow: Mutex<Flow>,
+}
+
+/// How many frames may still be sent, and what waits.
+struct Flow {
+    room: usize,
+    parked: VecDeque<(OutboundMessage, bool, Option<Answer<()>>)>,
+    told: bool,
+}
+
+impl Served {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SmolStr, Arc<Held>>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The server's end of one answer.
+pub(super) struct Reply {
+    connection: Arc<Connection>,
+    held: Arc<Held>,
+    endpoint: Arc<Endpoint>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    /// An answer that is to be given within a time; whether to a caller of this library.
+    pub(super) fn new(
+        connection: &Arc<Connection>,
+        reply: &NatsSubject,
+        within: Duration,
+        ours: bool,
+        endpoint: Arc<Endpoint>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let now = Instant::now();
+        let held = Arc::new(Held {
+            reply: reply.clone(),
+            gone: CancellationToken::new(),
+            deadline: now.checked_add(within).unwrap_or(now + Duration::from_secs(86_400 * 365)),
+            since: now,
+            ours,
+            flow: Mutex::new(Flow { room: FRAMES, parked: VecDeque::new(), told: false }),
+        });
+        connection.served.lock().insert(reply.as_str().into(), held.clone());
+        connection.served.grown.notify_one();
+        Self { connection: connection.clone(), held, endpoint, _permit: permit }
+    }
+
+    /// Cancelled when nobody waits for it any more.
+    pub(super) fn gone(&self) -> CancellationToken {
+        self.held.gone.clone()
+    }
+}
+
+impl Respond for Reply {
+    fn send(&mut self, mut frame: Frame) -> Confirm<()> {
+        let refuse = |error: Error| Confirm::ready(Err(error.during("reply")));
+        if self.held.gone.is_cancelled() {
+            return refuse(Error::new(ErrorKind::Closed, "nobody waits for this answer any more"));
+        }
+        let mut headers = frame_headers(&mut frame);
+        let bytes = frame.payload.len() + wire::wire_len(&headers);
+        if bytes > self.connection.max_wire {
+            return refuse(
+                Error::new(ErrorKind::TooLarge, "the frame is larger than the server takes")
+                    .with("bytes", bytes)
+                    .with("limit", self.connection.max_wire),
+            );
+        }
+        let failed = failure(&frame, &mut headers);
+        if !frame.last {
+            headers.insert(names::REPLY_TO, self.connection.names.calls(&self.connection.id));
+        }
+        let letter = OutboundMessage {
+            subject: self.held.reply.clone(),
+            reply: None,
+            payload: frame.payload,
+            headers: Some(headers),
+        };
+        let mut flow = self.held.flow();
+        if flow.parked.is_empty() && (frame.last || !self.held.ours || flow.room > 0) {
+            flow.room = flow.room.saturating_sub(1);
+            drop(flow);
+            self.connection.courier.send(letter);
+            if frame.last {
+                self.finish(failed);
+            }
+            return Confirm::ready(Ok(()));
+        }
+        if flow.parked.len() >= if frame.last { 2 } else { 1 } {
+            return refuse(Error::new(
+                ErrorKind::Full,
+                "the caller reads slower than frames are sent; await each confirmation before the next frame",
+            ));
+        }
+        let (answer, confirm) = Confirm::channel();
+        flow.parked.push_back((letter, frame.last, Some(answer)));
+        confirm
+    }
+
+    fn abandoned(&mut self) {
+        let mut headers = error_headers(503, "the server let go of the request without an answer");
+        headers.insert(names::FRAME, GONE);
+        let letter = OutboundMessage {
+            subject: self.held.reply.clone(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: Some(headers),
+        };
+        self.connection.courier.send(letter);
+        self.finish(Some("the server let go of the request without an answer".into()));
+    }
+}
+
+impl Reply {
+    fn finish(&self, failed: Option<SmolStr>) {
+        self.connection.served.lock().remove(self.held.reply.as_str());
+        self.endpoint.count(self.held.since.elapsed(), failed);
+    }
+}
+
+impl Connection {
+    /// Listens to callers that leave, ask, or have room again, and watches deadlines.
+    pub(super) async fn serve_calls(self: &Arc<Self>) -> Result<()> {
+        self.served
+            .started
+            .get_or_try_init(|| async {
+                for to in [self.id.as_str(), "all"] {
+                    let mut words = self.client.subscribe(self.names.calls(to)).await.map_err(|error| {
+                        Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
+                    })?;
+                    let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
+                    self.tasks.spawn(async move {
+                        loop {
+                            let word = tokio::select! { word = words.next() => word, () = closed.cancelled() => None };
+                            let (Some(word), Some(connection)) = (word, connection.upgrade()) else { return };
+                            connection.hear_caller(&word);
+                        }
+                    });
+                }
+                let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
+                self.tasks.spawn(async move {
+                    loop {
+                        let pause = match connection.upgrade() {
+                            Some(connection) => connection.watch_calls(),
+                            None => return,
+                        };
+                        let wait = async {
+                            match (pause, connection.upgrade()) {
+                                (true, _) => tokio::time::sleep(HOLD / 4).await,
+                                (false, Some(connection)) => connection.served.grown.notified().await,
+                                (false, None) => {}
+                            }
+                        };
+                        tokio::select! { () = wait => {}, () = closed.cancelled() => return }
+                    }
+                });
+                Ok(())
+            })
+            .await
+            .map(drop)
+    }
+
+    fn hear_caller(&self, word: &NatsMessage) {
+        let text = std::str::from_utf8(&word.payload).unwrap_or_default();
+        let Some((what, call)) = text.split_once(' ') else { return };
+        let held = self.served.lock().get(call).cloned();
+        match (what, held) {
+            ("gone", Some(held)) => held.gone.cancel(),
+            ("room", Some(held)) => self.make_room(&held),
+            ("ask", held) => {
+                if let Some(reply) = word.reply.clone() {
+                    let answer: &'static [u8] = if held.is_some() { b"yes" } else { b"no" };
+                    self.courier.say(reply, None, Bytes::from_static(answer));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn make_room(&self, held: &Arc<Held>) {
+        let mut flow = held.flow();
+        flow.room = (flow.room + FRAMES / 2).min(FRAMES);
+        let mut ended = false;
+        while (flow.room > 0 || ended)
+            && let Some((letter, last, answer)) = flow.parked.pop_front()
+        {
+            flow.room = flow.room.saturating_sub(1);
+            ended |= last;
+            self.courier.send(letter);
+            if let Some(answer) = answer {
+                let _ = answer.send(Ok(()));
+            }
+        }
+        drop(flow);
+        if ended {
+            self.served.lock().remove(held.reply.as_str());
+        }
+    }
+
+    /// Tells callers that wait that they are not forgotten, and servers that nobody waits; whether any are left.
+    fn watch_calls(&self) -> bool {
+        let now = Instant::now();
+        let calls: Vec<_> = self.served.lock().values().cloned().collect();
+        for held in &calls {
+            if now >= held.deadline {
+                held.gone.cancel();
+            }
+            let mut flow = held.flow();
+            if held.ours && !flow.told && now >= held.since + HOLD {
+                flow.told = true;
+                let mut headers = HeaderMap::new();
+                headers.insert(names::FRAME, HELD);
+                headers.insert(names::REPLY_TO, self.names.calls(&self.id));
+                self.courier.send(OutboundMessage {
+                    subject: held.reply.clone(),
+                    reply: None,
+                    payload: Bytes::new(),
+                    headers: Some(headers),
+                });
+            }
+        }
+        !calls.is_empty()
+    }
+
+    /// Tells every caller that nobody answers here any more.
+    pub(super) fn let_go_of_calls(&self) {
+        let calls: Vec<_> = self.served.lock().drain().map(|(_, held)| held).collect();
+        for held in calls {
+            let mut headers = error_headers(503, "the server closed before it answered");
+            headers.insert(names::FRAME, GONE);
+            self.courier.send(OutboundMessage {
+                subject: held.reply.clone(),
+                reply: None,
+                payload: Bytes::new(),
+                headers: Some(headers),
+            });
+            held.gone.cancel();
+        }
+    }
+}

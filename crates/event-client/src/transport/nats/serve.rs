@@ -1,0 +1,179 @@
+//! Serving: members of a queue group take requests while they have room, and say so when they have none.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Message as NatsMessage, Subject as NatsSubject};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::connection::Connection;
+use super::error::closed;
+use super::frame::error_headers;
+use super::reply::Reply;
+use super::requests::BUSY;
+use super::services::Endpoint;
+use super::wire;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::MessageId;
+use crate::subject::Subject;
+use crate::transport::{IncomingRequest, Responder, Serve, wire as names};
+
+/// Callers that say no deadline are not waited for beyond this.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// Requests of plain clients that wait for room.
+const BACKLOG: usize = 1024;
+
+pub(super) async fn serve(
+    connection: &Arc<Connection>,
+    spec: Serve,
+) -> Result<mpsc::Receiver<IncomingRequest>> {
+    if connection.courier.is_closing() {
+        return Err(closed());
+    }
+    if spec.subjects.is_empty() {
+        return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
+            .with("service", spec.service));
+    }
+    let mut denied = connection.denied.subscribe();
+    connection.serve_calls().await?;
+    let credit = spec.credit.max(1);
+    let (requests, incoming) = mpsc::channel(credit);
+    let room = Arc::new(Semaphore::new(credit));
+    for subject in &spec.subjects {
+        let name = connection.names.request(subject);
+        let requested = connection.client.queue_subscribe(name, "q".to_owned()).await.map_err(|error| {
+            Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
+        })?;
+        let endpoint = connection.enlist(&spec.service, subject).await;
+        let counter = Counter {
+            connection: Arc::downgrade(connection),
+            subject: subject.clone(),
+            requests: requests.clone(),
+            room: room.clone(),
+            waiting: Arc::new(AtomicUsize::new(0)),
+            endpoint,
+        };
+        connection.tasks.spawn(counter.run(requested, connection.courier.clone()));
+    }
+    // Whoever calls it from now on must find it. A refusal reaches us by another task than the echo: by the second
+    // echo it is here.
+    connection.round_trip().await?;
+    connection.round_trip().await?;
+    while let Ok(refused) = denied.try_recv() {
+        if spec.subjects.iter().any(|subject| connection.names.request(subject) == refused.subject) {
+            return Err(refused.error());
+        }
+    }
+    Ok(incoming)
+}
+
+/// Takes the requests of one subject.
+struct Counter {
+    connection: Weak<Connection>,
+    subject: Subject,
+    requests: mpsc::Sender<IncomingRequest>,
+    room: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Counter {
+    async fn run(self, mut requested: async_nats::Subscriber, courier: Arc<super::courier::Courier>) {
+        loop {
+            let request = tokio::select! {
+                biased;
+                () = self.requests.closed() => break,
+                () = courier.closing() => break,
+                request = requested.next() => request,
+            };
+            let (Some(request), Some(connection)) = (request, self.connection.upgrade()) else { break };
+            self.take(&connection, request);
+        }
+        let _ = requested.unsubscribe().await;
+        self.endpoint.leave();
+    }
+
+    fn take(&self, connection: &Arc<Connection>, request: NatsMessage) {
+        let Some(reply) = request.reply.clone() else { return };
+        let deadline = (request.headers.as_ref())
+            .and_then(|headers| wire::get(headers, names::DEADLINE))
+            .and_then(names::time);
+        match self.room.clone().try_acquire_owned() {
+            Ok(permit) => self.begin(connection, request, reply, deadline, permit),
+            Err(_) if deadline.is_some() => {
+                let mut headers = HeaderMap::new();
+                headers.insert(names::FRAME, BUSY);
+                connection.courier.send(OutboundMessage {
+                    subject: reply,
+                    reply: None,
+                    payload: Bytes::new(),
+                    headers: Some(headers),
+                });
+            }
+            Err(_) if self.waiting.fetch_add(1, Ordering::AcqRel) < BACKLOG => {
+                // A plain client knows nothing of `busy`: it waits here.
+                let (connection, counter) = (connection.clone(), self.clone());
+                tokio::spawn(async move {
+                    let permit = tokio::time::timeout(LONGEST, counter.room.clone().acquire_owned()).await;
+                    counter.waiting.fetch_sub(1, Ordering::AcqRel);
+                    if let Ok(Ok(permit)) = permit {
+                        counter.begin(&connection, request, reply, None, permit);
+                    }
+                });
+            }
+            Err(_) => {
+                self.waiting.fetch_sub(1, Ordering::AcqRel);
+                let headers = error_headers(429, "the service has no room");
+                connection.courier.send(OutboundMessage {
+                    subject: reply,
+                    reply: None,
+                    payload: Bytes::new(),
+                    headers: Some(headers),
+                });
+            }
+        }
+    }
+
+    fn begin(
+        &self,
+        connection: &Arc<Connection>,
+        request: NatsMessage,
+        reply: NatsSubject,
+        deadline: Option<Timestamp>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let within = deadline.map_or(LONGEST, |at| {
+            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+        });
+        if within.is_zero() {
+            return; // the caller has heard of its deadline by itself
+        }
+        let id = || MessageId::Text(reply.as_str().into());
+        let message = wire::message(request.headers.as_ref(), request.payload, self.subject.clone(), id);
+        let respond =
+            Reply::new(connection, &reply, within, deadline.is_some(), self.endpoint.clone(), permit);
+        let gone = respond.gone();
+        let responder = Responder::new(Box::new(respond), gone);
+        let incoming = IncomingRequest { message: Arc::new(message), within, responder };
+        // As many as there are permits fit; a receiver that is gone drops it, which tells the caller.
+        drop(self.requests.try_send(incoming));
+    }
+}
+
+impl Clone for Counter {
+    fn clone(&self) -> Self {
+        Self {
+            connection: self.connection.clone(),
+            subject: self.subject.clone(),
+            requests: self.requests.clone(),
+            room: self.room.clone(),
+            waiting: self.waiting.clone(),
+            endpoint: self.endpoint.clone(),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Plain NATS clients: what they write is taken, what they read is as documented in `ops/brokers/nats.md`.
+
+use async_nats::jetstream;
+use event_client::message::Position;
+use futures_util::StreamExt;
+
+use super::{group, message, open, plain, shared};
+
+#[tokio::test]
+async fn a_plain_client_reads_an_event() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    let mut sent = message("orders.placed.v1", "{\"cents\":5}");
+    sent.content_type = "application/json".into();
+    sent.key = Some("größe 1".into());
+    sent.headers.set("tenant", "größe").expect("a header");
+    let receipt = bus.publish(sent.clone()).await.expect("published");
+    assert_eq!(receipt.position, Some(Position(1)));
+    let js = jetstream::new(plain(&url).await);
+    let stream = js.get_stream(format!("EVT_{namespace}_orders")).await.expect("a stream");
+    let consumer = stream
+        .create_consumer(jetstream::consumer::pull::Config::default())
+        .await
+        .expect("an ephemeral consumer");
+    let got = consumer.messages().await.expect("a pull").next().await.expect("one").expect("no error");
+    assert_eq!(got.subject.as_str(), format!("{namespace}.evt.orders.placed.v1"));
+    let headers = got.headers.as_ref().expect("headers");
+    let header = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
+    assert_eq!(header("content-type"), Some("application/json"));
+    assert_eq!(header("ce-id"), Some(sent.id.to_string().as_str()));
+    assert_eq!(header("ce-partitionkey"), Some("gr%C3%B6%C3%9Fe%201"));
+    assert_eq!(header("tenant"), Some("größe"));
+    assert_eq!(got.payload, "{\"cents\":5}");
+}
+
+/// Nothing of ours is needed; headers in any case, twice, folded, with odd text.
+#[tokio::test]
+async fn a_plain_client_writes_an_event() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    let subscription = bus.subscribe(group("g", "lab.>")).await.expect("subscribed");
+    let client = plain(&url).await;
+    let subject = format!("{namespace}.evt.lab.temperature");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Content-Type", "text/plain");
+    headers.insert("Unit", "°C, \"so to say\" %41");
+    headers.append("Twice", "one");
+    headers.append("Twice", "two");
+    headers.insert("", "no name");
+    client.publish(subject.clone(), "21.5".into()).await.expect("sent");
+    client.publish_with_headers(subject.clone(), headers, "22".into()).await.expect("sent");
+    let bare = subscription.next().await.expect("the bare one");
+    assert_eq!(
+        (bare.message().subject.as_str(), &bare.message().payload[..]),
+        ("lab.temperature", &b"21.5"[..])
+    );
+    assert_eq!(bare.message().id.to_string(), format!("EVT_{namespace}_lab/1"));
+    assert_eq!(bare.message().headers.len(), 0);
+    bare.ack().await.expect("acknowledged");
+    let other = subscription.next().await.expect("the one with headers");
+    assert_eq!(other.message().content_type, "text/plain");
+    assert_eq!(other.message().headers.get("unit"), Some("°C, \"so to say\" %41"));
+    assert_eq!(other.message().headers.get("twice"), Some("one"));
+    assert_eq!(other.message().payload, "22");
+    other.ack().await.expect("acknowledged");
+}
+
+/// A subject that is none of ours is passed over, and what comes after it is not harmed.
+#[tokio::test]
+async fn an_illegal_subject_stops_nobody() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    for keyed in [false, true] {
+        let mut spec = group(if keyed { "keyed" } else { "g" }, "orders.>");
+        spec.keyed = keyed;
+        let subscription = bus.subscribe(spec).await.expect("subscribed");
+        let client = plain(&url).await;
+        for subject in ["orders.Größe", "orders.UPPER", "orders.a\"b", "orders.%00"] {
+            client.publish(format!("{namespace}.evt.{subject}"), "x".into()).await.expect("sent");
+        }
+        client.flush().await.expect("sent");
+        bus.publish(message("orders.a", "fine")).await.expect("published");
+        let delivery = subscription.next().await.expect("what came after them");
+        assert_eq!(delivery.message().payload, "fine");
+        delivery.ack().await.expect("acknowledged");
+        subscription.stop();
+    }
+}
