@@ -253,6 +253,27 @@ impl Envelope {
         }
     }
 
+    /// Reads the envelope of a request. That of a plain client may have none: then the body is the data, in JSON
+    /// unless its content type says otherwise, and the subject is the type.
+    ///
+    /// # Errors
+    /// As [`Envelope::read`].
+    pub fn read_request(message: &Message) -> Result<Self> {
+        let structured = message.content_type.trim_start().starts_with("application/cloudevents");
+        if structured || message.headers.iter().any(|(name, _)| name.starts_with("ce-")) {
+            return Self::read(message);
+        }
+        let mut meta = Meta::new(message.id.clone(), "unknown", message.subject.as_str());
+        let codec = match message.content_type.as_str() {
+            "" => Some(Codec::Json),
+            content_type => {
+                meta.datacontenttype = Some(content_type.into());
+                Codec::from_content_type(content_type)
+            }
+        };
+        Ok(Self { meta, data: message.payload.clone(), codec })
+    }
+
     /// The data's bytes as they arrived.
     pub fn data(&self) -> &Bytes {
         &self.data

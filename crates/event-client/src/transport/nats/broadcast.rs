@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::fetch::count_expired;
-use super::group::From;
+use super::group::{Floor, From};
 use super::member::Source;
 use super::pull::{Pulls, Said};
+use super::unreadable::defect;
 use super::{topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::{Error, ErrorKind, Result};
@@ -96,10 +97,11 @@ impl Listener {
         Ok(())
     }
 
-    async fn create(&self, topic: &str, stream: &str) -> Result<String> {
+    async fn create(&mut self, topic: &str, stream: &str) -> Result<String> {
         #[derive(Deserialize)]
         struct Created {
             name: String,
+            delivered: Floor,
         }
         let reaching = self.filters.iter().filter(|filter| filter.topic().is_none_or(|own| own == topic));
         let mut config = json!({
@@ -120,6 +122,7 @@ impl Listener {
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
         let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        self.next.entry(topic.into()).or_insert(created.delivered.stream_seq + 1);
         Ok(created.name)
     }
 
@@ -168,7 +171,9 @@ impl Listener {
     }
 
     async fn hear(&mut self, message: async_nats::Message) {
-        if let Some(status) = message.status {
+        if let Some(status) = message.status
+            && message.reply.is_none()
+        {
             match self.pulls.status(&message, status) {
                 Said::Well => self.well(),
                 Said::Trouble(text) => {
@@ -216,12 +221,44 @@ impl Listener {
         let sources: Vec<_> = self.pulls.sources().cloned().collect();
         for source in sources {
             match self.connection.consumer_info(&source.stream, &source.consumer).await {
-                Ok(Some(_)) => {}
+                Ok(Some(info)) => self.go_back(&source, info.delivered.stream_seq).await,
                 Ok(None) => self.pulls.remove(&source),
                 Err(error) => self.trouble(&error.to_string()),
             }
         }
         self.rescan().await;
+    }
+
+    /// What was handed out and did not arrive is asked for again, beside what nobody can read: it would break the
+    /// connection again.
+    async fn go_back(&mut self, source: &Arc<Source>, delivered: u64) {
+        let Some(topic) = self.connection.names.topic(&source.stream).map(SmolStr::new) else { return };
+        let Some(mut next) = self.next.get(&topic).copied().filter(|next| *next <= delivered) else { return };
+        while next <= delivered {
+            let raw = match self.connection.read_raw(&source.stream, json!({ "seq": next })).await {
+                Ok(raw) => raw,
+                Err(error) => return self.trouble(&error.to_string()),
+            };
+            if let Some(raw) = raw {
+                let subject = wire::subject(&self.connection.names, &raw.subject);
+                let wanted =
+                    subject.is_some_and(|own| self.filters.iter().any(|filter| filter.matches(&own)));
+                match defect(&raw) {
+                    None if wanted => break,
+                    None => {}
+                    Some(why) => tracing::warn!(
+                        stream = source.stream,
+                        position = raw.seq,
+                        error = why,
+                        "a broadcast passed over a message of another client: it cannot be read"
+                    ),
+                }
+            }
+            next += 1;
+        }
+        self.next.insert(topic, next);
+        self.pulls.remove(source);
+        let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
     }
 
     fn trouble(&mut self, what: &str) {

@@ -47,11 +47,15 @@ impl Raw {
         STANDARD.decode(&self.data).unwrap_or_default()
     }
 
+    /// The headers as they are.
+    pub(super) fn header_bytes(&self) -> Vec<u8> {
+        self.hdrs.as_ref().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default()
+    }
+
     /// The headers; bytes that are not UTF-8 are replaced, for no connection may break on them.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        let bytes = self.hdrs.as_ref().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default();
-        for line in String::from_utf8_lossy(&bytes).lines().skip(1) {
+        for line in String::from_utf8_lossy(&self.header_bytes()).lines().skip(1) {
             if let Some((name, value)) = line.split_once(':')
                 && let Ok(name) = name.parse::<async_nats::HeaderName>()
                 && let Ok(value) = value.trim().parse::<async_nats::HeaderValue>()

@@ -1,10 +1,11 @@
 //! Plain NATS clients: what they write is taken, what they read is as documented in `ops/brokers/nats.md`.
 
 use async_nats::jetstream;
+use event_client::delivery::Reason;
 use event_client::message::Position;
 use futures_util::StreamExt;
 
-use super::{group, message, open, plain, shared};
+use super::{group, letters, message, open, plain, shared, write};
 
 #[tokio::test]
 async fn a_plain_client_reads_an_event() {
@@ -65,17 +66,19 @@ async fn a_plain_client_writes_an_event() {
     other.ack().await.expect("acknowledged");
 }
 
-/// A subject that is none of ours is passed over, and what comes after it is not harmed.
+/// A subject that breaks the rules matches nobody: it becomes a dead letter of each group, and others go on.
 #[tokio::test]
-async fn an_illegal_subject_stops_nobody() {
+async fn an_illegal_subject_is_a_dead_letter() {
     let (url, namespace) = shared().await;
     let bus = open(&url).await.expect("opened");
     for keyed in [false, true] {
-        let mut spec = group(if keyed { "keyed" } else { "g" }, "orders.>");
+        let name = if keyed { "keyed" } else { "g" };
+        let mut spec = group(name, "orders.>");
         spec.keyed = keyed;
         let subscription = bus.subscribe(spec).await.expect("subscribed");
         let client = plain(&url).await;
-        for subject in ["orders.Größe", "orders.UPPER", "orders.a\"b", "orders.%00"] {
+        let illegal = ["orders.Größe", "orders.UPPER", "orders.a\"b", "orders.%00"];
+        for subject in illegal {
             client.publish(format!("{namespace}.evt.{subject}"), "x".into()).await.expect("sent");
         }
         client.flush().await.expect("sent");
@@ -83,6 +86,32 @@ async fn an_illegal_subject_stops_nobody() {
         let delivery = subscription.next().await.expect("what came after them");
         assert_eq!(delivery.message().payload, "fine");
         delivery.ack().await.expect("acknowledged");
+        if keyed {
+            continue; // passed over and logged
+        }
+        let letters = letters(&bus, name, illegal.len()).await;
+        for subject in illegal {
+            let shown = format!("{:?}", format!("{namespace}.evt.{subject}"));
+            assert!(letters.iter().any(|letter| letter.error.contains(&shown)), "{letters:?}");
+        }
+        assert!(letters.iter().all(|letter| letter.reason == Reason::Undecodable));
+        assert!(letters.iter().all(|letter| letter.message.payload == "x"));
         subscription.stop();
+    }
+}
+
+/// A status in front of a foreign message is no word of the server.
+#[tokio::test]
+async fn a_foreign_status_is_a_message_like_any_other() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    let subscription = bus.subscribe(group("g", "lab.>")).await.expect("subscribed");
+    let subject = format!("{namespace}.evt.lab.a");
+    write(&url, &subject, b"NATS/1.0 409 Consumer Deleted\r\nunit: C\r\n\r\n", b"21").await;
+    bus.publish(message("lab.a", "next")).await.expect("published");
+    for want in ["21", "next"] {
+        let delivery = subscription.next().await.expect("a delivery");
+        assert_eq!(delivery.message().payload, want);
+        delivery.ack().await.expect("acknowledged");
     }
 }

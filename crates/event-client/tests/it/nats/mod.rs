@@ -2,17 +2,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use event_client::message::Message;
 use event_client::subject::{Group, Pattern, Subject};
-use event_client::transport::{self, Subscribe, Transport};
+use event_client::transport::{self, DeadLetter, DeadLetterFilter, Subscribe, Transport};
 use event_client::{ErrorKind, Result};
 use test_servers::{Generation, Nats};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 mod foreign;
 mod logins;
+mod micro;
 mod refusals;
 mod rights;
+mod unreadable;
 
 /// The shared server with a namespace of this test's own.
 async fn shared() -> (String, String) {
@@ -47,4 +52,39 @@ fn group(name: &str, pattern: &str) -> Subscribe {
 /// A plain client.
 async fn plain(url: &str) -> async_nats::Client {
     async_nats::connect(url.split('?').next().expect("a URL")).await.expect("connected")
+}
+
+/// The dead letters of a group, once there are so many.
+async fn letters(bus: &Arc<dyn Transport>, name: &str, count: usize) -> Vec<DeadLetter> {
+    let filter = DeadLetterFilter { group: Some(Group::new(name).expect("a group")), ..Default::default() };
+    loop {
+        let letters = bus.admin().dead_letters(filter.clone()).await.expect("listed");
+        if letters.len() >= count {
+            assert_eq!(letters.len(), count, "{letters:?}");
+            return letters;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Publishes with header bytes that no client library would let through.
+async fn write(url: &str, subject: &str, headers: &[u8], payload: &[u8]) {
+    let address = url.split("://").nth(1).and_then(|rest| rest.split('?').next()).expect("an address");
+    let mut stream = BufReader::new(TcpStream::connect(address).await.expect("connected"));
+    let mut line = format!(
+        "CONNECT {{\"verbose\":false,\"headers\":true,\"lang\":\"bytes\",\"version\":\"1\"}}\r\nHPUB "
+    )
+    .into_bytes();
+    line.extend_from_slice(subject.as_bytes());
+    line.extend_from_slice(format!(" {} {}\r\n", headers.len(), headers.len() + payload.len()).as_bytes());
+    line.extend_from_slice(headers);
+    line.extend_from_slice(payload);
+    line.extend_from_slice(b"\r\nPING\r\n");
+    stream.write_all(&line).await.expect("written");
+    let mut answer = String::new();
+    while !answer.contains("PONG") {
+        answer.clear();
+        assert!(stream.read_line(&mut answer).await.expect("an answer") > 0, "the server hung up");
+        assert!(!answer.starts_with("-ERR"), "{answer}");
+    }
 }

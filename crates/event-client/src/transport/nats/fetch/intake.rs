@@ -8,7 +8,10 @@ impl Fetcher {
         let now = Instant::now();
         let mut entries = Vec::with_capacity(batch.len());
         for message in batch {
-            if let Some(status) = message.status {
+            // Others may put a status in front of a message: only a word of the server has nowhere to answer to.
+            if let Some(status) = message.status
+                && message.reply.is_none()
+            {
                 self.status(&message, status);
             } else if let Some(entry) = self.read(message, now).await {
                 entries.push(entry);
@@ -26,6 +29,24 @@ impl Fetcher {
         }
         self.accept(entries);
         Turn::Go
+    }
+
+    /// A message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
+    fn bury(&self, source: &Arc<Source>, info: &wire::AckInfo<'_>, message: &async_nats::Message) {
+        let why = format!(
+            "its subject {:?} is none of this library's, which takes tokens of a-z 0-9 _ -",
+            message.subject.as_str()
+        );
+        let (member, source) = (self.member.clone(), source.clone());
+        let (sequence, time) = (info.sequence, info.published_at());
+        let subject = unreadable::topic_of(&member, &source);
+        let copy = wire::message(message.headers.as_ref(), message.payload.clone(), subject, || info.id());
+        tokio::spawn(async move {
+            if let Err(error) = unreadable::bury(&member, &source, sequence, time, copy, &why).await {
+                // It comes again when its lease ends.
+                tracing::debug!(%error, "a message of another client could not be buried");
+            }
+        });
     }
 
     /// Turns a message into a leased entry; `None` when it is not for us, or was here already.
@@ -60,9 +81,11 @@ impl Fetcher {
             let headers = message.headers.as_ref();
             headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
         } else {
-            wire::subject(&self.member.connection.names, &message.subject).map(|subject| {
-                wire::message(message.headers.as_ref(), message.payload, subject, || info.id())
-            })
+            let Some(subject) = wire::subject(&self.member.connection.names, &message.subject) else {
+                self.bury(&source, &info, &message);
+                return None;
+            };
+            Some(wire::message(message.headers.as_ref(), message.payload, subject, || info.id()))
         };
         let Some(decoded) = decoded else {
             foreign(&self.member.group, &message.subject, info.sequence);

@@ -15,6 +15,7 @@ use super::group::Record;
 use super::member::{Entry, Member, Order, Source};
 use super::pull::{EXPIRES, Pulls, Said};
 use super::settle::{ACK, Attempt, PROGRESS};
+use super::unreadable::{self, Breaks};
 use super::{dead, topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,6 +45,7 @@ pub(super) struct Fetcher {
     pulls: Pulls,
     /// May go as soon as there is room.
     ready: VecDeque<Token>,
+    breaks: Breaks,
     /// A warning was logged and not yet taken back.
     troubled: bool,
 }
@@ -81,6 +83,7 @@ impl Fetcher {
             pulls: Pulls::new(connection.courier.clone(), inbox),
             orders,
             ready: VecDeque::new(),
+            breaks: Breaks::new(connection),
             troubled: false,
         };
         Ok(fetcher)
@@ -162,7 +165,9 @@ impl Fetcher {
                 _ = connects.changed() => {
                     // The server has forgotten every pull of the last connection.
                     self.pulls.forget();
-                    self.reload().await
+                    let turn = self.reload().await;
+                    self.look_at_breaks().await;
+                    turn
                 }
                 () = tokio::time::sleep_until(next) => Turn::Go,
                 _ = closing.changed() => Turn::Stop,
@@ -266,6 +271,18 @@ impl Fetcher {
             Err(error) => {
                 self.trouble(&error.to_string());
                 Turn::Go
+            }
+        }
+    }
+
+    /// The connection broke: was it something that came over it?
+    async fn look_at_breaks(&mut self) {
+        if self.breaks.are_odd(&self.member) {
+            let sources: Vec<_> = self.pulls.sources().cloned().collect();
+            for source in sources {
+                if let Err(error) = self.breaks.bury_unreadable(&self.member, &source).await {
+                    self.trouble(&error.to_string());
+                }
             }
         }
     }

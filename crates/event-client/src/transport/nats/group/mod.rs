@@ -70,6 +70,7 @@ pub(super) struct Past {
 pub(super) struct ConsumerInfo {
     pub(super) config: Value,
     pub(super) ack_floor: Floor,
+    pub(super) delivered: Floor,
     #[serde(default)]
     pub(super) num_ack_pending: u64,
     #[serde(default)]

@@ -1,0 +1,144 @@
+//! What NATS' own command line asks and calls: `nats micro ls|ping|info|stats` and `nats request` (ADR-32).
+
+use event_client::Bus;
+use event_client::service::{Msg, Running, Service, State};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use test_servers::{Generation, Nats};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::{plain, shared};
+use crate::events::{OrderPlaced, placed};
+use crate::requests::quote;
+
+async fn pricing(bus: &Bus) -> Running {
+    Service::new("pricing").bus(bus.clone()).reply(quote).start().await.expect("started")
+}
+
+/// Every answer to a question to all, as the command line gathers them.
+async fn all(client: &async_nats::Client, question: &str, count: usize) -> Vec<Value> {
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.expect("subscribed");
+    client.publish_with_reply(question.to_owned(), inbox, "".into()).await.expect("asked");
+    let mut all = Vec::new();
+    while all.len() < count {
+        let answer = answers.next().await.expect("an answer");
+        assert_eq!(answer.status, None, "nobody answers {question}");
+        all.push(serde_json::from_slice(&answer.payload).expect("JSON"));
+    }
+    all
+}
+
+/// The endpoint that gives quotes.
+fn quotes(answer: &Value) -> &Value {
+    let endpoints = answer["endpoints"].as_array().expect("endpoints");
+    let quotes = |endpoint: &&Value| endpoint["subject"] == "backbone.rpc.pricing.get-quote.v1";
+    endpoints.iter().find(quotes).unwrap_or_else(|| panic!("not listed: {answer}"))
+}
+
+async fn tell(State(tell): State<UnboundedSender<u64>>, Msg(order): Msg<OrderPlaced>) {
+    let _ = tell.send(order.order_id);
+}
+
+#[tokio::test]
+async fn services_are_listed_pinged_and_counted() {
+    for generation in Generation::ALL {
+        let server = Nats::options().generation(generation).start().await.expect("a server");
+        let (one, other) =
+            (Bus::connect(&server.url()).await.unwrap(), Bus::connect(&server.url()).await.unwrap());
+        let (first, second) = (pricing(&one).await, pricing(&other).await);
+        let client = plain(&server.url()).await;
+        let pings = all(&client, "$SRV.PING", 2).await;
+        let ids: Vec<&str> = pings.iter().map(|ping| ping["id"].as_str().expect("an id")).collect();
+        assert_ne!(ids[0], ids[1]);
+        for ping in &pings {
+            assert_eq!(ping["type"], "io.nats.micro.v1.ping_response");
+            assert_eq!((&ping["name"], &ping["metadata"]), (&json!("pricing"), &json!({})));
+            let version = ping["version"].as_str().expect("a version");
+            assert_eq!(version.split('.').count(), 3, "semantic versioning: {version}");
+        }
+        // By name, and one of them alone.
+        assert_eq!(all(&client, "$SRV.PING.pricing", 2).await.len(), 2);
+        let question = format!("$SRV.INFO.pricing.{}", ids[0]);
+        let info = client.request(question, "".into()).await.expect("one answer");
+        let info: Value = serde_json::from_slice(&info.payload).expect("JSON");
+        assert_eq!((&info["type"], &info["id"]), (&json!("io.nats.micro.v1.info_response"), &json!(ids[0])));
+        assert!(info["description"].is_string());
+        let endpoint = quotes(&info);
+        assert_eq!((&endpoint["queue_group"], &endpoint["metadata"]), (&json!("q"), &json!({})));
+        assert!(
+            endpoint["name"].as_str().expect("a name").chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        );
+        // Ten good calls and two bad ones, wherever they go.
+        for sku in std::iter::repeat_n("tea", 10).chain(["gold", "gold"]) {
+            let body = json!({ "sku": sku }).to_string();
+            let answer =
+                client.request("backbone.rpc.pricing.get-quote.v1", body.into()).await.expect("answered");
+            let headers = answer.headers.expect("headers");
+            if sku == "tea" {
+                assert!(headers.get("Nats-Service-Error").is_none(), "{headers:?}");
+                let body: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+                assert_eq!(body, json!({ "cents": 250 }));
+            } else {
+                assert_eq!(headers.get("Nats-Service-Error").expect("a text").as_str(), "no such sku: gold");
+                assert_eq!(headers.get("Nats-Service-Error-Code").expect("a code").as_str(), "404");
+            }
+        }
+        let (mut requests, mut errors) = (0, 0);
+        for stats in all(&client, "$SRV.STATS", 2).await {
+            assert_eq!(stats["type"], "io.nats.micro.v1.stats_response");
+            stats["started"].as_str().expect("a time").parse::<jiff::Timestamp>().expect("RFC 3339");
+            let endpoint = quotes(&stats);
+            assert_eq!(endpoint["queue_group"], "q");
+            let number = |name: &str| endpoint[name].as_u64().unwrap_or_else(|| panic!("{name}: {endpoint}"));
+            requests += number("num_requests");
+            errors += number("num_errors");
+            if number("num_requests") > 0 {
+                assert_eq!(
+                    number("average_processing_time"),
+                    number("processing_time") / number("num_requests")
+                );
+            }
+            if number("num_errors") > 0 {
+                assert!(endpoint["last_error"].as_str().expect("a text").contains("no such sku: gold"));
+            }
+        }
+        assert_eq!((requests, errors), (12, 2));
+        let error = client.request("backbone.rpc.nobody.is-here.v1", "{}".into()).await.expect_err("nobody");
+        assert_eq!(error.kind(), async_nats::RequestErrorKind::NoResponders, "told at once");
+        for service in [first, second] {
+            service.drain().await.expect("drained");
+        }
+    }
+}
+
+/// What `ops/brokers/nats.md` says a plain client may do with events.
+#[tokio::test]
+async fn a_plain_client_reads_and_writes_typed_events() {
+    let (url, namespace) = shared().await;
+    let bus = Bus::connect(&url).await.expect("opened");
+    let client = plain(&url).await;
+    let mut seen = client.subscribe(format!("{namespace}.evt.orders.>")).await.expect("subscribed");
+    client.flush().await.expect("subscribed");
+    let (sender, mut told) = unbounded_channel();
+    let service = Service::new("billing").bus(bus.clone()).on(tell).with_state(sender);
+    let _service = service.start().await.expect("started");
+    bus.publish(placed(7)).await.expect("published");
+    let event = seen.next().await.expect("an event");
+    assert_eq!(event.subject.as_str(), format!("{namespace}.evt.orders.placed.v1"));
+    let headers = event.headers.expect("headers");
+    assert_eq!(headers.get("content-type").expect("a type").as_str(), "application/cloudevents+json");
+    let mut body: Value = serde_json::from_slice(&event.payload).expect("JSON");
+    assert_eq!(body["id"], headers.get("ce-id").expect("an id").as_str());
+    assert_eq!((&body["specversion"], &body["type"]), (&json!("1.0"), &json!("orders.placed.v1")));
+    assert_eq!(body["data"]["order_id"], 7);
+    assert_eq!(told.recv().await, Some(7));
+    // The same with another number and nothing but a content type.
+    body["data"]["order_id"] = json!(8);
+    body["id"] = json!("written-by-hand");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("content-type", "application/cloudevents+json");
+    let subject = format!("{namespace}.evt.orders.placed.v1");
+    client.publish_with_headers(subject, headers, body.to_string().into()).await.expect("sent");
+    assert_eq!(told.recv().await, Some(8));
+}

@@ -1,0 +1,121 @@
+//! Header bytes that break the client's connection: the message becomes a dead letter, nothing else is lost, no loop.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use event_client::delivery::Reason;
+use event_client::message::Position;
+use event_client::subject::{Pattern, Subject};
+use event_client::transport::{Frame, Serve, Subscribe};
+use test_servers::Nats;
+
+use super::{group, letters, message, open, plain, write};
+
+/// Everything that async-nats does not read.
+const UNREADABLE: [&[u8]; 4] = [
+    b"NATS/1.0\r\nunit: \xff\xfe\r\n\r\n",
+    b"NATS/1.0\r\nno colon\r\n\r\n",
+    b"NATS/1.0 odd\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\n",
+];
+
+#[tokio::test]
+async fn a_group_goes_on_behind_it() {
+    {
+        let server = Nats::options().start().await.expect("a server");
+        let bus = open(&server.url()).await.expect("opened");
+        let mut spec = group("g", "orders.>");
+        (spec.credit, spec.lease) = (64, Duration::from_secs(2));
+        // All of it is there before anybody reads: one batch has good and bad.
+        bus.publish(message("orders.a", "0")).await.expect("stored");
+        for (at, bytes) in UNREADABLE.iter().enumerate() {
+            write(&server.url(), "backbone.evt.orders.a", bytes, format!("bad {at}").as_bytes()).await;
+            bus.publish(message("orders.a", &format!("{}", at + 1))).await.expect("stored");
+        }
+        spec.start = event_client::transport::Start::Earliest;
+        let js = async_nats::jetstream::new(plain(&server.url()).await);
+        let stored =
+            js.get_stream("EVT_backbone_orders").await.expect("a stream").cached_info().state.last_sequence;
+        let bad = UNREADABLE.len();
+        let subscription = bus.subscribe(spec).await.expect("subscribed");
+        let mut missing: BTreeSet<String> = (0..=UNREADABLE.len()).map(|at| at.to_string()).collect();
+        while !missing.is_empty() {
+            let delivery = subscription.next().await.expect("a delivery");
+            missing.remove(str::from_utf8(&delivery.message().payload).expect("text"));
+            delivery.ack().await.expect("acknowledged");
+        }
+        let letters = letters(&bus, "g", bad).await;
+        for (at, letter) in letters.iter().enumerate() {
+            assert_eq!(letter.reason, Reason::Undecodable);
+            assert_eq!(letter.message.payload, format!("bad {at}"));
+            assert_eq!(letter.message.subject.as_str(), "orders.a");
+        }
+        assert!(letters[0].error.contains("UTF-8"), "{}", letters[0].error);
+        // Settled for good: the group owes nothing, and the connection is not broken again.
+        let consumer: async_nats::jetstream::consumer::PullConsumer =
+            js.get_consumer_from_stream("g", "EVT_backbone_orders").await.expect("a consumer");
+        while consumer.get_info().await.expect("its state").ack_floor.stream_sequence < stored {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // And it can be replayed, with what could be saved.
+        assert_eq!(bus.admin().replay_dead_letters(Default::default()).await.expect("replayed"), bad as u64);
+        let delivery = subscription.next().await.expect("a replayed one");
+        assert!(delivery.message().payload.starts_with(b"bad"));
+        assert_eq!(delivery.message().headers.get("unit"), Some("\u{fffd}\u{fffd}"));
+        delivery.ack().await.expect("acknowledged");
+    }
+}
+
+#[tokio::test]
+async fn a_broadcast_passes_over_it() {
+    let server = Nats::options().start().await.expect("a server");
+    let bus = open(&server.url()).await.expect("opened");
+    // A confirmation that was on its way when the connection broke would be a timeout.
+    let writer = open(&server.url()).await.expect("opened");
+    let spec = Subscribe::broadcast([Pattern::new("orders.>").expect("a pattern")]);
+    let subscription = bus.subscribe(spec).await.expect("subscribed");
+    for (at, bytes) in UNREADABLE.iter().enumerate() {
+        write(&server.url(), "backbone.evt.orders.a", bytes, b"bad").await;
+        writer.publish(message("orders.a", &at.to_string())).await.expect("stored");
+    }
+    let mut last = None;
+    for at in 0..UNREADABLE.len() {
+        let delivery = subscription.next().await.expect("a delivery");
+        assert_eq!(delivery.message().payload, at.to_string());
+        assert!(delivery.info().position > last, "in order and once");
+        last = delivery.info().position;
+    }
+    assert_eq!(last, Some(Position(2 * UNREADABLE.len() as u128)));
+}
+
+/// A request like that is nobody's, and the service is there for the next one.
+#[tokio::test]
+async fn a_service_outlives_it() {
+    let server = Nats::options().start().await.expect("a server");
+    let bus = open(&server.url()).await.expect("opened");
+    let subjects = vec![Subject::new("shop.quote").expect("a subject")];
+    let spec = Serve { service: "shop".into(), subjects, credit: 4 };
+    let mut requests = bus.requests().serve(spec).await.expect("served");
+    let serving = tokio::spawn(async move {
+        while let Some(mut request) = requests.recv().await {
+            let payload = request.message.payload.clone();
+            let frame =
+                Frame { headers: Default::default(), content_type: "text/plain".into(), payload, last: true };
+            drop(request.responder.send(frame));
+        }
+    });
+    let client = plain(&server.url()).await;
+    for bytes in UNREADABLE {
+        write(&server.url(), "backbone.rpc.shop.quote", bytes, b"x").await;
+        // Until the service has connected again nobody is there, or the request goes down with its connection.
+        loop {
+            let asked = client.request("backbone.rpc.shop.quote", "hi".into());
+            if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_millis(500), asked).await {
+                assert_eq!(answer.payload, "hi");
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    serving.abort();
+}
