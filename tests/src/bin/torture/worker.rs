@@ -16,11 +16,12 @@ const STARTED: Duration = Duration::from_secs(300);
 
 /// Works until SIGTERM.
 pub(crate) async fn run(role: &Work) -> Result<()> {
+    // Listened for before anything that takes time: whoever is told to stop meanwhile must not just die.
+    let mut terminate = signal(SignalKind::terminate())?;
     let bus = crate::team::connect(&role.url).await?;
     let ledger = Arc::new(Ledger::open(&role.ledger)?);
     let retry =
         RetryPolicy::attempts(ATTEMPTS).backoff(Duration::from_millis(50), Duration::from_millis(400));
-    let mut terminate = signal(SignalKind::terminate())?;
     let end = Instant::now() + STARTED;
     loop {
         let handler =
