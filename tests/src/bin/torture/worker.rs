@@ -24,8 +24,7 @@ pub(crate) async fn run(role: &Work) -> Result<()> {
         RetryPolicy::attempts(ATTEMPTS).backoff(Duration::from_millis(50), Duration::from_millis(400));
     let end = Instant::now() + STARTED;
     loop {
-        let handler =
-            handle.group(&*role.group).concurrency(role.concurrency).lease(LEASE).retry(retry.clone());
+        let handler = handle.group(&*role.group).concurrency(role.concurrency).lease(LEASE).retry(retry);
         let handler = if role.keyed { handler.keyed() } else { handler };
         let service = Service::new("torture").bus(bus.clone()).on(handler).with_state(ledger.clone());
         let mut asked = false;
