@@ -42,8 +42,8 @@ async fn the_demonstration_adds_up_on_rabbitmq() {
 
 /// Verdict and text of one check.
 fn finding(said: &Said, check: &str) -> (String, String) {
-    let lines = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let found = lines.filter(|line| line["check"] == check).next_back();
+    let mut lines = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let found = lines.find(|line| line["check"] == check);
     let found = found.unwrap_or_else(|| panic!("nothing of {check} in {said:?}"));
     let text = |name: &str| found[name].as_str().unwrap().to_owned();
     (text("verdict"), text("text"))

@@ -71,10 +71,8 @@ async fn letters(bus: &Arc<dyn Transport>, name: &str, count: usize) -> Vec<Dead
 async fn write(url: &str, subject: &str, headers: &[u8], payload: &[u8]) {
     let address = url.split("://").nth(1).and_then(|rest| rest.split('?').next()).expect("an address");
     let mut stream = BufReader::new(TcpStream::connect(address).await.expect("connected"));
-    let mut line = format!(
-        "CONNECT {{\"verbose\":false,\"headers\":true,\"lang\":\"bytes\",\"version\":\"1\"}}\r\nHPUB "
-    )
-    .into_bytes();
+    let mut line = br#"CONNECT {"verbose":false,"headers":true,"lang":"bytes","version":"1"}"#.to_vec();
+    line.extend_from_slice(b"\r\nHPUB ");
     line.extend_from_slice(subject.as_bytes());
     line.extend_from_slice(format!(" {} {}\r\n", headers.len(), headers.len() + payload.len()).as_bytes());
     line.extend_from_slice(headers);
