@@ -40,7 +40,7 @@ fn main() -> std::process::ExitCode {
 
 /// Transports of a run without a filter. The others run by name or with `BACKBONE_EXAM=all`: newer servers, and
 /// those of which a case still fails now and then on a busy machine, which is a defect to find.
-const ALWAYS: [&str; 5] = ["memory", "sqlite", "nats-new", "redis", "redis-new"];
+const ALWAYS: [&str; 6] = ["memory", "sqlite", "nats", "nats-new", "redis", "redis-new"];
 
 /// Whether to take this transport in at all, for listing its cases starts its server.
 fn is_asked_for(name: &str, arguments: &Arguments) -> bool {

@@ -61,6 +61,7 @@ fn a_leak_is_found_wherever_it_hides() {
         "pub(crate) fn channel() -> lapin::Channel { todo!() }",
         "use redis::Client; fn open() -> Client { todo!() }",
         "impl Bus { fn raw(&self) -> &redis::Client { &self.0 } }",
+        "pub(super) struct Id; impl redis::ToRedisArgs for Id {}",
         "pub fn scheme() -> &'static str { \"redis://\" }",
         "mod redis; pub fn open() { redis::open() }",
     ] {
@@ -116,6 +117,14 @@ fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
             .filter(|field| all || public(&field.vis))
             .for_each(|field| see(field.ty.to_token_stream()));
     };
+    let private: Vec<_> = items
+        .iter()
+        .filter_map(|item| match item {
+            Item::Struct(item) if !public(&item.vis) => Some(&item.ident),
+            Item::Enum(item) if !public(&item.vis) => Some(&item.ident),
+            _ => None,
+        })
+        .collect();
     for item in items {
         match item {
             Item::Fn(item) if public(&item.vis) => see(item.sig.to_token_stream()),
@@ -140,6 +149,8 @@ fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
             }
             // The header of a trait implementation is public wherever both sides are; its methods repeat it.
             Item::Impl(item) => match &item.trait_ {
+                // Nobody outside can name a type of this file that is not public.
+                Some(_) if private.iter().any(|name| is(&item.self_ty, name)) => {}
                 Some((_, path, _)) => see(path.to_token_stream()),
                 None => {
                     for part in &item.items {
@@ -163,6 +174,11 @@ fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
             _ => {}
         }
     }
+}
+
+/// Whether this is the type of that name, whatever its parameters.
+fn is(ty: &syn::Type, name: &syn::Ident) -> bool {
+    matches!(ty, syn::Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == *name))
 }
 
 /// Every identifier in `tokens`, groups included.
