@@ -1,0 +1,342 @@
+//! The NATS transport beside raw async-nats on the same server: `cargo bench -p event-client --bench nats`.
+//!
+//! Raw sends the same bytes and headers to a stream with the same settings, reads through a durable pull consumer with
+//! the same settings and keeps as many on their way. Rounds alternate, so that a busy neighbour hurts both.
+//! `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the durability class (`sync_interval: always`),
+//! `BENCH_NEW=1` takes the newer server, `BENCH_ONLY=opaque,typed,latency,requests` some of the rows and `BENCH_SIZE=`
+//! one size of them.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::{Consumer, pull};
+use async_nats::jetstream::context::PublishAckFuture;
+use async_nats::jetstream::{self, AckKind, Context, stream};
+use async_nats::{Client, HeaderMap, Subject};
+use bytes::Bytes;
+use event_client::codec::Codec;
+use event_client::transport::{self, Start, Subscribe};
+use futures_util::{StreamExt, TryStreamExt};
+use test_servers::{Generation, Nats};
+use tokio::task::JoinSet;
+
+mod common;
+
+use common::{
+    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, full, latency, publish_typed,
+    publish_window, quantiles, requests, serve_typed, setting, spec,
+};
+
+/// Messages on their way to a subscription.
+const CREDIT: usize = 256;
+
+async fn connect(url: &str) -> Result<Client, Failure> {
+    let options = async_nats::ConnectOptions::new().client_capacity(8192).skip_subject_validation(true);
+    Ok(options.connect(url).await?)
+}
+
+/// What the transport puts beside the same message.
+fn headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("content-type", CONTENT_TYPE);
+    let id = uuid::Uuid::now_v7();
+    headers.insert("ce-id", &*id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
+    headers
+}
+
+/// Raw: one connection, and a stream as the transport makes them.
+struct Raw {
+    client: Client,
+    context: Context,
+    stream: stream::Stream,
+    name: String,
+    subject: Subject,
+}
+
+impl Raw {
+    async fn open(url: &str, name: &str) -> Result<Self, Failure> {
+        let client = connect(url).await?;
+        let context = jetstream::new(client.clone());
+        let config = stream::Config {
+            name: name.into(),
+            subjects: vec![format!("{name}.evt.orders"), format!("{name}.evt.orders.>")],
+            max_age: Duration::from_hours(7 * 24),
+            duplicate_window: Duration::from_secs(120),
+            ..stream::Config::default()
+        };
+        let stream = context.create_stream(config).await?;
+        let subject = Subject::from(format!("{name}.evt.{SUBJECT}"));
+        Ok(Self { client, context, stream, name: name.into(), subject })
+    }
+
+    /// A sliding window of publishes that are not confirmed yet.
+    async fn publish(&self, total: usize, size: usize, window: usize) -> Outcome {
+        let body = Bytes::from(vec![7u8; size]);
+        let start = Instant::now();
+        let mut waiting: VecDeque<PublishAckFuture> = VecDeque::with_capacity(window);
+        for _ in 0..total {
+            if waiting.len() == window
+                && let Some(first) = waiting.pop_front()
+            {
+                first.await?;
+            }
+            let (subject, body) = (self.subject.clone(), body.clone());
+            waiting.push_back(self.context.publish_with_headers(subject, headers(), body).await?);
+        }
+        for sending in waiting {
+            sending.await?;
+        }
+        Ok(total as f64 / start.elapsed().as_secs_f64())
+    }
+
+    async fn consumer(&self, name: &str) -> Result<Consumer<pull::Config>, Failure> {
+        let config = pull::Config {
+            durable_name: Some(name.into()),
+            filter_subject: format!("{}.evt.orders.>", self.name),
+            ack_wait: Duration::from_secs(30),
+            max_ack_pending: 100_000,
+            max_waiting: 512,
+            ..pull::Config::default()
+        };
+        Ok(self.stream.create_consumer(config).await?)
+    }
+
+    /// Acknowledges each without waiting; the last one is confirmed.
+    async fn consume(&self, group: &str, total: usize) -> Outcome {
+        let start = Instant::now();
+        let consumer = self.consumer(group).await?;
+        let mut messages = consumer.stream().max_messages_per_batch(CREDIT).messages().await?;
+        for _ in 1..total {
+            messages.next().await.ok_or("it ended")??.ack().await?;
+        }
+        messages.next().await.ok_or("it ended")??.double_ack().await?;
+        Ok(total as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// Has each acknowledgement confirmed, so many at a time. One inbox takes all confirmations.
+    async fn consume_sure(&self, group: &str, total: usize, workers: usize) -> Outcome {
+        let start = Instant::now();
+        let consumer = self.consumer(group).await?;
+        let messages = consumer.stream().max_messages_per_batch(CREDIT).messages().await?;
+        let client = &self.client;
+        messages
+            .take(total)
+            .map_err(Failure::from)
+            .try_for_each_concurrent(workers, |message| async move {
+                let reply = message.reply.clone().ok_or("no reply subject")?;
+                client.request(reply, AckKind::Ack.into()).await?;
+                Ok(())
+            })
+            .await?;
+        Ok(total as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// Publish to read, idle, in microseconds.
+    async fn latency(&self, rounds: usize) -> Result<Vec<f64>, Failure> {
+        let consumer = self.consumer("latency").await?;
+        let mut messages = consumer.stream().max_messages_per_batch(16).messages().await?;
+        let mut times = Vec::new();
+        for _ in 0..rounds {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            let start = Instant::now();
+            let sending = async {
+                let body = Bytes::from(vec![7u8; 256]);
+                self.context.publish_with_headers(self.subject.clone(), headers(), body).await?.await
+            };
+            let (read, sent) = tokio::join!(async { (messages.next().await, start.elapsed()) }, sending);
+            times.push(read.1.as_secs_f64() * 1e6);
+            sent?;
+            read.0.ok_or("it ended")??.double_ack().await?;
+        }
+        Ok(times)
+    }
+}
+
+/// Like [`requests`] of the transport: microseconds of each, one at a time, and calls in a second with 64 at once.
+async fn raw_requests(url: &str, rounds: usize) -> Result<(Vec<f64>, f64), Failure> {
+    let (client, other) = (connect(url).await?, connect(url).await?);
+    let mut incoming = other.queue_subscribe("raw.rpc.shop.quote", "shop".into()).await?;
+    other.flush().await?;
+    let serving = tokio::spawn(async move {
+        while let Some(request) = incoming.next().await {
+            let Some(reply) = request.reply else { continue };
+            let mut headers = HeaderMap::new();
+            headers.insert("content-type", "x/y");
+            drop(other.publish_with_headers(reply, headers, request.payload).await);
+        }
+    });
+    let call = |client: Client| async move {
+        client.request_with_headers("raw.rpc.shop.quote", headers(), vec![7u8; 256].into()).await?;
+        Ok::<_, Failure>(())
+    };
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        let start = Instant::now();
+        call(client.clone()).await?;
+        times.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    let start = Instant::now();
+    let mut running = JoinSet::new();
+    for _ in 0..64 {
+        let client = client.clone();
+        running.spawn(async move {
+            for _ in 0..rounds / 8 {
+                call(client.clone()).await?;
+            }
+            Ok::<_, Failure>(())
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    let rate = (64 * (rounds / 8)) as f64 / start.elapsed().as_secs_f64();
+    serving.abort();
+    Ok((times, rate))
+}
+
+/// Everything that there is, from the first on.
+fn all(group: &str, credit: usize) -> Subscribe {
+    let mut spec = spec(group, credit);
+    spec.start = Start::Earliest;
+    spec
+}
+
+/// The transport with each acknowledgement confirmed before its worker goes on.
+async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> Outcome {
+    let start = Instant::now();
+    let subscription = bus.subscribe(spec).await?;
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let subscription = subscription.clone();
+        running.spawn(async move {
+            for _ in 0..total / workers {
+                subscription.next().await.ok_or("it ended")?.ack().await?;
+            }
+            Ok::<_, Failure>(())
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    Ok(total as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Opaque bytes through the transport.
+async fn opaque(
+    table: &mut Table,
+    url: &str,
+    round: usize,
+    size: usize,
+    total: usize,
+) -> Result<(), Failure> {
+    let raw = Raw::open(url, &format!("raw-{round}-{size}")).await?;
+    let ours: Bus = transport::open(format!("{url}?namespace=bench-{round}-{size}").parse()?).await?;
+    let name = format!("publish, window 256, {size} B");
+    table.run(&name, Side::Raw, total, raw.publish(total, size, 256)).await?;
+    table.run(&name, Side::Ours, total, publish_window(&ours, total, size, 256)).await?;
+    let name = format!("publish, one at a time, {size} B");
+    let few = total / 20;
+    table.run(&name, Side::Raw, few, raw.publish(few, size, 1)).await?;
+    table.run(&name, Side::Ours, few, publish_window(&ours, few, size, 1)).await?;
+    for workers in [1, 64] {
+        let name = format!("consume + ack, {workers} at a time, {size} B");
+        let (total, group) = (total / workers * workers, format!("g-{workers}"));
+        table.run(&name, Side::Raw, total, raw.consume(&group, total)).await?;
+        table.run(&name, Side::Ours, total, consume(&ours, total, workers, all(&group, CREDIT))).await?;
+    }
+    let name = format!("consume + confirmed ack, 64, {size} B");
+    let total = total / 64 * 64;
+    table.run(&name, Side::Raw, total, raw.consume_sure("sure", total, 64)).await?;
+    table.run(&name, Side::Ours, total, consume_sure(&ours, total, 64, all("sure", CREDIT))).await?;
+    Ok(ours.close().await?)
+}
+
+/// Typed events through a whole service beside opaque bytes through the raw client.
+async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
+    for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {
+        let raw = Raw::open(url, &format!("raw-typed-{round}-{spelling}")).await?;
+        let bus = full(&format!("{url}?namespace=typed-{round}-{spelling}"), codec).await?;
+        drop(bus.subscribe(all("g", 1)).await?);
+        let name = format!("service publishes, {spelling}, {size} B");
+        // About as many bytes as the envelope brings to the event.
+        table.run(&name, Side::Raw, total, raw.publish(total, size + 300, 256)).await?;
+        table.run(&name, Side::Ours, total, publish_typed(&bus, total, size)).await?;
+        let name = format!("service handles, {spelling}, {size} B");
+        table.run(&name, Side::Raw, total, raw.consume("g", total)).await?;
+        table.run(&name, Side::Ours, total, serve_typed(&bus, total, "g")).await?;
+        bus.close().await?;
+    }
+    Ok(())
+}
+
+/// Makes room on the disk.
+async fn clear(url: &str) -> Result<(), Failure> {
+    let context = jetstream::new(connect(url).await?);
+    let names: Vec<String> = context.stream_names().try_collect().await?;
+    for name in names {
+        context.delete_stream(&name).await?;
+    }
+    Ok(())
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let rounds = setting("BENCH_ROUNDS", 3);
+    let most = setting("BENCH_MESSAGES", 100_000);
+    let one_size = setting("BENCH_SIZE", 0);
+    let only = std::env::var("BENCH_ONLY").unwrap_or_default();
+    let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
+    let generation = if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old };
+    let mut options = Nats::options().generation(generation);
+    if setting("BENCH_FSYNC", 0) == 1 {
+        options = options.fsync();
+    }
+    let server = options.start().await?;
+    let url = server.url();
+    let mut table = Table::new(server.id().ok_or("the server has no process")?);
+    for round in 0..rounds {
+        for (size, total) in [(256, most), (4096, most / 4)] {
+            if wanted("opaque") && (one_size == 0 || one_size == size) {
+                opaque(&mut table, &url, round, size, total).await?;
+                clear(&url).await?;
+            }
+            if wanted("typed") && size == 256 {
+                typed(&mut table, &url, round, size, total).await?;
+                clear(&url).await?;
+            }
+        }
+    }
+    table.print();
+    let bus: Bus = transport::open(format!("{url}?namespace=latency").parse()?).await?;
+    let other: Bus = transport::open(format!("{url}?namespace=latency").parse()?).await?;
+    if wanted("latency") {
+        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            theirs.extend(Raw::open(&url, &format!("latency-{round}")).await?.latency(200).await?);
+            ours.extend(latency(&bus, 200).await?);
+        }
+        let ((raw50, raw99), (ours50, ours99)) = (quantiles(theirs), quantiles(ours));
+        println!(
+            "publish to handler, idle: raw p50 {raw50:.0} us p99 {raw99:.0} us, ours p50 {ours50:.0} us p99 {ours99:.0} us"
+        );
+    }
+    if wanted("requests") {
+        let (mut theirs, mut ours) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));
+        for _ in 0..rounds {
+            for (side, (times, rate)) in [
+                (&mut theirs, raw_requests(&url, 2000).await?),
+                (&mut ours, requests(&bus, &other, 2000).await?),
+            ] {
+                side.0.extend(times);
+                side.1.push(rate);
+            }
+        }
+        for (name, (times, rates)) in [("raw", theirs), ("ours", ours)] {
+            let ((p50, p99), (rate, _)) = (quantiles(times), quantiles(rates));
+            println!(
+                "request and reply, {name}: one at a time p50 {p50:.0} us p99 {p99:.0} us; 64 at once {rate:.0}/s"
+            );
+        }
+    }
+    Ok(())
+}
