@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 /// How long the folder of a test that panicked stays.
@@ -19,6 +19,7 @@ const KEEP: &str = "keep";
 pub(crate) struct Folder {
     path: PathBuf,
     mounted: bool,
+    kept: AtomicBool,
     _lock: File,
 }
 
@@ -41,11 +42,17 @@ impl Folder {
         if let Some(mib) = limit {
             mount(&data, mib)?;
         }
-        Ok(Self { path, mounted: limit.is_some(), _lock: lock })
+        Ok(Self { path, mounted: limit.is_some(), kept: AtomicBool::new(false), _lock: lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// It stays for a day, for whoever wants to know what happened.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+        let _ = fs::write(self.path.join(KEEP), "");
     }
 
     /// Where the server keeps what must survive it.
@@ -64,9 +71,9 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let _ = fs::write(self.path.join(KEEP), "");
+            self.keep();
             eprintln!("test-servers: the log is kept for a day: {}", self.path.join("log").display());
-        } else if std::env::var_os("BACKBONE_KEEP_SERVERS").is_none() {
+        } else if !self.kept.load(Ordering::Relaxed) && std::env::var_os("BACKBONE_KEEP_SERVERS").is_none() {
             remove(&self.path, self.mounted);
         }
     }

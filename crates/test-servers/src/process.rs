@@ -193,6 +193,11 @@ impl Process {
         self.folder.path()
     }
 
+    /// Lets its folder stay for a day after it is dropped.
+    pub fn keep(&self) {
+        self.folder.keep();
+    }
+
     /// What it wrote to standard output and standard error since its first start.
     pub fn log(&self) -> String {
         fs::read(self.log_path())

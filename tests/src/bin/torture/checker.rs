@@ -3,6 +3,7 @@
 //! - Each confirmed step was handled by each group, or is among its dead letters.
 //! - The dead letters of a group are the poison, all of it and nothing else; poison was never handled.
 //! - In the keyed group no step comes before the one before it in its lane.
+//! - When everybody has gone, nothing comes back into a group: what was in flight was known to be.
 //! - What came more than once was in somebody's hands at a fault: at most so many for each fault.
 
 use crate::ledger::{Handled, Published};
@@ -19,6 +20,8 @@ pub(crate) struct Evidence {
     pub(crate) handled: BTreeMap<String, Vec<Handled>>,
     /// By group: lane and number, as often as they are there.
     pub(crate) dead: BTreeMap<String, Vec<(String, u64)>>,
+    /// Groups that have messages again once everybody has gone.
+    pub(crate) left: Vec<String>,
 }
 
 /// What the checker says: facts, and violations of promises.
@@ -52,7 +55,7 @@ pub(crate) fn check(evidence: &Evidence) -> Verdict {
             letters.iter().map(|(lane, number)| (lane.as_str(), *number)).collect();
         let mut differ = |what: &str, set: Vec<(&str, u64)>| {
             if !set.is_empty() {
-                let some = &set[..set.len().min(5)];
+                let some = &set[..set.len().min(20)];
                 verdict.violations.push(format!("{group}: {} {what}: {some:?}", set.len()));
             }
         };
@@ -83,6 +86,8 @@ pub(crate) fn check(evidence: &Evidence) -> Verdict {
             dead.len()
         ));
     }
+    let left = evidence.left.iter().map(|status| format!("left behind by its workers: {status}"));
+    verdict.violations.extend(left);
     let keyed = evidence.handled.get("keyed").map(Vec::as_slice).unwrap_or_default();
     verdict.violations.extend(order(keyed));
     verdict
@@ -134,6 +139,7 @@ mod tests {
             published: (0..3).map(|number| Published::Confirmed(lane.clone(), number)).collect(),
             handled: BTreeMap::from([("keyed".to_owned(), handled.collect())]),
             dead: BTreeMap::from([("keyed".to_owned(), dead.iter().map(|n| (lane.clone(), *n)).collect())]),
+            left: Vec::new(),
         }
     }
 
@@ -160,7 +166,8 @@ mod tests {
             ("repeats", evidence(&lines(|lines| lines.extend([("handled", 2); 100])), &[1])),
             ("more than once", evidence(&GOOD, &[1, 1])),
         ];
-        for (what, evidence) in cases {
+        let left = Evidence { left: vec!["1 waiting".to_owned()], ..evidence(&GOOD, &[1]) };
+        for (what, evidence) in cases.into_iter().chain([("left behind", left)]) {
             let violations = check(&evidence).violations;
             assert!(violations.iter().any(|text| text.contains(what)), "{what}: {violations:?}");
         }

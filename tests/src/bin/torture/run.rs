@@ -24,12 +24,25 @@ const LIFE: u64 = 250;
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
     let broker = Broker::start(options).await?;
-    let possible = Fault::of(options, &broker)?;
     let mut team = Team::start(options, &broker).await?;
+    let result = torture(options, &broker, &mut team).await;
+    if result.is_err() {
+        // What happened is to be read from what they wrote.
+        println!("kept: {}", team.keep().display());
+        if let Some(server) = broker.process() {
+            server.keep();
+            println!("kept: {}", server.folder().display());
+        }
+    }
+    result
+}
+
+async fn torture(options: &Options, broker: &Broker, team: &mut Team) -> Result<()> {
+    let possible = Fault::of(options, broker)?;
     let mut random = fastrand::Rng::with_seed(options.seed);
     let (begun, mut counts, mut readings) =
         (Instant::now(), BTreeMap::<Fault, usize>::new(), Readings::new());
-    goes_on(&mut team, "the start").await?;
+    goes_on(team, "the start").await?;
     let mut number = 0;
     while number < options.faults && options.time.is_none_or(|time| begun.elapsed() < time) {
         number += 1;
@@ -37,11 +50,11 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
         *counts.entry(fault).or_default() += 1;
         let started = Instant::now();
         fault
-            .strike(&broker, &mut team, &mut random)
+            .strike(broker, team, &mut random)
             .await
             .map_err(|e| format!("fault {number}, {}: {e}", fault.name()))?;
         let struck = started.elapsed();
-        goes_on(&mut team, &format!("fault {number}, {}", fault.name())).await?;
+        goes_on(team, &format!("fault {number}, {}", fault.name())).await?;
         println!(
             "{number}/{}: {} for {:.1} s, all go on after {:.1} s",
             options.faults,
@@ -49,13 +62,13 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
             struck.as_secs_f64(),
             (started.elapsed() - struck).as_secs_f64()
         );
-        read(&mut readings, &team, &broker).await;
+        read(&mut readings, team, broker).await;
         sleep(Duration::from_millis(random.u64(50..500))).await;
     }
     team.leave_to_the_steady().await?;
-    goes_on(&mut team, "all faults, with only the workers that lived through them").await?;
+    goes_on(team, "all faults, with only the workers that lived through them").await?;
     println!("finishing");
-    let evidence = finish(options, &broker, &mut team, number).await?;
+    let evidence = finish(options, broker, team, number).await?;
     let mut verdict = check(&evidence);
     for (line, flat) in verdicts(&readings) {
         verdict.facts.push(line.clone());
@@ -120,6 +133,10 @@ pub(crate) async fn finish(
     team.call_back()?;
     drained(&bus, team, &GROUPS[2..]).await?;
     team.stop_workers().await?;
+    // What a worker had without knowing comes back when it goes.
+    let back = bus.admin().groups().await?;
+    let left = back.iter().filter(|status| status.waiting + status.retrying > 0).map(|s| format!("{s:?}"));
+    let left = left.collect();
     let mut published = Vec::new();
     for path in team.published() {
         published.extend(ledger::published(&path)?);
@@ -138,7 +155,7 @@ pub(crate) async fn finish(
         dead.insert(group.to_owned(), letters);
     }
     bus.close().await?;
-    Ok(Evidence { seed: options.seed, lanes: options.lanes, faults, published, handled, dead })
+    Ok(Evidence { seed: options.seed, lanes: options.lanes, faults, published, handled, dead, left })
 }
 
 /// Waits until these groups have nothing left.

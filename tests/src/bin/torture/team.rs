@@ -77,6 +77,12 @@ impl Team {
         Ok(())
     }
 
+    /// Lets the ledgers stay, and says where.
+    pub(crate) fn keep(&mut self) -> &Path {
+        self.folder.disable_cleanup(true);
+        self.folder.path()
+    }
+
     /// The ledger of a group's workers.
     pub(crate) fn handled(&self, group: &str) -> PathBuf {
         self.folder.path().join(group)

@@ -22,7 +22,12 @@ impl Member {
     pub(super) async fn arrive(&mut self, delivery: lapin::message::Delivery) {
         self.seen += 1;
         let tag = delivery.delivery_tag;
-        self.tags.received(tag);
+        if !self.tags.received(tag) {
+            self.gap.get_or_insert(tag);
+        }
+        if self.gap.is_some() {
+            return;
+        }
         let payload = Bytes::from(delivery.data);
         let key = delivery.routing_key.as_str();
         let read = match codec::read(key, &delivery.properties, payload.clone()) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::connection::command;
 use super::greeting::Version;
 use super::member::{End, Member};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// How long a member that closes may take to give back what it has.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -87,6 +87,13 @@ impl Member {
         End::Over
     }
 
+    /// Gives up a channel on which a delivery is missing: the broker gives out again what it waits for.
+    pub(super) async fn mistrust(&mut self, channel: &Channel, tag: u64) -> End {
+        tracing::warn!(group = %self.group, tag, "a delivery before this one did not arrive; its channel is given up");
+        let _ = command("close", channel.close(200, "a delivery is missing".into())).await;
+        End::Broken(Error::new(ErrorKind::Unavailable, "a delivery did not arrive"))
+    }
+
     /// The bus is closed: what nobody took is released, what is taken goes back as it is.
     pub(super) async fn hand_back(&mut self, channel: &Channel, name: &str, consumer: &mut Consumer) -> End {
         self.stopping = true;
@@ -103,7 +110,9 @@ impl Member {
                 self.copied(channel, item, answer, result).await;
             }
         }
-        let _ = self.flush_all(channel).await;
+        if self.gap.is_none() {
+            let _ = self.flush_all(channel).await;
+        }
         self.leave(channel).await
     }
 }

@@ -88,6 +88,8 @@ pub(super) struct Member {
     pub(super) tokens: u64,
     pub(super) seen: u64,
     pub(super) tags: Tags,
+    /// A delivery that came before its predecessor: the channel cannot be trusted and is given up.
+    pub(super) gap: Option<u64>,
     pub(super) out: HashMap<Token, Out>,
     pub(super) ready: VecDeque<Item>,
     pub(super) lanes: Lanes<Item>,
@@ -149,6 +151,7 @@ impl Member {
             tokens: 0,
             seen: 0,
             tags: Tags::default(),
+            gap: None,
             out: HashMap::new(),
             ready: VecDeque::new(),
             lanes: Lanes::default(),
@@ -273,6 +276,7 @@ impl Member {
             self.note_untaken();
         }
         self.tags = Tags::default();
+        self.gap = None;
         self.out.clear();
         self.ready.clear();
         drop(self.lanes.drain().collect::<Vec<_>>());
@@ -295,6 +299,9 @@ impl Member {
         let gone = self.feed.gone().clone();
         let closing = self.inner.closing.clone();
         loop {
+            if let Some(tag) = self.gap {
+                return self.mistrust(&channel, tag).await;
+            }
             self.hand_out();
             if self.tags.to_tell() >= bundle {
                 self.flush(&channel);
