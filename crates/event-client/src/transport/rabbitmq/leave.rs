@@ -9,7 +9,10 @@ use tokio::time::Instant;
 
 use super::connection::command;
 use super::greeting::Version;
+use super::group::Command;
 use super::member::{End, Member};
+use super::settle::lost;
+use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a member that closes may take to give back what it has.
@@ -92,6 +95,25 @@ impl Member {
         tracing::warn!(group = %self.group, tag, "a delivery before this one did not arrive; its channel is given up");
         let _ = command("close", channel.close(200, "a delivery is missing".into())).await;
         End::Broken(Error::new(ErrorKind::Unavailable, "a delivery did not arrive"))
+    }
+
+    /// Answers a command for which there is no channel.
+    pub(super) fn refuse(&mut self, command: Command) {
+        match command {
+            Command::Settle(_, Settlement::Release, answer) => drop(answer.send(Ok(()))),
+            Command::Settle(_, _, answer) | Command::Progress(_, answer) => drop(answer.send(Err(lost()))),
+            Command::Status(answer) | Command::GiveUp(answer) | Command::End(answer) => {
+                drop(answer.send(self.holding()));
+            }
+        }
+    }
+
+    /// What came while the last channel was being closed.
+    pub(super) fn refuse_rest(&mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            self.refuse(command);
+        }
     }
 
     /// The bus is closed: what nobody took is released, what is taken goes back as it is.

@@ -26,9 +26,9 @@ use super::codec::Facts;
 use super::connection::{Backoff, command};
 use super::group::Command;
 use super::peer::Holding;
-use super::settle::{Asker, Settler, lost};
+use super::settle::{Asker, Settler};
 use super::tags::Tags;
-use crate::delivery::{Settlement, Token};
+use crate::delivery::Token;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Group;
@@ -213,6 +213,7 @@ impl Member {
             }
         }
         self.inner.peer.members.lock().expect("not poisoned").remove(&self.id);
+        self.refuse_rest();
     }
 
     fn over(&self) -> bool {
@@ -231,17 +232,6 @@ impl Member {
                 () = over.cancelled() => return,
                 () = closing.cancelled() => return,
                 Some(command) = self.commands.recv() => self.refuse(command),
-            }
-        }
-    }
-
-    /// Answers a command for which there is no channel.
-    fn refuse(&mut self, command: Command) {
-        match command {
-            Command::Settle(_, Settlement::Release, answer) => drop(answer.send(Ok(()))),
-            Command::Settle(_, _, answer) | Command::Progress(_, answer) => drop(answer.send(Err(lost()))),
-            Command::Status(answer) | Command::GiveUp(answer) | Command::End(answer) => {
-                drop(answer.send(self.holding()));
             }
         }
     }
