@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::{HeaderName, StatusCode};
 use futures_util::StreamExt;
@@ -22,7 +23,7 @@ use super::wire;
 use crate::delivery::{DeliveryInfo, Reason, Rejection};
 use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
-use crate::subject::Subject;
+use crate::subject::{Group, Subject};
 
 /// Most messages of one consumer that are looked at after one break; the next break goes on behind them.
 const MOST: u64 = 4096;
@@ -44,11 +45,11 @@ impl Breaks {
     }
 
     /// The connection came back; whether the server was there all the time, or it broke not long ago as well.
-    pub(super) fn are_odd(&mut self, member: &Member) -> bool {
+    pub(super) fn are_odd(&mut self, connection: &Connection, lease: Duration) -> bool {
         let now = Instant::now();
-        let server = member.connection.client.server_info().server_id;
+        let server = connection.client.server_info().server_id;
         let before = self.last.replace(now);
-        let soon = before.is_some_and(|before| now < before + member.lease() * 2);
+        let soon = before.is_some_and(|before| now < before + lease * 2);
         std::mem::replace(&mut self.server, server.clone()) == server || soon
     }
 
@@ -72,7 +73,7 @@ impl Breaks {
         let unseen: Vec<u64> = unseen.collect();
         let mut looks = futures_util::stream::iter(unseen)
             .map(|sequence| connection.read_raw(&source.stream, json!({ "seq": sequence })))
-            .buffer_unordered(AT_ONCE);
+            .buffered(AT_ONCE);
         let mut found = Vec::new();
         while let Some(raw) = looks.next().await {
             if let Some(raw) = raw?
@@ -82,8 +83,7 @@ impl Breaks {
             }
         }
         for (raw, why) in &found {
-            let subject = wire::subject(&connection.names, &raw.subject);
-            let message = original(source, raw, subject, member);
+            let message = original(connection, &source.stream, raw);
             bury(member, source, raw.seq, raw.time, message, why).await?;
         }
         *read_to = last;
@@ -127,15 +127,16 @@ pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
 }
 
 /// What can be saved of it.
-fn original(source: &Source, raw: &Raw, subject: Option<Subject>, member: &Member) -> Message {
-    let id = || MessageId::Text(format!("{}/{}", source.stream, raw.seq).into());
-    let subject = subject.unwrap_or_else(|| topic_of(member, source));
+fn original(connection: &Connection, stream: &str, raw: &Raw) -> Message {
+    let id = || MessageId::Text(format!("{stream}/{}", raw.seq).into());
+    let subject =
+        wire::subject(&connection.names, &raw.subject).unwrap_or_else(|| topic_of(connection, stream));
     wire::message(Some(&raw.headers()), raw.payload().into(), subject, id)
 }
 
 /// A subject for what has none of ours.
-pub(super) fn topic_of(member: &Member, source: &Source) -> Subject {
-    let topic = member.connection.names.topic(&source.stream).unwrap_or("unknown");
+pub(super) fn topic_of(connection: &Connection, stream: &str) -> Subject {
+    let topic = connection.names.topic(stream).unwrap_or("unknown");
     Subject::new(topic).unwrap_or_else(|_| Subject::new("unknown").expect("a subject"))
 }
 
@@ -152,10 +153,6 @@ pub(super) async fn bury(
     let record = connection.attempt_subject(source, sequence);
     let buried = connection.read::<Attempt>(&record).await?.is_some_and(|stored| stored.value.error == why);
     if !buried {
-        let mut info = DeliveryInfo::new(1);
-        info.position = Some(Position(u128::from(sequence)));
-        info.published_at = Some(time);
-        let subject = message.subject.clone();
         // The server looks at the place alone.
         let ack = format!(
             "$JS.ACK.{}.{}.1.{sequence}.1.{}.0",
@@ -163,21 +160,51 @@ pub(super) async fn bury(
             source.consumer,
             time.as_nanosecond()
         );
-        let now = jiff::Timestamp::now().as_millisecond();
         let id = format!("dlq/{}/{}/{sequence}/unreadable", source.stream, source.consumer);
-        let burial = dead::Burial { message: Arc::new(message), info, first_ms: now, id };
-        let rejection = Rejection::new(Reason::Undecodable, why);
-        dead::bury(connection, &member.group, &burial, rejection).await?;
-        let mark = Attempt { delivered: 1, attempts: 1, due: 0, first: now, error: why.into() };
+        let first = store(connection, &member.group, sequence, time, message, id, why).await?;
+        let mark = Attempt { delivered: 1, attempts: 1, due: 0, first, error: why.into() };
         connection.write(&record, &mark, 0).await?;
         connection.courier.ask(ack.into(), ACK, connection.config.request_timeout).await?;
-        tracing::warn!(
-            group = %member.group, %subject, position = sequence, error = why,
-            "a message of another client cannot be read; it is a dead letter"
-        );
-        metrics::counter!("event_client_unreadable_total", "transport" => "nats").increment(1);
     }
     Ok(())
+}
+
+/// Stores a dead letter of a message as the API told it; `id` is the same however often it is said.
+pub(super) async fn bury_raw(
+    connection: &Connection,
+    group: &Group,
+    stream: &str,
+    raw: &Raw,
+    id: String,
+    why: &str,
+) -> Result<()> {
+    let message = original(connection, stream, raw);
+    store(connection, group, raw.seq, raw.time, message, id, why).await.map(drop)
+}
+
+/// Stores a dead letter and says so; when, in Unix milliseconds.
+async fn store(
+    connection: &Connection,
+    group: &Group,
+    sequence: u64,
+    time: jiff::Timestamp,
+    message: Message,
+    id: String,
+    why: &str,
+) -> Result<i64> {
+    let mut info = DeliveryInfo::new(1);
+    info.position = Some(Position(u128::from(sequence)));
+    info.published_at = Some(time);
+    let subject = message.subject.clone();
+    let now = jiff::Timestamp::now().as_millisecond();
+    let burial = dead::Burial { message: Arc::new(message), info, first_ms: now, id };
+    dead::bury(connection, group, &burial, Rejection::new(Reason::Undecodable, why)).await?;
+    tracing::warn!(
+        %group, %subject, position = sequence, error = why,
+        "a message of another client cannot be read; it is a dead letter"
+    );
+    metrics::counter!("event_client_unreadable_total", "transport" => "nats").increment(1);
+    Ok(now)
 }
 
 #[cfg(test)]

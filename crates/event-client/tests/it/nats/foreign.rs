@@ -105,13 +105,18 @@ async fn an_illegal_subject_is_a_dead_letter() {
 async fn a_foreign_status_is_a_message_like_any_other() {
     let (url, namespace) = shared().await;
     let bus = open(&url).await.expect("opened");
-    let subscription = bus.subscribe(group("g", "lab.>")).await.expect("subscribed");
-    let subject = format!("{namespace}.evt.lab.a");
-    write(&url, &subject, b"NATS/1.0 409 Consumer Deleted\r\nunit: C\r\n\r\n", b"21").await;
-    bus.publish(message("lab.a", "next")).await.expect("published");
-    for want in ["21", "next"] {
-        let delivery = subscription.next().await.expect("a delivery");
-        assert_eq!(delivery.message().payload, want);
-        delivery.ack().await.expect("acknowledged");
+    for keyed in [false, true] {
+        let mut spec = group(if keyed { "keyed" } else { "g" }, "lab.>");
+        spec.keyed = keyed;
+        let subscription = bus.subscribe(spec).await.expect("subscribed");
+        let subject = format!("{namespace}.evt.lab.a");
+        write(&url, &subject, b"NATS/1.0 409 Consumer Deleted\r\nunit: C\r\n\r\n", b"21").await;
+        bus.publish(message("lab.a", "next")).await.expect("published");
+        for want in ["21", "next"] {
+            let delivery = subscription.next().await.expect("a delivery");
+            assert_eq!(delivery.message().payload, want);
+            delivery.ack().await.expect("acknowledged");
+        }
+        subscription.stop();
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use event_client::delivery::Reason;
 use event_client::message::Position;
 use event_client::subject::{Pattern, Subject};
-use event_client::transport::{Frame, Serve, Subscribe};
-use test_servers::Nats;
+use event_client::transport::{Frame, GroupStatus, Serve, Subscribe};
+use test_servers::{Generation, Nats};
 
 use super::{group, letters, message, open, plain, write};
 
@@ -21,49 +21,79 @@ const UNREADABLE: [&[u8]; 4] = [
 
 #[tokio::test]
 async fn a_group_goes_on_behind_it() {
-    {
-        let server = Nats::options().start().await.expect("a server");
-        let bus = open(&server.url()).await.expect("opened");
-        let mut spec = group("g", "orders.>");
-        (spec.credit, spec.lease) = (64, Duration::from_secs(2));
-        // All of it is there before anybody reads: one batch has good and bad.
-        bus.publish(message("orders.a", "0")).await.expect("stored");
-        for (at, bytes) in UNREADABLE.iter().enumerate() {
-            write(&server.url(), "backbone.evt.orders.a", bytes, format!("bad {at}").as_bytes()).await;
-            bus.publish(message("orders.a", &format!("{}", at + 1))).await.expect("stored");
+    goes_on(Generation::Old, false).await;
+}
+
+#[tokio::test]
+async fn a_group_goes_on_behind_it_on_the_newer_server() {
+    goes_on(Generation::New, false).await;
+}
+
+#[tokio::test]
+async fn a_keyed_group_goes_on_behind_it() {
+    goes_on(Generation::Old, true).await;
+}
+
+#[tokio::test]
+async fn a_keyed_group_goes_on_behind_it_on_the_newer_server() {
+    goes_on(Generation::New, true).await;
+}
+
+async fn goes_on(generation: Generation, keyed: bool) {
+    let server = Nats::options().generation(generation).start().await.expect("a server");
+    let bus = open(&server.url()).await.expect("opened");
+    let mut spec = group("g", "orders.>");
+    (spec.credit, spec.lease, spec.keyed) = (64, Duration::from_secs(2), keyed);
+    // All of it is there before anybody reads: one batch has good and bad.
+    bus.publish(message("orders.a", "0")).await.expect("stored");
+    for (at, bytes) in UNREADABLE.iter().enumerate() {
+        write(&server.url(), "backbone.evt.orders.a", bytes, format!("bad {at}").as_bytes()).await;
+        bus.publish(message("orders.a", &format!("{}", at + 1))).await.expect("stored");
+    }
+    spec.start = event_client::transport::Start::Earliest;
+    let js = async_nats::jetstream::new(plain(&server.url()).await);
+    let stored =
+        js.get_stream("EVT_backbone_orders").await.expect("a stream").cached_info().state.last_sequence;
+    // The newer server takes a foreign status away: that message can be read.
+    let is_bad = |at: &usize| generation == Generation::Old || !UNREADABLE[*at].starts_with(b"NATS/1.0 ");
+    let (bad, good): (Vec<usize>, Vec<usize>) = (0..UNREADABLE.len()).partition(is_bad);
+    let subscription = bus.subscribe(spec).await.expect("subscribed");
+    let mut missing: BTreeSet<String> = (0..=UNREADABLE.len()).map(|at| at.to_string()).collect();
+    missing.extend(good.iter().map(|at| format!("bad {at}")));
+    while !missing.is_empty() {
+        let delivery = subscription.next().await.expect("a delivery");
+        missing.remove(str::from_utf8(&delivery.message().payload).expect("text"));
+        delivery.ack().await.expect("acknowledged");
+    }
+    let letters = letters(&bus, "g", bad.len()).await;
+    for (at, letter) in bad.iter().zip(&letters) {
+        assert_eq!(letter.reason, Reason::Undecodable);
+        assert_eq!(letter.message.payload, format!("bad {at}"));
+        assert_eq!(letter.message.subject.as_str(), "orders.a");
+    }
+    assert!(letters[0].error.contains("UTF-8"), "{}", letters[0].error);
+    // Settled for good: the group owes nothing, and the connection is not broken again.
+    if keyed {
+        let owes = |status: &GroupStatus| status.waiting + status.in_flight + status.retrying;
+        while owes(&bus.admin().groups().await.expect("groups")[0]) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        spec.start = event_client::transport::Start::Earliest;
-        let js = async_nats::jetstream::new(plain(&server.url()).await);
-        let stored =
-            js.get_stream("EVT_backbone_orders").await.expect("a stream").cached_info().state.last_sequence;
-        let bad = UNREADABLE.len();
-        let subscription = bus.subscribe(spec).await.expect("subscribed");
-        let mut missing: BTreeSet<String> = (0..=UNREADABLE.len()).map(|at| at.to_string()).collect();
-        while !missing.is_empty() {
-            let delivery = subscription.next().await.expect("a delivery");
-            missing.remove(str::from_utf8(&delivery.message().payload).expect("text"));
-            delivery.ack().await.expect("acknowledged");
-        }
-        let letters = letters(&bus, "g", bad).await;
-        for (at, letter) in letters.iter().enumerate() {
-            assert_eq!(letter.reason, Reason::Undecodable);
-            assert_eq!(letter.message.payload, format!("bad {at}"));
-            assert_eq!(letter.message.subject.as_str(), "orders.a");
-        }
-        assert!(letters[0].error.contains("UTF-8"), "{}", letters[0].error);
-        // Settled for good: the group owes nothing, and the connection is not broken again.
+    } else {
         let consumer: async_nats::jetstream::consumer::PullConsumer =
             js.get_consumer_from_stream("g", "EVT_backbone_orders").await.expect("a consumer");
         while consumer.get_info().await.expect("its state").ack_floor.stream_sequence < stored {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // And it can be replayed, with what could be saved.
-        assert_eq!(bus.admin().replay_dead_letters(Default::default()).await.expect("replayed"), bad as u64);
-        let delivery = subscription.next().await.expect("a replayed one");
-        assert!(delivery.message().payload.starts_with(b"bad"));
-        assert_eq!(delivery.message().headers.get("unit"), Some("\u{fffd}\u{fffd}"));
-        delivery.ack().await.expect("acknowledged");
     }
+    // And it can be replayed, with what could be saved.
+    assert_eq!(
+        bus.admin().replay_dead_letters(Default::default()).await.expect("replayed"),
+        bad.len() as u64
+    );
+    let delivery = subscription.next().await.expect("a replayed one");
+    assert!(delivery.message().payload.starts_with(b"bad"));
+    assert_eq!(delivery.message().headers.get("unit"), Some("\u{fffd}\u{fffd}"));
+    delivery.ack().await.expect("acknowledged");
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ impl Fetcher {
         );
         let (member, source) = (self.member.clone(), source.clone());
         let (sequence, time) = (info.sequence, info.published_at());
-        let subject = unreadable::topic_of(&member, &source);
+        let subject = unreadable::topic_of(&member.connection, &source.stream);
         let copy = wire::message(message.headers.as_ref(), message.payload.clone(), subject, || info.id());
         tokio::spawn(async move {
             if let Err(error) = unreadable::bury(&member, &source, sequence, time, copy, &why).await {

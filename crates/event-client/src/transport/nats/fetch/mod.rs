@@ -277,7 +277,7 @@ impl Fetcher {
 
     /// The connection broke: was it something that came over it?
     async fn look_at_breaks(&mut self) {
-        if self.breaks.are_odd(&self.member) {
+        if self.breaks.are_odd(&self.member.connection, self.member.lease()) {
             let sources: Vec<_> = self.pulls.sources().cloned().collect();
             for source in sources {
                 if let Err(error) = self.breaks.bury_unreadable(&self.member, &source).await {

@@ -1,5 +1,6 @@
 //! Reading the stream of each topic in its order: a passing consumer from where the group is, made anew whenever
-//! something is missing. What was begun and not settled is fetched one by one, before anything later.
+//! something is missing. What was begun and not settled is fetched one by one, before anything later; so is what the
+//! connection may have broken over.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::transport::nats::api::nanos;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::{From, Record};
 use crate::transport::nats::state::Raw;
-use crate::transport::nats::{dead, topology, wire};
+use crate::transport::nats::{dead, topology, unreadable, wire};
 
 /// The name of the replayed letters among the topics; no topic has such a one.
 pub(in super::super) const REPLAYS: &str = "@replays";
@@ -28,6 +29,8 @@ pub(in super::super) const REPLAYS: &str = "@replays";
 const PASSING: Duration = Duration::from_secs(300);
 /// Most messages that are fetched one by one at a time.
 const FETCH: usize = 64;
+/// Most that are looked at after a break: no less than what may have been on its way.
+const LOOK: usize = 512;
 
 /// A topic that can be read from now on.
 pub(super) struct Opened {
@@ -37,7 +40,7 @@ pub(super) struct Opened {
     pub(super) consumer: Option<String>,
     /// The first message that comes.
     pub(super) next: u64,
-    /// What is open from earlier, in order; `None` is what the stream no longer has.
+    /// What is open from earlier, in order; `None` is what the stream no longer has, or nobody can read.
     pub(super) open: Vec<(u64, Option<(Message, DeliveryInfo)>)>,
 }
 
@@ -53,12 +56,14 @@ impl From {
     }
 }
 
-/// Opens every topic of the group but those in `known`.
+/// Opens every topic of the group but those in `known`; with `care` when the connection may have broken over a message.
 pub(super) async fn open(
     connection: Arc<Connection>,
+    group: Group,
     record: Record,
     mut wanted: BTreeMap<SmolStr, Wanted>,
     known: Vec<SmolStr>,
+    care: bool,
 ) -> Result<Vec<Opened>> {
     let mut topics = connection.topics_of(&record).await?;
     if record.replays {
@@ -69,8 +74,9 @@ pub(super) async fn open(
         let is_replays = topic == REPLAYS;
         let stream = if is_replays { connection.names.work() } else { connection.names.stream(&topic) };
         let wanted = wanted.remove(&topic);
-        let (next, missing) = wanted.map_or((None, Vec::new()), |wanted| (Some(wanted.next), wanted.missing));
-        let open = futures_util::stream::iter(missing)
+        let (mut next, missing) =
+            wanted.map_or((None, Vec::new()), |wanted| (Some(wanted.next), wanted.missing));
+        let mut open = futures_util::stream::iter(missing)
             .map(|sequence| {
                 let (connection, stream, topic) = (&connection, &stream, &topic);
                 async move { Ok((sequence, fetch(connection, stream, topic, sequence).await?)) }
@@ -80,6 +86,12 @@ pub(super) async fn open(
             .await
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
+        if care
+            && !is_replays
+            && let Some(next) = next.as_mut().filter(|next| **next > 0)
+        {
+            open.extend(look(&connection, &group, &record, &topic, next).await?);
+        }
         let (consumer, next) = if is_replays {
             (None, next.unwrap_or(1))
         } else {
@@ -91,6 +103,34 @@ pub(super) async fn open(
         all.push(Opened { topic, stream, consumer, next, open });
     }
     Ok(all)
+}
+
+/// Fetches one by one what is next, and moves `next` behind it; what nobody can read becomes a dead letter.
+async fn look(
+    connection: &Connection,
+    group: &Group,
+    record: &Record,
+    topic: &str,
+    next: &mut u64,
+) -> Result<Vec<(u64, Option<(Message, DeliveryInfo)>)>> {
+    let stream = connection.names.stream(topic);
+    let mut found = Vec::new();
+    for _ in 0..LOOK {
+        let which = json!({ "seq": *next, "next_by_subj": connection.names.event(">") });
+        let Some(raw) = connection.read_raw(&stream, which).await? else { break };
+        if let Some(why) = unreadable::defect(&raw) {
+            let id = format!("dlq/{stream}/{group}@{}/{}", record.epoch, raw.seq);
+            unreadable::bury_raw(connection, group, &stream, &raw, id, why).await?;
+            found.push((raw.seq, None));
+        } else {
+            match read(connection, &stream, topic, &raw) {
+                Some((message, _)) if !record.wants(&message.subject, raw.seq) => {}
+                read => found.push((raw.seq, read)),
+            }
+        }
+        *next = raw.seq + 1;
+    }
+    Ok(found)
 }
 
 /// Replays from `next` on, no more than `room`.

@@ -30,6 +30,7 @@ use crate::transport::nats::group::Record;
 use crate::transport::nats::member::Source;
 use crate::transport::nats::pull::{Pulls, Said};
 use crate::transport::nats::state::Stored;
+use crate::transport::nats::unreadable::Breaks;
 use crate::transport::nats::wire;
 
 mod reading;
@@ -81,6 +82,9 @@ pub(super) struct Task {
     /// Each set of readers has its own.
     reading: u64,
     opening: bool,
+    breaks: Breaks,
+    /// The connection may have broken over a message that nobody can read.
+    care: bool,
     /// Topics are to be opened, not before then.
     open_at: Option<Instant>,
     open_failures: u32,
@@ -161,6 +165,8 @@ impl Task {
             loaded: HashSet::new(),
             reading: 0,
             opening: false,
+            breaks: Breaks::new(&connection),
+            care: false,
             open_at: None,
             open_failures: 0,
             replays_due: false,
@@ -216,6 +222,7 @@ impl Task {
                 told = self.led.next() => if told.is_some() { self.look_soon() } else { break },
                 _ = connects.changed() => {
                     // What was on its way is lost, and the server may be another one than before.
+                    self.care |= self.breaks.are_odd(&self.connection, self.record.lease());
                     self.read_anew(Duration::ZERO);
                     self.write_again = Instant::now();
                     self.look_soon();

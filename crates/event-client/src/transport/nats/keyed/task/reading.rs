@@ -53,7 +53,8 @@ impl Task {
             })
             .collect();
         let reading = self.reading;
-        let step = reader::open(self.connection.clone(), self.record.clone(), wanted, known);
+        let (connection, group) = (self.connection.clone(), self.member.group.clone());
+        let step = reader::open(connection, group, self.record.clone(), wanted, known, self.care);
         self.jobs.push(step.map(move |result| Done::Opened { reading, result }).boxed());
         None
     }
@@ -68,6 +69,7 @@ impl Task {
             }
         };
         self.open_failures = 0;
+        self.care = false;
         for topic in opened {
             self.loaded.insert(topic.topic.clone());
             self.take_in(&topic.topic, topic.open);
@@ -100,7 +102,7 @@ impl Task {
                 None => {
                     tracing::warn!(
                         group = %self.member.group, topic = %topic, position = sequence,
-                        "a message was passed over: its stream no longer has it, or it is none of this library's"
+                        "a message was passed over: its stream no longer has it, it is none of this library's, or nobody can read it"
                     );
                     self.hand.pass_over(topic, sequence);
                     self.dirty = true;
@@ -131,9 +133,10 @@ impl Task {
 
     pub(super) fn hear(&mut self, message: async_nats::Message) {
         let mut next = Some(message);
-        for _ in 0..BATCH {
+        for looked in 1..=BATCH {
             let Some(message) = next else { return };
-            match message.status {
+            // Others may put a status in front of a message: only a word of the server has nowhere to answer to.
+            match message.status.filter(|_| message.reply.is_none()) {
                 Some(status) => {
                     if let Said::Trouble(text) = self.pulls.status(&message, status) {
                         self.trouble(&text);
@@ -142,10 +145,10 @@ impl Task {
                 }
                 None => self.read(message),
             }
+            if looked == BATCH {
+                return;
+            }
             next = self.messages.next().now_or_never().flatten();
-        }
-        if let Some(message) = next {
-            self.read(message);
         }
     }
 
