@@ -1,8 +1,9 @@
 //! The connection that commands share: one pipeline, rebuilt when it breaks, with a deadline for every call.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
 use tokio::sync::{Notify, watch};
@@ -15,13 +16,24 @@ use super::server::Server;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How often an idle connection is asked whether it still lives.
-const PROBE: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+static PROBE: LazyLock<Cmd> = LazyLock::new(|| redis::cmd("PING"));
 
 #[derive(Clone)]
 pub(super) struct Live {
     connection: MultiplexedConnection,
     /// Counts connections, so that a late failure does not condemn the next one.
     pub(super) generation: u64,
+}
+
+impl Live {
+    /// Whether the client's task behind it is gone, so that nothing can be sent on it any more. What is sent on a
+    /// connection that dies later may have arrived; what is not sent has not.
+    fn has_ended(&self) -> bool {
+        let mut connection = self.connection.clone();
+        // The client throws away what nobody waits for, so a live connection is hardly ever really asked.
+        connection.send_packed_command(&PROBE).now_or_never().is_some_and(|answer| answer.is_err())
+    }
 }
 
 pub(super) struct Link {
@@ -47,18 +59,33 @@ impl Link {
         Ok(link)
     }
 
-    /// The connection, waiting for it at most `within`.
+    /// The connection, waiting for it at most `within`; never one that has already ended.
     pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
-        if let Some(live) = &*self.live.borrow() {
-            return Ok(live.clone());
+        let mut late = None;
+        loop {
+            let known = self.live.borrow().clone();
+            match known {
+                Some(live) if live.has_ended() => {
+                    self.condemn(live.generation, "it ended while nothing was on its way".into());
+                }
+                Some(live) => return Ok(live),
+                None => {
+                    let late = *late.get_or_insert_with(|| Instant::now() + within);
+                    self.wait_until(late).await?;
+                }
+            }
         }
+    }
+
+    /// Waits for a connection.
+    async fn wait_until(&self, late: Instant) -> Result<(), Failure> {
         let mut watch = self.live.subscribe();
         tokio::select! {
-            found = watch.wait_for(Option::is_some) => match found.ok().and_then(|live| live.clone()) {
-                Some(live) => Ok(live),
-                None => Err(Failure::Unsent(closed())),
+            found = watch.wait_for(Option::is_some) => match found {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Failure::Unsent(closed())),
             },
-            () = tokio::time::sleep(within) => {
+            () = tokio::time::sleep_until(late) => {
                 let why = self.why.lock().expect("not poisoned").clone();
                 Err(Failure::Unsent(Error::new(ErrorKind::Unavailable, "the server cannot be reached").because(why)))
             }
@@ -164,8 +191,14 @@ async fn keep(link: Arc<Link>) {
         tokio::select! {
             () = link.closed.cancelled() => return,
             () = link.broken.notified() => {}
-            () = tokio::time::sleep(PROBE) => {
-                let _ = link.ask(redis::cmd("PING")).await;
+            () = tokio::time::sleep(PROBE_EVERY) => {
+                // On the connection itself: who waits here for the next one waits for who makes it.
+                let live = link.live.borrow().clone();
+                if let Some(live) = live {
+                    let mut ping = Pipeline::with_capacity(1);
+                    ping.add_command(PROBE.clone());
+                    let _ = link.run_on(live, &ping).await;
+                }
                 continue;
             }
         }

@@ -48,3 +48,13 @@ async fn missing_replicas_are_told() {
     let url = format!("{}?wait_replicas=1&publish_timeout=400ms", server.url());
     assert_eq!(publish(&url, Durability::Default).await, Err(ErrorKind::Unavailable));
 }
+
+/// A connection that died while nothing was sent is no reason to fail what comes next.
+#[tokio::test]
+async fn an_outage_that_nobody_noticed_costs_nothing() {
+    let server = Redis::options().start().await.expect("a server");
+    let bus = open(&server.url()).await.expect("opened");
+    bus.publish(message("orders.a", "before")).await.expect("published");
+    server.restart().await.expect("restarted");
+    bus.publish(message("orders.a", "after")).await.expect("published without a second try");
+}
