@@ -5,23 +5,16 @@ use backbone_tests::{Cli, Said};
 use serde_json::Value;
 use test_servers::{Generation, Nats, Rabbit, Redis};
 
-/// Runs the demonstration on this bus: every count adds up, and what the traffic asks for is as on every other bus.
+use crate::demo;
+
+/// What the traffic asks for is as on every other bus.
 async fn demonstrate(url: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Cli::at(url).command(&["demo", "--once", "--json"]);
-    command.current_dir(folder.path()).env_remove("RUST_LOG").kill_on_drop(true);
-    let output = tokio::time::timeout(std::time::Duration::from_secs(120), command.output()).await;
-    let output = output.expect("it stops by itself").unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_str(out.lines().last().unwrap_or_default())
-        .unwrap_or_else(|error| panic!("{error}; it wrote:\n{out}\n{err}"));
-    assert!(output.status.success() && report["adds_up"] == true, "{report:#}\n{err}");
-    let count = |what: &str| {
-        let rows = report["counts"].as_array().unwrap().iter().filter(|row| row["what"] == what);
-        rows.map(|row| row["observed"].as_u64().unwrap()).sum::<u64>()
-    };
-    let counts =
-        ["events published", "events handled", "retries", "dead letters", "tasks succeeded"].map(count);
+    command.current_dir(folder.path());
+    let report = demo::report(command).await;
+    let counts = ["events published", "events handled", "retries", "dead letters", "tasks succeeded"]
+        .map(|what| demo::count(&report, what));
     assert_eq!(counts, [283, 423, 6, 3, 14]);
 }
 
