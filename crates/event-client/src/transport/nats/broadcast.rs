@@ -16,6 +16,7 @@ use super::fetch::count_expired;
 use super::group::{Floor, From};
 use super::member::Source;
 use super::pull::{Pulls, Said};
+use super::trouble::Trouble;
 use super::unreadable::defect;
 use super::{topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo};
@@ -39,7 +40,7 @@ struct Listener {
     pulls: Pulls,
     /// The next message of each topic, once there was one.
     next: HashMap<SmolStr, u64>,
-    troubled: bool,
+    trouble: Trouble,
 }
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
@@ -60,7 +61,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         start: spec.start,
         inbox,
         next: HashMap::new(),
-        troubled: false,
+        trouble: Trouble::default(),
     };
     for topic in listener.filters.iter().filter_map(Pattern::topic) {
         if !connection.topics_seen.is_ready(topic) {
@@ -262,16 +263,14 @@ impl Listener {
     }
 
     fn trouble(&mut self, what: &str) {
-        self.feed.report(Health::Rebuilding(what.to_owned()));
-        if !std::mem::replace(&mut self.troubled, true) {
+        if self.trouble.begins(&self.feed, what) {
             tracing::warn!(inbox = %self.inbox, error = what, "a broadcast is interrupted; it is tried again");
         }
     }
 
     fn well(&mut self) {
-        if std::mem::replace(&mut self.troubled, false) {
+        if self.trouble.ends(&self.feed) {
             tracing::info!(inbox = %self.inbox, "a broadcast goes on");
         }
-        self.feed.report(Health::Live);
     }
 }

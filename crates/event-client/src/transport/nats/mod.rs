@@ -57,6 +57,7 @@ mod settle;
 mod state;
 mod subscribe;
 mod topology;
+mod trouble;
 mod unreadable;
 mod wire;
 

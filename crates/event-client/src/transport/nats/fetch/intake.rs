@@ -17,7 +17,7 @@ impl Fetcher {
                 entries.push(entry);
             }
         }
-        if !entries.is_empty() && self.troubled {
+        if !entries.is_empty() && self.trouble.is_on() {
             self.well();
         }
         // What was said of a message before it came again must be known first.

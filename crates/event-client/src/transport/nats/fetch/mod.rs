@@ -15,6 +15,7 @@ use super::group::Record;
 use super::member::{Entry, Member, Order, Source};
 use super::pull::{EXPIRES, Pulls, Said};
 use super::settle::{ACK, Attempt, PROGRESS};
+use super::trouble::Trouble;
 use super::unreadable::{self, Breaks};
 use super::{dead, topology, wire};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
@@ -47,7 +48,7 @@ pub(super) struct Fetcher {
     ready: VecDeque<Token>,
     breaks: Breaks,
     /// A warning was logged and not yet taken back.
-    troubled: bool,
+    trouble: Trouble,
 }
 
 /// Why the task goes on or not.
@@ -84,7 +85,7 @@ impl Fetcher {
             orders,
             ready: VecDeque::new(),
             breaks: Breaks::new(connection),
-            troubled: false,
+            trouble: Trouble::default(),
         };
         Ok(fetcher)
     }
@@ -310,17 +311,11 @@ impl Fetcher {
     }
 
     fn trouble(&mut self, what: &str) {
-        self.feed.report(Health::Rebuilding(what.to_owned()));
-        if !std::mem::replace(&mut self.troubled, true) {
-            tracing::warn!(group = %self.member.group, error = what, "fetching is interrupted; it is tried again");
-        }
+        self.trouble.begins_for(&self.member.group, &self.feed, what);
     }
 
     fn well(&mut self) {
-        if std::mem::replace(&mut self.troubled, false) {
-            tracing::info!(group = %self.member.group, "fetching goes on");
-        }
-        self.feed.report(Health::Live);
+        self.trouble.ends_for(&self.member.group, &self.feed);
     }
 }
 

@@ -30,6 +30,7 @@ use crate::transport::nats::group::Record;
 use crate::transport::nats::member::Source;
 use crate::transport::nats::pull::{Pulls, Said};
 use crate::transport::nats::state::Stored;
+use crate::transport::nats::trouble::Trouble;
 use crate::transport::nats::unreadable::Breaks;
 use crate::transport::nats::wire;
 
@@ -97,7 +98,7 @@ pub(super) struct Task {
 
     stopping: bool,
     over: bool,
-    troubled: bool,
+    trouble: Trouble,
 }
 
 struct Reader {
@@ -176,7 +177,7 @@ impl Task {
             reload_again: false,
             stopping: false,
             over: false,
-            troubled: false,
+            trouble: Trouble::default(),
             connection,
         })
     }
@@ -370,16 +371,10 @@ impl Task {
     }
 
     fn trouble(&mut self, what: &str) {
-        self.feed.report(Health::Rebuilding(what.to_owned()));
-        if !std::mem::replace(&mut self.troubled, true) {
-            tracing::warn!(group = %self.member.group, error = what, "fetching is interrupted; it is tried again");
-        }
+        self.trouble.begins_for(&self.member.group, &self.feed, what);
     }
 
     fn well(&mut self) {
-        if std::mem::replace(&mut self.troubled, false) {
-            tracing::info!(group = %self.member.group, "fetching goes on");
-        }
-        self.feed.report(Health::Live);
+        self.trouble.ends_for(&self.member.group, &self.feed);
     }
 }
