@@ -72,6 +72,7 @@ async fn the_doctor_looks_at_rabbitmq() {
     let said = Cli::at(&Rabbit::shared(Generation::New).await.url()).run(&["doctor", "--json"]).await;
     assert!(said.ok && finding(&said, "alarm").0 == "good", "{said:?}");
     assert_eq!(finding(&said, "access").0, "advice", "{said:?}");
+    assert_eq!(finding(&said, "version").0, "good", "{said:?}");
 }
 
 #[tokio::test]

@@ -69,6 +69,8 @@ impl Fault {
         }
         let possible = |fault: &Self| match fault {
             Self::WorkerKilled | Self::WorkerFrozen | Self::PublisherKilled => true,
+            // The older RabbitMQ loses what it has confirmed: its log has holes afterwards, and its queues crash on them.
+            Self::DiskFull if options.on == On::Rabbitmq && !options.new => false,
             Self::DiskFull => broker.ballast().is_some(),
             // While the disk is busy Redis holds its writes back, unless it syncs each: a kill takes them with it.
             Self::ServerKilled if options.on == On::Redis => options.fsync,

@@ -300,7 +300,7 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
     }
     let patience = Duration::from_secs(10);
     match tokio::time::timeout(patience, options.connect(&config.servers[..])).await {
-        Ok(connected) => connected.map_err(|error| connect(error, &config.login)),
+        Ok(connected) => connected.map_err(|error| connect(error, config)),
         Err(_) => Err(Error::new(ErrorKind::Unavailable, "the server did not answer in time")
             .with("waited", format!("{patience:?}"))),
     }

@@ -1,10 +1,11 @@
 //! Errors of the client and the server in this crate's words.
 
+use std::io;
 use std::time::Duration;
 
 use smol_str::SmolStr;
 
-use super::config::Login;
+use super::config::{Config, Login};
 use super::connection::Connection;
 use crate::error::{Error, ErrorKind};
 
@@ -58,15 +59,16 @@ pub(super) fn lost() -> Error {
 }
 
 /// Why the first connection failed.
-pub(super) fn connect(error: async_nats::ConnectError, login: &Login) -> Error {
+pub(super) fn connect(error: async_nats::ConnectError, config: &Config) -> Error {
     use async_nats::ConnectErrorKind as Kind;
     // Before anything was sent: the file has no seed to sign with. What is in it is not for an error to tell.
-    if let (Kind::Authentication, Login::Nkey(path) | Login::Creds(path)) = (error.kind(), login) {
+    if let (Kind::Authentication, Login::Nkey(path) | Login::Creds(path)) = (error.kind(), &config.login) {
         return Error::new(ErrorKind::Config, "the file has no seed of an nkey that could be used")
             .with("path", path.display());
     }
     let (kind, text) = match error.kind() {
-        _ if is_tls(&error) => {
+        // The reason why a server refuses a certificate may be overtaken by the reset that follows it.
+        _ if is_tls(&error) || config.tls && is_cut(&error) => {
             (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`")
         }
         Kind::AuthorizationViolation | Kind::Authentication => (
@@ -83,15 +85,22 @@ pub(super) fn connect(error: async_nats::ConnectError, login: &Login) -> Error {
 
 /// Whether certificates are behind it; the client calls most of that an IO error.
 fn is_tls(error: &async_nats::ConnectError) -> bool {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
-        }
-        cause = error.source();
-    }
-    error.kind() == async_nats::ConnectErrorKind::Tls
+    let by_rustls = |error: &(dyn std::error::Error + 'static)| {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>())
+    };
+    error.kind() == async_nats::ConnectErrorKind::Tls || causes(error).any(by_rustls)
+}
+
+/// Whether the server answered and then hung up.
+fn is_cut(error: &async_nats::ConnectError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let cut = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
+    causes(error).any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| cut.contains(&error.kind())))
+}
+
+fn causes(error: &async_nats::ConnectError) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(std::error::Error::source(error), |error| error.source())
 }
 
 impl Connection {

@@ -101,6 +101,11 @@ impl Link {
         Err(failure.expect("there is at least one host"))
     }
 
+    /// Which broker it is, once there was a connection.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.version.get().copied()
+    }
+
     /// A new channel.
     pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = self.connection().await?;

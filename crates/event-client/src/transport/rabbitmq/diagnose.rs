@@ -1,6 +1,7 @@
 //! What is to be said of the broker: encryption, access, alarms, limits.
 
 use super::Inner;
+use super::greeting::Version;
 use crate::error::Result;
 use crate::transport::Finding;
 use crate::transport::finding::plain_text;
@@ -15,6 +16,7 @@ impl Inner {
         let connection = self.publish.connection().await?;
         let limits = connection.configuration();
         let mut findings = Vec::new();
+        findings.extend(self.publish.version().map(version));
         let uris = &self.config.uris;
         let encrypted = uris.iter().all(|uri| uri.scheme == lapin::uri::AMQPScheme::AMQPS);
         let hosts = uris.iter().map(|uri| uri.authority.host.as_str());
@@ -50,4 +52,17 @@ impl Inner {
             .push(Finding::good("fsync", "quorum queues: a confirmed message is on the disks of a majority"));
         Ok(findings)
     }
+}
+
+fn version(version: Version) -> Finding {
+    if version.survives_full_disks() {
+        return Finding::good("version", version.to_string());
+    }
+    Finding::advice(
+        "version",
+        format!(
+            "{version}: its quorum queues can lose confirmed messages when the disk is full; keep `disk_free_limit` far \
+             above what is written there in ten seconds, or take RabbitMQ 4.3 or later"
+        ),
+    )
 }

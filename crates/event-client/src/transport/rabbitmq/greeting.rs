@@ -3,11 +3,14 @@
 //! The client library keeps the greeting to itself, so it is read once, when a bus is opened, on a connection of its own.
 //! What an older broker does not know it may ignore without a word: better to know beforehand.
 
+use std::time::Duration;
+
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::tcp::{AMQPUriTcpExt, OwnedTLSConfig};
 use lapin::types::AMQPValue;
 use lapin::types::parsing::parse_field_table;
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -19,6 +22,8 @@ const FRAME: [u8; 3] = [1, 0, 0];
 const START: [u8; 6] = [0, 10, 0, 10, 0, 9];
 /// No greeting is larger.
 const LARGEST: usize = 64 * 1024;
+/// How long a server that hung up over TLS is listened to, before it is spoken to a second time.
+const LISTEN: Duration = Duration::from_secs(1);
 
 /// Version of a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +37,17 @@ impl Version {
     pub(super) fn returns_uncounted(self) -> bool {
         self >= Self(4, 3)
     }
+
+    /// A full disk was seen to tear holes into the log of quorum queues of 3.10, and not of 4.3.
+    pub(super) fn survives_full_disks(self) -> bool {
+        self >= Self(4, 3)
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RabbitMQ {}.{}", self.0, self.1)
+    }
 }
 
 /// Asks the broker at `uri`.
@@ -39,7 +55,14 @@ impl Version {
 /// # Errors
 /// [`ErrorKind::Unsupported`] for what is not RabbitMQ or too old, [`ErrorKind::Unavailable`] when there is no greeting.
 pub(super) async fn version(uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<Version> {
-    let greeting = read(uri, tls).await?;
+    let greeting = match read(uri, tls, None).await {
+        // With TLS 1.3 a server refuses our certificate after we believe to be connected. It closes without reading
+        // what we said meanwhile, so TCP answers with a reset, which can overtake the reason. Silent, we hear it.
+        Err(error) if error.kind() == ErrorKind::Unavailable && uri.scheme == AMQPScheme::AMQPS => {
+            read(uri, tls, Some(LISTEN)).await?
+        }
+        greeting => greeting?,
+    };
     let properties = match parse_field_table(greeting.as_slice()) {
         Ok((_, table)) => table,
         Err(_) => return Err(Error::new(ErrorKind::Unsupported, "the server's greeting cannot be read")),
@@ -75,14 +98,19 @@ fn failed(error: std::io::Error) -> Error {
     Error::new(kind, text).because(error)
 }
 
-/// The server properties of the greeting, as they came.
-async fn read(uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<Vec<u8>> {
+/// The server properties of the greeting, as they came; asked for after `silence`.
+async fn read(uri: &AMQPUri, tls: &OwnedTLSConfig, silence: Option<Duration>) -> Result<Vec<u8>> {
     let stranger = || Error::new(ErrorKind::Unsupported, "the server does not speak AMQP 0.9.1");
     let runtime = lapin::runtime::default_runtime().map_err(super::error::amqp)?;
     let mut stream = uri.connect_with_config_async(tls.as_ref(), &runtime).await.map_err(failed)?;
+    let mut start = [0; 7];
+    if let Some(silence) = silence
+        && let Ok(heard) = timeout(silence, stream.read_exact(&mut start[..1])).await
+    {
+        return Err(heard.map_or_else(failed, |()| stranger()));
+    }
     stream.write_all(HEADER).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;
-    let mut start = [0; 7];
     stream.read_exact(&mut start).await.map_err(failed)?;
     let size = u32::from_be_bytes([start[3], start[4], start[5], start[6]]) as usize;
     if start[..3] != FRAME || !(START.len()..LARGEST).contains(&size) {
