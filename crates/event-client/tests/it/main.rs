@@ -1,6 +1,7 @@
 //! Integration tests of the library: one binary, one module a subject.
 
 mod batch;
+mod broker;
 mod events;
 mod layers;
 mod nats;

@@ -96,7 +96,8 @@ fn is_tls(error: &async_nats::ConnectError) -> bool {
 fn is_cut(error: &async_nats::ConnectError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let cut = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
-    causes(error).any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| cut.contains(&error.kind())))
+    causes(error)
+        .any(|error| error.downcast_ref::<io::Error>().is_some_and(|error| cut.contains(&error.kind())))
 }
 
 fn causes(error: &async_nats::ConnectError) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {

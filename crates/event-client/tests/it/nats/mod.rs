@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use event_client::message::Message;
-use event_client::subject::{Group, Pattern, Subject};
-use event_client::transport::{self, DeadLetter, DeadLetterFilter, Subscribe, Transport};
-use event_client::{ErrorKind, Result};
+use event_client::subject::Group;
+use event_client::transport::{DeadLetter, DeadLetterFilter, Transport};
 use test_servers::{Generation, Nats};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+
+use crate::broker::{group, message, open, refused};
 
 mod foreign;
 mod logins;
@@ -25,28 +25,6 @@ async fn shared() -> (String, String) {
     let namespace = format!("it-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let server = Nats::shared(Generation::Old).await;
     (format!("{}?namespace={namespace}", server.url()), namespace)
-}
-
-async fn open(url: &str) -> Result<Arc<dyn Transport>> {
-    transport::open(url.parse()?).await
-}
-
-/// Opening it must be refused as `kind`, and say `word`.
-async fn refused(url: &str, kind: ErrorKind, word: &str) {
-    let error = open(url).await.expect_err("it should be refused");
-    assert_eq!(error.kind(), kind, "{error:?}");
-    assert!(error.to_string().contains(word), "{error}");
-}
-
-fn message(subject: &str, text: &str) -> Message {
-    Message::new(Subject::new(subject).expect("a subject"), "text/plain", text.to_owned())
-}
-
-fn group(name: &str, pattern: &str) -> Subscribe {
-    let mut spec =
-        Subscribe::group(Group::new(name).expect("a group"), [Pattern::new(pattern).expect("a pattern")]);
-    spec.credit = 8;
-    spec
 }
 
 /// A plain client.

@@ -1,6 +1,6 @@
 //! Bad input: each is a clear error, and harms nothing else.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream;
 use event_client::ErrorKind;
@@ -8,14 +8,14 @@ use event_client::message::Durability;
 use test_servers::{Generation, Nats};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use super::{group, message, open, plain, refused, shared};
 
 #[tokio::test]
 async fn no_server_is_told_within_seconds() {
-    let before = Instant::now();
-    refused("nats://127.0.0.1:1", ErrorKind::Unavailable, "no NATS server").await;
-    assert!(before.elapsed() < Duration::from_secs(20));
+    let told = refused("nats://127.0.0.1:1", ErrorKind::Unavailable, "no NATS server");
+    timeout(Duration::from_secs(60), told).await.expect("it does not try for ever");
 }
 
 #[tokio::test]

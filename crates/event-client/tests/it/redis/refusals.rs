@@ -1,10 +1,11 @@
 //! Bad input: each is a clear error, and harms nothing else.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
 use test_servers::{Redis, Tls};
+use tokio::time::timeout;
 
 use super::{group, message, open, plain, refused, shared};
 
@@ -22,9 +23,8 @@ async fn wrong_credentials_are_denied_and_never_shown() {
 
 #[tokio::test]
 async fn no_server_is_told_within_seconds() {
-    let before = Instant::now();
-    refused("redis://127.0.0.1:1", ErrorKind::Unavailable, "cannot be reached").await;
-    assert!(before.elapsed() < Duration::from_secs(20));
+    let told = refused("redis://127.0.0.1:1", ErrorKind::Unavailable, "cannot be reached");
+    timeout(Duration::from_secs(60), told).await.expect("it does not try for ever");
 }
 
 /// A right that is missing for one topic refuses that topic alone.
