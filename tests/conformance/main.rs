@@ -38,16 +38,10 @@ fn main() -> std::process::ExitCode {
     conclusion.exit_code()
 }
 
-/// Transports of a run without a filter. The others run by name or with `BACKBONE_EXAM=all`: newer servers, and
-/// those of which a case still fails now and then on a busy machine, which is a defect to find.
-const ALWAYS: [&str; 6] = ["memory", "sqlite", "nats", "nats-new", "redis", "redis-new"];
-
-/// Whether to take this transport in at all, for listing its cases starts its server.
+/// Whether to take this transport in at all, for listing its cases starts its server. Without a filter all are.
 fn is_asked_for(name: &str, arguments: &Arguments) -> bool {
-    match arguments.filter.as_deref().and_then(|filter| filter.split_once("::")) {
-        Some((asked, _)) => asked == name,
-        None => ALWAYS.contains(&name) || std::env::var("BACKBONE_EXAM").is_ok_and(|which| which == "all"),
-    }
+    let asked = arguments.filter.as_deref().and_then(|filter| filter.split_once("::"));
+    asked.is_none_or(|(asked, _)| asked == name)
 }
 
 /// Every case that is about this transport.

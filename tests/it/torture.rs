@@ -29,7 +29,6 @@ fn nats() {
 }
 
 #[test]
-#[ignore = "runs by name, as RabbitMQ's exam does, until no case of it fails on a busy machine"]
 fn rabbitmq() {
     torture(&["--on", "rabbitmq", "--new", "--faults", "5", "--seed", "2"]);
 }

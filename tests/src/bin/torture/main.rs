@@ -29,10 +29,14 @@ mod worker;
 use clap::Parser;
 use options::{Options, Role};
 use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = Options::parse();
+    let level = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_env_filter(level).with_ansi(false).with_writer(std::io::stderr).init();
     let result = match &options.role {
         Some(Role::Publish(role)) => publisher::run(role).await,
         Some(Role::Work(role)) => worker::run(role).await,

@@ -8,6 +8,7 @@ use event_client::subject::{Group, Pattern};
 use event_client::transport::Subscribe;
 use event_client::{Bus, ErrorKind};
 use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -211,6 +212,9 @@ impl Team {
 fn command(role: &str, url: &str, ledger: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([role, "--url", url, "--ledger"]).arg(ledger).stdin(Stdio::null()).kill_on_drop(true);
+    // What they say lies beside their ledger: that of the one before is kept, too.
+    let log = ledger.with_extension("log");
+    command.stderr(File::options().create(true).append(true).open(log)?);
     Ok(command)
 }
 
