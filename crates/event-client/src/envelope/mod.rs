@@ -74,11 +74,18 @@ pub struct Meta {
 impl Meta {
     /// Attributes of a new event of type `kind` from `source`, happening now.
     pub fn new(id: MessageId, source: impl Into<SmolStr>, kind: impl Into<SmolStr>) -> Self {
+        let mut meta = Self::empty();
+        (meta.id, meta.source, meta.kind) = (id, source.into(), kind.into());
+        meta.time = Some(Timestamp::now());
+        meta
+    }
+
+    fn empty() -> Self {
         Self {
-            id,
-            source: source.into(),
-            kind: kind.into(),
-            time: Some(Timestamp::now()),
+            id: MessageId::Text(SmolStr::default()),
+            source: SmolStr::default(),
+            kind: SmolStr::default(),
+            time: None,
             subject: None,
             datacontenttype: None,
             dataschema: None,
@@ -90,10 +97,6 @@ impl Meta {
             expirytime: None,
             extensions: Vec::new(),
         }
-    }
-
-    fn empty() -> Self {
-        Self { time: None, ..Self::new(MessageId::Text(SmolStr::default()), "", "") }
     }
 
     /// Takes correlation, cause and trace from what is being handled; a first event starts a flow of its own.
@@ -156,14 +159,20 @@ impl Meta {
     /// Every attribute that is set, in writing order, as text.
     fn for_each(&self, mut visit: impl FnMut(&str, &str)) {
         use std::fmt::Write;
-        let mut text = String::new();
+        let mut text = String::with_capacity(64);
         let mut show = |name: &str, value: &dyn std::fmt::Display, visit: &mut dyn FnMut(&str, &str)| {
             text.clear();
             let _ = write!(text, "{value}");
             visit(name, &text);
         };
+        let spell = |name: &str, id: &MessageId, visit: &mut dyn FnMut(&str, &str)| match id {
+            MessageId::Uuid(id) => {
+                visit(name, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
+            }
+            MessageId::Text(text) => visit(name, text),
+        };
         visit("specversion", "1.0");
-        show("id", &self.id, &mut visit);
+        spell("id", &self.id, &mut visit);
         visit("source", &self.source);
         visit("type", &self.kind);
         if let Some(time) = &self.time {
@@ -183,7 +192,7 @@ impl Meta {
         }
         for (name, id) in [("correlationid", &self.correlationid), ("causationid", &self.causationid)] {
             if let Some(id) = id {
-                show(name, id, &mut visit);
+                spell(name, id, &mut visit);
             }
         }
         if let Some(trace) = &self.traceparent {
@@ -197,10 +206,21 @@ impl Meta {
         }
     }
 
+    /// How many [`for_each`](Self::for_each) visits, without writing any of them.
     fn count(&self) -> u32 {
-        let mut count = 0;
-        self.for_each(|_, _| count += 1);
-        count
+        let optional = [
+            self.time.is_some(),
+            self.subject.is_some(),
+            self.datacontenttype.is_some(),
+            self.dataschema.is_some(),
+            self.partitionkey.is_some(),
+            self.tracestate.is_some(),
+            self.correlationid.is_some(),
+            self.causationid.is_some(),
+            self.traceparent.is_some(),
+            self.expirytime.is_some(),
+        ];
+        4 + optional.iter().filter(|set| **set).count() as u32 + self.extensions.len() as u32
     }
 
     fn require(&self) -> Result<()> {

@@ -24,6 +24,10 @@ fn every_mode_and_codec_comes_back() {
             meta.caused_by(None);
             meta.subject = Some("order 7 ä".into());
             meta.partitionkey = Some("7".into());
+            meta.dataschema = Some("https://example.org/orders".into());
+            meta.causationid = Some("A-7".into());
+            meta.tracestate = Some("vendor=1".into());
+            meta.expirytime = Some(Timestamp::from_second(1_700_000_000).unwrap());
             meta.extensions.push(("tenant".into(), "acme".into()));
             let data = json!({"order_id": 7, "nested": {"list": [1, 2.5, null, "x"]}});
             let read = Envelope::read(&message(mode, codec, &mut meta, &data)).unwrap();

@@ -90,6 +90,7 @@ impl<T: Event> FromPayload for Msg<T> {
     fn from_payload(incoming: &Incoming) -> Result<Self> {
         let kind = incoming.envelope.meta.kind.as_str();
         let version = match version_of(kind) {
+            Some(version) if kind == T::SUBJECT => version,
             Some(version) if kind.strip_suffix(&format!(".v{version}")) == Some(T::NAME) => version,
             _ => {
                 return Err(Error::new(
