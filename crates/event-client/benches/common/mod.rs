@@ -199,11 +199,12 @@ pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> O
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Handles all typed events of a group, 64 at a time.
+/// Handles all typed events of a group, 64 at a time and 384 in hand, as many as raw clients have on their way.
 pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> Outcome {
     let counter = Arc::new(Counter { left: AtomicU64::new(total as u64), done: Notify::new() });
     let start = Instant::now();
-    let service = Service::new("bench").bus(bus.clone()).on(handle.concurrency(64).group(group));
+    let service =
+        Service::new("bench").bus(bus.clone()).on(handle.concurrency(64).prefetch(320).group(group));
     let running = service.with_state(Arc::clone(&counter)).start().await?;
     counter.done.notified().await;
     let rate = total as f64 / start.elapsed().as_secs_f64();

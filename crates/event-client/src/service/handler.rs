@@ -44,9 +44,18 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
         Knobs::default()
     }
 
-    /// Handles up to `n` messages at a time in this process, and fetches no more than that. Default 16.
+    /// Handles up to `n` messages at a time in this process, and fetches no more than that and what
+    /// [`prefetch`](Self::prefetch) adds. Default 16.
     fn concurrency(self, n: usize) -> Configured<Self, M, S> {
         Configured::new(self).concurrency(n)
+    }
+
+    /// Fetches up to `n` messages beyond those that are being handled. Default 0.
+    ///
+    /// For quick handlers, which would otherwise wait for the broker after every few messages. What waits here is
+    /// leased: no other process can have it meanwhile, and a crash counts as an attempt at it.
+    fn prefetch(self, n: usize) -> Configured<Self, M, S> {
+        Configured::new(self).prefetch(n)
     }
 
     /// Handles messages with the same key one after another, in order, retries included.
@@ -99,6 +108,8 @@ pub struct Knobs {
     pub broadcast: bool,
     /// Most items of a batch; `concurrency` then counts batches.
     pub batch: Option<usize>,
+    /// Messages that wait here beside those being handled.
+    pub prefetch: usize,
 }
 
 impl Knobs {
@@ -125,7 +136,7 @@ impl Knobs {
     pub(crate) fn subscribe(&self, mut spec: Subscribe) -> Subscribe {
         spec.start = self.start;
         spec.keyed = self.keyed;
-        spec.credit = self.slots();
+        spec.credit = self.slots().saturating_add(self.prefetch).min(Self::MAX_SLOTS);
         spec.lease = self.lease.unwrap_or(Subscribe::DEFAULT_LEASE);
         spec
     }
@@ -164,6 +175,8 @@ macro_rules! knobs {
 knobs! {
     /// See [`Handler::concurrency`].
     concurrency(n: usize) => concurrency = Some(n);
+    /// See [`Handler::prefetch`].
+    prefetch(n: usize) => prefetch = n;
     /// See [`Handler::keyed`].
     keyed() => keyed = true;
     /// See [`Handler::retry`].
