@@ -22,8 +22,10 @@ use common::{
     publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec,
 };
 
-/// Commands of one pipeline, and entries of one read.
+/// Entries of one read.
 const BATCH: usize = 128;
+/// Commands of one pipeline: four of them are a window of 256.
+const COMMANDS: usize = 64;
 
 async fn connection(url: &str) -> Result<MultiplexedConnection, Failure> {
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
@@ -42,7 +44,7 @@ fn xadd(key: &str, body: &[u8]) -> Cmd {
     command
 }
 
-/// Pipelines, four on their way: the best shape of the client.
+/// Pipelines, four on their way, together no more unconfirmed messages than ours may have.
 async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome {
     let connection = connection(url).await?;
     let body = vec![7u8; size];
@@ -56,7 +58,7 @@ async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome
             let done: tokio::task::JoinHandle<redis::RedisResult<Vec<Value>>> = done;
             done.await??;
         }
-        let batch = left.min(BATCH);
+        let batch = left.min(COMMANDS);
         left -= batch;
         let mut pipeline = Pipeline::with_capacity(batch);
         for _ in 0..batch {
