@@ -14,6 +14,8 @@ use super::member::Source;
 /// or what the server has just sent would be lost until its lease ends. Its end is also the sign of life that is
 /// watched for.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
+/// A pull for more goes out as soon as one part of so many of the room is free: the server must not run dry meanwhile.
+const AGAIN: usize = 4;
 /// Silence after which a pull is given up.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -137,7 +139,7 @@ impl Pulls {
             }
             let outstanding = pull.outstanding();
             let wanted = share.saturating_sub(outstanding);
-            if outstanding == 0 || (wanted > 0 && wanted >= share.div_ceil(2)) {
+            if outstanding == 0 || (wanted > 0 && wanted >= share.div_ceil(AGAIN)) {
                 self.open(at, wanted);
             }
             look(self.list[at].heard + SILENCE);
