@@ -22,6 +22,10 @@ impl Fixture for Nats {
     fn fresh(&self, settings: &Settings) -> Result<Storage> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mut options = format!("?namespace=exam-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        if self.0 == Generation::New {
+            // Publishes share atomic batches then; the older generation takes the exam without them.
+            options += "&sync=always";
+        }
         if let Some(window) = settings.dedup_window {
             options += &format!("&dedup_window={}ms", window.as_millis());
         }

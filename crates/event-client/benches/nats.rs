@@ -1,7 +1,8 @@
 //! The NATS transport beside raw async-nats on the same server: `cargo bench -p event-client --bench nats`.
 //!
 //! Raw sends the same bytes and headers to a stream with the same settings, reads through a durable pull consumer with
-//! the same settings and keeps as many on their way. Rounds alternate, so that a busy neighbour hurts both.
+//! the same settings and keeps as many on their way; where each message costs an fsync and the server takes atomic
+//! batches, raw publishes in those. Rounds alternate, so that a busy neighbour hurts both.
 //! `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the durability class (`sync_interval: always`),
 //! `BENCH_NEW=1` takes the newer server, `BENCH_ONLY=opaque,typed,latency,requests` some of the rows and `BENCH_SIZE=`
 //! one size of them.
@@ -27,8 +28,10 @@ use common::{
     publish_window, quantiles, requests, serve_typed, setting, spec,
 };
 
-/// Messages on their way to a subscription.
+/// Messages that raw asks for; it asks again when half of them are on their way.
 const CREDIT: usize = 256;
+/// Messages that ours may hold: as many as raw has on their way at most.
+const HELD: usize = CREDIT + CREDIT / 2;
 
 async fn connect(url: &str) -> Result<Client, Failure> {
     let options = async_nats::ConnectOptions::new().client_capacity(8192).skip_subject_validation(true);
@@ -42,6 +45,23 @@ fn headers() -> HeaderMap {
     let id = uuid::Uuid::now_v7();
     headers.insert("ce-id", &*id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()));
     headers
+}
+
+/// Whether the server fsyncs each message and takes atomic batches.
+fn batches() -> bool {
+    setting("BENCH_FSYNC", 0) + setting("BENCH_NEW", 0) == 2
+}
+
+/// Whether a batch was taken.
+fn stored(reply: &async_nats::Message) -> Result<(), Failure> {
+    let text = std::str::from_utf8(&reply.payload)?;
+    if text.contains("error") { Err(text.into()) } else { Ok(()) }
+}
+
+/// The options of a namespace of our own.
+fn options(namespace: &str) -> String {
+    let sync = if setting("BENCH_FSYNC", 0) == 1 { "&sync=always" } else { "" };
+    format!("namespace={namespace}{sync}")
 }
 
 /// Raw: one connection, and a stream as the transport makes them.
@@ -62,6 +82,7 @@ impl Raw {
             subjects: vec![format!("{name}.evt.orders"), format!("{name}.evt.orders.>")],
             max_age: Duration::from_hours(7 * 24),
             duplicate_window: Duration::from_secs(120),
+            allow_atomic_publish: batches(),
             ..stream::Config::default()
         };
         let stream = context.create_stream(config).await?;
@@ -69,8 +90,35 @@ impl Raw {
         Ok(Self { client, context, stream, name: name.into(), subject })
     }
 
+    /// Atomic batches of a whole window: the best shape where each message costs an fsync.
+    async fn publish_batches(&self, total: usize, size: usize, window: usize) -> Outcome {
+        let body = Bytes::from(vec![7u8; size]);
+        let start = Instant::now();
+        let mut left = total;
+        while left > 0 {
+            let count = left.min(window);
+            left -= count;
+            let id = uuid::Uuid::now_v7().simple().to_string();
+            for at in 1..=count {
+                let (subject, body, mut headers) = (self.subject.clone(), body.clone(), headers());
+                headers.insert("Nats-Batch-Id", id.as_str());
+                headers.insert("Nats-Batch-Sequence", at.to_string());
+                if at < count {
+                    self.client.publish_with_headers(subject, headers, body).await?;
+                } else {
+                    headers.insert("Nats-Batch-Commit", "1");
+                    stored(&self.client.request_with_headers(subject, headers, body).await?)?;
+                }
+            }
+        }
+        Ok(total as f64 / start.elapsed().as_secs_f64())
+    }
+
     /// A sliding window of publishes that are not confirmed yet.
     async fn publish(&self, total: usize, size: usize, window: usize) -> Outcome {
+        if batches() && window > 1 {
+            return self.publish_batches(total, size, window).await;
+        }
         let body = Bytes::from(vec![7u8; size]);
         let start = Instant::now();
         let mut waiting: VecDeque<PublishAckFuture> = VecDeque::with_capacity(window);
@@ -80,8 +128,8 @@ impl Raw {
             {
                 first.await?;
             }
-            let (subject, body) = (self.subject.clone(), body.clone());
-            waiting.push_back(self.context.publish_with_headers(subject, headers(), body).await?);
+            let sent = self.context.publish_with_headers(self.subject.clone(), headers(), body.clone());
+            waiting.push_back(sent.await?);
         }
         for sending in waiting {
             sending.await?;
@@ -230,7 +278,8 @@ async fn opaque(
     total: usize,
 ) -> Result<(), Failure> {
     let raw = Raw::open(url, &format!("raw-{round}-{size}")).await?;
-    let ours: Bus = transport::open(format!("{url}?namespace=bench-{round}-{size}").parse()?).await?;
+    let ours: Bus =
+        transport::open(format!("{url}?{}", options(&format!("bench-{round}-{size}"))).parse()?).await?;
     let name = format!("publish, window 256, {size} B");
     table.run(&name, Side::Raw, total, raw.publish(total, size, 256)).await?;
     table.run(&name, Side::Ours, total, publish_window(&ours, total, size, 256)).await?;
@@ -242,12 +291,12 @@ async fn opaque(
         let name = format!("consume + ack, {workers} at a time, {size} B");
         let (total, group) = (total / workers * workers, format!("g-{workers}"));
         table.run(&name, Side::Raw, total, raw.consume(&group, total)).await?;
-        table.run(&name, Side::Ours, total, consume(&ours, total, workers, all(&group, CREDIT))).await?;
+        table.run(&name, Side::Ours, total, consume(&ours, total, workers, all(&group, HELD))).await?;
     }
     let name = format!("consume + confirmed ack, 64, {size} B");
     let total = total / 64 * 64;
     table.run(&name, Side::Raw, total, raw.consume_sure("sure", total, 64)).await?;
-    table.run(&name, Side::Ours, total, consume_sure(&ours, total, 64, all("sure", CREDIT))).await?;
+    table.run(&name, Side::Ours, total, consume_sure(&ours, total, 64, all("sure", HELD))).await?;
     Ok(ours.close().await?)
 }
 
@@ -255,7 +304,7 @@ async fn opaque(
 async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
     for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {
         let raw = Raw::open(url, &format!("raw-typed-{round}-{spelling}")).await?;
-        let bus = full(&format!("{url}?namespace=typed-{round}-{spelling}"), codec).await?;
+        let bus = full(&format!("{url}?{}", options(&format!("typed-{round}-{spelling}"))), codec).await?;
         drop(bus.subscribe(all("g", 1)).await?);
         let name = format!("service publishes, {spelling}, {size} B");
         // About as many bytes as the envelope brings to the event.
@@ -287,11 +336,11 @@ async fn main() -> Result<(), Failure> {
     let only = std::env::var("BENCH_ONLY").unwrap_or_default();
     let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
     let generation = if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old };
-    let mut options = Nats::options().generation(generation);
+    let mut server = Nats::options().generation(generation);
     if setting("BENCH_FSYNC", 0) == 1 {
-        options = options.fsync();
+        server = server.fsync();
     }
-    let server = options.start().await?;
+    let server = server.start().await?;
     let url = server.url();
     let mut table = Table::new(server.id().ok_or("the server has no process")?);
     for round in 0..rounds {
@@ -307,8 +356,8 @@ async fn main() -> Result<(), Failure> {
         }
     }
     table.print();
-    let bus: Bus = transport::open(format!("{url}?namespace=latency").parse()?).await?;
-    let other: Bus = transport::open(format!("{url}?namespace=latency").parse()?).await?;
+    let bus: Bus = transport::open(format!("{url}?{}", options("latency")).parse()?).await?;
+    let other: Bus = transport::open(format!("{url}?{}", options("latency")).parse()?).await?;
     if wanted("latency") {
         let (mut theirs, mut ours) = (Vec::new(), Vec::new());
         for round in 0..rounds {

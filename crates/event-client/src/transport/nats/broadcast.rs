@@ -65,8 +65,8 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
     };
     for topic in listener.filters.iter().filter_map(Pattern::topic) {
         if !connection.topics_seen.is_ready(topic) {
-            connection.ensure_topic(topic).await?;
-            connection.topics_seen.ready(topic);
+            let batches = connection.ensure_topic(topic).await?;
+            connection.topics_seen.ready(topic, batches);
         }
     }
     listener.scan().await?;

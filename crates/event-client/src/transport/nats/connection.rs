@@ -36,6 +36,7 @@ pub(super) struct Connection {
     pub(super) topics_seen: super::publish::Topics,
     pub(super) client: Client,
     pub(super) courier: Arc<Courier>,
+    pub(super) batches: super::batch::Batches,
     /// Names this connection among all that use the namespace.
     pub(super) id: SmolStr,
     pub(super) version: (u32, u32),
@@ -129,6 +130,7 @@ impl Connection {
             topics_seen: super::publish::Topics::default(),
             client,
             courier,
+            batches: super::batch::Batches::default(),
             id,
             version,
             max_wire,
@@ -161,6 +163,11 @@ impl Connection {
             )),
             Err(failure) => Err(failure.into()),
         }
+    }
+
+    /// Whether topics should allow atomic batches.
+    pub(super) fn batches(&self) -> bool {
+        self.config.sync_always && self.version >= super::batch::SINCE
     }
 
     /// Whether the server is at least of this version.
@@ -214,7 +221,11 @@ impl Connection {
         futures_util::future::join_all(members.iter().map(|member| member.close())).await;
         self.be_absent().await;
         let patience = self.config.publish_timeout.min(Duration::from_secs(5));
-        let _ = tokio::time::timeout(patience, self.courier.idle()).await;
+        let stored = async {
+            self.batches.idle().await;
+            self.courier.idle().await;
+        };
+        let _ = tokio::time::timeout(patience, stored).await;
         if self.closed.is_cancelled() {
             return self.tasks.wait().await;
         }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, HeaderMap, StatusCode, Subject as NatsSubject};
+use async_nats::{Client, HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
@@ -69,8 +69,8 @@ struct Waiting {
 enum Awaited {
     /// The confirmation of a publish; the message is kept to be sent again when the server was not ready for it.
     Stored(Answer<Receipt>, Option<Box<Message>>),
-    /// Any word; whether somebody was there to say it.
-    Word(Answer<bool>),
+    /// Any word; none when nobody was there to say it.
+    Word(Answer<Option<NatsMessage>>),
 }
 
 impl Awaited {
@@ -84,12 +84,15 @@ impl Awaited {
 
 /// The server's confirmation.
 #[derive(Deserialize)]
-struct Ack {
+pub(super) struct Ack {
     #[serde(default)]
-    seq: u64,
+    pub(super) seq: u64,
     #[serde(default)]
     duplicate: bool,
-    error: Option<ApiError>,
+    /// Messages of the batch that this one ended.
+    #[serde(default)]
+    pub(super) count: usize,
+    pub(super) error: Option<ApiError>,
 }
 
 impl Courier {
@@ -124,7 +127,7 @@ impl Courier {
                     () = closed.cancelled() => return,
                 };
                 let Some(message) = message else { return };
-                courier.confirmed(&message, &connection);
+                courier.confirmed(message, &connection);
             }
         });
         let mover = (courier.clone(), closed.clone());
@@ -183,11 +186,17 @@ impl Courier {
         confirm
     }
 
-    /// Says something in its turn and waits for a word back; `false` when nobody is there to say one.
-    pub(super) fn ask(&self, subject: NatsSubject, payload: Bytes, within: Duration) -> Confirm<bool> {
+    /// Says something in its turn and waits for a word back; `None` when nobody is there to say one.
+    pub(super) fn ask(
+        &self,
+        subject: NatsSubject,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        until: Instant,
+    ) -> Confirm<Option<NatsMessage>> {
         let (answer, confirm) = Confirm::channel();
-        let reply = self.wait(subject.clone(), Awaited::Word(answer), Instant::now() + within);
-        self.say(subject, Some(reply), payload);
+        let reply = Some(self.wait(subject.clone(), Awaited::Word(answer), until));
+        self.send(OutboundMessage { subject, reply, payload, headers });
         confirm
     }
 
@@ -243,12 +252,12 @@ impl Courier {
         Some(waiting)
     }
 
-    fn confirmed(&self, reply: &async_nats::Message, connection: &Weak<Connection>) {
+    fn confirmed(&self, reply: NatsMessage, connection: &Weak<Connection>) {
         let token = reply.subject.as_str().strip_prefix(self.inbox.as_str()).unwrap_or_default();
         let Some(waiting) = self.take(token) else { return };
         let nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
         let (answer, message) = match waiting.answer {
-            Awaited::Word(answer) => return drop(answer.send(Ok(!nobody))),
+            Awaited::Word(answer) => return drop(answer.send(Ok((!nobody).then_some(reply)))),
             Awaited::Stored(answer, message) => (answer, message),
         };
         let result = if nobody {

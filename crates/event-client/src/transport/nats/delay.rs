@@ -77,8 +77,8 @@ impl Connection {
     /// A delayed message's topic must be there when its time comes, or the error should be now.
     async fn topic_for_later(self: &Arc<Self>, topic: &str) -> Result<()> {
         if !self.topics_seen.is_ready(topic) {
-            self.ensure_topic(topic).await?;
-            self.topics_seen.ready(topic);
+            let batches = self.ensure_topic(topic).await?;
+            self.topics_seen.ready(topic, batches);
         }
         Ok(())
     }

@@ -18,6 +18,8 @@
 //!   Pinned clients of 2.11 would not do: their acknowledgements are taken from whoever was overtaken, too.
 //! - **No limit of deliveries on the server** (`max_deliver` is -1): attempts are this library's, so there is never a
 //!   `MAX_DELIVERIES` advisory, which nobody hears when nobody listens, nor a message that stays behind it unsettled.
+//! - **Batches where each message costs an fsync** (`sync=always`, 2.12): what waits shares one (`batch.rs`). Elsewhere
+//!   single messages are faster.
 //! - **Delayed publish** waits in a work queue that is refused until its time, on every server alike.
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::url::BusUrl;
 
 mod admin;
 mod api;
+mod batch;
 mod broadcast;
 mod config;
 mod connection;

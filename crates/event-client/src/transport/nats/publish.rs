@@ -10,6 +10,7 @@ use smol_str::SmolStr;
 use tokio::time::Instant;
 
 use super::NatsTransport;
+use super::batch::{self, Batches, Item};
 use super::connection::Connection;
 use super::topology::Kind;
 use super::wire;
@@ -26,14 +27,15 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Topics(Mutex<HashMap<SmolStr, Topic>>);
 
 enum Topic {
-    Ready,
+    /// The stream is there; whether it takes batches.
+    Ready(bool),
     /// Being looked at; these wait for it, in order.
     Opening(Vec<(Message, Answer<Receipt>, Instant)>),
 }
 
 impl std::fmt::Debug for Topic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if matches!(self, Self::Ready) { "ready" } else { "opening" })
+        f.write_str(if matches!(self, Self::Ready(_)) { "ready" } else { "opening" })
     }
 }
 
@@ -44,11 +46,11 @@ impl Topics {
 
     /// The stream is there.
     pub(super) fn is_ready(&self, topic: &str) -> bool {
-        matches!(self.lock().get(topic), Some(Topic::Ready))
+        matches!(self.lock().get(topic), Some(Topic::Ready(_)))
     }
 
-    pub(super) fn ready(&self, topic: &str) {
-        self.lock().entry(topic.into()).or_insert(Topic::Ready);
+    pub(super) fn ready(&self, topic: &str, batches: bool) {
+        self.lock().entry(topic.into()).or_insert(Topic::Ready(batches));
     }
 }
 
@@ -69,9 +71,10 @@ impl NatsTransport {
         }
         let mut topics = connection.topics_seen.lock();
         match topics.get_mut(message.subject.topic()) {
-            Some(Topic::Ready) => {
+            Some(Topic::Ready(batches)) => {
+                let batches = *batches;
                 drop(topics);
-                dispatch(connection, message, answer, deadline);
+                dispatch(connection, message, answer, deadline, batches);
             }
             Some(Topic::Opening(line)) => line.push((message, answer, deadline)),
             None => {
@@ -99,11 +102,11 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
     let mut topics = connection.topics_seen.lock();
     let Some(Topic::Opening(line)) = topics.remove(&topic) else { return };
     match result {
-        Ok(()) => {
+        Ok(batches) => {
             for (message, answer, deadline) in line {
-                dispatch(connection, message, answer, deadline);
+                dispatch(connection, message, answer, deadline, batches);
             }
-            topics.insert(topic, Topic::Ready);
+            topics.insert(topic, Topic::Ready(batches));
         }
         Err(error) => {
             drop(topics);
@@ -116,7 +119,13 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
 }
 
 /// Sends a message whose stream is there.
-fn dispatch(connection: &Arc<Connection>, message: Message, answer: Answer<Receipt>, deadline: Instant) {
+fn dispatch(
+    connection: &Arc<Connection>,
+    message: Message,
+    answer: Answer<Receipt>,
+    deadline: Instant,
+    batches: bool,
+) {
     let mut headers = wire::headers(&message);
     if message.dedup {
         wire::put(&mut headers, wire::DEDUP_ID, &names::escape(&message.id.to_string()).to_string());
@@ -126,7 +135,11 @@ fn dispatch(connection: &Arc<Connection>, message: Message, answer: Answer<Recei
         return;
     }
     let subject = NatsSubject::from(connection.names.event(message.subject.as_str()));
-    connection.courier.publish(subject, headers, message, answer, deadline);
+    if batches {
+        Batches::publish(connection, Item { subject, headers, message, answer, deadline });
+    } else {
+        connection.courier.publish(subject, headers, message, answer, deadline);
+    }
 }
 
 /// Header names and escapes count on the wire, though not in a message's own size.
@@ -174,14 +187,14 @@ pub(super) fn again(
 }
 
 impl Connection {
-    /// Makes sure that a topic's stream is there, and joins groups that take every topic.
-    pub(super) async fn ensure_topic(self: &Arc<Self>, topic: &str) -> Result<()> {
+    /// Makes sure that a topic's stream is there, and joins groups that take every topic; whether it takes batches.
+    pub(super) async fn ensure_topic(self: &Arc<Self>, topic: &str) -> Result<bool> {
         let there = self.compare_stream(Kind::Topic(topic)).await?.0.is_some();
-        self.ensure_stream(Kind::Topic(topic)).await?;
+        let stream = self.ensure_stream(Kind::Topic(topic)).await?;
         if !there {
             self.join_wildcards(topic).await?;
             self.tell_news();
         }
-        Ok(())
+        Ok(self.batches() && stream.config[batch::SETTING] == true)
     }
 }

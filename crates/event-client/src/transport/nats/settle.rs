@@ -281,7 +281,9 @@ async fn confirm_one(connection: &Connection, doubt: &Doubt) -> Result<()> {
     loop {
         let within = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         // Through the courier: what was said before must be before it.
-        if connection.courier.ask(doubt.ack.clone(), doubt.word.clone(), within).await? {
+        let question =
+            connection.courier.ask(doubt.ack.clone(), None, doubt.word.clone(), Instant::now() + within);
+        if question.await?.is_some() {
             return Ok(());
         }
         // The consumer is gone, or JetStream is not ready after a restart.

@@ -295,6 +295,9 @@ impl Connection {
             config[setting] = wanted.clone();
         }
         config["name"] = json!(name);
+        if matches!(kind, Kind::Topic(_)) && self.batches() {
+            config[super::batch::SETTING] = json!(true);
+        }
         let verb = if is.is_some() { "UPDATE" } else { "CREATE" };
         match self.api(&format!("STREAM.{verb}.{name}"), &config).await {
             Ok(info) => Ok(info),

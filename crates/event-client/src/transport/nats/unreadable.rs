@@ -164,7 +164,8 @@ pub(super) async fn bury(
         let first = store(connection, &member.group, sequence, time, message, id, why).await?;
         let mark = Attempt { delivered: 1, attempts: 1, due: 0, first, error: why.into() };
         connection.write(&record, &mark, 0).await?;
-        connection.courier.ask(ack.into(), ACK, connection.config.request_timeout).await?;
+        let until = tokio::time::Instant::now() + connection.config.request_timeout;
+        connection.courier.ask(ack.into(), None, ACK, until).await?;
     }
     Ok(())
 }

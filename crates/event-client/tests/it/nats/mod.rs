@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::broker::{group, message, open, refused};
 
+mod batches;
 mod foreign;
 mod logins;
 mod micro;

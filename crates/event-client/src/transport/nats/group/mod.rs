@@ -325,8 +325,8 @@ impl Connection {
         let topics = self.topics_of(record).await?;
         for topic in &topics {
             if !self.topics_seen.is_ready(topic) {
-                self.ensure_topic(topic).await?;
-                self.topics_seen.ready(topic);
+                let batches = self.ensure_topic(topic).await?;
+                self.topics_seen.ready(topic, batches);
             }
             self.ensure_consumer(group, record, topic, provision).await?;
         }

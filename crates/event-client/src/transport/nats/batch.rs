@@ -1,0 +1,240 @@
+//! Atomic batches: what waits for one topic while the last batch is being stored becomes the next one.
+//!
+//! Only where the servers fsync each message (`sync=always`) and know atomic batches (2.12): a batch costs as many
+//! fsyncs as a few single messages, so a window of publishes shares them. One batch of a topic is on its way at a time,
+//! which keeps the order. A refused batch has stored nothing, so its messages are sent again one by one, each with an
+//! outcome of its own; of a batch that nobody answered for, nobody knows, and each publisher is told so.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_nats::message::OutboundMessage;
+use async_nats::{HeaderMap, Subject as NatsSubject};
+use smol_str::SmolStr;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::api::ApiError;
+use super::connection::Connection;
+use super::courier::Ack;
+use super::{publish, wire};
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, Position};
+use crate::transport::Receipt;
+
+/// First server with atomic batches.
+pub(super) const SINCE: (u32, u32) = (2, 12);
+/// The stream's setting that allows them.
+pub(super) const SETTING: &str = "allow_atomic";
+/// Fewer than that are stored faster one by one: a batch takes about four fsyncs.
+const LEAST: usize = 4;
+/// Most messages of a batch; servers take 1000.
+const MOST: usize = 500;
+/// Most bytes of a batch beside its first message.
+const MOST_BYTES: usize = 4 << 20;
+/// How long single messages are sent after a batch was refused.
+const REST: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// A message on its way into a batch.
+pub(super) struct Item {
+    pub(super) subject: NatsSubject,
+    pub(super) headers: HeaderMap,
+    pub(super) message: Message,
+    pub(super) answer: Answer<Receipt>,
+    pub(super) deadline: Instant,
+}
+
+/// What waits, by topic.
+#[derive(Default)]
+pub(super) struct Batches {
+    lines: Mutex<HashMap<SmolStr, Line>>,
+    /// A line has ended, told while closing.
+    done: Notify,
+}
+
+/// A topic that something is being stored in.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Item>,
+    /// No batches before that.
+    rest: Option<Instant>,
+}
+
+/// What the server made of a batch.
+enum Outcome {
+    /// Stored, the last message at this place.
+    Stored(u64),
+    /// Nothing of it is stored.
+    Refused(ApiError),
+    /// Nobody was there to take it.
+    Nobody,
+}
+
+impl Batches {
+    fn lines(&self) -> MutexGuard<'_, HashMap<SmolStr, Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores a message behind what was published to its topic before.
+    pub(super) fn publish(connection: &Arc<Connection>, item: Item) {
+        let topic = item.message.subject.topic();
+        let mut lines = connection.batches.lines();
+        if let Some(line) = lines.get_mut(topic) {
+            line.waiting.push_back(item);
+            return;
+        }
+        let topic = SmolStr::new(topic);
+        lines.insert(topic.clone(), Line { waiting: VecDeque::from([item]), rest: None });
+        drop(lines);
+        let connection = connection.clone();
+        connection.tasks.clone().spawn(async move {
+            let closed = connection.closed.clone();
+            tokio::select! {
+                () = connection.store_line(&topic) => {}
+                // Its publishers learn that nobody knows.
+                () = closed.cancelled() => drop(connection.batches.lines().remove(&topic)),
+            }
+            connection.batches.done.notify_waiters();
+        });
+    }
+
+    /// Waits until nothing is on its way.
+    pub(super) async fn idle(&self) {
+        loop {
+            let mut done = std::pin::pin!(self.done.notified());
+            done.as_mut().enable();
+            if self.lines().is_empty() {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// What goes next, and whether as a batch; nothing when the line has ended.
+    fn next(&self, topic: &str) -> Option<(Vec<Item>, bool)> {
+        let mut lines = self.lines();
+        let line = lines.get_mut(topic)?;
+        if line.waiting.is_empty() {
+            // Removed under the lock: whoever comes now starts anew.
+            lines.remove(topic);
+            return None;
+        }
+        let resting = line.rest.is_some_and(|rest| Instant::now() < rest);
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        while let Some(next) = line.waiting.front()
+            && items.len() < MOST
+            && (items.is_empty() || bytes + next.message.payload.len() <= MOST_BYTES)
+        {
+            // Not every server with batches takes an id for its dedup window in them.
+            if next.message.dedup && !items.is_empty() {
+                break;
+            }
+            bytes += next.message.payload.len();
+            let alone = next.message.dedup;
+            items.extend(line.waiting.pop_front());
+            if alone {
+                break;
+            }
+        }
+        let batch = items.len() >= LEAST && !resting;
+        Some((items, batch))
+    }
+
+    fn rest(&self, topic: &str) {
+        if let Some(line) = self.lines().get_mut(topic) {
+            line.rest = Some(Instant::now() + REST);
+        }
+    }
+}
+
+impl Connection {
+    /// Stores what waits for a topic, until nothing does.
+    async fn store_line(self: &Arc<Self>, topic: &str) {
+        // Whoever publishes a whole window has his turn to do so.
+        tokio::task::yield_now().await;
+        while let Some((items, batch)) = self.batches.next(topic) {
+            if batch {
+                self.store_batch(topic, items).await;
+            } else {
+                self.store_singly(items).await;
+            }
+        }
+    }
+
+    /// Each on its own, in order; waits until the last is answered for.
+    async fn store_singly(self: &Arc<Self>, items: Vec<Item>) {
+        let mut waiting: Vec<(Answer<Receipt>, Confirm<Receipt>)> = Vec::with_capacity(items.len());
+        for item in items {
+            let (answer, confirm) = Confirm::channel();
+            waiting.push((item.answer, confirm));
+            self.courier.publish(item.subject, item.headers, item.message, answer, item.deadline);
+        }
+        for (answer, confirm) in waiting {
+            let _ = answer.send(confirm.await);
+        }
+    }
+
+    async fn store_batch(self: &Arc<Self>, topic: &str, items: Vec<Item>) {
+        let id = uuid::Uuid::now_v7().simple().to_string();
+        let count = items.len();
+        let deadline = items.iter().map(|item| item.deadline).min().expect("not empty");
+        let mut commit = None;
+        for (at, item) in items.iter().enumerate() {
+            let mut headers = item.headers.clone();
+            wire::put(&mut headers, "Nats-Batch-Id", &id);
+            wire::put(&mut headers, "Nats-Batch-Sequence", &(at + 1).to_string());
+            let payload = item.message.payload.clone();
+            if at + 1 < count {
+                let subject = item.subject.clone();
+                self.courier.send(OutboundMessage { subject, reply: None, payload, headers: Some(headers) });
+            } else {
+                wire::put(&mut headers, "Nats-Batch-Commit", "1");
+                let subject = item.subject.clone();
+                commit = Some(self.courier.ask(subject, Some(headers), payload, deadline));
+            }
+        }
+        let outcome = outcome(commit.expect("there is a last one").await, count);
+        match outcome {
+            Ok(Outcome::Stored(last)) => {
+                for (back, item) in (0..count as u64).rev().zip(items) {
+                    let position = Some(Position(u128::from(last - back)));
+                    let _ = item.answer.send(Ok(Receipt { position, duplicate: false }));
+                }
+            }
+            Ok(Outcome::Nobody) => {
+                for item in items {
+                    publish::again(self, item.message, item.answer, item.deadline);
+                }
+            }
+            Ok(Outcome::Refused(error)) => {
+                tracing::debug!(%error, topic, count, "a batch was refused; its messages are sent one by one");
+                self.batches.rest(topic);
+                self.store_singly(items).await;
+            }
+            Err(error) => {
+                for item in items {
+                    let copy = Error::new(error.kind(), error.to_string());
+                    let _ = item.answer.send(Err(copy.with("subject", &item.message.subject)));
+                }
+            }
+        }
+    }
+}
+
+/// Reads the answer to a commit. Whatever it does not say plainly is unknown.
+fn outcome(answer: Result<Option<async_nats::Message>>, count: usize) -> Result<Outcome> {
+    let Some(reply) = answer? else { return Ok(Outcome::Nobody) };
+    let ack: Ack = serde_json::from_slice(&reply.payload).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the server's confirmation is not understood").because(error)
+    })?;
+    match ack {
+        Ack { error: Some(error), .. } => Ok(Outcome::Refused(error)),
+        // A server that knows no batches has stored each message, and confirms the last alone.
+        Ack { seq, count: stored, .. } if stored == count && seq >= count as u64 => Ok(Outcome::Stored(seq)),
+        _ => Err(Error::new(
+            ErrorKind::Internal,
+            "the server confirmed less than the whole batch; the outcome is unknown",
+        )),
+    }
+}
