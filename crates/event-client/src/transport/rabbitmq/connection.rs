@@ -3,7 +3,7 @@
 //! One publishes, the other consumes: a broker that runs out of memory or disk stops reading from connections that
 //! publish, and acknowledgements must still get through then.
 
-use std::sync::{Arc, Mutex as Cell, OnceLock};
+use std::sync::{Arc, Mutex as Cell};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
@@ -27,7 +27,8 @@ pub(super) struct Link {
     config: Arc<Config>,
     role: &'static str,
     connection: Mutex<Option<Arc<lapin::Connection>>>,
-    version: OnceLock<Version>,
+    /// Of the broker of the last connection.
+    version: Cell<Option<Version>>,
     /// Why the broker has stopped reading from the connection, in its own words.
     blocked: Arc<Cell<Option<String>>>,
     closed: CancellationToken,
@@ -39,7 +40,7 @@ impl Link {
             config,
             role,
             connection: Mutex::new(None),
-            version: OnceLock::new(),
+            version: Cell::default(),
             blocked: Arc::default(),
             closed,
         }
@@ -75,10 +76,10 @@ impl Link {
             );
             let host = format!("{}:{}", uri.authority.host, uri.authority.port);
             let connecting = async {
-                if self.version.get().is_none() {
-                    let told = greeting::version(uri, &self.config.tls).await?;
-                    let _ = self.version.set(told);
-                }
+                // Asked each time, not for the version alone: an attempt of the client library that is given up keeps its
+                // thread and buffers for as long as a server that hangs holds the socket. Ours ends with its socket.
+                let told = greeting::version(uri, &self.config.tls).await?;
+                *self.version.lock().expect("not poisoned") = Some(told);
                 connecting.await.map_err(amqp)
             };
             match timeout(each, connecting).await {
@@ -103,7 +104,7 @@ impl Link {
 
     /// Which broker it is, once there was a connection.
     pub(super) fn version(&self) -> Option<Version> {
-        self.version.get().copied()
+        *self.version.lock().expect("not poisoned")
     }
 
     /// A new channel.
@@ -121,7 +122,7 @@ impl Link {
 
     /// What the broker is able to do; the oldest one is taken for granted before it is known.
     pub(super) fn can(&self, ability: impl FnOnce(Version) -> bool) -> bool {
-        self.version.get().is_some_and(|version| ability(*version))
+        self.version().is_some_and(ability)
     }
 
     /// The error of what waits for a broker that has stopped reading from this connection; `None` when it reads.

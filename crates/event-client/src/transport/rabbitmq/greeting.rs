@@ -1,6 +1,6 @@
 //! What a broker says of itself before anything else: who it is, and which version.
 //!
-//! The client library keeps the greeting to itself, so it is read once, when a bus is opened, on a connection of its own.
+//! The client library keeps the greeting to itself, so it is read before each connection, on one of its own.
 //! What an older broker does not know it may ignore without a word: better to know beforehand.
 
 use std::time::Duration;
