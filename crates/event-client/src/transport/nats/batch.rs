@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use super::api::ApiError;
 use super::connection::Connection;
 use super::courier::Ack;
+use super::ticket::Ticket;
 use super::{publish, wire};
-use crate::confirm::{Answer, Confirm};
+use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
 use crate::transport::Receipt;
@@ -41,7 +42,7 @@ pub(super) struct Item {
     pub(super) subject: NatsSubject,
     pub(super) headers: HeaderMap,
     pub(super) message: Message,
-    pub(super) answer: Answer<Receipt>,
+    pub(super) answer: Ticket,
     pub(super) deadline: Instant,
 }
 
@@ -164,14 +165,14 @@ impl Connection {
 
     /// Each on its own, in order; waits until the last is answered for.
     async fn store_singly(self: &Arc<Self>, items: Vec<Item>) {
-        let mut waiting: Vec<(Answer<Receipt>, Confirm<Receipt>)> = Vec::with_capacity(items.len());
+        let mut waiting: Vec<(Ticket, Confirm<Receipt>)> = Vec::with_capacity(items.len());
         for item in items {
-            let (answer, confirm) = Confirm::channel();
+            let (answer, confirm) = Ticket::free();
             waiting.push((item.answer, confirm));
             self.courier.publish(item.subject, item.headers, item.message, answer, item.deadline);
         }
         for (answer, confirm) in waiting {
-            let _ = answer.send(confirm.await);
+            answer.send(confirm.await);
         }
     }
 
@@ -199,7 +200,7 @@ impl Connection {
             Ok(Outcome::Stored(last)) => {
                 for (back, item) in (0..count as u64).rev().zip(items) {
                     let position = Some(Position(u128::from(last - back)));
-                    let _ = item.answer.send(Ok(Receipt { position, duplicate: false }));
+                    item.answer.send(Ok(Receipt { position, duplicate: false }));
                 }
             }
             Ok(Outcome::Nobody) => {
@@ -215,7 +216,7 @@ impl Connection {
             Err(error) => {
                 for item in items {
                     let copy = Error::new(error.kind(), error.to_string());
-                    let _ = item.answer.send(Err(copy.with("subject", &item.message.subject)));
+                    item.answer.send(Err(copy.with("subject", &item.message.subject)));
                 }
             }
         }

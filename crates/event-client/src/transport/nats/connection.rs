@@ -37,6 +37,7 @@ pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) courier: Arc<Courier>,
     pub(super) batches: super::batch::Batches,
+    pub(super) unconfirmed: super::ticket::Room,
     /// Names this connection among all that use the namespace.
     pub(super) id: SmolStr,
     pub(super) version: (u32, u32),
@@ -131,6 +132,7 @@ impl Connection {
             client,
             courier,
             batches: super::batch::Batches::default(),
+            unconfirmed: super::ticket::Room::default(),
             id,
             version,
             max_wire,

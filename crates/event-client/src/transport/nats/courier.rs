@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::ApiError;
 use super::connection::Connection;
+use super::ticket::Ticket;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
@@ -68,7 +69,7 @@ struct Waiting {
 /// What is waited for.
 enum Awaited {
     /// The confirmation of a publish; the message is kept to be sent again when the server was not ready for it.
-    Stored(Answer<Receipt>, Option<Box<Message>>),
+    Stored(Ticket, Option<Box<Message>>),
     /// Any word; none when nobody was there to say it.
     Word(Answer<Option<NatsMessage>>),
 }
@@ -76,7 +77,7 @@ enum Awaited {
 impl Awaited {
     fn fail(self, error: Error) {
         match self {
-            Self::Stored(answer, _) => drop(answer.send(Err(error))),
+            Self::Stored(answer, _) => answer.send(Err(error)),
             Self::Word(answer) => drop(answer.send(Err(error))),
         }
     }
@@ -178,7 +179,7 @@ impl Courier {
 
     /// Stores a message of the library's own; confirmed as a publish is.
     pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
-        let (answer, confirm) = Confirm::channel();
+        let (answer, confirm) = Ticket::free();
         let subject = NatsSubject::from(subject);
         let answer = Awaited::Stored(answer, None);
         let reply = self.wait(subject.clone(), answer, Instant::now() + self.patience);
@@ -206,7 +207,7 @@ impl Courier {
         subject: NatsSubject,
         headers: HeaderMap,
         message: Message,
-        answer: Answer<Receipt>,
+        answer: Ticket,
         deadline: Instant,
     ) {
         let payload = message.payload.clone();
@@ -278,7 +279,7 @@ impl Courier {
                 }
             }
         };
-        let _ = answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
+        answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
     }
 
     /// Moves what did not fit, in order.

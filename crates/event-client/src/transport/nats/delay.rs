@@ -14,9 +14,9 @@ use super::group::From;
 use super::member::Source;
 use super::pull::{Pulls, Said};
 use super::settle::{ACK, delayed};
+use super::ticket::Ticket;
 use super::topology::Kind;
 use super::wire;
-use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, MessageId};
 use crate::subject::Subject;
@@ -30,11 +30,11 @@ const ROOM: usize = 64;
 const DEDUP: &str = "bus-dedup";
 
 /// Stores a message that is not to be delivered yet.
-pub(super) fn publish(connection: &Arc<Connection>, message: Message, answer: Answer<Receipt>) {
+pub(super) fn publish(connection: &Arc<Connection>, message: Message, answer: Ticket) {
     let connection = connection.clone();
     connection.tasks.clone().spawn(async move {
         let result = store(&connection, message).await;
-        let _ = answer.send(result.map(|receipt| Receipt { position: None, ..receipt }));
+        answer.send(result.map(|receipt| Receipt { position: None, ..receipt }));
     });
 }
 
@@ -209,7 +209,7 @@ async fn move_on(connection: &Arc<Connection>, message: async_nats::Message, seq
     };
     wire::put(&mut headers, wire::DEDUP_ID, &id);
     connection.topic_for_later(message.subject.topic()).await?;
-    let (answer, confirm): (_, Confirm<Receipt>) = Confirm::channel();
+    let (answer, confirm) = Ticket::free();
     let deadline = Instant::now() + connection.config.publish_timeout;
     let subject = NatsSubject::from(connection.names.event(message.subject.as_str()));
     connection.courier.publish(subject, headers, message, answer, deadline);

@@ -59,6 +59,7 @@ mod services;
 mod settle;
 mod state;
 mod subscribe;
+mod ticket;
 mod topology;
 mod trouble;
 mod unreadable;

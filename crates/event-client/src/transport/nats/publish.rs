@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use super::NatsTransport;
 use super::batch::{self, Batches, Item};
 use super::connection::Connection;
+use super::ticket::Ticket;
 use super::topology::Kind;
 use super::wire;
-use crate::confirm::{Answer, Confirm};
+use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::transport::{Receipt, wire as names};
@@ -30,7 +31,7 @@ enum Topic {
     /// The stream is there; whether it takes batches.
     Ready(bool),
     /// Being looked at; these wait for it, in order.
-    Opening(Vec<(Message, Answer<Receipt>, Instant)>),
+    Opening(Vec<(Message, Ticket, Instant)>),
 }
 
 impl std::fmt::Debug for Topic {
@@ -63,7 +64,10 @@ impl NatsTransport {
         if let Err(error) = self.capabilities.check(&message) {
             return Confirm::ready(Err(error));
         }
-        let (answer, confirm) = Confirm::channel();
+        let (answer, confirm) = match connection.unconfirmed.enter(&message) {
+            Ok(entered) => entered,
+            Err(error) => return Confirm::ready(Err(error)),
+        };
         let deadline = Instant::now() + connection.config.publish_timeout;
         if message.deliver_at.is_some_and(|at| at > Timestamp::now()) {
             super::delay::publish(connection, message, answer);
@@ -112,7 +116,7 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
             drop(topics);
             for (message, answer, _) in line {
                 let copy = Error::new(error.kind(), format!("{error}")).with("subject", &message.subject);
-                let _ = answer.send(Err(copy));
+                answer.send(Err(copy));
             }
         }
     }
@@ -122,7 +126,7 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
 fn dispatch(
     connection: &Arc<Connection>,
     message: Message,
-    answer: Answer<Receipt>,
+    answer: Ticket,
     deadline: Instant,
     batches: bool,
 ) {
@@ -131,7 +135,7 @@ fn dispatch(
         wire::put(&mut headers, wire::DEDUP_ID, &names::escape(&message.id.to_string()).to_string());
     }
     if let Err(error) = fits(connection, &message, &headers) {
-        let _ = answer.send(Err(error));
+        answer.send(Err(error));
         return;
     }
     let subject = NatsSubject::from(connection.names.event(message.subject.as_str()));
@@ -159,15 +163,10 @@ pub(super) fn fits(
 }
 
 /// Sends again what found nobody, after a pause and a look at the stream.
-pub(super) fn again(
-    connection: &Arc<Connection>,
-    message: Message,
-    answer: Answer<Receipt>,
-    deadline: Instant,
-) {
+pub(super) fn again(connection: &Arc<Connection>, message: Message, answer: Ticket, deadline: Instant) {
     if Instant::now() + PAUSE >= deadline {
         let error = Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now");
-        let _ = answer.send(Err(error.with("subject", &message.subject)));
+        answer.send(Err(error.with("subject", &message.subject)));
         return;
     }
     let mut topics = connection.topics_seen.lock();

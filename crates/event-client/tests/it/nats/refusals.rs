@@ -227,3 +227,24 @@ async fn replicas_without_a_cluster() {
     assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
     assert!(error.to_string().contains("replicas"), "{error}");
 }
+
+/// What is not confirmed is kept, to be sent again; so there is an end to it.
+#[tokio::test]
+async fn too_many_unconfirmed_are_refused_and_their_room_comes_back() {
+    let server = Nats::options().start().await.expect("a server");
+    let bus = open(&format!("{}?publish_timeout=1s", server.url())).await.expect("opened");
+    bus.publish(message("orders.a", "the stream is there")).await.expect("stored");
+    server.pause().expect("paused");
+    let large = "x".repeat(900_000);
+    let window: Vec<_> = (0..400).map(|_| bus.publish(message("orders.a", &large))).collect();
+    let mut full = 0;
+    for confirm in window {
+        match confirm.await.expect_err("nobody confirms").kind() {
+            ErrorKind::Full => full += 1,
+            kind => assert!(matches!(kind, ErrorKind::Timeout | ErrorKind::Unavailable), "{kind:?}"),
+        }
+    }
+    assert!((50..200).contains(&full), "{full}");
+    let error = bus.publish(message("orders.a", "one more")).await.expect_err("nobody confirms");
+    assert_ne!(error.kind(), ErrorKind::Full, "{error:?}");
+}
