@@ -38,9 +38,17 @@ struct Listener {
     messages: Subscriber,
     news: Subscriber,
     pulls: Pulls,
-    /// The next message of each topic, once there was one.
-    next: HashMap<SmolStr, u64>,
+    /// Where each topic's consumer is, once there was one.
+    places: HashMap<SmolStr, Place>,
     trouble: Trouble,
+}
+
+/// How far a topic is heard.
+struct Place {
+    /// The next message, by its place in the stream.
+    next: u64,
+    /// How many the present consumer handed out that arrived.
+    turn: u64,
 }
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
@@ -60,7 +68,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         filters: spec.filters,
         start: spec.start,
         inbox,
-        next: HashMap::new(),
+        places: HashMap::new(),
         trouble: Trouble::default(),
     };
     for topic in listener.filters.iter().filter_map(Pattern::topic) {
@@ -116,14 +124,15 @@ impl Listener {
         if let [filter] = topology::cover(reaching, topic, false).as_slice() {
             config["filter_subject"] = json!(self.connection.names.event(filter));
         }
-        let from = match self.next.get(topic) {
-            Some(next) => From::Sequence(*next),
+        let from = match self.places.get(topic) {
+            Some(place) => From::Sequence(place.next),
             None => From::new(self.start),
         };
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
         let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
-        self.next.entry(topic.into()).or_insert(created.delivered.stream_seq + 1);
+        let first = Place { next: created.delivered.stream_seq + 1, turn: 0 };
+        self.places.entry(topic.into()).or_insert(first).turn = 0;
         Ok(created.name)
     }
 
@@ -191,10 +200,13 @@ impl Listener {
             return;
         }
         let Some(topic) = self.connection.names.topic(ack.stream) else { return };
-        match self.next.get_mut(topic) {
-            Some(next) => *next = ack.sequence + 1,
-            None => drop(self.next.insert(topic.into(), ack.sequence + 1)),
+        let Some(place) = self.places.get_mut(topic) else { return };
+        if ack.turn != place.turn + 1 {
+            // One before it was lost on its way: this one comes again behind it.
+            self.trouble("messages were lost on their way");
+            return self.renew().await;
         }
+        *place = Place { next: ack.sequence + 1, turn: ack.turn };
         let Some(subject) = wire::subject(&self.connection.names, &message.subject) else { return };
         if !self.filters.iter().any(|filter| filter.matches(&subject)) {
             return;
@@ -234,7 +246,11 @@ impl Listener {
     /// connection again.
     async fn go_back(&mut self, source: &Arc<Source>, delivered: u64) {
         let Some(topic) = self.connection.names.topic(&source.stream).map(SmolStr::new) else { return };
-        let Some(mut next) = self.next.get(&topic).copied().filter(|next| *next <= delivered) else { return };
+        let Some(mut next) =
+            self.places.get(&topic).map(|place| place.next).filter(|next| *next <= delivered)
+        else {
+            return;
+        };
         while next <= delivered {
             let raw = match self.connection.read_raw(&source.stream, json!({ "seq": next })).await {
                 Ok(raw) => raw,
@@ -257,7 +273,7 @@ impl Listener {
             }
             next += 1;
         }
-        self.next.insert(topic, next);
+        self.places.insert(topic, Place { next, turn: 0 });
         self.pulls.remove(source);
         let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
     }
