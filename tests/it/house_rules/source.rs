@@ -9,7 +9,6 @@ const LONGEST: usize = 400;
 const LONG_FILES: &[(&str, usize)] = &[
     // The vocabulary of a task store on one page: plain records, nearly all of it field documentation.
     ("crates/task-queue/src/store/record.rs", 460),
-    // To be split: a member's life with its broker, grown while the exam was being passed.
 ];
 
 #[test]
