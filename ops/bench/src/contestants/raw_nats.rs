@@ -127,6 +127,7 @@ impl Consumer for RawConsumer {
 
     async fn close(self) -> Result<()> {
         drop(self.messages);
-        Ok(self.client.drain().await?)
+        // Not drained: what is left unsettled is asked for through the same connection.
+        Ok(self.client.flush().await?)
     }
 }
