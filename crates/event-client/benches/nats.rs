@@ -18,14 +18,14 @@ use bytes::Bytes;
 use event_client::codec::Codec;
 use event_client::transport::{self, Start, Subscribe};
 use futures_util::{StreamExt, TryStreamExt};
-use test_servers::{Generation, Nats};
-use tokio::task::JoinSet;
+use test_servers::Nats;
 
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, full, latency, publish_typed,
-    publish_window, quantiles, requests, serve_typed, setting, spec,
+    Bus, CONTENT_TYPE, Calls, Failure, Outcome, SUBJECT, Side, Table, at_once, calls, consume, full,
+    generation, latency, print_latency, publish_typed, publish_window, quantiles, requests, serve_typed,
+    setting, spec, wanted,
 };
 
 /// Messages that raw asks for; it asks again when half of them are on their way.
@@ -201,7 +201,7 @@ impl Raw {
 }
 
 /// Like [`requests`] of the transport: microseconds of each, one at a time, and calls in a second with 64 at once.
-async fn raw_requests(url: &str, rounds: usize) -> Result<(Vec<f64>, f64), Failure> {
+async fn raw_requests(url: &str, rounds: usize) -> Result<Calls, Failure> {
     let (client, other) = (connect(url).await?, connect(url).await?);
     let mut incoming = other.queue_subscribe("raw.rpc.shop.quote", "shop".into()).await?;
     other.flush().await?;
@@ -219,29 +219,9 @@ async fn raw_requests(url: &str, rounds: usize) -> Result<(Vec<f64>, f64), Failu
     };
     // The server may not know of the subscription yet.
     while call(client.clone()).await.is_err() {}
-    let mut times = Vec::new();
-    for _ in 0..rounds {
-        let start = Instant::now();
-        call(client.clone()).await?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-    }
-    let start = Instant::now();
-    let mut running = JoinSet::new();
-    for _ in 0..64 {
-        let client = client.clone();
-        running.spawn(async move {
-            for _ in 0..rounds / 8 {
-                call(client.clone()).await?;
-            }
-            Ok::<_, Failure>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
-    let rate = (64 * (rounds / 8)) as f64 / start.elapsed().as_secs_f64();
+    let measured = calls(rounds, move || call(client.clone())).await;
     serving.abort();
-    Ok((times, rate))
+    measured
 }
 
 /// Everything that there is, from the first on.
@@ -255,19 +235,16 @@ fn all(group: &str, credit: usize) -> Subscribe {
 async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> Outcome {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
-    let mut running = JoinSet::new();
-    for _ in 0..workers {
+    at_once(workers, || {
         let subscription = subscription.clone();
-        running.spawn(async move {
+        async move {
             for _ in 0..total / workers {
                 subscription.next().await.ok_or("it ended")?.ack().await?;
             }
-            Ok::<_, Failure>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
+            Ok(())
+        }
+    })
+    .await?;
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -335,10 +312,7 @@ async fn main() -> Result<(), Failure> {
     let rounds = setting("BENCH_ROUNDS", 3);
     let most = setting("BENCH_MESSAGES", 100_000);
     let one_size = setting("BENCH_SIZE", 0);
-    let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-    let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
-    let generation = if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old };
-    let mut server = Nats::options().generation(generation);
+    let mut server = Nats::options().generation(generation());
     if setting("BENCH_FSYNC", 0) == 1 {
         server = server.fsync();
     }
@@ -366,10 +340,7 @@ async fn main() -> Result<(), Failure> {
             theirs.extend(Raw::open(&url, &format!("latency-{round}")).await?.latency(200).await?);
             ours.extend(latency(&bus, 200).await?);
         }
-        let ((raw50, raw99), (ours50, ours99)) = (quantiles(theirs), quantiles(ours));
-        println!(
-            "publish to handler, idle: raw p50 {raw50:.0} us p99 {raw99:.0} us, ours p50 {ours50:.0} us p99 {ours99:.0} us"
-        );
+        print_latency(theirs, ours);
     }
     if wanted("requests") {
         let (mut theirs, mut ours) = ((Vec::new(), Vec::new()), (Vec::new(), Vec::new()));

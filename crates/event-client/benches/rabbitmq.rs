@@ -18,13 +18,13 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ExchangeKind};
-use test_servers::{Generation, Rabbit};
+use test_servers::Rabbit;
 
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, found, full, latency, publish_typed,
-    publish_window, quantiles, requests, serve_typed, setting, spec,
+    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, found, full, generation, latency,
+    print_latency, publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec, wanted,
 };
 
 const EXCHANGE: &str = "raw.evt";
@@ -238,10 +238,7 @@ async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: u
 async fn main() -> Result<(), Failure> {
     let rounds = setting("BENCH_ROUNDS", 3);
     let most = setting("BENCH_MESSAGES", 20_000);
-    let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-    let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
-    let generation = if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old };
-    let server = Rabbit::options().generation(generation).start().await?;
+    let server = Rabbit::options().generation(generation()).start().await?;
     let url = server.url();
     let mut table = Table::new(server.id().ok_or("the server has no process")?);
     for round in 0..rounds {
@@ -267,10 +264,7 @@ async fn main() -> Result<(), Failure> {
             raw.delete(&queue).await?;
             ours.extend(latency(&bus, 200).await?);
         }
-        let ((raw50, raw99), (ours50, ours99)) = (quantiles(theirs), quantiles(ours));
-        println!(
-            "publish to handler, idle: raw p50 {raw50:.0} us p99 {raw99:.0} us, ours p50 {ours50:.0} us p99 {ours99:.0} us"
-        );
+        print_latency(theirs, ours);
     }
     if wanted("requests") {
         let (times, rate) = requests(&bus, &other, 2000).await?;

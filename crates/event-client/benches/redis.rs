@@ -12,14 +12,14 @@ use event_client::transport::{self, Start};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
 use redis::{Cmd, IntoConnectionInfo, Pipeline, Value};
-use test_servers::{Generation, Redis};
-use tokio::task::JoinSet;
+use test_servers::Redis;
 
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, full, latency, message,
-    publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec,
+    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, at_once, consume, full, generation, latency,
+    message, print_latency, publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec,
+    wanted,
 };
 
 /// Entries of one read.
@@ -79,37 +79,31 @@ async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome
 async fn raw_tasks(url: &str, key: &str, total: usize, size: usize, tasks: usize) -> Outcome {
     let connection = connection(url).await?;
     let start = Instant::now();
-    let mut running = JoinSet::new();
-    for _ in 0..tasks {
+    at_once(tasks, || {
         let (mut connection, key, body) = (connection.clone(), key.to_owned(), vec![7u8; size]);
-        running.spawn(async move {
+        async move {
             for _ in 0..total / tasks {
                 connection.send_packed_command(&xadd(&key, &body)).await?;
             }
-            Ok::<_, redis::RedisError>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
+            Ok(())
+        }
+    })
+    .await?;
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
 async fn tasks(bus: &Bus, total: usize, size: usize, tasks: usize) -> Outcome {
     let start = Instant::now();
-    let mut running = JoinSet::new();
-    for _ in 0..tasks {
+    at_once(tasks, || {
         let bus = bus.clone();
-        running.spawn(async move {
+        async move {
             for _ in 0..total / tasks {
                 bus.publish(message(size)).await?;
             }
-            Ok::<_, event_client::Error>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
+            Ok(())
+        }
+    })
+    .await?;
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -231,10 +225,7 @@ async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: u
 async fn main() -> Result<(), Failure> {
     let rounds = setting("BENCH_ROUNDS", 3);
     let most = setting("BENCH_MESSAGES", 100_000);
-    let only = std::env::var("BENCH_ONLY").unwrap_or_default();
-    let wanted = |part: &str| only.is_empty() || only.split(',').any(|one| one == part);
-    let generation = if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old };
-    let mut options = Redis::options().generation(generation).line("save \"\"");
+    let mut options = Redis::options().generation(generation()).line("save \"\"");
     if setting("BENCH_FSYNC", 0) == 1 {
         options = options.fsync();
     }
@@ -264,10 +255,7 @@ async fn main() -> Result<(), Failure> {
             raw.extend(raw_latency(&url, &format!("lat-{round}"), 200).await?);
             ours.extend(latency(&bus, 200).await?);
         }
-        let ((raw50, raw99), (ours50, ours99)) = (quantiles(raw), quantiles(ours));
-        println!(
-            "publish to handler, idle: raw p50 {raw50:.0} us p99 {raw99:.0} us, ours p50 {ours50:.0} us p99 {ours99:.0} us"
-        );
+        print_latency(raw, ours);
     }
     if wanted("requests") {
         let (times, rate) = requests(&bus, &other, 2000).await?;

@@ -16,6 +16,7 @@ use event_client::transport::{Frame, Receipt, Serve, Subscribe, Transport};
 use event_client::{Bus as FullBus, Event};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use test_servers::Generation;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -23,6 +24,8 @@ pub(crate) type Bus = Arc<dyn Transport>;
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Messages in a second.
 pub(crate) type Outcome = Result<f64, Failure>;
+/// Microseconds of single calls, and calls in a second with many at once.
+pub(crate) type Calls = (Vec<f64>, f64);
 
 pub(crate) const SUBJECT: &str = "orders.placed.v1";
 pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json";
@@ -30,6 +33,16 @@ pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json";
 /// A number from the environment.
 pub(crate) fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Whether `BENCH_ONLY` asks for this part, or for none.
+pub(crate) fn wanted(part: &str) -> bool {
+    std::env::var("BENCH_ONLY").map_or(true, |only| only.is_empty() || only.split(',').any(|one| one == part))
+}
+
+/// The servers that `BENCH_NEW` asks for.
+pub(crate) fn generation() -> Generation {
+    if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old }
 }
 
 pub(crate) fn message(size: usize) -> Message {
@@ -77,10 +90,9 @@ pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window:
 pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> Outcome {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
-    let mut running = JoinSet::new();
-    for _ in 0..workers {
+    at_once(workers, || {
         let subscription = subscription.clone();
-        running.spawn(async move {
+        async move {
             let mut last = None;
             for _ in 0..total / workers {
                 let Some(delivery) = subscription.next().await else { return Err("it ended".into()) };
@@ -89,12 +101,10 @@ pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subsc
             if let Some(last) = last {
                 last.await?;
             }
-            Ok::<_, Failure>(())
-        });
-    }
-    while let Some(done) = running.join_next().await {
-        done??;
-    }
+            Ok(())
+        }
+    })
+    .await?;
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -115,8 +125,8 @@ pub(crate) async fn latency(bus: &Bus, rounds: usize) -> Result<Vec<f64>, Failur
     Ok(times)
 }
 
-/// Request and reply: microseconds of each, one at a time, and calls in a second with 64 at once.
-pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<(Vec<f64>, f64), Failure> {
+/// Request and reply, as [`calls`] measures them.
+pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<Calls, Failure> {
     let subjects = vec![Subject::new("shop.quote")?];
     let mut incoming =
         other.requests().serve(Serve { service: "shop".into(), subjects, credit: 128 }).await?;
@@ -133,29 +143,51 @@ pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<(V
         replies.next().await.ok_or("no answer")??;
         Ok::<_, Failure>(())
     };
+    let bus = bus.clone();
+    let measured = calls(rounds, move || call(bus.clone())).await;
+    serving.abort();
+    measured
+}
+
+/// Microseconds of each call, one at a time, and calls in a second with 64 at once.
+pub(crate) async fn calls<F>(
+    rounds: usize,
+    call: impl Fn() -> F + Clone + Send + Sync + 'static,
+) -> Result<Calls, Failure>
+where
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+{
     let mut times = Vec::new();
     for _ in 0..rounds {
         let start = Instant::now();
-        call(bus.clone()).await?;
+        call().await?;
         times.push(start.elapsed().as_secs_f64() * 1e6);
     }
+    let each = rounds / 8;
     let start = Instant::now();
-    let mut running = JoinSet::new();
-    for _ in 0..64 {
-        let bus = bus.clone();
-        running.spawn(async move {
-            for _ in 0..rounds / 8 {
-                call(bus.clone()).await?;
+    at_once(64, || {
+        let call = call.clone();
+        async move {
+            for _ in 0..each {
+                call().await?;
             }
-            Ok::<_, Failure>(())
-        });
-    }
+            Ok(())
+        }
+    })
+    .await?;
+    Ok((times, (64 * each) as f64 / start.elapsed().as_secs_f64()))
+}
+
+/// So many tasks of the same kind, until all are done.
+pub(crate) async fn at_once<F>(tasks: usize, task: impl Fn() -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+{
+    let mut running: JoinSet<_> = (0..tasks).map(|_| task()).collect();
     while let Some(done) = running.join_next().await {
         done??;
     }
-    let rate = (64 * (rounds / 8)) as f64 / start.elapsed().as_secs_f64();
-    serving.abort();
-    Ok((times, rate))
+    Ok(())
 }
 
 #[derive(Event, Serialize, Deserialize, JsonSchema)]
@@ -216,6 +248,14 @@ pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> Out
 pub(crate) fn quantiles(mut times: Vec<f64>) -> (f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[times.len() * 99 / 100])
+}
+
+/// The line about an idle bus.
+pub(crate) fn print_latency(raw: Vec<f64>, ours: Vec<f64>) {
+    let ((raw50, raw99), (ours50, ours99)) = (quantiles(raw), quantiles(ours));
+    println!(
+        "publish to handler, idle: raw p50 {raw50:.0} us p99 {raw99:.0} us, ours p50 {ours50:.0} us p99 {ours99:.0} us"
+    );
 }
 
 /// User and system time of a process so far, in seconds.
