@@ -24,6 +24,9 @@ enum State<T> {
 }
 
 /// The transport's end of a [`Confirm`]. Dropped unanswered, it answers [`ErrorKind::Closed`].
+///
+/// Many that are known at once are best answered from the newest to the oldest: who has published a window awaits the
+/// oldest, and wakes once to find all of them answered.
 pub type Answer<T> = oneshot::Sender<Result<T>>;
 
 impl<T> Confirm<T> {

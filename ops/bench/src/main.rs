@@ -96,7 +96,8 @@ fn main() -> Result<()> {
             }
         };
         let runtime = runtime.enable_all().build()?;
-        let outcome = runtime.block_on(contestants::start(task)?)?;
+        // In a task, as services work: the thread that starts the runtime would have to be woken from outside.
+        let outcome = runtime.block_on(async { tokio::spawn(contestants::start(task)?).await? })?;
         println!("{}", serde_json::to_string(&outcome)?);
         // Whatever a client still has in the background is no business of ours.
         runtime.shutdown_background();

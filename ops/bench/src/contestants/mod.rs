@@ -68,7 +68,7 @@ pub fn of(broker: Broker) -> &'static [Entry] {
     }
 }
 
-type Run = Pin<Box<dyn Future<Output = Result<Outcome>>>>;
+type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
 
 /// Runs `task` with whoever it names.
 pub fn start(task: Task) -> Result<Run> {

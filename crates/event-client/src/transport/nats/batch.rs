@@ -198,7 +198,7 @@ impl Connection {
         let outcome = outcome(commit.expect("there is a last one").await, count);
         match outcome {
             Ok(Outcome::Stored(last)) => {
-                for (back, item) in (0..count as u64).rev().zip(items) {
+                for (back, item) in (0..count as u64).zip(items.into_iter().rev()) {
                     let position = Some(Position(u128::from(last - back)));
                     item.answer.send(Ok(Receipt { position, duplicate: false }));
                 }

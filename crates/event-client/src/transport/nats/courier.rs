@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_nats::message::OutboundMessage;
 use async_nats::{Client, HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde::Deserialize;
 use slab::Slab;
 use tokio::sync::Notify;
@@ -122,13 +122,18 @@ impl Courier {
         let reader = (courier.clone(), Arc::downgrade(connection), closed.clone());
         connection.tasks.spawn(async move {
             let (courier, connection, closed) = reader;
+            let mut answers = Vec::new();
             loop {
                 let message = tokio::select! {
                     message = confirmations.next() => message,
                     () = closed.cancelled() => return,
                 };
                 let Some(message) = message else { return };
-                courier.confirmed(message, &connection);
+                answers.extend(courier.confirmed(message, &connection));
+                while let Some(Some(message)) = confirmations.next().now_or_never() {
+                    answers.extend(courier.confirmed(message, &connection));
+                }
+                answers.drain(..).rev().for_each(|(answer, result): (Ticket, _)| answer.send(result));
             }
         });
         let mover = (courier.clone(), closed.clone());
@@ -253,18 +258,27 @@ impl Courier {
         Some(waiting)
     }
 
-    fn confirmed(&self, reply: NatsMessage, connection: &Weak<Connection>) {
+    /// Reads a confirmation: whom to answer what, unless that is done or must wait.
+    fn confirmed(
+        &self,
+        reply: NatsMessage,
+        connection: &Weak<Connection>,
+    ) -> Option<(Ticket, Result<Receipt>)> {
         let token = reply.subject.as_str().strip_prefix(self.inbox.as_str()).unwrap_or_default();
-        let Some(waiting) = self.take(token) else { return };
+        let waiting = self.take(token)?;
         let nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
         let (answer, message) = match waiting.answer {
-            Awaited::Word(answer) => return drop(answer.send(Ok((!nobody).then_some(reply)))),
+            Awaited::Word(answer) => {
+                let _ = answer.send(Ok((!nobody).then_some(reply)));
+                return None;
+            }
             Awaited::Stored(answer, message) => (answer, message),
         };
         let result = if nobody {
             if let (Some(message), Some(connection)) = (message, connection.upgrade()) {
                 // No stream takes the subject, or JetStream is not ready after a restart.
-                return super::publish::again(&connection, *message, answer, waiting.deadline);
+                super::publish::again(&connection, *message, answer, waiting.deadline);
+                return None;
             }
             Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
         } else {
@@ -279,7 +293,7 @@ impl Courier {
                 }
             }
         };
-        answer.send(result.map_err(|error| error.with("nats_subject", waiting.subject)));
+        Some((answer, result.map_err(|error| error.with("nats_subject", waiting.subject))))
     }
 
     /// Moves what did not fit, in order.

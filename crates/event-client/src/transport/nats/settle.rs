@@ -265,7 +265,7 @@ pub(super) async fn confirm(connection: Weak<Connection>, mut doubts: mpsc::Unbo
                 connection.courier.say(doubt.ack.clone(), None, doubt.word.clone());
             }
             let result = confirm_one(&connection, last).await;
-            for doubt in same {
+            for doubt in same.into_iter().rev() {
                 let result = match &result {
                     Ok(()) => Ok(()),
                     Err(error) => Err(Error::new(error.kind(), error.to_string())),

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{Backoff, Link, command};
 use super::error::{amqp, closed};
 use crate::confirm::{Answer, Confirm};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Receipt;
 
 /// Most messages on their way to the broker at a time.
@@ -134,6 +134,17 @@ struct Task {
     careful: bool,
 }
 
+/// What the broker's word means for who published.
+fn stored(confirmation: Confirmation) -> Result<Receipt> {
+    match confirmation {
+        Confirmation::Ack(_) => Ok(Receipt::default()),
+        _ => {
+            let text = "the broker refused to store the message";
+            Err(Error::new(ErrorKind::Unavailable, text).during("publish"))
+        }
+    }
+}
+
 /// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
 async fn send(channel: &Channel, parcel: &Parcel) -> Sending {
     let (channel, payload) = (channel.clone(), parcel.payload.clone());
@@ -239,6 +250,7 @@ impl Task {
     /// Sends and confirms until the channel breaks, which it answers, or until the bus is closed and all is told.
     async fn work(&mut self, channel: &Channel) -> Option<Error> {
         let mut batch = Vec::with_capacity(256);
+        let mut confirmed = Vec::new();
         let mut open = true;
         loop {
             let room = WINDOW.saturating_sub(self.under_way.len()).min(256);
@@ -248,23 +260,25 @@ impl Task {
                 result = async { (&mut self.under_way.front_mut().expect("not empty").1).await },
                     if deadline.is_some() =>
                 {
-                    let mut result = result;
-                    loop {
+                    let mut next = Some(result);
+                    let mut broken = None;
+                    // The broker confirms many with one word.
+                    while let Some(result) = next {
                         let (parcel, _) = self.under_way.pop_front().expect("not empty");
                         match result {
-                            Ok(Confirmation::Ack(_)) => drop(parcel.answer.send(Ok(Receipt::default()))),
-                            Ok(_) => {
-                                let error = Error::new(ErrorKind::Unavailable, "the broker refused to store the message");
-                                drop(parcel.answer.send(Err(error.during("publish"))));
+                            Ok(confirmation) => confirmed.push((parcel.answer, stored(confirmation))),
+                            Err(error) => {
+                                broken = self.broken(parcel, error);
+                                break;
                             }
-                            Err(error) => return self.broken(parcel, error),
                         }
-                        // The broker confirms many with one word.
-                        let next = self.under_way.front_mut().and_then(|(_, sending)| sending.now_or_never());
-                        match next {
-                            Some(more) => result = more,
-                            None => break,
-                        }
+                        next = self.under_way.front_mut().and_then(|(_, sending)| sending.now_or_never());
+                    }
+                    for (answer, result) in confirmed.drain(..).rev() {
+                        let _ = answer.send(result);
+                    }
+                    if broken.is_some() {
+                        return broken;
                     }
                 }
                 count = self.incoming.recv_many(&mut batch, room), if open && room > 0 => {
@@ -302,16 +316,14 @@ impl Task {
         while let Some((parcel, _)) = self.under_way.pop_front() {
             let sending = send(channel, &parcel).await;
             let result = match timeout_at(parcel.deadline, sending).await {
-                Ok(Ok(Confirmation::Ack(_))) => Ok(Receipt::default()),
-                Ok(Ok(_)) => {
-                    Err(Error::new(ErrorKind::Unavailable, "the broker refused to store the message"))
-                }
+                Ok(Ok(confirmation)) => stored(confirmation),
                 Ok(Err(error)) => return self.broken(parcel, error),
                 Err(_) => {
-                    Err(Error::new(ErrorKind::Timeout, "no confirmation in time; the outcome is unknown"))
+                    let text = "no confirmation in time; the outcome is unknown";
+                    Err(Error::new(ErrorKind::Timeout, text).during("publish"))
                 }
             };
-            let _ = parcel.answer.send(result.map_err(|error| error.during("publish")));
+            let _ = parcel.answer.send(result);
         }
         None
     }

@@ -179,7 +179,7 @@ impl Fetcher {
                 return None;
             }
             // Many small reads cost more than one: with work waiting, some room is gathered for a moment.
-            if room > 0 && (room * 4 >= self.member.credit || self.feed.untaken() == 0) {
+            if room > 0 && (room * 2 >= self.member.credit || self.feed.untaken() == 0) {
                 return Some(room);
             }
             tokio::select! {
@@ -365,6 +365,8 @@ impl Fetcher {
             self.topics[at].last = self.topics[at].last.max(last.id);
         }
         self.hand_out(&source, &name, entries, asked).await;
+        // The consumer goes first: to ask for more now would wake a second thread, for which it would have to wait.
+        tokio::task::yield_now().await;
     }
 }
 

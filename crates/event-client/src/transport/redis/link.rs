@@ -1,9 +1,11 @@
 //! The connection that commands share: one pipeline, rebuilt when it breaks, with a deadline for every call.
 
+use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::FutureExt;
+use futures_util::poll;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, Value};
 use tokio::sync::{Notify, watch};
@@ -24,16 +26,6 @@ pub(super) struct Live {
     connection: MultiplexedConnection,
     /// Counts connections, so that a late failure does not condemn the next one.
     pub(super) generation: u64,
-}
-
-impl Live {
-    /// Whether the client's task behind it is gone, so that nothing can be sent on it any more. What is sent on a
-    /// connection that dies later may have arrived; what is not sent has not.
-    fn has_ended(&self) -> bool {
-        let mut connection = self.connection.clone();
-        // The client throws away what nobody waits for, so a live connection is hardly ever really asked.
-        connection.send_packed_command(&PROBE).now_or_never().is_some_and(|answer| answer.is_err())
-    }
 }
 
 pub(super) struct Link {
@@ -59,22 +51,22 @@ impl Link {
         Ok(link)
     }
 
-    /// The connection, waiting for it at most `within`; never one that has already ended.
+    /// The connection, waiting for it at most `within`.
     pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
         let mut late = None;
         loop {
             let known = self.live.borrow().clone();
-            match known {
-                Some(live) if live.has_ended() => {
-                    self.condemn(live.generation, "it ended while nothing was on its way".into());
-                }
-                Some(live) => return Ok(live),
-                None => {
-                    let late = *late.get_or_insert_with(|| Instant::now() + within);
-                    self.wait_until(late).await?;
-                }
+            if let Some(live) = known {
+                return Ok(live);
             }
+            let late = *late.get_or_insert_with(|| Instant::now() + within);
+            self.wait_until(late).await?;
         }
+    }
+
+    /// The connection, if there is one.
+    pub(super) fn now(&self) -> Option<Live> {
+        self.live.borrow().clone()
     }
 
     /// Waits for a connection.
@@ -109,13 +101,32 @@ impl Link {
 
     /// Sends commands in one write; the replies come in order, errors of single commands among them.
     pub(super) async fn run(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
-        let live = self.live(self.server.answer_timeout).await?;
-        self.run_on(live, pipeline).await
+        let late = Instant::now() + self.server.answer_timeout;
+        loop {
+            let live = self.live(late.saturating_duration_since(Instant::now())).await?;
+            match self.run_on(live, pipeline).await {
+                Err(Failure::Unsent(_)) => {}
+                result => return result,
+            }
+        }
     }
 
+    /// The same on this connection. [`Failure::Unsent`] comes with the first poll, when the connection ended while
+    /// nothing was on its way; there will be another.
     pub(super) async fn run_on(&self, live: Live, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
         let Live { mut connection, generation } = live;
-        let sent = connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
+        let sent = {
+            let mut sending = pin!(connection.send_packed_commands(pipeline, 0, pipeline.len()));
+            match poll!(sending.as_mut()) {
+                // The client's task has ended, and takes nothing any more.
+                Poll::Ready(Err(error)) => {
+                    self.condemn(generation, "it ended while nothing was on its way".into());
+                    return Err(Failure::Unsent(explain(&error)));
+                }
+                Poll::Ready(sent) => sent,
+                Poll::Pending => sending.await,
+            }
+        };
         let mut replies = match sent {
             Ok(replies) => replies,
             Err(error) => {

@@ -161,11 +161,9 @@ impl Member {
         self.table.lock().expect("not poisoned").get(token as usize).cloned()
     }
 
-    /// A delivery is settled, whatever came of it.
+    /// A delivery is settled, whatever came of it; that there may be room is for the caller to say.
     pub(super) fn finish(&self, token: Token) -> Option<Held> {
-        let held = self.table.lock().expect("not poisoned").try_remove(token as usize);
-        self.signals.room.notify_one();
-        held
+        self.table.lock().expect("not poisoned").try_remove(token as usize)
     }
 
     /// Keyed: tells the reader.

@@ -1,17 +1,23 @@
 //! Publishing: what waits shares a pipeline, several pipelines are on their way, each publish has its own reply.
+//!
+//! When nothing waits and nothing is on its way, a publish goes to the connection at once, from the caller's thread: to
+//! wake the writer first would double the time of a message that is alone.
 
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use redis::{Cmd, Pipeline, Value};
 use smol_str::SmolStr;
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::codec::{self, EntryId, number, parts, text};
@@ -44,34 +50,38 @@ struct Publish {
     answer: Answer<Receipt>,
 }
 
+type Sending = Pin<Box<dyn Future<Output = Sent> + Send>>;
+
 /// Where publishes are handed in.
 pub(super) struct Outbox {
     queue: mpsc::UnboundedSender<Publish>,
-    waiting: Arc<AtomicUsize>,
+    sender: Arc<Sender>,
+    /// Where the connection's task and its timers live.
+    runtime: Handle,
 }
 
 impl Outbox {
     pub(super) fn open(link: Arc<Link>, keys: Keys, config: &Config) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, received) = mpsc::unbounded_channel();
-        let waiting = Arc::<AtomicUsize>::default();
-        let writer = Writer {
+        let sender = Arc::new(Sender {
             link,
             keys,
-            waiting: waiting.clone(),
+            waiting: AtomicUsize::new(0),
             replicas: config.wait_replicas,
             patience: config.publish_timeout,
             creates: config.provision.creates(),
-            topics: HashSet::new(),
-            generation: 0,
-        };
-        let task = tokio::spawn(writer.run(received));
-        (Self { queue, waiting }, task)
+            registered: Mutex::default(),
+            alone: Mutex::default(),
+            heard: Notify::new(),
+        });
+        let task = tokio::spawn(write(sender.clone(), received));
+        (Self { queue, sender, runtime: Handle::current() }, task)
     }
 
     pub(super) fn publish(&self, message: &Message, keys: &Keys, config: &Config) -> Confirm<Receipt> {
         // The largest of what the headers add; too little would only mean to move what is written so far.
         let bytes = message.size() + 256;
-        if self.waiting.load(Ordering::Relaxed) + bytes > MOST_WAITING {
+        if self.sender.waiting.load(Ordering::Relaxed) + bytes > MOST_WAITING {
             let text = "too many messages wait to be sent; publish no more than a window at a time";
             return Confirm::ready(Err(Error::new(ErrorKind::Full, text).during("publish")));
         }
@@ -91,9 +101,18 @@ impl Outbox {
             command
         };
         let (answer, confirm) = Confirm::channel();
-        self.waiting.fetch_add(bytes, Ordering::Relaxed);
-        // Refused only when closed; then the answer drops and says so.
-        drop(self.queue.send(Publish { topic, command, scripted, bytes, at: Instant::now(), answer }));
+        let publish = Publish { topic, command, scripted, bytes, at: Instant::now(), answer };
+        let rest = match self.sender.waiting.fetch_add(bytes, Ordering::AcqRel) {
+            0 => {
+                let _timers = self.runtime.enter();
+                self.sender.send_alone(publish)
+            }
+            _ => Some(publish),
+        };
+        if let Some(publish) = rest {
+            // Refused only when closed; then the answer drops and says so.
+            drop(self.queue.send(publish));
+        }
         confirm
     }
 }
@@ -113,21 +132,32 @@ fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, c
     command
 }
 
-/// Sends what waits, in order.
-struct Writer {
+/// What the writer and its callers share.
+struct Sender {
     link: Arc<Link>,
     keys: Keys,
-    waiting: Arc<AtomicUsize>,
+    /// Bytes that are handed in and not answered.
+    waiting: AtomicUsize,
     replicas: u32,
-    patience: std::time::Duration,
+    patience: Duration,
     creates: bool,
-    /// Topics that this connection has registered.
-    topics: HashSet<SmolStr>,
+    registered: Mutex<Registered>,
+    /// A publish that was sent past the writer.
+    alone: Mutex<Option<Sending>>,
+    /// It has something to say to the writer.
+    heard: Notify,
+}
+
+/// Topics that were registered over one connection: another server may not know them.
+#[derive(Default)]
+struct Registered {
     generation: u64,
+    topics: HashSet<SmolStr>,
 }
 
 struct Sent {
     batch: Vec<Publish>,
+    pipeline: Pipeline,
     /// Replies before those of the batch.
     before: usize,
     /// One more reply after them: how many replicas have it.
@@ -135,29 +165,74 @@ struct Sent {
     replies: Result<Vec<Value>, Failure>,
 }
 
-impl Writer {
-    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Publish>) {
-        let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> =
-            FuturesUnordered::new();
-        let mut open = true;
-        while open || !flying.is_empty() {
-            let mut batch = Vec::new();
-            tokio::select! {
-                biased;
-                Some(sent) = flying.next() => self.answer(sent),
-                count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => match count {
-                    0 => open = false,
-                    _ => self.send(batch, &mut flying).await,
+impl Sent {
+    /// The batch as it was, when nothing of it was sent; there will be another connection.
+    fn unsent(mut self) -> Result<Vec<Publish>, Self> {
+        if !matches!(self.replies, Err(Failure::Unsent(_))) {
+            return Err(self);
+        }
+        for (publish, command) in self.batch.iter_mut().zip(self.pipeline.cmd_iter().skip(self.before)) {
+            publish.command = command.clone();
+        }
+        Ok(self.batch)
+    }
+}
+
+/// Sends what waits, in order.
+async fn write(sender: Arc<Sender>, mut queue: mpsc::UnboundedReceiver<Publish>) {
+    let mut flying: FuturesUnordered<Sending> = FuturesUnordered::new();
+    let mut open = true;
+    while open || !flying.is_empty() {
+        let mut batch = Vec::new();
+        tokio::select! {
+            biased;
+            Some(sent) = flying.next() => sender.answer(sent),
+            () = sender.heard.notified() => flying.extend(sender.take_alone()),
+            count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => match count {
+                0 => {
+                    open = false;
+                    flying.extend(sender.take_alone());
                 }
+                _ => sender.send(batch, &mut flying).await,
             }
         }
+    }
+}
+
+/// Wakes the writer for a publish that was sent past it.
+impl Wake for Sender {
+    fn wake(self: Arc<Self>) {
+        self.heard.notify_one();
+    }
+}
+
+impl Sender {
+    /// Hands a publish to the connection at once, where that is possible; its reply is the writer's to read.
+    fn send_alone(self: &Arc<Self>, publish: Publish) -> Option<Publish> {
+        let Some(live) = self.link.now() else { return Some(publish) };
+        let mut sending = self.pipeline(live, vec![publish]);
+        let waker = Waker::from(self.clone());
+        // Held until it has its place: the writer may be woken before.
+        let mut alone = self.alone.lock().expect("not poisoned");
+        match sending.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Pending => *alone = Some(sending),
+            Poll::Ready(sent) => match sent.unsent() {
+                Ok(batch) => return batch.into_iter().next(),
+                Err(sent) => self.answer(sent),
+            },
+        }
+        None
+    }
+
+    fn take_alone(&self) -> Option<Sending> {
+        self.alone.lock().expect("not poisoned").take()
     }
 
     /// Puts a batch on its way.
     async fn send(
-        &mut self,
+        &self,
         batch: Vec<Publish>,
-        flying: &mut FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>>,
+        flying: &mut FuturesUnordered<Sending>,
     ) {
         let mut batch = batch.into_iter().peekable();
         while batch.peek().is_some() {
@@ -168,48 +243,56 @@ impl Writer {
                 bytes += next.bytes;
                 part.push(next);
             }
+            self.send_part(part, flying).await;
+        }
+    }
+
+    async fn send_part(&self, mut part: Vec<Publish>, flying: &mut FuturesUnordered<Sending>) {
+        loop {
             let patience = self.patience.saturating_sub(part[0].at.elapsed());
             let live = match self.link.live(patience).await {
                 Ok(live) => live,
                 Err(failure) => {
-                    self.answer(Sent { batch: part, before: 0, replicas: 0, replies: Err(failure) });
-                    continue;
+                    let pipeline = Pipeline::default();
+                    let failed = Sent { batch: part, pipeline, before: 0, replicas: 0, replies: Err(failure) };
+                    return self.answer(failed);
                 }
             };
             let mut sending = self.pipeline(live, part);
             // The first poll hands it to the connection, so that order is kept.
             match futures_util::poll!(&mut sending) {
-                std::task::Poll::Ready(sent) => self.answer(sent),
-                std::task::Poll::Pending => flying.push(sending),
+                Poll::Ready(sent) => match sent.unsent() {
+                    Ok(batch) => part = batch,
+                    Err(sent) => return self.answer(sent),
+                },
+                Poll::Pending => return flying.push(sending),
             }
         }
     }
 
-    fn pipeline(
-        &mut self,
-        live: Live,
-        mut batch: Vec<Publish>,
-    ) -> Pin<Box<dyn Future<Output = Sent> + Send>> {
-        if live.generation != self.generation {
-            // Another server may not know the topics.
-            self.generation = live.generation;
-            self.topics.clear();
+    fn pipeline(&self, live: Live, mut batch: Vec<Publish>) -> Sending {
+        let mut registered = self.registered.lock().expect("not poisoned");
+        let Registered { generation, topics } = &mut *registered;
+        if live.generation != *generation {
+            *generation = live.generation;
+            topics.clear();
         }
         let mut pipeline = Pipeline::with_capacity(batch.len() + 2);
         let mut before = 0;
         for publish in &batch {
-            if self.creates && !self.topics.contains(&publish.topic) {
+            if self.creates && !topics.contains(&publish.topic) {
                 let mut register = scripts::TOPIC.on(&[&self.keys.topics()]);
                 register.arg(publish.topic.as_str()).arg(self.keys.system().as_str());
                 pipeline.add_command(register);
                 before += 1;
                 // Names may be made up without end; the memory for them may not.
-                if self.topics.len() > 10_000 {
-                    self.topics.clear();
+                if topics.len() > 10_000 {
+                    topics.clear();
                 }
-                self.topics.insert(publish.topic.clone());
+                topics.insert(publish.topic.clone());
             }
         }
+        drop(registered);
         for publish in &mut batch {
             pipeline.add_command(std::mem::take(&mut publish.command));
         }
@@ -220,18 +303,19 @@ impl Writer {
         let link = self.link.clone();
         Box::pin(async move {
             let replies = link.run_on(live, &pipeline).await;
-            Sent { batch, before, replicas, replies }
+            Sent { batch, pipeline, before, replicas, replies }
         })
     }
 
-    fn answer(&mut self, sent: Sent) {
-        let Sent { batch, before, replicas, replies } = sent;
-        self.waiting.fetch_sub(batch.iter().map(|publish| publish.bytes).sum(), Ordering::Relaxed);
+    fn answer(&self, sent: Sent) {
+        let Sent { batch, before, replicas, replies, .. } = sent;
+        self.waiting.fetch_sub(batch.iter().map(|publish| publish.bytes).sum(), Ordering::AcqRel);
         match replies {
             Ok(mut replies) => {
                 let copies = if replicas > 0 { replies.pop().map_or(0, |value| number(&value)) } else { 0 };
                 let too_few = copies < i64::from(replicas);
-                for (publish, value) in batch.into_iter().zip(replies.into_iter().skip(before)) {
+                let replies = replies.into_iter().skip(before);
+                for (publish, value) in batch.into_iter().zip(replies).rev() {
                     let mut result = receipt(value, publish.scripted);
                     if too_few && result.is_ok() {
                         let text = "the message is stored, but too few replicas have it; it may be lost when the master is";
@@ -243,7 +327,7 @@ impl Writer {
                 }
             }
             Err(failure) => {
-                self.topics.clear();
+                self.registered.lock().expect("not poisoned").topics.clear();
                 let (kind, text) = match failure {
                     Failure::Unsent(error) => (error.kind(), error.to_string()),
                     Failure::Unknown(error) => (

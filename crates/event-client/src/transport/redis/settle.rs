@@ -26,8 +26,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Most settlements of one pipeline.
 const BATCH: usize = 512;
-/// Most pipelines on their way.
-const WINDOW: usize = 4;
+/// Most pipelines on their way: one that the server works on and one that lies before its door. With more of them each
+/// carries fewer settlements and costs as much.
+const WINDOW: usize = 2;
 
 /// Where settlements are handed in.
 pub(super) struct Clerk(mpsc::UnboundedSender<Job>);
@@ -265,46 +266,48 @@ fn warn_of_full_letters(job: &Job, letters: i64) {
 /// Tells everybody; answers what must be tried again.
 fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
     let mut again = Vec::new();
+    let failed = |error: &Error, text: &'static str| {
+        Err(Error::new(error.kind(), text).because(error.to_string()).during("settle"))
+    };
     match replies {
         Ok(replies) => {
             for (group, value) in groups.into_iter().zip(replies) {
                 let outcomes = group.outcomes(value);
-                for (at, job) in group.jobs.into_iter().enumerate() {
-                    let result = match &outcomes {
-                        Ok(outcomes) if outcomes.get(at).copied().unwrap_or(false) => Ok(()),
-                        Ok(_) => Err(lease_lost()),
-                        // The group was moved or deleted.
-                        Err(error) if error.kind() == ErrorKind::NotFound => Err(lease_lost()),
-                        Err(error) => Err(Error::new(error.kind(), "not settled")
-                            .because(error.to_string())
-                            .during("settle")),
-                    };
-                    job.finish(result);
-                }
+                group.finish(|at| match &outcomes {
+                    Ok(outcomes) if outcomes.get(at).copied().unwrap_or(false) => Ok(()),
+                    Ok(_) => Err(lease_lost()),
+                    // The group was moved or deleted.
+                    Err(error) if error.kind() == ErrorKind::NotFound => Err(lease_lost()),
+                    Err(error) => failed(error, "not settled"),
+                });
             }
         }
         Err(Failure::Unknown(error)) => {
-            for mut job in groups.into_iter().flat_map(|group| group.jobs) {
-                if job.at.elapsed() < link.server.answer_timeout && !link.closed.is_cancelled() {
-                    job.again = true;
-                    again.push(job);
-                } else {
-                    let text = "whether it was settled is unknown";
-                    job.finish(Err(Error::new(error.kind(), text)
-                        .because(error.to_string())
-                        .during("settle")));
-                }
+            for mut group in groups {
+                let in_time = |job: &mut Job| {
+                    job.again = job.at.elapsed() < link.server.answer_timeout && !link.closed.is_cancelled();
+                    job.again
+                };
+                again.extend(group.jobs.extract_if(.., in_time));
+                group.finish(|_| failed(&error, "whether it was settled is unknown"));
             }
         }
         Err(Failure::Unsent(error)) => {
-            for job in groups.into_iter().flat_map(|group| group.jobs) {
-                job.finish(Err(Error::new(error.kind(), "not settled")
-                    .because(error.to_string())
-                    .during("settle")));
-            }
+            groups.into_iter().for_each(|group| group.finish(|_| failed(&error, "not settled")));
         }
     }
     again
+}
+
+impl Group {
+    /// Ends each of its jobs, and says once that there may be room.
+    fn finish(self, result: impl Fn(usize) -> Result<()>) {
+        let Some(member) = self.jobs.first().map(|job| job.member.clone()) else { return };
+        for (at, job) in self.jobs.into_iter().enumerate().rev() {
+            job.finish(result(at));
+        }
+        member.signals.room.notify_one();
+    }
 }
 
 impl Job {

@@ -346,7 +346,7 @@ impl Batch {
     /// Confirms; to be called after the commit.
     pub(super) fn finish(self) -> Stored {
         let mut stored = Stored { tail: self.tail, ..Stored::default() };
-        for (publish, receipt) in self.publishes.into_iter().zip(self.receipts) {
+        for (publish, receipt) in self.publishes.into_iter().zip(self.receipts).rev() {
             if !receipt.duplicate {
                 match publish.due {
                     None => stored.any = true,

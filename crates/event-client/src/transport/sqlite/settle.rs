@@ -255,7 +255,7 @@ impl Plan {
             lease.settle(indexes);
         }
         let mut again = false;
-        for item in self.items {
+        for item in self.items.into_iter().rev() {
             let held = match &item.held {
                 Held::Fresh { lease, .. } => leases.contains(&lease.id),
                 Held::Row { id, .. } => rows.contains(id),
