@@ -20,7 +20,9 @@ use tally::Tally;
 fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
     play_if_asked();
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Cases wait for leases, delays and restarts far more than they compute.
+    arguments.test_threads.get_or_insert(AT_ONCE);
     let fixtures: Vec<Arc<dyn Fixture>> = vec![
         Arc::new(memory::Memory),
         Arc::new(sqlite::Sqlite),
@@ -37,6 +39,9 @@ fn main() -> std::process::ExitCode {
     tally::print(&tallies);
     conclusion.exit_code()
 }
+
+/// Cases at a time, whatever the number of processors.
+const AT_ONCE: usize = 4;
 
 /// Whether to take this transport in at all, for listing its cases starts its server. Without a filter all are.
 fn is_asked_for(name: &str, arguments: &Arguments) -> bool {

@@ -16,6 +16,7 @@ cases! {
     order_is_kept_over_a_drain;
     health_tells_live_and_stopped;
     draining_under_load_loses_nothing;
+    a_stop_amid_a_backlog_repeats_nothing;
 }
 
 /// After `stop` no more deliveries come.
@@ -121,5 +122,24 @@ async fn draining_under_load_loses_nothing(exam: Exam) {
         member.stop();
     }
     publishing.await.expect("no panic");
+    exam.settled("g").await;
+}
+
+/// What a member that stops has fetched of a long backlog comes once, although another takes from it meanwhile.
+async fn a_stop_amid_a_backlog_repeats_nothing(exam: Exam) {
+    drop(exam.subscribe(group("g", 1)).await);
+    let confirmed: Vec<_> = (0..1500).map(|n| exam.bus().publish(message(n.to_string()))).collect();
+    for confirm in confirmed {
+        exam.ok("publish", confirm).await;
+    }
+    exam.subscribe(group("g", 256)).await.stop();
+    let staying = exam.subscribe(group("g", 256)).await;
+    let mut seen = HashSet::new();
+    while seen.len() < 1500 {
+        let delivery = exam.next_of(&staying, &format!("message {} of 1500", seen.len() + 1)).await;
+        assert!(seen.insert(text(&delivery)), "{} came twice", text(&delivery));
+        drop(delivery.ack());
+    }
+    staying.stop();
     exam.settled("g").await;
 }

@@ -19,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 const GOODBYE: Duration = Duration::from_secs(3);
 /// How long a member that stops waits for what the broker has on its way.
 const CALM: Duration = Duration::from_millis(300);
+/// How long a channel stays open after its last acknowledgement. Behind some 32 that a quorum queue has not written down
+/// yet, the broker keeps further ones in the channel's process and drops them with it: the messages would come again.
+const WRITTEN: Duration = Duration::from_millis(200);
 
 impl Member {
     /// Ends the consumer when the broker has nothing on its way to it. What the broker sends just before it hears of the
@@ -85,6 +88,9 @@ impl Member {
             if let Err(error) = self.counted.store(&self.inner, &self.group).await {
                 tracing::debug!(%error, "the attempts of a keyed group are not written down");
             }
+        }
+        if let Some(told) = self.last_told {
+            tokio::time::sleep_until(told + WRITTEN).await;
         }
         let _ = command("close", channel.close(200, "left".into())).await;
         End::Over

@@ -102,6 +102,8 @@ pub(super) struct Member {
     pub(super) writing: Option<Writing>,
     /// Whom to tell with the next ones.
     pub(super) told: Vec<Asker>,
+    /// When the last ones were written.
+    pub(super) last_told: Option<Instant>,
     /// Attempts of a keyed group that the broker's own count does not tell, by message.
     pub(super) counted: super::journal::Counted,
     pub(super) stopping: bool,
@@ -159,6 +161,7 @@ impl Member {
             copying: FuturesUnordered::new(),
             returned: Vec::new(),
             told: Vec::new(),
+            last_told: None,
             writing: None,
             counted: super::journal::Counted::default(),
             stopping: false,

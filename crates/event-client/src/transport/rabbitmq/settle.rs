@@ -338,6 +338,7 @@ impl Member {
     pub(super) fn wrote(&mut self, (told, result): (Vec<Asker>, Result<()>)) -> Result<()> {
         self.writing = None;
         if result.is_ok() {
+            self.last_told = Some(Instant::now());
             told.into_iter().rev().for_each(|answer| answer.tell(Ok(())));
         }
         result

@@ -229,11 +229,7 @@ impl Sender {
     }
 
     /// Puts a batch on its way.
-    async fn send(
-        &self,
-        batch: Vec<Publish>,
-        flying: &mut FuturesUnordered<Sending>,
-    ) {
+    async fn send(&self, batch: Vec<Publish>, flying: &mut FuturesUnordered<Sending>) {
         let mut batch = batch.into_iter().peekable();
         while batch.peek().is_some() {
             let mut bytes = 0;
@@ -254,7 +250,8 @@ impl Sender {
                 Ok(live) => live,
                 Err(failure) => {
                     let pipeline = Pipeline::default();
-                    let failed = Sent { batch: part, pipeline, before: 0, replicas: 0, replies: Err(failure) };
+                    let failed =
+                        Sent { batch: part, pipeline, before: 0, replicas: 0, replies: Err(failure) };
                     return self.answer(failed);
                 }
             };
