@@ -42,8 +42,12 @@ impl Contestant for Ours {
         };
         let transport = transport::open(format!("{}{told}", place.url).parse()?).await?;
         let this = Self { place: place.clone(), transport };
-        // The group exists from now on.
-        this.transport.subscribe(this.spec()?).await?.stop();
+        // The group exists from now on. One that was filled for us would only hand its first messages back.
+        let group = Group::new(this.place.group())?;
+        let known = this.transport.admin().groups().await?;
+        if !known.iter().any(|one| one.group == group) {
+            this.transport.subscribe(this.spec()?).await?.stop();
+        }
         Ok(this)
     }
 

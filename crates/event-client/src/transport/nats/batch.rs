@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::api::ApiError;
 use super::connection::Connection;
-use super::courier::Ack;
+use super::ticket::Ack;
 use super::ticket::Ticket;
 use super::{publish, wire};
 use crate::confirm::Confirm;

@@ -14,18 +14,16 @@ use async_nats::message::OutboundMessage;
 use async_nats::{Client, HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde::Deserialize;
 use slab::Slab;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::api::ApiError;
 use super::connection::Connection;
-use super::ticket::Ticket;
+use super::ticket::{Ack, Ticket};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::{Message, Position};
+use crate::message::Message;
 use crate::transport::Receipt;
 
 /// Sends, and knows who waits for which confirmation.
@@ -81,19 +79,6 @@ impl Awaited {
             Self::Word(answer) => drop(answer.send(Err(error))),
         }
     }
-}
-
-/// The server's confirmation.
-#[derive(Deserialize)]
-pub(super) struct Ack {
-    #[serde(default)]
-    pub(super) seq: u64,
-    #[serde(default)]
-    duplicate: bool,
-    /// Messages of the batch that this one ended.
-    #[serde(default)]
-    pub(super) count: usize,
-    pub(super) error: Option<ApiError>,
 }
 
 impl Courier {
@@ -282,16 +267,7 @@ impl Courier {
             }
             Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
         } else {
-            match serde_json::from_slice::<Ack>(&reply.payload) {
-                Ok(Ack { error: Some(error), .. }) => Err(Error::from(error)),
-                Ok(ack) => {
-                    Ok(Receipt { position: Some(Position(u128::from(ack.seq))), duplicate: ack.duplicate })
-                }
-                Err(error) => {
-                    Err(Error::new(ErrorKind::Internal, "the server's confirmation is not understood")
-                        .because(error))
-                }
-            }
+            Ack::receipt(&reply.payload)
         };
         Some((answer, result.map_err(|error| error.with("nats_subject", waiting.subject))))
     }

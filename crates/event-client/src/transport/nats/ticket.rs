@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde::Deserialize;
+
+use super::api::ApiError;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Message;
+use crate::message::{Message, Position};
 use crate::transport::Receipt;
 
 /// Most bytes of messages that nobody has confirmed yet. They are kept, to be sent again.
@@ -61,5 +64,34 @@ impl Ticket {
     /// Answers, if anybody still listens.
     pub(super) fn send(self, result: Result<Receipt>) {
         let _ = self.answer.send(result);
+    }
+}
+
+/// The server's confirmation.
+#[derive(Deserialize)]
+pub(super) struct Ack {
+    #[serde(default)]
+    pub(super) seq: u64,
+    #[serde(default)]
+    duplicate: bool,
+    /// Messages of the batch that this one ended.
+    #[serde(default)]
+    pub(super) count: usize,
+    pub(super) error: Option<ApiError>,
+}
+
+impl Ack {
+    /// What it means to who published.
+    pub(super) fn receipt(payload: &[u8]) -> Result<Receipt> {
+        match serde_json::from_slice::<Self>(payload) {
+            Ok(Self { error: Some(error), .. }) => Err(Error::from(error)),
+            Ok(ack) => {
+                Ok(Receipt { position: Some(Position(u128::from(ack.seq))), duplicate: ack.duplicate })
+            }
+            Err(error) => {
+                let text = "the server's confirmation is not understood";
+                Err(Error::new(ErrorKind::Internal, text).because(error))
+            }
+        }
     }
 }

@@ -166,15 +166,17 @@ struct Sent {
 }
 
 impl Sent {
-    /// The batch as it was, when nothing of it was sent; there will be another connection.
-    fn unsent(mut self) -> Result<Vec<Publish>, Self> {
-        if !matches!(self.replies, Err(Failure::Unsent(_))) {
-            return Err(self);
-        }
+    /// Whether nothing of it was sent, because the connection had ended; there will be another.
+    fn is_unsent(&self) -> bool {
+        matches!(self.replies, Err(Failure::Unsent(_)))
+    }
+
+    /// The batch as it was.
+    fn unpack(mut self) -> Vec<Publish> {
         for (publish, command) in self.batch.iter_mut().zip(self.pipeline.cmd_iter().skip(self.before)) {
             publish.command = command.clone();
         }
-        Ok(self.batch)
+        self.batch
     }
 }
 
@@ -216,10 +218,8 @@ impl Sender {
         let mut alone = self.alone.lock().expect("not poisoned");
         match sending.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Pending => *alone = Some(sending),
-            Poll::Ready(sent) => match sent.unsent() {
-                Ok(batch) => return batch.into_iter().next(),
-                Err(sent) => self.answer(sent),
-            },
+            Poll::Ready(sent) if sent.is_unsent() => return sent.unpack().pop(),
+            Poll::Ready(sent) => self.answer(sent),
         }
         None
     }
@@ -258,10 +258,8 @@ impl Sender {
             let mut sending = self.pipeline(live, part);
             // The first poll hands it to the connection, so that order is kept.
             match futures_util::poll!(&mut sending) {
-                Poll::Ready(sent) => match sent.unsent() {
-                    Ok(batch) => part = batch,
-                    Err(sent) => return self.answer(sent),
-                },
+                Poll::Ready(sent) if sent.is_unsent() => part = sent.unpack(),
+                Poll::Ready(sent) => return self.answer(sent),
                 Poll::Pending => return flying.push(sending),
             }
         }
