@@ -16,8 +16,7 @@ use tokio::time::Instant;
 
 use super::api::ApiError;
 use super::connection::Connection;
-use super::ticket::Ack;
-use super::ticket::Ticket;
+use super::ticket::{Ack, Ticket};
 use super::{publish, wire};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};

@@ -55,8 +55,7 @@ impl Link {
     pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
         let mut late = None;
         loop {
-            let known = self.live.borrow().clone();
-            if let Some(live) = known {
+            if let Some(live) = self.now() {
                 return Ok(live);
             }
             let late = *late.get_or_insert_with(|| Instant::now() + within);
@@ -118,7 +117,8 @@ impl Link {
         let sent = {
             let mut sending = pin!(connection.send_packed_commands(pipeline, 0, pipeline.len()));
             match poll!(sending.as_mut()) {
-                // The client's task has ended, and takes nothing any more.
+                // The client's task has ended, and takes nothing any more. One that takes the commands and ends before
+                // this poll returns looks the same; then they may be done twice.
                 Poll::Ready(Err(error)) => {
                     self.condemn(generation, "it ended while nothing was on its way".into());
                     return Err(Failure::Unsent(explain(&error)));
@@ -204,8 +204,7 @@ async fn keep(link: Arc<Link>) {
             () = link.broken.notified() => {}
             () = tokio::time::sleep(PROBE_EVERY) => {
                 // On the connection itself: who waits here for the next one waits for who makes it.
-                let live = link.live.borrow().clone();
-                if let Some(live) = live {
+                if let Some(live) = link.now() {
                     let mut ping = Pipeline::with_capacity(1);
                     ping.add_command(PROBE.clone());
                     let _ = link.run_on(live, &ping).await;

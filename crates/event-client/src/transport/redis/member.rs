@@ -162,8 +162,8 @@ impl Member {
     }
 
     /// A delivery is settled, whatever came of it; that there may be room is for the caller to say.
-    pub(super) fn finish(&self, token: Token) -> Option<Held> {
-        self.table.lock().expect("not poisoned").try_remove(token as usize)
+    pub(super) fn finish(&self, token: Token) {
+        self.table.lock().expect("not poisoned").try_remove(token as usize);
     }
 
     /// Keyed: tells the reader.
