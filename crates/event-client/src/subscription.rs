@@ -122,6 +122,18 @@ impl Feed {
         self.credit.clone().acquire_owned().await.expect("the credit is never closed")
     }
 
+    /// Waits until so many deliveries may be fetched, or all that the credit allows.
+    #[allow(dead_code, reason = "each broker folder may be compiled out")]
+    pub(crate) async fn room(&self, deliveries: usize) {
+        let slots = u32::try_from(deliveries.min(self.credit())).unwrap_or(u32::MAX);
+        drop(self.credit.acquire_many(slots).await);
+    }
+
+    /// How many deliveries may exist unsettled.
+    pub(crate) fn credit(&self) -> usize {
+        self.queue.capacity().expect("it is bounded")
+    }
+
     /// Takes room if there is some now.
     pub fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
         self.credit.clone().try_acquire_owned().ok()

@@ -40,6 +40,8 @@ pub fn of(broker: Broker) -> &'static [Entry] {
             Entry { name: "raw", ..EVEN },
             Entry { name: "ours", ..EVEN },
             Entry { name: "ruststream", ..EVEN },
+            Entry { name: "raw-sure", ..EVEN },
+            Entry { name: "ours-sure", ..EVEN },
         ],
         Broker::Redis => &[
             Entry { name: "raw", ..EVEN },
@@ -73,8 +75,10 @@ type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
 /// Runs `task` with whoever it names.
 pub fn start(task: Task) -> Result<Run> {
     Ok(match (task.broker, task.contestant.as_str()) {
-        (_, "ours") => Box::pin(run::<ours::Ours>(task)),
-        (Broker::Nats, "raw") => Box::pin(run::<raw_nats::RawNats>(task)),
+        (Broker::Nats, "ours") => Box::pin(run::<ours::Ours<false>>(task)),
+        (Broker::Nats, "ours-sure") | (_, "ours") => Box::pin(run::<ours::Ours<true>>(task)),
+        (Broker::Nats, "raw") => Box::pin(run::<raw_nats::RawNats<false>>(task)),
+        (Broker::Nats, "raw-sure") => Box::pin(run::<raw_nats::RawNats<true>>(task)),
         (Broker::Nats, "ruststream") => Box::pin(run::<ruststream_nats::RuststreamNats>(task)),
         (Broker::Redis, "raw") => Box::pin(run::<raw_redis::RawRedis<false>>(task)),
         (Broker::Redis, "raw-pipelined") => Box::pin(run::<raw_redis::RawRedis<true>>(task)),

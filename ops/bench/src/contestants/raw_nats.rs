@@ -1,26 +1,24 @@
 //! async-nats alone in its best shape: a sliding window of JetStream publishes, and `messages()` with many per request.
+//! `SURE` has each acknowledgement confirmed; one inbox takes all confirmations.
 
 use std::collections::VecDeque;
 
 use anyhow::{Context as _, Result};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream::{self, AckKind, stream};
 use async_nats::{Client, HeaderMap, Subject};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 
-use crate::contestant::{CONTENT_TYPE, Consumer, Contestant, Place, Publisher, id};
+use crate::contestant::{CONTENT_TYPE, Consumer, Contestant, PREFETCH, Place, Publisher, id};
 
-/// Messages asked for at a time; fewer cost throughput, more gain nothing.
-const BATCH: usize = 1000;
-
-pub struct RawNats {
+pub struct RawNats<const SURE: bool> {
     place: Place,
     client: Client,
     context: jetstream::Context,
 }
 
-impl RawNats {
+impl<const SURE: bool> RawNats<SURE> {
     /// The stream and its durable consumer, for whoever does not make them.
     pub async fn prepare(place: &Place) -> Result<Self> {
         let client = async_nats::connect(&place.url).await?;
@@ -38,7 +36,7 @@ impl RawNats {
                 pull::Config {
                     durable_name: Some(place.group()),
                     ack_policy: AckPolicy::Explicit,
-                    max_ack_pending: 4 * BATCH as i64,
+                    max_ack_pending: 4000,
                     ..Default::default()
                 },
             )
@@ -59,9 +57,9 @@ impl RawNats {
     }
 }
 
-impl Contestant for RawNats {
+impl<const SURE: bool> Contestant for RawNats<SURE> {
     type Publisher = RawPublisher;
-    type Consumer = RawConsumer;
+    type Consumer = RawConsumer<SURE>;
 
     async fn open(place: &Place) -> Result<Self> {
         Self::prepare(place).await
@@ -71,9 +69,9 @@ impl Contestant for RawNats {
         Ok(RawPublisher { context: self.context.clone(), subject: self.place.subject().into() })
     }
 
-    async fn consumer(&self) -> Result<RawConsumer> {
+    async fn consumer(&self) -> Result<RawConsumer<SURE>> {
         let consumer = self.pull().await?;
-        let messages = consumer.stream().max_messages_per_batch(BATCH).messages().await?;
+        let messages = consumer.stream().max_messages_per_batch(PREFETCH).messages().await?;
         Ok(RawConsumer { client: self.client.clone(), messages })
     }
 
@@ -109,20 +107,38 @@ impl Publisher for RawPublisher {
     }
 }
 
-pub struct RawConsumer {
+pub struct RawConsumer<const SURE: bool> {
     client: Client,
     messages: pull::Stream,
 }
 
-impl Consumer for RawConsumer {
-    /// A plain acknowledgement is a message to the server that nothing answers, so `at_once` makes no difference.
-    async fn consume(&mut self, total: usize, _: usize, mut arrived: impl FnMut(&[u8]) + Send) -> Result<()> {
-        for _ in 0..total {
-            let message = self.messages.next().await.context("the stream ended")??;
-            arrived(&message.payload);
-            message.ack().await.map_err(anyhow::Error::msg)?;
+impl<const SURE: bool> Consumer for RawConsumer<SURE> {
+    /// A plain acknowledgement is a message to the server that nothing answers, so `at_once` makes no difference to it.
+    async fn consume(
+        &mut self,
+        total: usize,
+        at_once: usize,
+        mut arrived: impl FnMut(&[u8]) + Send,
+    ) -> Result<()> {
+        if !SURE {
+            for _ in 0..total {
+                let message = self.messages.next().await.context("the stream ended")??;
+                arrived(&message.payload);
+                message.ack().await.map_err(anyhow::Error::msg)?;
+            }
+            return Ok(self.client.flush().await?);
         }
-        Ok(self.client.flush().await?)
+        let client = &self.client;
+        (&mut self.messages)
+            .take(total)
+            .map_err(anyhow::Error::new)
+            .inspect_ok(|message| arrived(&message.payload))
+            .try_for_each_concurrent(at_once, |message| async move {
+                let place = message.reply.clone().context("no reply subject")?;
+                client.request(place, AckKind::Ack.into()).await?;
+                Ok(())
+            })
+            .await
     }
 
     async fn close(self) -> Result<()> {

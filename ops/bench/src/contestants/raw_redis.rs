@@ -3,7 +3,8 @@
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, Value, cmd, pipe};
+use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisResult, Value, cmd, pipe};
+use tokio::task::JoinHandle;
 
 use crate::contestant::{CONTENT_TYPE, Consumer, Contestant, PREFETCH, Place, Publisher, id, in_tasks};
 
@@ -125,9 +126,9 @@ pub struct RawConsumer {
 }
 
 impl RawConsumer {
-    fn read(&self) -> Cmd {
+    fn read(&self, count: usize) -> Cmd {
         let mut command = cmd("XREADGROUP");
-        command.arg("GROUP").arg(self.place.group()).arg("one").arg("COUNT").arg(PREFETCH);
+        command.arg("GROUP").arg(self.place.group()).arg("one").arg("COUNT").arg(count);
         command.arg("BLOCK").arg(0).arg("STREAMS").arg(&self.place.name).arg(">");
         command
     }
@@ -136,6 +137,30 @@ impl RawConsumer {
         let mut command = cmd("XACK");
         command.arg(&self.place.name).arg(self.place.group()).arg(ids);
         command
+    }
+
+    /// One trip acknowledges what was handled and asks for more, if that is wanted.
+    fn trip(&self, ids: &[Vec<u8>], count: usize) -> JoinHandle<RedisResult<Vec<Value>>> {
+        let (mut pipeline, mut reader) = (pipe(), self.reader.clone());
+        if !ids.is_empty() {
+            pipeline.add_command(self.ack(ids)).ignore();
+        }
+        if count > 0 {
+            pipeline.add_command(self.read(count));
+        }
+        tokio::spawn(async move { pipeline.query_async(&mut reader).await })
+    }
+
+    async fn one_at_a_time(&self, total: usize, mut arrived: impl FnMut(&[u8]) + Send) -> Result<()> {
+        let mut taken = 0;
+        while taken < total {
+            for (id, payload) in entries(self.trip(&[], PREFETCH).await??)? {
+                arrived(&payload);
+                taken += 1;
+                self.ack(&[id]).exec_async(&mut self.acks.clone()).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -146,29 +171,25 @@ impl Consumer for RawConsumer {
         at_once: usize,
         mut arrived: impl FnMut(&[u8]) + Send,
     ) -> Result<()> {
+        if at_once == 1 {
+            return self.one_at_a_time(total, arrived).await;
+        }
+        // While a half is handled, the one before it is acknowledged and the next is asked for.
+        let half = at_once / 2;
         let (mut taken, mut ids) = (0, Vec::new());
+        let mut coming = self.trip(&ids, half);
         while taken < total {
-            // One trip acknowledges what was handled and asks for more.
-            let mut pipeline = pipe();
-            if !ids.is_empty() {
-                pipeline.add_command(self.ack(&ids)).ignore();
-                ids.clear();
-            }
-            pipeline.add_command(self.read());
-            let mut answer: Vec<Value> = pipeline.query_async(&mut self.reader).await?;
-            for (id, payload) in entries(answer.pop().context("no answer")?)? {
+            let batch = entries(coming.await??)?;
+            taken += batch.len();
+            coming = self.trip(&ids, if taken < total { half } else { 0 });
+            ids.clear();
+            for (id, payload) in batch {
                 arrived(&payload);
-                taken += 1;
-                if at_once == 1 {
-                    self.ack(&[id]).exec_async(&mut self.acks).await?;
-                } else {
-                    ids.push(id);
-                }
+                ids.push(id);
             }
         }
-        if !ids.is_empty() {
-            self.ack(&ids).exec_async(&mut self.acks).await?;
-        }
+        coming.await??;
+        self.trip(&ids, 0).await??;
         Ok(())
     }
 
@@ -177,8 +198,8 @@ impl Consumer for RawConsumer {
     }
 }
 
-/// `[[key, [[id, [name, value, …]], …]]]` to ids and bodies.
-fn entries(value: Value) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+/// `[[key, [[id, [name, value, …]], …]]]`, the last answer of a trip, to ids and bodies.
+fn entries(mut answer: Vec<Value>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let array = |value| match value {
         Value::Array(values) => Ok(values),
         other => bail!("expected an array, not {other:?}"),
@@ -187,7 +208,7 @@ fn entries(value: Value) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         Some(Value::BulkString(bytes)) => Ok(bytes),
         other => bail!("expected bytes, not {other:?}"),
     };
-    let stream = array(value)?.pop().context("no stream")?;
+    let stream = array(answer.pop().context("no answer")?)?.pop().context("no stream")?;
     let list = array(array(stream)?.pop().context("no entries")?)?;
     let mut out = Vec::with_capacity(list.len());
     for entry in list {

@@ -13,7 +13,7 @@ use crate::contestant::{Consumer, Contestant, Place, Publisher};
 
 pub struct RuststreamNats {
     place: Place,
-    raw: RawNats,
+    raw: RawNats<false>,
     broker: ConnectedNatsBroker,
 }
 
@@ -22,7 +22,7 @@ impl Contestant for RuststreamNats {
     type Consumer = RuststreamConsumer;
 
     async fn open(place: &Place) -> Result<Self> {
-        let raw = RawNats::prepare(place).await?;
+        let raw = RawNats::<false>::prepare(place).await?;
         let broker = NatsBroker::new(place.url.as_str()).connect().await?;
         Ok(Self { place: place.clone(), raw, broker })
     }

@@ -51,7 +51,7 @@ impl Connection {
                 continue;
             }
             unsettled += here;
-            let source = Source { stream, consumer, copies: false };
+            let source = Source::new(stream, consumer, false);
             let prefix = self.attempts_of(&source);
             let attempts = self.read_all::<Attempt>(&format!("{prefix}>")).await?;
             status.retrying += attempts.iter().filter(|(_, stored)| stored.value.due > now).count() as u64;
@@ -152,7 +152,7 @@ impl Connection {
         for topic in self.topics_of(record).await? {
             let stream = self.names.stream(&topic);
             self.delete_consumer(&stream, &name).await?;
-            let source = Source { stream, consumer: name.clone(), copies: false };
+            let source = Source::new(stream, name.clone(), false);
             self.purge(&self.names.state(), &format!("{}>", self.attempts_of(&source))).await?;
         }
         if record.replays {

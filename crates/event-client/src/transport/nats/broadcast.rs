@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::fetch::count_expired;
 use super::group::{Floor, From};
 use super::member::Source;
-use super::pull::{Pulls, Said};
+use super::pull::{AGAIN, Pulls, Said};
 use super::trouble::Trouble;
 use super::unreadable::defect;
 use super::{topology, wire};
@@ -100,7 +100,7 @@ impl Listener {
             let stream = self.connection.names.stream(&topic);
             if !self.pulls.sources().any(|source| source.stream == stream) {
                 let consumer = self.create(&topic, &stream).await?;
-                self.pulls.add(Source { stream, consumer, copies: false });
+                self.pulls.add(Source::new(stream, consumer, false));
             }
         }
         Ok(())
@@ -145,7 +145,7 @@ impl Listener {
         loop {
             // Looked at once: a slot that is given back meanwhile is heard of below.
             let free = self.feed.free();
-            let (wake, silent) = self.pulls.top_up(free);
+            let (wake, silent) = self.pulls.top_up(free, free / AGAIN);
             if silent {
                 self.trouble("a pull was not answered");
                 self.renew().await;
@@ -196,7 +196,7 @@ impl Listener {
         }
         let Some(reply) = message.reply.clone() else { return };
         let Some(ack) = wire::AckInfo::read(&reply) else { return };
-        if self.pulls.received(ack.stream, ack.consumer).is_none() {
+        if self.pulls.received(ack.stream, ack.consumer, Instant::now()).is_none() {
             return;
         }
         let Some(topic) = self.connection.names.topic(ack.stream) else { return };
@@ -264,7 +264,7 @@ impl Listener {
                     None if wanted => break,
                     None => {}
                     Some(why) => tracing::warn!(
-                        stream = source.stream,
+                        stream = %source.stream,
                         position = raw.seq,
                         error = why,
                         "a broadcast passed over a message of another client: it cannot be read"

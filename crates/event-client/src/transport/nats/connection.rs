@@ -48,6 +48,7 @@ pub(super) struct Connection {
     pub(super) denied: broadcast::Sender<Denied>,
     /// Goes up with every new connection to the server.
     pub(super) connects: watch::Receiver<u64>,
+    counts: Arc<async_nats::Statistics>,
     pub(super) tasks: TaskTracker,
     pub(super) members: Mutex<Vec<Weak<dyn Participant>>>,
     pub(super) calls: super::requests::Calls,
@@ -125,6 +126,7 @@ impl Connection {
         capabilities.cross_topic = true;
         capabilities.keyed_members = 1;
         let courier = Courier::new(client.clone(), config.publish_timeout);
+        let counts = client.statistics();
         let connection = Arc::new(Self {
             config,
             names,
@@ -139,6 +141,7 @@ impl Connection {
             closed: CancellationToken::new(),
             denied,
             connects: connects_seen,
+            counts,
             tasks: TaskTracker::new(),
             members: Mutex::default(),
             calls: super::requests::Calls::default(),
@@ -175,6 +178,12 @@ impl Connection {
     /// Whether the server is at least of this version.
     pub(super) fn at_least(&self, major: u32, minor: u32) -> bool {
         self.version >= (major, minor)
+    }
+
+    /// How many connections there have been. What was written to an earlier one may be lost. `connects` tells the same,
+    /// a little later.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.counts.connects.load(std::sync::atomic::Ordering::Acquire)
     }
 
     pub(super) fn is_connected(&self) -> bool {

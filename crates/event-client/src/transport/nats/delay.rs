@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::group::From;
 use super::member::Source;
-use super::pull::{Pulls, Said};
+use super::pull::{AGAIN, Pulls, Said};
 use super::settle::{ACK, delayed};
 use super::ticket::Ticket;
 use super::topology::Kind;
@@ -133,7 +133,7 @@ impl Mover {
                 self.look().await;
                 look = Instant::now() + Duration::from_secs(30);
             }
-            let (wake, _) = self.pulls.top_up(ROOM);
+            let (wake, _) = self.pulls.top_up(ROOM, ROOM / AGAIN);
             let next = wake.unwrap_or(look);
             tokio::select! {
                 message = self.messages.next() => match message {
@@ -152,7 +152,7 @@ impl Mover {
         let Some(connection) = self.connection.upgrade() else { return };
         let stream = connection.names.work();
         if let Ok(Some(_)) = connection.consumer_info(&stream, CONSUMER).await {
-            self.pulls.add(Source { stream, consumer: CONSUMER.into(), copies: true });
+            self.pulls.add(Source::new(stream, CONSUMER.into(), true));
         }
     }
 
@@ -167,7 +167,7 @@ impl Mover {
             return;
         };
         let Some(ack) = wire::AckInfo::read(&reply) else { return };
-        if self.pulls.received(ack.stream, ack.consumer).is_none() {
+        if self.pulls.received(ack.stream, ack.consumer, Instant::now()).is_none() {
             return;
         }
         let due = (message.headers.as_ref())

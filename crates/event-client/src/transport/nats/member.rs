@@ -1,6 +1,6 @@
 //! A live subscription of a group: what it holds, for whom, and until when.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::connection::Connection;
+use super::doubt::Spoken;
 use super::presence::{MemberStatus, Participant};
-use super::settle::Doubt;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
 use crate::subject::Group;
@@ -28,8 +28,6 @@ pub(super) struct Member {
     hand: Mutex<Hand>,
     /// To the task that fetches.
     pub(super) orders: mpsc::UnboundedSender<Order>,
-    /// Settlements that somebody wants to be sure of.
-    pub(super) doubts: mpsc::UnboundedSender<Doubt>,
     /// Fetching; a released message may come back by itself.
     pub(super) live: AtomicBool,
     /// Settlements under way that take several steps.
@@ -50,10 +48,26 @@ pub(super) enum Order {
 /// Where a member fetches: a consumer of a stream.
 #[derive(Debug)]
 pub(super) struct Source {
-    pub(super) stream: String,
+    pub(super) stream: SmolStr,
     pub(super) consumer: String,
     /// Copies, not originals: who they are is in their headers.
     pub(super) copies: bool,
+    /// What was said to it.
+    pub(super) spoken: Spoken,
+    /// The highest place that it has sent.
+    highest: AtomicU64,
+}
+
+impl Source {
+    pub(super) fn new(stream: String, consumer: String, copies: bool) -> Self {
+        Self {
+            stream: stream.into(),
+            consumer,
+            copies,
+            spoken: Spoken::default(),
+            highest: AtomicU64::default(),
+        }
+    }
 }
 
 /// What is out.
@@ -61,11 +75,19 @@ pub(super) struct Source {
 pub(super) struct Hand {
     entries: Slab<Entry>,
     generation: u32,
-    places: HashMap<(SmolStr, u64), Token>,
     /// What was settled for good last, by source and place.
     settled: VecDeque<(usize, u64)>,
-    /// The highest place that each source has sent.
-    highest: HashMap<usize, u64>,
+}
+
+/// What the hand knows of a message that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// The server has not sent it before.
+    Never,
+    /// It may be in the hand.
+    Perhaps,
+    /// It was settled for good.
+    Settled,
 }
 
 /// How many settled messages are remembered.
@@ -88,16 +110,16 @@ pub(super) struct Entry {
     pub(super) out: bool,
     /// Its attempts are on record there.
     pub(super) recorded: bool,
+    /// It may be in the hand already.
+    pub(super) again: bool,
 }
 
 impl Member {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         connection: Arc<Connection>,
         group: Group,
         lease: Duration,
         orders: mpsc::UnboundedSender<Order>,
-        doubts: mpsc::UnboundedSender<Doubt>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -106,7 +128,6 @@ impl Member {
             lease_ms: AtomicU64::new(lease.as_millis() as u64),
             hand: Mutex::default(),
             orders,
-            doubts,
             live: AtomicBool::new(true),
             busy: AtomicU64::new(0),
             idle: Notify::new(),
@@ -167,20 +188,12 @@ impl std::fmt::Debug for Member {
     }
 }
 
-fn place(source: &Source, sequence: u64) -> (SmolStr, u64) {
-    (SmolStr::new(&source.stream), sequence)
-}
-
 impl Hand {
     /// Takes a message in.
     pub(super) fn insert(&mut self, mut entry: Entry) -> Token {
         self.generation = self.generation.wrapping_add(1);
         entry.generation = self.generation;
-        let place = place(&entry.source, entry.sequence);
-        let token = u64::from(self.generation) << 32 | self.entries.vacant_key() as u64;
-        self.entries.insert(entry);
-        self.places.insert(place, token);
-        token
+        u64::from(self.generation) << 32 | self.entries.insert(entry) as u64
     }
 
     fn index(token: Token) -> (usize, u32) {
@@ -198,12 +211,7 @@ impl Hand {
         if self.entries.get(index)?.generation != generation {
             return None;
         }
-        let entry = self.entries.remove(index);
-        let place = place(&entry.source, entry.sequence);
-        if self.places.get(&place) == Some(&token) {
-            self.places.remove(&place);
-        }
-        Some(entry)
+        Some(self.entries.remove(index))
     }
 
     /// It is settled for good.
@@ -214,22 +222,20 @@ impl Hand {
         self.settled.push_back((Arc::as_ptr(source) as usize, sequence));
     }
 
-    /// Whether what comes now was settled here before. An acknowledgement may be lost with its connection, and servers
-    /// of 2.9 hand out a message once more, as if for the first time, when its redelivery met no open pull.
-    pub(super) fn was_settled(&mut self, source: &Arc<Source>, sequence: u64, delivered: u64) -> bool {
-        let source = Arc::as_ptr(source) as usize;
-        let highest = self.highest.entry(source).or_default();
-        if delivered == 1 && sequence > *highest {
-            *highest = sequence;
-            return false;
+    /// What is known of a message that comes now. An acknowledgement may be lost with its connection, and servers of 2.9
+    /// hand out a message once more, as if for the first time, when its redelivery met no open pull.
+    pub(super) fn seen(&mut self, source: &Arc<Source>, sequence: u64, delivered: u64) -> Seen {
+        if delivered == 1 && sequence > source.highest.fetch_max(sequence, Ordering::Relaxed) {
+            return Seen::Never;
         }
-        self.settled.contains(&(source, sequence))
+        let settled = self.settled.contains(&(Arc::as_ptr(source) as usize, sequence));
+        if settled { Seen::Settled } else { Seen::Perhaps }
     }
 
-    /// The message at this place, if it is here.
-    pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<(Token, &mut Entry)> {
-        let token = *self.places.get(&place(source, sequence))?;
-        Some((token, self.get(token)?))
+    /// The message at this place, if it is here. Asked only of what comes again.
+    pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<&mut Entry> {
+        let mut entries = self.entries.iter_mut().map(|(_, entry)| entry);
+        entries.find(|entry| entry.sequence == sequence && entry.source.stream == source.stream)
     }
 
     pub(super) fn iter(&mut self) -> impl Iterator<Item = (Token, &mut Entry)> {
@@ -246,9 +252,7 @@ impl Hand {
     /// Lets go of everything: the group was moved or deleted.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
-        self.places.clear();
         self.settled.clear();
-        self.highest.clear();
     }
 }
 
@@ -277,6 +281,7 @@ impl Entry {
             lease_until,
             out: false,
             recorded,
+            again: false,
         }
     }
 

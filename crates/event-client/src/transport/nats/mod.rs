@@ -43,6 +43,7 @@ mod courier;
 mod dead;
 mod delay;
 mod diagnose;
+mod doubt;
 mod error;
 mod fetch;
 mod frame;

@@ -15,7 +15,7 @@ use super::member::Source;
 /// watched for.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// A pull for more goes out as soon as one part of so many of the room is free: the server must not run dry meanwhile.
-const AGAIN: usize = 4;
+pub(super) const AGAIN: usize = 4;
 /// Silence after which a pull is given up.
 const SILENCE: Duration = Duration::from_secs(3);
 
@@ -99,12 +99,12 @@ impl Pulls {
     }
 
     /// The source that a message came from; its oldest pull got it.
-    pub(super) fn received(&mut self, stream: &str, consumer: &str) -> Option<Arc<Source>> {
+    pub(super) fn received(&mut self, stream: &str, consumer: &str, now: Instant) -> Option<Arc<Source>> {
         let pull = self
             .list
             .iter_mut()
             .find(|pull| pull.source.consumer == consumer && pull.source.stream == stream)?;
-        pull.heard = Instant::now();
+        pull.heard = now;
         pull.failures = 0;
         if let Some((_, left)) = pull.open.front_mut() {
             *left -= 1;
@@ -115,10 +115,16 @@ impl Pulls {
         Some(pull.source.clone())
     }
 
-    /// Opens pulls for `free` messages; when to look again at the latest, and whether one was not answered.
+    /// How many messages the server was asked for.
+    pub(super) fn outstanding(&self) -> usize {
+        self.list.iter().map(Pull::outstanding).sum()
+    }
+
+    /// Opens pulls for `free` messages, for less than `least` only of a consumer that was asked for nothing; when to look
+    /// again at the latest, and whether one was not answered.
     ///
     /// Several consumers share the room, but each may have one message on its way: what is too much waits here.
-    pub(super) fn top_up(&mut self, free: usize) -> (Option<Instant>, bool) {
+    pub(super) fn top_up(&mut self, free: usize, least: usize) -> (Option<Instant>, bool) {
         let now = Instant::now();
         let (mut wake, mut silent) = (None, false);
         let mut look = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
@@ -126,6 +132,7 @@ impl Pulls {
             return (None, false);
         }
         let share = (free / self.list.len().max(1)).max(1);
+        let least = least / self.list.len().max(1);
         for at in 0..self.list.len() {
             let pull = &mut self.list[at];
             if !pull.open.is_empty() && now >= pull.heard + SILENCE {
@@ -139,7 +146,7 @@ impl Pulls {
             }
             let outstanding = pull.outstanding();
             let wanted = share.saturating_sub(outstanding);
-            if outstanding == 0 || (wanted > 0 && wanted >= share.div_ceil(AGAIN)) {
+            if outstanding == 0 || (wanted > 0 && wanted >= least) {
                 self.open(at, wanted);
             }
             look(self.list[at].heard + SILENCE);

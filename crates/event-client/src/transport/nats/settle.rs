@@ -1,7 +1,7 @@
-//! Settling: the server is told at once; who wants to be sure waits for one more word that stands for many.
+//! Settling: the server is told at once; who wants to be sure asks (`doubt.rs`).
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::Subject as NatsSubject;
@@ -9,32 +9,21 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
-use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::dead;
+use super::doubt::{Said, sure, tell};
 use super::error::{closed, lost};
 use super::member::{Entry, Member, Source};
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Settle, Settlement, Token};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 pub(super) const ACK: Bytes = Bytes::from_static(b"+ACK");
 pub(super) const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 const TERM: Bytes = Bytes::from_static(b"+TERM");
 const NAK: Bytes = Bytes::from_static(b"-NAK");
-
-/// A settlement that somebody wants to be sure of. Said with a reply subject, it is confirmed behind everything that
-/// was said to the same consumer before it.
-pub(super) struct Doubt {
-    source: Arc<Source>,
-    ack: NatsSubject,
-    word: Bytes,
-    /// It was said already, without a reply subject, and may be said again.
-    said: bool,
-    answer: Answer<()>,
-}
 
 /// What is on record of a message that comes again: the delivery count alone does not know of releases.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,7 +46,7 @@ impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
         // Counted before it leaves the hand, or the member might look idle in between.
         let _busy = self.begin();
-        let entry = match self.take(token) {
+        let entry = match self.take(token, matches!(settlement, Settlement::Ack)) {
             Ok(entry) => entry,
             Err(error) => return Confirm::ready(Err(error)),
         };
@@ -80,17 +69,19 @@ impl Settle for Member {
             }
             _ => return Confirm::ready(Err(lost())),
         };
+        let incarnation = self.connection.incarnation();
         self.connection.courier.say(ack.clone(), None, PROGRESS);
+        let said = source.spoken.say(incarnation);
         if let Some(entry) = self.hand().get(token) {
             entry.lease_until = now + self.certain();
         }
-        self.sure(source, ack, PROGRESS)
+        self.sure(source, ack, PROGRESS, said)
     }
 }
 
 impl Member {
-    /// Takes a delivery out of the hand.
-    fn take(&self, token: Token) -> Result<Entry> {
+    /// Takes a delivery out of the hand, to settle it `for_good` or in steps.
+    fn take(&self, token: Token, for_good: bool) -> Result<Entry> {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
@@ -101,26 +92,27 @@ impl Member {
             drop((hand, entry)); // it comes again
             return Err(lost());
         }
-        hand.remove(token).ok_or_else(lost)
+        let entry = hand.remove(token).ok_or_else(lost)?;
+        if for_good {
+            hand.remember(&entry.source, entry.sequence);
+        }
+        Ok(entry)
     }
 
     fn acknowledge(&self, entry: Entry) -> Confirm<()> {
         let connection = &self.connection;
-        self.hand().remember(&entry.source, entry.sequence);
+        let incarnation = connection.incarnation();
         connection.courier.say(entry.ack.clone(), None, ACK);
+        let said = entry.source.spoken.say(incarnation);
         if entry.recorded {
             self.forget_attempts(&entry);
         }
-        self.sure(entry.source, entry.ack, ACK)
+        self.sure(entry.source, entry.ack, ACK, said)
     }
 
     /// Retry, reject and release take more than one step.
     fn in_steps(&self, entry: Entry, settlement: Settlement, answer: Answer<()>) {
-        let steps = Steps {
-            connection: self.connection.clone(),
-            group: self.group.clone(),
-            doubts: self.doubts.clone(),
-        };
+        let steps = Steps { connection: self.connection.clone(), group: self.group.clone() };
         let busy = self.begin();
         tokio::spawn(async move {
             let rejected = matches!(settlement, Settlement::Reject(_));
@@ -133,10 +125,9 @@ impl Member {
         });
     }
 
-    /// Resolves when the server has processed what was said to this consumer so far.
-    pub(super) fn sure(&self, source: Arc<Source>, ack: NatsSubject, word: Bytes) -> Confirm<()> {
-        let doubts = self.doubts.clone();
-        Confirm::boxed(sure(doubts, source, ack, word, true))
+    /// Resolves when the server has processed what was said.
+    pub(super) fn sure(&self, source: Arc<Source>, ack: NatsSubject, word: Bytes, said: Said) -> Confirm<()> {
+        Confirm::boxed(sure(self.connection.clone(), source, ack, word, said))
     }
 
     fn forget_attempts(&self, entry: &Entry) {
@@ -171,23 +162,10 @@ impl Drop for Busy {
     }
 }
 
-async fn sure(
-    doubts: mpsc::UnboundedSender<Doubt>,
-    source: Arc<Source>,
-    ack: NatsSubject,
-    word: Bytes,
-    said: bool,
-) -> Result<()> {
-    let (answer, waiting) = oneshot::channel();
-    doubts.send(Doubt { source, ack, word, said, answer }).map_err(|_| closed().during("settle"))?;
-    waiting.await.unwrap_or_else(|_| Err(closed().during("settle")))
-}
-
 /// What a settlement of several steps needs.
 pub(super) struct Steps {
     pub(super) connection: Arc<Connection>,
     pub(super) group: crate::subject::Group,
-    pub(super) doubts: mpsc::UnboundedSender<Doubt>,
 }
 
 impl Steps {
@@ -222,7 +200,7 @@ impl Steps {
         };
         let settled = word == TERM;
         // Said once: a second refusal would hit the next delivery.
-        let result = sure(self.doubts.clone(), entry.source.clone(), entry.ack.clone(), word, false).await;
+        let result = tell(&self.connection, &entry.source, &entry.ack, &word).await;
         if settled && entry.recorded {
             let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
             let _ = self.connection.purge(&self.connection.names.state(), &subject).await;
@@ -247,58 +225,6 @@ pub(super) fn delayed(after: Duration) -> Bytes {
         return NAK;
     }
     format!("-NAK {{\"delay\": {}}}", super::api::nanos(after).min(i64::MAX as u64)).into()
-}
-
-/// Confirms settlements, many with one question: the server processes what one connection says to one consumer in
-/// order.
-pub(super) async fn confirm(connection: Weak<Connection>, mut doubts: mpsc::UnboundedReceiver<Doubt>) {
-    let mut batch: Vec<Doubt> = Vec::new();
-    while doubts.recv_many(&mut batch, 4096).await > 0 {
-        let Some(connection) = connection.upgrade() else { return };
-        while !batch.is_empty() {
-            let source = batch[0].source.clone();
-            let (same, rest): (Vec<_>, Vec<_>) =
-                batch.drain(..).partition(|doubt| Arc::ptr_eq(&doubt.source, &source));
-            batch = rest;
-            let (last, before) = same.split_last().expect("the first is among them");
-            for doubt in before.iter().filter(|doubt| !doubt.said) {
-                connection.courier.say(doubt.ack.clone(), None, doubt.word.clone());
-            }
-            let result = confirm_one(&connection, last).await;
-            for doubt in same.into_iter().rev() {
-                let result = match &result {
-                    Ok(()) => Ok(()),
-                    Err(error) => Err(Error::new(error.kind(), error.to_string())),
-                };
-                let _ = doubt.answer.send(result);
-            }
-        }
-    }
-}
-
-async fn confirm_one(connection: &Connection, doubt: &Doubt) -> Result<()> {
-    let until = Instant::now() + connection.config.request_timeout;
-    loop {
-        let within = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        // Through the courier: what was said before must be before it.
-        let question =
-            connection.courier.ask(doubt.ack.clone(), None, doubt.word.clone(), Instant::now() + within);
-        if question.await?.is_some() {
-            return Ok(());
-        }
-        // The consumer is gone, or JetStream is not ready after a restart.
-        match connection.consumer_info(&doubt.source.stream, &doubt.source.consumer).await {
-            Ok(None) => return Err(lost()),
-            _ if Instant::now() >= until => {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the server's JetStream does not answer just now",
-                )
-                .during("settle"));
-            }
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
 }
 
 impl Connection {

@@ -8,7 +8,7 @@ use super::connection::Connection;
 use super::fetch::Fetcher;
 use super::member::Member;
 use super::presence::Participant;
-use super::{broadcast, keyed, settle};
+use super::{broadcast, keyed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Subscription;
 use crate::transport::{Mode, Subscribe};
@@ -34,11 +34,8 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
             }
             let (feed, subscription) = Subscription::channel(spec.credit);
             let (orders, ordered) = mpsc::unbounded_channel();
-            let (doubts, doubted) = mpsc::unbounded_channel();
-            let member = Member::new(connection.clone(), group, record.lease(), orders, doubts);
+            let member = Member::new(connection.clone(), group, record.lease(), orders);
             let fetcher = Fetcher::open(&member, feed, record, ordered).await?;
-            // It runs as long as anybody may settle.
-            tokio::spawn(settle::confirm(Arc::downgrade(connection), doubted));
             let participant: Arc<dyn Participant> = member;
             connection.take_up(&participant);
             connection.tasks.spawn(fetcher.run());

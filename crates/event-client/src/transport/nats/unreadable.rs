@@ -63,7 +63,7 @@ impl Breaks {
         let Some(info) = connection.consumer_info(&source.stream, &source.consumer).await? else {
             return Ok(0);
         };
-        let read_to = self.read_to.entry(source.stream.clone()).or_default();
+        let read_to = self.read_to.entry(source.stream.to_string()).or_default();
         let first = info.ack_floor.stream_seq.max(*read_to) + 1;
         let last = info.delivered.stream_seq.min(first.saturating_add(MOST));
         if info.num_ack_pending == 0 || last < first {

@@ -4,10 +4,10 @@ use super::*;
 
 impl Fetcher {
     /// Takes in messages as they came.
-    pub(super) async fn arrive(&mut self, batch: Vec<async_nats::Message>) -> Turn {
+    pub(super) async fn arrive(&mut self, batch: &mut Vec<async_nats::Message>) -> Turn {
         let now = Instant::now();
         let mut entries = Vec::with_capacity(batch.len());
-        for message in batch {
+        for message in batch.drain(..) {
             // Others may put a status in front of a message: only a word of the server has nowhere to answer to.
             if let Some(status) = message.status
                 && message.reply.is_none()
@@ -53,18 +53,25 @@ impl Fetcher {
     pub(super) async fn read(&mut self, message: async_nats::Message, now: Instant) -> Option<Entry> {
         let reply = message.reply.clone()?;
         let info = wire::AckInfo::read(&reply)?;
-        let source = self.pulls.received(info.stream, info.consumer)?;
+        let source = self.pulls.received(info.stream, info.consumer, now)?;
         let courier = &self.member.connection.courier;
         let until = now + self.member.certain();
-        if self.member.hand().was_settled(&source, info.sequence, info.delivered) {
+        let seen = {
+            let mut hand = self.member.hand();
+            let seen = hand.seen(&source, info.sequence, info.delivered);
+            // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
+            if seen == Seen::Perhaps
+                && let Some(entry) = hand.at(&source, info.sequence)
+            {
+                entry.ack = reply.clone();
+                entry.delivered = info.delivered;
+                entry.lease_until = until;
+                return None;
+            }
+            seen
+        };
+        if seen == Seen::Settled {
             courier.say(reply, None, ACK);
-            return None;
-        }
-        // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
-        if let Some((_, entry)) = self.member.hand().at(&source, info.sequence) {
-            entry.ack = reply.clone();
-            entry.delivered = info.delivered;
-            entry.lease_until = until;
             return None;
         }
         let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
@@ -81,10 +88,15 @@ impl Fetcher {
             let headers = message.headers.as_ref();
             headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
         } else {
-            let Some(subject) = wire::subject(&self.member.connection.names, &message.subject) else {
+            let known = self.subjects.read(&self.member.connection.names, &self.record, &message.subject);
+            let Some((subject, wanted)) = known else {
                 self.bury(&source, &info, &message);
                 return None;
             };
+            if !wanted.unwrap_or_else(|| self.record.wants(&subject, info.sequence)) {
+                courier.say(reply, None, ACK);
+                return None;
+            }
             Some(wire::message(message.headers.as_ref(), message.payload, subject, || info.id()))
         };
         let Some(decoded) = decoded else {
@@ -92,11 +104,7 @@ impl Fetcher {
             courier.say(reply, None, ACK);
             return None;
         };
-        if !copy && !self.record.wants(&decoded.subject, info.sequence) {
-            courier.say(reply, None, ACK);
-            return None;
-        }
-        let entry = Entry::new(
+        let mut entry = Entry::new(
             source,
             info.sequence,
             reply.clone(),
@@ -112,6 +120,7 @@ impl Fetcher {
             courier.say(reply, None, ACK);
             return None;
         }
+        entry.again = seen == Seen::Perhaps;
         Some(entry)
     }
 
@@ -130,9 +139,10 @@ impl Fetcher {
     pub(super) fn accept(&mut self, entries: Vec<Entry>) {
         let mut hand = self.member.hand();
         for entry in entries {
-            match hand.at(&entry.source, entry.sequence) {
+            let here = if entry.again { hand.at(&entry.source, entry.sequence) } else { None };
+            match here {
                 // Two deliveries at once, for this process was late: the first one was nobody's attempt.
-                Some((_, here)) => {
+                Some(here) => {
                     (here.ack, here.delivered) = (entry.ack, entry.delivered);
                     here.lease_until = entry.lease_until;
                 }

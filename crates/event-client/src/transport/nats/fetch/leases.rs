@@ -6,6 +6,7 @@ impl Fetcher {
     /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
     pub(super) fn renew(&self) {
         let asked = Instant::now();
+        let incarnation = self.member.connection.incarnation();
         let mut last: HashMap<*const Source, (Arc<Source>, NatsSubject)> = HashMap::new();
         let mut tokens = Vec::new();
         for (token, entry) in self.member.hand().iter() {
@@ -21,7 +22,9 @@ impl Fetcher {
             let at = Arc::as_ptr(&source) as usize;
             let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
             tokio::spawn(async move {
-                if member.sure(source, ack, PROGRESS).await.is_ok() {
+                let said = source.spoken.say(incarnation);
+                let sure = member.sure(source, ack, PROGRESS, said).await.is_ok();
+                if sure && member.connection.incarnation() == incarnation {
                     let until = asked + member.certain();
                     let mut hand = member.hand();
                     for token in tokens {

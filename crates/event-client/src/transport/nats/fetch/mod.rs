@@ -11,9 +11,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::subjects::Subjects;
 use super::group::Record;
-use super::member::{Entry, Member, Order, Source};
-use super::pull::{EXPIRES, Pulls, Said};
+use super::member::{Entry, Member, Order, Seen, Source};
+use super::pull::{AGAIN, EXPIRES, Pulls, Said};
 use super::settle::{ACK, Attempt, PROGRESS};
 use super::trouble::Trouble;
 use super::unreadable::{self, Breaks};
@@ -26,11 +27,14 @@ use crate::subscription::{Feed, Health};
 
 mod intake;
 mod leases;
+mod subjects;
 
 /// How often topics are looked for beside the news of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
+/// How long room is gathered for a pull while there is something to hand out.
+const GATHER: Duration = Duration::from_millis(1);
 /// Most messages that are looked at before others have a turn.
-const BATCH: usize = 256;
+const BATCH: usize = 32;
 
 /// A member's fetching task.
 pub(super) struct Fetcher {
@@ -49,6 +53,9 @@ pub(super) struct Fetcher {
     breaks: Breaks,
     /// A warning was logged and not yet taken back.
     trouble: Trouble,
+    subjects: Subjects,
+    /// Until when room is gathered.
+    gathering: Option<Instant>,
 }
 
 /// Why the task goes on or not.
@@ -86,6 +93,8 @@ impl Fetcher {
             ready: VecDeque::new(),
             breaks: Breaks::new(connection),
             trouble: Trouble::default(),
+            subjects: Subjects::default(),
+            gathering: None,
         };
         Ok(fetcher)
     }
@@ -138,6 +147,7 @@ impl Fetcher {
             let free = self.feed.free().saturating_sub(self.ready.len());
             let full = free == 0 || !self.ready.is_empty();
             let wake = self.pull(free);
+            let again = if full { 1 } else { self.pulls.outstanding() + self.part() };
             let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
             let turn = tokio::select! {
                 message = self.messages.next() => {
@@ -148,14 +158,13 @@ impl Fetcher {
                     {
                         batch.push(message);
                     }
-                    let batch = std::mem::take(&mut batch);
-                    self.arrive(batch).await
+                    self.arrive(&mut batch).await
                 }
                 order = self.orders.recv() => match order {
                     Some(order) => self.obey(order).await,
                     None => Turn::Stop,
                 },
-                slot = self.feed.slot(), if full => { drop(slot); Turn::Go }
+                () = self.feed.room(again), if full || (free < again && again <= self.feed.credit()) => Turn::Go,
                 changed = self.changes.next() => if changed.is_some() { self.reload().await } else { Turn::Stop },
                 news = self.news.next() => {
                     if news.is_some() && let Err(error) = self.scan().await {
@@ -193,9 +202,24 @@ impl Fetcher {
         }
     }
 
+    /// How much room is worth a pull of its own.
+    fn part(&self) -> usize {
+        self.feed.credit().div_ceil(AGAIN)
+    }
+
     /// Opens pulls for what there is room for; when to look again at the latest.
     fn pull(&mut self, free: usize) -> Option<Instant> {
-        let (wake, silent) = self.pulls.top_up(free);
+        // Many small pulls cost more than one. Where nothing waits to be taken, nothing is worth waiting for.
+        let busy = self.feed.untaken() > 0;
+        let least = if busy { self.part() } else { free / AGAIN };
+        if busy && free > 0 && free < least && self.pulls.outstanding() == 0 {
+            let until = *self.gathering.get_or_insert_with(|| Instant::now() + GATHER);
+            if until > Instant::now() {
+                return Some(until);
+            }
+        }
+        self.gathering = None;
+        let (wake, silent) = self.pulls.top_up(free, least);
         if silent {
             self.trouble("a pull was not answered");
         }
@@ -257,6 +281,7 @@ impl Fetcher {
             Ok(Some(stored)) => {
                 let moved = stored.value.epoch != self.record.epoch;
                 self.record = stored.value;
+                self.subjects.forget();
                 self.member.set_lease(self.record.lease());
                 if moved {
                     // Everything here was given up.
@@ -300,12 +325,12 @@ impl Fetcher {
                 continue;
             }
             connection.ensure_consumer(group, &self.record, &topic, provision).await?;
-            self.pulls.add(Source { stream, consumer: consumer.clone(), copies: false });
+            self.pulls.add(Source::new(stream, consumer.clone(), false));
         }
         let work = connection.names.work();
         if self.record.replays && !self.pulls.sources().any(|source| source.stream == work) {
             dead::ensure_replays(&connection, group, &self.record).await?;
-            self.pulls.add(Source { stream: work, consumer: topology::consumer(group, 0), copies: true });
+            self.pulls.add(Source::new(work, topology::consumer(group, 0), true));
         }
         Ok(())
     }

@@ -77,11 +77,7 @@ impl Task {
             mark.next = mark.next.max(topic.next);
             self.replays_due |= topic.consumer.is_none();
             let source = topic.consumer.map(|consumer| {
-                self.pulls.add(Source {
-                    stream: topic.stream.clone(),
-                    consumer: consumer.clone(),
-                    copies: false,
-                });
+                self.pulls.add(Source::new(topic.stream.clone(), consumer.clone(), false));
                 (topic.stream, consumer)
             });
             self.readers.push(Reader { topic: topic.topic, source, turn: 1 });
@@ -123,7 +119,7 @@ impl Task {
             let step = reader::replays(self.connection.clone(), self.member.group.clone(), next, room);
             self.jobs.push(step.map(move |result| Done::Replays { reading, room, result }).boxed());
         }
-        let (wake, silent) = self.pulls.top_up(room);
+        let (wake, silent) = self.pulls.top_up(room, room / AGAIN);
         if silent {
             self.trouble("a pull was not answered");
             self.open_later();
@@ -154,7 +150,7 @@ impl Task {
 
     pub(super) fn read(&mut self, message: async_nats::Message) {
         let Some(info) = message.reply.as_ref().and_then(|reply| wire::AckInfo::read(reply)) else { return };
-        if self.pulls.received(info.stream, info.consumer).is_none() {
+        if self.pulls.received(info.stream, info.consumer, Instant::now()).is_none() {
             return; // of a consumer that was given up
         }
         let reader = self.readers.iter_mut().find(|reader| {
