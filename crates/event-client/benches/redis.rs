@@ -22,8 +22,8 @@ use common::{
     wanted,
 };
 
-/// Entries of one read.
-const BATCH: usize = 128;
+/// Entries of one read, acknowledged with the next: as many as services handle at once.
+const BATCH: usize = 64;
 /// Commands of one pipeline: four of them are a window of 256.
 const COMMANDS: usize = 64;
 
