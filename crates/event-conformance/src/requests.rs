@@ -19,6 +19,7 @@ cases! {
     an_error_travels_as_a_frame;
     no_responder_is_told_at_once;
     a_member_that_left_is_no_responder;
+    calls_do_not_wait_for_a_member_that_leaves;
     the_deadline_is_carried_to_the_server;
     a_passed_deadline_is_a_timeout;
     the_server_learns_that_the_deadline_passed;
@@ -133,6 +134,44 @@ async fn no_responder_is_told_at_once(exam: Exam) {
     let call = exam.requests().call(on("shop.quote", "x"), Duration::from_secs(3600));
     exam.refused(ErrorKind::NoResponder, "a call that nobody serves", call).await;
     assert!(before.elapsed() < Duration::from_secs(10), "after {:?}", before.elapsed());
+}
+
+/// What reaches a member while it goes is another's, or is told that it went: never left to its deadline.
+async fn calls_do_not_wait_for_a_member_that_leaves(exam: Exam) {
+    let (leaving, other) = (exam.another().await, exam.another().await);
+    let mut stays = serve(&exam, other.as_ref(), &["shop.quote"], 256).await;
+    let answering = tokio::spawn(async move {
+        while let Some(mut request) = stays.recv().await {
+            drop(request.responder.send(frame("here", true)));
+        }
+    });
+    for _ in 0..10 {
+        let mut leaves = serve(&exam, leaving.as_ref(), &["shop.quote"], 256).await;
+        let mut calls: Vec<_> = (0..32)
+            .map(|_| {
+                let bus = exam.bus().clone();
+                tokio::spawn(async move {
+                    let mut replies =
+                        bus.requests().call(on("shop.quote", "x"), Duration::from_secs(600)).await?;
+                    replies.next().await.expect("the answer ended").map(|frame| body(&frame))
+                })
+            })
+            .collect();
+        exam.waits_for("the first request at the member that leaves");
+        drop(leaves.recv().await.expect("the server's receiver ended"));
+        drop(leaves);
+        let left = Instant::now();
+        for call in calls.drain(..) {
+            exam.waits_for("the end of a call");
+            match call.await.expect("no panic") {
+                Ok(text) => assert_eq!(text, "here"),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+            }
+        }
+        // Far below any watch for silent servers.
+        assert!(left.elapsed() < Duration::from_secs(8), "after {:?}", left.elapsed());
+    }
+    answering.abort();
 }
 
 /// Dropping the receiver ends the service.

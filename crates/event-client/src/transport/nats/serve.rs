@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::connection::Connection;
+use super::courier::Courier;
 use super::error::closed;
 use super::frame::error_headers;
 use super::reply::Reply;
@@ -25,6 +26,8 @@ use crate::transport::{IncomingRequest, Responder, Serve, wire as names};
 
 /// Callers that say no deadline are not waited for beyond this.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How long the server may take to learn that a member has left.
+const LEAVING: Duration = Duration::from_secs(2);
 /// Requests of plain clients that wait for room.
 const BACKLOG: usize = 1024;
 
@@ -83,7 +86,7 @@ struct Counter {
 }
 
 impl Counter {
-    async fn run(self, mut requested: async_nats::Subscriber, courier: Arc<super::courier::Courier>) {
+    async fn run(self, mut requested: async_nats::Subscriber, courier: Arc<Courier>) {
         loop {
             let request = tokio::select! {
                 biased;
@@ -94,27 +97,26 @@ impl Counter {
             let (Some(request), Some(connection)) = (request, self.connection.upgrade()) else { break };
             self.take(&connection, request);
         }
-        let _ = requested.unsubscribe().await;
         self.endpoint.leave();
+        // What the server sent before it knew: its callers must not wait for nothing.
+        let rest = async {
+            if requested.drain().await.is_ok() {
+                while let Some(request) = requested.next().await {
+                    if let Some(reply) = request.reply.clone() {
+                        refuse(&courier, reply, deadline(&request).is_none(), 503, "the service has left");
+                    }
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LEAVING, rest).await;
     }
 
     fn take(&self, connection: &Arc<Connection>, request: NatsMessage) {
         let Some(reply) = request.reply.clone() else { return };
-        let deadline = (request.headers.as_ref())
-            .and_then(|headers| wire::get(headers, names::DEADLINE))
-            .and_then(names::time);
+        let deadline = deadline(&request);
         match self.room.clone().try_acquire_owned() {
             Ok(permit) => self.begin(connection, request, reply, deadline, permit),
-            Err(_) if deadline.is_some() => {
-                let mut headers = HeaderMap::new();
-                headers.insert(names::FRAME, BUSY);
-                connection.courier.send(OutboundMessage {
-                    subject: reply,
-                    reply: None,
-                    payload: Bytes::new(),
-                    headers: Some(headers),
-                });
-            }
+            Err(_) if deadline.is_some() => refuse(&connection.courier, reply, false, 429, ""),
             Err(_) if self.waiting.fetch_add(1, Ordering::AcqRel) < BACKLOG => {
                 // A plain client knows nothing of `busy`: it waits here.
                 let (connection, counter) = (connection.clone(), self.clone());
@@ -128,13 +130,7 @@ impl Counter {
             }
             Err(_) => {
                 self.waiting.fetch_sub(1, Ordering::AcqRel);
-                let headers = error_headers(429, "the service has no room");
-                connection.courier.send(OutboundMessage {
-                    subject: reply,
-                    reply: None,
-                    payload: Bytes::new(),
-                    headers: Some(headers),
-                });
+                refuse(&connection.courier, reply, true, 429, "the service has no room");
             }
         }
     }
@@ -163,6 +159,29 @@ impl Counter {
         // As many as there are permits fit; a receiver that is gone drops it, which tells the caller.
         drop(self.requests.try_send(incoming));
     }
+}
+
+/// When the caller gives up; a plain client does not say.
+fn deadline(request: &NatsMessage) -> Option<Timestamp> {
+    let headers = request.headers.as_ref()?;
+    wire::get(headers, names::DEADLINE).and_then(names::time)
+}
+
+/// Turns a request away: our own callers ask another member, a plain client reads why.
+fn refuse(courier: &Courier, reply: NatsSubject, plain: bool, code: u16, why: &str) {
+    let headers = if plain {
+        error_headers(code, why)
+    } else {
+        let mut headers = HeaderMap::new();
+        headers.insert(names::FRAME, BUSY);
+        headers
+    };
+    courier.send(OutboundMessage {
+        subject: reply,
+        reply: None,
+        payload: Bytes::new(),
+        headers: Some(headers),
+    });
 }
 
 impl Clone for Counter {
