@@ -22,7 +22,7 @@ pub struct Ours<const SURE: bool> {
 
 impl<const SURE: bool> Ours<SURE> {
     fn spec(&self) -> Result<Subscribe> {
-        let filter = Pattern::new(&format!("{}.>", self.place.name))?;
+        let filter = Pattern::new(format!("{}.>", self.place.name))?;
         let mut spec = Subscribe::group(Group::new(self.place.group())?, [filter]);
         spec.start = Start::Earliest;
         // Raw asks NATS for more when half is on its way: as much here.
