@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::fetch::count_expired;
 use super::group::{Floor, From};
 use super::member::Source;
-use super::pull::{AGAIN, Pulls, Said};
+use super::pull::{Pulls, Said};
 use super::trouble::Trouble;
 use super::unreadable::defect;
 use super::{topology, wire};
@@ -145,7 +145,7 @@ impl Listener {
         loop {
             // Looked at once: a slot that is given back meanwhile is heard of below.
             let free = self.feed.free();
-            let (wake, silent) = self.pulls.top_up(free, free / AGAIN);
+            let (wake, silent) = self.pulls.top_up(free);
             if silent {
                 self.trouble("a pull was not answered");
                 self.renew().await;

@@ -167,6 +167,11 @@ impl Courier {
         self.send(OutboundMessage { subject, reply, payload, headers: None });
     }
 
+    /// Answers with headers alone.
+    pub(super) fn answer(&self, subject: NatsSubject, headers: HeaderMap) {
+        self.send(OutboundMessage { subject, reply: None, payload: Bytes::new(), headers: Some(headers) });
+    }
+
     /// Stores a message of the library's own; confirmed as a publish is.
     pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
         let (answer, confirm) = Ticket::free();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::group::From;
 use super::member::Source;
-use super::pull::{AGAIN, Pulls, Said};
+use super::pull::{Pulls, Said};
 use super::settle::{ACK, delayed};
 use super::ticket::Ticket;
 use super::topology::Kind;
@@ -133,7 +133,7 @@ impl Mover {
                 self.look().await;
                 look = Instant::now() + Duration::from_secs(30);
             }
-            let (wake, _) = self.pulls.top_up(ROOM, ROOM / AGAIN);
+            let (wake, _) = self.pulls.top_up(ROOM);
             let next = wake.unwrap_or(look);
             tokio::select! {
                 message = self.messages.next() => match message {

@@ -34,11 +34,6 @@ pub(super) struct Said {
 }
 
 impl Spoken {
-    /// Numbers a word that has just been said; the connection's `incarnation` was read before.
-    pub(super) fn say(&self, incarnation: u64) -> Said {
-        Said { incarnation, number: self.words.fetch_add(1, Ordering::AcqRel) }
-    }
-
     fn has_arrived(&self, said: Said) -> bool {
         let (incarnation, words) = *self.arrived();
         incarnation == said.incarnation && said.number < words
@@ -47,6 +42,14 @@ impl Spoken {
     fn arrived(&self) -> MutexGuard<'_, (u64, u64)> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Says a word without asking back.
+pub(super) fn say(connection: &Connection, source: &Source, ack: NatsSubject, word: Bytes) -> Said {
+    // Before and after: it counts as said over the earlier connection, and behind whatever is said meanwhile.
+    let incarnation = connection.incarnation();
+    connection.courier.say(ack, None, word);
+    Said { incarnation, number: source.spoken.words.fetch_add(1, Ordering::AcqRel) }
 }
 
 /// Resolves when the server has processed a word that may be said twice.

@@ -15,9 +15,14 @@ use super::member::Source;
 /// watched for.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// A pull for more goes out as soon as one part of so many of the room is free: the server must not run dry meanwhile.
-pub(super) const AGAIN: usize = 4;
+const AGAIN: usize = 4;
 /// Silence after which a pull is given up.
 const SILENCE: Duration = Duration::from_secs(3);
+
+/// How much of this room is worth a pull of its own.
+pub(super) fn part(room: usize) -> usize {
+    room.div_ceil(AGAIN)
+}
 
 /// The pulls of a subscription, over all its consumers; one inbox takes everything.
 pub(super) struct Pulls {
@@ -120,19 +125,23 @@ impl Pulls {
         self.list.iter().map(Pull::outstanding).sum()
     }
 
-    /// Opens pulls for `free` messages, for less than `least` only of a consumer that was asked for nothing; when to look
-    /// again at the latest, and whether one was not answered.
+    /// Opens pulls for `free` messages; when to look again at the latest, and whether one was not answered.
     ///
     /// Several consumers share the room, but each may have one message on its way: what is too much waits here.
-    pub(super) fn top_up(&mut self, free: usize, least: usize) -> (Option<Instant>, bool) {
+    pub(super) fn top_up(&mut self, free: usize) -> (Option<Instant>, bool) {
+        self.top_up_by(free, free)
+    }
+
+    /// The same, for no less than a part of `room` where something was asked for already.
+    pub(super) fn top_up_by(&mut self, free: usize, room: usize) -> (Option<Instant>, bool) {
         let now = Instant::now();
         let (mut wake, mut silent) = (None, false);
         let mut look = |at: Instant| wake = Some(wake.map_or(at, |wake: Instant| wake.min(at)));
         if free == 0 {
             return (None, false);
         }
-        let share = (free / self.list.len().max(1)).max(1);
-        let least = least / self.list.len().max(1);
+        let share_of = |room: usize| (room / self.list.len().max(1)).max(1);
+        let (share, least) = (share_of(free), part(share_of(room)));
         for at in 0..self.list.len() {
             let pull = &mut self.list[at];
             if !pull.open.is_empty() && now >= pull.heard + SILENCE {

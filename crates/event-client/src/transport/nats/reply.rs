@@ -151,13 +151,7 @@ impl Respond for Reply {
     fn abandoned(&mut self) {
         let mut headers = error_headers(503, "the server let go of the request without an answer");
         headers.insert(names::FRAME, GONE);
-        let letter = OutboundMessage {
-            subject: self.held.reply.clone(),
-            reply: None,
-            payload: Bytes::new(),
-            headers: Some(headers),
-        };
-        self.connection.courier.send(letter);
+        self.connection.courier.answer(self.held.reply.clone(), headers);
         self.finish(Some("the server let go of the request without an answer".into()));
     }
 }
@@ -262,12 +256,7 @@ impl Connection {
                 let mut headers = HeaderMap::new();
                 headers.insert(names::FRAME, HELD);
                 headers.insert(names::REPLY_TO, self.names.calls(&self.id));
-                self.courier.send(OutboundMessage {
-                    subject: held.reply.clone(),
-                    reply: None,
-                    payload: Bytes::new(),
-                    headers: Some(headers),
-                });
+                self.courier.answer(held.reply.clone(), headers);
             }
         }
         !calls.is_empty()
@@ -279,12 +268,7 @@ impl Connection {
         for held in calls {
             let mut headers = error_headers(503, "the server closed before it answered");
             headers.insert(names::FRAME, GONE);
-            self.courier.send(OutboundMessage {
-                subject: held.reply.clone(),
-                reply: None,
-                payload: Bytes::new(),
-                headers: Some(headers),
-            });
+            self.courier.answer(held.reply.clone(), headers);
             held.gone.cancel();
         }
     }

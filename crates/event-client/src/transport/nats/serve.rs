@@ -4,9 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_nats::message::OutboundMessage;
 use async_nats::{HeaderMap, Message as NatsMessage, Subject as NatsSubject};
-use bytes::Bytes;
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -102,8 +100,12 @@ impl Counter {
         let rest = async {
             if requested.drain().await.is_ok() {
                 while let Some(request) = requested.next().await {
-                    if let Some(reply) = request.reply.clone() {
-                        refuse(&courier, reply, deadline(&request).is_none(), 503, "the service has left");
+                    let headers = match deadline(&request) {
+                        Some(_) => busy(),
+                        None => error_headers(503, "the service has left"),
+                    };
+                    if let Some(reply) = request.reply {
+                        courier.answer(reply, headers);
                     }
                 }
             }
@@ -116,7 +118,7 @@ impl Counter {
         let deadline = deadline(&request);
         match self.room.clone().try_acquire_owned() {
             Ok(permit) => self.begin(connection, request, reply, deadline, permit),
-            Err(_) if deadline.is_some() => refuse(&connection.courier, reply, false, 429, ""),
+            Err(_) if deadline.is_some() => connection.courier.answer(reply, busy()),
             Err(_) if self.waiting.fetch_add(1, Ordering::AcqRel) < BACKLOG => {
                 // A plain client knows nothing of `busy`: it waits here.
                 let (connection, counter) = (connection.clone(), self.clone());
@@ -130,7 +132,7 @@ impl Counter {
             }
             Err(_) => {
                 self.waiting.fetch_sub(1, Ordering::AcqRel);
-                refuse(&connection.courier, reply, true, 429, "the service has no room");
+                connection.courier.answer(reply, error_headers(429, "the service has no room"));
             }
         }
     }
@@ -167,21 +169,11 @@ fn deadline(request: &NatsMessage) -> Option<Timestamp> {
     wire::get(headers, names::DEADLINE).and_then(names::time)
 }
 
-/// Turns a request away: our own callers ask another member, a plain client reads why.
-fn refuse(courier: &Courier, reply: NatsSubject, plain: bool, code: u16, why: &str) {
-    let headers = if plain {
-        error_headers(code, why)
-    } else {
-        let mut headers = HeaderMap::new();
-        headers.insert(names::FRAME, BUSY);
-        headers
-    };
-    courier.send(OutboundMessage {
-        subject: reply,
-        reply: None,
-        payload: Bytes::new(),
-        headers: Some(headers),
-    });
+/// Tells a caller of ours to ask another member.
+fn busy() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(names::FRAME, BUSY);
+    headers
 }
 
 impl Clone for Counter {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::dead;
-use super::doubt::{Said, sure, tell};
+use super::doubt::{Said, say, sure, tell};
 use super::error::{closed, lost};
 use super::member::{Entry, Member, Source};
 use crate::confirm::{Answer, Confirm};
@@ -69,9 +69,7 @@ impl Settle for Member {
             }
             _ => return Confirm::ready(Err(lost())),
         };
-        let incarnation = self.connection.incarnation();
-        self.connection.courier.say(ack.clone(), None, PROGRESS);
-        let said = source.spoken.say(incarnation);
+        let said = say(&self.connection, &source, ack.clone(), PROGRESS);
         if let Some(entry) = self.hand().get(token) {
             entry.lease_until = now + self.certain();
         }
@@ -100,10 +98,7 @@ impl Member {
     }
 
     fn acknowledge(&self, entry: Entry) -> Confirm<()> {
-        let connection = &self.connection;
-        let incarnation = connection.incarnation();
-        connection.courier.say(entry.ack.clone(), None, ACK);
-        let said = entry.source.spoken.say(incarnation);
+        let said = say(&self.connection, &entry.source, entry.ack.clone(), ACK);
         if entry.recorded {
             self.forget_attempts(&entry);
         }

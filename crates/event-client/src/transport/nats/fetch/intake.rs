@@ -88,12 +88,13 @@ impl Fetcher {
             let headers = message.headers.as_ref();
             headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
         } else {
-            let known = self.subjects.read(&self.member.connection.names, &self.record, &message.subject);
+            let names = &self.member.connection.names;
+            let known = self.subjects.read(names, &self.record, &message.subject, info.sequence);
             let Some((subject, wanted)) = known else {
                 self.bury(&source, &info, &message);
                 return None;
             };
-            if !wanted.unwrap_or_else(|| self.record.wants(&subject, info.sequence)) {
+            if !wanted {
                 courier.say(reply, None, ACK);
                 return None;
             }

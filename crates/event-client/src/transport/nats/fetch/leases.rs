@@ -7,22 +7,21 @@ impl Fetcher {
     pub(super) fn renew(&self) {
         let asked = Instant::now();
         let incarnation = self.member.connection.incarnation();
-        let mut last: HashMap<*const Source, (Arc<Source>, NatsSubject)> = HashMap::new();
+        let mut last = HashMap::new();
         let mut tokens = Vec::new();
         for (token, entry) in self.member.hand().iter() {
             if entry.lease_until <= asked {
                 continue; // lost: to renew it might take it from another
             }
-            self.member.connection.courier.say(entry.ack.clone(), None, PROGRESS);
-            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone()));
+            let said = say(&self.member.connection, &entry.source, entry.ack.clone(), PROGRESS);
+            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone(), said));
             tokens.push((token, Arc::as_ptr(&entry.source) as usize));
         }
-        for (source, ack) in last.into_values() {
+        for (source, ack, said) in last.into_values() {
             let member = self.member.clone();
             let at = Arc::as_ptr(&source) as usize;
             let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
             tokio::spawn(async move {
-                let said = source.spoken.say(incarnation);
                 let sure = member.sure(source, ack, PROGRESS, said).await.is_ok();
                 if sure && member.connection.incarnation() == incarnation {
                     let until = asked + member.certain();

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_nats::{StatusCode, Subject as NatsSubject, Subscriber};
+use async_nats::{StatusCode, Subscriber};
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::subjects::Subjects;
+use super::doubt::say;
 use super::group::Record;
 use super::member::{Entry, Member, Order, Seen, Source};
-use super::pull::{AGAIN, EXPIRES, Pulls, Said};
+use super::pull::{EXPIRES, Pulls, Said, part};
 use super::settle::{ACK, Attempt, PROGRESS};
 use super::trouble::Trouble;
 use super::unreadable::{self, Breaks};
@@ -147,7 +148,7 @@ impl Fetcher {
             let free = self.feed.free().saturating_sub(self.ready.len());
             let full = free == 0 || !self.ready.is_empty();
             let wake = self.pull(free);
-            let again = if full { 1 } else { self.pulls.outstanding() + self.part() };
+            let again = if full { 1 } else { self.pulls.outstanding() + part(self.feed.credit()) };
             let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
             let turn = tokio::select! {
                 message = self.messages.next() => {
@@ -202,24 +203,19 @@ impl Fetcher {
         }
     }
 
-    /// How much room is worth a pull of its own.
-    fn part(&self) -> usize {
-        self.feed.credit().div_ceil(AGAIN)
-    }
-
     /// Opens pulls for what there is room for; when to look again at the latest.
     fn pull(&mut self, free: usize) -> Option<Instant> {
         // Many small pulls cost more than one. Where nothing waits to be taken, nothing is worth waiting for.
         let busy = self.feed.untaken() > 0;
-        let least = if busy { self.part() } else { free / AGAIN };
-        if busy && free > 0 && free < least && self.pulls.outstanding() == 0 {
+        let room = if busy { self.feed.credit() } else { free };
+        if free > 0 && free < part(room) && self.pulls.outstanding() == 0 {
             let until = *self.gathering.get_or_insert_with(|| Instant::now() + GATHER);
             if until > Instant::now() {
                 return Some(until);
             }
         }
         self.gathering = None;
-        let (wake, silent) = self.pulls.top_up(free, least);
+        let (wake, silent) = self.pulls.top_up_by(free, room);
         if silent {
             self.trouble("a pull was not answered");
         }

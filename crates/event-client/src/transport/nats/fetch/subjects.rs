@@ -7,49 +7,46 @@ use smol_str::SmolStr;
 use crate::subject::Subject;
 use crate::transport::nats::group::Record;
 use crate::transport::nats::topology::Names;
+use crate::transport::nats::wire;
 
-/// How many are remembered; more are few to a name, and cost no more than reading them.
+/// How many are remembered.
 const MOST: usize = 1024;
 
 /// What is known of the subjects of a group.
 #[derive(Debug, Default)]
 pub(super) struct Subjects {
-    /// The subject, and whether the group wants it wherever it stands.
+    /// The subject behind a name, and whether the group wants it, where that does not depend on the place.
     known: HashMap<SmolStr, (Subject, Option<bool>)>,
-    /// The latest, which is often the next.
-    last: Option<(SmolStr, (Subject, Option<bool>))>,
 }
 
 impl Subjects {
-    /// The subject behind a name, and whether the group wants it; `None` for names that are not ours, and where it
-    /// depends on the place.
+    /// The subject behind a name, and whether the group wants the message at `sequence`; `None` for names that are not
+    /// ours.
     pub(super) fn read(
         &mut self,
         names: &Names,
         record: &Record,
         name: &str,
-    ) -> Option<(Subject, Option<bool>)> {
-        if let Some((last, known)) = &self.last
-            && last == name
-        {
-            return Some(known.clone());
-        }
-        if let Some((name, known)) = self.known.get_key_value(name) {
-            self.last = Some((name.clone(), known.clone()));
-            return Some(known.clone());
-        }
-        let subject = Subject::new(names.event_subject(name)?).ok()?;
-        let wanted = record.past.is_empty().then(|| record.wants(&subject, 0));
-        if self.known.len() == MOST {
-            self.known.clear();
-        }
-        self.known.insert(name.into(), (subject.clone(), wanted));
+        sequence: u64,
+    ) -> Option<(Subject, bool)> {
+        let (subject, wanted) = match self.known.get(name) {
+            Some(known) => known.clone(),
+            None => {
+                let subject = wire::subject(names, name)?;
+                let wanted = record.past.is_empty().then(|| record.wants(&subject, sequence));
+                if self.known.len() == MOST {
+                    self.known.clear();
+                }
+                self.known.insert(name.into(), (subject.clone(), wanted));
+                (subject, wanted)
+            }
+        };
+        let wanted = wanted.unwrap_or_else(|| record.wants(&subject, sequence));
         Some((subject, wanted))
     }
 
     /// The group has changed.
     pub(super) fn forget(&mut self) {
         self.known.clear();
-        self.last = None;
     }
 }

@@ -28,7 +28,7 @@ use crate::transport::nats::dead::{self, Burial};
 use crate::transport::nats::error::lost;
 use crate::transport::nats::group::Record;
 use crate::transport::nats::member::Source;
-use crate::transport::nats::pull::{AGAIN, Pulls, Said};
+use crate::transport::nats::pull::{Pulls, Said};
 use crate::transport::nats::state::Stored;
 use crate::transport::nats::trouble::Trouble;
 use crate::transport::nats::unreadable::Breaks;

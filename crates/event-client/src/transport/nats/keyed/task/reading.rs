@@ -119,7 +119,7 @@ impl Task {
             let step = reader::replays(self.connection.clone(), self.member.group.clone(), next, room);
             self.jobs.push(step.map(move |result| Done::Replays { reading, room, result }).boxed());
         }
-        let (wake, silent) = self.pulls.top_up(room, room / AGAIN);
+        let (wake, silent) = self.pulls.top_up(room);
         if silent {
             self.trouble("a pull was not answered");
             self.open_later();
