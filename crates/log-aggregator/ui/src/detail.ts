@@ -2,7 +2,8 @@
 
 import { copier, button, make } from "./dom";
 import { ID_NAMES, type IdName } from "./filter";
-import type { LogRecord } from "./record";
+import { members, pretty, shown } from "./exact";
+import { type LogRecord, isAhead } from "./record";
 
 /** Makes the table; `only` shows the records that share an id. */
 export function detail(record: LogRecord, only: (name: IdName, id: string) => void): HTMLElement {
@@ -15,7 +16,7 @@ export function detail(record: LogRecord, only: (name: IdName, id: string) => vo
     row.append(head, make("td", "", make("span", "value", value), ...more));
   };
   add("message", record.message);
-  add("time", record.time);
+  add("time", record.time, ...(isAhead(record) ? [make("span", "note", "The sender's clock is ahead: the row stands where it arrived.")] : []));
   if (record.arrived !== undefined) add("arrived", record.arrived);
   add("level", `${record.level} (severity ${record.severity})`);
   add("service", record.service);
@@ -25,16 +26,16 @@ export function detail(record: LogRecord, only: (name: IdName, id: string) => vo
     const shared = ID_NAMES.find((other) => other === name);
     add(name, id, ...(shared === undefined ? [] : [button("quiet", "Only these", () => only(shared, id))]));
   }
-  const attributes = Object.entries(record.attributes ?? {});
-  for (const [name, value] of attributes) {
-    add(name, typeof value === "string" ? value : JSON.stringify(value, null, 1));
+  const attributes = members(record.json).find(({ name }) => name === "attributes");
+  for (const { name, json } of attributes === undefined ? [] : members(attributes.json)) {
+    add(name ?? "", shown(json));
   }
   add("id", record.id);
   if (record.raw !== undefined) {
     add("raw body", record.raw);
     body.rows[body.rows.length - 1]?.classList.add("raw");
   }
-  const tools = make("div", "tools", copier("Copy as JSON", () => JSON.stringify(record, null, 2)));
+  const tools = make("div", "tools", copier("Copy as JSON", () => pretty(record.json, 2)));
   if (record.repaired) {
     tools.prepend(make("span", "note", "This record came as broken JSON. It was repaired; the raw body is kept."));
   }

@@ -24,7 +24,7 @@ const rows = new Rows(find("rows"), (name, id) => {
   filter.ids[name] = id;
   filter.services = [];
   change();
-});
+}, pause);
 
 let known = new Map<string, number>();
 let tail: Tail | undefined;
@@ -222,11 +222,6 @@ view.addEventListener("wheel", (event) => {
   const atEnd = view.scrollHeight - view.scrollTop - view.clientHeight < 4;
   if (paused && event.deltaY > 0 && atEnd) resume();
 });
-// An opened row is being read.
-find("rows").addEventListener("click", (event) => {
-  if ((event.target as Element).closest(".row")?.getAttribute("aria-expanded") === "true") pause();
-});
-
 document.addEventListener("keydown", (event) => {
   const target = event.target as HTMLElement;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -250,3 +245,9 @@ startTheme(find<HTMLButtonElement>("theme"));
 showPaused();
 void refreshServices().then(load);
 window.setInterval(() => void refreshServices(), 10_000);
+let day = new Date().toDateString();
+window.setInterval(() => {
+  const today = new Date().toDateString();
+  if (today !== day) rows.date();
+  day = today;
+}, 1_000);

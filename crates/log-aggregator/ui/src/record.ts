@@ -9,13 +9,19 @@ export interface LogRecord {
   level: string;
   service: string;
   message: string;
-  attributes?: Record<string, unknown>;
   trace_id?: string;
   span_id?: string;
   request_id?: string;
   correlation_id?: string;
   repaired?: boolean;
   raw?: string;
+  /** The record as it came, with its attributes. */
+  json: string;
+}
+
+/** Reads a record. */
+export function read(json: string): LogRecord {
+  return { ...(JSON.parse(json) as LogRecord), json };
 }
 
 /** The six names of severity; WARN and WARNING are both `warn`. */
@@ -36,16 +42,53 @@ const clock = new Intl.DateTimeFormat(undefined, {
 });
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "2-digit" });
 
-/** Whether a record is of this day, here. */
-export function isToday(record: LogRecord): boolean {
-  return new Date(record.time).toDateString() === new Date().toDateString();
+/** Whether the sender's clock is ahead of the server's. */
+export function isAhead(record: LogRecord): boolean {
+  return record.arrived !== undefined && new Date(record.time) > new Date(record.arrived);
 }
 
-/** The event time for a row: the clock, and the day when it is not today. */
+/** The time that a row stands at, as the server orders them: nothing happens after it arrived. */
+function timeOf(record: LogRecord): Date {
+  return new Date(isAhead(record) ? (record.arrived ?? record.time) : record.time);
+}
+
+/** How much of a date a row has to tell. */
+export type Dating = "today" | "year" | "other";
+
+/** Whether a record is of this day, of this year, or of another, here. */
+export function datingOf(record: LogRecord): Dating {
+  const time = timeOf(record);
+  const now = new Date();
+  if (time.toDateString() === now.toDateString()) return "today";
+  return time.getFullYear() === now.getFullYear() ? "year" : "other";
+}
+
+/** The time for a row: the clock, and the day when it is not today, and the year when it is not this one. */
 export function shortTime(record: LogRecord): string {
-  const time = new Date(record.time);
+  const time = timeOf(record);
   if (Number.isNaN(time.getTime())) return record.time;
-  return isToday(record) ? clock.format(time) : `${day.format(time)} ${clock.format(time)}`;
+  const two = (part: number) => String(part).padStart(2, "0");
+  switch (datingOf(record)) {
+    case "today":
+      return clock.format(time);
+    case "year":
+      return `${day.format(time)} ${clock.format(time)}`;
+    case "other":
+      return `${time.getFullYear()}-${two(time.getMonth() + 1)}-${two(time.getDate())} ${clock.format(time)}`;
+  }
+}
+
+/** The level for a row: the sender's word; for a bare number what it means. */
+export function levelWord(record: LogRecord): string {
+  // Terminals' colours are no part of a word.
+  const word = record.level.replaceAll(/\u001b\[[0-9;]*m/g, "");
+  return (/^-?\d+$/.test(word) ? levelOf(record) : word).toUpperCase();
+}
+
+/** The first line of a message that says something, and how many lines are not shown with it. */
+export function firstLine(message: string): { line: string; more: number } {
+  const lines = message.trim().split(/\r\n|[\n\r\u2028\u2029]/);
+  return { line: lines.length === 1 ? message : (lines[0] ?? ""), more: lines.length - 1 };
 }
 
 /** Logthon's colours for the services it knew; a steady one of their own for the others. */

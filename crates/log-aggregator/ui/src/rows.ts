@@ -4,7 +4,7 @@
 import { detail } from "./detail";
 import { make, marked } from "./dom";
 import type { IdName } from "./filter";
-import { type LogRecord, colourOf, isToday, levelOf, shortTime } from "./record";
+import { type LogRecord, colourOf, datingOf, firstLine, levelOf, levelWord, shortTime } from "./record";
 
 /** Rows in the page at once. */
 export const MOST_ROWS = 2000;
@@ -16,6 +16,8 @@ export class Rows {
   constructor(
     private readonly box: HTMLElement,
     private readonly only: (name: IdName, id: string) => void,
+    /** Told whenever a row is opened, however. */
+    private readonly opened: () => void,
   ) {
     box.addEventListener("click", (event) => {
       const row = (event.target as Element).closest<HTMLElement>(".row");
@@ -34,7 +36,7 @@ export class Rows {
 
   clear(): void {
     this.#seen.clear();
-    this.box.classList.remove("dated");
+    this.box.classList.remove("dated", "with-year");
     this.box.replaceChildren();
   }
 
@@ -68,21 +70,40 @@ export class Rows {
     rows[next]?.focus();
   }
 
+  /** Writes every row's time anew: a day has ended, and what was today is yesterday. */
+  date(): void {
+    for (const row of this.box.querySelectorAll<HTMLElement>(".row")) {
+      const record = records.get(row);
+      const time = row.querySelector("time");
+      if (record !== undefined && time !== null) this.#date(time, record);
+    }
+  }
+
+  #date(time: HTMLTimeElement, record: LogRecord): void {
+    const dating = datingOf(record);
+    if (dating !== "today") this.box.classList.add(dating === "year" ? "dated" : "with-year");
+    time.textContent = shortTime(record);
+  }
+
   #put(record: LogRecord, into: DocumentFragment): void {
     if (this.#seen.has(record.seq)) return;
     this.#seen.add(record.seq);
-    if (!isToday(record)) this.box.classList.add("dated");
-    const time = make("time", "", shortTime(record));
+    const time = make("time");
+    this.#date(time, record);
     time.dateTime = record.time;
     time.title = record.time;
     const service = make("span", "service", make("i", "dot"), record.service);
     service.style.setProperty("--service", colourOf(record.service));
     service.title = record.service;
-    const message = make("span", "message", ...marked(record.message, this.words));
-    const level = make("span", "level", record.level.toUpperCase());
-    level.title = `severity ${record.severity}`;
+    const { line, more } = firstLine(record.message);
+    const message = make("span", "message", ...marked(line, this.words));
+    const level = make("span", "level", levelWord(record));
+    level.title = `${record.level} (severity ${record.severity})`;
     const row = make("div", "row", time, level, service, message);
-    if (record.repaired) row.append(make("span", "badge", "repaired"));
+    const badges: HTMLElement[] = [];
+    if (more > 0) badges.push(make("span", "badge lines", more === 1 ? "+1 line" : `+${more.toLocaleString()} lines`));
+    if (record.repaired) badges.push(make("span", "badge", "repaired"));
+    if (badges.length > 0) row.append(make("span", "badges", ...badges));
     row.dataset["level"] = levelOf(record);
     row.dataset["seq"] = String(record.seq);
     row.tabIndex = 0;
@@ -103,6 +124,7 @@ export class Rows {
       row.after(fields);
       fields.scrollIntoView({ block: "nearest" });
       row.scrollIntoView({ block: "nearest" });
+      this.opened();
     }
   }
 

@@ -2,7 +2,8 @@
 // works under any path.
 
 import { type Filter, toParameters } from "./filter";
-import type { LogRecord } from "./record";
+import { members } from "./exact";
+import { type LogRecord, read } from "./record";
 
 export type State = "connecting" | "connected" | "disconnected";
 
@@ -37,7 +38,7 @@ export class Tail {
     this.#source = source;
     source.onopen = () => this.listener.state("connected");
     source.onmessage = (event: MessageEvent<string>) => {
-      const record = JSON.parse(event.data) as LogRecord;
+      const record = read(event.data);
       this.#last = record.seq;
       this.listener.record(record);
     };
@@ -77,9 +78,20 @@ export async function page(filter: Filter, limit: number, cursor: string | null)
   parameters.set("limit", String(limit));
   if (cursor !== null) parameters.set("cursor", cursor);
   const response = await fetch(`api/v1/query?${parameters}`);
-  const body = (await response.json()) as Page & { detail?: string };
-  if (!response.ok) throw new Error(body.detail ?? `the server answered ${response.status}`);
-  return body;
+  const text = await response.text();
+  if (!response.ok) throw new Error(reasonIn(text) ?? `the server answered ${response.status}`);
+  const parts = new Map(members(text).map(({ name, json }) => [name, json]));
+  const records = members(parts.get("records") ?? "[]").map(({ json }) => read(json));
+  return { records, next: JSON.parse(parts.get("next") ?? "null") as string | null };
+}
+
+/** Why the server refused, if it says so. */
+function reasonIn(text: string): string | undefined {
+  try {
+    return (JSON.parse(text) as { detail?: string }).detail;
+  } catch {
+    return undefined; // A proxy's page, say.
+  }
 }
 
 /** How many records each service has. */

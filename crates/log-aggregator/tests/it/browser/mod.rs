@@ -1,5 +1,7 @@
 //! The viewer in a real browser: Debian's chromium, driven through its own driver.
 
+mod rows;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
