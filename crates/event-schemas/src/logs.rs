@@ -1,6 +1,6 @@
 //! Logs: the batches in which services ship their records. The type is event-client's, whose shipper publishes it.
 
-use event_client::log::{Dropped, LogBatch, LogRecord, Severity};
+use event_client::log::{Attributes, Dropped, LogBatch, LogRecord, Severity};
 use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
@@ -35,7 +35,7 @@ impl Sample for LogBatch {
             level: "INFO".into(),
             service: String::new(),
             message: "payment taken".into(),
-            attributes: serde_json::Map::new(),
+            attributes: Attributes::default(),
             trace_id: None,
             span_id: None,
             request_id: None,

@@ -18,6 +18,23 @@
 //! What holds everywhere: nobody is told "stored" before the fsync; the writer never waits for a viewer; every
 //! queue and buffer is bounded in number and bytes; a record is never changed after it was stored.
 //!
+//! # What a body may be
+//!
+//! Logthon's fields are read and refused as Logthon does. Beyond that, over HTTP:
+//! - Several records may follow one another, with nothing, white space, a comma or RFC 7464's separator between them.
+//!   What follows the last and is no record is repaired as one, or kept as `raw` of the record before it.
+//! - UTF-8, UTF-16 and UTF-32 are told apart as Python's `json.loads` does it, with and without a byte order mark.
+//! - Names are compared without case and signs. Other loggers' names for message, level, time, service and ids are
+//!   known; a field that became one of those is no attribute, every other is. A name that is an attribute already gets a
+//!   number: `stack_2`. An object with another logger's names may leave out the service (`app` or `name` stand in for
+//!   it, else it is `unknown_service`) and the message.
+//! - Attributes keep their order and digits ([`event_client::log::Attributes`]).
+//!
+//! # Time
+//!
+//! A record has its event time, by the sender's clock, and its arrival time. It stands in the order of time, and is found
+//! by `since` and `until`, at the earlier of both ([`store::place_of`]).
+//!
 //! # Pages of other sites
 //!
 //! A deliberate difference from Logthon: a WebSocket handshake and whatever changes something (POST, DELETE) is

@@ -84,7 +84,7 @@ where
             record.correlation_id.get_or_insert_with(|| handling.correlation.to_string());
         }
         fields.insert("target".into(), metadata.target().into());
-        record.attributes = fields;
+        record.attributes = fields.into();
         self.queue.push(record);
     }
 }

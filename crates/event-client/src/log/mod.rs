@@ -17,6 +17,7 @@
 //! The one who logs never waits: a record goes into a bounded queue, and when that is full the lowest level goes
 //! first and is counted in the next batch. The shipper's own trouble is logged to the other layers only.
 
+mod attributes;
 mod layer;
 mod queue;
 mod record;
@@ -25,6 +26,7 @@ mod ship;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::Attributes;
 pub use layer::ShippingLayer;
 pub use record::{Dropped, LogBatch, LogRecord};
 pub use severity::Severity;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::Severity;
+use super::{Attributes, Severity};
 use crate::Event;
 
 /// One log record: what a service said, when, how grave it was, and what it belongs to.
@@ -30,8 +30,9 @@ pub struct LogRecord {
     /// The message, OpenTelemetry's body.
     pub message: String,
     /// Everything else that was said, by name.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub attributes: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Attributes::is_empty")]
+    #[schemars(with = "Map<String, Value>")]
+    pub attributes: Attributes,
     /// W3C trace id, 32 hex digits when the sender keeps to the standard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
@@ -62,7 +63,7 @@ impl LogRecord {
             level,
             service: service.into(),
             message: message.into(),
-            attributes: Map::new(),
+            attributes: Attributes::default(),
             trace_id: None,
             span_id: None,
             request_id: None,
@@ -83,19 +84,9 @@ impl LogRecord {
             + self.level.len()
             + self.service.len()
             + self.message.len()
-            + self.attributes.iter().map(|(name, value)| name.len() + weight_of(value)).sum::<usize>()
+            + self.attributes.weight()
             + ids.into_iter().flatten().map(String::len).sum::<usize>()
     }
-}
-
-fn weight_of(value: &Value) -> usize {
-    size_of::<Value>()
-        + match value {
-            Value::String(text) => text.len(),
-            Value::Array(items) => items.iter().map(weight_of).sum(),
-            Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + weight_of(value)).sum(),
-            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-        }
 }
 
 /// Records of one service on their way to the aggregator: an event of the topic `logs`.

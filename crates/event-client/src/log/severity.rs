@@ -24,28 +24,41 @@ impl Severity {
     /// The process cannot go on.
     pub const FATAL: Self = Self(21);
 
-    /// The severity of a level word, whatever its case; `None` for a word that no known logger uses.
+    /// The severity of a level as loggers spell it, whatever its case; `None` for one that no known logger uses.
     ///
-    /// Knows the words of tracing, Python, syslog, winston, Java and the usual short forms: `WARN` and
-    /// `WARNING` are the same, `CRITICAL` is fatal, winston's `http` lies between debug and info.
+    /// Knows the words of tracing, Python, syslog, winston, zap, Java and .NET, their short forms down to one letter
+    /// (`E`, `W`), OpenTelemetry's steps (`ERROR3`), Go's distances (`DEBUG-4`, `INFO+2`), names with a prefix or
+    /// brackets (`SEVERITY_ERROR`, `[ERROR]`), words in terminal colours, and [numbers](Self::from_level_number).
+    /// `WARN` and `WARNING` are the same, `CRITICAL` is fatal, winston's `http` lies between debug and info.
     pub fn from_word(word: &str) -> Option<Self> {
-        let mut lower = [0_u8; 16];
+        let mut lower = [0_u8; LONGEST_WORD];
         let word = word.trim().as_bytes();
         let lower = lower.get_mut(..word.len())?;
         lower.copy_from_slice(word);
         lower.make_ascii_lowercase();
-        Some(match &*lower {
-            b"trace" | b"finest" | b"all" => Self::TRACE,
-            b"silly" | b"finer" => Self(3),
-            b"debug" | b"dbg" | b"verbose" | b"fine" => Self::DEBUG,
-            b"http" | b"config" => Self(8),
-            b"info" | b"inf" | b"information" | b"informational" | b"log" => Self::INFO,
-            b"notice" | b"success" => Self(10),
-            b"warn" | b"warning" | b"wrn" => Self::WARN,
-            b"error" | b"err" | b"severe" | b"failure" => Self::ERROR,
-            b"fatal" | b"critical" | b"crit" | b"panic" => Self::FATAL,
-            b"alert" => Self(22),
-            b"emergency" | b"emerg" => Self(24),
+        named(lower).or_else(|| spelled(std::str::from_utf8(lower).ok()?))
+    }
+
+    /// The severity of a numeric level: 0 to 7 are syslog's (0 is an emergency), 10 to 99 those of pino and bunyan
+    /// (30 is info, 50 an error), and numbers below zero those of Go's loggers. `None` for all others.
+    pub fn from_level_number(number: i64) -> Option<Self> {
+        Some(match number {
+            0 => Self(24),
+            1 => Self(22),
+            2 => Self::FATAL,
+            3 => Self::ERROR,
+            4 => Self::WARN,
+            5 => Self(10),
+            6 => Self::INFO,
+            7 => Self::DEBUG,
+            10..=19 => Self::TRACE,
+            20..=29 => Self::DEBUG,
+            30..=39 => Self::INFO,
+            40..=49 => Self::WARN,
+            50..=59 => Self::ERROR,
+            60..=99 => Self::FATAL,
+            -4..=-1 => Self::DEBUG,
+            -99..=-5 => Self::TRACE,
             _ => return None,
         })
     }
@@ -66,6 +79,60 @@ impl Severity {
             _ => "fatal",
         }
     }
+}
+
+/// Longer words are no level: room for a name with prefix, step and colours.
+const LONGEST_WORD: usize = 48;
+
+/// The severity of a plain name in lower case.
+fn named(word: &[u8]) -> Option<Severity> {
+    Some(match word {
+        b"trace" | b"trc" | b"finest" | b"all" | b"t" => Severity::TRACE,
+        b"silly" | b"finer" => Severity(3),
+        b"debug" | b"dbg" | b"dbug" | b"verbose" | b"fine" | b"d" | b"v" => Severity::DEBUG,
+        b"http" | b"config" => Severity(8),
+        b"info" | b"inf" | b"information" | b"informational" | b"log" | b"i" => Severity::INFO,
+        b"notice" | b"note" | b"success" | b"n" => Severity(10),
+        b"warn" | b"warning" | b"wrn" | b"w" => Severity::WARN,
+        b"error" | b"err" | b"eror" | b"severe" | b"failure" | b"fail" | b"e" => Severity::ERROR,
+        b"fatal" | b"ftl" | b"critical" | b"crit" | b"panic" | b"dpanic" | b"f" | b"c" => Severity::FATAL,
+        b"alert" => Severity(22),
+        b"emergency" | b"emerg" => Severity(24),
+        _ => return None,
+    })
+}
+
+/// The severity of a name that something stands around or behind.
+fn spelled(word: &str) -> Option<Severity> {
+    const PREFIXES: [&str; 7] =
+        ["severity_number_", "severity_", "loglevel.", "log_level_", "level.", "level_", "log_"];
+    // Terminal colours: `ESC[31merrorESC[39m`.
+    let word = match word.split_once("\u{1b}[") {
+        Some(("", coloured)) => coloured.split_once('m')?.1.split('\u{1b}').next()?,
+        _ => word,
+    };
+    let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '+' | '-'));
+    let word = PREFIXES.iter().find_map(|prefix| word.strip_prefix(prefix)).unwrap_or(word);
+    if let Ok(number) = word.parse() {
+        return Severity::from_level_number(number);
+    }
+    let end = word.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(word.len());
+    let (name, step) = word.split_at(end);
+    let base = named(name.as_bytes())?;
+    if step.is_empty() {
+        return Some(base);
+    }
+    let number: i64 = step.parse().ok()?;
+    let distance = match number {
+        // Go's `INFO+2`; its levels lie as far apart as OpenTelemetry's.
+        _ if step.starts_with(['+', '-']) => number,
+        // OpenTelemetry's `ERROR3` is two above `ERROR`.
+        1..=4 => number - 1,
+        // PostgreSQL's `DEBUG5` and the like: no step of ours.
+        _ => 0,
+    };
+    let found = i64::from(base.0).saturating_add(distance).clamp(1, 24);
+    u8::try_from(found).ok().map(Severity)
 }
 
 /// Numbers outside 1 to 24 come from senders that know no severity: they count as [`Severity::INFO`].
@@ -105,7 +172,61 @@ mod tests {
     }
 
     #[test]
+    fn every_loggers_spelling_is_understood() {
+        let cases: [(Severity, &[&str]); 12] = [
+            (
+                Severity::TRACE,
+                &["T", "trc", "TRACE", "10", "DEBUG-4", "DEBUG-99", "-8", "SEVERITY_NUMBER_TRACE"],
+            ),
+            (Severity(3), &["silly", "TRACE3", "finer"]),
+            (Severity::DEBUG, &["D", "V", "DBG", "7", "20", "-4", "D1", "debug5", "LOG_DEBUG", "DEBUG:"]),
+            (Severity(8), &["http", "INFO-1", "DEBUG4", "CONFIG"]),
+            (
+                Severity::INFO,
+                &["I", "INF", "6", "30", "35", "info", "[INFO]", "\u{1b}[32minfo\u{1b}[39m", "INFO+0"],
+            ),
+            (Severity(10), &["NOTICE", "5", "SUCCESS", "INFO2"]),
+            (Severity(11), &["INFO+2", "INFO3"]),
+            (Severity::WARN, &["W", "wrn", "4", "40", "WARNING", "warning:", "SEVERITY_WARN"]),
+            (Severity(14), &["WARN2", "WARN+1"]),
+            (
+                Severity::ERROR,
+                &["E", "err", "3", "50", "[ERROR]", "<3>", "SEVERITY_ERROR", "LogLevel.ERROR", "(error)"],
+            ),
+            (Severity(19), &["ERROR3", "ERROR+2", "SEVERITY_NUMBER_ERROR3"]),
+            (Severity::FATAL, &["F", "C", "dpanic", "PANIC", "60", "2", "CRITICAL", "ERROR+4", "FTL"]),
+        ];
+        for (expected, words) in cases {
+            for word in words {
+                assert_eq!(Severity::from_word(word), Some(expected), "{word:?}");
+            }
+        }
+        for (word, expected) in
+            [("0", 24), ("1", 22), ("emerg", 24), ("alert", 22), ("FATAL4", 24), ("FATAL+9", 24)]
+        {
+            assert_eq!(Severity::from_word(word), Some(Severity(expected)), "{word:?}");
+        }
+    }
+
+    #[test]
     fn unknown_and_endless_words_have_none() {
+        for none in [
+            "8",
+            "9",
+            "100",
+            "-100",
+            "99999999999999999999",
+            "i18n",
+            "ERROR+",
+            "+",
+            "[]",
+            "\u{1b}[",
+            "é",
+            "errors",
+            "INFO 2",
+        ] {
+            assert_eq!(Severity::from_word(none), None, "{none:?}");
+        }
         assert_eq!(Severity::from_word("BANANA"), None);
         assert_eq!(Severity::from_word(&"warning".repeat(10)), None);
         assert_eq!(Severity::from_word(""), None);

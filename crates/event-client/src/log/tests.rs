@@ -61,7 +61,7 @@ async fn what_is_logged_before_and_after_the_start_arrives_in_order() {
     let expected = serde_json::json!({
         "order": 17, "late": "recorded", "cents": 2.5, "ok": false, "odd": "NaN", "target": module_path!(),
     });
-    assert_eq!(serde_json::Value::Object(warning.attributes.clone()), expected);
+    assert_eq!(serde_json::Value::Object(warning.attributes.clone().into_map()), expected);
     assert_eq!(records[2].trace_id.as_deref(), Some("t-1"));
     assert_eq!(records[2].attributes["error"], "disk");
     assert!(shipping.close(BOUND).await);

@@ -1,9 +1,11 @@
 //! A record as Logthon shows it: six keys, its time the server's local one without a zone.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::store::Stored;
@@ -15,7 +17,7 @@ struct Entry<'a> {
     service: &'a str,
     level: &'a str,
     message: &'a str,
-    metadata: &'a Map<String, Value>,
+    metadata: Cow<'a, RawValue>,
     /// Only on what Logthon would have refused.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     repaired: bool,
@@ -32,7 +34,7 @@ pub(crate) fn text_of(stored: &Stored) -> String {
         service: &record.service,
         level: &record.level,
         message: &record.message,
-        metadata: &record.attributes,
+        metadata: record.attributes.to_raw(),
         repaired: record.repaired(),
         raw: record.raw.as_deref(),
     };

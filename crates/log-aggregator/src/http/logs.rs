@@ -12,7 +12,8 @@ use serde_json::json;
 
 use super::{App, entry, page, reply};
 use crate::error::Result;
-use crate::ingest::submission::{self, Problem};
+use crate::ingest::problem::Problem;
+use crate::ingest::submission;
 use crate::store::{Cursor, Filter, Group, Order, Query as Question, Stored};
 
 const ADDED: ([(header::HeaderName, &str); 1], &str) =
@@ -21,7 +22,7 @@ const ADDED: ([(header::HeaderName, &str); 1], &str) =
 /// Records read at a time when a whole store is sent.
 const PAGE: usize = 1000;
 
-/// POST: one record. 200 once it is durable, and no other success.
+/// POST: one record, or several one after the other. 200 once it is durable, and no other success.
 pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
     let body = match read(&app, &headers, body).await {
         Ok(body) => body,
@@ -33,11 +34,11 @@ pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: B
     if !is_json(&headers) {
         return reply::unprocessable(submission::unmarked(&body));
     }
-    let record = match submission::read(&body) {
-        Ok(record) => record,
+    let records = match submission::read(&body) {
+        Ok(records) => records,
         Err(problems) => return reply::unprocessable(problems),
     };
-    match app.ingest.offer(Group { delivery: None, records: vec![record] }).await {
+    match app.ingest.offer(Group { delivery: None, records }).await {
         Ok(()) => ADDED.into_response(),
         Err(error) => error.into_response(),
     }

@@ -106,7 +106,7 @@ pub(super) fn unknown(name: &str) -> Error {
 }
 
 fn cursor_after(stored: &Stored) -> String {
-    format!("{}_{}", crate::store::nanoseconds(stored.record.time), stored.seq)
+    format!("{}_{}", stored.place(), stored.seq)
 }
 
 fn cursor_of(value: &str) -> Result<Cursor> {

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::error::{Error, ErrorKind};
-use crate::ingest::submission::Problem;
+use crate::ingest::problem::Problem;
 
 /// An answer with one sentence about what is wrong.
 pub(super) fn refuse(status: StatusCode, detail: impl AsRef<str>) -> Response {

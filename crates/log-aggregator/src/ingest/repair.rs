@@ -8,7 +8,7 @@
 use serde_json::{Map, Value};
 
 /// The keys of a submission, any order.
-const KEYS: [&str; 9] = [
+pub(super) const KEYS: [&str; 9] = [
     "service",
     "level",
     "message",

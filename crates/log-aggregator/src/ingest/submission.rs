@@ -1,215 +1,201 @@
-//! One submission over HTTP in Logthon's shape: what is accepted, what is refused and how that is said.
+//! A body over HTTP in Logthon's shape: what is accepted, what is refused and how that is said.
+//!
+//! An exact reading goes before a repair. Records that follow one another are each taken as they are; only what follows
+//! the last of them and is none is repaired, or, where nothing can be made of it, kept as the raw text of that record.
+
+use std::borrow::Cow;
 
 use event_client::log::{LogRecord, Severity};
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
-use super::repair;
+use super::encoding::{self, Text};
+use super::fields::{Refusal, record_of};
+use super::problem::{Problem, raw};
+use super::{repair, time};
 
 /// JSON nested deeper than this is refused: readers of what we answer have limits of their own.
 pub(crate) const MOST_LEVELS: usize = 64;
 
-/// What is wrong with a body, one entry of FastAPI's `detail`.
-#[derive(Debug, Serialize)]
-pub(crate) struct Problem {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    loc: Vec<Value>,
-    msg: &'static str,
-    input: Value,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ctx: Option<Value>,
-}
-
-impl Problem {
-    /// A parameter of the query that should have been a whole number.
-    pub(crate) fn not_an_integer(name: &str, value: &str) -> Self {
-        let msg = "Input should be a valid integer, unable to parse string as an integer";
-        Self {
-            kind: "int_parsing",
-            loc: vec!["query".into(), name.into()],
-            msg,
-            input: value.into(),
-            ctx: None,
-        }
-    }
-
-    fn not_an_object(input: Value) -> Self {
-        let msg = "Input should be a valid dictionary or object to extract fields from";
-        Self { kind: "model_attributes_type", loc: vec!["body".into()], msg, input, ctx: None }
-    }
-
-    fn not_json(position: usize, error: String) -> Self {
-        Self {
-            kind: "json_invalid",
-            loc: vec!["body".into(), position.into()],
-            msg: "JSON decode error",
-            input: json!({}),
-            ctx: Some(json!({ "error": error })),
-        }
-    }
-
-    fn of_field(kind: &'static str, field: &str, msg: &'static str, input: Value) -> Self {
-        Self { kind, loc: vec!["body".into(), field.into()], msg, input, ctx: None }
-    }
-}
-
-/// Reads a body that came as JSON: a sound one as it is, a broken one repaired and with its raw text.
-pub(crate) fn read(body: &[u8]) -> Result<LogRecord, Vec<Problem>> {
+/// Reads a body that came as JSON: sound records as they are, a broken one repaired and with its raw text.
+pub(crate) fn read(body: &[u8]) -> Result<Vec<LogRecord>, Vec<Problem>> {
     if body.is_empty() {
-        let (loc, msg) = (vec!["body".into()], "Field required");
-        return Err(vec![Problem { kind: "missing", loc, msg, input: Value::Null, ctx: None }]);
+        return Err(vec![Problem::no_body()]);
     }
-    let error = match serde_json::from_slice::<Value>(body) {
-        Ok(value) => {
-            if deeper_than(&value, MOST_LEVELS) {
-                return Err(vec![too_deep()]);
-            }
-            return record_of(value);
+    let Text { text, whole } = encoding::decode(body);
+    if let Some(records) = exact(&numbers_as_text(&text), &text, whole)? {
+        return Ok(records);
+    }
+    match repaired(&text) {
+        Some(record) => record.map(|record| vec![record]),
+        None => {
+            let error = serde_json::from_str::<&RawValue>(&text).err();
+            let error = error.or_else(|| serde_json::from_str::<Value>(&text).err());
+            let (position, error) =
+                error.map_or_else(|| (0, "not a record".into()), |e| (position_of(&text, &e), e.to_string()));
+            Err(vec![Problem::not_json(position, error)])
         }
-        Err(error) => error,
-    };
-    if error.to_string().starts_with("recursion limit") {
-        return Err(vec![too_deep()]);
     }
-    let raw = String::from_utf8_lossy(body);
-    let repaired = repair::repair(&raw).map(Value::Object).filter(|value| !deeper_than(value, MOST_LEVELS));
-    let Some(value) = repaired else {
-        return Err(vec![Problem::not_json(position_of(body, &error), error.to_string())]);
-    };
-    let mut record = record_of(value)?;
-    record.raw = Some(raw.into_owned());
-    Ok(record)
+}
+
+/// The records of a body that begins with a sound one; `None` when it does not. `text` is the body as it was sent, which
+/// is not `whole` when some of its bytes had no meaning.
+fn exact(sound: &str, text: &str, whole: bool) -> Result<Option<Vec<LogRecord>>, Vec<Problem>> {
+    let (mut records, mut last, mut rest) = (Vec::new(), 0, sound);
+    while let Some((value, after)) = first_value(rest) {
+        let alone = records.is_empty() && after.trim().is_empty();
+        if deeper_than(value, MOST_LEVELS) {
+            if alone {
+                return Err(vec![Problem::too_deep()]);
+            }
+            break;
+        }
+        if records.is_empty() && continues(after) {
+            return Ok(None);
+        }
+        if !value.starts_with('{') {
+            if alone {
+                return Err(vec![Problem::not_an_object(raw_of(value))]);
+            }
+            break;
+        }
+        match record_of(value) {
+            Ok(mut record) => {
+                let marked = !whole && value.contains(char::REPLACEMENT_CHARACTER);
+                record.raw = marked.then(|| value.to_owned());
+                records.push(record);
+            }
+            Err(Refusal::Problems(problems)) if alone => return Err(problems),
+            Err(_) => break,
+        }
+        last = sound.len() - after.len() - value.len();
+        // Nothing, a line break, a comma, or RFC 7464's separator stands between records.
+        rest = after
+            .trim_start_matches(|sign: char| sign.is_ascii_whitespace() || matches!(sign, ',' | '\u{1e}'));
+    }
+    let Some(record) = records.last_mut() else { return Ok(None) };
+    if !rest.trim().is_empty() {
+        // Numbers that became text are no longer what was sent: then the whole body is what is kept.
+        let sent = |from: usize| if sound == text { &text[from..] } else { text };
+        match repaired(rest) {
+            Some(Ok(mut more)) => {
+                more.raw = Some(sent(sound.len() - rest.len()).to_owned());
+                records.push(more);
+            }
+            _ => record.raw = Some(sent(last).to_owned()),
+        }
+    }
+    Ok(Some(records))
+}
+
+/// The value that a text begins with, and what follows it.
+fn first_value(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    let value = values.next()?.ok()?.get();
+    Some((value, &text[values.byte_offset()..]))
+}
+
+/// Whether this is the rest of an object whose sender does not escape: `x"}` in its message looked like the end.
+fn continues(after: &str) -> bool {
+    let quoted = |text: &'_ str| text.trim_start().strip_prefix('"').map(str::to_owned);
+    let key = quoted(after).and_then(|rest| quoted(rest.trim_start().strip_prefix(',')?));
+    key.and_then(|key| Some(repair::KEYS.contains(&key.split_once('"')?.0))).unwrap_or(false)
+}
+
+/// What the sender of a broken record meant. `None` when nothing can be made of it.
+fn repaired(text: &str) -> Option<Result<LogRecord, Vec<Problem>>> {
+    let fields = serde_json::to_string(&repair::repair(text)?).ok()?;
+    if deeper_than(&fields, MOST_LEVELS) {
+        return None;
+    }
+    match record_of(&fields) {
+        Ok(record) => Some(Ok(LogRecord { raw: Some(text.to_owned()), ..record })),
+        Err(Refusal::Problems(problems)) => Some(Err(problems)),
+        Err(Refusal::Unsound) => None,
+    }
+}
+
+/// Python writes `NaN`, `Infinity` and `-Infinity`, which are no JSON: they become text.
+fn numbers_as_text(text: &str) -> Cow<'_, str> {
+    const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+    if !WORDS[..2].iter().any(|word| memchr::memmem::find(text.as_bytes(), word.as_bytes()).is_some()) {
+        return Cow::Borrowed(text);
+    }
+    let mut sound = String::with_capacity(text.len() + 16);
+    // Every second piece between plain quotes is inside a text.
+    let (mut rest, mut inside) = (text, false);
+    while let Some(first) = rest.chars().next() {
+        let word = WORDS.iter().find(|word| !inside && rest.starts_with(**word));
+        let length = match (word, first) {
+            (Some(word), _) => word.len(),
+            (None, '\\') if inside => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => first.len_utf8(),
+        };
+        inside ^= first == '"';
+        let (token, after) = rest.split_at(length);
+        match word {
+            Some(word) => sound.extend(["\"", word, "\""]),
+            None => sound.push_str(token),
+        }
+        rest = after;
+    }
+    Cow::Owned(sound)
 }
 
 /// What FastAPI says to a body that is not marked as JSON: it takes it for a text.
 pub(crate) fn unmarked(body: &[u8]) -> Vec<Problem> {
-    vec![Problem::not_an_object(String::from_utf8_lossy(body).into())]
+    vec![Problem::not_an_object(raw(&String::from_utf8_lossy(body)))]
 }
 
-fn too_deep() -> Problem {
-    Problem::not_json(0, format!("nested deeper than {MOST_LEVELS} levels"))
+fn raw_of(json: &str) -> Box<RawValue> {
+    RawValue::from_string(json.to_owned()).unwrap_or_else(|_| raw(&Value::Null))
 }
 
-fn position_of(body: &[u8], error: &serde_json::Error) -> usize {
+fn position_of(text: &str, error: &serde_json::Error) -> usize {
     let before: usize =
-        body.split(|byte| *byte == b'\n').take(error.line().saturating_sub(1)).map(|l| l.len() + 1).sum();
+        text.split('\n').take(error.line().saturating_sub(1)).map(|line| line.len() + 1).sum();
     (before + error.column()).saturating_sub(1)
 }
 
-fn deeper_than(value: &Value, levels: usize) -> bool {
-    match value {
-        Value::Array(items) => levels == 0 || items.iter().any(|item| deeper_than(item, levels - 1)),
-        Value::Object(fields) => levels == 0 || fields.values().any(|field| deeper_than(field, levels - 1)),
-        _ => false,
-    }
-}
-
-fn record_of(value: Value) -> Result<LogRecord, Vec<Problem>> {
-    let mut fields = match value {
-        Value::Object(fields) => fields,
-        other => return Err(vec![Problem::not_an_object(other)]),
-    };
-    let mut problems = Vec::new();
-    for (field, required) in [("service", true), ("level", false), ("message", true)] {
-        match fields.get(field) {
-            Some(Value::String(_)) => {}
-            None if !required => {}
-            None => {
-                let whole = Value::Object(fields.clone());
-                problems.push(Problem::of_field("missing", field, "Field required", whole));
-            }
-            Some(other) => {
-                let msg = "Input should be a valid string";
-                problems.push(Problem::of_field("string_type", field, msg, other.clone()));
-            }
+/// Whether sound JSON has objects and lists inside one another to more than this many levels.
+fn deeper_than(json: &str, levels: usize) -> bool {
+    let (mut depth, mut inside, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if inside => escaped = true,
+            b'"' => inside = !inside,
+            b'{' | b'[' if !inside => depth += 1,
+            b'}' | b']' if !inside => depth = depth.saturating_sub(1),
+            _ => {}
         }
-    }
-    let attributes = match fields.remove("metadata") {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(attributes)) => attributes,
-        Some(other) => {
-            let msg = "Input should be a valid dictionary";
-            problems.push(Problem::of_field("dict_type", "metadata", msg, other));
-            Map::new()
-        }
-    };
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let mut text = |field: &str| match fields.remove(field) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    };
-    let service = text("service").unwrap_or_default();
-    let level = text("level").unwrap_or_else(|| "INFO".into());
-    let message = text("message").unwrap_or_default();
-    let mut record = LogRecord::new(service, level, message);
-    if let Some(time) = fields.get("timestamp").and_then(time_of) {
-        record.time = time;
-    }
-    // Said at the top or among the metadata; there it stays too, so that what was sent reads back.
-    let id = |name: &str| fields.get(name).or_else(|| attributes.get(name)).and_then(id_of);
-    record.trace_id = id("trace_id");
-    record.span_id = id("span_id");
-    record.request_id = id("request_id");
-    record.correlation_id = id("correlation_id");
-    record.attributes = attributes;
-    Ok(record)
+        depth > levels
+    })
 }
 
-fn id_of(value: &Value) -> Option<String> {
-    const LONGEST: usize = 256;
-    match value {
-        Value::String(text) if !text.is_empty() && text.len() <= LONGEST => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-/// A sender's idea of a time: RFC 3339, ISO 8601 without a zone (read as UTC), or a number since 1970 in
-/// seconds, milliseconds, microseconds or nanoseconds, told apart by its size.
-fn time_of(value: &Value) -> Option<Timestamp> {
-    let time = match value {
-        Value::String(text) => text.trim().parse::<Timestamp>().ok().or_else(|| {
-            let civil: DateTime = text.trim().parse().ok()?;
-            Some(civil.to_zoned(TimeZone::UTC).ok()?.timestamp())
-        })?,
-        Value::Number(number) => {
-            let number = number.as_f64()?;
-            let seconds = match number.abs() {
-                size if size < 1e11 => number,
-                size if size < 1e14 => number / 1e3,
-                size if size < 1e17 => number / 1e6,
-                _ => number / 1e9,
-            };
-            let microseconds = (seconds * 1e6).round();
-            (microseconds.abs() < 9e15).then(|| Timestamp::from_microsecond(microseconds as i64).ok())??
-        }
-        _ => return None,
-    };
-    // The store's range; a time outside it is a mistake, and then the arrival counts.
-    i64::try_from(time.as_nanosecond()).ok().map(|_| time)
-}
-
-/// The severity that a question names: a level word or OpenTelemetry's number.
+/// The severity that a question names: OpenTelemetry's number or a level word.
 pub(crate) fn severity_of(text: &str) -> Option<Severity> {
-    let number = || text.parse::<u8>().ok().filter(|number| (1..=24).contains(number)).map(Severity::from);
-    Severity::from_word(text).or_else(number)
+    let number = text.parse::<u8>().ok().filter(|number| (1..=24).contains(number)).map(Severity::from);
+    number.or_else(|| Severity::from_word(text))
 }
 
-/// A time that a question names.
+/// A time that a question names: as in a record, and any number of seconds, because 0 asks for all there is.
 pub(crate) fn time_from(text: &str) -> Option<Timestamp> {
-    let number = || text.parse::<f64>().ok().and_then(serde_json::Number::from_f64).map(Value::Number);
-    time_of(&number().unwrap_or_else(|| text.into()))
+    time::of_text(text).or_else(|| Timestamp::from_second(text.trim().parse().ok()?).ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    fn one(body: &[u8]) -> LogRecord {
+        let mut records = read(body).expect("a record");
+        assert_eq!(records.len(), 1);
+        records.remove(0)
+    }
 
     fn said(body: &str) -> String {
         serde_json::to_string(&read(body.as_bytes()).expect_err("refused")).expect("JSON")
@@ -219,29 +205,12 @@ mod tests {
     fn the_documented_shape_keeps_its_time_and_its_ids() {
         let body = r#"{"timestamp":"2026-01-01T00:00:00.016764227Z","service":"s","level":"Warning","message":"m",
             "trace_id":"t","metadata":{"request_id":"r","n":1.5}}"#;
-        let record = read(body.as_bytes()).expect("sound");
+        let record = one(body.as_bytes());
         assert_eq!(record.time.to_string(), "2026-01-01T00:00:00.016764227Z");
         assert_eq!((record.trace_id.as_deref(), record.request_id.as_deref()), (Some("t"), Some("r")));
         assert_eq!((record.severity, record.level.as_str()), (Severity::WARN, "Warning"));
-        assert_eq!(Value::Object(record.attributes), json!({"request_id": "r", "n": 1.5}));
+        assert_eq!(Value::Object(record.attributes.into_map()), json!({"request_id": "r", "n": 1.5}));
         assert_eq!(record.raw, None);
-    }
-
-    #[test]
-    fn times_are_read_in_every_usual_form() {
-        let expected: Timestamp = "2026-01-01T00:00:00.5Z".parse().expect("a time");
-        let forms = [
-            json!("2026-01-01T00:00:00.500"),
-            json!(1_767_225_600.5),
-            json!(1_767_225_600_500_u64),
-            json!(1_767_225_600_500_000_000_u64),
-        ];
-        for form in forms {
-            assert_eq!(time_of(&form), Some(expected), "{form}");
-        }
-        for none in [json!("yesterday"), json!(1e40), json!("9999-01-01T00:00:00Z"), json!(null)] {
-            assert_eq!(time_of(&none), None, "{none}");
-        }
     }
 
     #[test]
@@ -281,8 +250,15 @@ mod tests {
     }
 
     #[test]
+    fn half_a_surrogate_pair_is_a_repair() {
+        let record = one(br#"{"service":"x","message":"a\ud800b"}"#);
+        assert_eq!(record.message, r"a\ud800b");
+        assert!(record.repaired());
+    }
+
+    #[test]
     fn bytes_that_are_not_utf8_are_a_repair() {
-        let record = read(b"{\"service\":\"x\",\"message\":\"caf\xe9\"}").expect("repaired");
+        let record = one(b"{\"service\":\"x\",\"message\":\"caf\xe9\"}");
         assert_eq!(record.message, "caf\u{fffd}");
         assert!(record.repaired());
     }

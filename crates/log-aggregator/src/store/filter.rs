@@ -1,7 +1,11 @@
 //! Which records someone wants to see: asked of the store and of the live stream alike.
 
+use std::borrow::Cow;
+
 use event_client::log::{LogRecord, Severity};
 use jiff::Timestamp;
+
+use super::{nanoseconds, place_of};
 
 /// Conditions that a record has to meet, all of them; an empty filter takes every record.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,7 +22,7 @@ pub struct Filter {
     pub request_id: Option<String>,
     /// Of this conversation.
     pub correlation_id: Option<String>,
-    /// Happened at this time or later.
+    /// Happened at this time or later, by [`place_of`](super::place_of).
     pub since: Option<Timestamp>,
     /// Happened before this time.
     pub until: Option<Timestamp>,
@@ -49,8 +53,8 @@ impl Filter {
             && asked(&self.trace_id, &record.trace_id)
             && asked(&self.request_id, &record.request_id)
             && asked(&self.correlation_id, &record.correlation_id)
-            && self.since.is_none_or(|since| record.time >= since)
-            && self.until.is_none_or(|until| record.time < until)
+            && self.since.is_none_or(|since| place_of(record) >= nanoseconds(since))
+            && self.until.is_none_or(|until| place_of(record) < nanoseconds(until))
             && self.says(record)
     }
 
@@ -66,8 +70,8 @@ impl Filter {
 }
 
 /// The attributes as JSON text: the form they are stored and searched in.
-pub(crate) fn attributes_text(record: &LogRecord) -> String {
-    serde_json::to_string(&record.attributes).expect("a map with text keys is JSON")
+pub(crate) fn attributes_text(record: &LogRecord) -> Cow<'_, str> {
+    record.attributes.to_json()
 }
 
 fn contains(text: &str, word: &str) -> bool {

@@ -3,12 +3,15 @@
 mod filter;
 mod sqlite;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use event_client::log::LogRecord;
+use event_client::log::{LogRecord, Severity};
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::error::Result;
@@ -29,18 +32,62 @@ pub struct Stored {
     pub record: LogRecord,
 }
 
-/// The record's fields with `seq` beside them, and `repaired` when it was.
+/// The record's fields as JSON with `seq` beside them, and `repaired` when it was. The attributes stand there as they
+/// were sent, in their order and with all their digits; JSON alone can say that.
 impl Serialize for Stored {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct View<'a> {
             seq: Seq,
-            #[serde(flatten)]
-            record: &'a LogRecord,
+            id: Uuid,
+            time: Timestamp,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            arrived: Option<Timestamp>,
+            severity: Severity,
+            level: &'a str,
+            service: &'a str,
+            message: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            attributes: Option<Cow<'a, RawValue>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            trace_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            span_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            request_id: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            correlation_id: Option<&'a str>,
             #[serde(skip_serializing_if = "std::ops::Not::not")]
             repaired: bool,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            raw: Option<&'a str>,
         }
-        View { seq: self.seq, record: &self.record, repaired: self.record.repaired() }.serialize(serializer)
+        let record = &self.record;
+        let view = View {
+            seq: self.seq,
+            id: record.id,
+            time: record.time,
+            arrived: record.arrived,
+            severity: record.severity,
+            level: &record.level,
+            service: &record.service,
+            message: &record.message,
+            attributes: (!record.attributes.is_empty()).then(|| record.attributes.to_raw()),
+            trace_id: record.trace_id.as_deref(),
+            span_id: record.span_id.as_deref(),
+            request_id: record.request_id.as_deref(),
+            correlation_id: record.correlation_id.as_deref(),
+            repaired: record.repaired(),
+            raw: record.raw.as_deref(),
+        };
+        view.serialize(serializer)
+    }
+}
+
+impl Stored {
+    /// Where the record stands in the order of event time, see [`place_of`].
+    pub fn place(&self) -> i64 {
+        place_of(&self.record)
     }
 }
 
@@ -54,8 +101,14 @@ pub struct Group {
     pub records: Vec<LogRecord>,
 }
 
+/// Where a record stands in the order of event time: nanoseconds since 1970 of its event time, but no later than its
+/// arrival. Nothing happens after it was told: a sender whose clock is years ahead would fill the first page for years.
+pub fn place_of(record: &LogRecord) -> i64 {
+    nanoseconds(record.arrived.map_or(record.time, |arrived| record.time.min(arrived)))
+}
+
 /// A time as stores and cursors count it. Times before 1677 or after 2262 are moved to those ends.
-pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
+pub(crate) fn nanoseconds(time: Timestamp) -> i64 {
     let nanoseconds = time.as_nanosecond();
     i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
@@ -63,7 +116,7 @@ pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
 /// Which end of the store a query starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// Latest event time first.
+    /// Latest event time first, by [`place_of`].
     #[default]
     Latest,
     /// Latest arrival first.
@@ -75,7 +128,7 @@ pub enum Order {
 /// A place between two records, in the order of the query it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Event time, nanoseconds since 1970; only [`Order::Latest`] looks at it.
+    /// The record's [place](Stored::place); only [`Order::Latest`] looks at it.
     pub time: i64,
     /// Place in the order of arrival.
     pub seq: Seq,

@@ -92,6 +92,10 @@ async fn questions_that_make_no_sense_say_which_part() {
         let text = detail(response).await;
         assert!(text.contains(expected), "{path}: {text}");
     }
+    for since in ["0", "-1", "1767225600", "1767225600000", "2026-01-01T00:00:00Z", "2026-01-01%2000:00:00,5"]
+    {
+        assert_eq!(served.at.get(&format!("/api/v1/query?since={since}")).await.status(), 200, "{since}");
+    }
     let method = served.at.client.put(served.at.url("/logs")).send().await.expect("an answer");
     assert_eq!(method.status(), 405);
     assert_eq!(served.at.get("/nothing").await.status(), 404);

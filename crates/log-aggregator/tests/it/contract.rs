@@ -106,7 +106,7 @@ async fn refusals_are_fastapis() {
         (r#"{"service":"x"}"#, "missing", r#"["body","message"]"#),
         (r#"{"message":"a"}"#, "missing", r#"["body","service"]"#),
         (r#"{"service":"x","message":5}"#, "string_type", r#"["body","message"]"#),
-        (r#"{"service":"x","message":"a","level":7}"#, "string_type", r#"["body","level"]"#),
+        (r#"{"service":"x","message":"a","level":[7]}"#, "string_type", r#"["body","level"]"#),
         (r#"{"service":"x","message":"a","metadata":[1]}"#, "dict_type", r#"["body","metadata"]"#),
         (r#"[{"service":"x","message":"a"}]"#, "model_attributes_type", r#"["body"]"#),
         ("", "missing", r#"["body"]"#),

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use event_client::log::{LogRecord, Severity};
+use event_client::log::{Attributes, LogRecord, Severity};
 use jiff::{Timestamp, ToSpan};
 use log_aggregator::store::{
     Cursor, Filter, Group, LogStore, Order, Query, SqliteOptions, SqliteStore, Stored,
@@ -35,6 +35,9 @@ examine!(sqlite:
     a_delivery_that_comes_twice_is_kept_once
     the_latest_come_first_whatever_their_arrival
     cursors_walk_the_whole_without_gap_or_double
+    a_clock_that_is_ahead_does_not_hold_the_first_place
+    times_at_the_ends_of_the_calendar_are_kept
+    attributes_keep_their_order_and_their_digits
     every_condition_is_met_as_the_live_filter_meets_it
     clearing_one_service_leaves_the_others
     clearing_all_leaves_nothing
@@ -148,8 +151,7 @@ async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
             let page =
                 store.select(Query { order, after, limit: 8, ..Query::default() }).await.expect("a page");
             let Some(last) = page.last() else { break };
-            let time = i64::try_from(last.record.time.as_nanosecond()).expect("in range");
-            after = Some(Cursor { time, seq: last.seq });
+            after = Some(Cursor { time: last.place(), seq: last.seq });
             walked.extend(page);
         }
         assert_eq!(walked, whole, "{order:?}");
@@ -157,6 +159,56 @@ async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
             store.select(Query { order, skip: 45, limit: 100, ..Query::default() }).await.expect("a page");
         assert_eq!(skipped, whole[45..], "{order:?}");
     }
+}
+
+async fn a_clock_that_is_ahead_does_not_hold_the_first_place(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let ahead: Timestamp = "2199-01-01T00:00:00.123456789Z".parse().expect("a time");
+    let (early, late) = (Timestamp::now(), Timestamp::now() + 1.hour());
+    let wrong = LogRecord { time: ahead, ..record("s", "INFO", "ahead") };
+    let kept = keep(&store, vec![wrong.clone(), record("s", "INFO", "with it")]).await;
+    keep(&store, vec![record("s", "INFO", "after it")]).await;
+    drop(store);
+    let store = open(dir.to_owned()).await;
+    let found = select(&store, Order::Latest, Filter::default()).await;
+    assert_eq!(messages(&found), ["after it", "ahead", "with it"]);
+    assert_eq!(found[1], kept[0], "both its times are kept");
+    assert_eq!(found[1].record.time, ahead);
+    let present = Filter { since: Some(early), until: Some(late), ..Filter::default() };
+    assert_eq!(
+        messages(&select(&store, Order::Latest, present.clone()).await),
+        ["after it", "ahead", "with it"]
+    );
+    assert!(present.matches(&kept[0].record), "as the live filter sees it");
+    let future = Filter { since: Some(late), ..Filter::default() };
+    assert!(
+        select(&store, Order::Latest, future.clone()).await.is_empty() && !future.matches(&kept[0].record)
+    );
+}
+
+async fn times_at_the_ends_of_the_calendar_are_kept(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let times = [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX];
+    let records =
+        times.iter().map(|time| LogRecord { time: *time, ..record("s", "INFO", &time.to_string()) });
+    let kept = keep(&store, records.collect()).await;
+    assert_eq!(all(&store).await, kept);
+    assert_eq!(kept.iter().map(|stored| stored.record.time).collect::<Vec<_>>(), times);
+    let mut latest = select(&store, Order::Latest, Filter::default()).await;
+    latest.reverse();
+    assert_eq!(latest, kept);
+}
+
+async fn attributes_keep_their_order_and_their_digits(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let text = r#"{"z":18446744073709551617,"a":-170141183460469231731687303715884105728,"2":0.10,"1":{"b":1E2,"a":"é"}}"#;
+    let mut made = record("s", "INFO", "m");
+    made.attributes = Attributes::from_json(text).expect("an object");
+    let kept = keep(&store, vec![made]).await;
+    let found = all(&store).await;
+    assert_eq!(found, kept);
+    assert_eq!(found[0].record.attributes.to_json(), text);
+    assert!(serde_json::to_string(&found[0]).expect("JSON").contains(text));
 }
 
 async fn every_condition_is_met_as_the_live_filter_meets_it(dir: &Path, open: Open) {

@@ -1,12 +1,15 @@
 //! The aggregator over real HTTP, real files, real processes and a real browser.
 
 mod bad_input;
+mod bodies;
 mod browser;
 mod bus;
 mod contract;
 mod crash;
 mod exam;
 mod faults;
+mod layout;
+mod loggers;
 mod origin;
 mod replay;
 mod support;

@@ -102,7 +102,7 @@ async fn the_documented_shape_keeps_its_time_and_its_ids() {
         assert_eq!(record.time, said);
         assert_eq!(record.trace_id.as_deref(), line["trace_id"].as_str());
         assert_eq!(record.request_id.as_deref(), line["metadata"]["request_id"].as_str());
-        assert_eq!(Value::Object(record.attributes.clone()), line["metadata"]);
+        assert_eq!(Value::Object(record.attributes.clone().into_map()), line["metadata"]);
         assert_eq!(record.severity >= Severity::WARN, matches!(record.level.as_str(), "WARNING" | "ERROR"));
     }
     let trace = lines[1]["trace_id"].as_str().expect("text");

@@ -3,9 +3,11 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -15,12 +17,12 @@ use super::Options;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Counts, Seq, Stored, nanoseconds};
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE records (
   seq INTEGER PRIMARY KEY,      -- order of arrival, microseconds since 1970 made unique
   id BLOB NOT NULL,             -- UUID, 16 bytes
-  time INTEGER NOT NULL,        -- event time, nanoseconds since 1970
+  time INTEGER NOT NULL,        -- place in the order of event time, nanoseconds since 1970
   arrived INTEGER NOT NULL,     -- arrival time, nanoseconds since 1970
   severity INTEGER NOT NULL,    -- OpenTelemetry's number, 1 to 24
   level TEXT NOT NULL,          -- the sender's own word
@@ -31,7 +33,8 @@ CREATE TABLE records (
   span_id TEXT,
   request_id TEXT,
   correlation_id TEXT,
-  raw TEXT                      -- the body as received, when it had to be repaired
+  raw TEXT,                     -- the body as received, when it had to be repaired
+  said TEXT                     -- event time by the sender's clock, RFC 3339, when the place is another
 );
 CREATE INDEX by_time ON records (time);
 CREATE INDEX by_service ON records (service);
@@ -41,7 +44,14 @@ CREATE INDEX by_request ON records (request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX by_correlation ON records (correlation_id) WHERE correlation_id IS NOT NULL;
 CREATE TABLE services (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE deliveries (id BLOB PRIMARY KEY) WITHOUT ROWID;
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
+";
+/// From layout 1, where `time` was what the sender said: a day's records arrived before the day ended, so whatever is
+/// later than that is a clock that was wrong. The parameter is the end of the day.
+const FROM_1: &str = "
+UPDATE records SET time = arrived,
+  said = strftime('%Y-%m-%dT%H:%M:%S', time / 1000000000, 'unixepoch') || printf('.%09dZ', time % 1000000000)
+WHERE time >= ? AND time > arrived
 ";
 
 /// A day that can be read.
@@ -51,6 +61,8 @@ pub(super) struct Day {
     pub(super) readers: SqlitePool,
     /// First and last event time in the file, so that a query by time leaves the file alone if it can.
     span: Mutex<Option<(i64, i64)>>,
+    /// Whether the file has today's layout. One that cannot be written keeps the layout it has.
+    current: AtomicBool,
 }
 
 /// What a file held when it was opened.
@@ -91,11 +103,22 @@ impl Day {
     async fn try_load(options: &Options, date: Date) -> std::result::Result<(Self, Contents), sqlx::Error> {
         let mut connection = open(options, date).await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
+        let mut current = true;
         match version {
             0 => {
                 let mut making = connection.begin().await?;
                 sqlx::raw_sql(SCHEMA).execute(&mut *making).await?;
                 making.commit().await?;
+            }
+            1 => {
+                if let Err(error) = upgrade(&mut connection, date).await {
+                    if is_corrupt(&error) {
+                        return Err(error);
+                    }
+                    // On a full disk, say: what it holds is served nevertheless.
+                    tracing::warn!(%error, %date, "a day of logs keeps its earlier layout");
+                    current = false;
+                }
             }
             VERSION => {}
             newer => {
@@ -121,7 +144,8 @@ impl Day {
             .acquire_timeout(Duration::from_secs(10))
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(connect_options(&path).create_if_missing(false).pragma("query_only", "ON"));
-        let day = Self { path, readers, span: Mutex::new(from.zip(to)) };
+        let span = Mutex::new(from.zip(to));
+        let day = Self { path, readers, span, current: AtomicBool::new(current) };
         Ok((day, Contents { counts, last: last.unwrap_or(0) }))
     }
 
@@ -136,11 +160,26 @@ impl Day {
         self.span.lock().expect("no code panics while looking at it").map_or(i64::MIN, |(_, to)| to)
     }
 
+    /// What the sender's clock said, as a column.
+    pub(super) fn said(&self) -> &'static str {
+        if self.current.load(Ordering::Acquire) { "said" } else { "NULL" }
+    }
+
+    /// Brings the file to today's layout if it has an earlier one; records can be added to no other.
+    pub(super) async fn update(&self, connection: &mut SqliteConnection, date: Date) -> Result<()> {
+        if !self.current.load(Ordering::Acquire) {
+            let what = || format!("cannot bring {} to today's layout", self.path.display());
+            upgrade(connection, date).await.map_err(|e| failed(&what(), e))?;
+            self.current.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     /// Takes new records into the span.
     pub(super) fn widen(&self, kept: &[Stored]) {
         let mut span = self.span.lock().expect("no code panics while looking at it");
         for stored in kept {
-            let time = nanoseconds(stored.record.time);
+            let time = stored.place();
             *span = Some(span.map_or((time, time), |(from, to)| (from.min(time), to.max(time))));
         }
     }
@@ -148,6 +187,17 @@ impl Day {
     pub(super) async fn close(&self) {
         self.readers.close().await;
     }
+}
+
+/// Brings a file of layout 1 to today's.
+async fn upgrade(connection: &mut SqliteConnection, date: Date) -> std::result::Result<(), sqlx::Error> {
+    let end = date.tomorrow().and_then(|next| next.to_zoned(TimeZone::UTC));
+    let end = end.map_or(i64::MAX, |end| nanoseconds(end.timestamp()));
+    let mut changing = connection.begin_with("BEGIN IMMEDIATE").await?;
+    sqlx::raw_sql("ALTER TABLE records ADD COLUMN said TEXT").execute(&mut *changing).await?;
+    sqlx::query(FROM_1).bind(end).execute(&mut *changing).await?;
+    sqlx::raw_sql("PRAGMA user_version = 2").execute(&mut *changing).await?;
+    changing.commit().await
 }
 
 /// Opens a connection that writes into a day's file.

@@ -149,7 +149,12 @@ impl SqliteStore {
             };
             self.days.write().await.insert(date, Arc::new(day));
         }
-        day::connect(&self.options, date).await
+        let mut connection = day::connect(&self.options, date).await?;
+        let day = self.days.read().await.get(&date).map(Arc::clone);
+        if let Some(day) = day {
+            day.update(&mut connection, date).await?;
+        }
+        Ok(connection)
     }
 
     async fn clear(&self, service: Option<String>) -> Result<u64> {

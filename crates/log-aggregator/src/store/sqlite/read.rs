@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use event_client::log::{LogRecord, Severity};
+use event_client::log::{Attributes, LogRecord, Severity};
 use jiff::Timestamp;
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{QueryBuilder, Row};
@@ -53,14 +53,12 @@ async fn by_time(days: &[Arc<Day>], query: Query) -> Result<Vec<Stored>> {
     let mut found: Vec<Stored> = Vec::new();
     for day in days {
         let enough = found.len() >= wanted
-            && found
-                .get(wanted.saturating_sub(1))
-                .is_none_or(|last| nanoseconds(last.record.time) > day.latest().min(reach));
+            && found.get(wanted.saturating_sub(1)).is_none_or(|last| last.place() > day.latest().min(reach));
         if enough {
             break;
         }
         found.extend(ask(day, &query, 0, wanted).await?);
-        found.sort_by_key(|stored| Reverse((nanoseconds(stored.record.time), stored.seq)));
+        found.sort_by_key(|stored| Reverse((stored.place(), stored.seq)));
         found.truncate(wanted);
     }
     Ok(found.into_iter().skip(usize::try_from(query.skip).unwrap_or(usize::MAX)).collect())
@@ -77,8 +75,9 @@ async fn count(day: &Day, query: &Query) -> Result<u64> {
 async fn ask(day: &Day, query: &Query, skip: u64, limit: usize) -> Result<Vec<Stored>> {
     let mut sql = QueryBuilder::new(
         "SELECT seq, id, time, arrived, severity, level, service, message, attributes, \
-         trace_id, span_id, request_id, correlation_id, raw FROM records",
+         trace_id, span_id, request_id, correlation_id, raw, ",
     );
+    sql.push(day.said()).push(" FROM records");
     conditions(&mut sql, query);
     sql.push(match query.order {
         Order::Latest => " ORDER BY time DESC, seq DESC",
@@ -142,13 +141,16 @@ fn stored_of(row: &SqliteRow) -> std::result::Result<Stored, sqlx::Error> {
     };
     let record = LogRecord {
         id: Uuid::from_slice(row.try_get(1)?).map_err(|e| undecodable(e.into()))?,
-        time: time(2)?,
+        time: match row.try_get::<Option<&str>, _>(14)? {
+            Some(said) => said.parse().map_err(|e: jiff::Error| undecodable(e.into()))?,
+            None => time(2)?,
+        },
         arrived: Some(time(3)?),
         severity: Severity::from(row.try_get::<u8, _>(4)?),
         level: row.try_get(5)?,
         service: row.try_get(6)?,
         message: row.try_get(7)?,
-        attributes: serde_json::from_str(row.try_get(8)?).map_err(|e| undecodable(e.into()))?,
+        attributes: Attributes::from_json(row.try_get(8)?).map_err(|e| undecodable(e.into()))?,
         trace_id: row.try_get(9)?,
         span_id: row.try_get(10)?,
         request_id: row.try_get(11)?,

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::store::filter::attributes_text;
 use crate::store::{Group, Seq, Stored, nanoseconds};
 
-const COLUMNS: usize = 14;
+const COLUMNS: usize = 15;
 /// Rows per statement. A few fixed shapes, so that each is prepared once; hundreds of rows in a statement
 /// cost a tenth of as many statements.
 const SHAPES: [usize; 4] = [128, 16, 4, 1];
@@ -84,10 +84,11 @@ fn bind<'q>(
 ) -> Query<'q, Sqlite, SqliteArguments> {
     let LogRecord { id, time, severity, level, service, message, trace_id, span_id, .. } = &stored.record;
     let LogRecord { request_id, correlation_id, raw, arrived, .. } = &stored.record;
+    let place = stored.place();
     insert
         .bind(stored.seq)
         .bind(id.as_bytes().as_slice())
-        .bind(nanoseconds(*time))
+        .bind(place)
         .bind(arrived.map(nanoseconds))
         .bind(severity.number())
         .bind(level)
@@ -99,6 +100,7 @@ fn bind<'q>(
         .bind(request_id)
         .bind(correlation_id)
         .bind(raw)
+        .bind((time.as_nanosecond() != i128::from(place)).then(|| time.to_string()))
 }
 
 /// Removes one service's records from a day's file, or all of them; answers how many.
