@@ -96,6 +96,21 @@ async fn tasks_run_on_the_worker_that_is_up_and_logs_are_found_from_the_command_
     let result = cli.json(&["task", "result", &id]).await;
     assert_eq!(result[0]["state"], "succeeded", "{result:?}");
 
+    // A newcomer's tasks, before their worker stands: nobody touches them, and the doctor says whom they wait for.
+    let said = cli.run(&["--json", "task", "call", "shop.restock", "-a", "[7]"]).await;
+    assert!(said.ok && said.err.contains("no worker has registered `shop.restock`"), "{said:?}");
+    let stranger: Value = serde_json::from_str(said.out.trim()).unwrap();
+    let echoed = cli.json(&["task", "call", "backbone.echo", "-a", r#"["hello"]"#]).await;
+    let echoed = cli.json(&["task", "result", echoed[0]["id"].as_str().unwrap(), "--timeout", "30s"]).await;
+    assert_eq!(echoed[0]["result"], "hello");
+    let left = cli.json(&["task", "inspect", "query-task", stranger["id"].as_str().unwrap()]).await;
+    assert_eq!((&left[0]["state"], &left[0]["fence"]), (&json!("queued"), &json!(0)));
+    let said = cli.run(&["doctor", "--json"]).await;
+    let tasks = said.out.lines().find(|line| line.contains(r#""check":"tasks""#)).unwrap();
+    assert!(!said.ok && tasks.contains("no live worker takes `shop.restock`"), "{tasks}");
+    let queues = cli.json(&["task", "inspect", "stats"]).await;
+    assert!(queues.iter().any(|queue| queue["queue"] == "backbone"), "{queues:?}");
+
     let body = json!({"service": "shop", "level": "ERROR", "message": "no tea left"});
     let post = reqwest::Client::new().post(format!("{}/api/logs", up.base)).json(&body).send().await.unwrap();
     assert_eq!(post.status(), 200);

@@ -1,4 +1,5 @@
-//! Tasks that every backbone worker runs, so that schedules are of use without writing Rust.
+//! Tasks that every backbone worker runs, so that schedules are of use without writing Rust. They have a queue of their
+//! own, `backbone`, so that users' tasks and these never wait for each other.
 
 use event_client::Bus;
 use event_client::codec::Codec;
@@ -17,7 +18,7 @@ pub(crate) fn register(worker: Worker) -> Worker {
 /// Publishes an event: `backbone task call backbone.publish_event -a '["orders.placed.v1", {"order_id": 7}]'`.
 ///
 /// The event's id comes from the task's, so that another attempt publishes the same event.
-#[task(name = "backbone.publish_event")]
+#[task(name = "backbone.publish_event", queue = "backbone")]
 async fn publish_event(
     State(bus): State<Bus>,
     context: TaskContext,
@@ -35,7 +36,7 @@ async fn publish_event(
 }
 
 /// Answers what it was given: to see that a worker works.
-#[task(name = "backbone.echo")]
+#[task(name = "backbone.echo", queue = "backbone")]
 async fn echo(value: serde_json::Value) -> Result<serde_json::Value, TaskError> {
     Ok(value)
 }

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Invalid,
     /// Arguments larger than the store takes, or a result larger than it keeps.
     TooLarge,
+    /// The store cannot keep this record; a task that was stored before is set aside as dead with the reason.
+    Refused,
     /// The lease is gone: another worker has the task, or the store took this worker for dead.
     Fenced,
     /// The result did not come in time. The task goes on.

@@ -25,9 +25,66 @@ pub(crate) fn format(length: Duration) -> String {
     }
 }
 
+/// The same for people: whole days as such.
+pub(crate) fn in_days(length: Duration) -> String {
+    const DAY: u64 = 86_400;
+    match length.as_secs() {
+        secs if secs >= DAY && length == Duration::from_secs(secs / DAY * DAY) => format!("{}d", secs / DAY),
+        _ => format(length),
+    }
+}
+
+/// A length of time in JSON, as text.
+pub(crate) mod text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(length: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&super::format(*length))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no length of time")))
+    }
+}
+
+/// A length of time in JSON that may be absent.
+pub(crate) mod optional {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Text(#[serde(with = "super::text")] Duration);
+
+    pub(crate) fn serialize<S: Serializer>(
+        length: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        length.map(Text).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_days_are_told_as_such() {
+        let told = |secs| in_days(Duration::from_secs(secs));
+        assert_eq!(
+            (told(604_800), told(90_000), told(60)),
+            ("7d".to_owned(), "25h".to_owned(), "1m".to_owned())
+        );
+    }
 
     #[test]
     fn reads_what_people_write() {
@@ -41,6 +98,7 @@ mod tests {
         for secs in [1, 60, 90, 3600, 86_400] {
             let length = Duration::from_secs(secs);
             assert_eq!(parse(&format(length)), Some(length));
+            assert_eq!(parse(&in_days(length)), Some(length));
         }
     }
 }

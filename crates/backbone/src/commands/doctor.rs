@@ -17,7 +17,7 @@ use crate::args::Global;
 use crate::output::Output;
 
 pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitCode> {
-    let findings = match connect(global).await {
+    let mut findings = match connect(global).await {
         Ok(bus) => {
             let findings = examine(&bus).await;
             bus.close().await?;
@@ -25,6 +25,7 @@ pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitC
         }
         Err(error) => vec![Finding::bad("connect", format!("{error:#}"))],
     };
+    findings.push(super::task::examine(global).await);
     for Finding { check, verdict, text, .. } in &findings {
         if output.is_json() {
             let ok = *verdict != Verdict::Bad;

@@ -49,6 +49,35 @@ impl FromStr for Missed {
     }
 }
 
+/// A clock set back by more than this is put right; whatever is scheduled goes by the new time at once.
+const CORRECTED: SignedDuration = SignedDuration::from_hours(3);
+/// A schedule that fires at least this often goes on at once when the clock is set back.
+const FREQUENT: SignedDuration = SignedDuration::from_hours(1);
+
+/// The next nominal time when the clock was set back behind a time that has fired, and what was to come next would
+/// come too late: an interval goes on by elapsed time, and so does a calendar that fires every hour or more often.
+/// What fires less often does not fire again in hours that come twice, unless the clock was put right by more than
+/// three hours. (This is what cron does.)
+pub(super) fn set_back(
+    timing: &Timing,
+    tz: &TimeZone,
+    start: Timestamp,
+    (last, next): (Timestamp, Timestamp),
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let back = last.duration_since(now);
+    if back <= LATE {
+        return None;
+    }
+    let frequent = matches!(timing, Timing::Every(_)) || next.duration_since(last) <= FREQUENT;
+    if !frequent && back <= CORRECTED {
+        return None;
+    }
+    // An interval's grid stands where it stood, so that many schedulers agree on it, also before its start.
+    let anchor = if now < start && matches!(timing, Timing::Every(_)) { now } else { start };
+    timing.next(now, tz, anchor).filter(|again| *again < next)
+}
+
 /// One step of a schedule.
 #[derive(Debug, PartialEq)]
 pub(super) struct Step {
@@ -136,6 +165,31 @@ mod tests {
         assert_eq!(run("cron 0 * * * *", Missed::Once, due, now), Step { fire: vec![hours[3]], next });
         assert_eq!(run("cron 0 * * * *", Missed::Skip, due, now), Step { fire: vec![], next });
         assert_eq!(run("cron 0 * * * *", Missed::All, due, now), Step { fire: hours, next });
+    }
+
+    #[test]
+    fn a_clock_set_back_lets_frequent_schedules_go_on_and_rare_ones_wait() {
+        let midnight = "2026-11-21T00:00:00Z";
+        for (timing, start, last, next, now, again) in [
+            ("every 30s", midnight, "12:00:00", "12:00:30", "11:00:05", Some("11:00:30")),
+            ("every 2h", midnight, "12:00:00", "14:00:00", "11:00:05", Some("12:00:00")),
+            ("cron * * * * *", midnight, "12:00:00", "12:01:00", "11:00:05", Some("11:01:00")),
+            ("cron 0 * * * *", midnight, "12:00:00", "13:00:00", "11:30:00", Some("12:00:00")),
+            // Within a minute it is hardly a change of the clock, and soon over.
+            ("every 30s", midnight, "12:00:00", "12:00:30", "11:59:20", None),
+            // It has found its new time already.
+            ("every 30s", midnight, "12:00:00", "11:00:30", "11:00:05", None),
+            // Twice a day does not become three times because an hour came twice.
+            ("cron 0 0,12 * * *", midnight, "12:00:00", "23:59:59", "11:30:00", None),
+            ("cron 0 0,12 * * *", midnight, "12:00:00", "23:59:59", "08:00:00", Some("12:00:00")),
+            // Declared and fired by a clock that was wrong.
+            ("every 10s", "2026-11-21T12:00:00Z", "12:00:10", "12:00:20", "11:00:00", Some("11:00:10")),
+        ] {
+            let on = |time: &str| at(&format!("2026-11-21T{time}Z"));
+            let timing: Timing = timing.parse().unwrap();
+            let found = set_back(&timing, &TimeZone::UTC, at(start), (on(last), on(next)), on(now));
+            assert_eq!(found, again.map(on), "{timing} {now}");
+        }
     }
 
     #[test]

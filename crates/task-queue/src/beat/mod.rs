@@ -96,21 +96,48 @@ async fn step(store: &dyn TaskStore) -> Result<Option<Timestamp>> {
     let mut next = None::<Timestamp>;
     for record in store.schedules().await? {
         let Some(due) = record.next else { continue };
-        let following = if due <= now {
-            // One schedule that cannot fire stops no other.
-            match fire(store, &record, due, now).await {
-                Ok(following) => following,
-                Err(error) => {
-                    tracing::error!(schedule = record.name, %error, "schedule cannot fire");
-                    continue;
-                }
+        let stepped = match due <= now {
+            true => fire(store, &record, due, now).await,
+            false => follow_clock(store, &record, due, now).await,
+        };
+        // One schedule that cannot fire stops no other.
+        let following = match stepped {
+            Ok(following) => following,
+            Err(error) => {
+                tracing::error!(schedule = record.name, %error, "schedule cannot fire");
+                continue;
             }
-        } else {
-            Some(due)
         };
         next = [next, following].into_iter().flatten().min();
     }
     Ok(next)
+}
+
+/// A schedule that is not due. Should the clock have been set back behind its last firing, its next time is found
+/// anew, and what fired later than now may fire again.
+async fn follow_clock(
+    store: &dyn TaskStore,
+    record: &ScheduleRecord,
+    due: Timestamp,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let Some(last) = record.last.filter(|last| *last > now) else { return Ok(Some(due)) };
+    let timing: Timing = record.timing.parse()?;
+    let tz = timing::zone(&record.tz)?;
+    let Some(next) = missed::set_back(&timing, &tz, record.start, (last, due), now) else {
+        return Ok(Some(due));
+    };
+    tracing::warn!(schedule = record.name, %last, %due, %next, "the clock was set back: the schedule follows it");
+    let firing = Firing {
+        schedule: record.name.clone(),
+        seen: due,
+        timing: record.timing.clone(),
+        next: Some(next),
+        tasks: Vec::new(),
+        set_back: Some(now),
+    };
+    store.fire(vec![firing]).await?;
+    Ok(Some(next))
 }
 
 async fn fire(
@@ -122,22 +149,23 @@ async fn fire(
     let timing: Timing = record.timing.parse()?;
     let tz = timing::zone(&record.tz)?;
     let missed: Missed = record.missed.parse()?;
-    let step = missed::step(&timing, &tz, record.start, missed, due, now);
+    // Due before its start it can be only after the clock was set back.
+    let step = missed::step(&timing, &tz, record.start.min(due), missed, due, now);
     let tasks: Vec<_> = step.fire.into_iter().map(|nominal| (nominal, task(record, nominal))).collect();
-    let count = tasks.len();
     let firing = Firing {
         schedule: record.name.clone(),
         seen: due,
         timing: record.timing.clone(),
         next: step.next,
         tasks,
+        set_back: None,
     };
-    let fired = store.fire(vec![firing]).await?;
-    if fired == [true] {
-        tracing::info!(schedule = record.name, task = record.task, count, "schedule fired");
-        metrics::counter!("schedules_fired", "schedule" => record.name.clone()).increment(count as u64);
+    let fired: u64 = store.fire(vec![firing]).await?.iter().sum();
+    if fired > 0 {
+        tracing::info!(schedule = record.name, task = record.task, fired, "schedule fired");
+        metrics::counter!("schedules_fired", "schedule" => record.name.clone()).increment(fired);
         metrics::counter!("tasks_enqueued", "task" => record.task.clone(), "queue" => record.queue.clone())
-            .increment(count as u64);
+            .increment(fired);
     }
     Ok(step.next)
 }
@@ -149,6 +177,12 @@ fn task(record: &ScheduleRecord, nominal: Timestamp) -> NewTask {
     task.kwargs = record.kwargs.as_ref().map(ToString::to_string);
     task.priority = record.priority;
     task.max_retries = record.max_retries;
+    task.max_crashes = record.max_crashes;
+    task.unique.clone_from(&record.unique);
+    task.expires =
+        record.expires.map(|within| Timestamp::now().saturating_add(within).unwrap_or(Timestamp::MAX));
+    task.result_ttl = record.result_ttl;
+    task.headers.clone_from(&record.headers);
     task.headers.insert("schedule".to_owned(), record.name.clone());
     task.headers.insert("nominal".to_owned(), nominal.to_string());
     task

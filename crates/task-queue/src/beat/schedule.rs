@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use super::{Missed, Timing, no_call, timing};
 use crate::{
     Error, Result,
+    bounds::LONGEST,
     client::Call,
-    store::{NewTask, ScheduleRecord},
-    task::Task,
+    store::{Json, NewTask, ScheduleRecord},
+    task::{Task, TaskOptions, by_name},
 };
 
 /// A named schedule: when, in which zone, and what to enqueue.
@@ -32,7 +33,7 @@ impl Schedule {
     /// At each such time from now on.
     ///
     /// # Errors
-    /// When it is shorter than 100 ms.
+    /// When it is shorter than 100 ms or longer than a hundred years.
     pub fn every(name: impl Into<String>, interval: Duration) -> Result<Self> {
         Ok(Self::new(name, Timing::every(interval)?))
     }
@@ -47,10 +48,15 @@ impl Schedule {
             missed: Missed::default().to_string(),
             task: String::new(),
             queue: String::new(),
-            args: serde_json::Value::Array(Vec::new()),
+            args: Json::parse("[]").expect("this is json"),
             kwargs: None,
             priority: 0,
             max_retries: 0,
+            max_crashes: TaskOptions::DEFAULT.crashes,
+            unique: None,
+            expires: None,
+            result_ttl: TaskOptions::DEFAULT.result_ttl,
+            headers: Default::default(),
             start,
             next: None,
             last: None,
@@ -75,40 +81,64 @@ impl Schedule {
         self
     }
 
-    /// Enqueues this call, with its queue, priority and retries.
+    /// Each run expires if no worker has started it within this time after it was enqueued.
+    pub fn expires(mut self, within: Duration) -> Self {
+        self.record.expires = Some(within.min(LONGEST));
+        self
+    }
+
+    /// Enqueues this call with all its options, each time under a new id. With a unique key, a run that is due while
+    /// an earlier one is unfinished is left out.
     ///
     /// # Errors
-    /// When the arguments cannot be written as JSON.
+    /// When the arguments cannot be written as JSON, or the call has a time of its own (`countdown`, `eta`,
+    /// `expires_at`): a schedule says when.
     pub fn call<T: Task>(self, call: Call<T>) -> Result<Self> {
-        self.task(call.into_task()?)
+        let (task, expires) = call.into_plan()?;
+        let mut schedule = self.task(task)?;
+        if let Some(within) = expires {
+            schedule = schedule.expires(within);
+        }
+        Ok(schedule)
     }
 
     /// Enqueues a task like this one, by name.
     ///
     /// # Errors
-    /// When the arguments are no JSON array, or those by name no JSON object.
+    /// When the arguments are no JSON array, or those by name no JSON object; when the task has a time of its own.
     pub fn task(mut self, task: NewTask) -> Result<Self> {
+        let name = &self.record.name;
         if task.name.is_empty() {
-            return Err(no_call(&self.record.name));
+            return Err(no_call(name));
         }
-        let json = |text: &str| {
-            serde_json::from_str::<serde_json::Value>(text)
-                .map_err(|error| Error::invalid(format!("`{text}` is no json")).with(error))
-        };
-        let args = json(&task.args)?;
-        if !args.is_array() {
+        if task.due.is_some() {
+            return Err(Error::invalid(format!(
+                "the task of schedule `{name}` has a due time: the schedule says when"
+            )));
+        }
+        if task.expires.is_some() {
+            let text = format!(
+                "the task of schedule `{name}` expires at one time for all runs: use `.expires(within)`"
+            );
+            return Err(Error::invalid(text));
+        }
+        let args = Json::parse(&task.args)?;
+        if !args.as_str().starts_with('[') {
             return Err(Error::invalid(format!("the arguments are no json array: {args}")));
         }
-        let kwargs = task.kwargs.as_deref().map(json).transpose()?;
-        if kwargs.as_ref().is_some_and(|kwargs| !kwargs.is_object()) {
-            return Err(Error::invalid("the arguments by name are no json object"));
+        if let Some(kwargs) = &task.kwargs {
+            by_name(kwargs)?;
         }
+        self.record.kwargs = task.kwargs.as_deref().map(Json::parse).transpose()?;
         self.record.task = task.name;
         self.record.queue = task.queue;
         self.record.args = args;
-        self.record.kwargs = kwargs;
         self.record.priority = task.priority;
         self.record.max_retries = task.max_retries;
+        self.record.max_crashes = task.max_crashes;
+        self.record.unique = task.unique;
+        self.record.result_ttl = task.result_ttl.min(LONGEST);
+        self.record.headers = task.headers;
         Ok(self)
     }
 

@@ -8,7 +8,7 @@ use croner::{
 };
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
-use crate::{Error, ErrorKind, Result, span};
+use crate::{Error, ErrorKind, Result, bounds::LONGEST, span};
 
 /// When a schedule fires. Its text, `cron 0 2 * * mon-fri` or `every 30s`, is what stores keep.
 ///
@@ -20,7 +20,7 @@ use crate::{Error, ErrorKind, Result, span};
 pub enum Timing {
     /// By the calendar.
     Cron(Box<CronExpression>),
-    /// At the start and each such time after it; at least 100 ms.
+    /// At the start and each such time after it; at least 100 ms, at most a hundred years.
     Every(Duration),
 }
 
@@ -60,8 +60,11 @@ impl Timing {
     /// An interval.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] below 100 ms, which no scheduler keeps.
+    /// [`ErrorKind::Invalid`] below 100 ms, which no scheduler keeps, and above a hundred years.
     pub fn every(interval: Duration) -> Result<Self> {
+        if interval > LONGEST {
+            return Err(Error::invalid("an interval is a hundred years at most"));
+        }
         if interval < Duration::from_millis(100) {
             return Err(Error::invalid(format!(
                 "an interval of {interval:?} is shorter than the 100ms that are kept"

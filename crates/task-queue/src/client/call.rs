@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::{AsyncResult, TaskClient};
 use crate::{
     Result,
-    store::NewTask,
-    task::{Task, TaskContext, TaskOptions, encode},
+    store::{NewTask, unique_key},
+    task::{Task, TaskContext, TaskOptions, encode_args},
 };
 
 /// A call of a task, made by `task.delay(..)` or `task.apply_async((..))`; awaiting it enqueues the task and
@@ -19,6 +19,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Call<T: Task> {
     task: Result<NewTask>,
+    /// How long after enqueue it expires, for schedules, which enqueue later than this call is made.
+    expires_after: Option<Duration>,
     client: Option<TaskClient>,
     kind: PhantomData<fn() -> T>,
 }
@@ -26,8 +28,9 @@ pub struct Call<T: Task> {
 impl<T: Task> Call<T> {
     /// The call with the task's own options.
     pub fn new(args: T::Args) -> Self {
-        let task = encode(&args).map(|args| NewTask::from_options(T::NAME, args, &T::OPTIONS));
-        Self { task, client: None, kind: PhantomData }
+        let task = encode_args(T::PARAMETERS, &args);
+        let task = task.map(|args| NewTask::from_options(T::NAME, args, &T::OPTIONS));
+        Self { task, expires_after: T::OPTIONS.expires, client: None, kind: PhantomData }
     }
 
     fn set(mut self, change: impl FnOnce(&mut NewTask)) -> Self {
@@ -54,15 +57,16 @@ impl<T: Task> Call<T> {
         self.set(|task| task.due = Some(at))
     }
 
-    /// Ends as expired if no worker has started it after this time.
+    /// Ends as expired if no worker has started it after this time. It is about the first start alone: retries and a
+    /// run after the worker's death come later than this. (Celery looks at every hand-out, retries included.)
     pub fn expires(self, within: Duration) -> Self {
         let at = Timestamp::now().saturating_add(within).unwrap_or(Timestamp::MAX);
-        self.expires_at(at)
+        Self { expires_after: Some(within), ..self.expires_at(at) }
     }
 
     /// Ends as expired if no worker has started it by then.
     pub fn expires_at(self, at: Timestamp) -> Self {
-        self.set(|task| task.expires = Some(at))
+        Self { expires_after: None, ..self.set(|task| task.expires = Some(at)) }
     }
 
     /// Goes to this queue.
@@ -95,7 +99,7 @@ impl<T: Task> Call<T> {
         self.set(|task| drop(task.headers.insert(name.into(), value.into())))
     }
 
-    /// Keeps the record with its result for this long after the end.
+    /// Keeps the record with its result for this long after the end; a hundred years at most.
     pub fn result_ttl(self, ttl: Duration) -> Self {
         self.set(|task| task.result_ttl = ttl)
     }
@@ -106,6 +110,15 @@ impl<T: Task> Call<T> {
     /// When the arguments cannot be written as JSON.
     pub fn into_task(self) -> Result<NewTask> {
         self.task
+    }
+
+    /// The task for a schedule, and how long after each enqueue it expires.
+    pub(crate) fn into_plan(self) -> Result<(NewTask, Option<Duration>)> {
+        let mut task = self.task?;
+        if self.expires_after.is_some() {
+            task.expires = None;
+        }
+        Ok((task, self.expires_after))
     }
 }
 
@@ -132,7 +145,7 @@ impl NewTask {
 
     fn from_options(name: &str, args: String, options: &TaskOptions) -> Self {
         let id = Uuid::now_v7();
-        let unique = options.unique.then(|| Uuid::new_v5(&Uuid::NAMESPACE_OID, args.as_bytes()).to_string());
+        let unique = options.unique.then(|| unique_key(&args));
         let expires =
             options.expires.map(|after| Timestamp::now().saturating_add(after).unwrap_or(Timestamp::MAX));
         let mut task = Self {

@@ -82,11 +82,11 @@ impl TaskClient {
     /// # Errors
     /// What the store said; then none of them is stored.
     pub async fn send(&self, tasks: Vec<NewTask>) -> Result<Vec<AsyncResult<serde_json::Value>>> {
-        for task in &tasks {
-            metrics::counter!("tasks_enqueued", "task" => task.name.clone(), "queue" => task.queue.clone())
-                .increment(1);
-        }
+        let labels: Vec<_> = tasks.iter().map(|task| (task.name.clone(), task.queue.clone())).collect();
         let stored = self.inner.store.enqueue(tasks).await?;
+        for ((task, queue), _) in labels.into_iter().zip(&stored).filter(|(_, stored)| !stored.duplicate) {
+            metrics::counter!("tasks_enqueued", "task" => task, "queue" => queue).increment(1);
+        }
         Ok(stored.into_iter().map(|task| AsyncResult::new(self.clone(), task)).collect())
     }
 

@@ -108,7 +108,7 @@ impl<T: DeserializeOwned> AsyncResult<T> {
         let fail =
             |kind, what: &str| Err(Error::new(kind, format!("task {} {id} {what}: {error}", record.name)));
         match (record.state, record.result) {
-            (State::Succeeded, Some(result)) => serde_json::from_value(result).map_err(|error| {
+            (State::Succeeded, Some(result)) => serde_json::from_str(result.as_str()).map_err(|error| {
                 Error::invalid(format!("the result of task {} {id} is of another type", record.name))
                     .with(error)
             }),

@@ -1,14 +1,18 @@
 //! `call`, `result` and `cancel`.
 
+use std::time::Duration;
+
 use clap::Args;
 use jiff::Timestamp;
+use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::output::Output;
 use crate::{
     Error, Result, TaskClient, span,
-    store::{NewTask, State, TaskRecord, TaskStore},
+    store::{Json, NewTask, State, TaskRecord, TaskStore},
+    task::by_name,
 };
 
 /// Options of `call`.
@@ -31,35 +35,79 @@ pub struct CallArgs {
     /// Drop it if it has not started after this time
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
-    /// To this queue
-    #[arg(long, default_value = "default", value_name = "QUEUE")]
-    queue: String,
-    /// Higher runs sooner
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
-    priority: i32,
-    /// How many failures are retried
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    max_retries: u32,
+    #[command(flatten)]
+    options: OptionArgs,
     /// Only if no unfinished task of this name holds the same key
     #[arg(long, value_name = "KEY")]
     unique: Option<String>,
 }
 
+/// Options of a task, which else are those that its worker has registered.
+#[derive(Debug, Args)]
+pub(super) struct OptionArgs {
+    /// To this queue (else the task's own, or `default`)
+    #[arg(long, value_name = "QUEUE")]
+    queue: Option<String>,
+    /// Higher runs sooner (else the task's own, or 0)
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    priority: Option<i32>,
+    /// How many failures are retried (else the task's own, or 3)
+    #[arg(long, value_name = "N")]
+    max_retries: Option<u32>,
+}
+
+impl OptionArgs {
+    /// A task by name with the options that its worker has registered, unless told otherwise, and how long after
+    /// enqueue it expires. Says so when no worker has registered the name.
+    pub(super) async fn task(
+        &self,
+        store: &dyn TaskStore,
+        name: &str,
+        args: &str,
+        kwargs: Option<&str>,
+    ) -> Result<(NewTask, Option<Duration>)> {
+        check_json(args, "--args", "array", serde_json::Value::is_array)?;
+        if let Some(kwargs) = kwargs {
+            check_json(kwargs, "--kwargs", "object", serde_json::Value::is_object)?;
+            by_name(kwargs)?;
+        }
+        let kind = store.kinds().await?.into_iter().find(|kind| kind.name == name);
+        let mut task = match &kind {
+            Some(kind) => kind.task(args, kwargs),
+            None => {
+                let mut task = NewTask::named(name, args);
+                task.kwargs = kwargs.map(str::to_owned);
+                task
+            }
+        };
+        if let Some(queue) = &self.queue {
+            task.queue.clone_from(queue);
+        }
+        task.priority = self.priority.unwrap_or(task.priority);
+        task.max_retries = self.max_retries.unwrap_or(task.max_retries);
+        if kind.is_none()
+            && !store.workers().await?.iter().any(|worker| worker.info.tasks.iter().any(|task| task == name))
+        {
+            eprintln!(
+                "warning: no worker has registered `{name}`: its tasks wait in queue `{}` for one that does, each for \
+                 {} after it falls due, and then are dead; `inspect registered` lists what workers run",
+                task.queue,
+                span::in_days(store.patience())
+            );
+        }
+        Ok((task, kind.and_then(|kind| kind.expires)))
+    }
+}
+
 impl CallArgs {
     pub(super) async fn run(self, client: &TaskClient, output: Output) -> Result<()> {
-        check_json(&self.args, "--args", "array", serde_json::Value::is_array)?;
-        if let Some(kwargs) = &self.kwargs {
-            check_json(kwargs, "--kwargs", "object", serde_json::Value::is_object)?;
-        }
+        let store = client.store();
+        let (mut task, _) =
+            self.options.task(&**store, &self.name, &self.args, self.kwargs.as_deref()).await?;
         let after = |text: &Option<String>| text.as_deref().map(time_from_now).transpose();
-        let mut task = NewTask::named(self.name, self.args);
-        task.kwargs = self.kwargs;
         task.due = self.eta.or(after(&self.countdown)?);
-        task.expires = after(&self.expires)?;
-        task.queue = self.queue;
-        task.priority = self.priority;
-        task.max_retries = self.max_retries;
-        task.unique = self.unique;
+        task.expires = after(&self.expires)?.or(task.expires);
+        task.unique = self.unique.or(task.unique);
         let sent = client.send(vec![task]).await?;
         let answer = json!({ "id": sent[0].id(), "duplicate": sent[0].is_duplicate() });
         output.show(&answer, |_| sent[0].id().to_string());
@@ -82,11 +130,14 @@ pub(super) fn check_json(
 }
 
 fn time_from_now(text: &str) -> Result<Timestamp> {
-    // Plain numbers are seconds, as in Celery.
+    Ok(Timestamp::now().saturating_add(length(text)?).unwrap_or(Timestamp::MAX))
+}
+
+/// A length of time; plain numbers are seconds, as in Celery.
+pub(super) fn length(text: &str) -> Result<Duration> {
     let text = if text.parse::<u64>().is_ok() { format!("{text}s") } else { text.to_owned() };
-    let wait = span::parse(&text)
-        .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time such as `30s` or `2h 30m`")))?;
-    Ok(Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX))
+    span::parse(&text)
+        .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time such as `30s` or `2h 30m`")))
 }
 
 /// Options of `result`.
@@ -110,16 +161,26 @@ impl ResultArgs {
                 task.wait(wait).await?
             }
         };
-        let answer = json!({
-            "id": record.id,
-            "task": record.name,
-            "state": record.state,
-            "result": record.result,
-            "error": record.error,
-        });
+        let answer = Answer {
+            id: record.id,
+            task: &record.name,
+            state: record.state,
+            result: record.result.as_ref(),
+            error: record.error.as_deref(),
+        };
         output.show(&answer, |_| told(&record));
         Ok(())
     }
+}
+
+/// How a task went.
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: Uuid,
+    task: &'a str,
+    state: State,
+    result: Option<&'a Json>,
+    error: Option<&'a str>,
 }
 
 fn told(record: &TaskRecord) -> String {
@@ -141,8 +202,12 @@ pub struct CancelArgs {
 impl CancelArgs {
     pub(super) async fn run(self, store: &dyn TaskStore, output: Output) -> Result<()> {
         let mut answers = Vec::new();
+        let mut failed = Vec::new();
         for id in self.ids {
-            answers.push((id, store.cancel(id).await?));
+            match store.cancel(id).await {
+                Ok(was) => answers.push((id, was)),
+                Err(error) => failed.push((id, error)),
+            }
         }
         output.show(&answers, |answers| {
             let told = answers.iter().map(|(id, was)| match was {
@@ -152,6 +217,13 @@ impl CancelArgs {
             });
             told.collect::<Vec<_>>().join("\n")
         });
-        Ok(())
+        let Some((_, first)) = failed.first() else { return Ok(()) };
+        let ids: Vec<String> = failed.iter().map(|(id, _)| id.to_string()).collect();
+        let text = format!("not cancelled: {}; the others are", ids.join(", "));
+        Err(Error::new(
+            first.kind(),
+            if answers.is_empty() { format!("not cancelled: {}", ids.join(", ")) } else { text },
+        )
+        .with(first.clone()))
     }
 }

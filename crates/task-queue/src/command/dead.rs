@@ -1,12 +1,14 @@
 //! `dead`: tasks that failed for good.
 
+use std::collections::HashSet;
+
 use clap::Subcommand;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{inspect::tasks, output::Output};
 use crate::{
-    Error, Result,
+    Error, ErrorKind, Result,
     store::{Filter, State, TaskStore},
 };
 
@@ -42,6 +44,18 @@ impl Which {
         }
         Ok(&self.ids)
     }
+
+    /// Fails when not all of the named ones are done.
+    fn all_done(&self, count: u64, why: &str) -> Result<()> {
+        let named = self.ids.iter().collect::<HashSet<_>>().len() as u64;
+        if count < named {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("{} of {named} are not done: {why}", named - count),
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl DeadCommand {
@@ -55,10 +69,12 @@ impl DeadCommand {
             Self::Replay(which) => {
                 let count = store.replay(which.ids()?).await?;
                 output.show(&json!({ "replayed": count }), |_| format!("{count} dead tasks queued again"));
+                which.all_done(count, "they are not dead, or an unfinished task holds their unique key")?;
             }
             Self::Drop(which) => {
                 let count = store.drop_dead(which.ids()?).await?;
                 output.show(&json!({ "dropped": count }), |_| format!("{count} dead tasks deleted"));
+                which.all_done(count, "they are not dead")?;
             }
         }
         Ok(())

@@ -5,8 +5,8 @@ use uuid::Uuid;
 
 use super::output::{Output, brief, relative, table};
 use crate::{
-    Error, ErrorKind, Result,
-    store::{Filter, State, TaskRecord, TaskStore, WorkerRecord},
+    Error, ErrorKind, Result, span,
+    store::{Filter, State, TaskRecord, TaskStore, Waiting, WorkerRecord},
 };
 
 /// Options of `inspect`.
@@ -28,6 +28,8 @@ enum What {
     Reserved,
     /// Tasks that wait for their time: countdown, eta or retry
     Scheduled,
+    /// Tasks that are due, by queue and kind, and how many live workers take them
+    Waiting,
     /// Task kinds that live workers can run
     Registered,
     /// Counts by queue and state
@@ -45,6 +47,7 @@ impl InspectArgs {
             What::Active => State::Running,
             What::Reserved => State::Queued,
             What::Scheduled => State::Scheduled,
+            What::Waiting => return waiting(store, output).await,
             What::Registered => return registered(store, output).await,
             What::Stats => return stats(store, output).await,
             What::QueryTask { id } => return query(store, output, id).await,
@@ -72,7 +75,7 @@ pub(super) fn tasks(found: &[TaskRecord], none: &str) -> String {
             task.state.to_string(),
             when,
             attempts.to_string(),
-            brief(&task.args.to_string(), 40),
+            brief(task.args.as_str(), 40),
             brief(task.error.as_deref().unwrap_or_default(), 60),
         ]
     };
@@ -81,6 +84,24 @@ pub(super) fn tasks(found: &[TaskRecord], none: &str) -> String {
         found.iter().map(row).collect(),
         none,
     )
+}
+
+async fn waiting(store: &dyn TaskStore, output: Output) -> Result<()> {
+    let waiting = store.waiting().await?;
+    let patience = span::in_days(store.patience());
+    output.show(&waiting, |waiting| {
+        let row = |kind: &Waiting| {
+            let taken = match (kind.workers, kind.known) {
+                (0, true) => "no live worker takes it from this queue".to_owned(),
+                (0, false) => format!("no worker has registered it: dead {patience} after it fell due"),
+                (workers, _) => format!("taken by {workers}"),
+            };
+            vec![kind.queue.clone(), kind.name.clone(), kind.tasks.to_string(), relative(kind.oldest), taken]
+        };
+        let rows = waiting.iter().map(row).collect();
+        table(&["QUEUE", "TASK", "DUE", "OLDEST", "WORKERS"], rows, "nothing waits for a worker")
+    });
+    Ok(())
 }
 
 async fn registered(store: &dyn TaskStore, output: Output) -> Result<()> {
@@ -128,7 +149,11 @@ async fn query(store: &dyn TaskStore, output: Output, id: Uuid) -> Result<()> {
         let attempts =
             table(&["STARTED", "ENDED", "OUTCOME", "WORKER", "ERROR"], attempts.collect(), "no attempts yet");
         let result = task.result.as_ref().map(|result| format!("result: {result}\n")).unwrap_or_default();
-        format!("{}\n{result}\n{attempts}", tasks(std::slice::from_ref(task), ""))
+        let dropped = match task.attempts_dropped {
+            0 => String::new(),
+            dropped => format!("{dropped} older attempts are not kept\n"),
+        };
+        format!("{}\n{result}\n{dropped}{attempts}", tasks(std::slice::from_ref(task), ""))
     });
     Ok(())
 }

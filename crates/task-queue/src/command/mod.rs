@@ -86,7 +86,7 @@ impl TaskCommand {
     /// Runs the verb. `register` adds tasks to a worker; `shutdown` ends `worker` and `beat`.
     ///
     /// # Errors
-    /// What the store or the arguments said; nothing is half done.
+    /// What the store or the arguments said. Of several tasks named, those that were done are shown before.
     pub async fn run(
         self,
         settings: Settings,
@@ -97,7 +97,7 @@ impl TaskCommand {
         let store = store::open(&url).await?;
         let output = Output { json: settings.json };
         match self {
-            Self::Worker(args) => args.run(store, register, shutdown).await,
+            Self::Worker(args) => args.run(store, &url, register, shutdown).await,
             Self::Beat => crate::Beat::new(store).run_until(shutdown).await,
             Self::Inspect(args) => args.run(&*store, output).await,
             Self::Call(args) => args.run(&TaskClient::new(store), output).await,

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// How to answer.
 #[derive(Debug, Clone, Copy)]
@@ -16,10 +16,12 @@ impl Output {
     /// Prints a value as JSON, a list as one object per line, or else what `people` makes of it.
     pub(super) fn show<T: Serialize>(self, value: &T, people: impl FnOnce(&T) -> String) {
         let text = if self.json {
-            match serde_json::to_value(value).expect("answers are plain data") {
-                Value::Array(items) if items.is_empty() => return,
-                Value::Array(items) => items.iter().map(Value::to_string).collect::<Vec<_>>().join("\n"),
-                value => value.to_string(),
+            // As text all the way, so that numbers keep their digits.
+            let text = serde_json::to_string(value).expect("answers are plain data");
+            match serde_json::from_str::<Vec<&RawValue>>(&text) {
+                Ok(items) if items.is_empty() => return,
+                Ok(items) => items.iter().map(|item| item.get()).collect::<Vec<_>>().join("\n"),
+                Err(_) => text,
             }
         } else {
             people(value)

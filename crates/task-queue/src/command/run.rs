@@ -1,9 +1,10 @@
 //! `worker`.
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::{Beat, Error, Result, Worker, span};
+use crate::{Beat, Error, Result, Worker, bounds::SLOTS, span};
 
 /// Options of `worker`.
 #[derive(Debug, Args)]
@@ -11,9 +12,9 @@ pub struct WorkerArgs {
     /// Serve these queues, separated by commas (else those of the registered tasks)
     #[arg(short = 'Q', long, value_delimiter = ',', value_name = "QUEUES")]
     queues: Vec<String>,
-    /// Run this many tasks at once (else one for each core)
-    #[arg(short = 'c', long, value_name = "N")]
-    concurrency: Option<usize>,
+    /// Run this many tasks at once, at most 65536 (else one for each core)
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=SLOTS as i64))]
+    concurrency: Option<u32>,
     /// Fire schedules as well
     #[arg(short = 'B', long)]
     beat: bool,
@@ -29,6 +30,7 @@ impl WorkerArgs {
     pub(super) async fn run(
         self,
         store: Shared,
+        url: &str,
         register: impl FnOnce(Worker) -> Worker,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
@@ -40,24 +42,43 @@ impl WorkerArgs {
             worker = worker.queues(self.queues);
         }
         if let Some(concurrency) = self.concurrency {
-            worker = worker.concurrency(concurrency);
+            worker = worker.concurrency(concurrency as usize);
         }
         if let Some(name) = self.hostname {
             worker = worker.name(name);
         }
-        let stop = tokio_util::sync::CancellationToken::new();
-        let (stopped, stopper) = (stop.clone().cancelled_owned(), stop.clone().drop_guard());
-        let beat = async move {
+        told(&worker, url);
+        let stop = CancellationToken::new();
+        let asked = stop.clone();
+        // Either of the two stops the other, so that none goes on alone when its fellow has failed.
+        let beat = async {
+            let _stops_the_worker = stop.clone().drop_guard();
             match self.beat {
-                true => Beat::new(store).run_until(stopped).await,
-                false => Ok(()),
+                true => Beat::new(store).run_until(stop.cancelled()).await,
+                false => Ok(stop.cancelled().await),
             }
         };
-        let work = async move {
-            let _stops_the_beat = stopper;
+        let work = async {
+            let _stops_the_beat = stop.clone().drop_guard();
+            let shutdown = async move {
+                tokio::select! {
+                    () = shutdown => {}
+                    () = asked.cancelled() => {}
+                }
+            };
             worker.run_until(shutdown).await
         };
         let (worked, fired) = tokio::join!(work, beat);
         worked.and(fired)
     }
+}
+
+/// Says on standard error what the worker does.
+fn told(worker: &Worker, url: &str) {
+    let kinds = match worker.registered() {
+        kinds if kinds.is_empty() => "nothing, because no task is registered".to_owned(),
+        kinds => kinds.join(", "),
+    };
+    let (queues, slots) = (worker.served().join(", "), worker.slots());
+    eprintln!("worker: takes {kinds}\n        from queues {queues}, {slots} at a time\n        of {url}");
 }

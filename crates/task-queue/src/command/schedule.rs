@@ -4,12 +4,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    call::check_json,
+    call::{OptionArgs, length},
     output::{Output, brief, relative, table},
 };
 use crate::{
     Error, ErrorKind, Missed, Result, Schedule, Timing, span,
-    store::{NewTask, ScheduleRecord, TaskStore},
+    store::{ScheduleRecord, TaskStore},
 };
 
 /// The verbs of `schedule`.
@@ -52,15 +52,14 @@ pub struct AddArgs {
     /// Arguments by name, a JSON object
     #[arg(short = 'k', long, value_name = "JSON")]
     kwargs: Option<String>,
-    /// To this queue
-    #[arg(long, default_value = "default", value_name = "QUEUE")]
-    queue: String,
-    /// Higher runs sooner
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "N")]
-    priority: i32,
-    /// How many failures are retried
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    max_retries: u32,
+    #[command(flatten)]
+    options: OptionArgs,
+    /// A run expires if it has not started after this time
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+    /// Leave a run out while an unfinished task of this name holds the same key
+    #[arg(long, value_name = "KEY")]
+    unique: Option<String>,
 }
 
 impl ScheduleCommand {
@@ -71,7 +70,7 @@ impl ScheduleCommand {
                 output.show(&found, |found| list(found));
             }
             Self::Add(args) => {
-                let record = args.record()?;
+                let record = args.record(store).await?;
                 store.put_schedule(record.clone()).await?;
                 output.show(&record, |record| {
                     let next = record
@@ -92,8 +91,7 @@ impl ScheduleCommand {
 }
 
 impl AddArgs {
-    fn record(self) -> Result<ScheduleRecord> {
-        check_json(&self.args, "--args", "array", serde_json::Value::is_array)?;
+    async fn record(self, store: &dyn TaskStore) -> Result<ScheduleRecord> {
         let timing = match (&self.cron, &self.every) {
             (Some(cron), _) => Timing::cron(cron)?,
             (None, Some(every)) => {
@@ -104,12 +102,19 @@ impl AddArgs {
             }
             (None, None) => return Err(Error::invalid("a schedule needs --cron or --every")),
         };
-        let mut task = NewTask::named(self.task, self.args);
-        task.kwargs = self.kwargs;
-        task.queue = self.queue;
-        task.priority = self.priority;
-        task.max_retries = self.max_retries;
-        Ok(Schedule::new(self.name, timing).zone(&self.tz)?.missed(self.missed).task(task)?.into_record())
+        let (mut task, own) =
+            self.options.task(store, &self.task, &self.args, self.kwargs.as_deref()).await?;
+        task.expires = None;
+        task.unique = self.unique.or(task.unique);
+        let mut schedule = Schedule::new(self.name, timing).zone(&self.tz)?.missed(self.missed).task(task)?;
+        if let Some(within) = self.expires.as_deref().map(length).transpose()?.or(own) {
+            schedule = schedule.expires(within);
+        }
+        let record = schedule.into_record();
+        if record.next.is_none() {
+            return Err(Error::invalid(format!("schedule `{}` would never fire", record.name)));
+        }
+        Ok(record)
     }
 }
 
@@ -122,7 +127,7 @@ fn list(found: &[ScheduleRecord]) -> String {
             schedule.tz.clone(),
             schedule.task.clone(),
             schedule.queue.clone(),
-            brief(&schedule.args.to_string(), 40),
+            brief(schedule.args.as_str(), 40),
             time(schedule.last),
             time(schedule.next),
             schedule.fired.to_string(),

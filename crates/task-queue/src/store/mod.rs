@@ -16,9 +16,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 pub use hints::{Hints, Topic};
+pub(crate) use record::unique_key;
 pub use record::{
-    Attempt, Claim, Claimed, Enqueued, Filter, Firing, Held, Leased, NewTask, Outcome, QueueStats, Renewal,
-    ScheduleRecord, Settlement, State, TaskRecord, Tended, Verdict, WorkerInfo, WorkerRecord,
+    Attempt, Claim, Claimed, Enqueued, Filter, Firing, Held, Json, Leased, NewTask, Outcome, QueueStats,
+    Renewal, ScheduleRecord, Settled, Settlement, State, TaskKind, TaskRecord, Tended, Verdict, Waiting,
+    WorkerInfo, WorkerRecord,
 };
 pub use url::{StoreUrl, url_beside_bus};
 
@@ -34,6 +36,10 @@ pub trait TaskQueue: Send + Sync {
     /// id of the one that is there.
     fn enqueue(&self, tasks: Vec<NewTask>) -> Reply<'_, Vec<Enqueued>>;
 
+    /// Makes known the kinds that a worker runs with their options, for calls by name. A kind is known while a live
+    /// worker has registered it, and as long after that as an unknown one is waited for.
+    fn publish(&self, kinds: Vec<TaskKind>) -> Reply<'_, ()>;
+
     /// Announces a worker and starts its lease. The id is fresh for each process start.
     fn register(&self, worker: WorkerInfo) -> Reply<'_, ()>;
 
@@ -46,15 +52,17 @@ pub trait TaskQueue: Send + Sync {
     /// Takes the worker off the list and hands back what it still holds, at no cost of an attempt.
     fn retire(&self, worker: Uuid) -> Reply<'_, u64>;
 
-    /// Leases up to `limit` due tasks to a registered worker: highest priority first, then oldest due.
+    /// Leases due tasks of the kinds and queues named to a registered worker: highest priority first, then oldest
+    /// due. No more than `limit`, and perhaps fewer than there are: whoever got some asks again.
     /// Fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) when the worker's lease has lapsed.
     fn claim(&self, claim: Claim) -> Reply<'_, Claimed>;
 
-    /// Records how leased tasks ended; `false` for each one whose lease the worker no longer had.
-    fn settle(&self, settlements: Vec<Settlement>) -> Reply<'_, Vec<bool>>;
+    /// Records how leased tasks ended, with an answer for each in the order given. A record that the store cannot
+    /// keep fails alone, with [`ErrorKind::Refused`](crate::ErrorKind::Refused), and its task is set aside as dead.
+    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Vec<Result<Settled>>>;
 
-    /// Housekeeping that any worker does every second: hands on what dead workers held, ends what expired,
-    /// deletes what is past its time to live.
+    /// Housekeeping that any worker does every second: hands on what dead workers held, ends what expired, deletes
+    /// what is past its time to live, and buries due tasks of kinds that no worker has registered for too long.
     fn tend(&self) -> Reply<'_, Tended>;
 
     /// Wake-ups: changes made by this process at once, those of other processes as soon as the store hears.
@@ -91,8 +99,20 @@ pub trait TaskQuery: Send + Sync {
     /// Tasks by filter, newest first; scheduled ones by due time.
     fn list(&self, filter: Filter) -> Reply<'_, Vec<TaskRecord>>;
 
-    /// Counts by queue and state, and which queues are paused.
+    /// Counts by queue and state, and which queues are paused. Reads every finished record: for people who ask.
     fn stats(&self) -> Reply<'_, Vec<QueueStats>>;
+
+    /// The same without the finished tasks, dead ones apart: costs the same however many of them are kept.
+    fn depths(&self) -> Reply<'_, Vec<QueueStats>>;
+
+    /// Due tasks by queue and kind, and who takes them.
+    fn waiting(&self) -> Reply<'_, Vec<Waiting>>;
+
+    /// The task kinds that are known, by name.
+    fn kinds(&self) -> Reply<'_, Vec<TaskKind>>;
+
+    /// How long a due task waits for a worker that has registered its kind before it is dead.
+    fn patience(&self) -> Duration;
 
     /// Live workers with their last heartbeat.
     fn workers(&self) -> Reply<'_, Vec<WorkerRecord>>;
@@ -109,9 +129,10 @@ pub trait ScheduleStore: Send + Sync {
     /// All schedules by name.
     fn schedules(&self) -> Reply<'_, Vec<ScheduleRecord>>;
 
-    /// Enqueues firings and moves their schedules on, in one transaction each. A firing whose schedule was moved
-    /// or changed by someone else meanwhile, or whose nominal time has fired before, does nothing: `false`.
-    fn fire(&self, firings: Vec<Firing>) -> Reply<'_, Vec<bool>>;
+    /// Enqueues firings and moves their schedules on, in one transaction each; answers how many tasks each has
+    /// enqueued. That is none when the schedule was moved or changed by someone else meanwhile, when the nominal time
+    /// has fired before, or when an unfinished task holds the unique key.
+    fn fire(&self, firings: Vec<Firing>) -> Reply<'_, Vec<u64>>;
 }
 
 /// Everything a client, worker or scheduler asks of a store.

@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 /// A parsed store URL.
 #[derive(Debug, Clone)]
 pub enum StoreUrl {
-    /// `sqlite:PATH[?durability=fsync|page-cache][&lease=8s]`
+    /// `sqlite:PATH[?durability=fsync|page-cache][&lease=8s][&patience=7d]`
     Sqlite(SqliteOptions),
 }
 
@@ -48,23 +48,25 @@ impl StoreUrl {
             match (key, value) {
                 ("durability", "fsync") => options.durability = Durability::Fsync,
                 ("durability", "page-cache") => options.durability = Durability::PageCache,
-                ("lease", text) => match crate::span::parse(text) {
-                    Some(lease) if lease >= Duration::from_millis(100) => options.lease = lease,
-                    _ => {
-                        return Err(bad(format!(
-                            "`lease={text}` is not a time of at least 100ms, such as `8s`"
-                        )));
-                    }
-                },
+                ("lease", text) => options.lease = length("lease", text)?,
+                ("patience", text) => options.patience = length("patience", text)?,
                 _ => {
                     return Err(bad(format!(
-                        "unknown option `{pair}` in `{url}`: known are durability=fsync|page-cache and lease=TIME"
+                        "unknown option `{pair}` in `{url}`: known are durability=fsync|page-cache, lease=TIME and \
+                         patience=TIME"
                     )));
                 }
             }
         }
+        options.check().map_err(|error| bad(error.to_string()))?;
         Ok(Self::Sqlite(options))
     }
+}
+
+fn length(option: &str, text: &str) -> Result<Duration> {
+    let bad =
+        || Error::new(ErrorKind::Url, format!("`{option}={text}` is no length of time such as `8s` or `7d`"));
+    crate::span::parse(text).ok_or_else(bad)
 }
 
 /// The task store that goes with an event bus: `sqlite:dir/bus.db` has `sqlite:dir/bus-tasks.db`, a file of its
@@ -97,11 +99,20 @@ mod tests {
     #[test]
     fn reads_paths_and_options() {
         let StoreUrl::Sqlite(options) =
-            StoreUrl::parse("sqlite:///var/a%20b.db?lease=500ms&durability=page-cache").unwrap();
+            StoreUrl::parse("sqlite:///var/a%20b.db?lease=500ms&durability=page-cache&patience=2d").unwrap();
         assert_eq!(options.path, PathBuf::from("/var/a b.db"));
         assert_eq!(options.lease, Duration::from_millis(500));
         assert_eq!(options.durability, Durability::PageCache);
-        for bad in ["sqlite:x?lease=1", "sqlite:x?lease=1ms", "sqlite:x?durability=no", "sqlite:x?y=1"] {
+        assert_eq!(options.patience, Duration::from_secs(2 * 86_400));
+        for bad in [
+            "sqlite:x?lease=1",
+            "sqlite:x?lease=1ms",
+            "sqlite:x?lease=99999999999h",
+            "sqlite:x?patience=0s",
+            "sqlite:x?patience=99999999999h",
+            "sqlite:x?durability=no",
+            "sqlite:x?y=1",
+        ] {
             assert_eq!(StoreUrl::parse(bad).unwrap_err().kind(), ErrorKind::Url, "{bad}");
         }
     }

@@ -1,17 +1,117 @@
 //! Arguments as stored: a JSON array by position and a JSON object by name, as Celery has them.
 
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, value::RawValue};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
+
+use ciborium::Value;
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
 use crate::{Error, Result};
 
 /// A tuple of arguments as a JSON array.
-pub(crate) fn encode<A: Serialize>(args: &A) -> Result<String> {
-    let text = serde_json::to_string(args)
-        .map_err(|error| Error::invalid("encoding the task's arguments").with(error))?;
+pub(crate) fn encode_args<A: Serialize>(parameters: &[&str], args: &A) -> Result<String> {
+    let text = write(args, |path| match path {
+        [Step::Index(first), rest @ ..] => {
+            format!("argument `{}`{}", parameters.get(*first).unwrap_or(&"?"), shown_path(rest))
+        }
+        path => format!("the arguments{}", shown_path(path)),
+    })?;
     // The tuple of no arguments is serde's unit.
     Ok(if text == "null" { "[]".to_owned() } else { text })
 }
+
+/// Any value as JSON.
+pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<String> {
+    write(value, |path| format!("{what}{}", shown_path(path)))
+}
+
+/// JSON has no NaN and no infinity, and serde writes `null` for them: a value that is read back as another one.
+fn write<T: Serialize>(value: &T, place: impl FnOnce(&[Step]) -> String) -> Result<String> {
+    let failed = |error: serde_json::Error| Error::invalid("this cannot be written as json").with(error);
+    let text = serde_json::to_string(value).map_err(failed)?;
+    if !text.contains("null") {
+        return Ok(text);
+    }
+    let mut path = Vec::new();
+    match Value::serialized(value).ok().and_then(|value| not_finite(&value, &mut path)) {
+        Some(number) => Err(Error::invalid(format!(
+            "{} is {number}, which json does not have: pass an Option or a text instead",
+            place(&path)
+        ))),
+        None => Ok(text),
+    }
+}
+
+/// A step into a value.
+enum Step {
+    Index(usize),
+    Name(String),
+}
+
+fn shown_path(path: &[Step]) -> String {
+    path.iter()
+        .map(|step| match step {
+            Step::Index(index) => format!("[{index}]"),
+            Step::Name(name) => format!(".{name}"),
+        })
+        .collect()
+}
+
+/// The first number that is none, and the path to it.
+fn not_finite(value: &Value, path: &mut Vec<Step>) -> Option<f64> {
+    let mut into = |step, value| {
+        path.push(step);
+        let found = not_finite(value, path);
+        if found.is_none() {
+            path.pop();
+        }
+        found
+    };
+    match value {
+        Value::Float(number) if !number.is_finite() => Some(*number),
+        Value::Array(items) => {
+            items.iter().enumerate().find_map(|(index, item)| into(Step::Index(index), item))
+        }
+        Value::Map(entries) => entries.iter().find_map(|(key, item)| {
+            let name = key.as_text().map_or_else(|| format!("{key:?}"), str::to_owned);
+            into(Step::Name(name), item)
+        }),
+        _ => None,
+    }
+}
+
+/// A JSON object whose values are left as they are written; a name that comes twice is refused.
+struct Named<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Named<'a> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Named<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a json object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Named<'de>, M::Error> {
+                let mut named = BTreeMap::new();
+                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                    if named.insert(name.clone(), value).is_some() {
+                        return Err(serde::de::Error::custom(format!("argument `{name}` is given twice")));
+                    }
+                }
+                Ok(Named(named))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Reads stored arguments into the tuple that the function takes. One that is absent is `null`, so an `Option`
 /// at the end may be left out.
@@ -40,7 +140,7 @@ fn shown(kwargs: Option<&str>) -> String {
 }
 
 /// Puts named arguments in their places; `None` when the array is complete as it stands.
-fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option<String>> {
+pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option<String>> {
     let given: Vec<&RawValue> = serde_json::from_str(args)
         .map_err(|error| Error::invalid(format!("the arguments are no json array: {args}")).with(error))?;
     let takes = || match parameters.len() {
@@ -54,16 +154,14 @@ fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option
             given.len()
         )));
     }
-    let named: serde_json::Map<String, Value> = match kwargs {
-        Some(kwargs) => serde_json::from_str(kwargs).map_err(|error| {
-            Error::invalid(format!("the arguments by name are no json object: {kwargs}")).with(error)
-        })?,
-        None => serde_json::Map::new(),
+    let named = match kwargs {
+        Some(kwargs) => by_name(kwargs)?,
+        None => BTreeMap::new(),
     };
     if given.len() == parameters.len() && named.is_empty() {
         return Ok(None);
     }
-    if let Some(unknown) = named.keys().find(|name| !parameters.contains(&name.as_str())) {
+    if let Some(unknown) = named.keys().find(|name| !parameters.contains(&name.as_ref())) {
         return Err(Error::invalid(format!("the task {} and has no argument `{unknown}`", takes())));
     }
     let mut placed = Vec::with_capacity(parameters.len());
@@ -71,12 +169,22 @@ fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option
         let text = match (given.get(index), named.get(*name)) {
             (Some(_), Some(_)) => return Err(Error::invalid(format!("argument `{name}` is given twice"))),
             (Some(raw), None) => raw.get().to_owned(),
-            (None, Some(value)) => value.to_string(),
+            (None, Some(value)) => value.get().to_owned(),
             (None, None) => "null".to_owned(),
         };
         placed.push(text);
     }
     Ok(Some(format!("[{}]", placed.join(","))))
+}
+
+/// Arguments by name, each as it is written.
+///
+/// # Errors
+/// When they are no JSON object, or a name comes twice.
+pub(crate) fn by_name(kwargs: &str) -> Result<BTreeMap<Cow<'_, str>, &RawValue>> {
+    serde_json::from_str::<Named<'_>>(kwargs).map(|named| named.0).map_err(|error| {
+        Error::invalid(format!("the arguments by name are no json object: {kwargs}")).with(error)
+    })
 }
 
 #[cfg(test)]
@@ -88,16 +196,48 @@ mod tests {
 
     #[test]
     fn reads_what_was_written() {
-        assert_eq!(encode(&()).unwrap(), "[]");
+        let encode = |args: &Args| encode_args(NAMES, args).unwrap();
+        assert_eq!(encode_args(&[], &()).unwrap(), "[]");
         let _: () = decode(&[], "[]", None).unwrap();
         let args: Args = (7, "a".to_owned(), Some(true));
-        assert_eq!(decode::<Args>(NAMES, &encode(&args).unwrap(), None).unwrap(), args);
+        assert_eq!(decode::<Args>(NAMES, &encode(&args), None).unwrap(), args);
     }
 
     #[test]
     fn places_names_and_leaves_options_out() {
         let args = decode::<Args>(NAMES, "[7]", Some(r#"{"to":"a"}"#)).unwrap();
         assert_eq!(args, (7, "a".to_owned(), None));
+    }
+
+    #[test]
+    fn integers_of_any_size_fit_by_position_and_by_name() {
+        let large = u128::MAX;
+        let by_position = decode::<(u128, i128)>(&["a", "b"], &format!("[{large}, {}]", i128::MIN), None);
+        assert_eq!(by_position.unwrap(), (large, i128::MIN));
+        let kwargs = format!(r#"{{"b": {}, "\u0061": {large}}}"#, i128::MIN);
+        let by_name = decode::<(u128, i128)>(&["a", "b"], "[]", Some(&kwargs));
+        assert_eq!(by_name.unwrap(), (large, i128::MIN));
+    }
+
+    #[test]
+    fn a_number_that_json_does_not_have_is_refused_by_name() {
+        #[derive(Serialize)]
+        struct Reading {
+            celsius: Vec<f32>,
+            note: Option<String>,
+        }
+        let reading = Reading { celsius: vec![1.0, f32::NEG_INFINITY], note: None };
+        for (outcome, said) in [
+            (encode_args(&["at", "celsius"], &(1, f64::NAN)), "argument `celsius` is NaN"),
+            (encode_args(&["reading"], &(&reading,)), "argument `reading`.celsius[1] is -inf"),
+            (encode("the result", &Some(f64::INFINITY)), "the result is inf"),
+            (encode("the result", &reading), "the result.celsius[1] is -inf"),
+        ] {
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let absent = (None::<f64>, Some("null"), 1.5);
+        assert_eq!(encode_args(&["a", "b", "c"], &absent).unwrap(), r#"[null,"null",1.5]"#);
     }
 
     #[test]
@@ -109,6 +249,7 @@ mod tests {
             ("[\"x\",\"a\"]", None, "do not fit (id, to, loud)"),
             ("{}", None, "no json array"),
             ("[1]", Some("[]"), "no json object"),
+            ("[1]", Some(r#"{"to":"a","to":"b"}"#), "`to` is given twice"),
         ] {
             let error = decode::<Args>(NAMES, args, kwargs).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

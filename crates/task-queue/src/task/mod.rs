@@ -13,7 +13,7 @@ pub use context::{FromTask, State, States, TaskContext};
 pub use failure::{Disposition, TaskError};
 pub use options::TaskOptions;
 
-pub(crate) use arguments::{decode, encode};
+pub(crate) use arguments::{by_name, decode, encode, encode_args, place};
 
 /// A task kind. Written by [`#[task]`](crate::task); the function's name is its value: `send_receipt.delay(id)`.
 #[diagnostic::on_unimplemented(

@@ -1,10 +1,15 @@
-//! Settles ended tasks in batches; a store that does not answer is asked again, so that no end is lost.
+//! Settles ended tasks in batches; a store that does not answer is asked again, so that no end is lost. What is counted
+//! is what the store has recorded.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use crate::store::{Settlement, TaskStore};
+use super::grip::End;
+use crate::{
+    ErrorKind,
+    store::{Settled, Settlement, TaskStore, Verdict},
+};
 
 /// Ends settled in one transaction at most.
 const BATCH: usize = 500;
@@ -12,28 +17,56 @@ const BATCH: usize = 500;
 /// the tasks on.
 const TRIES: u32 = 60;
 
-pub(super) async fn run(store: Arc<dyn TaskStore>, mut ends: mpsc::Receiver<Settlement>) {
+pub(super) async fn run(store: Arc<dyn TaskStore>, mut ends: mpsc::Receiver<End>) {
     let mut batch = Vec::with_capacity(BATCH);
     while ends.recv_many(&mut batch, BATCH).await > 0 {
         settle(&*store, std::mem::take(&mut batch)).await;
     }
 }
 
-async fn settle(store: &dyn TaskStore, batch: Vec<Settlement>) {
+async fn settle(store: &dyn TaskStore, mut open: Vec<End>) {
     for tries in 1..=TRIES {
-        match store.settle(batch.clone()).await {
-            Ok(held) => {
-                for (end, _) in batch.iter().zip(held).filter(|(_, held)| !held) {
-                    tracing::warn!(id = %end.id, fence = end.fence, "a late end was refused: the lease had been lost");
-                    metrics::counter!("tasks_fenced").increment(1);
+        let asked: Vec<Settlement> = open.iter().map(|end| end.settlement.clone()).collect();
+        let answers = store.settle(asked).await;
+        let mut unanswered = Vec::new();
+        let mut last = None;
+        for (end, answer) in open.into_iter().zip(answers) {
+            match answer {
+                Ok(Settled::Recorded) => recorded(&end),
+                Ok(Settled::Fenced) => {
+                    let Settlement { id, fence, .. } = &end.settlement;
+                    tracing::warn!(%id, fence, "a late end was refused: the lease had been lost");
+                    end.grip.count("tasks_fenced");
                 }
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%error, tries, tasks = batch.len(), "settling tasks failed, trying again");
-                tokio::time::sleep(Duration::from_millis(50 << tries.min(5))).await;
+                Err(error) if error.kind() == ErrorKind::Refused => {
+                    tracing::error!(id = %end.settlement.id, %error, "the end of a task cannot be recorded");
+                    end.grip.count("tasks_dead");
+                }
+                Err(error) => {
+                    last = Some(error);
+                    unanswered.push(end);
+                }
             }
         }
+        let Some(error) = last else { return };
+        open = unanswered;
+        tracing::warn!(%error, tries, tasks = open.len(), "settling tasks failed, trying again");
+        tokio::time::sleep(Duration::from_millis(50 << tries.min(5))).await;
     }
-    tracing::error!(tasks = batch.len(), "the store took no ends; their tasks will run again");
+    tracing::error!(tasks = open.len(), "the store took no ends; their tasks will run again");
+}
+
+fn recorded(end: &End) {
+    match end.settlement.verdict {
+        Verdict::Succeed(_) => end.grip.count("tasks_succeeded"),
+        Verdict::Bury => {
+            end.grip.count("tasks_failed");
+            end.grip.count("tasks_dead");
+        }
+        Verdict::Again { counts: true, .. } => {
+            end.grip.count("tasks_failed");
+            end.grip.count("tasks_retried");
+        }
+        Verdict::Again { counts: false, .. } | Verdict::Cancel | Verdict::Release => {}
+    }
 }

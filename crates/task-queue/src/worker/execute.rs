@@ -13,12 +13,12 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
-    grip::{Grip, StopReason, again},
+    grip::{End, Grip, StopReason, again},
     registry::Prepared,
 };
 use crate::{
     client::TaskClient,
-    store::{Outcome, Settlement, Verdict},
+    store::{Outcome, Verdict},
     task::{Disposition, States, TaskContext, TaskError, context::Run},
 };
 
@@ -47,7 +47,7 @@ impl Job {
                 id: lease.id,
                 name: lease.name.clone(),
                 queue: lease.queue.clone(),
-                attempt: lease.errors + lease.crashes + 1,
+                attempt: lease.errors.saturating_add(lease.crashes).saturating_add(1),
                 max_retries: lease.max_retries,
                 headers: lease.headers.clone(),
                 worker: worker.to_owned(),
@@ -116,6 +116,10 @@ pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
             Err(panic) => Err(Failure::Panicked(text_of(&*panic))),
         },
     };
+    // Another attempt may begin: what this one has handed to other threads is to stop.
+    if outcome.is_err() {
+        grip.stop.cancel();
+    }
     metrics::histogram!("task_runtime_seconds", "task" => name).record(begun.elapsed().as_secs_f64());
     outcome
 }
@@ -131,10 +135,9 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Decides what follows and passes it to the acker.
-pub(super) async fn conclude(grip: &Grip, result: Result<Done, Failure>, ends: &mpsc::Sender<Settlement>) {
+pub(super) async fn conclude(grip: &Arc<Grip>, result: Result<Done, Failure>, ends: &mpsc::Sender<End>) {
     let failure = match result {
         Ok(Done(result)) => {
-            count("tasks_succeeded", grip);
             let verdict = Verdict::Succeed(Ok(result.as_ref().to_owned()));
             return grip.end(ends, verdict, Some((Outcome::Succeeded, None))).await;
         }
@@ -156,13 +159,9 @@ pub(super) async fn conclude(grip: &Grip, result: Result<Done, Failure>, ends: &
     let lease = &grip.lease;
     match &verdict {
         Verdict::Bury => {
-            count("tasks_failed", grip);
-            count("tasks_dead", grip);
             tracing::error!(task = lease.name, id = %lease.id, error = %failure, "task is dead");
         }
         Verdict::Again { due, counts: true } => {
-            count("tasks_failed", grip);
-            count("tasks_retried", grip);
             tracing::warn!(task = lease.name, id = %lease.id, error = %failure, %due, "task failed, retry stored");
         }
         _ => {
@@ -170,9 +169,4 @@ pub(super) async fn conclude(grip: &Grip, result: Result<Done, Failure>, ends: &
         }
     }
     grip.end(ends, verdict, Some((outcome, Some(failure.to_string())))).await;
-}
-
-fn count(metric: &'static str, grip: &Grip) {
-    metrics::counter!(metric, "task" => grip.lease.name.clone(), "queue" => grip.lease.queue.clone())
-        .increment(1);
 }

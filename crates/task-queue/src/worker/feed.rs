@@ -21,19 +21,18 @@ use tokio::sync::mpsc;
 
 use super::{
     execute::{Done, Failure, Job},
-    grip::Grip,
+    grip::{End, Grip},
 };
-use crate::store::Settlement;
 
 /// Jobs on their way from the reader. Clones share the channel, for a restarted worker.
 #[derive(Clone)]
 pub(super) struct Feed {
     jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
-    ends: mpsc::Sender<Settlement>,
+    ends: mpsc::Sender<End>,
 }
 
 impl Feed {
-    pub(super) fn new(jobs: mpsc::Receiver<Job>, ends: mpsc::Sender<Settlement>) -> Self {
+    pub(super) fn new(jobs: mpsc::Receiver<Job>, ends: mpsc::Sender<End>) -> Self {
         Self { jobs: Arc::new(Mutex::new(jobs)), ends }
     }
 }
@@ -64,7 +63,7 @@ fn into_task(job: Job) -> Task<Job> {
     let lease = &job.grip.lease;
     TaskBuilder::new(())
         .task_id(TaskId::from_string(lease.id.to_string()))
-        .attempt((lease.errors + lease.crashes) as usize)
+        .attempt(lease.errors.saturating_add(lease.crashes) as usize)
         .data(job.grip.clone())
         .build()
         .map_args(|()| job)
@@ -89,7 +88,7 @@ impl BackendConfig for Feed {
 /// Judges the result of a run and passes the end on.
 #[derive(Clone)]
 pub(super) struct Ack {
-    ends: mpsc::Sender<Settlement>,
+    ends: mpsc::Sender<End>,
 }
 
 impl Acknowledge<Done> for Ack {

@@ -26,6 +26,12 @@ pub(super) enum StopReason {
     Lost,
 }
 
+/// The end of one lease on its way to the store.
+pub(super) struct End {
+    pub(super) settlement: Settlement,
+    pub(super) grip: Arc<Grip>,
+}
+
 /// The hold on one task. The slot is given back when the end has been passed on.
 pub(super) struct Grip {
     pub(super) lease: Leased,
@@ -73,7 +79,7 @@ impl Grip {
 
     /// When a failed attempt runs again, or that it does not.
     pub(super) fn retry(&self, wait: Option<std::time::Duration>) -> Verdict {
-        let retry = self.lease.errors + 1;
+        let retry = self.lease.errors.saturating_add(1);
         if retry > self.lease.max_retries {
             return Verdict::Bury;
         }
@@ -83,8 +89,8 @@ impl Grip {
 
     /// Passes the end on to the acker and gives the slot back.
     pub(super) async fn end(
-        &self,
-        ends: &mpsc::Sender<Settlement>,
+        self: &Arc<Self>,
+        ends: &mpsc::Sender<End>,
         verdict: Verdict,
         outcome: Option<(Outcome, Option<String>)>,
     ) {
@@ -99,9 +105,15 @@ impl Grip {
         let settlement =
             Settlement { id: self.lease.id, worker: self.worker, fence: self.lease.fence, attempt, verdict };
         // The acker outlives every grip; should it be gone, the store hands the task on when the worker retires.
-        let _ = ends.send(settlement).await;
+        let _ = ends.send(End { settlement, grip: self.clone() }).await;
         self.forget();
         drop(lock(&self.slot).take());
+    }
+
+    /// Counts a metric of this task.
+    pub(super) fn count(&self, metric: &'static str) {
+        metrics::counter!(metric, "task" => self.lease.name.clone(), "queue" => self.lease.queue.clone())
+            .increment(1);
     }
 
     /// Off the list of held tasks, unless a later lease of the same task stands there.

@@ -23,13 +23,14 @@ use apalis_core::{
     error::WorkerError,
     worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
 };
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
 
 use crate::{
     Error, ErrorKind, Result,
+    bounds::SLOTS,
     client::TaskClient,
     store::{TaskStore, WorkerInfo},
     task::{States, Task},
@@ -95,9 +96,9 @@ impl Worker {
         self
     }
 
-    /// Runs this many tasks at once (at least one).
+    /// Runs this many tasks at once: at least one, at most 65,536.
     pub fn concurrency(mut self, slots: usize) -> Self {
-        self.concurrency = slots.max(1);
+        self.concurrency = slots.clamp(1, SLOTS);
         self
     }
 
@@ -118,23 +119,37 @@ impl Worker {
         self.registry.names()
     }
 
+    /// The queues it serves: those given, else those that the registered tasks name, and `default`.
+    pub fn served(&self) -> Vec<String> {
+        let mut queues = if self.queues.is_empty() { self.registry.queues() } else { self.queues.clone() };
+        let mut seen = std::collections::HashSet::new();
+        queues.retain(|queue| seen.insert(queue.clone()));
+        queues
+    }
+
+    /// How many tasks it runs at once.
+    pub fn slots(&self) -> usize {
+        self.concurrency
+    }
+
     /// Works until `shutdown` completes, then drains: takes nothing new, lets running tasks finish within the
-    /// grace time, hands the rest back, settles what ended.
+    /// grace time, hands the rest back, settles what ended. It takes tasks of the registered kinds alone.
     ///
     /// # Errors
     /// At start: a task name registered twice, a state that a task needs and the worker lacks, or a store that
-    /// cannot be written. Later troubles of the store are retried, not returned.
+    /// cannot be written. Later troubles of the store are retried. At the end, when the store does not take what ended
+    /// for as long as a lease lasts: those tasks run again. When a part of the worker has ended by itself, which it
+    /// never should: then it stops rather than go on without.
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         self.registry.check(&self.states)?;
-        let mut queues = if self.queues.is_empty() { self.registry.queues() } else { self.queues };
-        queues.dedup();
         let info = WorkerInfo {
             id: Uuid::now_v7(),
+            queues: self.served(),
             name: self.name.unwrap_or_else(default_name),
-            queues,
             tasks: self.registry.names(),
             concurrency: self.concurrency,
         };
+        self.store.publish(self.registry.kinds()).await?;
         self.store.register(info.clone()).await?;
         tracing::info!(worker = info.name, id = %info.id, queues = ?info.queues, tasks = ?info.tasks, "worker started");
 
@@ -145,16 +160,18 @@ impl Worker {
         let (jobs, feed) = mpsc::channel(self.concurrency);
         let (ends, ended) = mpsc::channel(self.concurrency.max(256));
 
-        let heartbeat = lease::start(
+        let mut heartbeat = lease::start(
             self.store.clone(),
             info.clone(),
             identity.clone(),
             grips.clone(),
             lease_over.clone(),
         )?;
-        let mut acker = tokio::spawn(acker::run(self.store.clone(), ended));
-        let tend = tokio::spawn(tend::run(self.store.clone(), stopping.clone()));
-        let mut reader = tokio::spawn(
+        // Whoever drops this future ends every part of it.
+        let (_no_work, _no_lease) = (stopping.clone().drop_guard(), lease_over.clone().drop_guard());
+        let mut acker = AbortOnDropHandle::new(tokio::spawn(acker::run(self.store.clone(), ended)));
+        let mut tend = AbortOnDropHandle::new(tokio::spawn(tend::run(self.store.clone(), stopping.clone())));
+        let mut reader = AbortOnDropHandle::new(tokio::spawn(
             reader::Reader {
                 store: self.store.clone(),
                 registry: Arc::new(self.registry),
@@ -169,17 +186,30 @@ impl Worker {
                 stopping: stopping.clone(),
             }
             .run(),
-        );
+        ));
 
         let feed = feed::Feed::new(feed, ends);
-        let mut apalis = Box::pin(supervise(info.name.clone(), feed, stopping.clone()));
+        let mut apalis = Box::pin(supervise(info.name.clone(), feed, stopping.clone()).fuse());
         let broken = tokio::select! {
-            () = shutdown => false,
-            () = &mut apalis => true,
-            _ = &mut reader => true,
-            _ = &mut acker => true,
+            () = shutdown => None,
+            () = &mut apalis => Some("executor"),
+            _ = &mut reader => Some("reader"),
+            _ = &mut acker => Some("acker"),
+            _ = &mut tend => Some("housekeeping"),
+            _ = &mut heartbeat => Some("heartbeat"),
         };
         stopping.cancel();
+        if let Some(part) = broken {
+            tracing::error!(worker = info.name, part, "a part of the worker has ended by itself: stopping");
+            // Without a heartbeat, others may run these tasks as soon as the lease is over.
+            grips.stop_all(StopReason::Lost);
+            let _ = tokio::time::timeout(STUBBORN, &mut apalis).await;
+            let text = format!(
+                "the {part} of worker {} has ended by itself; what it held runs again when its lease is over",
+                info.name
+            );
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        }
         // Past the grace time the handlers are dropped and their tasks handed back.
         let cutoff = async {
             tokio::time::sleep(self.grace).await;
@@ -191,19 +221,23 @@ impl Worker {
             () = cutoff => false,
         };
         drop(apalis);
-        if broken {
-            // Never seen; its tasks go on when the lease lapses.
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("a part of worker {} has ended", info.name),
-            ));
+        // Every sender of ends is gone with reader, feed and handlers; the acker settles the rest and stops. What is
+        // not settled within a lease is refused afterwards, so nobody waits longer.
+        let settled = async {
+            let _ = reader.await;
+            let _ = acker.await;
+            lease_over.cancel();
+            let _ = heartbeat.await;
+        };
+        let patience = self.store.lease();
+        if tokio::time::timeout(patience, settled).await.is_err() {
+            let text = format!(
+                "the store did not take what ended on worker {} within {}; those tasks run again",
+                info.name,
+                crate::span::format(patience)
+            );
+            return Err(Error::new(ErrorKind::Unavailable, text));
         }
-        let _ = reader.await;
-        // Every sender of ends is gone with reader, feed and handlers; the acker settles the rest and stops.
-        let _ = acker.await;
-        tend.abort();
-        lease_over.cancel();
-        let _ = heartbeat.await;
         if !drained {
             // Handing back what still runs would have it run twice at a time: it goes on when the lease lapses.
             tracing::error!(
@@ -214,7 +248,9 @@ impl Worker {
             return Ok(());
         }
         let id = *identity.borrow();
-        let released = self.store.retire(id).await?;
+        let late =
+            || Error::new(ErrorKind::Unavailable, "the store did not take the worker off its list in time");
+        let released = tokio::time::timeout(patience, self.store.retire(id)).await.map_err(|_| late())??;
         tracing::info!(worker = info.name, released, "worker stopped");
         Ok(())
     }

@@ -13,14 +13,14 @@ use uuid::Uuid;
 
 use super::{
     execute::Job,
-    grip::{Grip, Grips},
+    grip::{End, Grip, Grips},
     registry::Registry,
 };
 use crate::{
     ErrorKind,
     client::TaskClient,
-    store::{Claim, Claimed, Leased, Outcome, Settlement, TaskStore, Topic, Verdict, WorkerInfo},
-    task::{States, TaskOptions},
+    store::{Claim, Claimed, Leased, Outcome, TaskStore, Topic, Verdict, WorkerInfo},
+    task::States,
 };
 
 /// A look without a hint, in case one was lost.
@@ -39,7 +39,7 @@ pub(super) struct Reader {
     pub(super) slots: Arc<Semaphore>,
     pub(super) grips: Grips,
     pub(super) jobs: mpsc::Sender<Job>,
-    pub(super) ends: mpsc::Sender<Settlement>,
+    pub(super) ends: mpsc::Sender<End>,
     pub(super) stopping: CancellationToken,
 }
 
@@ -49,6 +49,8 @@ impl Reader {
         let mut free = Vec::new();
         let mut work = self.store.hints().watch(Topic::Work);
         let mut failures = 0u32;
+        let queues: Arc<[String]> = self.info.queues.clone().into();
+        let kinds: Arc<[String]> = self.info.tasks.clone().into();
         loop {
             let took = tokio::select! {
                 () = stopping.cancelled() => return,
@@ -59,7 +61,7 @@ impl Reader {
             }
             work.mark_unchanged();
             let worker = *self.identity.borrow_and_update();
-            let claim = Claim { worker, queues: self.info.queues.clone(), limit: free.len() };
+            let claim = Claim { worker, queues: queues.clone(), kinds: kinds.clone(), limit: free.len() };
             // Not raced with the stop: a claim that is under way is waited for, or its tasks would hang about
             // until the worker retires.
             match self.store.claim(claim).await {
@@ -112,15 +114,13 @@ impl Reader {
         true
     }
 
-    /// Decodes a task and feeds it to the worker. One that cannot run here is settled at once: with arguments
-    /// that do not fit it is dead, with a name that is not registered it is retried, as another worker may be
-    /// newer.
+    /// Decodes a task and feeds it to the worker. One whose arguments do not fit is dead at once.
     async fn hand_over(&self, lease: Leased, worker: Uuid, slot: OwnedSemaphorePermit) {
-        let options = self.registry.options(&lease.name).copied().unwrap_or(TaskOptions::DEFAULT);
-        let prepared = self.registry.prepare(&lease);
         let wait = Timestamp::now().duration_since(lease.due);
         metrics::histogram!("task_wait_seconds", "queue" => lease.queue.clone())
             .record(wait.as_secs_f64().max(0.0));
+        let options = self.registry.options(&lease.name);
+        let prepared = self.registry.prepare(&lease);
         let grip = Grip::new(lease, options, worker, &self.info.name, slot, &self.grips);
         match prepared {
             Ok(run) => {
@@ -129,22 +129,11 @@ impl Reader {
                     unsent.0.grip.end(&self.ends, Verdict::Release, None).await;
                 }
             }
-            Err(unfit) => {
-                let (verdict, error) = match unfit {
-                    Some(error) => (Verdict::Bury, error.to_string()),
-                    None => (grip.retry(None), self.unknown(&grip.lease.name)),
-                };
-                tracing::warn!(task = grip.lease.name, id = %grip.lease.id, error, "task cannot be run");
-                metrics::counter!("tasks_failed", "task" => grip.lease.name.clone()).increment(1);
-                grip.end(&self.ends, verdict, Some((Outcome::Failed, Some(error)))).await;
+            Err(error) => {
+                tracing::warn!(task = grip.lease.name, id = %grip.lease.id, %error, "task cannot be run");
+                grip.end(&self.ends, Verdict::Bury, Some((Outcome::Failed, Some(error.to_string())))).await;
             }
         }
-    }
-
-    fn unknown(&self, name: &str) -> String {
-        let known = self.registry.names();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        format!("task `{name}` is not registered on worker {}; registered: {known}", self.info.name)
     }
 }
 

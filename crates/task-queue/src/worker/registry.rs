@@ -6,8 +6,8 @@ use futures_util::future::BoxFuture;
 
 use crate::{
     Error, ErrorKind, Result,
-    store::Leased,
-    task::{States, Task, TaskContext, TaskError, TaskOptions, decode},
+    store::{Leased, TaskKind},
+    task::{States, Task, TaskContext, TaskError, TaskOptions, decode, encode},
 };
 
 /// A run with its arguments decoded, waiting for its context.
@@ -16,6 +16,7 @@ pub(super) type Prepared =
 
 struct Entry {
     options: TaskOptions,
+    parameters: &'static [&'static str],
     check: fn(&States) -> Result<(), String>,
     prepare: fn(&Leased) -> Result<Prepared>,
 }
@@ -35,7 +36,8 @@ impl std::fmt::Debug for Registry {
 
 impl Registry {
     pub(super) fn add<T: Task>(&mut self, _: T) {
-        let entry = Entry { options: T::OPTIONS, check: T::check, prepare: prepare::<T> };
+        let entry =
+            Entry { options: T::OPTIONS, parameters: T::PARAMETERS, check: T::check, prepare: prepare::<T> };
         if self.entries.insert(T::NAME, entry).is_some() {
             self.twice.push(T::NAME);
         }
@@ -43,6 +45,12 @@ impl Registry {
 
     pub(super) fn names(&self) -> Vec<String> {
         self.entries.keys().map(|name| (*name).to_owned()).collect()
+    }
+
+    /// What is made known of each.
+    pub(super) fn kinds(&self) -> Vec<TaskKind> {
+        let kind = |(name, entry): (&&str, &Entry)| TaskKind::new(name, entry.parameters, &entry.options);
+        self.entries.iter().map(kind).collect()
     }
 
     /// The queues that the tasks name, `default` among them.
@@ -68,17 +76,18 @@ impl Registry {
         Ok(())
     }
 
-    pub(super) fn options(&self, name: &str) -> Option<&TaskOptions> {
-        self.entries.get(name).map(|entry| &entry.options)
+    pub(super) fn options(&self, name: &str) -> TaskOptions {
+        self.entries.get(name).map_or(TaskOptions::DEFAULT, |entry| entry.options)
     }
 
     /// Decodes the arguments.
     ///
     /// # Errors
-    /// `None` inside when the name is unknown here (another worker may know it), else what does not fit.
-    pub(super) fn prepare(&self, lease: &Leased) -> Result<Prepared, Option<Error>> {
-        let entry = self.entries.get(lease.name.as_str()).ok_or(None)?;
-        (entry.prepare)(lease).map_err(Some)
+    /// What does not fit.
+    pub(super) fn prepare(&self, lease: &Leased) -> Result<Prepared> {
+        let unknown = || Error::invalid(format!("task `{}` is not registered here", lease.name));
+        let entry = self.entries.get(lease.name.as_str()).ok_or_else(unknown)?;
+        (entry.prepare)(lease)
     }
 }
 
@@ -87,9 +96,7 @@ fn prepare<T: Task>(lease: &Leased) -> Result<Prepared> {
     Ok(Box::new(move |context| {
         Box::pin(async move {
             let output = T::run(context, args).await?;
-            serde_json::to_string(&output).map_err(|error| {
-                TaskError::permanent(format!("the result cannot be written as json: {error}"))
-            })
+            encode("the result", &output).map_err(TaskError::permanent)
         })
     }))
 }

@@ -1,6 +1,10 @@
 //! Housekeeping every second, and the queue depths for the metrics.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -11,18 +15,23 @@ const EVERY: Duration = Duration::from_secs(1);
 const DEPTHS: u32 = 60;
 
 pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) {
+    let mut seen = BTreeSet::<String>::new();
     for round in 0u32.. {
         if let Err(error) = store.tend().await {
             tracing::warn!(%error, "housekeeping in the task store failed, trying again");
         }
         if round % DEPTHS == 0
-            && let Ok(queues) = store.stats().await
+            && let Ok(queues) = store.depths().await
         {
-            for queue in queues {
+            let queues: BTreeMap<_, _> =
+                queues.into_iter().map(|queue| (queue.queue, queue.counts)).collect();
+            seen.extend(queues.keys().cloned());
+            for queue in &seen {
                 for state in [State::Queued, State::Scheduled, State::Running, State::Dead] {
-                    let tasks = queue.counts.get(&state).copied().unwrap_or_default();
-                    metrics::gauge!("task_queue_depth", "queue" => queue.queue.clone(), "state" => state.as_str())
-                        .set(tasks as f64);
+                    // A queue with nothing left in it is no longer among the counts.
+                    let tasks = queues.get(queue).and_then(|counts| counts.get(&state)).copied();
+                    metrics::gauge!("task_queue_depth", "queue" => queue.clone(), "state" => state.as_str())
+                        .set(tasks.unwrap_or_default() as f64);
                 }
             }
         }

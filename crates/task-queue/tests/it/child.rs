@@ -4,7 +4,7 @@
 //! and the rest as a user's program would have them.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -51,6 +51,12 @@ pub(crate) async fn abort() -> Result<(), String> {
     std::process::abort()
 }
 
+/// A task whose options are not the defaults.
+#[task(queue = "mail", retries = 7, priority = 4, crashes = 2, expires = "2h", result_ttl = "5m", unique)]
+pub(crate) async fn mailed(to: String, copies: u32) -> Result<String, String> {
+    Ok(format!("{to} {copies}"))
+}
+
 /// The child's `main`; nothing at all when the tests run as tests.
 #[test]
 fn entry() {
@@ -62,7 +68,7 @@ fn entry() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let outcome = runtime.block_on(cli.command.run(
         Settings::new(Some(url), cli.json),
-        |worker| worker.register(journal).register(abort),
+        |worker| worker.register(journal).register(abort).register(mailed),
         async {
             let mut terminate =
                 tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
@@ -93,6 +99,20 @@ pub(crate) struct Process(Child);
 impl Process {
     pub(crate) fn start(url: &str, args: &[&str]) -> Self {
         Self(command(url, args).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    /// A child of which standard error is kept.
+    pub(crate) fn start_heard(url: &str, args: &[&str]) -> Self {
+        Self(command(url, args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// SIGTERM, and what it said on standard error until its clean end.
+    pub(crate) fn said(mut self) -> String {
+        self.signal("TERM");
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(self.0.wait().unwrap().success(), "{said}");
+        said
     }
 
     /// Sends a signal by name.
@@ -145,11 +165,29 @@ pub(crate) fn verb_unprivileged(folder: &Path, url: &str, args: &[&str]) -> Resu
     answer(set_up(command, url, args))
 }
 
-fn answer(mut command: Command) -> Result<String, String> {
+fn answer(command: Command) -> Result<String, String> {
+    let said = hear(command);
+    if said.ok { Ok(said.out) } else { Err(said.err) }
+}
+
+/// All that a verb said.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) ok: bool,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+/// Runs a verb to its end.
+pub(crate) fn said(url: &str, args: &[&str]) -> Said {
+    hear(command(url, args))
+}
+
+fn hear(mut command: Command) -> Said {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let printed = String::from_utf8(stdout).unwrap();
-    let (_, answer) = printed.split_once(&format!("{BEGIN}\n")).unwrap_or_default();
-    if status.success() { Ok(answer.to_owned()) } else { Err(String::from_utf8(stderr).unwrap()) }
+    let (_, out) = printed.split_once(&format!("{BEGIN}\n")).unwrap_or_default();
+    Said { ok: status.success(), out: out.to_owned(), err: String::from_utf8(stderr).unwrap() }
 }
 
 /// One line of the journal.

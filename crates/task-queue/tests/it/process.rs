@@ -314,12 +314,18 @@ async fn the_command_line_tells_and_does_what_it_says() {
     child::verb(url, &["pause", "default"]).unwrap();
     let worker = Process::start(url, &["worker", "-c", "1", "-B", "-Q", "default,slow", "-n", "only"]);
     until("it is there", || async { !site.client.store().workers().await.unwrap().is_empty() }).await;
-    assert_eq!(list(&["inspect", "registered"]), [serde_json::json!(["only", ["abort", "journal"]])]);
+    assert_eq!(
+        list(&["inspect", "registered"]),
+        [serde_json::json!(["only", ["abort", "journal", "mailed"]])]
+    );
     assert_eq!(json(&["result", &id.to_string()])["state"], "queued");
     child::verb(url, &["resume", "default"]).unwrap();
     assert_eq!(json(&["result", &id.to_string(), "--timeout", "30s"])["result"], 1);
     assert_eq!(child::verb(url, &["result", &id.to_string()]).unwrap().trim(), "1");
-    assert!(child::verb(url, &["cancel", later]).unwrap().contains("is cancelled"));
+    let strangers = ["018f0000-0000-7000-8000-000000000000", "018f0000-0000-7000-8000-000000000001"];
+    let said = child::said(url, &["cancel", strangers[0], later, strangers[1]]);
+    assert!(!said.ok && said.out.contains(&format!("{later} is cancelled")), "{said:?}");
+    assert!(strangers.iter().all(|id| said.err.contains(id)) && !said.err.contains(later), "{said:?}");
     assert!(child::verb(url, &["result", later]).unwrap().contains("cancelled before it started"));
 
     let bad = json(&["call", "journal", "-a", "[7]"])["id"].as_str().unwrap().to_owned();
@@ -327,7 +333,9 @@ async fn the_command_line_tells_and_does_what_it_says() {
     assert_eq!(list(&["dead", "ls"])[0]["id"], bad);
     assert_eq!(json(&["dead", "replay", &bad])["replayed"], 1);
     json(&["result", &bad, "--timeout", "30s"]);
-    assert_eq!(json(&["dead", "drop", "--all"])["dropped"], 1);
+    let said = child::said(url, &["dead", "drop", &bad, strangers[0]]);
+    assert!(!said.ok && said.out.contains("1 dead tasks deleted") && said.err.contains("1 of 2"), "{said:?}");
+    assert!(!child::said(url, &["dead", "replay", strangers[0]]).ok);
 
     json(&[
         "schedule",
@@ -356,6 +364,13 @@ async fn the_command_line_tells_and_does_what_it_says() {
         (&["schedule", "rm", "x"], "no schedule `x`"),
         (&["dead", "replay"], "--all"),
         (&["purge"], "--force"),
+        (&["schedule", "add", "x", "--task", "t", "--every", "99999999999h"], "a hundred years at most"),
+        (&["call", "journal", "-k", "{\"millis\":1,\"millis\":2}"], "`millis` is given twice"),
+        (&["call", "journal", "--priority", "2147483648"], "--priority"),
+        (&["call", "journal", "--max-retries", "4294967296"], "--max-retries"),
+        (&["worker", "-c", "0"], "--concurrency"),
+        (&["worker", "-c", "65537"], "--concurrency"),
+        (&["worker", "--grace", "forever"], "no length of time"),
         (&["result", "018f0000-0000-7000-8000-000000000000"], "unknown"),
         (&["frobnicate"], "unrecognized subcommand"),
     ] {

@@ -1,6 +1,6 @@
 //! Leases: how tasks are handed out, and how each hand-out ends.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,9 @@ pub struct Claim {
     /// The registered worker.
     pub worker: Uuid,
     /// From these queues.
-    pub queues: Vec<String>,
+    pub queues: Arc<[String]>,
+    /// Only tasks of these kinds: those that the worker has registered.
+    pub kinds: Arc<[String]>,
     /// At most so many.
     pub limit: usize,
 }
@@ -128,4 +130,13 @@ pub struct Settlement {
     pub attempt: Option<Attempt>,
     /// What follows.
     pub verdict: Verdict,
+}
+
+/// What became of a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// The store has it.
+    Recorded,
+    /// The worker no longer had that lease: nothing was changed.
+    Fenced,
 }

@@ -1,13 +1,19 @@
 //! What a store keeps and what it is asked.
 
+mod json;
+mod kind;
 mod lease;
 mod schedule;
 mod state;
 mod task;
 mod worker;
 
-pub use lease::{Attempt, Claim, Claimed, Leased, Outcome, Settlement, Verdict};
+pub use json::Json;
+pub use kind::{TaskKind, Waiting};
+pub use lease::{Attempt, Claim, Claimed, Leased, Outcome, Settled, Settlement, Verdict};
 pub use schedule::{Firing, ScheduleRecord};
 pub use state::State;
 pub use task::{Enqueued, Filter, NewTask, QueueStats, TaskRecord};
 pub use worker::{Held, Renewal, Tended, WorkerInfo, WorkerRecord};
+
+pub(crate) use kind::unique_key;

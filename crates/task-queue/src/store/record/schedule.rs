@@ -1,9 +1,12 @@
 //! Schedules and their firings.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::NewTask;
+use super::{Json, NewTask};
+use crate::task::TaskOptions;
 
 /// A schedule as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,13 +24,28 @@ pub struct ScheduleRecord {
     /// To this queue.
     pub queue: String,
     /// Positional arguments.
-    pub args: serde_json::Value,
+    pub args: Json,
     /// Arguments by name.
-    pub kwargs: Option<serde_json::Value>,
+    pub kwargs: Option<Json>,
     /// Priority of the enqueued tasks.
     pub priority: i32,
     /// Retries of the enqueued tasks.
     pub max_retries: u32,
+    /// At how many deaths of a worker under it an enqueued task is dead.
+    #[serde(default = "default_crashes")]
+    pub max_crashes: u32,
+    /// The unique key of the enqueued tasks: a run that is due while an earlier one is unfinished is left out.
+    #[serde(default)]
+    pub unique: Option<String>,
+    /// How long after it is enqueued a task expires that no worker has started.
+    #[serde(default, with = "crate::span::optional")]
+    pub expires: Option<Duration>,
+    /// How long the enqueued tasks' records are kept after their end.
+    #[serde(default = "default_result_ttl", with = "crate::span::text")]
+    pub result_ttl: Duration,
+    /// Headers of the enqueued tasks, beside `schedule` and `nominal`.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
     /// From when it counts; the anchor of an interval.
     pub start: Timestamp,
     /// The next nominal time.
@@ -52,6 +70,14 @@ impl ScheduleRecord {
     }
 }
 
+fn default_crashes() -> u32 {
+    TaskOptions::DEFAULT.crashes
+}
+
+fn default_result_ttl() -> Duration {
+    TaskOptions::DEFAULT.result_ttl
+}
+
 /// One step of a schedule, computed by a scheduler from the record it read.
 #[derive(Debug, Clone)]
 pub struct Firing {
@@ -65,4 +91,6 @@ pub struct Firing {
     pub next: Option<Timestamp>,
     /// What to enqueue: the nominal time and the task. Empty when missed times are skipped.
     pub tasks: Vec<(Timestamp, NewTask)>,
+    /// The clock was set back: nominal times that fired later than this are forgotten and may fire again.
+    pub set_back: Option<Timestamp>,
 }

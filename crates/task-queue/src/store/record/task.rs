@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Attempt, State};
+use super::{Attempt, Json, State};
 
 /// A task to be stored.
 #[derive(Debug, Clone)]
@@ -25,7 +25,8 @@ pub struct NewTask {
     pub priority: i32,
     /// Not before this time; at once when `None`.
     pub due: Option<Timestamp>,
-    /// Ends as `expired` if no worker has started it by then.
+    /// Ends as `expired` if no worker has started it by then. It is about the first start alone: a retry, and a run
+    /// after the worker's death, come later than this. (Celery looks at every hand-out, retries included.)
     pub expires: Option<Timestamp>,
     /// How many failures are retried.
     pub max_retries: u32,
@@ -35,7 +36,7 @@ pub struct NewTask {
     pub unique: Option<String>,
     /// Correlation, causation, trace context and whatever the caller adds.
     pub headers: BTreeMap<String, String>,
-    /// How long the record stays after a good end, a cancellation or expiry.
+    /// How long the record stays after a good end, a cancellation or expiry; a hundred years at most.
     pub result_ttl: Duration,
 }
 
@@ -60,9 +61,9 @@ pub struct TaskRecord {
     /// Where it is.
     pub state: State,
     /// Positional arguments.
-    pub args: serde_json::Value,
+    pub args: Json,
     /// Arguments by name.
-    pub kwargs: Option<serde_json::Value>,
+    pub kwargs: Option<Json>,
     /// Higher runs sooner.
     pub priority: i32,
     /// When it was enqueued.
@@ -94,11 +95,14 @@ pub struct TaskRecord {
     /// Whether a stop was asked for while it ran.
     pub cancel_requested: bool,
     /// What the function returned.
-    pub result: Option<serde_json::Value>,
+    pub result: Option<Json>,
     /// The last error.
     pub error: Option<String>,
-    /// All attempts that ended, oldest first.
+    /// The attempts that ended, oldest first: the newest 50.
     pub attempts: Vec<Attempt>,
+    /// How many older attempts are not kept any more.
+    #[serde(default)]
+    pub attempts_dropped: u64,
 }
 
 /// Which tasks to list.

@@ -27,6 +27,8 @@ pub struct Tended {
     pub recovered: u64,
     /// Tasks of dead workers that reached their crash cap.
     pub buried: u64,
+    /// Tasks that are dead because no worker has registered their kind for too long.
+    pub unknown: u64,
     /// Tasks that expired unstarted.
     pub expired: u64,
     /// Records deleted because their time to live was over.

@@ -1,10 +1,10 @@
 //! What an operator does: cancel, pause, purge, replay and drop.
 
 use futures_util::future::BoxFuture;
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, db, query::one_of, writer::Touched};
+use super::{SqliteStore, db, query::one_of, settle::result_ttl, writer::Touched};
 use crate::{
     Error, ErrorKind, Result,
     store::{Reply, State, TaskControl, Topic, now_ms},
@@ -95,10 +95,11 @@ async fn cancel(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<St
         .bind(id)
         .fetch_optional(&mut *connection)
         .await?;
-    sqlx::query(
-        "UPDATE tasks SET cancel = 1, state = 'cancelled', finished = ?1, keep_until = ?1 + result_ttl, \
-         error = 'cancelled before it started' WHERE id = ?2 AND state IN ('queued', 'scheduled')",
-    )
+    let ttl = result_ttl();
+    sqlx::query(AssertSqlSafe(format!(
+        "UPDATE tasks SET cancel = 1, state = 'cancelled', finished = ?1, keep_until = ?1 + {ttl}, \
+         error = 'cancelled before it started' WHERE id = ?2 AND state IN ('queued', 'scheduled')"
+    )))
     .bind(now_ms())
     .bind(id)
     .execute(&mut *connection)

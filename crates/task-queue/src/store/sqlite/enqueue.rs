@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{SqliteStore, db};
 use crate::{
     Error, ErrorKind, Result,
+    bounds::{NAME, ttl_ms},
     store::{Enqueued, NewTask, ceil_ms, now_ms},
 };
 
@@ -17,16 +18,26 @@ const ROWS: usize = 100;
 impl SqliteStore {
     /// Refuses what would not fit before it reaches the writer, so that it harms no neighbour in a batch.
     pub(super) fn check_new(&self, task: &NewTask) -> Result<()> {
-        let size = task.args.len() + task.kwargs.as_ref().map_or(0, String::len);
-        if size > self.options.max_args {
-            let text = format!(
-                "the arguments of task `{}` have {size} bytes and the store takes {}: pass a reference instead",
-                task.name, self.options.max_args
-            );
-            return Err(Error::new(ErrorKind::TooLarge, text));
-        }
         if task.name.is_empty() || task.queue.is_empty() {
             return Err(Error::invalid("a task needs a name and a queue"));
+        }
+        let unique = task.unique.as_deref().unwrap_or_default();
+        for (what, text) in [("name", &*task.name), ("queue", &*task.queue), ("unique key", unique)] {
+            if text.len() > NAME {
+                let text = format!("the {what} of a task has {} bytes and may have {NAME}", text.len());
+                return Err(Error::new(ErrorKind::TooLarge, text));
+            }
+        }
+        let headers: usize = task.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let size = task.args.len() + task.kwargs.as_ref().map_or(0, String::len);
+        for (what, size) in [("arguments", size), ("headers", headers)] {
+            if size > self.options.max_args {
+                let text = format!(
+                    "the {what} of task `{}` have {size} bytes and the store takes {}: pass a reference instead",
+                    task.name, self.options.max_args
+                );
+                return Err(Error::new(ErrorKind::TooLarge, text));
+            }
         }
         Ok(())
     }
@@ -66,7 +77,7 @@ async fn insert(
             .push_bind(task.max_crashes)
             .push_bind(&task.unique)
             .push_bind(headers(task))
-            .push_bind(i64::try_from(task.result_ttl.as_millis()).unwrap_or(i64::MAX / 2));
+            .push_bind(ttl_ms(task.result_ttl));
     });
     query.push(" ON CONFLICT DO NOTHING RETURNING id");
     let stored = query.build().fetch_all(&mut *connection).await?;

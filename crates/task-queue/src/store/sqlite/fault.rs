@@ -10,10 +10,12 @@ pub(crate) fn db(context: &str, error: sqlx::Error) -> Error {
         Some(10) => (ErrorKind::Unavailable, "the disk reports an error"),
         Some(11) => (ErrorKind::Corrupt, "the file is damaged; restore a copy or move it away to start anew"),
         Some(13) => (ErrorKind::Unavailable, "the disk is full; free some space, nothing stored is lost"),
+        Some(18..=20 | 25) => (ErrorKind::Refused, "the store cannot keep this record"),
         Some(14) => (ErrorKind::Unavailable, "the file cannot be opened; see its path and permissions"),
         Some(26) => {
             (ErrorKind::Corrupt, "the file is not an sqlite database; give another path or move it away")
         }
+        _ if is_refusal(&error) => (ErrorKind::Refused, "the record holds what is no json"),
         _ => (ErrorKind::Unavailable, ""),
     };
     let text = if advice.is_empty() { context.to_owned() } else { format!("{context}: {advice}") };
@@ -29,4 +31,14 @@ fn code(error: &sqlx::Error) -> Option<u32> {
 /// Whether another connection's lock is all that was in the way.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(5 | 6))
+}
+
+/// Whether what one row holds was refused: too large, of another type, against a constraint, or no JSON. The
+/// statement has changed nothing then, and its transaction goes on.
+pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    match code(error) {
+        Some(18..=20 | 25) => true,
+        Some(1) => error.as_database_error().is_some_and(|error| error.message().contains("malformed JSON")),
+        _ => false,
+    }
 }

@@ -1,12 +1,20 @@
 //! Looking inside, through the pool of readers.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
-use sqlx::{Encode, QueryBuilder, Row, Sqlite, Type};
+use sqlx::{AssertSqlSafe, Encode, QueryBuilder, Row, Sqlite, Type};
 use uuid::Uuid;
 
 use super::{SqliteStore, db, rows};
-use crate::store::{Filter, QueueStats, Reply, State, TaskQuery, TaskRecord, WorkerRecord, now_ms};
+use crate::{
+    Result,
+    store::{
+        Filter, QueueStats, Reply, State, TaskKind, TaskQuery, TaskRecord, Waiting, WorkerRecord, now_ms,
+    },
+};
 
 impl TaskQuery for SqliteStore {
     fn get(&self, id: Uuid) -> Reply<'_, Option<TaskRecord>> {
@@ -70,40 +78,69 @@ impl TaskQuery for SqliteStore {
 
     fn stats(&self) -> Reply<'_, Vec<QueueStats>> {
         Box::pin(async move {
-            let counting = |error| db("counting tasks", error);
-            let mut queues = BTreeMap::<String, QueueStats>::new();
-            let counts =
-                sqlx::query("SELECT queue, state, count(*) AS tasks FROM tasks GROUP BY queue, state")
-                    .fetch_all(&self.readers)
-                    .await
-                    .map_err(counting)?;
-            for row in &counts {
-                let stats = queues.entry(row.get("queue")).or_default();
-                let state: State = row.get::<String, _>("state").parse()?;
-                stats.counts.insert(state, row.get::<i64, _>("tasks").unsigned_abs());
-            }
-            let paused: Vec<String> = sqlx::query_scalar("SELECT queue FROM paused")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(counting)?;
-            for queue in paused {
-                queues.entry(queue).or_default().paused = true;
-            }
-            Ok(queues.into_iter().map(|(queue, stats)| QueueStats { queue, ..stats }).collect())
+            let finished = "SELECT queue, state, count(*) AS tasks FROM tasks \
+                            WHERE state IN ('succeeded', 'cancelled', 'expired') GROUP BY queue, state";
+            self.count(&format!("{DEPTHS} UNION ALL {finished}")).await
         })
     }
 
+    fn depths(&self) -> Reply<'_, Vec<QueueStats>> {
+        Box::pin(self.count(DEPTHS))
+    }
+
     fn workers(&self) -> Reply<'_, Vec<WorkerRecord>> {
-        Box::pin(async move {
-            let found = sqlx::query(
-                "SELECT *, (SELECT count(*) FROM tasks WHERE state = 'running' AND worker = workers.id) AS running \
-                 FROM workers WHERE lease_until > ? ORDER BY started",
-            )
-            .bind(now_ms())
+        Box::pin(self.read_workers())
+    }
+
+    fn waiting(&self) -> Reply<'_, Vec<Waiting>> {
+        Box::pin(self.read_waiting())
+    }
+
+    fn kinds(&self) -> Reply<'_, Vec<TaskKind>> {
+        Box::pin(self.read_kinds())
+    }
+
+    fn patience(&self) -> Duration {
+        self.options.patience
+    }
+}
+
+/// Counts what the partial indexes hold, state by state: finished tasks are not looked at.
+pub(super) const DEPTHS: &str = "\
+    SELECT queue, 'queued' AS state, count(*) AS tasks FROM tasks WHERE state = 'queued' GROUP BY queue \
+    UNION ALL SELECT queue, 'scheduled', count(*) FROM tasks WHERE state = 'scheduled' GROUP BY queue \
+    UNION ALL SELECT queue, 'running', count(*) FROM tasks WHERE state = 'running' GROUP BY queue \
+    UNION ALL SELECT queue, 'dead', count(*) FROM tasks WHERE state = 'dead' GROUP BY queue";
+
+impl SqliteStore {
+    async fn count(&self, counts: &str) -> Result<Vec<QueueStats>> {
+        let counting = |error| db("counting tasks", error);
+        let mut queues = BTreeMap::<String, QueueStats>::new();
+        let counts = sqlx::query(AssertSqlSafe(counts)).fetch_all(&self.readers).await.map_err(counting)?;
+        for row in &counts {
+            let stats = queues.entry(row.get("queue")).or_default();
+            let state: State = row.get::<String, _>("state").parse()?;
+            stats.counts.insert(state, row.get::<i64, _>("tasks").unsigned_abs());
+        }
+        let paused: Vec<String> = sqlx::query_scalar("SELECT queue FROM paused")
             .fetch_all(&self.readers)
-            .await;
-            found.map_err(|error| db("listing workers", error))?.iter().map(rows::worker).collect()
-        })
+            .await
+            .map_err(counting)?;
+        for queue in paused {
+            queues.entry(queue).or_default().paused = true;
+        }
+        Ok(queues.into_iter().map(|(queue, stats)| QueueStats { queue, ..stats }).collect())
+    }
+
+    pub(super) async fn read_workers(&self) -> Result<Vec<WorkerRecord>> {
+        let found = sqlx::query(
+            "SELECT *, (SELECT count(*) FROM tasks WHERE state = 'running' AND worker = workers.id) AS running \
+             FROM workers WHERE lease_until > ? ORDER BY started",
+        )
+        .bind(now_ms())
+        .fetch_all(&self.readers)
+        .await;
+        found.map_err(|error| db("listing workers", error))?.iter().map(rows::worker).collect()
     }
 }
 

@@ -6,18 +6,24 @@ use sqlx::{Row, sqlite::SqliteRow};
 
 use crate::{
     Error, ErrorKind, Result,
-    store::{ScheduleRecord, TaskRecord, WorkerRecord, from_ms},
+    store::{Json, ScheduleRecord, TaskRecord, WorkerRecord, from_ms},
 };
 
 /// A column that holds JSON we wrote: anything else is damage.
 fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
-    parse(&row.get::<String, _>(column), column)
-}
-
-fn parse<T: DeserializeOwned>(text: &str, column: &str) -> Result<T> {
-    serde_json::from_str(text).map_err(|error| {
+    serde_json::from_str(row.get::<&str, _>(column)).map_err(|error| {
         Error::new(ErrorKind::Corrupt, format!("column {column} holds no fitting json")).with(error)
     })
+}
+
+/// JSON that a task brought along. What is none is shown as a text, so that one can see why it does not decode.
+fn given(text: &str) -> Json {
+    Json::parse(text).unwrap_or_else(|_| Json::string(text))
+}
+
+/// A count; one that no build of this crate wrote is shown as the nearest that may be.
+fn count(row: &SqliteRow, column: &str) -> u32 {
+    row.get::<i64, _>(column).clamp(0, i64::from(u32::MAX)) as u32
 }
 
 fn time(row: &SqliteRow, column: &str) -> Option<Timestamp> {
@@ -25,35 +31,32 @@ fn time(row: &SqliteRow, column: &str) -> Option<Timestamp> {
 }
 
 pub(super) fn task(row: &SqliteRow) -> Result<TaskRecord> {
-    let args: String = row.get("args");
     Ok(TaskRecord {
         id: row.get("id"),
         name: row.get("name"),
         queue: row.get("queue"),
         state: row.get::<String, _>("state").parse()?,
-        // What another program wrote is shown as it is, so that one can see why it does not decode.
-        args: serde_json::from_str(&args).unwrap_or(serde_json::Value::String(args)),
-        kwargs: row
-            .get::<Option<String>, _>("kwargs")
-            .map(|text| serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text))),
-        priority: row.get("priority"),
+        args: given(row.get("args")),
+        kwargs: row.get::<Option<&str>, _>("kwargs").map(given),
+        priority: row.get::<i64, _>("priority").clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32,
         created: from_ms(row.get("created")),
         due: from_ms(row.get("due")),
         expires: time(row, "expires"),
-        errors: row.get("errors"),
-        crashes: row.get("crashes"),
-        max_retries: row.get("max_retries"),
-        max_crashes: row.get("max_crashes"),
+        errors: count(row, "errors"),
+        crashes: count(row, "crashes"),
+        max_retries: count(row, "max_retries"),
+        max_crashes: count(row, "max_crashes"),
         unique: row.get("unique_key"),
-        headers: json(row, "headers")?,
+        headers: json(row, "headers").unwrap_or_default(),
         worker: row.get("worker"),
         fence: row.get("fence"),
         started: time(row, "started"),
         finished: time(row, "finished"),
         cancel_requested: row.get("cancel"),
-        result: row.get::<Option<String>, _>("result").map(|text| parse(&text, "result")).transpose()?,
+        result: row.get::<Option<&str>, _>("result").map(given),
         error: row.get("error"),
-        attempts: json(row, "attempts")?,
+        attempts: json(row, "attempts").unwrap_or_default(),
+        attempts_dropped: u64::from(count(row, "dropped")),
     })
 }
 

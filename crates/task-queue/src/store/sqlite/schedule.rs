@@ -33,11 +33,21 @@ impl ScheduleStore for SqliteStore {
     fn schedules(&self) -> Reply<'_, Vec<ScheduleRecord>> {
         Box::pin(async move {
             let found = sqlx::query("SELECT * FROM schedules ORDER BY name").fetch_all(&self.readers).await;
-            found.map_err(|error| db("listing schedules", error))?.iter().map(rows::schedule).collect()
+            let rows = found.map_err(|error| db("listing schedules", error))?;
+            // One plan that cannot be read stops no other; adding it anew mends it.
+            let read = rows.iter().filter_map(|row| match rows::schedule(row) {
+                Ok(schedule) => Some(schedule),
+                Err(error) => {
+                    let name: &str = row.get("name");
+                    tracing::error!(schedule = name, %error, "a schedule cannot be read: remove or replace it");
+                    None
+                }
+            });
+            Ok(read.collect())
         })
     }
 
-    fn fire(&self, firings: Vec<Firing>) -> Reply<'_, Vec<bool>> {
+    fn fire(&self, firings: Vec<Firing>) -> Reply<'_, Vec<u64>> {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(firings.len());
             for firing in firings {
@@ -46,7 +56,8 @@ impl ScheduleStore for SqliteStore {
                 let step = self.writer.alone(move |connection| {
                     Box::pin(async move {
                         let fired = fire(connection, &firing).await?;
-                        let touched: Touched = if fired { &[Topic::Work, Topic::Schedules] } else { &[] };
+                        let touched: Touched =
+                            if fired > 0 { &[Topic::Work, Topic::Schedules] } else { &[Topic::Schedules] };
                         Ok((fired, touched))
                     })
                 });
@@ -65,7 +76,7 @@ async fn put(connection: &mut SqliteConnection, schedule: ScheduleRecord) -> Res
         .await
         .map_err(storing)?;
     if let Some(row) = &known
-        && rows::schedule(row)?.same_plan(&schedule)
+        && rows::schedule(row).is_ok_and(|known| known.same_plan(&schedule))
     {
         return Ok(());
     }
@@ -83,7 +94,7 @@ async fn put(connection: &mut SqliteConnection, schedule: ScheduleRecord) -> Res
     Ok(())
 }
 
-async fn fire(connection: &mut SqliteConnection, firing: &Firing) -> Result<bool> {
+async fn fire(connection: &mut SqliteConnection, firing: &Firing) -> Result<u64> {
     let firing_failed = |error| db("firing a schedule", error);
     let last = firing.tasks.last().map(|(nominal, _)| nominal.as_millisecond());
     let moved = sqlx::query(
@@ -98,7 +109,15 @@ async fn fire(connection: &mut SqliteConnection, firing: &Firing) -> Result<bool
     .fetch_optional(&mut *connection)
     .await
     .map_err(firing_failed)?;
-    let Some(moved) = moved else { return Ok(false) };
+    let Some(moved) = moved else { return Ok(0) };
+    if let Some(now) = firing.set_back {
+        sqlx::query("DELETE FROM firings WHERE schedule = ? AND nominal > ?")
+            .bind(&firing.schedule)
+            .bind(now.as_millisecond())
+            .execute(&mut *connection)
+            .await
+            .map_err(firing_failed)?;
+    }
     let mut fresh = Vec::with_capacity(firing.tasks.len());
     for (nominal, task) in &firing.tasks {
         let noted = sqlx::query(
@@ -114,12 +133,13 @@ async fn fire(connection: &mut SqliteConnection, firing: &Firing) -> Result<bool
             fresh.push(task.clone());
         }
     }
-    enqueue::enqueue(connection, &fresh).await?;
+    let enqueued = enqueue::enqueue(connection, &fresh).await?;
+    let stored = enqueued.iter().filter(|task| !task.duplicate).count() as u64;
     sqlx::query("UPDATE schedules SET fired = ? WHERE name = ?")
-        .bind(moved.get::<i64, _>(0) + fresh.len() as i64)
+        .bind(moved.get::<i64, _>(0) + stored as i64)
         .bind(&firing.schedule)
         .execute(connection)
         .await
         .map_err(firing_failed)?;
-    Ok(!fresh.is_empty())
+    Ok(stored)
 }

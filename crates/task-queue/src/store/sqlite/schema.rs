@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind, Result};
 /// Marks the file as ours (`BBtq`), in SQLite's own header field for that.
 const APPLICATION: i64 = 0x4242_7471;
 /// The version of the tables below.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 // Times are milliseconds since the Unix epoch. Each index holds only rows in the states it serves, so that a
 // claim costs the same with a thousand tasks pending or a million, and finished tasks weigh on nothing.
@@ -42,13 +42,10 @@ CREATE TABLE tasks (
   cancel INTEGER NOT NULL DEFAULT 0,
   result TEXT,
   error TEXT,
-  attempts TEXT NOT NULL DEFAULT '[]'
+  attempts TEXT NOT NULL DEFAULT '[]',
+  dropped INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE INDEX tasks_queued ON tasks (queue, priority DESC, due, seq) WHERE state = 'queued';
-CREATE INDEX tasks_scheduled ON tasks (due) WHERE state = 'scheduled';
 CREATE INDEX tasks_running ON tasks (worker) WHERE state = 'running';
-CREATE INDEX tasks_dead ON tasks (seq) WHERE state = 'dead';
-CREATE INDEX tasks_expiring ON tasks (expires) WHERE expires IS NOT NULL AND state IN ('queued', 'scheduled');
 CREATE INDEX tasks_keep ON tasks (keep_until) WHERE keep_until IS NOT NULL;
 CREATE UNIQUE INDEX tasks_unique ON tasks (name, unique_key)
   WHERE unique_key IS NOT NULL AND state IN ('queued', 'scheduled', 'running');
@@ -78,7 +75,33 @@ CREATE TABLE firings (
 CREATE INDEX firings_nominal ON firings (nominal);
 ";
 
-/// Makes the tables in a fresh file; refuses files of others and of other versions.
+/// What the second version has beside the first. A worker claims by kind, so the index of what is due goes by queue
+/// and kind: however many tasks of other kinds wait, a claim walks over none of them.
+const SECOND: &str = "
+CREATE INDEX tasks_queued ON tasks (queue, name, priority DESC, due, seq) WHERE state = 'queued';
+CREATE INDEX tasks_scheduled ON tasks (due, queue) WHERE state = 'scheduled';
+CREATE INDEX tasks_dead ON tasks (seq, queue) WHERE state = 'dead';
+CREATE INDEX tasks_expiring ON tasks (expires)
+  WHERE expires IS NOT NULL AND started IS NULL AND state IN ('queued', 'scheduled');
+CREATE TABLE kinds (name TEXT PRIMARY KEY, kind TEXT NOT NULL, seen INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+";
+
+/// Which kinds the waiting tasks are of when the file is upgraded: their workers may not have come to register them, so
+/// they count as seen now.
+const KNOWN: &str = "INSERT INTO kinds (name, kind, seen) \
+    SELECT DISTINCT name, '{}', unixepoch() * 1000 FROM tasks WHERE state IN ('queued', 'scheduled', 'running')";
+
+/// From the first version to the second.
+const FIRST_TO_SECOND: &str = "
+DROP INDEX tasks_queued;
+DROP INDEX tasks_scheduled;
+DROP INDEX tasks_dead;
+DROP INDEX tasks_expiring;
+ALTER TABLE tasks ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+";
+
+/// Makes the tables in a fresh file and brings those of an earlier version up to this one; refuses files of others
+/// and of later versions. Processes of an earlier build that have the file open go on with it.
 pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
     let doing = |error| db(&format!("preparing the task store {}", path.display()), error);
     // The usual case takes no write lock: opening does not wait for whoever is writing.
@@ -94,22 +117,29 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> R
         }
         let tables: i64 =
             sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *connection).await.map_err(doing)?;
+        let changes: &[&str] = match (application, version) {
+            (APPLICATION, 1) => &[FIRST_TO_SECOND, SECOND, KNOWN],
+            (0, _) if tables == 0 => &[TABLES, SECOND],
+            _ => &[],
+        };
+        if !changes.is_empty() {
+            for change in changes {
+                connection.execute(AssertSqlSafe(*change)).await.map_err(doing)?;
+            }
+            let marks = format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}");
+            connection.execute(AssertSqlSafe(marks)).await.map_err(doing)?;
+            return Ok(());
+        }
         if application == APPLICATION {
             let text = format!(
-                "the task store {} has version {version} and this build reads {VERSION}: use the build that wrote \
-                 it, or another file",
+                "the task store {} has version {version} and this build reads up to {VERSION}: use the build that \
+                 wrote it, or another file",
                 path.display()
             );
             return Err(Error::new(ErrorKind::Version, text));
         }
-        if tables > 0 || application != 0 {
-            let text = format!("{} is another program's database: give the task store a file of its own", path.display());
-            return Err(Error::new(ErrorKind::Corrupt, text));
-        }
-        connection.execute(TABLES).await.map_err(doing)?;
-        let marks = format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}");
-        connection.execute(AssertSqlSafe(marks)).await.map_err(doing)?;
-        Ok(())
+        let text = format!("{} is another program's database: give the task store a file of its own", path.display());
+        Err(Error::new(ErrorKind::Corrupt, text))
     }
     .await;
     let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };

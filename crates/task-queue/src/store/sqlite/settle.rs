@@ -2,20 +2,26 @@
 
 use std::collections::HashSet;
 
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, db};
+use super::{SqliteStore, aside, db, fault::is_refusal};
 use crate::{
-    Result,
-    store::{Settlement, Verdict, ceil_ms, now_ms},
+    Error, ErrorKind, Result,
+    bounds::LONGEST,
+    store::{Settled, Settlement, Verdict, ceil_ms, now_ms},
 };
 
 const ROWS: usize = 100;
+/// The attempts kept of one task: the newest. One text holds them all, and each attempt writes it anew.
+const ATTEMPTS: usize = 50;
+/// The bytes kept of an error's text, in the record and in each attempt.
+const ERROR: usize = 4096;
 
 impl SqliteStore {
-    /// A result above the cap is replaced by a note that says so; the task itself has succeeded.
-    pub(super) fn cap_result(&self, mut settlement: Settlement) -> Settlement {
+    /// A result above the cap is replaced by a note that says so; the task itself has succeeded. An error's text
+    /// above the cap is cut, with a note.
+    pub(super) fn cap(&self, mut settlement: Settlement) -> Settlement {
         if let Verdict::Succeed(Ok(result)) = &settlement.verdict
             && result.len() > self.options.max_result
         {
@@ -26,6 +32,14 @@ impl SqliteStore {
             );
             settlement.verdict = Verdict::Succeed(Err(text));
         }
+        if let Some(error) = settlement.attempt.as_mut().and_then(|attempt| attempt.error.as_mut())
+            && error.len() > ERROR
+        {
+            let cut = error.floor_char_boundary(ERROR);
+            let left = error.len() - cut;
+            error.truncate(cut);
+            error.push_str(&format!(" … ({left} bytes more were not kept)"));
+        }
         settlement
     }
 }
@@ -35,26 +49,78 @@ pub(super) fn queues_again(settlement: &Settlement) -> bool {
     matches!(settlement.verdict, Verdict::Again { .. } | Verdict::Release)
 }
 
+/// The SQL for a task's attempts with one more, a JSON text, and for the count of those dropped for it.
+pub(super) fn with_attempt(attempt: &str) -> (String, String) {
+    let attempts = format!(
+        "CASE WHEN json_array_length(tasks.attempts) < {ATTEMPTS} THEN json_insert(tasks.attempts, '$[#]', {attempt}) \
+         ELSE json_insert((SELECT json_group_array(json(value) ORDER BY key) FROM json_each(tasks.attempts) \
+         WHERE key > json_array_length(tasks.attempts) - {ATTEMPTS}), '$[#]', {attempt}) END"
+    );
+    (attempts, format!("dropped + max(0, json_array_length(tasks.attempts) + 1 - {ATTEMPTS})"))
+}
+
+/// The SQL for how long a record stays, which an earlier build may have stored as larger than any sum takes.
+pub(super) fn result_ttl() -> String {
+    format!("min(result_ttl, {})", LONGEST.as_millis())
+}
+
+/// One answer for each; an error of its own for one that cannot be recorded.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
     settlements: &[Settlement],
     dead_ttl: i64,
-) -> Result<Vec<bool>> {
-    let mut held = HashSet::with_capacity(settlements.len());
+) -> Result<Vec<Result<Settled>>> {
+    let settling = |error| db("settling tasks", error);
+    let mut answers = Vec::with_capacity(settlements.len());
     for rows in settlements.chunks(ROWS) {
-        update(connection, rows, dead_ttl, &mut held)
-            .await
-            .map_err(|error| db("recording how tasks ended", error))?;
+        match update(connection, rows, dead_ttl).await {
+            Ok(recorded) => answers.extend(recorded.into_iter().map(Ok)),
+            Err(error) if is_refusal(&error) => {
+                for one in rows {
+                    answers.push(alone(connection, one, dead_ttl).await.map_err(settling)?);
+                }
+            }
+            Err(error) => return Err(settling(error)),
+        }
     }
-    Ok(settlements.iter().map(|settlement| held.contains(&(settlement.id, settlement.fence))).collect())
+    Ok(answers)
+}
+
+/// Settles one by itself; what the store refuses is set aside.
+async fn alone(
+    connection: &mut SqliteConnection,
+    settlement: &Settlement,
+    dead_ttl: i64,
+) -> Result<Result<Settled>, sqlx::Error> {
+    let error = match update(connection, std::slice::from_ref(settlement), dead_ttl).await {
+        Ok(recorded) => return Ok(Ok(recorded[0])),
+        Err(error) if is_refusal(&error) => error,
+        Err(error) => return Err(error),
+    };
+    let held: Option<i64> = sqlx::query_scalar(
+        "SELECT seq FROM tasks WHERE id = ? AND worker = ? AND fence = ? AND state = 'running'",
+    )
+    .bind(settlement.id)
+    .bind(settlement.worker)
+    .bind(settlement.fence)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(seq) = held else { return Ok(Ok(Settled::Fenced)) };
+    let doing = match (&settlement.verdict, settlement.attempt.as_ref().and_then(|a| a.error.as_deref())) {
+        (Verdict::Succeed(_), _) => "to record that it succeeded".to_owned(),
+        (_, Some(error)) => format!("to record that it ended with `{error}`"),
+        (_, None) => "to take it back".to_owned(),
+    };
+    aside::set(connection, seq, &doing, &error, dead_ttl).await?;
+    let text = format!("task {} is set aside as dead: the store refused {doing}", settlement.id);
+    Ok(Err(Error::new(ErrorKind::Refused, text).with(error)))
 }
 
 async fn update(
     connection: &mut SqliteConnection,
     settlements: &[Settlement],
     dead_ttl: i64,
-    held: &mut HashSet<(Uuid, i64)>,
-) -> Result<(), sqlx::Error> {
+) -> Result<Vec<Settled>, sqlx::Error> {
     let now = now_ms();
     let mut query = QueryBuilder::<Sqlite>::new(
         "WITH v (id, worker, fence, state, due, counts, result, error, attempt) AS (",
@@ -84,23 +150,63 @@ async fn update(
             .push_bind(error)
             .push_bind(attempt);
     });
+    let (attempts, dropped) = with_attempt("json(w.attempt)");
     // A stop that was asked for while the task ran wins over another run, never over an end.
     query.push(
         "), w AS (SELECT v.*, CASE WHEN t.cancel AND v.state IN ('queued', 'scheduled') THEN 'cancelled' \
          ELSE v.state END AS becomes FROM v JOIN tasks t ON t.id = v.id) \
          UPDATE tasks SET state = w.becomes, due = coalesce(w.due, tasks.due), errors = tasks.errors + w.counts, \
-         result = w.result, error = coalesce(w.error, tasks.error), \
-         attempts = CASE WHEN w.attempt IS NULL THEN attempts ELSE json_insert(attempts, '$[#]', json(w.attempt)) END, \
-         finished = CASE WHEN w.becomes IN ('queued', 'scheduled') THEN NULL ELSE ",
+         result = w.result, error = coalesce(w.error, tasks.error), attempts = CASE WHEN w.attempt IS NULL THEN attempts ELSE ",
     );
+    query.push(attempts).push(" END, dropped = CASE WHEN w.attempt IS NULL THEN dropped ELSE ").push(dropped);
+    query.push(" END, finished = CASE WHEN w.becomes IN ('queued', 'scheduled') THEN NULL ELSE ");
     query.push_bind(now);
     query.push(" END, keep_until = CASE WHEN w.becomes IN ('queued', 'scheduled') THEN NULL ELSE ");
     query.push_bind(now).push(" + CASE w.becomes WHEN 'dead' THEN ").push_bind(dead_ttl);
+    query.push(" ELSE ").push(result_ttl());
     query.push(
-        " ELSE result_ttl END END FROM w WHERE tasks.id = w.id AND tasks.worker = w.worker AND tasks.fence = w.fence \
+        " END END FROM w WHERE tasks.id = w.id AND tasks.worker = w.worker AND tasks.fence = w.fence \
          AND tasks.state = 'running' RETURNING tasks.id, tasks.fence",
     );
     let rows = query.build().fetch_all(connection).await?;
-    held.extend(rows.iter().map(|row| (row.get::<Uuid, _>(0), row.get::<i64, _>(1))));
-    Ok(())
+    let held: HashSet<(Uuid, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let settled =
+        settlements.iter().map(|settlement| match held.contains(&(settlement.id, settlement.fence)) {
+            true => Settled::Recorded,
+            false => Settled::Fenced,
+        });
+    Ok(settled.collect())
+}
+
+/// Hands on what a silent worker held, counting the crash against each; a task at its crash cap is dead, one that was
+/// asked to stop is cancelled. Answers what became of each, with its name and queue.
+pub(super) async fn crash(
+    connection: &mut SqliteConnection,
+    worker: Uuid,
+    template: &str,
+    error: &str,
+    dead_ttl: i64,
+    seq: Option<i64>,
+) -> Result<Vec<String>, sqlx::Error> {
+    let (attempts, dropped) = with_attempt(
+        "json_set(json(?2), '$.fence', fence, '$.started', \
+         strftime('%Y-%m-%dT%H:%M:%fZ', started / 1000.0, 'unixepoch'))",
+    );
+    let ttl = result_ttl();
+    let only = aside::only(seq);
+    let query = format!(
+        "UPDATE tasks SET crashes = crashes + 1, error = ?1, attempts = {attempts}, dropped = {dropped}, \
+         state = CASE WHEN cancel THEN 'cancelled' WHEN crashes + 1 >= max_crashes THEN 'dead' ELSE 'queued' END, \
+         finished = CASE WHEN cancel OR crashes + 1 >= max_crashes THEN ?3 END, \
+         keep_until = CASE WHEN cancel THEN ?3 + {ttl} WHEN crashes + 1 >= max_crashes THEN ?3 + ?5 END \
+         WHERE state = 'running' AND worker = ?4{only} RETURNING state"
+    );
+    sqlx::query_scalar(AssertSqlSafe(query))
+        .bind(error)
+        .bind(template)
+        .bind(now_ms())
+        .bind(worker)
+        .bind(dead_ttl)
+        .fetch_all(connection)
+        .await
 }

@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{SqliteStore, claim, db};
+use super::{SqliteStore, aside, claim, db, kinds, settle};
 use crate::{
     Result,
     store::{
-        Attempt, Claim, Claimed, Enqueued, Held, Hints, NewTask, Outcome, Renewal, Reply, Settlement,
-        TaskQueue, Tended, Topic, WorkerInfo, from_ms, now_ms,
+        Attempt, Claim, Claimed, Enqueued, Held, Hints, NewTask, Outcome, Renewal, Reply, Settled,
+        Settlement, TaskKind, TaskQueue, Tended, Topic, WorkerInfo, from_ms, now_ms,
     },
 };
 
-/// Old records deleted in one step of housekeeping, so that it never holds the write lock for long.
+/// Old records deleted in one transaction, so that it never holds the write lock for long.
 const PRUNED: i64 = 1000;
+/// Such transactions in one round of housekeeping: others write between them, and what is left has its next round.
+const PRUNINGS: usize = 200;
 /// How long fired nominal times are remembered. Moving a schedule on is what prevents a second firing; this is
 /// the record of it, and the net under an edited or restored schedule.
 const FIRINGS_KEPT_MS: i64 = 30 * 86_400_000;
@@ -26,6 +29,10 @@ impl TaskQueue for SqliteStore {
             tasks.iter().try_for_each(|task| self.check_new(task))?;
             self.writer.enqueue(tasks).await
         })
+    }
+
+    fn publish(&self, kinds: Vec<TaskKind>) -> Reply<'_, ()> {
+        self.publish_kinds(kinds)
     }
 
     fn register(&self, worker: WorkerInfo) -> Reply<'_, ()> {
@@ -75,28 +82,51 @@ impl TaskQueue for SqliteStore {
         Box::pin(self.writer.claim(claim))
     }
 
-    fn settle(&self, settlements: Vec<Settlement>) -> Reply<'_, Vec<bool>> {
-        let settlements = settlements.into_iter().map(|settlement| self.cap_result(settlement)).collect();
-        Box::pin(self.writer.settle(settlements))
+    fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Vec<Result<Settled>>> {
+        let count = settlements.len();
+        let settlements = settlements.into_iter().map(|settlement| self.cap(settlement)).collect();
+        Box::pin(async move {
+            match self.writer.settle(settlements).await {
+                Ok(answers) => answers,
+                Err(error) => (0..count).map(|_| Err(error.clone())).collect(),
+            }
+        })
     }
 
     fn tend(&self) -> Reply<'_, Tended> {
-        let dead_ttl = self.options.dead_ttl_ms();
+        let (dead_ttl, patience) = (self.options.dead_ttl_ms(), self.options.patience_ms());
         Box::pin(async move {
-            if !self.needs_tending(now_ms()).await? {
-                return Ok(Tended::default());
+            let now = now_ms();
+            let unknown = self.bury_unknown(now).await?;
+            if !self.needs_tending(now).await? {
+                return Ok(Tended { unknown, ..Tended::default() });
             }
-            let tended = self
+            let mut tended = self
                 .writer
                 .alone(move |connection| {
                     Box::pin(async move {
-                        let tended = tend(connection, dead_ttl).await;
+                        let tended = tend(connection, dead_ttl, patience).await;
                         let tended = tended.map_err(|error| db("keeping house in the task store", error))?;
                         Ok((tended, &[Topic::Work, Topic::Ended] as _))
                     })
                 })
                 .await?;
-            Ok(tended)
+            for _ in 0..PRUNINGS {
+                let pruned = self
+                    .writer
+                    .alone(move |connection| {
+                        Box::pin(async move {
+                            let pruned = prune(connection, now).await;
+                            Ok((pruned.map_err(|error| db("deleting old task records", error))?, &[] as _))
+                        })
+                    })
+                    .await?;
+                tended.pruned += pruned;
+                if pruned < PRUNED as u64 {
+                    break;
+                }
+            }
+            Ok(Tended { unknown, ..tended })
         })
     }
 
@@ -111,11 +141,14 @@ impl SqliteStore {
         sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM workers WHERE lease_until <= ?1) \
              OR EXISTS (SELECT 1 FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= ?1) \
-             OR EXISTS (SELECT 1 FROM tasks WHERE expires IS NOT NULL AND expires <= ?1 AND state IN ('queued', 'scheduled')) \
-             OR EXISTS (SELECT 1 FROM firings WHERE nominal <= ?1 - ?2)",
+             OR EXISTS (SELECT 1 FROM tasks WHERE expires IS NOT NULL AND expires <= ?1 AND started IS NULL \
+                        AND state IN ('queued', 'scheduled')) \
+             OR EXISTS (SELECT 1 FROM firings WHERE nominal <= ?1 - ?2) \
+             OR EXISTS (SELECT 1 FROM kinds WHERE seen <= ?1 - ?3)",
         )
         .bind(now)
         .bind(FIRINGS_KEPT_MS)
+        .bind(self.options.patience_ms())
         .fetch_one(&self.readers)
         .await
         .map_err(|error| db("looking whether the task store needs housekeeping", error))
@@ -149,45 +182,60 @@ async fn retire(connection: &mut SqliteConnection, worker: Uuid) -> Result<u64, 
         .bind(worker)
         .execute(&mut *connection)
         .await?;
-    sqlx::query("DELETE FROM workers WHERE id = ?").bind(worker).execute(connection).await?;
+    kinds::off_the_list(connection, worker, now_ms()).await?;
     Ok(released.rows_affected())
 }
 
-async fn tend(connection: &mut SqliteConnection, dead_ttl: i64) -> Result<Tended, sqlx::Error> {
+async fn tend(
+    connection: &mut SqliteConnection,
+    dead_ttl: i64,
+    patience: i64,
+) -> Result<Tended, sqlx::Error> {
     let now = now_ms();
-    let mut tended = Tended { expired: claim::expire(connection, now).await?, ..Tended::default() };
+    let mut tended = Tended { expired: claim::expire(connection, now, dead_ttl).await?, ..Tended::default() };
     let silent = sqlx::query("SELECT id, name, lease_until FROM workers WHERE lease_until <= ?")
         .bind(now)
         .fetch_all(&mut *connection)
         .await?;
     for worker in &silent {
-        let (recovered, buried) = recover(connection, worker, now, dead_ttl).await?;
+        let (recovered, buried) = recover(connection, worker, dead_ttl).await?;
         tended.recovered += recovered;
         tended.buried += buried;
     }
-    tended.pruned = sqlx::query(
+    sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
+        .bind(now)
+        .bind(FIRINGS_KEPT_MS)
+        .execute(&mut *connection)
+        .await?;
+    // A live worker has its kinds for longer than the patience: they were seen now.
+    sqlx::query(
+        "UPDATE kinds SET seen = ?1 WHERE seen <= ?1 - ?2 AND name IN (SELECT value FROM workers, \
+         json_each(CASE WHEN json_valid(info) THEN info ELSE '{}' END, '$.tasks') WHERE lease_until > ?1)",
+    )
+    .bind(now)
+    .bind(patience)
+    .execute(&mut *connection)
+    .await?;
+    kinds::forget(connection, now, patience).await?;
+    Ok(tended)
+}
+
+async fn prune(connection: &mut SqliteConnection, now: i64) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query(
         "DELETE FROM tasks WHERE seq IN (SELECT seq FROM tasks WHERE keep_until IS NOT NULL AND keep_until <= ?1 \
          ORDER BY keep_until LIMIT ?2)",
     )
     .bind(now)
     .bind(PRUNED)
-    .execute(&mut *connection)
-    .await?
-    .rows_affected();
-    sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
-        .bind(now)
-        .bind(FIRINGS_KEPT_MS)
-        .execute(connection)
-        .await?;
-    Ok(tended)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected())
 }
 
-/// Takes a silent worker off the list and hands its tasks on, counting the crash against each; a task at its
-/// crash cap is dead, one that was asked to stop is cancelled.
+/// Takes a silent worker off the list and hands its tasks on.
 async fn recover(
     connection: &mut SqliteConnection,
     worker: &SqliteRow,
-    now: i64,
     dead_ttl: i64,
 ) -> Result<(u64, u64), sqlx::Error> {
     let (worker, name, lapsed): (Uuid, String, i64) =
@@ -195,30 +243,21 @@ async fn recover(
     let error = format!("worker {name} died or was silent beyond its lease while it held the task");
     let template = Attempt {
         fence: 0,
-        worker: name,
+        worker: name.clone(),
         started: from_ms(0),
         ended: from_ms(lapsed),
         outcome: Outcome::Crashed,
         error: Some(error.clone()),
     };
-    let states: Vec<String> = sqlx::query_scalar(
-        "UPDATE tasks SET crashes = crashes + 1, error = ?1, \
-         attempts = json_insert(attempts, '$[#]', json_set(json(?2), '$.fence', fence, \
-           '$.started', strftime('%Y-%m-%dT%H:%M:%fZ', started / 1000.0, 'unixepoch'))), \
-         state = CASE WHEN cancel THEN 'cancelled' WHEN crashes + 1 >= max_crashes THEN 'dead' ELSE 'queued' END, \
-         finished = CASE WHEN cancel OR crashes + 1 >= max_crashes THEN ?3 END, \
-         keep_until = CASE WHEN cancel THEN ?3 + result_ttl WHEN crashes + 1 >= max_crashes THEN ?3 + ?5 END \
-         WHERE state = 'running' AND worker = ?4 RETURNING state",
-    )
-    .bind(error)
-    .bind(serde_json::to_string(&template).expect("plain data"))
-    .bind(now)
-    .bind(worker)
-    .bind(dead_ttl)
-    .fetch_all(&mut *connection)
+    let template = serde_json::to_string(&template).expect("plain data");
+    let rows = format!("state = 'running' AND worker = x'{}'", worker.simple());
+    let states = aside::isolated(connection, "to hand it on", &rows, dead_ttl, &move |connection, seq| {
+        let (template, error) = (template.clone(), error.clone());
+        Box::pin(async move { settle::crash(connection, worker, &template, &error, dead_ttl, seq).await })
+    })
     .await?;
-    sqlx::query("DELETE FROM workers WHERE id = ?").bind(worker).execute(connection).await?;
+    kinds::off_the_list(connection, worker, lapsed).await?;
     let buried = states.iter().filter(|state| *state == "dead").count() as u64;
-    tracing::warn!(%worker, name = template.worker, tasks = states.len(), buried, "handed on the tasks of a silent worker");
+    tracing::warn!(%worker, name, tasks = states.len(), buried, "handed on the tasks of a silent worker");
     Ok((states.len() as u64 - buried, buried))
 }

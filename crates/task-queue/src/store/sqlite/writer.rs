@@ -1,18 +1,19 @@
 //! The one writer of this process: what waits for it goes into one transaction, so callers share an fsync.
 
 use std::{
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Durability, SqliteOptions, claim, db, enqueue, fault::is_busy, settle, wake::Wake};
 use crate::{
     Error, ErrorKind, Result,
-    store::{Claim, Claimed, Enqueued, Hints, NewTask, Settlement, Topic},
+    store::{Claim, Claimed, Enqueued, Hints, NewTask, Settled, Settlement, Topic},
 };
 
 /// Waiting operations; callers beyond that wait for room.
@@ -27,7 +28,7 @@ pub(super) type Touched = &'static [Topic];
 
 enum Operation {
     Enqueue(Vec<NewTask>, Answer<Vec<Enqueued>>),
-    Settle(Vec<Settlement>, Answer<Vec<bool>>),
+    Settle(Vec<Settlement>, Answer<Vec<Result<Settled>>>),
     Claim(Claim, Answer<Claimed>),
     /// Anything rare: a transaction of its own, so that its failure is its own.
     Alone(Box<dyn Alone>),
@@ -70,7 +71,7 @@ impl Writer {
         self.ask(|answer| Operation::Enqueue(tasks, answer)).await
     }
 
-    pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<bool>> {
+    pub(super) async fn settle(&self, settlements: Vec<Settlement>) -> Result<Vec<Result<Settled>>> {
         self.ask(|answer| Operation::Settle(settlements, answer)).await
     }
 
@@ -88,7 +89,8 @@ impl Writer {
     }
 
     async fn ask<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T> {
-        let gone = || Error::new(ErrorKind::Unavailable, "the task store is closed: its writer has ended");
+        let gone =
+            || Error::new(ErrorKind::Unavailable, "the writer of the task store failed at this operation");
         let (answer, reply) = oneshot::channel();
         self.operations.send(operation(answer)).await.map_err(|_| gone())?;
         reply.await.map_err(|_| gone())?
@@ -129,25 +131,38 @@ async fn run(
 ) {
     let mut waiting = Vec::with_capacity(MERGED);
     while inbox.recv_many(&mut waiting, MERGED).await > 0 {
-        let mut merged = Vec::with_capacity(waiting.len());
-        for operation in waiting.drain(..) {
-            match operation {
-                Operation::Alone(mut alone) => {
-                    let outcome = transaction(&mut connection, Commit::Durable, async |connection| {
-                        alone.run(connection).await
-                    })
-                    .await;
-                    if let Ok(touched) = &outcome {
-                        announce(&hints, &mut wake, touched);
-                    }
-                    alone.answer(outcome.map(|_| ()));
+        let batch = batch(&mut connection, waiting.drain(..), &hints, &mut wake);
+        if AssertUnwindSafe(batch).catch_unwind().await.is_err() {
+            // Whoever asked sees the answer missing. The next batch begins with a connection out of transactions.
+            tracing::error!("the writer of the task store panicked; it goes on with the next operations");
+            let _ = connection.inner.execute("ROLLBACK").await;
+        }
+    }
+}
+
+async fn batch(
+    connection: &mut Connection,
+    operations: impl Iterator<Item = Operation>,
+    hints: &Hints,
+    wake: &mut Wake,
+) {
+    let mut merged = Vec::new();
+    for operation in operations {
+        match operation {
+            Operation::Alone(mut alone) => {
+                let outcome =
+                    transaction(connection, Commit::Durable, async |connection| alone.run(connection).await)
+                        .await;
+                if let Ok(touched) = &outcome {
+                    announce(hints, wake, touched);
                 }
-                hot => merged.push(hot),
+                alone.answer(outcome.map(|_| ()));
             }
+            hot => merged.push(hot),
         }
-        if !merged.is_empty() {
-            commit_merged(&mut connection, merged, &hints, &mut wake).await;
-        }
+    }
+    if !merged.is_empty() {
+        commit_merged(connection, merged, hints, wake).await;
     }
 }
 
@@ -173,22 +188,20 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
             Operation::Alone(_) => unreachable!("rare operations are not merged"),
         }
     }
-    let dead_ttl = connection.options.dead_ttl_ms();
-    let commit = if ends.is_empty() && tasks.is_empty() { Commit::Claims } else { Commit::Durable };
-    let outcome = transaction(connection, commit, async |connection| {
-        let settled = settle::settle(connection, &ends, dead_ttl).await?;
-        let enqueued = enqueue::enqueue(connection, &tasks).await?;
-        let mut claimed = Vec::with_capacity(claims.len());
-        for claim in &claims {
-            // A worker whose lease lapsed is told so; the others' work goes on.
-            claimed.push(match claim::claim(connection, claim).await {
-                Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
-                answer => answer,
-            });
+    let mut outcome = hot(connection, &ends, &tasks, &claims).await;
+    if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Refused) && !tasks.is_empty() {
+        // Some new task is refused: each call by itself, so that it fails alone.
+        let mut tasks = std::mem::take(&mut tasks).into_iter();
+        for (count, answer) in enqueues.drain(..) {
+            let own: Vec<_> = tasks.by_ref().take(count).collect();
+            let stored = hot(connection, &[], &own, &[]).await.map(|(_, enqueued, _)| enqueued);
+            if stored.is_ok() {
+                announce(hints, wake, &[Topic::Work]);
+            }
+            let _ = answer.send(stored);
         }
-        Ok((settled, enqueued, claimed))
-    })
-    .await;
+        outcome = hot(connection, &ends, &[], &claims).await;
+    }
     match outcome {
         Ok((settled, enqueued, claimed)) => {
             let queued = !tasks.is_empty() || ends.iter().any(settle::queues_again);
@@ -216,6 +229,33 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
             claimers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone()))));
         }
     }
+}
+
+type Hot = (Vec<Result<Settled>>, Vec<Enqueued>, Vec<Result<Claimed>>);
+
+/// Settles, enqueues and claims in one transaction.
+async fn hot(
+    connection: &mut Connection,
+    ends: &[Settlement],
+    tasks: &[NewTask],
+    claims: &[Claim],
+) -> Result<Hot> {
+    let dead_ttl = connection.options.dead_ttl_ms();
+    let commit = if ends.is_empty() && tasks.is_empty() { Commit::Claims } else { Commit::Durable };
+    transaction(connection, commit, async |connection| {
+        let settled = settle::settle(connection, ends, dead_ttl).await?;
+        let enqueued = enqueue::enqueue(connection, tasks).await?;
+        let mut claimed = Vec::with_capacity(claims.len());
+        for claim in claims {
+            // A worker whose lease lapsed is told so; the others' work goes on.
+            claimed.push(match claim::claim(connection, claim, dead_ttl).await {
+                Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
+                answer => answer,
+            });
+        }
+        Ok((settled, enqueued, claimed))
+    })
+    .await
 }
 
 /// The writing connection and what it was opened with.

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use jiff::Timestamp;
 use task_queue::store::{Claim, NewTask, State};
 
-use super::{Store, claim, claim_one, task, tend_until, worker};
+use super::{Store, again, claim, claim_one, end, kinds, settle, succeeded, task, tend_until, worker};
 
 pub(crate) async fn priority_then_due_then_age(store: Store) {
     let past = |ms: i64| Some(Timestamp::from_millisecond(Timestamp::now().as_millisecond() - ms).unwrap());
@@ -26,7 +26,7 @@ pub(crate) async fn only_asked_queues_and_no_more_than_asked(store: Store) {
     let w = worker(&store).await;
     let ask = async |queues: &[&str], limit| {
         let queues = queues.iter().map(ToString::to_string).collect();
-        store.claim(Claim { worker: w, queues, limit }).await.unwrap().tasks
+        store.claim(Claim { worker: w, queues, kinds: kinds(), limit }).await.unwrap().tasks
     };
     assert!(ask(&[], 9).await.is_empty());
     assert!(ask(&["x"], 0).await.is_empty());
@@ -42,6 +42,7 @@ pub(crate) async fn one_task_goes_to_one_worker(store: Store) {
         let w = worker(&store).await;
         let mut got = Vec::new();
         loop {
+            store.renew(w).await.unwrap();
             let leases = claim(&store, w, 7).await;
             if leases.is_empty() {
                 return got;
@@ -68,8 +69,10 @@ pub(crate) async fn next_due_is_told(store: Store) {
     let later = NewTask { due: Some(due + Duration::from_secs(9)), ..task("a") };
     store.enqueue(vec![later, NewTask { due: Some(due), ..task("a") }]).await.unwrap();
     let w = worker(&store).await;
-    let claimed =
-        store.claim(Claim { worker: w, queues: vec!["default".to_owned()], limit: 1 }).await.unwrap();
+    let claimed = store
+        .claim(Claim { worker: w, queues: ["default".to_owned()].into(), kinds: kinds(), limit: 1 })
+        .await
+        .unwrap();
     assert!(claimed.tasks.is_empty());
     assert_eq!(claimed.next_due, Some(due));
 }
@@ -89,6 +92,80 @@ pub(crate) async fn expired_is_not_handed_out(store: Store) {
     assert_eq!(claim(&store, w, 9).await.iter().map(|lease| lease.id).collect::<Vec<_>>(), [lasts]);
     tend_until(&store, id, State::Expired).await;
     tend_until(&store, waits, State::Expired).await;
+}
+
+pub(crate) async fn only_registered_kinds_however_many_others_wait(store: Store) {
+    let others = (0..5_000).map(|number| NewTask { priority: 9, ..task(&format!("other-{}", number % 50)) });
+    store.enqueue(others.collect()).await.unwrap();
+    let own = [3, 7, 5].map(|priority| NewTask { priority, ..task("a") });
+    let ids = own.each_ref().map(|task| task.id);
+    store.enqueue(own.to_vec()).await.unwrap();
+    let w = worker(&store).await;
+    let got = claim(&store, w, 9).await;
+    assert_eq!(got.iter().map(|lease| lease.id).collect::<Vec<_>>(), [ids[1], ids[2], ids[0]]);
+    let none = Claim { worker: w, queues: ["default".to_owned()].into(), kinds: [].into(), limit: 9 };
+    assert!(store.claim(none).await.unwrap().tasks.is_empty());
+    assert_eq!(store.depths().await.unwrap()[0].counts[&State::Queued], 5_000, "the others wait");
+}
+
+pub(crate) async fn many_kinds_in_many_queues(store: Store) {
+    let make = |number: usize| NewTask {
+        queue: format!("q{}", number % 7),
+        priority: (number * 37 % 101) as i32,
+        ..task(&format!("kind-{}", number % 600))
+    };
+    let mut tasks: Vec<_> = (0..1_200).map(make).collect();
+    store.enqueue(tasks.clone()).await.unwrap();
+    store.pause("q3", true).await.unwrap();
+    tasks.retain(|task| task.queue != "q3");
+    let w = worker(&store).await;
+    let claim = Claim {
+        worker: w,
+        queues: (0..7).map(|number| format!("q{number}")).collect(),
+        kinds: (0..600).map(|number| format!("kind-{number}")).collect(),
+        limit: 100,
+    };
+    let mut got = Vec::new();
+    loop {
+        let leases = store.claim(claim.clone()).await.unwrap().tasks;
+        if leases.is_empty() {
+            break;
+        }
+        assert!(leases.len() <= 100);
+        got.extend(leases.iter().map(|lease| lease.priority));
+        store.renew(w).await.unwrap();
+    }
+    let mut wanted: Vec<_> = tasks.iter().map(|task| task.priority).collect();
+    wanted.sort_unstable_by_key(|priority| -priority);
+    assert_eq!(got, wanted, "the best first, whatever their kind and queue");
+}
+
+pub(crate) async fn what_has_started_does_not_expire(store: Store) {
+    let soon = Timestamp::now() + Duration::from_secs(3);
+    let make = || NewTask { expires: Some(soon), ..task("a") };
+    let (failing, orphan) = (make(), make());
+    store.enqueue(vec![failing.clone()]).await.unwrap();
+    let w = worker(&store).await;
+    let lease = claim_one(&store, w).await;
+    store.enqueue(vec![orphan.clone()]).await.unwrap();
+    let dying = worker(&store).await;
+    assert_eq!(claim_one(&store, dying).await.id, orphan.id);
+    assert_eq!(settle(&store, vec![end(&lease, w, again())]).await, [true]);
+    while Timestamp::now() <= soon {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tend_until(&store, orphan.id, State::Queued).await;
+    let retried = store.get(failing.id).await.unwrap().unwrap();
+    assert!(!retried.state.is_final(), "{}", retried.state);
+    assert_eq!(retried.error.as_deref(), Some("went wrong"));
+    let w = worker(&store).await;
+    for _ in 0..2 {
+        let lease = claim_one(&store, w).await;
+        assert_eq!(settle(&store, vec![end(&lease, w, succeeded())]).await, [true]);
+    }
+    for id in [failing.id, orphan.id] {
+        assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Succeeded);
+    }
 }
 
 pub(crate) async fn paused_queue_hands_out_nothing(store: Store) {

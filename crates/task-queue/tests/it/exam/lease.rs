@@ -8,11 +8,12 @@ use task_queue::{
 };
 use uuid::Uuid;
 
-use super::{LEASE, Store, claim, claim_one, end, succeeded, task, tend_until, worker};
+use super::{LEASE, Store, claim, claim_one, end, kinds, settle, succeeded, task, tend_until, worker};
 
 pub(crate) async fn unregistered_worker_gets_nothing(store: Store) {
     store.enqueue(vec![task("a")]).await.unwrap();
-    let stranger = Claim { worker: Uuid::now_v7(), queues: vec!["default".to_owned()], limit: 1 };
+    let stranger =
+        Claim { worker: Uuid::now_v7(), queues: ["default".to_owned()].into(), kinds: kinds(), limit: 1 };
     assert_eq!(store.claim(stranger).await.unwrap_err().kind(), ErrorKind::Fenced);
     assert_eq!(store.renew(Uuid::now_v7()).await.unwrap(), Renewal::Lost);
 }
@@ -26,12 +27,8 @@ pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: S
     let lease = claim_one(&store, w).await;
     assert_eq!((lease.id, lease.crashes, lease.errors), (id, 1, 0));
     assert!(lease.fence > lost.fence);
-    assert_eq!(
-        store.settle(vec![end(&lost, dead, succeeded())]).await.unwrap(),
-        [false],
-        "the dead one's late end"
-    );
-    assert_eq!(store.settle(vec![end(&lease, w, succeeded())]).await.unwrap(), [true]);
+    assert_eq!(settle(&store, vec![end(&lost, dead, succeeded())]).await, [false], "the dead one's late end");
+    assert_eq!(settle(&store, vec![end(&lease, w, succeeded())]).await, [true]);
     let record = store.get(id).await.unwrap().unwrap();
     let outcomes: Vec<_> = record.attempts.iter().map(|attempt| attempt.outcome).collect();
     assert_eq!(outcomes, [Outcome::Crashed, Outcome::Succeeded]);
@@ -59,7 +56,7 @@ pub(crate) async fn lapsed_lease_is_not_revived(store: Store) {
     tokio::time::sleep(LEASE + Duration::from_millis(20)).await;
     assert_eq!(store.renew(w).await.unwrap(), Renewal::Lost);
     store.enqueue(vec![task("a")]).await.unwrap();
-    let late = Claim { worker: w, queues: vec!["default".to_owned()], limit: 1 };
+    let late = Claim { worker: w, queues: ["default".to_owned()].into(), kinds: kinds(), limit: 1 };
     assert_eq!(store.claim(late).await.unwrap_err().kind(), ErrorKind::Fenced);
     assert!(store.workers().await.unwrap().is_empty());
 }

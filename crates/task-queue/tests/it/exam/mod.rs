@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use task_queue::store::{
-    Attempt, Claim, Leased, NewTask, Outcome, Settlement, TaskStore, Verdict, WorkerInfo,
+    Attempt, Claim, Leased, NewTask, Outcome, Settled, Settlement, TaskStore, Verdict, WorkerInfo,
     sqlite::{SqliteOptions, SqliteStore},
 };
 use tempfile::TempDir;
@@ -66,7 +66,10 @@ macro_rules! exam {
                 one_task_goes_to_one_worker
                 never_before_its_time
                 next_due_is_told
+                only_registered_kinds_however_many_others_wait
+                many_kinds_in_many_queues
                 expired_is_not_handed_out
+                what_has_started_does_not_expire
                 paused_queue_hands_out_nothing;
             lease:
                 unregistered_worker_gets_nothing
@@ -80,7 +83,10 @@ macro_rules! exam {
                 a_stale_fence_is_refused
                 another_worker_is_refused
                 settled_twice_counts_once
-                attempts_are_kept_in_order;
+                attempts_are_kept_in_order
+                snoozes_without_end_keep_the_newest_attempts
+                long_errors_are_cut_with_a_note
+                the_longest_times_to_live_settle;
             operate:
                 cancel_waiting_and_running
                 cancelled_while_running_does_not_retry
@@ -89,13 +95,17 @@ macro_rules! exam {
                 replay_respects_unique_keys
                 ended_tells_who_is_done
                 hints_follow_changes
-                stats_and_workers_tell_what_is;
+                stats_and_workers_tell_what_is
+                kinds_and_what_waits_are_told
+                everything_old_is_pruned_in_one_round;
             schedule:
                 put_list_remove
                 unchanged_plan_keeps_its_next_time
                 one_step_is_taken_once
                 a_nominal_time_fires_once
-                a_changed_schedule_voids_a_step;
+                a_changed_schedule_voids_a_step
+                a_held_unique_key_leaves_a_run_out
+                a_clock_set_back_lets_times_fire_again;
         })*
     };
 }
@@ -119,8 +129,19 @@ pub(crate) async fn worker(store: &Store) -> Uuid {
     id
 }
 
+/// The kinds that the cases use.
+pub(crate) fn kinds() -> Arc<[String]> {
+    ["a".to_owned(), "b".to_owned()].into()
+}
+
+/// Settles; whether each was recorded.
+pub(crate) async fn settle(store: &Store, ends: Vec<Settlement>) -> Vec<bool> {
+    let answers = store.settle(ends).await.into_iter().map(|answer| answer.unwrap());
+    answers.map(|answer| answer == Settled::Recorded).collect()
+}
+
 pub(crate) async fn claim(store: &Store, worker: Uuid, limit: usize) -> Vec<Leased> {
-    let claim = Claim { worker, queues: vec!["default".to_owned()], limit };
+    let claim = Claim { worker, queues: ["default".to_owned()].into(), kinds: kinds(), limit };
     store.claim(claim).await.unwrap().tasks
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use task_queue::store::{Filter, Held, NewTask, Renewal, State, Topic, Verdict};
+use task_queue::store::{Filter, Held, NewTask, Renewal, State, TaskKind, Topic, Verdict};
 use uuid::Uuid;
 
-use super::{Store, again, claim, claim_one, end, succeeded, task, worker};
+use super::{Store, again, claim, claim_one, end, settle, succeeded, task, worker};
 use crate::support::SOON;
 
 pub(crate) async fn cancel_waiting_and_running(store: Store) {
@@ -26,7 +26,7 @@ pub(crate) async fn cancel_waiting_and_running(store: Store) {
     assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Scheduled);
     assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Cancelled);
     assert_eq!(store.renew(w).await.unwrap(), Renewal::Held(Held { cancelled: vec![ids[0]] }));
-    store.settle(vec![end(&lease, w, Verdict::Cancel)]).await.unwrap();
+    settle(&store, vec![end(&lease, w, Verdict::Cancel)]).await;
     for id in ids {
         assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Cancelled);
     }
@@ -41,7 +41,7 @@ pub(crate) async fn cancelled_while_running_does_not_retry(store: Store) {
         store.cancel(lease.id).await.unwrap();
     }
     let ends = vec![end(&leases[0], w, again()), end(&leases[1], w, succeeded())];
-    store.settle(ends).await.unwrap();
+    settle(&store, ends).await;
     assert_eq!(store.get(leases[0].id).await.unwrap().unwrap().state, State::Cancelled);
     assert_eq!(
         store.get(leases[1].id).await.unwrap().unwrap().state,
@@ -66,7 +66,7 @@ pub(crate) async fn replay_gives_fresh_counts(store: Store) {
     store.enqueue(vec![task("a"), task("a"), task("a")]).await.unwrap();
     let w = worker(&store).await;
     let leases = claim(&store, w, 3).await;
-    store.settle(leases.iter().map(|lease| end(lease, w, Verdict::Bury)).collect()).await.unwrap();
+    settle(&store, leases.iter().map(|lease| end(lease, w, Verdict::Bury)).collect()).await;
     assert_eq!(store.replay(&[leases[0].id, Uuid::now_v7()]).await.unwrap(), 1);
     let back = claim_one(&store, w).await;
     assert_eq!((back.id, back.errors, back.crashes), (leases[0].id, 0, 0));
@@ -81,7 +81,7 @@ pub(crate) async fn replay_respects_unique_keys(store: Store) {
     store.enqueue(vec![keyed()]).await.unwrap();
     let w = worker(&store).await;
     let dead = claim_one(&store, w).await;
-    store.settle(vec![end(&dead, w, Verdict::Bury)]).await.unwrap();
+    settle(&store, vec![end(&dead, w, Verdict::Bury)]).await;
     store.enqueue(vec![keyed()]).await.unwrap();
     assert_eq!(store.replay(&[]).await.unwrap(), 0);
     assert_eq!(store.get(dead.id).await.unwrap().unwrap().state, State::Dead);
@@ -93,7 +93,7 @@ pub(crate) async fn ended_tells_who_is_done(store: Store) {
     let leases = claim(&store, w, 2).await;
     let ids = vec![leases[0].id, leases[1].id, Uuid::now_v7()];
     assert_eq!(store.ended(ids.clone()).await.unwrap(), ids[2..]);
-    store.settle(vec![end(&leases[1], w, succeeded())]).await.unwrap();
+    settle(&store, vec![end(&leases[1], w, succeeded())]).await;
     assert_eq!(store.ended(ids.clone()).await.unwrap(), ids[1..]);
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn hints_follow_changes(store: Store) {
     tokio::time::timeout(SOON, work.changed()).await.expect("a hint of work").unwrap();
     let w = worker(&store).await;
     let lease = claim_one(&store, w).await;
-    store.settle(vec![end(&lease, w, succeeded())]).await.unwrap();
+    settle(&store, vec![end(&lease, w, succeeded())]).await;
     tokio::time::timeout(SOON, ended.changed()).await.expect("a hint of the end").unwrap();
 }
 
@@ -113,7 +113,7 @@ pub(crate) async fn stats_and_workers_tell_what_is(store: Store) {
     store.enqueue(vec![task("a"), task("a"), task("a"), later]).await.unwrap();
     let w = worker(&store).await;
     let leases = claim(&store, w, 2).await;
-    store.settle(vec![end(&leases[0], w, succeeded())]).await.unwrap();
+    settle(&store, vec![end(&leases[0], w, succeeded())]).await;
     let stats = store.stats().await.unwrap();
     let counts = [(State::Scheduled, 1), (State::Queued, 1), (State::Running, 1), (State::Succeeded, 1)]
         .into_iter()
@@ -128,4 +128,52 @@ pub(crate) async fn stats_and_workers_tell_what_is(store: Store) {
     assert!(list(Filter { queue: Some("none".to_owned()), ..Filter::default() }).await.is_empty());
     let workers = store.workers().await.unwrap();
     assert_eq!((workers.len(), workers[0].info.id, workers[0].running), (1, w, 1));
+}
+
+pub(crate) async fn kinds_and_what_waits_are_told(store: Store) {
+    let kind = TaskKind {
+        name: "c".to_owned(),
+        parameters: vec!["x".to_owned()],
+        queue: "mail".to_owned(),
+        retries: 7,
+        priority: -3,
+        crashes: 2,
+        unique: true,
+        expires: Some(Duration::from_secs(90)),
+        result_ttl: Duration::from_millis(1500),
+    };
+    store.publish(vec![kind.clone()]).await.unwrap();
+    assert_eq!(store.kinds().await.unwrap(), [kind.clone()]);
+    let (first, second) = (kind.task("[ 1 ]", None), kind.task("[]", Some(r#"{"x": 1}"#)));
+    assert!(
+        first.unique.is_some() && first.unique == second.unique,
+        "the same arguments, however they are given"
+    );
+    assert_eq!(
+        (first.queue.as_str(), first.max_retries, first.priority, first.max_crashes),
+        ("mail", 7, -3, 2)
+    );
+    assert!(first.expires.is_some());
+
+    worker(&store).await;
+    store.enqueue(vec![task("a"), task("a"), task("unheard of"), first]).await.unwrap();
+    let waiting = store.waiting().await.unwrap();
+    let told: Vec<_> = waiting
+        .iter()
+        .map(|kind| (&*kind.queue, &*kind.name, kind.tasks, kind.workers, kind.known))
+        .collect();
+    assert_eq!(
+        told,
+        [("default", "a", 2, 1, true), ("default", "unheard of", 1, 0, false), ("mail", "c", 1, 0, true)]
+    );
+}
+
+pub(crate) async fn everything_old_is_pruned_in_one_round(store: Store) {
+    let brief = || NewTask { result_ttl: Duration::ZERO, ..task("a") };
+    store.enqueue((0..2_500).map(|_| brief()).collect()).await.unwrap();
+    let w = worker(&store).await;
+    let leases = claim(&store, w, 2_500).await;
+    settle(&store, leases.iter().map(|lease| end(lease, w, succeeded())).collect()).await;
+    assert_eq!(store.tend().await.unwrap().pruned, 2_500);
+    assert!(store.stats().await.unwrap().is_empty());
 }

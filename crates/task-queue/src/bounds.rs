@@ -1,0 +1,30 @@
+//! The smallest and the largest of what users may give, so that no value overflows a sum further in.
+
+use std::time::Duration;
+
+use crate::{Error, Result, span};
+
+/// The longest length of time that is kept or waited for: a hundred years. Times to live beyond it are cut to it.
+pub(crate) const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+/// The most tasks that one worker runs at once.
+pub(crate) const SLOTS: usize = 65_536;
+/// The longest name of a task kind or a queue, and the longest unique key, in bytes.
+pub(crate) const NAME: usize = 1024;
+
+/// A time to live in whole milliseconds, cut to [`LONGEST`].
+pub(crate) fn ttl_ms(ttl: Duration) -> i64 {
+    ttl.min(LONGEST).as_millis() as i64
+}
+
+/// Refuses a length of time outside of its bounds.
+pub(crate) fn within(what: &str, length: Duration, least: Duration, most: Duration) -> Result<Duration> {
+    if (least..=most).contains(&length) {
+        return Ok(length);
+    }
+    Err(Error::invalid(format!(
+        "{what} of {} is not between {} and {}",
+        span::format(length),
+        span::format(least),
+        span::format(most)
+    )))
+}

@@ -1,0 +1,60 @@
+//! What is counted is what the store has recorded.
+
+use metrics_exporter_prometheus::PrometheusBuilder;
+use task_queue::{TaskError, store::NewTask, task};
+
+use crate::support::{Bench, SOON, until};
+
+#[task(retries = 1, backoff = "1ms")]
+async fn measured(outcome: String) -> Result<(), TaskError> {
+    match outcome.as_str() {
+        "good" => Ok(()),
+        "bad" => Err("as told".into()),
+        _ => Err(TaskError::permanent("as told")),
+    }
+}
+
+#[test]
+fn every_end_is_counted_once_with_task_and_queue() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    // Recorders are per thread, and so is this runtime.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || runtime.block_on(ends()));
+    let told = handle.render();
+    let counts = |metric: &str, count: u32| {
+        let line = format!("{metric}{{task=\"measured\",queue=\"default\"}} {count}\n");
+        assert!(told.contains(&line), "{line} in\n{told}");
+    };
+    counts("tasks_enqueued", 5);
+    counts("tasks_succeeded", 2);
+    // One fails twice, one is permanent, one has arguments that do not fit.
+    counts("tasks_failed", 4);
+    counts("tasks_retried", 1);
+    counts("tasks_dead", 3);
+    assert!(told.contains("task_queue_depth{queue=\"default\",state=\"queued\"}"), "{told}");
+}
+
+async fn ends() {
+    let bench = Bench::new().await;
+    let worker = bench.work(|worker| worker.register(measured).concurrency(2));
+    let call = |outcome: &str| measured.apply_async((outcome.to_owned(),)).unique(outcome).on(&bench.client);
+    let good = call("good").await.unwrap();
+    let calls = [good.clone(), call("bad").await.unwrap(), call("permanent").await.unwrap()];
+    for task in calls {
+        task.wait(SOON).await.unwrap();
+    }
+    let mut unfit = NewTask::named("measured", "[7]");
+    unfit.unique = Some("held".to_owned());
+    let sent = bench.client.send(vec![unfit]).await.unwrap();
+    sent[0].wait(SOON).await.unwrap();
+    // Neither a refused task nor one that is there already counts as enqueued.
+    bench.client.send(vec![NewTask::named("", "[]")]).await.unwrap_err();
+    let mut again = NewTask::named("measured", "[\"good\"]");
+    again.id = good.id();
+    assert!(bench.client.send(vec![again.clone()]).await.unwrap()[0].is_duplicate());
+    again.id = uuid::Uuid::now_v7();
+    bench.client.send(vec![again]).await.unwrap()[0].wait(SOON).await.unwrap();
+    until("depths are told", || async { bench.store.depths().await.unwrap().len() == 1 }).await;
+    worker.stop().await.unwrap();
+}
