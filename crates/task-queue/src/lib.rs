@@ -48,16 +48,18 @@
 //! - **Nothing is dropped in silence.** A task whose arguments do not fit, whose retries are spent or whose error is
 //!   permanent is *dead*, with its newest 50 attempts and their errors (4 KiB each), until it is replayed or dropped
 //!   (30 days). A record that the store refuses is set aside as dead with the reason, and stops no other.
-//! - **A worker takes what it knows.** It claims tasks of the kinds that it has registered, in the queues that it serves.
-//!   A due task of a kind that no worker has registered waits for one, and is dead after a patience of 7 days.
-//! - **Expiry is about the first start.** A task that has started is retried, and runs again after a worker's death, also
-//!   when `expires` has passed meanwhile. (Celery looks at `expires` at every hand-out, retries included.)
+//! - **A worker takes what it knows.** It claims tasks of the kinds that it has registered, in the queues that it
+//!   serves. A due task of a kind that no worker has registered waits for one, and is dead after 7 days
+//!   (`patience`).
+//! - **Expiry is about the first start.** A task that has started is retried, and runs again after a worker's death,
+//!   also when `expires` has passed meanwhile. (Celery looks at `expires` at every hand-out, retries included.)
 //! - **Nothing is early**, to the millisecond, and a schedule's nominal time fires once however many schedulers run.
 //!
 //! # Metrics
-//! Through the `metrics` crate, each end counted when the store has recorded it: counters `tasks_enqueued`, `tasks_started`, `tasks_succeeded`, `tasks_failed`,
-//! `tasks_retried`, `tasks_dead`, `tasks_fenced`, `schedules_fired`; histograms `task_wait_seconds`,
-//! `task_runtime_seconds`; gauge `task_queue_depth` by queue and state, once a minute.
+//! Through the `metrics` crate, each end counted when the store has recorded it: counters `tasks_enqueued`,
+//! `tasks_started`, `tasks_succeeded`, `tasks_failed`, `tasks_retried`, `tasks_dead`, `tasks_fenced`,
+//! `schedules_fired`; histograms `task_wait_seconds`, `task_runtime_seconds`; gauge `task_queue_depth` by queue and
+//! state, once a minute.
 
 mod beat;
 mod bounds;

@@ -226,6 +226,7 @@ impl Worker {
         let settled = async {
             let _ = reader.await;
             let _ = acker.await;
+            let _ = tend.await;
             lease_over.cancel();
             let _ = heartbeat.await;
         };

@@ -17,8 +17,13 @@ const DEPTHS: u32 = 60;
 pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) {
     let mut seen = BTreeSet::<String>::new();
     for round in 0u32.. {
-        if let Err(error) = store.tend().await {
-            tracing::warn!(%error, "housekeeping in the task store failed, trying again");
+        match store.tend().await {
+            Ok(tended) => {
+                for ((task, queue), tasks) in tended.dead {
+                    metrics::counter!("tasks_dead", "task" => task, "queue" => queue).increment(tasks);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "housekeeping in the task store failed, trying again"),
         }
         if round % DEPTHS == 0
             && let Ok(queues) = store.depths().await

@@ -1,7 +1,13 @@
 //! What is counted is what the store has recorded.
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::PrometheusBuilder;
-use task_queue::{TaskError, store::NewTask, task};
+use task_queue::{
+    TaskError,
+    store::{NewTask, State},
+    task,
+};
 
 use crate::support::{Bench, SOON, until};
 
@@ -32,11 +38,14 @@ fn every_end_is_counted_once_with_task_and_queue() {
     counts("tasks_failed", 4);
     counts("tasks_retried", 1);
     counts("tasks_dead", 3);
+    let unknown = "tasks_dead{task=\"unheard of\",queue=\"default\"} 1\n";
+    assert!(told.contains(unknown), "{told}");
     assert!(told.contains("task_queue_depth{queue=\"default\",state=\"queued\"}"), "{told}");
 }
 
 async fn ends() {
-    let bench = Bench::new().await;
+    let bench = Bench::with(|options| options.patience = Duration::from_millis(50)).await;
+    bench.client.send(vec![NewTask::named("unheard of", "[]")]).await.unwrap();
     let worker = bench.work(|worker| worker.register(measured).concurrency(2));
     let call = |outcome: &str| measured.apply_async((outcome.to_owned(),)).unique(outcome).on(&bench.client);
     let good = call("good").await.unwrap();
@@ -55,6 +64,9 @@ async fn ends() {
     assert!(bench.client.send(vec![again.clone()]).await.unwrap()[0].is_duplicate());
     again.id = uuid::Uuid::now_v7();
     bench.client.send(vec![again]).await.unwrap()[0].wait(SOON).await.unwrap();
-    until("depths are told", || async { bench.store.depths().await.unwrap().len() == 1 }).await;
+    until("the unknown one is dead", || async {
+        bench.store.depths().await.unwrap()[0].counts.get(&State::Dead) == Some(&4)
+    })
+    .await;
     worker.stop().await.unwrap();
 }

@@ -1,5 +1,7 @@
 //! Workers: how they announce themselves and what their heartbeats learn.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -21,7 +23,7 @@ pub struct Held {
 }
 
 /// What housekeeping did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tended {
     /// Tasks of dead workers put back in their queue.
     pub recovered: u64,
@@ -33,6 +35,8 @@ pub struct Tended {
     pub expired: u64,
     /// Records deleted because their time to live was over.
     pub pruned: u64,
+    /// How many are dead now, by kind and queue: the buried and the unknown ones.
+    pub dead: BTreeMap<(String, String), u64>,
 }
 
 /// A worker as it announces itself.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{SqliteStore, db, writer::Touched};
 use crate::{
     Result,
-    store::{Reply, TaskKind, Topic, Waiting, from_ms, now_ms},
+    store::{Reply, TaskKind, Tended, Topic, Waiting, from_ms, now_ms},
 };
 
 /// How often, at most, a process looks for kinds that nobody knows: it reads the index of all that is due.
@@ -86,7 +86,7 @@ impl SqliteStore {
     }
 
     /// Buries due tasks that have waited for a worker with their kind for longer than the patience, now and then.
-    pub(super) async fn bury_unknown(&self, now: i64) -> Result<u64> {
+    pub(super) async fn bury_unknown(&self, now: i64) -> Result<Tended> {
         let patience = self.options.patience_ms();
         let again = now + CENSUS_MS.min(patience);
         // A time far ahead is from before the clock was set back.
@@ -94,18 +94,19 @@ impl SqliteStore {
         let turn =
             self.census.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| due(next).then_some(again));
         if turn.is_err() {
-            return Ok(0);
+            return Ok(Tended::default());
         }
         let late = |waiting: &Waiting| !waiting.known && waiting.oldest.as_millisecond() <= now - patience;
         let unknown: Vec<_> = self.read_waiting().await?.into_iter().filter(late).collect();
-        let mut buried = 0;
+        let mut tended = Tended::default();
         for Waiting { queue, name, .. } in unknown {
+            let kind = (name.clone(), queue.clone());
             let text = format!(
                 "no worker has registered `{name}` for {}: start one that does and replay this task",
                 crate::span::in_days(self.options.patience)
             );
             let dead_ttl = self.options.dead_ttl_ms();
-            buried += self
+            let buried = self
                 .writer
                 .alone(move |connection| {
                     Box::pin(async move {
@@ -132,8 +133,12 @@ impl SqliteStore {
                     })
                 })
                 .await?;
+            if buried > 0 {
+                tended.unknown += buried;
+                tended.dead.insert(kind, buried);
+            }
         }
-        Ok(buried)
+        Ok(tended)
     }
 }
 

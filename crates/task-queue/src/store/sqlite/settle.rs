@@ -179,7 +179,7 @@ async fn update(
 }
 
 /// Hands on what a silent worker held, counting the crash against each; a task at its crash cap is dead, one that was
-/// asked to stop is cancelled. Answers what became of each, with its name and queue.
+/// asked to stop is cancelled. Answers the state of each, with its name and queue.
 pub(super) async fn crash(
     connection: &mut SqliteConnection,
     worker: Uuid,
@@ -187,7 +187,7 @@ pub(super) async fn crash(
     error: &str,
     dead_ttl: i64,
     seq: Option<i64>,
-) -> Result<Vec<String>, sqlx::Error> {
+) -> Result<Vec<(String, String, String)>, sqlx::Error> {
     let (attempts, dropped) = with_attempt(
         "json_set(json(?2), '$.fence', fence, '$.started', \
          strftime('%Y-%m-%dT%H:%M:%fZ', started / 1000.0, 'unixepoch'))",
@@ -199,9 +199,9 @@ pub(super) async fn crash(
          state = CASE WHEN cancel THEN 'cancelled' WHEN crashes + 1 >= max_crashes THEN 'dead' ELSE 'queued' END, \
          finished = CASE WHEN cancel OR crashes + 1 >= max_crashes THEN ?3 END, \
          keep_until = CASE WHEN cancel THEN ?3 + {ttl} WHEN crashes + 1 >= max_crashes THEN ?3 + ?5 END \
-         WHERE state = 'running' AND worker = ?4{only} RETURNING state"
+         WHERE state = 'running' AND worker = ?4{only} RETURNING state, name, queue"
     );
-    sqlx::query_scalar(AssertSqlSafe(query))
+    sqlx::query_as(AssertSqlSafe(query))
         .bind(error)
         .bind(template)
         .bind(now_ms())

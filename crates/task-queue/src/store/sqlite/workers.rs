@@ -97,9 +97,9 @@ impl TaskQueue for SqliteStore {
         let (dead_ttl, patience) = (self.options.dead_ttl_ms(), self.options.patience_ms());
         Box::pin(async move {
             let now = now_ms();
-            let unknown = self.bury_unknown(now).await?;
+            let mut unknown = self.bury_unknown(now).await?;
             if !self.needs_tending(now).await? {
-                return Ok(Tended { unknown, ..Tended::default() });
+                return Ok(unknown);
             }
             let mut tended = self
                 .writer
@@ -126,7 +126,9 @@ impl TaskQueue for SqliteStore {
                     break;
                 }
             }
-            Ok(Tended { unknown, ..tended })
+            tended.unknown = unknown.unknown;
+            tended.dead.append(&mut unknown.dead);
+            Ok(tended)
         })
     }
 
@@ -198,9 +200,7 @@ async fn tend(
         .fetch_all(&mut *connection)
         .await?;
     for worker in &silent {
-        let (recovered, buried) = recover(connection, worker, dead_ttl).await?;
-        tended.recovered += recovered;
-        tended.buried += buried;
+        recover(connection, worker, dead_ttl, &mut tended).await?;
     }
     sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
         .bind(now)
@@ -237,7 +237,8 @@ async fn recover(
     connection: &mut SqliteConnection,
     worker: &SqliteRow,
     dead_ttl: i64,
-) -> Result<(u64, u64), sqlx::Error> {
+    tended: &mut Tended,
+) -> Result<(), sqlx::Error> {
     let (worker, name, lapsed): (Uuid, String, i64) =
         (worker.get("id"), worker.get("name"), worker.get("lease_until"));
     let error = format!("worker {name} died or was silent beyond its lease while it held the task");
@@ -251,13 +252,20 @@ async fn recover(
     };
     let template = serde_json::to_string(&template).expect("plain data");
     let rows = format!("state = 'running' AND worker = x'{}'", worker.simple());
-    let states = aside::isolated(connection, "to hand it on", &rows, dead_ttl, &move |connection, seq| {
+    let handed = aside::isolated(connection, "to hand it on", &rows, dead_ttl, &move |connection, seq| {
         let (template, error) = (template.clone(), error.clone());
         Box::pin(async move { settle::crash(connection, worker, &template, &error, dead_ttl, seq).await })
     })
     .await?;
     kinds::off_the_list(connection, worker, lapsed).await?;
-    let buried = states.iter().filter(|state| *state == "dead").count() as u64;
-    tracing::warn!(%worker, name, tasks = states.len(), buried, "handed on the tasks of a silent worker");
-    Ok((states.len() as u64 - buried, buried))
+    let tasks = handed.len() as u64;
+    let mut buried = 0;
+    for (_, task, queue) in handed.into_iter().filter(|(state, ..)| state == "dead") {
+        buried += 1;
+        *tended.dead.entry((task, queue)).or_default() += 1;
+    }
+    tended.buried += buried;
+    tended.recovered += tasks - buried;
+    tracing::warn!(%worker, name, tasks, buried, "handed on the tasks of a silent worker");
+    Ok(())
 }
