@@ -1,12 +1,15 @@
 //! How payloads become bytes: JSON or MessagePack, chosen per service, told apart on read by content type.
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use smol_str::SmolStr;
 
+use crate::checked::Checked;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Deepest nesting that decoding follows; deeper input is refused instead of exhausting the stack.
+/// Arrays and maps within each other at which decoding stops, instead of exhausting the stack: one level less is
+/// read, and written.
 pub const MAX_DEPTH: usize = 128;
 
 /// A payload encoding.
@@ -24,11 +27,13 @@ impl Codec {
     /// Encodes `value` onto the end of `buffer`.
     ///
     /// # Errors
-    /// [`ErrorKind::Encode`], for example for a map whose keys are not text.
+    /// [`ErrorKind::Encode`] for what [`decode`](Self::decode) would refuse or change: nesting as deep as
+    /// [`MAX_DEPTH`], in JSON also NaN, infinity, and a map whose keys are not text. MessagePack has NaN and infinity.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T, buffer: &mut Vec<u8>) -> Result<()> {
         let encoded = match self {
-            Self::Json => serde_json::to_writer(&mut *buffer, value).map_err(|error| error.to_string()),
-            Self::MsgPack => value
+            Self::Json => serde_json::to_writer(&mut *buffer, &Checked::<_, true>::new(value))
+                .map_err(|error| error.to_string()),
+            Self::MsgPack => Checked::<_, false>::new(value)
                 .serialize(
                     &mut rmp_serde::Serializer::new(&mut *buffer).with_struct_map().with_human_readable(),
                 )
@@ -69,6 +74,14 @@ impl Codec {
         })
     }
 
+    /// No data, as this encoding writes it.
+    pub(crate) fn nothing(self) -> Bytes {
+        Bytes::from_static(match self {
+            Self::Json => b"null",
+            Self::MsgPack => &[0xc0],
+        })
+    }
+
     /// The MIME type of a payload in this encoding.
     pub fn content_type(self) -> &'static str {
         match self {
@@ -77,18 +90,22 @@ impl Codec {
         }
     }
 
-    /// The encoding that a MIME type names: any `json` or `+json`, and the spellings of MessagePack in use.
+    /// The encoding that a MIME type names, in any case and with any parameters: `json`, `…+json`, and the spellings
+    /// of MessagePack in use.
     pub fn from_content_type(content_type: &str) -> Option<Self> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        let subtype = essence.strip_prefix("application/").or_else(|| essence.strip_prefix("text/"))?;
-        match subtype {
-            "json" => Some(Self::Json),
-            "msgpack" | "x-msgpack" | "vnd.msgpack" => Some(Self::MsgPack),
-            subtype if subtype.ends_with("+json") => Some(Self::Json),
-            subtype if subtype.ends_with("+msgpack") => Some(Self::MsgPack),
-            _ => None,
+        let (_, subtype) = essence(content_type).split_once('/')?;
+        let suffix = subtype.rsplit_once('+').map_or(subtype, |(_, suffix)| suffix);
+        if suffix.eq_ignore_ascii_case("json") {
+            return Some(Self::Json);
         }
+        let is = |known: &str| suffix.eq_ignore_ascii_case(known);
+        ["msgpack", "x-msgpack", "vnd.msgpack"].into_iter().any(is).then_some(Self::MsgPack)
     }
+}
+
+/// A MIME type without its parameters.
+pub(crate) fn essence(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 impl std::str::FromStr for Codec {
@@ -121,6 +138,83 @@ mod tests {
             );
             bytes.extend_from_slice(b"1");
             assert!(codec.decode::<Value>(&bytes).is_err(), "bytes after the value");
+        }
+    }
+
+    /// `depth` arrays within each other.
+    fn nested(depth: usize) -> Value {
+        (1..depth).fold(json!([]), |inner, _| json!([inner]))
+    }
+
+    #[test]
+    fn what_is_encoded_can_be_decoded() {
+        #[derive(Serialize, serde::Deserialize, PartialEq, Debug)]
+        struct Reading {
+            celsius: f64,
+            spread: Option<f32>,
+        }
+        #[derive(Serialize)]
+        enum Shape {
+            Ring(Reading),
+        }
+        let numbers = [f64::MAX, f64::MIN_POSITIVE, -0.0, 5e-324, 0.1 + 0.2];
+        for codec in [Codec::Json, Codec::MsgPack] {
+            let mut bytes = Vec::new();
+            for celsius in numbers {
+                bytes.clear();
+                let reading = Reading { celsius, spread: Some(f32::MIN) };
+                codec.encode(&reading, &mut bytes).unwrap();
+                assert_eq!(codec.decode::<Reading>(&bytes).unwrap(), reading);
+            }
+            for number in [u128::MAX, 0, 1 << 64] {
+                bytes.clear();
+                codec.encode(&number, &mut bytes).unwrap();
+                assert_eq!(codec.decode::<u128>(&bytes).unwrap(), number);
+            }
+            bytes.clear();
+            codec.encode(&nested(MAX_DEPTH - 1), &mut bytes).unwrap();
+            codec.decode::<Value>(&bytes).unwrap();
+            bytes.clear();
+            let error = codec.encode(&nested(MAX_DEPTH), &mut bytes).unwrap_err();
+            assert!(error.to_string().contains("nested deeper than 127"), "{error}");
+        }
+        for celsius in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let ring = || Shape::Ring(Reading { celsius, spread: None });
+            let error = Codec::Json.encode(&json_pair(ring()), &mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Encode);
+            assert!(error.to_string().contains("celsius: JSON has neither NaN nor infinity"), "{error}");
+            let mut bytes = Vec::new();
+            Codec::MsgPack.encode(&Reading { celsius, spread: Some(f32::NAN) }, &mut bytes).unwrap();
+            let back: Reading = Codec::MsgPack.decode(&bytes).unwrap();
+            assert_eq!(back.celsius.to_bits(), celsius.to_bits());
+            assert!(back.spread.unwrap().is_nan());
+        }
+        assert!(
+            Codec::Json
+                .encode(&std::collections::BTreeMap::from([("a", f32::NAN)]), &mut Vec::new())
+                .is_err()
+        );
+    }
+
+    fn json_pair<T>(value: T) -> (u8, Option<Vec<T>>) {
+        (1, Some(vec![value]))
+    }
+
+    #[test]
+    fn content_types_are_known_in_any_case_and_with_parameters() {
+        for (content_type, codec) in [
+            ("application/json", Some(Codec::Json)),
+            ("Application/JSON; charset=UTF-8", Some(Codec::Json)),
+            ("text/json", Some(Codec::Json)),
+            ("application/vnd.acme.order+json;v=2", Some(Codec::Json)),
+            ("Application/X-MsgPack", Some(Codec::MsgPack)),
+            ("application/vnd.msgpack", Some(Codec::MsgPack)),
+            ("application/jsonl", None),
+            ("text/plain", None),
+            ("json", None),
+            ("", None),
+        ] {
+            assert_eq!(Codec::from_content_type(content_type), codec, "{content_type}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 
+use smol_str::SmolStr;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -100,6 +101,8 @@ pub struct Context {
     pub causation: MessageId,
     /// The handler's own span.
     pub trace: TraceParent,
+    /// Vendor state of that trace, passed on untouched.
+    pub tracestate: Option<SmolStr>,
 }
 
 tokio::task_local! {

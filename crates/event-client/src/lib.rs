@@ -53,6 +53,7 @@
 extern crate self as event_client;
 
 pub mod bus;
+mod checked;
 pub mod codec;
 pub mod confirm;
 pub mod context;

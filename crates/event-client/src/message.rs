@@ -136,6 +136,8 @@ impl Headers {
     /// # Errors
     /// [`ErrorKind::InvalidName`] unless the name is 1 to 64 characters of `[a-zA-Z0-9_-]` and the value is
     /// at most 4 KiB without control characters, and for a reserved name: `content-type`, `bus-…`, `nats-…`, `x-death…`.
+    /// Names with `ce-` in front are the attributes of a binary event: a message that has such a header and no
+    /// `ce-type` is refused when it is published.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let named = (1..=64).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
@@ -157,6 +159,24 @@ impl Headers {
         match self.0.iter_mut().find(|(have, _)| *have == name) {
             Some((_, old)) => *old = value.into(),
             None => self.0.push((name, value.into())),
+        }
+        Ok(())
+    }
+
+    /// Adds free headers to those of an envelope.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`] for names with `ce-` in front: the envelope has written them.
+    pub(crate) fn add_free(&mut self, free: &Self) -> Result<()> {
+        for (name, value) in free.iter() {
+            if name.starts_with("ce-") {
+                return Err(Error::new(
+                    ErrorKind::InvalidName,
+                    "names with `ce-` in front are attributes of the event; choose another",
+                )
+                .with("header", name));
+            }
+            self.set(name, value)?;
         }
         Ok(())
     }

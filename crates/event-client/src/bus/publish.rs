@@ -154,9 +154,7 @@ pub(crate) fn message<E: Event>(bus: &Bus, event: &E, options: Options) -> Resul
     meta.caused_by(options.context.or_else(Context::current).as_ref());
     let (content_type, mut headers, payload) =
         envelope::write(&mut meta, event, settings.codec, settings.mode).map_err(refuse)?;
-    for (name, value) in options.headers.iter() {
-        headers.set(name, value).map_err(refuse)?;
-    }
+    headers.add_free(&options.headers).map_err(refuse)?;
     let durability =
         if options.durability == Durability::Default { settings.durability } else { options.durability };
     Ok(Message {

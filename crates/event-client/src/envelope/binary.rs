@@ -5,9 +5,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::{Envelope, Meta, invalid};
+use super::attributes::{invalid, trace_state, unquote};
+use super::{Envelope, Meta};
 use crate::codec::Codec;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::message::{Headers, Message};
 
 const PREFIX: &str = "ce-";
@@ -25,37 +26,59 @@ pub(super) fn write<T: Serialize + ?Sized>(
     let mut headers = Headers::new();
     let mut refused = Ok(());
     meta.for_each(|name, value| {
-        let set = match name {
-            "datacontenttype" => Ok(()),
-            // Trace context has a header of its own everywhere, which other tools read.
-            "traceparent" | "tracestate" => headers.set(name, value),
-            _ => headers.set(&format!("{PREFIX}{name}"), &utf8_percent_encode(value, ESCAPED).to_string()),
-        };
-        if refused.is_ok() {
-            refused = set;
+        if name == "datacontenttype" || refused.is_err() {
+            return;
+        }
+        refused = headers.set(&format!("{PREFIX}{name}"), &utf8_percent_encode(value, ESCAPED).to_string());
+        // Tracing tools read the header of the W3C, CloudEvents readers the attribute.
+        if matches!(name, "traceparent" | "tracestate") && refused.is_ok() {
+            refused = headers.set(name, value);
         }
     });
-    refused?;
-    Ok((SmolStr::new_static(codec.content_type()), headers, body.into()))
+    refused.map_err(|error| error.during("encode envelope"))?;
+    // A name of its own for the same encoding stays, such as `application/vnd.acme+json`.
+    let named = meta.datacontenttype.clone().filter(|name| Codec::from_content_type(name) == Some(codec));
+    Ok((named.unwrap_or(SmolStr::new_static(codec.content_type())), headers, body.into()))
 }
 
 pub(super) fn read(message: &Message) -> Result<Envelope> {
     let mut meta = Meta::empty();
+    let mut version = false;
     for (name, value) in message.headers.iter() {
-        match name.strip_prefix(PREFIX) {
-            // Some bindings carry the content type as an attribute, some as the message's own.
-            Some(name) => match percent_decode_str(value).decode_utf8() {
-                Ok(value) => meta.set(name, &value)?,
-                Err(cause) => return Err(invalid(name, "UTF-8 when percent-decoded").because(cause)),
-            },
-            None if matches!(name, "traceparent" | "tracestate") => meta.set(name, value)?,
-            None => {}
+        let Some(name) = name.strip_prefix(PREFIX) else { continue };
+        version |= name == "specversion";
+        match percent_decode_str(&unquote(value)).decode_utf8() {
+            Ok(value) => meta.set(name, &value)?,
+            Err(cause) => return Err(invalid(name, "UTF-8 when percent-decoded").because(cause)),
         }
     }
-    meta.require()?;
+    // The plain header is of the last hop, which is nearer than the event's own.
+    if let Some(trace) = message.headers.get("traceparent").and_then(|value| value.parse().ok()) {
+        meta.traceparent = Some(trace);
+        meta.tracestate = message.headers.get("tracestate").and_then(trace_state).or(meta.tracestate);
+    }
+    meta.check(ErrorKind::Decode)?;
+    if !version {
+        return Err(invalid("specversion", "given"));
+    }
+    Ok(bare(meta, message))
+}
+
+/// The body is the data. Without a content type, the message's own or the attribute, it is JSON as in a structured
+/// event, or MessagePack when no JSON text begins so; an empty body is no data.
+pub(super) fn bare(mut meta: Meta, message: &Message) -> Envelope {
+    // Some bindings carry the content type as an attribute, some as the message's own.
     if !message.content_type.is_empty() {
         meta.datacontenttype = Some(message.content_type.clone());
     }
-    let codec = meta.datacontenttype.as_deref().and_then(Codec::from_content_type);
-    Ok(Envelope { meta, data: message.payload.clone(), codec })
+    let codec = match (meta.datacontenttype.as_deref(), message.payload.first()) {
+        (Some(content_type), _) => Codec::from_content_type(content_type),
+        (None, Some(0x80..)) => Some(Codec::MsgPack),
+        (None, _) => Some(Codec::Json),
+    };
+    let data = match (codec, message.payload.is_empty()) {
+        (Some(codec), true) => codec.nothing(),
+        _ => message.payload.clone(),
+    };
+    Envelope { meta, data, codec }
 }

@@ -8,7 +8,8 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Envelope, Meta, invalid};
+use super::attributes::invalid;
+use super::{Envelope, Meta};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -47,29 +48,41 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
     let mut meta = Meta::empty();
     let mut version = false;
     for (name, value) in &parts.attributes {
-        version |= name == "specversion";
         match value {
-            Value::Text(value) => meta.set(name, value)?,
+            Value::Text(value) => {
+                version |= name == "specversion";
+                meta.set(name, value)?;
+            }
             Value::Other(raw) => match raw.get() {
                 // The JSON format says that null means absent; numbers and booleans are extension values.
                 "null" => {}
                 raw if raw.starts_with(['{', '[']) => {
                     return Err(invalid(name, "text, a number or a boolean"));
                 }
-                raw => meta.set(name, raw)?,
+                raw => meta.set_scalar(name, raw)?,
             },
         }
     }
     if !version {
         return Err(invalid("specversion", "given"));
     }
-    meta.require()?;
-    let codec = Codec::from_content_type(meta.datacontenttype.as_deref().unwrap_or("application/json"));
-    let (data, codec) = match (parts.data, parts.data_base64) {
-        (Some(raw), None) => (body.slice_ref(raw.get().as_bytes()), Some(Codec::Json)),
+    meta.check(ErrorKind::Decode)?;
+    let codec = meta.datacontenttype.as_deref().map_or(Some(Codec::Json), Codec::from_content_type);
+    let given = parts.data.map(RawValue::get).filter(|raw| *raw != "null" || parts.data_base64.is_none());
+    let (data, codec) = match (given, parts.data_base64) {
         (None, Some(text)) => (base64(&text)?, codec),
-        (None, None) => (Bytes::from_static(b"null"), Some(Codec::Json)),
+        (None, None) => (Codec::Json.nothing(), Some(Codec::Json)),
         (Some(_), Some(_)) => return Err(invalid("data", "given once, as `data` or `data_base64`")),
+        // A string of another content type is that content; other values have no form but JSON.
+        (Some(raw), None) if codec != Some(Codec::Json) && raw.starts_with('"') => {
+            let Text(text) =
+                serde_json::from_str(raw).map_err(|cause| invalid("data", "text").because(cause))?;
+            match text {
+                Cow::Borrowed(text) => (body.slice_ref(text.as_bytes()), codec),
+                Cow::Owned(text) => (text.into(), codec),
+            }
+        }
+        (Some(raw), None) => (body.slice_ref(raw.as_bytes()), Some(Codec::Json)),
     };
     Ok(Envelope { meta, data, codec })
 }
@@ -99,7 +112,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Parts<'a> {
                 while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
                     match &*name {
                         "data" => parts.data = Some(map.next_value()?),
-                        "data_base64" => parts.data_base64 = Some(map.next_value::<Text<'de>>()?.0),
+                        "data_base64" => {
+                            parts.data_base64 = map.next_value::<Option<Text<'de>>>()?.map(|text| text.0);
+                        }
                         _ => {
                             let raw: &'de RawValue = map.next_value()?;
                             let value =
@@ -145,8 +160,10 @@ impl<'de> Deserialize<'de> for Text<'de> {
 
 fn base64(text: &str) -> Result<Bytes> {
     use base64::Engine;
-    base64::engine::general_purpose::STANDARD
-        .decode(text)
-        .map(Bytes::from)
-        .map_err(|cause| invalid("data_base64", "base64").because(cause))
+    use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(
+        &base64::alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(base64::engine::DecodePaddingMode::Indifferent),
+    );
+    ENGINE.decode(text).map(Bytes::from).map_err(|cause| invalid("data_base64", "base64").because(cause))
 }

@@ -5,27 +5,51 @@
 //! the attributes into `ce-` headers and the bare payload into the body. Both are read; structured is written by
 //! default, because many headers cost some brokers half their throughput.
 //!
+//! What is written is checked as strictly as what is read: nothing leaves that a reader here would refuse. Of what
+//! others send, this is taken although the specification does not ask for it:
+//!
+//! - times with more digits than nanoseconds, which are cut off, with a space for the `T`, and of the last hours of 9999;
+//! - numbers and booleans as values of extensions, floats among them, with all their digits, as text;
+//! - `data` beside a `data_base64` that is null and the other way round, and base64 without padding;
+//! - text with control characters, and sources and schemas that are no URIs: nothing here depends on them;
+//! - a `traceparent` that is damaged: the event starts a new trace, as trace context asks.
+//!
+//! An event of another version of the specification, batches and other formats are refused.
+//!
 //! Source: CloudEvents 1.0.2 (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>).
 
+mod attributes;
 mod binary;
+mod form;
 mod json;
 mod msgpack;
+mod text;
+pub(crate) mod time;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use crate::codec::Codec;
 use crate::context::{Context, TraceParent};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message, MessageId};
+pub(crate) use attributes::unquote;
+use form::Form;
+pub(crate) use form::is_structured;
 
 /// Content type of a structured JSON event.
 pub const STRUCTURED_JSON: &str = "application/cloudevents+json";
 /// Content type of a structured MessagePack event.
 pub const STRUCTURED_MSGPACK: &str = "application/cloudevents+msgpack";
+
+/// Source of a message that came without an envelope.
+pub const PLAIN_SOURCE: &str = "unknown";
+/// Most attributes of one event that this library does not know.
+pub const MAX_EXTENSIONS: usize = 64;
 
 /// How an envelope is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -106,6 +130,7 @@ impl Meta {
                 self.correlationid = Some(context.correlation.clone());
                 self.causationid = Some(context.causation.clone());
                 self.traceparent = Some(context.trace.child());
+                self.tracestate.clone_from(&context.tracestate);
             }
             None => {
                 self.correlationid = Some(self.id.clone());
@@ -120,40 +145,9 @@ impl Meta {
             correlation: self.correlationid.as_ref().unwrap_or(&self.id).clone(),
             causation: self.id.clone(),
             trace: self.traceparent.map_or_else(TraceParent::root, TraceParent::child),
+            // The state is that of a trace: a new trace has none.
+            tracestate: self.traceparent.and(self.tracestate.clone()),
         }
-    }
-
-    /// Sets a known attribute or an extension from text, as read from a header or a JSON string.
-    fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let time = |value: &str| {
-            value
-                .parse::<Timestamp>()
-                .map(Some)
-                .map_err(|cause| invalid(name, "an RFC 3339 time").because(cause))
-        };
-        match name {
-            "specversion" if value == "1.0" => {}
-            "specversion" => {
-                return Err(invalid(name, "1.0").with("specversion", &value[..value.floor_char_boundary(20)]));
-            }
-            "id" => self.id = value.into(),
-            "source" => self.source = value.into(),
-            "type" => self.kind = value.into(),
-            "time" => self.time = time(value)?,
-            "subject" => self.subject = Some(value.into()),
-            "datacontenttype" => self.datacontenttype = Some(value.into()),
-            "dataschema" => self.dataschema = Some(value.into()),
-            "partitionkey" => self.partitionkey = Some(value.into()),
-            "correlationid" => self.correlationid = Some(value.into()),
-            "causationid" => self.causationid = Some(value.into()),
-            // A damaged trace context must not cost the event: the specification says to start a new trace.
-            "traceparent" => self.traceparent = value.parse().ok(),
-            "tracestate" => self.tracestate = Some(value.into()),
-            "expirytime" => self.expirytime = time(value)?,
-            _ if self.extensions.len() >= 64 => return Err(invalid(name, "among at most 64 extensions")),
-            _ => self.extensions.push((name.into(), value.into())),
-        }
-        Ok(())
     }
 
     /// Every attribute that is set, in writing order, as text.
@@ -222,28 +216,6 @@ impl Meta {
         ];
         4 + optional.iter().filter(|set| **set).count() as u32 + self.extensions.len() as u32
     }
-
-    fn require(&self) -> Result<()> {
-        for (name, missing) in [
-            ("id", matches!(&self.id, MessageId::Text(text) if text.is_empty())),
-            ("source", self.source.is_empty()),
-            ("type", self.kind.is_empty()),
-        ] {
-            if missing {
-                return Err(Error::new(ErrorKind::Decode, format!("the event has no `{name}`"))
-                    .during("decode envelope"));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn invalid(name: &str, takes: &str) -> Error {
-    Error::new(
-        ErrorKind::Decode,
-        format!("attribute `{}` must be {takes}", &name[..name.floor_char_boundary(40)]),
-    )
-    .during("decode envelope")
 }
 
 /// A decoded envelope: attributes, and the data as it arrived.
@@ -256,42 +228,55 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// Reads the envelope of a message, in whichever mode it came.
+    /// Reads the envelope of a message, in whichever mode it came: structured when its content type says so in any
+    /// case, or when it has no content type and its body is a structured event; binary when it has `ce-` headers.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] for a malformed envelope or a missing required attribute.
+    /// [`ErrorKind::Decode`] for a malformed envelope, a missing required attribute, and a message without envelope.
     pub fn read(message: &Message) -> Result<Self> {
-        let content_type = message.content_type.as_str();
-        let is =
-            |wanted: &str| content_type.split(';').next().is_some_and(|essence| essence.trim() == wanted);
-        if is(STRUCTURED_JSON) {
-            json::read(&message.payload)
-        } else if is(STRUCTURED_MSGPACK) {
-            msgpack::read(&message.payload)
-        } else {
-            binary::read(message)
+        match Form::of(message)? {
+            Form::Json => json::read(&message.payload),
+            Form::MsgPack => msgpack::read(&message.payload),
+            Form::Binary => binary::read(message),
+            Form::Plain => Err(Error::new(
+                ErrorKind::Decode,
+                "the message is no CloudEvent, so the event has no `id`, `source` and `type`; a handler takes plain data with `.plain()`",
+            )
+            .during("decode envelope")),
         }
     }
 
-    /// Reads the envelope of a request. That of a plain client may have none: then the body is the data, in JSON
-    /// unless its content type says otherwise, and the subject is the type.
+    /// Reads the envelope of a message that may have none; then the message is plain data, of the type that its subject
+    /// names. Its attributes are derived:
+    ///
+    /// - `id` is the message's own, which a transport derives from the message's place in its log if it came without
+    ///   one, so that it is the same in each delivery;
+    /// - `source` is [`PLAIN_SOURCE`], `type` the subject, `partitionkey` the key;
+    /// - `time` is `at`, the time of its publication.
+    ///
+    /// The content type says how the data is encoded. Without one it is MessagePack if its first byte cannot begin a
+    /// JSON text, and otherwise JSON.
     ///
     /// # Errors
-    /// As [`Envelope::read`].
-    pub fn read_request(message: &Message) -> Result<Self> {
-        let structured = message.content_type.trim_start().starts_with("application/cloudevents");
-        if structured || message.headers.iter().any(|(name, _)| name.starts_with("ce-")) {
-            return Self::read(message);
-        }
-        let mut meta = Meta::new(message.id.clone(), "unknown", message.subject.as_str());
-        let codec = match message.content_type.as_str() {
-            "" => Some(Codec::Json),
-            content_type => {
-                meta.datacontenttype = Some(content_type.into());
-                Codec::from_content_type(content_type)
+    /// [`ErrorKind::Decode`] for a message that says it is a CloudEvent and is malformed.
+    pub fn read_plain(message: &Message, at: Option<Timestamp>) -> Result<Self> {
+        match Form::of(message)? {
+            Form::Json => json::read(&message.payload),
+            Form::MsgPack => msgpack::read(&message.payload),
+            Form::Binary => binary::read(message),
+            Form::Plain => {
+                let mut meta = Meta::empty();
+                meta.id = message.id.clone();
+                meta.source = SmolStr::new_static(PLAIN_SOURCE);
+                meta.kind = message.subject.as_str().into();
+                meta.time = at;
+                meta.partitionkey.clone_from(&message.key);
+                let trace = |name| message.headers.get(name);
+                meta.traceparent = trace("traceparent").and_then(|value| value.parse().ok());
+                meta.tracestate = trace("tracestate").and_then(attributes::trace_state);
+                Ok(binary::bare(meta, message))
             }
-        };
-        Ok(Self { meta, data: message.payload.clone(), codec })
+        }
     }
 
     /// The data's bytes as they arrived.
@@ -304,23 +289,38 @@ impl Envelope {
         self.codec
     }
 
-    /// Decodes the data.
+    /// Decodes the data. Data whose content type is neither JSON nor MessagePack is text to types that take text.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] when the content type is neither JSON nor MessagePack, or the bytes do not fit `T`.
+    /// [`ErrorKind::Decode`] when the bytes do not fit `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T> {
-        let Some(codec) = self.codec else {
-            return Err(Error::new(ErrorKind::Decode, "the data is neither JSON nor MessagePack")
-                .with("datacontenttype", self.meta.datacontenttype.as_deref().unwrap_or("none")));
-        };
-        codec.decode(&self.data)
+        match self.codec {
+            Some(codec) => codec.decode(&self.data),
+            None => self.decode_text().ok_or_else(|| {
+                Error::new(ErrorKind::Decode, "the data is neither JSON nor MessagePack")
+                    .with("datacontenttype", self.meta.datacontenttype.as_deref().unwrap_or("none"))
+            }),
+        }
+    }
+
+    fn decode_text<T: DeserializeOwned>(&self) -> Option<T> {
+        let text = std::str::from_utf8(&self.data).ok()?;
+        T::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text)).ok()
+    }
+
+    /// The data as one line of JSON text, with every digit of its numbers; `None` when it does not decode. What
+    /// MessagePack has beyond JSON is told apart no more: binary data and extension types become base64, keys that
+    /// are not text become text, NaN and infinity become null.
+    pub fn json(&self) -> Option<Box<RawValue>> {
+        text::json(&self.data, self.codec)
     }
 }
 
 /// Writes an envelope; answers content type, headers and body.
 ///
 /// # Errors
-/// [`ErrorKind::Encode`] when the data cannot be encoded.
+/// [`ErrorKind::Encode`] when the data cannot be encoded, and for attributes that [`Envelope::read`] would refuse, such
+/// as an empty id or source.
 pub fn write<T: Serialize + ?Sized>(
     meta: &mut Meta,
     data: &T,
@@ -330,6 +330,7 @@ pub fn write<T: Serialize + ?Sized>(
     if meta.datacontenttype.is_none() {
         meta.datacontenttype = Some(SmolStr::new_static(codec.content_type()));
     }
+    meta.check(ErrorKind::Encode)?;
     match (mode, codec) {
         (Mode::Structured, Codec::Json) => {
             Ok((SmolStr::new_static(STRUCTURED_JSON), Headers::new(), json::write(meta, data)?))
@@ -341,5 +342,7 @@ pub fn write<T: Serialize + ?Sized>(
     }
 }
 
+#[cfg(test)]
+mod foreign_tests;
 #[cfg(test)]
 mod tests;

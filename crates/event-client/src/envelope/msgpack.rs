@@ -10,7 +10,8 @@ use rmp::Marker;
 use rmp::decode;
 use serde::Serialize;
 
-use super::{Envelope, Meta, invalid};
+use super::attributes::invalid;
+use super::{Envelope, Meta};
 use crate::codec::{Codec, MAX_DEPTH};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -50,23 +51,32 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
             data = Some(body.slice(start..cursor.position() as usize));
             continue;
         }
-        version |= name == "specversion";
+        let cut = || broken("it is cut short");
         match marker {
             Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => {
                 let (value, rest) = decode::read_str_from_slice(&body[start..])
                     .map_err(|_| broken("a value is not valid text"))?;
                 cursor.set_position((body.len() - rest.len()) as u64);
+                version |= name == "specversion";
                 meta.set(name, value)?;
             }
-            Marker::Null => skip(&mut cursor, 1).ok_or_else(|| broken("it is cut short"))?,
+            Marker::Null => skip(&mut cursor, 1).ok_or_else(cut)?,
             Marker::True | Marker::False => {
-                let value = decode::read_bool(&mut cursor).map_err(|_| broken("it is cut short"))?;
-                meta.set(name, if value { "true" } else { "false" })?;
+                let value = decode::read_bool(&mut cursor).map_err(|_| cut())?;
+                meta.set_scalar(name, if value { "true" } else { "false" })?;
+            }
+            Marker::F32 => {
+                let value = decode::read_f32(&mut cursor).map_err(|_| cut())?;
+                meta.set_scalar(name, &value.to_string())?;
+            }
+            Marker::F64 => {
+                let value = decode::read_f64(&mut cursor).map_err(|_| cut())?;
+                meta.set_scalar(name, &value.to_string())?;
             }
             _ => {
-                let value: i64 = decode::read_int(&mut cursor)
+                let value: i128 = decode::read_int(&mut cursor)
                     .map_err(|_| invalid(name, "text, a number or a boolean"))?;
-                meta.set(name, &value.to_string())?;
+                meta.set_scalar(name, &value.to_string())?;
             }
         }
     }
@@ -76,12 +86,9 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
     if !version {
         return Err(invalid("specversion", "given"));
     }
-    meta.require()?;
-    Ok(Envelope {
-        meta,
-        data: data.unwrap_or_else(|| Bytes::from_static(&[0xc0])),
-        codec: Some(Codec::MsgPack),
-    })
+    meta.check(ErrorKind::Decode)?;
+    let data = data.unwrap_or_else(|| Codec::MsgPack.nothing());
+    Ok(Envelope { meta, data, codec: Some(Codec::MsgPack) })
 }
 
 /// Moves past one value; `None` when it is cut short or deeper than `depth`.

@@ -5,6 +5,10 @@
 //! emits belongs into the [outbox](crate::outbox) of the same transaction: a direct publish could be lost between
 //! the commit and the acknowledgement.
 //!
+//! An event is known by its source and its id. Earlier builds noted the id alone: what they noted still counts. They
+//! do not know the keys of this one, so let the old members of a service end before its new ones begin if an effect
+//! that happens twice does harm.
+//!
 //! ```
 //! use event_client::inbox::Inbox;
 //! use event_client::service::{Msg, Service};
@@ -63,7 +67,7 @@ const PRUNE: u32 = 1000;
 /// # Errors
 /// What the database says; try the event again.
 pub async fn once<D: Dialect>(transaction: &mut Transaction<'_, D>, key: &str) -> Result<bool> {
-    D::note(transaction, key, now()).await.map_err(explain::<D>("inbox"))
+    D::note(transaction, key, key, now()).await.map_err(explain::<D>("inbox"))
 }
 
 /// Deletes keys older than `age`; answers how many.
@@ -106,6 +110,8 @@ pub async fn prune_until<D: Dialect>(pool: Pool<D>, age: Duration, shutdown: imp
 pub struct Inbox<D: Dialect> {
     pool: Pool<D>,
     key: SmolStr,
+    /// As earlier builds noted the event's key.
+    former: SmolStr,
 }
 
 impl<D: Dialect> Inbox<D> {
@@ -115,10 +121,11 @@ impl<D: Dialect> Inbox<D> {
     /// What the database says; return it, and the event is tried again.
     pub async fn begin(&self) -> Result<Option<Transaction<'static, D>>> {
         let mut transaction = self.pool.begin().await.map_err(explain::<D>("inbox"))?;
-        Ok(once(&mut transaction, &self.key).await?.then_some(transaction))
+        let noted = D::note(&mut transaction, &self.key, &self.former, now());
+        Ok(noted.await.map_err(explain::<D>("inbox"))?.then_some(transaction))
     }
 
-    /// The key: group and event id.
+    /// The key: group, and source and id of the event.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -129,7 +136,8 @@ where
     Pool<D>: FromRef<S>,
 {
     fn from_incoming(incoming: &Incoming, state: &S) -> Result<Self> {
-        Ok(Self { pool: Pool::from_ref(state), key: incoming.idempotency_key() })
+        let (key, former) = (incoming.idempotency_key(), incoming.former_key());
+        Ok(Self { pool: Pool::from_ref(state), key, former })
     }
 }
 

@@ -72,8 +72,12 @@ async fn ids_are_those_of_the_event_being_handled() {
     let (bus, subscription) = bus().await;
     let (layer, shipper) = shipping("billing");
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
-    let context =
-        Context { correlation: MessageId::now(), causation: MessageId::now(), trace: TraceParent::root() };
+    let context = Context {
+        correlation: MessageId::now(),
+        causation: MessageId::now(),
+        trace: TraceParent::root(),
+        tracestate: None,
+    };
     context.clone().scope(async { tracing::info!("handled") }).await;
     let shipping = shipper.start(bus);
     let record = take(&subscription, 1).await.remove(0);

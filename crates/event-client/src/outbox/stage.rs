@@ -129,9 +129,7 @@ impl Draft {
         // JSON, whatever the bus speaks: the table is read by people and by change data capture.
         let (content_type, mut headers, payload) =
             envelope::write(&mut meta, event, Codec::Json, Mode::Binary)?;
-        for (name, value) in self.headers.iter() {
-            headers.set(name, value)?;
-        }
+        headers.add_free(&self.headers)?;
         let mut stored: BTreeMap<&str, &str> = headers.iter().collect();
         stored.insert(CONTENT_TYPE, &content_type);
         let row = Row {
@@ -184,7 +182,8 @@ pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
     for (name, value) in &stored {
         match name.as_str() {
             CONTENT_TYPE => staged.content_type = value.into(),
-            name => staged.headers.set(name, value)?,
+            // Checked when it was staged, by the rules of then.
+            name => staged.headers.restore(name.into(), value.into()),
         }
     }
     let mut meta = Envelope::read(&staged)?.meta;
@@ -195,7 +194,7 @@ pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
     // The attributes are in the envelope again; only free headers travel as they are.
     let free = |name: &str| !name.starts_with("ce-") && !matches!(name, "traceparent" | "tracestate");
     for (name, value) in staged.headers.iter().filter(|(name, _)| free(name)) {
-        headers.set(name, value)?;
+        headers.restore(name.into(), value.into());
     }
     Ok(Message {
         id: row.id.as_str().into(),

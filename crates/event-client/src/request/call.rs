@@ -81,12 +81,11 @@ impl<'a, T: Request> Call<'a, T> {
                 correlation: meta.correlationid.clone().unwrap_or_else(|| id.clone()),
                 causation: meta.causationid.clone().unwrap_or_else(|| id.clone()),
                 trace: meta.traceparent.unwrap_or_else(context::TraceParent::root),
+                tracestate: meta.tracestate.clone(),
             };
             let (content_type, mut headers, payload) =
                 envelope::write(&mut meta, &self.request, settings.codec, settings.mode)?;
-            for (name, value) in self.headers.iter() {
-                headers.set(name, value)?;
-            }
+            headers.add_free(&self.headers)?;
             let message = Message {
                 subject: Subject::new(T::SUBJECT)?,
                 id,

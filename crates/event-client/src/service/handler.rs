@@ -83,6 +83,22 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
         Configured::new(self).lease(lease)
     }
 
+    /// Takes messages that are no CloudEvents as well: `Msg<T>` decodes their body as the data, in JSON unless they say
+    /// otherwise, and `Raw` takes any. Id, time and source are derived as [`Envelope::read_plain`] says. A message that
+    /// says it is a CloudEvent and is malformed is a dead letter here too.
+    ///
+    /// ```no_run
+    /// # use event_client::service::{Handler, Raw, Service};
+    /// async fn store(Raw(message): Raw) { println!("{}: {} bytes", message.subject, message.payload.len()) }
+    ///
+    /// Service::<()>::new("archive").on_subject("sensors.>", store.plain());
+    /// ```
+    ///
+    /// [`Envelope::read_plain`]: crate::envelope::Envelope::read_plain
+    fn plain(self) -> Configured<Self, M, S> {
+        Configured::new(self).plain()
+    }
+
     /// Every process gets every message from now on; nothing is settled, retried or kept.
     fn broadcast(self) -> Configured<Self, M, S> {
         Configured::new(self).broadcast()
@@ -106,6 +122,8 @@ pub struct Knobs {
     pub lease: Option<Duration>,
     /// Ephemeral, everything to everyone.
     pub broadcast: bool,
+    /// Messages that are no CloudEvents are taken as plain data.
+    pub plain: bool,
     /// Most items of a batch; `concurrency` then counts batches.
     pub batch: Option<usize>,
     /// Messages that wait here beside those being handled.
@@ -187,6 +205,8 @@ knobs! {
     start(start: Start) => start = start;
     /// See [`Handler::lease`].
     lease(lease: Duration) => lease = Some(lease);
+    /// See [`Handler::plain`].
+    plain() => plain = true;
     /// See [`Handler::broadcast`].
     broadcast() => broadcast = true;
 }
@@ -238,6 +258,8 @@ pub struct Identity {
     pub attempts: u32,
     /// Ephemeral: what fails is neither tried again nor kept.
     pub broadcast: bool,
+    /// Messages that are no CloudEvents are taken as plain data.
+    pub plain: bool,
     /// Calls of the handler at a time.
     pub concurrency: usize,
     /// Cancelled when the service fetches no more.

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use smol_str::SmolStr;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use smol_str::{SmolStr, format_smolstr};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,9 @@ use crate::context::Context;
 use crate::delivery::DeliveryInfo;
 use crate::envelope::Envelope;
 use crate::message::Message;
+
+/// Escaped in a source, so that no two keys are alike.
+const SEPARATED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
 
 /// What layers and extractors see: the message, its envelope, and where it is being handled.
 ///
@@ -82,9 +86,17 @@ impl Incoming {
         &self.handler.draining
     }
 
-    /// Stable over all attempts of this group on this message: the key for effects that must happen once.
+    /// Stable over all attempts of this group on this event: the key for effects that must happen once. It is
+    /// `group:source:id`, as an id is unique within its source only; `:` and `%` in the source are percent-encoded.
     pub fn idempotency_key(&self) -> SmolStr {
-        smol_str::format_smolstr!("{}:{}", self.handler.group, self.envelope.meta.id)
+        let meta = &self.envelope.meta;
+        let source = utf8_percent_encode(&meta.source, SEPARATED);
+        format_smolstr!("{}:{source}:{}", self.handler.group, meta.id)
+    }
+
+    /// The key as earlier builds made it, which did not tell sources apart.
+    pub(crate) fn former_key(&self) -> SmolStr {
+        format_smolstr!("{}:{}", self.handler.group, self.envelope.meta.id)
     }
 }
 

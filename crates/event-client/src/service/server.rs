@@ -96,7 +96,7 @@ impl Station {
             self.stats.released.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let envelope = Envelope::read_request(&message);
+        let envelope = Envelope::read_plain(&message, Some(jiff::Timestamp::now()));
         let codec = envelope.as_ref().ok().and_then(Envelope::codec).unwrap_or(self.bus.settings().codec);
         let exchange = Arc::new(Exchange::new(responder, codec, served));
         let envelope = match envelope {

@@ -69,6 +69,7 @@ impl Service {
                 group: name,
                 attempts: retry.attempts,
                 broadcast: entry.knobs.broadcast,
+                plain: entry.knobs.plain,
                 concurrency: entry.knobs.calls(),
                 draining: source.draining(),
             });

@@ -136,7 +136,11 @@ impl Station {
             let error = format!("delivered {} times; consumers seem to die on it", info.attempt);
             return Outcome::Reject { reason: Reason::CrashLoop, error: error.into() };
         }
-        let envelope = match Envelope::read(delivery.message()) {
+        let envelope = match self.identity.plain {
+            true => Envelope::read_plain(delivery.message(), info.published_at),
+            false => Envelope::read(delivery.message()),
+        };
+        let envelope = match envelope {
             Ok(envelope) => envelope,
             Err(error) => return error.into(),
         };

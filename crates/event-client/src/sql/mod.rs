@@ -150,10 +150,12 @@ pub trait Dialect: sqlx::Database {
         limit: u32,
     ) -> BoxFuture<'_, sqlx::Result<u64>>;
 
-    /// Notes a key in the inbox; `false` when it was there. Concurrent calls with one key must wait for each other.
+    /// Notes a key in the inbox; `false` when it or its `former` spelling was there. Concurrent calls with one key must
+    /// wait for each other.
     fn note<'c>(
         connection: &'c mut Self::Connection,
         key: &'c str,
+        former: &'c str,
         now: i64,
     ) -> BoxFuture<'c, sqlx::Result<bool>>;
 

@@ -187,10 +187,14 @@ impl Dialect for Sqlite {
     fn note<'c>(
         connection: &'c mut SqliteConnection,
         key: &'c str,
+        former: &'c str,
         now: i64,
     ) -> BoxFuture<'c, sqlx::Result<bool>> {
-        let insert = query("INSERT INTO inbox (key, handled) VALUES (?, ?) ON CONFLICT (key) DO NOTHING");
-        let insert = insert.bind(key).bind(now);
+        let insert = query(
+            "INSERT INTO inbox (key, handled) SELECT ?, ? WHERE NOT EXISTS (SELECT 1 FROM inbox WHERE key = ?) \
+             ON CONFLICT (key) DO NOTHING",
+        );
+        let insert = insert.bind(key).bind(now).bind(former);
         Box::pin(async move { Ok(insert.execute(connection).await?.rows_affected() > 0) })
     }
 

@@ -128,8 +128,10 @@ impl Capabilities {
     /// Refuses a message that the transport cannot keep as asked.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`], naming what is lacking.
+    /// [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`], naming what is lacking; [`ErrorKind::InvalidName`] for an
+    /// empty id, a content type that is no header's value, and `ce-` headers of a message that has no `ce-type`.
     pub fn check(&self, message: &Message) -> Result<()> {
+        wire::check(message)?;
         let lacks =
             |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", self.name)));
         if message.size() > self.max_payload {

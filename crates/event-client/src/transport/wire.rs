@@ -7,6 +7,7 @@
 //! | `ce-partitionkey` | ordering key |
 //! | `ce-expirytime` | nobody wants it after this time, RFC 3339 |
 //! | `bus-headers` | names of the free headers in their order, when there are several |
+//! | `bus-header-NAME` | the free header `NAME`, where the broker or the layout has a meaning of its own for that name |
 //! | `bus-…` | the library's own, see the constants |
 //!
 //! Everything else is a free header under its own name. Values of `ce-` headers are percent-encoded as the CloudEvents
@@ -20,6 +21,8 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use smol_str::{SmolStr, format_smolstr};
 
+use crate::envelope::{is_structured, time as rfc3339, unquote};
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
 
@@ -28,6 +31,8 @@ pub(crate) const ID: &str = "ce-id";
 pub(crate) const KEY: &str = "ce-partitionkey";
 pub(crate) const EXPIRES: &str = "ce-expirytime";
 const ORDER: &str = "bus-headers";
+/// In front of a free header's name that means something else where it travels.
+pub(crate) const HELD: &str = "bus-header-";
 /// Unix milliseconds before which it is not delivered.
 pub(crate) const DELIVER_AT: &str = "bus-deliver-at";
 /// The message's own subject, where the broker's routing needs another.
@@ -70,6 +75,11 @@ pub(crate) fn unescape(value: &str) -> SmolStr {
     if value.contains('%') { percent_decode_str(value).decode_utf8_lossy().into() } else { value.into() }
 }
 
+/// An attribute's value as others may write it, quoted as well.
+pub(crate) fn foreign(value: &str) -> SmolStr {
+    unescape(&unquote(value))
+}
+
 /// Unix milliseconds, as times travel.
 pub(crate) fn millis(at: Timestamp) -> SmolStr {
     format_smolstr!("{}", at.as_millisecond())
@@ -85,10 +95,41 @@ pub(crate) fn is_reserved(name: &str) -> bool {
     name == CONTENT_TYPE || ["bus-", "nats-", "x-death"].iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// Whether the attributes of the message's event are among its headers.
+pub(crate) fn is_binary(message: &Message) -> bool {
+    message.headers.get("ce-type").is_some()
+}
+
+/// Refuses what no transport could carry as it is: an id that is empty, a content type that is no header's value, and
+/// attributes of an event among the headers of a message that is no binary event.
+pub(crate) fn check(message: &Message) -> Result<()> {
+    if matches!(&message.id, MessageId::Text(text) if text.is_empty()) {
+        return Err(Error::new(ErrorKind::InvalidName, "a message needs an id"));
+    }
+    let content_type = message.content_type.as_str();
+    if content_type.len() > 4096 || content_type.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
+        return Err(Error::new(
+            ErrorKind::InvalidName,
+            "a content type takes at most 4096 bytes without control characters",
+        ));
+    }
+    let Some((name, _)) = message.headers.iter().find(|(name, _)| name.starts_with("ce-")) else {
+        return Ok(());
+    };
+    if is_binary(message) && message.headers.get(ID).is_some() && !is_structured(content_type) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidName,
+        "names with `ce-` in front are attributes of an event in binary mode, which has `ce-id` and `ce-type`; choose another name",
+    )
+    .with("header", name))
+}
+
 /// Tells `put` every header of `message`, its content type first; subject, payload and options of publishing aside.
 pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
     // In binary mode the envelope has written its attributes among the free headers already.
-    let binary = message.headers.get("ce-type").is_some();
+    let binary = is_binary(message);
     if !message.content_type.is_empty() {
         put(CONTENT_TYPE, &message.content_type);
     }
@@ -140,7 +181,7 @@ pub(crate) struct Reader {
     /// As it was written, when it is no UUID.
     id_text: Option<SmolStr>,
     key: Option<SmolStr>,
-    expires: Option<Timestamp>,
+    expires: Option<SmolStr>,
     order: Option<SmolStr>,
     binary: bool,
     free: Headers,
@@ -163,17 +204,21 @@ impl Reader {
             ID => match MessageId::from(value) {
                 id @ MessageId::Uuid(_) => self.id = Some(id),
                 MessageId::Text(text) => {
-                    self.id = Some(unescape(&text).as_str().into());
+                    self.id =
+                        Some(foreign(&text).as_str().into()).filter(|id| *id != MessageId::Text("".into()));
                     self.id_text = Some(text);
                 }
             },
             KEY => self.key = Some(value.into()),
-            EXPIRES => self.expires = value.parse().ok(),
-            _ if is_reserved(name) => {}
-            _ => {
-                self.binary |= name == "ce-type";
-                self.free.restore(name.into(), value.into());
-            }
+            EXPIRES => self.expires = Some(value.into()),
+            _ => match name.strip_prefix(HELD) {
+                Some(held) => self.free.restore(held.into(), value.into()),
+                None if is_reserved(name) => {}
+                None => {
+                    self.binary |= name.starts_with("ce-");
+                    self.free.restore(name.into(), value.into());
+                }
+            },
         }
     }
 
@@ -182,9 +227,8 @@ impl Reader {
         let mut free = self.free;
         if self.binary {
             // The envelope reads its attributes from the headers.
-            let expires = self.expires.map(|at| format_smolstr!("{at}"));
             let id = self.id_text.or_else(|| self.id.as_ref().map(|id| format_smolstr!("{id}")));
-            for (name, value) in [(ID, &id), (KEY, &self.key), (EXPIRES, &expires)] {
+            for (name, value) in [(ID, &id), (KEY, &self.key), (EXPIRES, &self.expires)] {
                 if let Some(value) = value {
                     free.restore(name.into(), value.clone());
                 }
@@ -195,8 +239,11 @@ impl Reader {
         }
         let id = self.id.unwrap_or_else(id);
         let mut message = Message::with_id(id, subject, self.content_type, payload);
-        message.key = self.key.map(|key| unescape(&key));
-        message.expires_at = self.expires;
+        message.key = self.key.map(|key| foreign(&key));
+        message.expires_at = self.expires.and_then(|at| {
+            let at = foreign(&at);
+            rfc3339::read(&at).or_else(|| at.parse().ok())
+        });
         message.headers = free;
         message
     }

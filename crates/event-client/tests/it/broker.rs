@@ -1,11 +1,19 @@
 //! What the tests of each broker start from: a bus by its URL, a message, a group.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
+use event_client::bus::{Bus, Settings};
+use event_client::envelope::Meta;
 use event_client::message::Message;
+use event_client::service::{self, Attempt, Handler, Msg, Outcome, RetryPolicy, Running, Service, State};
 use event_client::subject::{Group, Pattern, Subject};
 use event_client::transport::{self, Subscribe, Transport};
 use event_client::{ErrorKind, Result};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::events::OrderPlaced;
 
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Transport>> {
     transport::open(url.parse()?).await
@@ -28,4 +36,42 @@ pub(crate) fn group(name: &str, pattern: &str) -> Subscribe {
         Subscribe::group(Group::new(name).expect("a group"), [Pattern::new(pattern).expect("a pattern")]);
     spec.credit = 8;
     spec
+}
+
+/// What a handler of plain data saw: the key for its effects, the attributes, the event.
+pub(crate) type Taken = (String, Meta, OrderPlaced);
+
+/// A service that takes plain data: what comes first is handed back, fails once, and is handled then.
+pub(crate) async fn plain_service(bus: &Arc<dyn Transport>) -> (Running, UnboundedReceiver<Taken>) {
+    #[derive(Clone)]
+    struct Seen(UnboundedSender<Taken>, Arc<AtomicU32>);
+    async fn take(
+        State(Seen(seen, count)): State<Seen>,
+        attempt: Attempt,
+        meta: service::Meta,
+        Msg(order): Msg<OrderPlaced>,
+    ) -> Outcome {
+        seen.send((attempt.key().to_owned(), meta.0, order)).expect("the test listens");
+        match count.fetch_add(1, Ordering::Relaxed) {
+            0 => Outcome::Release,
+            1 => Outcome::retry("once more"),
+            _ => Outcome::Ack,
+        }
+    }
+    let (seen, taken) = unbounded_channel();
+    let quick = RetryPolicy::default().backoff(Duration::from_millis(1), Duration::from_millis(1));
+    let bus = Bus::over(bus.clone(), Settings::default()).expect("the default durability");
+    let service = Service::new("billing").bus(bus).on(take.plain().retry(quick).concurrency(1));
+    (service.with_state(Seen(seen, Arc::default())).start().await.expect("started"), taken)
+}
+
+/// The deliveries of one message of a plain client: all of them the same event.
+pub(crate) async fn same_event(taken: &mut UnboundedReceiver<Taken>, deliveries: usize) -> Taken {
+    let first = taken.recv().await.expect("a delivery");
+    for _ in 1..deliveries {
+        assert_eq!(taken.recv().await.expect("another delivery"), first);
+    }
+    assert_eq!((first.1.source.as_str(), first.1.kind.as_str()), ("unknown", "orders.placed.v1"));
+    assert!(first.1.time.is_some(), "{:?}", first.1);
+    first
 }

@@ -149,8 +149,12 @@ async fn a_span_names_the_message_its_flow_and_its_end() {
     }
     let spans = Spans::default();
     let subscriber = tracing_subscriber::registry().with(spans.clone());
-    let flow =
-        Context { correlation: "the-flow".into(), causation: "the-cause".into(), trace: TraceParent::root() };
+    let flow = Context {
+        correlation: "the-flow".into(),
+        causation: "the-cause".into(),
+        trace: TraceParent::root(),
+        tracestate: None,
+    };
     {
         // The test's runtime has one thread, so this holds for the service's workers too.
         let _listening = tracing::subscriber::set_default(subscriber);

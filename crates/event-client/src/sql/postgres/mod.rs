@@ -155,11 +155,15 @@ impl Dialect for Postgres {
     fn note<'c>(
         connection: &'c mut PgConnection,
         key: &'c str,
+        former: &'c str,
         now: i64,
     ) -> BoxFuture<'c, sqlx::Result<bool>> {
         // A second transaction with this key waits here until the first has ended.
-        let insert = query("INSERT INTO inbox (key, handled) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING");
-        let insert = insert.bind(key).bind(now);
+        let insert = query(
+            "INSERT INTO inbox (key, handled) SELECT $1::text, $2::bigint \
+             WHERE NOT EXISTS (SELECT 1 FROM inbox WHERE key = $3) ON CONFLICT (key) DO NOTHING",
+        );
+        let insert = insert.bind(key).bind(now).bind(former);
         Box::pin(async move { Ok(insert.execute(connection).await?.rows_affected() > 0) })
     }
 

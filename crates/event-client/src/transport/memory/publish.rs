@@ -17,11 +17,12 @@ use super::subscribe::Listeners;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, MessageId, Position};
 use crate::subject::Subject;
-use crate::transport::Receipt;
+use crate::transport::{Receipt, wire};
 
 /// Stores `message` and hands it to whoever waits.
 pub(super) fn publish(connection: &Connection, message: Message) -> Result<Receipt> {
     connection.check()?;
+    wire::check(&message).map_err(|error| error.with("subject", &message.subject))?;
     let config = &connection.bus.config;
     check_size(&message, config)?;
     if message.durability > Durability::Default {

@@ -156,6 +156,7 @@ fn serve(connection: &Connection, spec: Serve) -> Result<mpsc::Receiver<Incoming
 async fn call(connection: &Arc<Connection>, request: Message, within: Duration) -> Result<Replies> {
     connection.check()?;
     let config = connection.bus.config.clone();
+    crate::transport::wire::check(&request)?;
     check_size(&request, &config)?;
     let subject = request.subject.clone();
     let start = Instant::now();

@@ -1,6 +1,7 @@
 //! What a member has fetched and nobody has taken yet: read, lined up behind its key, handed out when there is room.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -68,6 +69,13 @@ impl Member {
                 self.wait(Instant::now() + left, item, false);
             }
             return;
+        }
+        // The id must be the same in each delivery, so it is written down before anybody sees it: as a copy that has it.
+        // One with a key keeps its place, as its order matters more.
+        if !read.named && !(self.spec.keyed && item.message.key.is_some()) {
+            let published_at = item.facts.published_at.or_else(|| Some(Timestamp::now()));
+            let facts = Facts { attempt: item.attempt, published_at, ..item.facts.clone() };
+            return self.copy(item, facts, Duration::ZERO, None);
         }
         self.line_up(item);
     }

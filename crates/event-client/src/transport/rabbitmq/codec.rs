@@ -7,19 +7,25 @@
 //! | property `timestamp` | seconds of the publication |
 //! | property `delivery_mode` | 2, persistent |
 //! | header `bus-published` | milliseconds of the publication, a number |
+//! | header `cloudEvents_NAME` | an attribute of an event in binary mode, not percent-encoded |
 //! | others | as in [`wire`]: the key, the expiry, free headers |
+//!
+//! The prefix is that of the CloudEvents binding for AMQP; `cloudEvents:` and `ce-`, which others write, are read as well.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use smol_str::SmolStr;
+use smol_str::{SmolStr, format_smolstr};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
 use crate::transport::wire;
 
+/// In front of an attribute's name, elsewhere and here.
+const CE: &str = "ce-";
+const CLOUD_EVENTS: &str = "cloudEvents_";
 /// What a short string holds.
 const SHORT: usize = 255;
 /// Names of a frame's headers in their order.
@@ -83,6 +89,8 @@ pub(super) fn copy(message: &Message, facts: &Facts, mut table: FieldTable) -> R
 
 fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
     let mut properties = BasicProperties::default().with_delivery_mode(2);
+    let binary = wire::is_binary(message);
+    let named = message.headers.get(wire::ID).is_some();
     let mut bytes = 0;
     wire::write(message, |name, value| {
         bytes += name.len() + value.len() + 8;
@@ -91,18 +99,22 @@ fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
                 properties = std::mem::take(&mut properties).with_content_type(value.into());
             }
             // Unescaped, as AMQP takes any UTF-8 here.
-            wire::ID if message.headers.get(wire::ID).is_none() => {}
-            _ => drop(table.insert(name.into(), text(value))),
+            wire::ID if !named => {}
+            _ => match name.strip_prefix(CE) {
+                Some(attribute) if binary => {
+                    let name = format_smolstr!("{CLOUD_EVENTS}{attribute}");
+                    table.insert(name.as_str().into(), text(&wire::foreign(value)));
+                }
+                _ => drop(table.insert(free_name(name), text(value))),
+            },
         }
     });
-    if message.headers.get(wire::ID).is_none() {
-        let id = id_text(&message.id);
-        bytes += id.len();
-        if id.len() <= SHORT {
-            properties = properties.with_message_id(id.as_str().into());
-        } else {
-            table.insert(wire::ID.into(), text(&wire::escape(&id).to_string()));
-        }
+    let id = id_text(&message.id);
+    bytes += id.len();
+    if id.len() <= SHORT {
+        properties = properties.with_message_id(id.as_str().into());
+    } else if !named {
+        table.insert(wire::ID.into(), text(&wire::escape(&id).to_string()));
     }
     if bytes > HEADERS {
         return Err(Error::new(
@@ -131,7 +143,7 @@ pub(super) fn write_frame(
     for (name, value) in headers.iter() {
         order.push_str(if order.is_empty() { "" } else { "," });
         order.push_str(name);
-        table.insert(name.into(), text(value));
+        table.insert(free_name(name), text(value));
     }
     if headers.len() > 1 {
         table.insert(ORDER.into(), text(&order));
@@ -151,11 +163,11 @@ pub(super) fn read_frame(properties: &BasicProperties) -> (SmolStr, Headers) {
     let fields = Fields(properties.headers().as_ref());
     let mut headers = Headers::new();
     for (name, value) in fields.iter() {
-        if !wire::is_reserved(name.as_str())
-            && !is_brokers(name.as_str())
+        let held = name.as_str().strip_prefix(wire::HELD);
+        if (held.is_some() || !wire::is_reserved(name.as_str()) && !is_brokers(name.as_str()))
             && let Some(value) = plain(value)
         {
-            headers.restore(name.as_str().into(), value);
+            headers.restore(held.unwrap_or(name.as_str()).into(), value);
         }
     }
     if let Some(order) = fields.text(ORDER) {
@@ -175,9 +187,12 @@ pub(super) struct Incoming {
     pub(super) facts: Facts,
     /// How often the broker has given it to a consumer that did not settle it.
     pub(super) returns: u32,
+    /// It came with an id.
+    pub(super) named: bool,
 }
 
-/// Reads a delivery. A foreign message without an id gets a fresh one: equal bytes need not be the same event.
+/// Reads a delivery. A foreign message without an id gets a fresh one: equal bytes need not be the same event, and the
+/// broker tells nothing of a message by which it could be known again.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidName`] when the routing key is no subject.
@@ -187,17 +202,25 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
     let subject = Subject::new(subject.as_deref().unwrap_or(routing_key))?;
     let mut reader = wire::Reader::default();
     for (name, value) in headers.iter() {
-        if !is_brokers(name.as_str())
+        let name = name.as_str();
+        if let Some((attribute, value)) = attribute(name, value) {
+            reader.header(&format_smolstr!("{CE}{attribute}"), &value);
+        } else if !is_brokers(name)
             && let Some(value) = plain(value)
         {
-            reader.header(name.as_str(), &value);
+            reader.header(name, &value);
         }
     }
     if let Some(content_type) = properties.content_type() {
         reader.header(wire::CONTENT_TYPE, content_type.as_str());
     }
-    let given = properties.message_id().as_ref().map(|id| MessageId::from(id.as_str()));
-    let message = reader.finish(subject, payload, || given.unwrap_or_else(MessageId::now));
+    let given = properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty());
+    let given = given.map(MessageId::from);
+    let mut named = true;
+    let message = reader.finish(subject, payload, || {
+        named = given.is_some();
+        given.unwrap_or_else(MessageId::now)
+    });
     let facts = Facts {
         attempt: headers.number(wire::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
         published_at: headers.time(wire::PUBLISHED).or_else(|| {
@@ -209,10 +232,37 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
         due: headers.time(wire::DELIVER_AT),
     };
     let returns = headers.number("x-delivery-count").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-    Ok(Incoming { message, facts, returns })
+    Ok(Incoming { message, facts, returns, named })
 }
 
-/// Headers that a broker adds.
+/// The attribute that a header is under a prefix of the AMQP binding, its value percent-encoded as headers elsewhere.
+fn attribute<'a>(name: &'a str, value: &AMQPValue) -> Option<(&'a str, SmolStr)> {
+    let name = name.strip_prefix(CLOUD_EVENTS).or_else(|| name.strip_prefix("cloudEvents:"))?;
+    let value = attribute_text(name, value)?;
+    Some((name, format_smolstr!("{}", wire::escape(&value))))
+}
+
+/// An attribute's value as text. Times may be AMQP timestamps, in seconds, or numbers, in milliseconds.
+fn attribute_text(name: &str, value: &AMQPValue) -> Option<SmolStr> {
+    let at = match value {
+        AMQPValue::Timestamp(seconds) => Timestamp::from_second(i64::try_from(*seconds).ok()?).ok()?,
+        AMQPValue::LongLongInt(ms) if matches!(name, "time" | "expirytime") => {
+            Timestamp::from_millisecond(*ms).ok()?
+        }
+        _ => return plain(value),
+    };
+    Some(format_smolstr!("{at}"))
+}
+
+/// The name under which a free header travels: one of the broker's own is held apart.
+fn free_name(name: &str) -> ShortString {
+    match is_brokers(name) {
+        true => format_smolstr!("{}{name}", wire::HELD).as_str().into(),
+        false => name.into(),
+    }
+}
+
+/// Headers that a broker adds, or that the library reads as the broker's.
 fn is_brokers(name: &str) -> bool {
     name.starts_with("x-death")
         || name.starts_with("x-first-death")

@@ -121,7 +121,11 @@ pub(super) fn args<A: ToRedisArgs>(command: &mut Cmd, all: impl IntoIterator<Ite
 pub(super) fn write(message: &Message, command: &mut Cmd) {
     command.arg(wire::SUBJECT).arg(message.subject.as_str());
     wire::write(message, |name, value| {
-        command.arg(name).arg(value);
+        match name {
+            DATA => command.arg(format_smolstr!("{}{DATA}", wire::HELD).as_str()),
+            name => command.arg(name),
+        };
+        command.arg(value);
     });
     command.arg(DATA).arg(&message.payload[..]);
 }

@@ -6,6 +6,8 @@ use event_client::message::Position;
 use futures_util::StreamExt;
 
 use super::{group, letters, message, open, plain, shared, write};
+use crate::broker::{plain_service, same_event};
+use crate::events::placed;
 
 #[tokio::test]
 async fn a_plain_client_reads_an_event() {
@@ -119,4 +121,20 @@ async fn a_foreign_status_is_a_message_like_any_other() {
         }
         subscription.stop();
     }
+}
+
+/// A body alone reaches a handler that takes plain data, as the same event each time.
+#[tokio::test]
+async fn a_handler_takes_what_a_plain_client_writes() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    let (running, mut taken) = plain_service(&bus).await;
+    let client = plain(&url).await;
+    for n in 1..=2 {
+        let subject = format!("{namespace}.evt.orders.placed.v1");
+        client.publish(subject, r#"{"order_id":1,"cents":100}"#.into()).await.expect("sent");
+        let (_, meta, order) = same_event(&mut taken, if n == 1 { 3 } else { 1 }).await;
+        assert_eq!((meta.id.to_string(), order), (format!("EVT_{namespace}_orders/{n}"), placed(1)));
+    }
+    running.drain().await.expect("drained");
 }

@@ -1,6 +1,7 @@
 //! Outbox and inbox on real SQLite files: commit and rollback, order, several relays, and a killed one.
 
 mod crash;
+mod identity;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

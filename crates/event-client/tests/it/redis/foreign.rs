@@ -10,6 +10,8 @@ use event_client::transport::{DeadLetterFilter, Frame, Serve};
 use futures_util::StreamExt;
 
 use super::{group, message, open, plain, shared};
+use crate::broker::{plain_service, same_event};
+use crate::events::placed;
 
 /// Fields of an entry as a plain client sees them.
 type Fields = HashMap<String, Vec<u8>>;
@@ -184,4 +186,22 @@ async fn a_plain_client_calls_a_service() {
     assert!(head.lines().any(|line| line == "bus-request: 1"), "{head}");
     assert!(head.lines().any(|line| line == "bus-frame: last"), "{head}");
     serving.await.expect("served");
+}
+
+/// An entry with a body alone reaches a handler that takes plain data, as the same event each time.
+#[tokio::test]
+async fn a_handler_takes_what_a_plain_client_writes() {
+    let (url, namespace) = shared().await;
+    let bus = open(&url).await.expect("opened");
+    let (running, mut taken) = plain_service(&bus).await;
+    let mut client = plain(&url).await;
+    let mut add = redis::cmd("XADD");
+    add.arg(format!("{namespace}:{{orders}}")).arg("*").arg("bus-subject").arg("orders.placed.v1");
+    add.arg("data").arg(r#"{"order_id":1,"cents":100}"#);
+    let id: String = add.query_async(&mut client).await.expect("written");
+    let (_, meta, order) = same_event(&mut taken, 3).await;
+    assert_eq!((meta.id.to_string(), order), (format!("orders/{id}"), placed(1)));
+    let next: String = add.query_async(&mut client).await.expect("written");
+    assert_eq!(same_event(&mut taken, 1).await.1.id.to_string(), format!("orders/{next}"));
+    running.drain().await.expect("drained");
 }

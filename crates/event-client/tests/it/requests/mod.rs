@@ -227,6 +227,7 @@ async fn a_call_made_while_handling_inherits_what_is_left_and_the_flow() {
         correlation: "the-flow".into(),
         causation: "the-cause".into(),
         trace: event_client::context::TraceParent::root(),
+        tracestate: None,
     };
     let call = bus.request(Checkout {}).within(Duration::from_secs(1)).context(flow);
     let (left, correlation) = call.await.unwrap();

@@ -1,0 +1,70 @@
+//! In which form an event travels, told by content type, headers and body.
+
+use memchr::memmem;
+
+use super::{STRUCTURED_JSON, STRUCTURED_MSGPACK};
+use crate::codec::essence;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
+
+const CLOUD_EVENTS: &str = "application/cloudevents";
+
+/// Whether a content type says that the body is a whole event.
+pub(crate) fn is_structured(content_type: &str) -> bool {
+    let start = essence(content_type).get(..CLOUD_EVENTS.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(CLOUD_EVENTS))
+}
+
+/// How a message carries its event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Json,
+    MsgPack,
+    Binary,
+    /// It says nothing of an event.
+    Plain,
+}
+
+impl Form {
+    /// Tells the form of a message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Decode`] for a structured event in a format that this library does not read.
+    pub(super) fn of(message: &Message) -> Result<Self> {
+        let content_type = message.content_type.as_str();
+        // Nearly every message is one of these, spelled like this.
+        match content_type {
+            STRUCTURED_JSON => return Ok(Self::Json),
+            STRUCTURED_MSGPACK => return Ok(Self::MsgPack),
+            _ => {}
+        }
+        let binary = message.headers.iter().any(|(name, _)| name.starts_with("ce-"));
+        let essence = essence(content_type);
+        if is_structured(content_type) {
+            return match essence[CLOUD_EVENTS.len()..].to_ascii_lowercase().as_str() {
+                "" | "+json" => Ok(Self::Json),
+                "+msgpack" | "+x-msgpack" | "+vnd.msgpack" => Ok(Self::MsgPack),
+                _ if binary => Ok(Self::Binary),
+                _ => Err(Error::new(
+                    ErrorKind::Decode,
+                    "a structured event is read in JSON and MessagePack, one event in a message",
+                )
+                .during("decode envelope")
+                .with("content-type", &content_type[..content_type.floor_char_boundary(80)])),
+            };
+        }
+        Ok(match message.payload.first() {
+            _ if binary => Self::Binary,
+            // A message without headers can only be structured; whether it is, its body says.
+            Some(first) if content_type.is_empty() => {
+                let says_so = || memmem::find(&message.payload, b"specversion").is_some();
+                match first {
+                    b'{' | b' ' | b'\t' | b'\r' | b'\n' if says_so() => Self::Json,
+                    0x80..=0x8f | 0xde | 0xdf if says_so() => Self::MsgPack,
+                    _ => Self::Plain,
+                }
+            }
+            _ => Self::Plain,
+        })
+    }
+}
