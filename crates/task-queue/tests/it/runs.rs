@@ -151,12 +151,12 @@ async fn a_time_limit_stops_what_was_handed_to_other_threads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_longer_than_its_lease_runs_once() {
-    let bench = Bench::with(|options| options.lease = Duration::from_secs(1)).await;
+    let bench = Bench::with(|options| options.lease = Duration::from_secs(2)).await;
     let gate = Arc::new(Notify::new());
     let worker =
         bench.work(|worker| worker.register(long).register(blocking).with_state(gate.clone()).concurrency(2));
     let waiting = long.delay().on(&bench.client).await.unwrap();
-    let busy = blocking.delay(2_500).on(&bench.client).await.unwrap();
+    let busy = blocking.delay(4_500).on(&bench.client).await.unwrap();
     assert_eq!(busy.get(SOON).await.unwrap(), 2);
     gate.notify_one();
     assert_eq!(waiting.get(SOON).await.unwrap(), 1);

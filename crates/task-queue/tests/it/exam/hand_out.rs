@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use jiff::Timestamp;
 use task_queue::store::{Claim, NewTask, State};
 
-use super::{Store, again, claim, claim_one, end, kinds, settle, succeeded, task, tend_until, worker};
+use super::{Store, claim, claim_one, kinds, task, tend_until, worker};
 
 pub(crate) async fn priority_then_due_then_age(store: Store) {
     let past = |ms: i64| Some(Timestamp::from_millisecond(Timestamp::now().as_millisecond() - ms).unwrap());
@@ -138,34 +138,6 @@ pub(crate) async fn many_kinds_in_many_queues(store: Store) {
     let mut wanted: Vec<_> = tasks.iter().map(|task| task.priority).collect();
     wanted.sort_unstable_by_key(|priority| -priority);
     assert_eq!(got, wanted, "the best first, whatever their kind and queue");
-}
-
-pub(crate) async fn what_has_started_does_not_expire(store: Store) {
-    let soon = Timestamp::now() + Duration::from_secs(3);
-    let make = || NewTask { expires: Some(soon), ..task("a") };
-    let (failing, orphan) = (make(), make());
-    store.enqueue(vec![failing.clone()]).await.unwrap();
-    let w = worker(&store).await;
-    let lease = claim_one(&store, w).await;
-    store.enqueue(vec![orphan.clone()]).await.unwrap();
-    let dying = worker(&store).await;
-    assert_eq!(claim_one(&store, dying).await.id, orphan.id);
-    assert_eq!(settle(&store, vec![end(&lease, w, again())]).await, [true]);
-    while Timestamp::now() <= soon {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    tend_until(&store, orphan.id, State::Queued).await;
-    let retried = store.get(failing.id).await.unwrap().unwrap();
-    assert!(!retried.state.is_final(), "{}", retried.state);
-    assert_eq!(retried.error.as_deref(), Some("went wrong"));
-    let w = worker(&store).await;
-    for _ in 0..2 {
-        let lease = claim_one(&store, w).await;
-        assert_eq!(settle(&store, vec![end(&lease, w, succeeded())]).await, [true]);
-    }
-    for id in [failing.id, orphan.id] {
-        assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Succeeded);
-    }
 }
 
 pub(crate) async fn paused_queue_hands_out_nothing(store: Store) {

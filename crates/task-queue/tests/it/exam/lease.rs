@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use task_queue::{
     ErrorKind,
-    store::{Claim, Held, NewTask, Outcome, Renewal, State},
+    store::{Claim, Held, NewTask, Outcome, Renewal, State, Verdict},
 };
 use uuid::Uuid;
 
@@ -84,4 +85,35 @@ pub(crate) async fn retired_worker_hands_back_at_no_cost(store: Store) {
     assert_eq!((record.state, record.errors, record.crashes), (State::Queued, 0, 0));
     assert!(record.attempts.is_empty());
     assert_eq!(store.retire(w).await.unwrap(), 0);
+}
+
+pub(crate) async fn what_has_started_does_not_expire(store: Store) {
+    let soon = Timestamp::now() + Duration::from_secs(3);
+    let make = || NewTask { expires: Some(soon), ..task("a") };
+    let (failing, orphan) = (make(), make());
+    store.enqueue(vec![failing.clone()]).await.unwrap();
+    let w = worker(&store).await;
+    let lease = claim_one(&store, w).await;
+    assert_eq!(
+        settle(&store, vec![end(&lease, w, Verdict::Again { due: soon, counts: true })]).await,
+        [true]
+    );
+    store.enqueue(vec![orphan.clone()]).await.unwrap();
+    let dying = worker(&store).await;
+    assert_eq!(claim_one(&store, dying).await.id, orphan.id);
+    while Timestamp::now() <= soon {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tend_until(&store, orphan.id, State::Queued).await;
+    let retried = store.get(failing.id).await.unwrap().unwrap();
+    assert!(!retried.state.is_final(), "{}", retried.state);
+    assert_eq!(retried.error.as_deref(), Some("went wrong"));
+    let w = worker(&store).await;
+    for _ in 0..2 {
+        let lease = claim_one(&store, w).await;
+        assert_eq!(settle(&store, vec![end(&lease, w, succeeded())]).await, [true]);
+    }
+    for id in [failing.id, orphan.id] {
+        assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Succeeded);
+    }
 }
