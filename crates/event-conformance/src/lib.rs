@@ -30,6 +30,7 @@ mod dead_letter;
 mod dedup;
 mod delay;
 mod drain;
+mod events;
 mod expiry;
 mod fan_out;
 mod faults;
@@ -37,6 +38,7 @@ mod headers;
 mod lease;
 mod limits;
 mod ordering;
+mod plain;
 mod provision;
 mod publish;
 mod redelivery;
@@ -69,6 +71,8 @@ pub fn cases() -> Vec<Case> {
         dead_letter::cases(),
         wildcard::cases(),
         headers::cases(),
+        events::cases(),
+        plain::cases(),
         limits::cases(),
         broadcast::cases(),
         requests::cases(),
