@@ -100,9 +100,10 @@ async fn tasks_run_on_the_worker_that_is_up_and_logs_are_found_from_the_command_
     let said = cli.run(&["--json", "task", "call", "shop.restock", "-a", "[7]"]).await;
     assert!(said.ok && said.err.contains("no worker has registered `shop.restock`"), "{said:?}");
     let stranger: Value = serde_json::from_str(said.out.trim()).unwrap();
-    let echoed = cli.json(&["task", "call", "backbone.echo", "-a", r#"["hello"]"#]).await;
-    let echoed = cli.json(&["task", "result", echoed[0]["id"].as_str().unwrap(), "--timeout", "30s"]).await;
-    assert_eq!(echoed[0]["result"], "hello");
+    let echoed = cli.json(&["task", "call", "backbone.echo", "-a", "[18446744073709551616]"]).await;
+    let echoed = echoed[0]["id"].as_str().unwrap();
+    let echoed = cli.run(&["task", "result", echoed, "--timeout", "30s"]).await;
+    assert_eq!(echoed.out.trim(), "18446744073709551616", "more digits than a machine word holds");
     let left = cli.json(&["task", "inspect", "query-task", stranger["id"].as_str().unwrap()]).await;
     assert_eq!((&left[0]["state"], &left[0]["fence"]), (&json!("queued"), &json!(0)));
     let said = cli.run(&["doctor", "--json"]).await;

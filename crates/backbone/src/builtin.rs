@@ -7,6 +7,7 @@ use event_client::context::Context;
 use event_client::envelope::{Meta, Mode, write};
 use event_client::message::{Message, MessageId};
 use event_client::subject::Subject;
+use serde_json::value::RawValue;
 use task_queue::{State, TaskContext, TaskError, Worker, task};
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ async fn publish_event(
     State(bus): State<Bus>,
     context: TaskContext,
     subject: String,
-    data: serde_json::Value,
+    data: Box<RawValue>,
 ) -> Result<String, TaskError> {
     let subject = Subject::new(&subject).map_err(TaskError::permanent)?;
     let id = MessageId::Uuid(Uuid::new_v5(&context.id(), b"publish_event"));
@@ -37,6 +38,6 @@ async fn publish_event(
 
 /// Answers what it was given: to see that a worker works.
 #[task(name = "backbone.echo", queue = "backbone")]
-async fn echo(value: serde_json::Value) -> Result<serde_json::Value, TaskError> {
+async fn echo(value: Box<RawValue>) -> Result<Box<RawValue>, TaskError> {
     Ok(value)
 }
