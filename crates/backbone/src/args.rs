@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use event_client::message::Position;
 use event_client::transport::Start;
 use jiff::{SignedDuration, Timestamp};
+use service_kit::config::Url;
 
 /// Events, tasks and logs in one backbone.
 #[derive(Debug, Parser)]
@@ -35,7 +36,7 @@ Examples:
 pub(crate) struct Global {
     /// Where the bus is: `sqlite:PATH` or `memory:`; default `sqlite:backbone-data/bus.db`
     #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
-    pub(crate) url: Option<String>,
+    pub(crate) url: Option<Url>,
     /// One JSON object per line instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -44,7 +45,7 @@ pub(crate) struct Global {
 impl Global {
     /// The bus to talk to.
     pub(crate) fn bus_url(&self) -> &str {
-        self.url.as_deref().unwrap_or(event_client::Bus::DEFAULT_URL)
+        self.url.as_ref().map_or(event_client::Bus::DEFAULT_URL, Url::expose)
     }
 }
 
@@ -91,9 +92,24 @@ pub(crate) struct Up {
     /// Where everything is kept
     #[arg(long, env = "BACKBONE_DATA_DIR", default_value = "backbone-data")]
     pub(crate) data_dir: PathBuf,
-    /// Address to listen on; anything but loopback is reachable by others, without a login
+    /// Address to listen on; anything but loopback needs --allow-unauthenticated
     #[arg(long, env = "LOGTHON_HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
+    /// Listen on more than loopback although there is no login: whoever reaches the port reads, writes and deletes
+    #[arg(long, visible_alias = "without-login", env = "LOGTHON_ALLOW_UNAUTHENTICATED",
+          value_parser = clap::builder::FalseyValueParser::new())]
+    pub(crate) allow_unauthenticated: bool,
+    /// Names by which clients address this server, beside localhost and addresses: `backbone,logs.example`; `*` is any
+    #[arg(long = "allowed-host", env = "LOGTHON_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Origins of pages that may send changes and open WebSockets: `https://ops.example:8443`
+    #[arg(
+        long = "allowed-origin",
+        env = "LOGTHON_ALLOWED_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub(crate) allowed_origins: Vec<String>,
     /// Port of Logthon's API and the log viewer; 0 takes a free one
     #[arg(long, env = "LOGTHON_PORT", default_value_t = 5000)]
     pub(crate) port: u16,
@@ -309,8 +325,8 @@ pub(crate) struct LogFilter {
     #[arg(long)]
     pub(crate) limit: Option<u32>,
     /// The aggregator
-    #[arg(long, env = "BACKBONE_LOGS_URL", default_value = "http://127.0.0.1:5000")]
-    pub(crate) server: String,
+    #[arg(long, env = "BACKBONE_LOGS_URL", hide_env_values = true, default_value = "http://127.0.0.1:5000")]
+    pub(crate) server: Url,
 }
 
 #[derive(Debug, Subcommand)]

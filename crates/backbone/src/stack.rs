@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use event_client::Bus;
 use event_client::bus::Settings;
 use event_client::log::{ShippingStats, shipping};
 use event_client::transport::GroupStatus;
 use log_aggregator::Aggregator;
+use service_kit::config::Url;
 use service_kit::health::Health;
 use service_kit::shutdown::{Parts, Report, Shutdown};
 use service_kit::{http, telemetry};
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     /// Where to listen.
     pub(crate) http: http::Settings,
     /// The bus; a file in the data directory unless told.
-    pub(crate) url: Option<String>,
+    pub(crate) url: Option<Url>,
     /// What of its own log this process prints.
     pub(crate) log: telemetry::Settings,
     /// How long draining may take.
@@ -69,16 +70,16 @@ impl Stack {
         let listener = http::bind(&options.http).await?;
         let address = listener.local_addr()?;
         let url = match &options.url {
-            Some(url) => url.clone(),
-            None => format!("sqlite:{}", dir.join("bus.db").display()),
+            Some(url) => url.expose().to_owned(),
+            None => bus_in(dir)?,
         };
         let settings = Settings { source: "/backbone".into(), ..Settings::default() };
         let bus = Bus::from_env_with(Some(&url), settings).await?;
 
         let tasks =
-            task_queue::store::open(&task_queue::store::url_beside_bus(&tasks_base(&url, dir))?).await?;
+            task_queue::store::open(&task_queue::store::url_beside_bus(&tasks_base(&url, dir)?)?).await?;
         TaskClient::new(tasks.clone()).install();
-        let config = log_aggregator::Config::from_vars(dir.join("logs"), std::env::vars())?;
+        let config = log_aggregator::Config::from_env(dir.join("logs"))?;
         let aggregator = Arc::new(Aggregator::open(config).await?);
 
         let health = Health::new("backbone", env!("CARGO_PKG_VERSION")).metrics(metrics).watch(&shutdown);
@@ -117,8 +118,8 @@ impl Stack {
         parts.add("worker", |stop| running.run_until(async move { stop.requested().await }));
         let beat = schedules.into_iter().fold(Beat::new(tasks.clone()), Beat::schedule);
         parts.add("beat", |stop| beat.run_until(async move { stop.requested().await }));
-        let router = aggregator.router().merge(health.probes());
-        parts.add("http", |stop| http::serve(listener, router, stop));
+        let (serving, probes) = (aggregator.clone(), health.probes());
+        parts.add("http", |stop| async move { serving.serve(listener, probes, stop).await });
         Ok(Self { bus, tasks, aggregator, shipped, stored_before, address, parts })
     }
 
@@ -146,11 +147,61 @@ async fn stored(
     Ok(aggregator.counts().await?)
 }
 
+/// The URL of the bus in the data directory, refused when the directory's name would mean something else there.
+fn bus_in(dir: &Path) -> anyhow::Result<String> {
+    // Without doubled slashes: two at the beginning are the authority of a URL.
+    let path: PathBuf = dir.join("bus.db").components().collect();
+    let escape = |text: &str| {
+        let bytes = text.as_bytes();
+        bytes.windows(3).any(|three| three[0] == b'%' && three[1..].iter().all(u8::is_ascii_hexdigit))
+    };
+    match path.to_str() {
+        Some(text) if !text.contains(['?', '#']) && !text.contains(char::is_control) && !escape(text) => {
+            Ok(format!("sqlite:{text}"))
+        }
+        _ => bail!(
+            "the data directory {dir:?} cannot be part of a bus URL: choose a name in UTF-8 without `?`, `#`, `%` \
+             before two digits, and control characters"
+        ),
+    }
+}
+
 /// The URL beside which the tasks are kept: the bus's own file, or the data directory when the bus has none.
-fn tasks_base(url: &str, dir: &std::path::Path) -> String {
-    if url.starts_with("sqlite:") {
-        url.to_owned()
-    } else {
-        format!("sqlite:{}", dir.join("bus.db").display())
+fn tasks_base(url: &str, dir: &Path) -> anyhow::Result<String> {
+    if url.starts_with("sqlite:") { Ok(url.to_owned()) } else { bus_in(dir) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_is_the_folder_that_it_names() {
+        for (dir, url) in [
+            ("backbone-data", "sqlite:backbone-data/bus.db"),
+            ("/var/lib/a b", "sqlite:/var/lib/a b/bus.db"),
+            ("//tmp/x", "sqlite:/tmp/x/bus.db"),
+            ("100%", "sqlite:100%/bus.db"),
+        ] {
+            assert_eq!(bus_in(Path::new(dir)).expect(dir), url);
+        }
+        for dir in ["a?b", "a?synchronous=off", "a%20b", "a\nb", "a#b"] {
+            let error = bus_in(Path::new(dir)).expect_err(dir).to_string();
+            assert!(error.contains(&format!("{dir:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn options_show_no_password() {
+        let options = Options {
+            data_dir: "data".into(),
+            http: http::Settings::default(),
+            url: Some(Url::new("nats://app:hunter2@host:4222")),
+            log: telemetry::Settings::default(),
+            drain: Duration::ZERO,
+            leftovers: Duration::ZERO,
+        };
+        let shown = format!("{options:?}");
+        assert!(shown.contains("app:***@host") && !shown.contains("hunter2"), "{shown}");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use event_client::Bus;
 use event_client::log::LogRecord;
+use service_kit::shutdown::Stop;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinHandle;
 
@@ -14,7 +15,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::{self, App};
 use crate::ingest::{Consumer, Ingest};
 use crate::live::Live;
-use crate::store::{Group, LogStore, Query, SqliteOptions, SqliteStore, Stored};
+use crate::store::{Group, LogStore, Page, Query, SqliteOptions, SqliteStore};
+
+/// How long viewers may take to leave.
+const LEAVING: Duration = Duration::from_secs(2);
+/// More viewers than this nobody means.
+const MOST_VIEWERS: usize = 100_000;
 
 /// Takes, keeps and shows log records.
 #[derive(Debug)]
@@ -43,13 +49,14 @@ impl Aggregator {
     ///
     /// # Errors
     /// When the HTTP client for `/files` cannot be made.
-    pub async fn on(config: Config, store: Arc<dyn LogStore>) -> Result<Self> {
+    pub async fn on(mut config: Config, store: Arc<dyn LogStore>) -> Result<Self> {
         let live = Arc::new(Live::new());
         let (ingest, writer) = Ingest::start(Arc::clone(&store), Arc::clone(&live));
         let files = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| Error::because(ErrorKind::Config, "cannot make the client for /files", e))?;
+        config.max_viewers = config.max_viewers.min(MOST_VIEWERS);
         let viewers = Arc::new(Semaphore::new(config.max_viewers));
         let app = App { config, store: Arc::clone(&store), ingest, live, viewers, files };
         let this =
@@ -67,9 +74,36 @@ impl Aggregator {
     }
 
     /// Every route, to be merged at the root of a server: Logthon's API in all its spellings, `/api/v1/query`,
-    /// `/api/v1/tail`, and the page.
+    /// `/api/v1/tail`, and the page. Who may ask is for the server to judge, as [`serve`](Self::serve) does.
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
+    }
+
+    /// Serves every route, and those of `beside`, by the rules of [`service_kit::http`] until `stop` is requested;
+    /// then viewers are sent home and open requests finished.
+    ///
+    /// # Errors
+    /// When the server fails by itself.
+    pub async fn serve(
+        &self,
+        listener: service_kit::http::Listener,
+        beside: Router,
+        stop: Stop,
+    ) -> std::result::Result<(), service_kit::Error> {
+        let parting = async {
+            stop.requested().await;
+            self.dismiss_viewers().await;
+        };
+        let serving = service_kit::http::serve(listener, self.router().merge(beside), stop.clone());
+        tokio::join!(serving, parting).0
+    }
+
+    /// Ends every WebSocket, with code 1001, and every tail, and returns when they have left or 2 s are over.
+    async fn dismiss_viewers(&self) {
+        self.app.live.close();
+        let all = u32::try_from(self.app.config.max_viewers).unwrap_or(u32::MAX);
+        // Whoever has not left by then is cut with its connection.
+        drop(tokio::time::timeout(LEAVING, self.app.viewers.acquire_many(all)).await);
     }
 
     /// Takes the log batches that services ship over the bus, as a member of the durable group `log-aggregator` on
@@ -96,11 +130,11 @@ impl Aggregator {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn query(&self, query: Query) -> Result<Vec<Stored>> {
+    pub async fn query(&self, query: Query) -> Result<Page> {
         self.store.select(query).await
     }
 
-    /// How many records of each service are kept.
+    /// How many records of each service are kept; see [`LogStore::counts`].
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -122,7 +156,7 @@ impl Aggregator {
     /// # Errors
     /// When what was taken could not be stored within `bound`; its senders were not told that it was.
     pub async fn drain(&self, bound: Duration) -> Result<()> {
-        self.app.live.close();
+        self.dismiss_viewers().await;
         let Some(writer) = self.writer.lock().await.take() else { return Ok(()) };
         let ended = tokio::time::timeout(bound, async {
             for consumer in self.consumers.lock().await.drain(..) {

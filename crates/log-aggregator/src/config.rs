@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use service_kit::config::Url;
+use service_kit::http;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// Settings of an aggregator.
@@ -12,34 +15,36 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Config {
     /// Directory of the log store.
     pub dir: PathBuf,
-    /// Address to listen on, for the program that serves the router (`LOGTHON_HOST`). Default: loopback, where
-    /// Logthon's was every address: the API has no login.
-    pub host: String,
-    /// Port to listen on (`LOGTHON_PORT`). Default 5000.
-    pub port: u16,
-    /// Viewers at once, over WebSocket and server-sent events together (`LOGTHON_MAX_WS_CONNECTIONS`). Default 100.
+    /// Where to listen, and for whom, for the program that serves the router: address (`LOGTHON_HOST`), port
+    /// (`LOGTHON_PORT`), `LOGTHON_ALLOW_UNAUTHENTICATED`, and the lists `LOGTHON_ALLOWED_HOSTS` and
+    /// `LOGTHON_ALLOWED_ORIGINS`, separated by commas. Default: port 5000 on loopback, where Logthon's was every
+    /// address: the API has no login.
+    pub http: http::Settings,
+    /// Viewers at once, over WebSocket and server-sent events together (`LOGTHON_MAX_WS_CONNECTIONS`). Default 100;
+    /// 100 000 at most.
     pub max_viewers: usize,
+    /// How often a WebSocket viewer is asked whether it is there; one that has said nothing until the next time loses
+    /// its place. Default 20 s.
+    pub ping: Duration,
     /// Records that a WebSocket viewer gets first (`LOGTHON_INITIAL_LOGS`). Default 50.
     pub initial_logs: usize,
-    /// How long the page waits before it connects again (`LOGTHON_RECONNECT_DELAY`, milliseconds). Default 3 s.
+    /// How long the page waits before it connects again (`LOGTHON_RECONNECT_DELAY`, milliseconds). Default 3 s,
+    /// at most an hour.
     pub reconnect_delay: Duration,
     /// What `/storage/info` gives as `max_size`, by service (`LOGTHON_Custom_CLIENT_MAX_LOGS`,
     /// `LOGTHON_SERVICE_SINK_MAX_LOGS`, `LOGTHON_LOGTHON_MAX_LOGS`). Default 1000 for every service. Unlike
     /// Logthon's, this store drops nothing when that many are there.
     pub max_logs: BTreeMap<String, u64>,
     /// Base URL of the service behind `/files` (`FILE_STORAGE_URL`). Default: none, `/files` says so.
-    pub file_storage_url: Option<String>,
+    pub file_storage_url: Option<Url>,
     /// Longest body of a submission in bytes; a longer one answers 413. Default 1 MiB.
     pub max_body: usize,
     /// Longest time a sender may take over a body; then 408. Default 10 s.
     pub body_timeout: Duration,
     /// Bound of a day's file, see [`SqliteOptions::max_day_bytes`](crate::store::SqliteOptions::max_day_bytes).
     pub max_day_bytes: Option<u64>,
-    /// Origins, such as `https://ops.example:8443`, whose pages may watch over WebSocket and send changes, beside the
-    /// server's own (`LOGTHON_ALLOWED_ORIGINS`, separated by commas). Default: none. Needed where a proxy rewrites
-    /// `Host` and sends no `X-Forwarded-Host`. Pages of these origins still cannot read answers: no CORS header is sent.
-    pub allowed_origins: Vec<String>,
-    /// Whether the aggregator logs its own start as service `logthon`, as the original does. Default true.
+    /// Whether the aggregator logs its own start as service `logthon`, as the original does, and who cleared the logs.
+    /// Default true.
     pub announce: bool,
 }
 
@@ -48,9 +53,9 @@ impl Config {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            host: "127.0.0.1".into(),
-            port: 5000,
+            http: http::Settings::default(),
             max_viewers: 100,
+            ping: Duration::from_secs(20),
             initial_logs: 50,
             reconnect_delay: Duration::from_secs(3),
             max_logs: BTreeMap::new(),
@@ -58,9 +63,20 @@ impl Config {
             max_body: 1024 * 1024,
             body_timeout: Duration::from_secs(10),
             max_day_bytes: None,
-            allowed_origins: Vec::new(),
             announce: true,
         }
+    }
+
+    /// The defaults, changed by the variables of this process, see [`from_vars`](Self::from_vars).
+    ///
+    /// # Errors
+    /// As [`from_vars`](Self::from_vars).
+    pub fn from_env(dir: impl Into<PathBuf>) -> Result<Self> {
+        // A variable of somebody else that is not UTF-8 is none of ours.
+        let vars = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+        });
+        Self::from_vars(dir, vars)
     }
 
     /// The defaults, changed by Logthon's variables; other variables are left alone.
@@ -79,19 +95,23 @@ impl Config {
             let (name, value) = (name.as_ref(), value.as_ref().trim());
             let mut max_logs = |service: &str, count: u64| _ = config.max_logs.insert(service.into(), count);
             match name {
-                "LOGTHON_HOST" => config.host = value.into(),
-                "LOGTHON_PORT" => config.port = number(name, value)?,
+                "LOGTHON_HOST" => config.http.host = value.into(),
+                "LOGTHON_PORT" => config.http.port = number(name, value)?,
+                "LOGTHON_ALLOW_UNAUTHENTICATED" => config.http.allow_unauthenticated = yes(name, value)?,
+                "LOGTHON_ALLOWED_HOSTS" => config.http.allowed_hosts = list(value),
+                "LOGTHON_ALLOWED_ORIGINS" => config.http.allowed_origins = list(value),
                 "LOGTHON_MAX_WS_CONNECTIONS" => config.max_viewers = number(name, value)?,
                 "LOGTHON_INITIAL_LOGS" => config.initial_logs = number::<usize>(name, value)?.min(10_000),
                 "LOGTHON_RECONNECT_DELAY" => {
-                    config.reconnect_delay = Duration::from_millis(number(name, value)?);
+                    // A browser takes what is longer than 24 days as no time at all.
+                    config.reconnect_delay =
+                        Duration::from_millis(number::<u64>(name, value)?.min(3_600_000));
                 }
                 "LOGTHON_Custom_CLIENT_MAX_LOGS" => max_logs("custom-client", number(name, value)?),
                 "LOGTHON_SERVICE_SINK_MAX_LOGS" => max_logs("service-sink", number(name, value)?),
                 "LOGTHON_LOGTHON_MAX_LOGS" => max_logs("logthon", number(name, value)?),
-                "LOGTHON_ALLOWED_ORIGINS" => config.allowed_origins = origins(name, value)?,
                 "FILE_STORAGE_URL" => {
-                    config.file_storage_url = (!value.is_empty()).then(|| value.trim_end_matches('/').into());
+                    config.file_storage_url = (!value.is_empty()).then(|| Url::new(value));
                 }
                 _ => {}
             }
@@ -107,25 +127,19 @@ fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
     })
 }
 
-/// Origins as browsers write them: lower case, no usual port, no slash at the end.
-fn origins(name: &str, value: &str) -> Result<Vec<String>> {
-    let given = value.split(',').map(str::trim).filter(|text| !text.is_empty());
-    given
-        .map(|text| match reqwest::Url::parse(text) {
-            // What follows the host would never match anything: the writer meant something else.
-            Ok(url)
-                if url.origin().is_tuple()
-                    && url.as_str() == format!("{}/", url.origin().ascii_serialization()) =>
-            {
-                Ok(url.origin().ascii_serialization())
-            }
-            _ => {
-                let text =
-                    format!("{name} has to list origins such as https://ops.example:8443, found {text:?}");
-                Err(Error::new(ErrorKind::Config, text))
-            }
-        })
-        .collect()
+fn yes(name: &str, value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" | "" => Ok(false),
+        _ => {
+            let text = format!("{name} has to be true or false, found {value:?}");
+            Err(Error::new(ErrorKind::Config, text))
+        }
+    }
+}
+
+fn list(value: &str) -> Vec<String> {
+    value.split(',').map(str::trim).filter(|one| !one.is_empty()).map(String::from).collect()
 }
 
 #[cfg(test)]
@@ -138,25 +152,38 @@ mod tests {
             ("LOGTHON_PORT", "5001"),
             ("LOGTHON_MAX_WS_CONNECTIONS", "7"),
             ("LOGTHON_Custom_CLIENT_MAX_LOGS", "20"),
+            ("LOGTHON_ALLOWED_HOSTS", "backbone, logthon:5001,"),
+            ("LOGTHON_ALLOWED_ORIGINS", "https://ops.example"),
+            ("LOGTHON_ALLOW_UNAUTHENTICATED", "True"),
             ("FILE_STORAGE_URL", "http://files:9000/"),
-            ("HOME", "/root"),
+            ("HOME", "/nowhere"),
         ];
         let config = Config::from_vars("logs", vars).expect("sound values");
-        assert_eq!((config.port, config.max_viewers), (5001, 7));
+        let http = &config.http;
+        assert_eq!((http.port, http.host.as_str(), http.allow_unauthenticated), (5001, "127.0.0.1", true));
+        assert_eq!(http.allowed_hosts, ["backbone", "logthon:5001"]);
+        assert_eq!(http.allowed_origins, ["https://ops.example"]);
+        assert_eq!((config.max_viewers, config.initial_logs), (7, 50));
         assert_eq!(config.max_logs["custom-client"], 20);
-        assert_eq!(config.file_storage_url.as_deref(), Some("http://files:9000"));
-        assert_eq!((config.host.as_str(), config.initial_logs), ("127.0.0.1", 50));
+        assert_eq!(config.file_storage_url.as_ref().map(Url::expose), Some("http://files:9000/"));
     }
 
     #[test]
-    fn origins_are_read_as_browsers_write_them() {
-        let read = |text: &str| Config::from_vars("logs", [("LOGTHON_ALLOWED_ORIGINS", text)]);
-        let config = read("https://Ops.example:443/, http://a:8080,").expect("sound values");
-        assert_eq!(config.allowed_origins, ["https://ops.example", "http://a:8080"]);
-        for wrong in ["*", "null", "ops.example", "localhost:5000", "https://a/path", "https://a?x"] {
-            let error = read(wrong).expect_err(wrong);
-            assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
-        }
+    fn no_password_is_shown() {
+        let vars = [("FILE_STORAGE_URL", "http://app:hunter2@files:9000/?token=hunter3")];
+        let shown = format!("{:?}", Config::from_vars("logs", vars).expect("sound"));
+        assert!(shown.contains("app:***@files") && !shown.contains("hunter"), "{shown}");
+    }
+
+    #[test]
+    fn the_largest_numbers_are_refused_or_bounded() {
+        let read = |name: &'static str, value: &'static str| Config::from_vars("logs", [(name, value)]);
+        let most = "18446744073709551615";
+        let delay = read("LOGTHON_RECONNECT_DELAY", most).expect("bounded").reconnect_delay;
+        assert_eq!(delay, Duration::from_secs(3600));
+        assert_eq!(read("LOGTHON_INITIAL_LOGS", most).expect("bounded").initial_logs, 10_000);
+        read("LOGTHON_PORT", "-1").expect_err("no port");
+        read("LOGTHON_ALLOW_UNAUTHENTICATED", "maybe").expect_err("no answer");
     }
 
     #[test]

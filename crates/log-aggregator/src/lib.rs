@@ -4,10 +4,14 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! use log_aggregator::{Aggregator, Config};
 //!
-//! let config = Config::from_vars("data/logs", std::env::vars())?;
-//! let listener = tokio::net::TcpListener::bind((config.host.as_str(), config.port)).await?;
+//! use service_kit::{http, shutdown::{Parts, Shutdown}};
+//!
+//! let config = Config::from_env("data/logs")?;
+//! let listener = http::bind(&config.http).await?;
 //! let aggregator = Aggregator::open(config).await?;
-//! axum::serve(listener, aggregator.router()).await?;
+//! let mut parts = Parts::new(Shutdown::on_signals()?, Default::default());
+//! parts.add("http", |stop| async move { aggregator.serve(listener, axum::Router::new(), stop).await });
+//! parts.run().await;
 //! # Ok(()) }
 //! ```
 //!
@@ -37,10 +41,10 @@
 //!
 //! # Pages of other sites
 //!
-//! A deliberate difference from Logthon: a WebSocket handshake and whatever changes something (POST, DELETE) is
-//! answered with 403 when its `Origin` is not at the request's `Host` or `X-Forwarded-Host` nor in
-//! [`Config::allowed_origins`]. Logthon let any page that a browser of the machine shows watch, add and clear the
-//! logs. Clients that send no `Origin`, as programs do, notice nothing.
+//! A deliberate difference from Logthon, which let any page that a browser of the machine shows watch, add and clear
+//! the logs: [`Aggregator::serve`] answers by the rules of [`service_kit::http`]. Clients that address the server by
+//! `localhost`, by an address or by a name that the settings allow, and send no `Origin`, as programs do, notice
+//! nothing.
 
 mod aggregator;
 mod config;

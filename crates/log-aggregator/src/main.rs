@@ -3,19 +3,34 @@
 //! beside the bus and the tasks.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
+use clap::Parser;
 use event_client::Bus;
 use log_aggregator::{Aggregator, Config};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use service_kit::http;
+use service_kit::shutdown::{Parts, Shutdown};
+
+/// Takes, keeps and shows logs: Logthon's API and a page. Further settings are Logthon's variables, such as
+/// LOGTHON_HOST, LOGTHON_PORT, LOGTHON_ALLOWED_HOSTS and LOGTHON_ALLOWED_ORIGINS.
+#[derive(Debug, Parser)]
+#[command(name = "log-aggregator", version)]
+struct Arguments {
+    /// Where the logs are kept
+    #[arg(default_value = "logs")]
+    directory: PathBuf,
+    /// Listen on more than loopback although there is no login; as LOGTHON_ALLOW_UNAUTHENTICATED=true does
+    #[arg(long, visible_alias = "without-login")]
+    allow_unauthenticated: bool,
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(Arguments::parse()).await {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("log-aggregator: {error}");
             ExitCode::FAILURE
@@ -23,39 +38,37 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), String> {
+async fn run(arguments: Arguments) -> Result<ExitCode, String> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
-    let dir = std::env::args_os().nth(1).unwrap_or_else(|| "logs".into());
-    let config = Config::from_vars(dir, std::env::vars()).map_err(|e| e.chain())?;
-    let address = format!("{}:{}", config.host, config.port);
-    let listener =
-        TcpListener::bind(&address).await.map_err(|e| format!("cannot listen on {address}: {e}"))?;
+    let mut config = Config::from_env(arguments.directory).map_err(|e| e.chain())?;
+    config.http.allow_unauthenticated |= arguments.allow_unauthenticated;
+    let shutdown = Shutdown::on_signals().map_err(|e| chain(&e))?;
+    let listener = http::bind(&config.http).await.map_err(|e| e.to_string())?;
     let bound = listener.local_addr().map_err(|e| e.to_string())?;
-    // An answer is one small segment: it must not wait for more.
-    let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
-    let aggregator = Aggregator::open(config).await.map_err(|e| e.chain())?;
+    let aggregator = Arc::new(Aggregator::open(config).await.map_err(|e| e.chain())?);
+    let mut parts = Parts::new(shutdown, service_kit::shutdown::Settings::default());
     // Unlike other services this one runs well without a bus: no URL means none, not the default one.
-    let bus = match std::env::var_os("EVENT_BUS_URL") {
-        Some(_) => Some(Bus::from_env("log-aggregator").await.map_err(|e| chain(&e))?),
-        None => None,
-    };
-    if let Some(bus) = &bus {
-        aggregator.consume(bus).await.map_err(|e| e.chain())?;
+    if std::env::var_os("EVENT_BUS_URL").is_some() {
+        let bus = Bus::from_env("log-aggregator").await.map_err(|e| chain(&e))?;
+        aggregator.consume(&bus).await.map_err(|e| e.chain())?;
+        parts.add("bus", |stop| async move {
+            stop.requested().await;
+            bus.close().await
+        });
     }
+    let draining = Arc::clone(&aggregator);
+    parts.add("log aggregator", |stop| async move {
+        stop.requested().await;
+        draining.drain(Duration::from_secs(10)).await
+    });
+    parts.add("http", |stop| async move { aggregator.serve(listener, axum::Router::new(), stop).await });
     println!("listening on http://{bound}");
     std::io::stdout().flush().map_err(|e| e.to_string())?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
-    tokio::select! {
-        served = axum::serve(listener, aggregator.router()).into_future() => served.map_err(|e| e.to_string())?,
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let report = parts.run().await;
+    if !report.is_clean() {
+        eprintln!("log-aggregator: {report}");
     }
-    aggregator.drain(Duration::from_secs(10)).await.map_err(|e| e.chain())?;
-    match bus {
-        Some(bus) => bus.close().await.map_err(|e| chain(&e)),
-        None => Ok(()),
-    }
+    Ok(report.exit_code())
 }
 
 /// The error and all its causes on one line.

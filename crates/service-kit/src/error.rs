@@ -27,6 +27,8 @@ pub enum Kind {
     MissingKey,
     /// The address to listen on is taken by another process.
     AddressInUse,
+    /// The address to listen on is reachable from elsewhere, which was not asked for by name.
+    NotLoopback,
     /// The address to listen on cannot be had for another reason.
     Bind,
     /// The server of a listener stopped by itself.

@@ -35,7 +35,7 @@
 //! | [`config`] | defaults, then file, then environment, then flags; errors name the key and where it came from |
 //! | [`telemetry`] | log lines for people or machines, further layers, and metrics for Prometheus |
 //! | [`health`] | `/health`, `/health/detailed`, `/ready`, `/metrics` as a router to merge |
-//! | [`http`] | a listener with a clear error when it cannot be had, and a server that drains |
+//! | [`http`] | a listener with a clear error when it cannot be had, and a server that judges who asks, and drains |
 //! | [`shutdown`] | the signal, and parts that stop in order within a bound |
 
 pub mod config;

@@ -7,6 +7,9 @@ use super::interrupted;
 use crate::args::{LogFilter, Logs};
 use crate::output::{Output, plain};
 
+/// Records that one answer of the aggregator can have.
+const MOST: usize = 10_000;
+
 pub(crate) async fn run(command: Logs, output: Output) -> anyhow::Result<()> {
     match command {
         Logs::Query(filter) => query(filter, output).await,
@@ -15,9 +18,23 @@ pub(crate) async fn run(command: Logs, output: Output) -> anyhow::Result<()> {
 }
 
 async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
-    let limit = filter.limit.map(|limit| ("limit", limit.to_string()));
-    let answer: Value = ask(&filter, "query", limit).await?.json().await?;
-    let records = answer["records"].as_array().context("the aggregator's answer has no records")?;
+    let wanted = filter.limit.map_or(100, |limit| limit as usize);
+    let (mut records, mut cursor) = (Vec::new(), None);
+    // An answer is bounded in records and bytes, and says where the next one begins.
+    loop {
+        let limit = (wanted - records.len()).min(MOST);
+        let mut more = vec![("limit", limit.to_string())];
+        more.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let mut answer: Value = ask(&filter, "query", &more).await?.json().await?;
+        let Value::Array(page) = answer["records"].take() else {
+            bail!("the aggregator's answer has no records")
+        };
+        records.extend(page);
+        cursor = answer["next"].as_str().map(String::from);
+        if cursor.is_none() || records.len() >= wanted {
+            break;
+        }
+    }
     if records.is_empty() && !output.is_json() {
         return output.line("no such records");
     }
@@ -27,7 +44,7 @@ async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
 
 async fn tail(filter: LogFilter, output: Output) -> anyhow::Result<()> {
     let backlog = ("backlog", filter.limit.unwrap_or(10).to_string());
-    let mut answer = ask(&filter, "tail", Some(backlog)).await?;
+    let mut answer = ask(&filter, "tail", &[backlog]).await?;
     let mut buffer: Vec<u8> = Vec::new();
     let mut stop = std::pin::pin!(interrupted());
     loop {
@@ -61,13 +78,15 @@ fn frame(event: &str, output: Output) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(
-    filter: &LogFilter,
-    what: &str,
-    more: Option<(&str, String)>,
-) -> anyhow::Result<reqwest::Response> {
-    let mut url =
-        reqwest::Url::parse(&filter.server).with_context(|| format!("--server {}", filter.server))?;
+async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow::Result<reqwest::Response> {
+    let server = filter.server.expose();
+    // A URL's parser drops some control characters without a word: another address would be asked.
+    let mut url = reqwest::Url::parse(server)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && !server.contains(char::is_control))
+        .with_context(|| {
+            format!("--server has to be a URL such as http://127.0.0.1:5000, not {:?}", filter.server)
+        })?;
     url.set_path(&format!("{}/api/v1/{what}", url.path().trim_end_matches('/')));
     let since = filter.since.map(|moment| moment.0.to_string());
     {
@@ -87,11 +106,11 @@ async fn ask(
                 pairs.append_pair(name, value);
             }
         }
-        if let Some((name, value)) = &more {
+        for (name, value) in more {
             pairs.append_pair(name, value);
         }
     }
-    let answer = reqwest::get(url).await.with_context(|| {
+    let answer = reqwest::get(url).await.map_err(reqwest::Error::without_url).with_context(|| {
         format!(
             "no log aggregator at {}; start one with `backbone up`, or name it with --server",
             filter.server

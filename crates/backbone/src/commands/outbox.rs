@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 use event_client::outbox::{self, Counts, Dialect, SetAside};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use service_kit::config::Url;
 use sqlx::Pool;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
@@ -31,7 +32,7 @@ pub(crate) enum Outbox {
 pub(crate) struct Database {
     /// The service's database: `postgres://…` or `sqlite:PATH`
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
-    pub(crate) database: String,
+    pub(crate) database: Url,
 }
 
 #[derive(Debug, Args)]
@@ -51,8 +52,8 @@ const DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
     let url = match &command {
-        Outbox::Ls { database, .. } => database.database.clone(),
-        Outbox::Retry(choice) | Outbox::Drop(choice) => choice.database.database.clone(),
+        Outbox::Ls { database, .. } => database.database.expose().to_owned(),
+        Outbox::Retry(choice) | Outbox::Drop(choice) => choice.database.database.expose().to_owned(),
     };
     // The URL holds a password: errors name the kind of database only.
     match url.split_once(':').map(|(scheme, _)| scheme) {

@@ -12,7 +12,13 @@ use crate::stack::{Options, Stack};
 pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Result<ExitCode> {
     let options = Options {
         data_dir: args.data_dir.clone(),
-        http: http::Settings { host: args.host, port: args.port },
+        http: http::Settings {
+            host: args.host,
+            port: args.port,
+            allow_unauthenticated: args.allow_unauthenticated,
+            allowed_hosts: args.allowed_hosts,
+            allowed_origins: args.allowed_origins,
+        },
         url: global.url.clone(),
         log: crate::commands::log_settings()?,
         drain: Duration::from_secs(25),

@@ -6,7 +6,8 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use reqwest::Method;
+use percent_encoding::percent_decode_str;
+use reqwest::{Method, Url};
 
 use super::{App, reply};
 
@@ -35,20 +36,16 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
     let Some(base) = &app.config.file_storage_url else {
         return failed("no file storage is configured: set FILE_STORAGE_URL".into());
     };
-    let mut url = match reqwest::Url::parse(base) {
-        Ok(url) if !url.cannot_be_a_base() => url,
-        _ => return failed(format!("FILE_STORAGE_URL is not a URL: {base}")),
+    // The URL may hold a password: it is never repeated.
+    let Some(base) = base_of(base.expose()) else {
+        return failed("FILE_STORAGE_URL has to be a URL such as http://files:9000".into());
     };
-    if let Ok(mut path) = url.path_segments_mut() {
-        // As segments, so that no name reaches another path: `..` and slashes are text in a name.
-        path.pop_if_empty().push("files").extend(name);
-    }
-    if name.is_some_and(|name| matches!(name, "." | "..")) {
+    let Some(url) = address_of(base, name) else {
         return reply::refuse(
-            StatusCode::NOT_FOUND,
-            format!("File '{}' not found", name.unwrap_or_default()),
+            StatusCode::BAD_REQUEST,
+            "a file's name has no control characters and is no dots",
         );
-    }
+    };
     let answer = match app.files.request(method, url).timeout(PATIENCE).send().await {
         Ok(answer) => answer,
         Err(error) if error.is_timeout() => {
@@ -79,4 +76,64 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
     }
     // JSON, whatever the service calls it: nothing from there runs in a browser under our name.
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn base_of(text: &str) -> Option<Url> {
+    // A URL's parser drops some control characters without a word.
+    let url = Url::parse(text).ok().filter(|_| !text.contains(char::is_control))?;
+    matches!(url.scheme(), "http" | "https").then_some(url)
+}
+
+/// Where a file lies, or all of them; `None` for a name that the finished URL does not have as its last segment: it
+/// would be another file, or all of them.
+fn address_of(mut base: Url, name: Option<&str>) -> Option<Url> {
+    base.path_segments_mut().ok()?.pop_if_empty().push("files");
+    let Some(name) = name else { return Some(base) };
+    let whole = format!("{}/", base.path());
+    // As a segment, so that a slash or a question mark is text in the name.
+    base.path_segments_mut().ok()?.push(name);
+    let segment = base.path().strip_prefix(&whole)?;
+    let read = percent_decode_str(segment).decode_utf8().ok()?;
+    let dots = matches!(name, "" | "." | "..");
+    (read == name && !segment.contains('/') && !dots && !name.contains(char::is_control)).then_some(base)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(name: Option<&str>) -> Option<String> {
+        let base = base_of("http://user:secret@files:9000/base/?key=1").expect("a base");
+        address_of(base, name).map(|url| url.path().to_owned())
+    }
+
+    #[test]
+    fn a_name_is_one_segment_or_refused() {
+        assert_eq!(asked(None).as_deref(), Some("/base/files"));
+        for (name, path) in [
+            ("a b.txt", "/base/files/a%20b.txt"),
+            ("../../health", "/base/files/..%2F..%2Fhealth"),
+            ("..\\x", "/base/files/..%5Cx"),
+            ("%2e%2e", "/base/files/%252e%252e"),
+            ("a?b#c", "/base/files/a%3Fb%23c"),
+            ("...", "/base/files/..."),
+            ("\u{fc}\u{202e}", "/base/files/%C3%BC%E2%80%AE"),
+        ] {
+            assert_eq!(asked(Some(name)).as_deref(), Some(path), "{name:?}");
+        }
+        for name in
+            ["", ".", "..", "a\tb", "\t", ".\t.", "\n", "a\r", ".\n.", "\0", "\u{7f}", "\u{85}", "\u{1}"]
+        {
+            assert_eq!(asked(Some(name)), None, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_base_is_an_http_address_as_it_is_written() {
+        for wrong in
+            ["", "files:9000", "http://", "http://fi\tles", "http://files/a\nb", "ftp://files", "file:///etc"]
+        {
+            assert!(base_of(wrong).is_none(), "{wrong:?}");
+        }
+    }
 }

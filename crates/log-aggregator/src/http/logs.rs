@@ -1,36 +1,37 @@
 //! `/logs`: Logthon's three methods.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde::Deserialize;
+use axum::{Extension, Json};
+use event_client::log::LogRecord;
 use serde_json::json;
 
+use super::pages::{Document, Pages};
+use super::query::{self, Parameters};
 use super::{App, entry, page, reply};
 use crate::error::Result;
 use crate::ingest::problem::Problem;
 use crate::ingest::submission;
-use crate::store::{Cursor, Filter, Group, Order, Query as Question, Stored};
+use crate::store::{Cursor, Filter, Group, Order, Query as Question};
 
 const ADDED: ([(header::HeaderName, &str); 1], &str) =
     ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"success","message":"Log entry added"}"#);
 
-/// Records read at a time when a whole store is sent.
-const PAGE: usize = 1000;
-
 /// POST: one record, or several one after the other. 200 once it is durable, and no other success.
 pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|encoding| !is_identity(encoding)) {
+        let text = format!("a body with Content-Encoding {encoding:?} is not taken: send it as it is");
+        return reply::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+    }
     let body = match read(&app, &headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return reply::refuse(StatusCode::BAD_REQUEST, "There was an error parsing the body");
-    }
     if !is_json(&headers) {
         return reply::unprocessable(submission::unmarked(&body));
     }
@@ -73,6 +74,10 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> std::result::Result
     }
 }
 
+fn is_identity(encoding: &HeaderValue) -> bool {
+    encoding.to_str().is_ok_and(|text| text.split(',').all(|one| one.trim().eq_ignore_ascii_case("identity")))
+}
+
 /// FastAPI's rule: `application/json` and `application/…+json`, and whatever does not say what it is.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
@@ -82,11 +87,24 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.strip_prefix("application/").is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
 }
 
-/// Logthon's parameters.
-#[derive(Debug, Deserialize)]
-pub(super) struct Which {
+/// Logthon's parameters; others are left alone, as Logthon does.
+#[derive(Debug, Default)]
+struct Which {
     service: Option<String>,
     limit: Option<String>,
+}
+
+impl Which {
+    fn of(parameters: Vec<(String, String)>) -> Result<Self> {
+        let mut which = Self::default();
+        let known = |(name, _): &(String, String)| matches!(name.as_str(), "service" | "limit");
+        let parameters: Vec<_> = parameters.into_iter().filter(known).collect();
+        query::once(&parameters, &[])?;
+        for (name, value) in parameters {
+            *if name == "service" { &mut which.service } else { &mut which.limit } = Some(value);
+        }
+        Ok(which)
+    }
 }
 
 /// GET: the last records, the oldest first. At the address that is also the page's, browsers get the page.
@@ -94,7 +112,7 @@ pub(super) async fn list(
     State(app): State<Arc<App>>,
     uri: Uri,
     headers: HeaderMap,
-    Query(which): Query<Which>,
+    Query(parameters): Parameters,
 ) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
     let shared = matches!(uri.path(), "/api/logs" | "/api/logs/");
@@ -102,6 +120,10 @@ pub(super) async fn list(
     if shared && wants_page {
         return page::page(State(app)).await;
     }
+    let which = match Which::of(parameters) {
+        Ok(which) => which,
+        Err(error) => return error.into_response(),
+    };
     let limit = match which.limit.as_deref().map(|text| (text, text.trim().parse::<i64>())) {
         None => 100,
         Some((_, Ok(limit))) => limit,
@@ -114,83 +136,62 @@ pub(super) async fn list(
 }
 
 async fn entries(app: &Arc<App>, service: Option<String>, limit: i64) -> Result<Body> {
-    let filter = Filter { services: service.clone().into_iter().collect(), ..Filter::default() };
-    if (1..=PAGE as i64).contains(&limit) {
-        let limit = limit as usize;
-        let mut found =
-            app.store.select(Question { filter, order: Order::Newest, limit, ..Question::default() }).await?;
-        found.reverse();
-        return Ok(Body::from(document(&found)));
-    }
+    let filter = Filter { services: service.into_iter().collect(), ..Filter::default() };
+    let mut question = Question { filter, order: Order::Oldest, limit: usize::MAX, ..Question::default() };
     // Python's slice: the last `limit`, everything for 0, all but the first ones when negative.
-    let skip = if limit > 0 {
-        let counts = app.store.counts().await?;
-        let total: u64 = match &service {
-            Some(service) => counts.get(service).copied().unwrap_or(0),
-            None => counts.values().sum(),
-        };
-        total.saturating_sub(limit.unsigned_abs())
+    if limit > 0 {
+        question.limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        // Everything from the oldest of them on; when there are not that many, from the beginning.
+        let oldest =
+            Question { order: Order::Newest, skip: limit.unsigned_abs() - 1, limit: 1, ..question.clone() };
+        let oldest = app.store.select(oldest).await?.records;
+        question.after = oldest.first().map(|oldest| Cursor { time: 0, seq: oldest.seq - 1 });
     } else {
-        limit.unsigned_abs()
+        question.skip = limit.unsigned_abs();
+    }
+    let document = Document {
+        head: r#"{"logs":["#,
+        record: entry::text_of,
+        tail: Box::new(|end| format!(r#"],"count":{}}}"#, end.count)),
+        bytes: usize::MAX,
     };
-    let most = if limit > 0 { limit.unsigned_abs() } else { u64::MAX };
-    let question = Question { filter, order: Order::Oldest, skip, limit: PAGE, ..Question::default() };
-    // The first page is read before the answer begins, so that a store that cannot be read answers an error.
-    let first = app.store.select(question.clone()).await?;
-    Ok(Body::from_stream(stream(Arc::clone(app), question, first, most)))
+    document.body(Pages::of(&app.store, question)).await
 }
 
-fn document(found: &[Stored]) -> String {
-    let entries: Vec<String> = found.iter().map(entry::text_of).collect();
-    format!(r#"{{"logs":[{}],"count":{}}}"#, entries.join(","), found.len())
-}
-
-/// The same document in pieces, so that a whole store fits through a little memory.
-fn stream(
-    app: Arc<App>,
-    question: Question,
-    first: Vec<Stored>,
-    most: u64,
-) -> impl futures_util::Stream<Item = Result<Bytes>> {
-    struct State {
-        app: Arc<App>,
-        question: Question,
-        page: Option<Vec<Stored>>,
-        sent: u64,
-        most: u64,
-    }
-    let state = State { app, question, page: Some(first), sent: 0, most };
-    futures_util::stream::try_unfold(state, |mut state| async move {
-        let Some(mut page) = state.page.take() else { return Ok(None) };
-        page.truncate(usize::try_from(state.most - state.sent).unwrap_or(usize::MAX));
-        let mut text = String::from(if state.sent == 0 { r#"{"logs":["# } else { "" });
-        for stored in &page {
-            if state.sent > 0 {
-                text.push(',');
-            }
-            text.push_str(&entry::text_of(stored));
-            state.sent += 1;
-        }
-        match page.last() {
-            Some(last) if page.len() == PAGE && state.sent < state.most => {
-                state.question.skip = 0;
-                state.question.after = Some(Cursor { time: 0, seq: last.seq });
-                state.page = Some(state.app.store.select(state.question.clone()).await?);
-            }
-            _ => text.push_str(&format!(r#"],"count":{}}}"#, state.sent)),
-        }
-        Ok(Some((Bytes::from(text), state)))
-    })
-}
-
-/// DELETE: one service's records or all.
-pub(super) async fn clear(State(app): State<Arc<App>>, Query(which): Query<Which>) -> Response {
+/// DELETE: one service's records or all. It leaves a trace: a line in the log of the process and, where the aggregator
+/// logs about itself, a record.
+pub(super) async fn clear(
+    State(app): State<Arc<App>>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
+    headers: HeaderMap,
+    Query(parameters): Parameters,
+) -> Response {
     // Logthon's `service or all`: an empty name is none.
-    let service = which.service.filter(|service| !service.is_empty());
+    let service = match Which::of(parameters) {
+        Ok(which) => which.service.filter(|service| !service.is_empty()),
+        Err(error) => return error.into_response(),
+    };
     let whose = service.clone().unwrap_or_else(|| "all services".into());
-    match app.store.clear(service).await {
-        Ok(_) => Json(json!({ "status": "success", "message": format!("Logs cleared for {whose}") }))
-            .into_response(),
-        Err(error) => error.into_response(),
+    let removed = match app.store.clear(service).await {
+        Ok(removed) => removed,
+        Err(error) => return error.into_response(),
+    };
+    let client = peer.map_or_else(|| "unknown".into(), |Extension(ConnectInfo(peer))| peer.to_string());
+    let said = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let (agent, forwarded) = (said("user-agent"), said("x-forwarded-for"));
+    tracing::warn!(service = ?whose, records = removed, client, ?agent, ?forwarded, "logs were cleared");
+    if app.config.announce {
+        let mut trace =
+            LogRecord::new("logthon", "WARNING", format!("Logs cleared for {whose}: {removed} records"));
+        let agent = agent.map(|agent| ("user_agent.original", agent.into()));
+        let forwarded = forwarded.map(|forwarded| ("forwarded_for", forwarded.into()));
+        let fields = [("cleared_service", whose.as_str().into()), ("cleared_records", removed.into())];
+        let fields =
+            fields.into_iter().chain([("client.address", client.into())]).chain(agent).chain(forwarded);
+        trace.attributes.extend(fields.map(|(name, value)| (name.to_owned(), value)));
+        if let Err(error) = app.ingest.offer(Group { delivery: None, records: vec![trace] }).await {
+            tracing::warn!(error = error.chain(), "the record of it could not be stored");
+        }
     }
+    Json(json!({ "status": "success", "message": format!("Logs cleared for {whose}") })).into_response()
 }

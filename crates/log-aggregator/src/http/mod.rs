@@ -1,11 +1,12 @@
 //! The HTTP door: Logthon's API under all its spellings, our own API, and the page.
 
 pub(crate) mod entry;
+mod feed;
 mod files;
 mod info;
 mod logs;
-mod origin;
 mod page;
+mod pages;
 mod query;
 mod reply;
 mod spelling;
@@ -16,8 +17,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 use tokio::sync::Semaphore;
 
@@ -62,10 +61,5 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             router = router.route(&spelling, methods.clone());
         }
     }
-    router
-        .route_layer(from_fn_with_state(Arc::clone(&app), origin::guard))
-        .method_not_allowed_fallback(|| async {
-            reply::refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
-        })
-        .with_state(app)
+    router.with_state(app)
 }

@@ -3,29 +3,27 @@
 //! Parameters, all optional: `service` (repeatable), `level` (at least this: a word or OpenTelemetry's number),
 //! `text` (words that all appear in message or attributes, `"a phrase"`), `trace_id`, `request_id`,
 //! `correlation_id`, `since` and `until` (RFC 3339 or seconds since 1970), `limit` (1 to 10 000, default 100),
-//! `cursor` (the `next` of the page before). The answer is `{"records": […], "next": cursor or null}`, the latest
-//! event time first.
+//! `cursor` (the `next` of the page before). The answer is `{"records": […], "next": cursor or null, "partial": bool}`,
+//! the latest event time first. It ends at 32 MiB, if need be before `limit`; `partial` says so, and `next` goes on. A
+//! parameter that can have one value only is refused when it is given twice.
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Query, State};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde_json::json;
 
 use super::App;
+use super::pages::{Document, End, Pages};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ingest::submission::{severity_of, time_from};
-use crate::store::{Cursor, Filter, Order, Query as Question, Seq, Stored};
+use crate::store::{Cursor, Filter, Order, Query as Question, Seq};
 
 const DEFAULT_LIMIT: usize = 100;
 const MOST: usize = 10_000;
-
-#[derive(Serialize)]
-struct Answer {
-    records: Vec<Stored>,
-    next: Option<String>,
-}
+/// Bytes after which an answer ends.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 pub(super) type Parameters = Query<Vec<(String, String)>>;
 
@@ -47,13 +45,24 @@ async fn answer(app: &App, parameters: Vec<(String, String)>) -> Result<Response
         }
     }
     let limit = question.limit;
-    let records = app.store.select(question).await?;
-    let next = records.last().filter(|_| records.len() == limit).map(cursor_after);
-    Ok(Json(Answer { records, next }).into_response())
+    let tail = move |end: &End| {
+        let last = end.last.filter(|_| end.partial || end.count == limit);
+        let next = last.map(|last| format!("{}_{}", last.time, last.seq));
+        format!(r#"],"next":{},"partial":{}}}"#, json!(next), end.partial)
+    };
+    let document = Document {
+        head: r#"{"records":["#,
+        record: |stored| serde_json::to_string(stored).expect("a record is JSON"),
+        tail: Box::new(tail),
+        bytes: MOST_BYTES,
+    };
+    let body = document.body(Pages::of(&app.store, question)).await?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Takes the parameters that make a filter; hands back the others.
 pub(super) fn filter_of(parameters: Vec<(String, String)>) -> Result<(Filter, Vec<(String, String)>)> {
+    once(&parameters, &["service", "text"])?;
     let mut filter = Filter::default();
     let mut rest = Vec::new();
     for (name, value) in parameters {
@@ -90,6 +99,20 @@ pub(super) fn filter_of(parameters: Vec<(String, String)>) -> Result<(Filter, Ve
     Ok((filter, rest))
 }
 
+/// Refuses a parameter that is given twice, unless it may be: nobody can say which of the two was meant.
+pub(super) fn once(parameters: &[(String, String)], repeatable: &[&str]) -> Result<()> {
+    let mut names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
+    names.retain(|name| !repeatable.contains(name));
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::new(
+            ErrorKind::Invalid,
+            format!("the parameter {:?} is given more than once", pair[0]),
+        )),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn limit_of(value: &str) -> Result<usize> {
     let limit = value.parse().ok().filter(|limit| (1..=MOST).contains(limit));
     let text = || format!("limit has to be a whole number from 1 to {MOST}, found {value:?}");
@@ -103,10 +126,6 @@ pub(super) fn seq_of(value: &str) -> Result<Seq> {
 
 pub(super) fn unknown(name: &str) -> Error {
     Error::new(ErrorKind::Invalid, format!("there is no parameter {name:?}"))
-}
-
-fn cursor_after(stored: &Stored) -> String {
-    format!("{}_{}", stored.place(), stored.seq)
 }
 
 fn cursor_of(value: &str) -> Result<Cursor> {

@@ -26,7 +26,16 @@ impl IntoResponse for Error {
             ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::Closed => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Config => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let mut response = refuse(status, self.chain());
+        let text = match self.kind() {
+            // Paths of this machine and the store's own words are for its log.
+            ErrorKind::Full => "the disk or the day's file of logs is full: nothing was taken".into(),
+            ErrorKind::Unavailable => "the log store cannot be used now: the server's log says why".into(),
+            _ => self.chain(),
+        };
+        if matches!(self.kind(), ErrorKind::Unavailable) {
+            tracing::warn!(error = self.chain(), "a request could not be answered");
+        }
+        let mut response = refuse(status, text);
         let again = match self.kind() {
             ErrorKind::Busy => "1",
             ErrorKind::Unavailable | ErrorKind::Closed => "5",

@@ -19,18 +19,19 @@ use futures_util::stream;
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::feed::{Batch, Feed};
+use super::query::Parameters;
 use super::{App, query, reply};
 use crate::error::Result;
-use crate::live::{News, Viewer};
-use crate::store::{Cursor, Filter, Order, Query as Question, Seq};
+use crate::store::Seq;
 
 /// Records that a reader can catch up with after it was away.
-const MOST: usize = 10_000;
+const MOST: u64 = 10_000;
 
 pub(super) async fn tail(
     State(app): State<Arc<App>>,
     headers: HeaderMap,
-    Query(parameters): query::Parameters,
+    Query(parameters): Parameters,
 ) -> Response {
     let Ok(slot) = Arc::clone(&app.viewers).try_acquire_owned() else {
         return reply::refuse(StatusCode::SERVICE_UNAVAILABLE, "the limit of viewers is reached");
@@ -43,15 +44,12 @@ pub(super) async fn tail(
 }
 
 struct Tail {
-    viewer: Viewer,
-    filter: Filter,
-    seen: Seq,
-    first: Vec<Event>,
+    feed: Feed,
     _slot: OwnedSemaphorePermit,
 }
 
 async fn open(
-    app: &App,
+    app: &Arc<App>,
     parameters: Vec<(String, String)>,
     mut id: Option<Seq>,
     slot: OwnedSemaphorePermit,
@@ -67,32 +65,13 @@ async fn open(
             _ => return Err(query::unknown(&name)),
         }
     }
-    let viewer = app.live.watch();
-    let mut question =
-        Question { filter: filter.clone(), order: Order::Newest, limit: backlog, ..Question::default() };
-    if let Some(seq) = id {
-        question.order = Order::Oldest;
-        question.after = Some(Cursor { time: 0, seq });
-        question.limit = MOST + 1;
-    }
-    let mut records = if question.limit == 0 { Vec::new() } else { app.store.select(question).await? };
-    let mut first = Vec::with_capacity(records.len());
-    if id.is_none() {
-        records.reverse();
-    } else if records.len() > MOST {
-        // The gap is told, and what follows is only what is new.
-        records.clear();
-        first.push(dropped(None));
-    }
-    let seen = records.last().map_or(id.unwrap_or(0), |stored| stored.seq);
-    first.extend(records.iter().map(|stored| {
-        let json = serde_json::to_string(stored).expect("a record is JSON");
-        Event::default().id(stored.seq.to_string()).data(json)
-    }));
-    let tail = Tail { viewer, filter, seen, first, _slot: slot };
-    let events = stream::unfold(tail, |mut tail| async move {
+    let feed = match id {
+        Some(seen) => Feed::after(app, filter, seen, MOST).await?,
+        None => Feed::with_backlog(app, filter, backlog).await?,
+    };
+    let events = stream::unfold(Tail { feed, _slot: slot }, |mut tail| async move {
         let events = tail.next().await?;
-        Some((stream::iter(events.into_iter().map(Ok::<_, Infallible>)), tail))
+        Some((stream::iter(events), tail))
     });
     let events = futures_util::StreamExt::flatten(events);
     let mut response =
@@ -104,27 +83,32 @@ async fn open(
 }
 
 impl Tail {
-    async fn next(&mut self) -> Option<Vec<Event>> {
-        if !self.first.is_empty() {
-            return Some(std::mem::take(&mut self.first));
-        }
-        loop {
-            let News { missed, records } = self.viewer.next().await?;
-            let mut events = Vec::new();
-            if missed > 0 {
-                events.push(dropped(Some(missed)));
+    /// The next events, each made when it is taken. `None` ends the tail: a reader that comes back then goes on where
+    /// it was.
+    async fn next(&mut self) -> Option<Events> {
+        Some(match self.feed.next().await {
+            Ok(Some(Batch::Gap)) => Box::new(std::iter::once(Ok(dropped(None)))),
+            Ok(Some(Batch::Stored(records))) => Box::new(records.into_iter().map(|stored| {
+                let json = serde_json::to_string(&stored).expect("a record is JSON");
+                Ok(Event::default().id(stored.seq.to_string()).data(json))
+            })),
+            Ok(Some(Batch::Fresh(missed, records))) => {
+                let told = (missed > 0).then(|| Ok(dropped(Some(missed))));
+                let fresh = records
+                    .into_iter()
+                    .map(|fresh| Ok(Event::default().id(fresh.stored.seq.to_string()).data(fresh.json())));
+                Box::new(told.into_iter().chain(fresh))
             }
-            for fresh in records {
-                if fresh.stored.seq > self.seen && self.filter.matches(&fresh.stored.record) {
-                    events.push(Event::default().id(fresh.stored.seq.to_string()).data(fresh.json()));
-                }
+            Ok(None) => return None,
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "a tail ends: its records cannot be read");
+                return None;
             }
-            if !events.is_empty() {
-                return Some(events);
-            }
-        }
+        })
     }
 }
+
+type Events = Box<dyn Iterator<Item = std::result::Result<Event, Infallible>> + Send>;
 
 fn dropped(count: Option<u64>) -> Event {
     Event::default().event("dropped").data(json!({ "count": count }).to_string())

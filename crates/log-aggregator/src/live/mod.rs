@@ -15,8 +15,9 @@ use crate::store::Stored;
 
 const MOST_RECORDS: usize = 8192;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
-/// Records that a viewer takes at once.
+/// Records that a viewer takes at once, and bytes of them.
 const HANDFUL: usize = 256;
+const HANDFUL_BYTES: usize = 1024 * 1024;
 /// The end that says that no more will come.
 const CLOSED: u64 = u64::MAX;
 
@@ -131,7 +132,13 @@ impl Viewer {
         let missed = ring.first.saturating_sub(self.place);
         let place = self.place.max(ring.first);
         let at = usize::try_from(place - ring.first).expect("no further than the ring is long");
-        let records: Vec<_> = ring.records.iter().skip(at).take(HANDFUL).cloned().collect();
+        let mut bytes = 0;
+        let few = ring.records.iter().skip(at).take(HANDFUL).take_while(|fresh| {
+            let room = bytes < HANDFUL_BYTES;
+            bytes += fresh.stored.record.weight();
+            room
+        });
+        let records: Vec<_> = few.cloned().collect();
         drop(ring);
         self.place = place + records.len() as u64;
         Some(News { missed, records })

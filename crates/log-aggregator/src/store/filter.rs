@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use event_client::log::{LogRecord, Severity};
 use jiff::Timestamp;
 
+use super::search::Search;
 use super::{nanoseconds, place_of};
 
 /// Conditions that a record has to meet, all of them; an empty filter takes every record.
@@ -14,7 +15,8 @@ pub struct Filter {
     pub services: Vec<String>,
     /// At least this severe.
     pub severity: Option<Severity>,
-    /// Each of these appears in the message or the attributes, whatever the case of ASCII letters.
+    /// Each of these appears in the message, the service, the level, an id of trace, span, request or conversation,
+    /// or in a name or value of the attributes, whatever the case of letters.
     pub words: Vec<String>,
     /// Of this trace.
     pub trace_id: Option<String>,
@@ -29,18 +31,23 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Splits a search line into the words that all have to appear; `"two words"` in quotes are one.
+    /// Splits a search line into the words that all have to appear; `"two words"` in quotes are one, and `\"` is a
+    /// quote that is looked for. Every other backslash is itself, as in a path.
     pub fn words_of(line: &str) -> Vec<String> {
-        let mut words = Vec::new();
-        for (i, part) in line.split('"').enumerate() {
-            let quoted = i % 2 == 1;
-            let mut push = |word: &str| words.push(word.to_ascii_lowercase());
-            if quoted {
-                push(part);
-            } else {
-                part.split_whitespace().for_each(push);
+        let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+        let mut letters = line.chars().peekable();
+        while let Some(letter) = letters.next() {
+            match letter {
+                '\\' if letters.peek() == Some(&'"') => word.extend(letters.next()),
+                '"' => {
+                    words.push(std::mem::take(&mut word));
+                    quoted = !quoted;
+                }
+                space if space.is_whitespace() && !quoted => words.push(std::mem::take(&mut word)),
+                other => word.push(other),
             }
         }
+        words.push(word);
         words.retain(|word| !word.is_empty());
         words
     }
@@ -62,20 +69,16 @@ impl Filter {
         if self.words.is_empty() {
             return true;
         }
-        let message = record.message.to_ascii_lowercase();
-        // The attributes are looked at as the text they are stored as, the same as the store does.
-        let attributes = std::cell::LazyCell::new(|| attributes_text(record).to_ascii_lowercase());
-        self.words.iter().all(|word| contains(&message, word) || contains(&attributes, word))
+        let ids = [&record.trace_id, &record.span_id, &record.request_id, &record.correlation_id];
+        let texts = [&record.message, &record.service, &record.level].into_iter();
+        let texts = texts.map(String::as_str).chain(ids.into_iter().flatten().map(String::as_str));
+        Search::new(&self.words).finds(texts, &record.attributes)
     }
 }
 
-/// The attributes as JSON text: the form they are stored and searched in.
+/// The attributes as JSON text: the form they are stored in.
 pub(crate) fn attributes_text(record: &LogRecord) -> Cow<'_, str> {
     record.attributes.to_json()
-}
-
-fn contains(text: &str, word: &str) -> bool {
-    memchr::memmem::find(text.as_bytes(), word.as_bytes()).is_some()
 }
 
 #[cfg(test)]
@@ -84,9 +87,11 @@ mod tests {
 
     #[test]
     fn a_search_line_is_words_and_phrases() {
-        assert_eq!(Filter::words_of(r#" Card  "was Refused" 42"#), ["card", "was refused", "42"]);
+        assert_eq!(Filter::words_of(r#" Card  "was Refused" 42"#), ["Card", "was Refused", "42"]);
         assert_eq!(Filter::words_of(r#"half "open phrase"#), ["half", "open phrase"]);
         assert!(Filter::words_of(r#"  "" "#).is_empty());
+        assert_eq!(Filter::words_of(r#"C:\Temp\x "a \" b" \\server"#), [r"C:\Temp\x", "a \" b", r"\\server"]);
+        assert_eq!(Filter::words_of("\"one\ntwo\""), ["one\ntwo"]);
     }
 
     #[test]

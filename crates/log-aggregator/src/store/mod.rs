@@ -1,6 +1,7 @@
 //! Where records are kept: the store's contract, the questions one can ask it, and the stores.
 
 mod filter;
+pub(crate) mod search;
 mod sqlite;
 
 use std::borrow::Cow;
@@ -134,8 +135,15 @@ pub struct Cursor {
     pub seq: Seq,
 }
 
+impl Cursor {
+    /// The place after a record.
+    pub fn after(stored: &Stored) -> Self {
+        Self { time: stored.place(), seq: stored.seq }
+    }
+}
+
 /// A question to the store.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Query {
     /// Which records.
     pub filter: Filter,
@@ -145,9 +153,32 @@ pub struct Query {
     pub after: Option<Cursor>,
     /// How many of the answer to leave out first.
     pub skip: u64,
-    /// How many at most; the answer is held in memory.
+    /// How many at most; default none.
     pub limit: usize,
+    /// How many bytes of records at most, by the size of their texts: the answer is held in memory. The first record
+    /// is answered however large it is. Default 8 MiB.
+    pub bytes: usize,
 }
+
+impl Default for Query {
+    fn default() -> Self {
+        let (filter, order) = (Filter::default(), Order::default());
+        Self { filter, order, after: None, skip: 0, limit: 0, bytes: 8 * 1024 * 1024 }
+    }
+}
+
+/// What a query found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// The records, in the order of the query.
+    pub records: Vec<Stored>,
+    /// Whether [`Query::bytes`] ended the answer before its limit: there are more after the last record.
+    pub partial: bool,
+}
+
+/// The name under which [`LogStore::counts`] has the records of services that are too many, or whose names are too
+/// long, to be counted each by its own.
+pub const OTHERS: &str = "(others)";
 
 /// How many records each service has.
 pub type Counts = BTreeMap<String, u64>;
@@ -161,9 +192,9 @@ pub trait LogStore: Send + Sync + fmt::Debug + 'static {
     fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>>;
 
     /// The records that a query asks for, in its order.
-    fn select(&self, query: Query) -> BoxFuture<'_, Result<Vec<Stored>>>;
+    fn select(&self, query: Query) -> BoxFuture<'_, Result<Page>>;
 
-    /// How many records there are, by service.
+    /// How many records there are, by service. Bounded in size: what is too much to be named is under [`OTHERS`].
     fn counts(&self) -> BoxFuture<'_, Result<Counts>>;
 
     /// Removes one service's records, or everyone's; answers how many those were.

@@ -50,7 +50,7 @@ async fn too_large_is_413_whether_announced_or_not() {
     assert_eq!(detail(response).await, "the body is larger than 1000 bytes: send less at once");
     // In chunks, whose sum nobody announces.
     let mut stream = tokio::net::TcpStream::connect(served.at.address).await.expect("a connection");
-    let head = "POST /logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+    let head = "POST /logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     stream
         .write_all(format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes())
         .await
@@ -63,10 +63,30 @@ async fn too_large_is_413_whether_announced_or_not() {
 }
 
 #[tokio::test]
+async fn a_refusal_reaches_a_sender_of_far_too_much() {
+    let served = Served::new().await;
+    let body = vec![b'x'; 8 * 1024 * 1024];
+    for more in ["", "Content-Encoding: gzip\r\n"] {
+        let status = if more.is_empty() { "413" } else { "415" };
+        let mut stream = tokio::net::TcpStream::connect(served.at.address).await.expect("a connection");
+        let head = format!(
+            "POST /logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{more}Connection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        stream.write_all(&body).await.expect("the whole body is taken");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer, and no reset");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+    served.at.log("x", "INFO", "fine").await;
+}
+
+#[tokio::test]
 async fn a_sender_that_dawdles_is_told_and_blocks_nobody() {
     let served = Served::with(|config| config.body_timeout = std::time::Duration::from_millis(200)).await;
     let mut stream = tokio::net::TcpStream::connect(served.at.address).await.expect("a connection");
-    let head = "POST /logs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{";
+    let head = "POST /logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sent");
     served.at.log("x", "INFO", "meanwhile").await;
     let mut answer = String::new();
@@ -98,7 +118,23 @@ async fn questions_that_make_no_sense_say_which_part() {
     }
     let method = served.at.client.put(served.at.url("/logs")).send().await.expect("an answer");
     assert_eq!(method.status(), 405);
-    assert_eq!(served.at.get("/nothing").await.status(), 404);
+    for (path, status, expected) in [
+        ("/nothing", 404, "Not Found"),
+        ("/api/v1/query?limit=1&limit=2", 400, "the parameter \"limit\" is given more than once"),
+        ("/api/v1/query?since=1&since=2", 400, "\"since\" is given more than once"),
+        ("/logs?limit=1&limit=2", 400, "\"limit\" is given more than once"),
+        ("/logs?service=a&service=b", 400, "\"service\" is given more than once"),
+        ("/files/%ff", 400, "UTF-8"),
+        ("/ws", 400, "upgrade"),
+    ] {
+        let response = served.at.get(path).await;
+        assert_eq!(response.status(), status, "{path}");
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(response.headers()["content-type"], "application/json", "{path}");
+        let text = detail(response).await;
+        assert!(text.contains(expected), "{path}: {text}");
+    }
+    assert_eq!(served.at.get("/api/v1/query?service=a&service=b&text=a&text=b").await.status(), 200);
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ on_every_transport![
 
 async fn stored(aggregator: &Aggregator) -> Vec<Stored> {
     let query = Query { order: Order::Oldest, limit: 100_000, ..Query::default() };
-    aggregator.query(query).await.expect("an answer")
+    aggregator.query(query).await.expect("an answer").records
 }
 
 async fn until_there_are(aggregator: &Aggregator, count: u64) {

@@ -1,6 +1,7 @@
 //! Logthon's API as its clients know it.
 
 use serde_json::{Value, json};
+use service_kit::config::Url;
 
 use crate::support::Served;
 
@@ -125,8 +126,11 @@ async fn refusals_are_fastapis() {
     let zipped = served.at.client.post(served.at.url("/logs")).header("content-type", "application/json");
     let zipped =
         zipped.header("content-encoding", "gzip").body(vec![31, 139, 8]).send().await.expect("an answer");
-    assert_eq!(zipped.status(), 400);
-    assert_eq!(zipped.text().await.expect("text"), r#"{"detail":"There was an error parsing the body"}"#);
+    assert_eq!(zipped.status(), 415);
+    assert_eq!(
+        zipped.text().await.expect("text"),
+        r#"{"detail":"a body with Content-Encoding \"gzip\" is not taken: send it as it is"}"#
+    );
     assert!(served.at.entries().await.is_empty());
 }
 
@@ -149,6 +153,53 @@ async fn logs_are_cleared_for_one_or_all() {
     assert_eq!(delete("/api/logs?service=never").await["message"], "Logs cleared for never");
     assert_eq!(delete("/logs/").await["message"], "Logs cleared for all services");
     assert!(served.at.entries().await.is_empty());
+}
+
+#[tokio::test]
+async fn whoever_clears_leaves_a_trace() {
+    let served = Served::with(|config| config.announce = true).await;
+    served.at.log("a", "INFO", "m").await;
+    for (path, whose, records) in [("/logs?service=a", "a", 1), ("/logs", "all services", 2)] {
+        let request = served.at.client.delete(served.at.url(path)).header("user-agent", "cleaner/1");
+        let request = request.header("x-forwarded-for", "10.0.0.9");
+        assert_eq!(request.send().await.expect("an answer").status(), 200);
+        let entries = served.at.entries().await;
+        let trace = entries.last().expect("a trace");
+        assert_eq!((&trace["service"], &trace["level"]), (&json!("logthon"), &json!("WARNING")));
+        assert_eq!(trace["message"], format!("Logs cleared for {whose}: {records} records"));
+        let fields = &trace["metadata"];
+        assert_eq!(
+            (&fields["cleared_service"], &fields["cleared_records"]),
+            (&json!(whose), &json!(records))
+        );
+        assert!(fields["client.address"].as_str().expect("text").starts_with("127.0.0.1:"), "{fields}");
+        assert_eq!(
+            (&fields["user_agent.original"], &fields["forwarded_for"]),
+            (&json!("cleaner/1"), &json!("10.0.0.9"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn how_things_stand_is_told_in_bounded_space() {
+    let served = Served::new().await;
+    let name =
+        |n: usize| if n % 2 == 0 { format!("service {n}") } else { format!("{n} {}", "x".repeat(1000)) };
+    for chunk in (0..2400).collect::<Vec<_>>().chunks(200) {
+        let records =
+            chunk.iter().map(|n| event_client::log::LogRecord::new(name(*n), "INFO", "m")).collect();
+        served.aggregator.store(records).await.expect("stored");
+    }
+    for (path, counts) in [("/health", "log_counts"), ("/storage/info", "")] {
+        let text = served.at.get(path).await.text().await.expect("text");
+        assert!(text.len() < 200_000, "{path}: {} bytes", text.len());
+        let answer: Value = serde_json::from_str(&text).expect("JSON");
+        let counts = if counts.is_empty() { &answer } else { &answer[counts] };
+        let count = |value: &Value| value.as_u64().or(value["count"].as_u64()).expect("a number");
+        let counts = counts.as_object().expect("an object");
+        assert_eq!(counts.values().map(count).sum::<u64>(), 2400, "{path}: every record is counted");
+        assert!(counts.contains_key("(others)"), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -258,7 +309,8 @@ async fn files_are_handed_on() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, storage).await });
-    let served = Served::with(|config| config.file_storage_url = Some(format!("http://{address}"))).await;
+    let served =
+        Served::with(|config| config.file_storage_url = Some(Url::new(format!("http://{address}/")))).await;
     assert_eq!(served.at.json("/files").await, json!({"files": []}));
     assert_eq!(served.at.json("/api/logs/files/a%20b.txt").await, json!({"content": "hi"}));
     let missing = served.at.get("/files/none.txt").await;
@@ -267,8 +319,20 @@ async fn files_are_handed_on() {
     assert_eq!(served.at.get("/files/broken").await.status(), 500);
     let escape = served.at.get("/files/..%2F..%2Fhealth").await;
     assert_eq!(escape.status(), 404, "a name is a name");
+    for name in ["a%09b", "%09", ".%0a.", "%7f", "a%00"] {
+        let path = served.at.url(&format!("/files/{name}"));
+        let refused = served.at.client.delete(path).send().await.expect("an answer");
+        assert_eq!(refused.status(), 400, "{name}");
+    }
     let removed = served.at.client.delete(served.at.url("/files")).send().await.expect("an answer");
     assert_eq!(removed.json::<Value>().await.expect("JSON"), json!({"deleted": 2}));
+    for url in ["http://app:hunter2@127.0.0.1:1/", "app:hunter2@files", "ftp://app:hunter2@files"] {
+        let served = Served::with(|config| config.file_storage_url = Some(Url::new(url))).await;
+        let failed = served.at.get("/files").await;
+        assert_eq!(failed.status(), 500, "{url}");
+        let text = failed.text().await.expect("text");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
     let none = Served::new().await.at.get("/files").await;
     assert_eq!(none.status(), 500);
     assert!(none.text().await.expect("text").contains("FILE_STORAGE_URL"));

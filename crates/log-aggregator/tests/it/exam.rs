@@ -39,6 +39,8 @@ examine!(sqlite:
     times_at_the_ends_of_the_calendar_are_kept
     attributes_keep_their_order_and_their_digits
     every_condition_is_met_as_the_live_filter_meets_it
+    words_are_found_in_values_whatever_their_case
+    an_answer_ends_at_its_bytes_and_says_so
     clearing_one_service_leaves_the_others
     clearing_all_leaves_nothing
     counts_are_by_service
@@ -58,7 +60,7 @@ async fn keep(store: &Arc<dyn LogStore>, records: Vec<LogRecord>) -> Vec<Stored>
 
 async fn select(store: &Arc<dyn LogStore>, order: Order, filter: Filter) -> Vec<Stored> {
     let query = Query { filter, order, limit: 1_000_000, ..Query::default() };
-    store.select(query).await.expect("an answer")
+    store.select(query).await.expect("an answer").records
 }
 
 async fn all(store: &Arc<dyn LogStore>) -> Vec<Stored> {
@@ -148,8 +150,11 @@ async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
         let mut walked = Vec::new();
         let mut after = None;
         loop {
-            let page =
-                store.select(Query { order, after, limit: 8, ..Query::default() }).await.expect("a page");
+            let page = store
+                .select(Query { order, after, limit: 8, ..Query::default() })
+                .await
+                .expect("a page")
+                .records;
             let Some(last) = page.last() else { break };
             after = Some(Cursor { time: last.place(), seq: last.seq });
             walked.extend(page);
@@ -157,7 +162,7 @@ async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
         assert_eq!(walked, whole, "{order:?}");
         let skipped =
             store.select(Query { order, skip: 45, limit: 100, ..Query::default() }).await.expect("a page");
-        assert_eq!(skipped, whole[45..], "{order:?}");
+        assert_eq!(skipped.records, whole[45..], "{order:?}");
     }
 }
 
@@ -243,6 +248,88 @@ async fn every_condition_is_met_as_the_live_filter_meets_it(dir: &Path, open: Op
         assert_eq!(select(&store, Order::Oldest, filter.clone()).await, live, "{filter:?}");
     }
     assert_eq!(select(&store, Order::Oldest, words("NUMBER /X/4")).await.len(), 1);
+}
+
+async fn words_are_found_in_values_whatever_their_case(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let mut made = record("Abrechnung", "KRITISCH", "Straße nach ΟΔΟΣ\nzweite Zeile");
+    made.attributes = serde_json::json!({
+        "path": r"C:\Temp\new", "said": r#"she said "no""#, "Größe": 12.5, "deep": {"list": [true, "tab\there"]},
+    })
+    .as_object()
+    .expect("an object")
+    .clone()
+    .into();
+    made.trace_id = Some("4bf92f3577b34da6a3ce929d0e0e4736".into());
+    made.span_id = Some("00f067aa0ba902b7".into());
+    let nul = record("other", "INFO", "before\0after K");
+    let plain = LogRecord { attributes: made.attributes.clone(), ..record("plain", "INFO", "nothing else") };
+    let kept = keep(&store, vec![made, nul, plain]).await;
+    for (word, found) in [
+        (r"C:\Temp\new", &[0, 2][..]),
+        (r"c:\TEMP\NEW", &[0, 2]),
+        (r"\t", &[0, 2]),
+        ("\"no\"", &[0, 2]),
+        ("\nzweite", &[0]),
+        ("tab\there", &[0, 2]),
+        ("STRASSE", &[0]),
+        ("strasse", &[0]),
+        ("οδοσ", &[0]),
+        ("GRÖSSE", &[0, 2]),
+        ("größe", &[0, 2]),
+        ("12.5", &[0, 2]),
+        ("true", &[0, 2]),
+        ("4BF92F3577B34DA6", &[0]),
+        ("00f067aa0ba902b7", &[0]),
+        ("abrechnung", &[0]),
+        ("kritisch", &[0]),
+        ("after", &[1]),
+        ("\u{212a}", &[0, 1]),
+        (r#""path":"#, &[]),
+        ("absent", &[]),
+    ] {
+        let filter = Filter { words: vec![word.into()], ..Filter::default() };
+        let live: Vec<_> = kept.iter().filter(|stored| filter.matches(&stored.record)).cloned().collect();
+        let expected: Vec<_> = found.iter().map(|place| kept[*place].clone()).collect();
+        assert_eq!(live, expected, "{word:?} among what comes");
+        for order in [Order::Oldest, Order::Newest, Order::Latest] {
+            let mut stored = select(&store, order, filter.clone()).await;
+            stored.sort_by_key(|stored| stored.seq);
+            assert_eq!(stored, expected, "{word:?} among what is stored, {order:?}");
+        }
+    }
+    let both = Filter { words: vec!["zeile".into(), "temp".into()], ..Filter::default() };
+    assert_eq!(select(&store, Order::Oldest, both).await, kept[..1]);
+}
+
+async fn an_answer_ends_at_its_bytes_and_says_so(dir: &Path, open: Open) {
+    let store = open(dir.to_owned()).await;
+    let records = (0..20).map(|n| record("s", "INFO", &format!("{n:02}{}", "x".repeat(100_000))));
+    keep(&store, records.collect()).await;
+    for order in [Order::Latest, Order::Newest, Order::Oldest] {
+        for words in [vec![], vec!["xxx".to_owned()]] {
+            let filter = Filter { words, ..Filter::default() };
+            let ask = async |after, bytes| {
+                let query =
+                    Query { filter: filter.clone(), order, after, bytes, limit: 100, ..Query::default() };
+                store.select(query).await.expect("a page")
+            };
+            let (mut walked, mut after) = (Vec::new(), None);
+            loop {
+                let page = ask(after, 350_000).await;
+                assert_eq!(page.records.len(), if page.partial { 3 } else { 2 }, "{order:?}");
+                after = page.records.last().map(Cursor::after);
+                walked.extend(page.records);
+                if !page.partial {
+                    break;
+                }
+            }
+            assert_eq!(walked, select(&store, order, filter.clone()).await, "{order:?}");
+            let one = ask(None, 1).await;
+            assert_eq!((one.records.len(), one.partial), (1, true), "one is answered however large it is");
+            assert!(!ask(after, 1).await.partial, "nothing is after the last");
+        }
+    }
 }
 
 async fn clearing_one_service_leaves_the_others(dir: &Path, open: Open) {

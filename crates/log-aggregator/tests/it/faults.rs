@@ -1,10 +1,14 @@
 //! Disks and files that fail: said clearly, and over when the cause is over.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_client::log::LogRecord;
 use log_aggregator::store::{Group, LogStore as _, Query, SqliteOptions, SqliteStore};
 use log_aggregator::{Aggregator, Config, ErrorKind};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
 
 use crate::support::Served;
 
@@ -54,7 +58,10 @@ async fn a_locked_file_answers_503_and_is_over_when_the_lock_is() {
     assert!(error.chain().contains("database is locked"), "{}", error.chain());
     sqlx::query("ROLLBACK").execute(&mut other).await.expect("unlocks");
     store.append(group()).await.expect("kept again");
-    assert_eq!(store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").len(), 2);
+    assert_eq!(
+        store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").records.len(),
+        2
+    );
 }
 
 #[tokio::test]
@@ -69,10 +76,57 @@ async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
     std::fs::write(dir.path().join("logs-2020-01-01.db"), vec![0x5a; 8192]).expect("written");
     let store = SqliteStore::open(options()).await.expect("opens all the same");
     let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
-    assert_eq!(found.len(), 1);
+    assert_eq!(found.records.len(), 1);
     store.append(group("more")).await.expect("kept");
     let aside = dir.path().join("logs-2020-01-01.db.corrupt");
     assert_eq!(std::fs::read(aside).expect("it is still there"), vec![0x5a; 8192]);
+}
+
+#[tokio::test]
+async fn a_file_that_only_looks_like_a_day_is_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for name in ["logs-20200101.db", "logs-2020-01-01T00.db", "logs-+002020-01-01.db"] {
+        std::fs::write(dir.path().join(name), "mine").expect("written");
+    }
+    let options = SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
+    let store = SqliteStore::open(options).await.expect("opens");
+    store.close().await;
+    for name in ["logs-20200101.db", "logs-2020-01-01T00.db", "logs-+002020-01-01.db"] {
+        assert_eq!(std::fs::read_to_string(dir.path().join(name)).expect("there"), "mine");
+    }
+    assert!(!dir.path().join("logs-2020-01-01.db").exists(), "no day was made of them");
+}
+
+#[tokio::test]
+async fn more_than_loopback_is_refused_until_it_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let command = || {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_log-aggregator"));
+        command
+            .arg(dir.path())
+            .env("LOGTHON_HOST", "0.0.0.0")
+            .env("LOGTHON_PORT", "0")
+            .env_remove("EVENT_BUS_URL");
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
+        command
+    };
+    let refused = command().output().await.expect("it ends");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("--allow-unauthenticated"), "{said}");
+    for by_flag in [true, false] {
+        let mut asked = command();
+        if by_flag {
+            asked.arg("--allow-unauthenticated")
+        } else {
+            asked.env("LOGTHON_ALLOW_UNAUTHENTICATED", "true")
+        };
+        let mut child = asked.spawn().expect("it starts");
+        let mut lines = tokio::io::BufReader::new(child.stdout.take().expect("its output"));
+        let mut line = String::new();
+        tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut line).await.expect("a line");
+        assert!(line.starts_with("listening on http://0.0.0.0:"), "{line}");
+        child.kill().await.expect("ended");
+    }
 }
 
 #[tokio::test]
@@ -107,4 +161,44 @@ async fn a_newer_layout_is_left_alone() {
         .expect_err("newer");
     assert!(error.chain().contains("layout 99"), "{}", error.chain());
     assert!(path.exists());
+}
+
+/// Counts statements on the store's table that SQLite's library logs.
+struct Statements(Arc<AtomicUsize>);
+
+impl<S: tracing::Subscriber> Layer<S> for Statements {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let mut text = String::new();
+        if event.metadata().target().starts_with("sqlx") {
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text.push_str(&format!("{field}={value:?} "));
+            });
+        }
+        if text.contains("records") {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_statement_of_the_store_is_logged() {
+    let logged = Arc::new(AtomicUsize::new(0));
+    let subscriber = tracing_subscriber::registry().with(Statements(Arc::clone(&logged)));
+    tracing::subscriber::set_global_default(subscriber).expect("no other test sets one");
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
+    let store = SqliteStore::open(options).await.expect("opens");
+    let group = Group { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] };
+    store.append(vec![group]).await.expect("kept");
+    let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+    assert_eq!(found.records.len(), 1);
+    store.clear(None).await.expect("cleared");
+    store.close().await;
+    assert_eq!(logged.load(Ordering::Relaxed), 0, "each would come back as a record");
+    // The counter counts: another connection to the same table does log.
+    let url = format!("sqlite:{}", today(dir.path()).display());
+    let mut other = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.expect("connects");
+    sqlx::query("SELECT * FROM records").fetch_all(&mut other).await.expect("reads");
+    sqlx::Connection::close(other).await.expect("closed");
+    assert!(logged.load(Ordering::Relaxed) > 0);
 }

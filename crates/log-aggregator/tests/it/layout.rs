@@ -55,7 +55,7 @@ async fn open(dir: &Path) -> SqliteStore {
 
 async fn latest(store: &SqliteStore) -> Vec<(String, String)> {
     let found = store.select(Query { order: Order::Latest, limit: 10, ..Query::default() }).await;
-    let found = found.expect("an answer");
+    let found = found.expect("an answer").records;
     found.into_iter().map(|stored| (stored.record.message, stored.record.time.to_string())).collect()
 }
 

@@ -9,7 +9,7 @@ use crate::support::{Served, fixture};
 
 async fn stored(served: &Served) -> Vec<LogRecord> {
     let query = Query { order: Order::Oldest, limit: 1000, ..Query::default() };
-    let found = served.aggregator.query(query).await.expect("an answer");
+    let found = served.aggregator.query(query).await.expect("an answer").records;
     found.into_iter().map(|stored| stored.record).collect()
 }
 

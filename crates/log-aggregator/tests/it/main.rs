@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bodies;
+mod bounds;
 mod browser;
 mod bus;
 mod contract;

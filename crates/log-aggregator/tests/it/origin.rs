@@ -66,7 +66,7 @@ async fn foreign_pages_neither_watch_nor_change() {
 #[tokio::test]
 async fn the_own_page_a_forwarded_one_an_allowed_one_and_programs_pass() {
     let served =
-        Served::with(|config| config.allowed_origins = vec!["https://ops.example:8443".into()]).await;
+        Served::with(|config| config.http.allowed_origins = vec!["https://ops.example:8443".into()]).await;
     let own = format!("http://{}", served.at.address);
     let cases: [Headers<'_>; 4] = [
         &[],
@@ -90,4 +90,36 @@ async fn the_refusal_says_what_to_do() {
     let answer: serde_json::Value = request.send().await.expect("an answer").json().await.expect("JSON");
     let detail = answer["detail"].as_str().expect("text");
     assert!(detail.contains("https://ops.example") && detail.contains("LOGTHON_ALLOWED_ORIGINS"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_rebound_name_reads_nothing_and_changes_nothing() {
+    let served = Served::with(|config| config.http.allowed_hosts = vec!["logthon".into()]).await;
+    served.at.log("x", "INFO", "kept").await;
+    let rebound: Headers<'_> = &[("host", "evil.example:5000"), ("origin", "http://evil.example:5000")];
+    for prefix in SPELLINGS {
+        for (method, of) in [
+            (Method::GET, "/logs"),
+            (Method::POST, "/logs"),
+            (Method::DELETE, "/logs"),
+            (Method::GET, "/api/v1/query"),
+            (Method::GET, "/api/v1/tail"),
+            (Method::GET, "/health"),
+            (Method::GET, "/"),
+            (Method::GET, "/nothing"),
+            (Method::OPTIONS, "/logs"),
+            (Method::DELETE, "/files"),
+        ] {
+            let path = format!("{prefix}{of}");
+            assert_eq!(send(&served.at, method.clone(), &path, rebound).await, 421, "{method} {path}");
+        }
+        assert_eq!(handshake(&served.at, &format!("{prefix}/ws"), rebound).await, 421);
+    }
+    for host in ["localhost:5000", "127.0.0.1", "[::1]:80", "logthon:5001"] {
+        assert_eq!(send(&served.at, Method::POST, "/logs", &[("host", host)]).await, 200, "{host}");
+        assert_eq!(handshake(&served.at, "/ws", &[("host", host)]).await, 101, "{host}");
+    }
+    assert_eq!(served.at.entries().await.len(), 5);
+    let cross: Headers<'_> = &[("sec-fetch-site", "cross-site")];
+    assert_eq!(send(&served.at, Method::GET, "/api/v1/query?text=zz", cross).await, 403);
 }

@@ -94,7 +94,7 @@ async fn the_documented_shape_keeps_its_time_and_its_ids() {
         assert_eq!(served.at.post(line.to_string()).await.status(), 200);
     }
     let query = Query { order: Order::Oldest, limit: lines.len() + 1, ..Query::default() };
-    let stored = served.aggregator.query(query).await.expect("an answer");
+    let stored = served.aggregator.query(query).await.expect("an answer").records;
     assert_eq!(stored.len(), lines.len());
     for (line, stored) in lines.iter().zip(&stored) {
         let record = &stored.record;

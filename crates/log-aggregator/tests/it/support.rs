@@ -4,20 +4,23 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use log_aggregator::{Aggregator, Config};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Client, Response};
 use serde_json::Value;
+use service_kit::shutdown::{Parts, Report, Shutdown};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 /// An aggregator in this process, on a port of its own, in a directory of its own.
 pub(crate) struct Served {
-    pub(crate) aggregator: Aggregator,
+    pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) at: Door,
-    server: JoinHandle<()>,
+    pub(crate) shutdown: Shutdown,
+    server: JoinHandle<Report>,
     _dir: TempDir,
 }
 
@@ -30,13 +33,22 @@ impl Served {
         let dir = tempfile::tempdir().expect("a directory");
         let mut config = Config::new(dir.path().join("logs"));
         config.announce = false;
+        config.http.port = 0;
         change(&mut config);
-        let aggregator = Aggregator::open(config).await.expect("the aggregator opens");
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = service_kit::http::bind(&config.http).await.expect("a port");
         let at = Door::to(listener.local_addr().expect("an address"));
-        let router = aggregator.router();
-        let server = tokio::spawn(async move { axum::serve(listener, router).await.expect("it serves") });
-        Self { aggregator, at, server, _dir: dir }
+        let aggregator = Arc::new(Aggregator::open(config).await.expect("the aggregator opens"));
+        let shutdown = Shutdown::new();
+        let mut parts = Parts::new(shutdown.clone(), Default::default());
+        let serving = Arc::clone(&aggregator);
+        parts.add("http", |stop| async move { serving.serve(listener, axum::Router::new(), stop).await });
+        Self { aggregator, at, shutdown, server: tokio::spawn(parts.run()), _dir: dir }
+    }
+
+    /// Asks the server to stop, and returns when it has.
+    pub(crate) async fn stop(&mut self) -> Report {
+        self.shutdown.ask("the test says so");
+        (&mut self.server).await.expect("it ends")
     }
 }
 
@@ -86,6 +98,14 @@ impl Process {
         BufReader::new(stdout).read_line(&mut line).expect("it says where it listens");
         let address = line.trim().strip_prefix("listening on http://").expect("an address").parse();
         Self { child, at: Door::to(address.expect("an address")) }
+    }
+
+    /// The most memory that the process ever held, in bytes.
+    pub(crate) fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1024
     }
 
     /// SIGKILL: no handler runs, nothing is flushed.

@@ -132,7 +132,7 @@ impl Events {
     async fn open(door: &Door, path: &str, headers: &str) -> Self {
         let mut stream = TcpStream::connect(door.address).await.expect("a connection");
         let request =
-            format!("GET {path} HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n{headers}\r\n");
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{headers}\r\n");
         stream.write_all(request.as_bytes()).await.expect("sent");
         let mut events = Self { stream, buffer: String::new() };
         let head = events.until("\r\n\r\n").await;
@@ -146,7 +146,7 @@ impl Events {
                 let rest = self.buffer.split_off(at + end.len());
                 return std::mem::replace(&mut self.buffer, rest);
             }
-            let mut bytes = [0; 2048];
+            let mut bytes = [0; 64 * 1024];
             let read = tokio::time::timeout(DEADLINE, self.stream.read(&mut bytes)).await.expect("in time");
             let read = read.expect("a read");
             assert!(read > 0, "the stream ended");
@@ -213,18 +213,99 @@ async fn a_tail_that_was_away_too_long_is_told() {
     assert_eq!(events.next().await.2["message"], "new");
 }
 
+/// The close that ends a WebSocket; everything before it is passed over.
+async fn parting(socket: &mut Socket) -> (u16, String) {
+    loop {
+        let message = tokio::time::timeout(DEADLINE, socket.next()).await.expect("in time");
+        if let Message::Close(close) = message.expect("no end without a close").expect("a frame") {
+            let close = close.expect("a code");
+            return (close.code.into(), close.reason.to_string());
+        }
+    }
+}
+
 #[tokio::test]
-async fn viewers_are_sent_home_when_the_aggregator_ends() {
+async fn a_tail_catches_up_with_large_records_in_order() {
+    let served = Served::new().await;
+    served.at.log("a", "INFO", "seen").await;
+    let (_, id, _) = Events::open(&served.at, "/api/v1/tail?backlog=1", "").await.next().await;
+    for n in 0..12 {
+        let record = LogRecord::new("bulk", "INFO", format!("{n} {}", "x".repeat(900_000)));
+        served.aggregator.store(vec![record]).await.expect("stored");
+    }
+    let mut after = Events::open(&served.at, &format!("/api/v1/tail?after={id}"), "").await;
+    let mut backlog = Events::open(&served.at, "/api/v1/tail?backlog=12", "").await;
+    for events in [&mut after, &mut backlog] {
+        for n in 0..12 {
+            let (name, _, record) = events.next().await;
+            let begins = record["message"].as_str().is_some_and(|text| text.starts_with(&format!("{n} ")));
+            assert!(name.is_empty() && begins, "{n}: {record:.80}");
+        }
+    }
+    served.at.log("a", "INFO", "new").await;
+    for events in [&mut after, &mut backlog] {
+        assert_eq!(events.next().await.2["message"], "new");
+    }
+}
+
+#[tokio::test]
+async fn viewers_are_sent_home_when_the_server_stops() {
+    let mut served = Served::new().await;
+    let mut socket = watch(&served.at, "/ws").await;
+    let mut events = Events::open(&served.at, "/api/v1/tail", "").await;
+    let stopping = served.shutdown.clone();
+    stopping.ask("the test says so");
+    assert_eq!(parting(&mut socket).await, (1001, "the log aggregator stops".into()));
+    // The end of a stream that was finished, not cut: nothing waited for it.
+    assert!(events.until("0\r\n\r\n").await.ends_with("0\r\n\r\n"));
+    let report = served.stop().await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test]
+async fn the_last_records_are_refused_when_the_aggregator_has_ended() {
     let served = Served::new().await;
     let mut socket = watch(&served.at, "/ws").await;
     served.aggregator.drain(DEADLINE).await.expect("drained");
-    let end = tokio::time::timeout(DEADLINE, async {
-        while let Some(Ok(message)) = socket.next().await {
-            assert!(!message.is_text(), "nothing was logged");
-        }
-    });
-    end.await.expect("the connection ends");
+    assert_eq!(parting(&mut socket).await.0, 1001);
     let refused = served.at.post(r#"{"service":"a","message":"late"}"#).await;
     assert_eq!(refused.status(), 503);
     assert!(refused.headers().contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_viewer_that_leaves_is_answered_with_its_code() {
+    let served = Served::new().await;
+    for code in [tungstenite::protocol::frame::coding::CloseCode::Normal, 4321.into()] {
+        let mut socket = watch(&served.at, "/ws").await;
+        let close = tungstenite::protocol::CloseFrame { code, reason: "enough".into() };
+        socket.close(Some(close)).await.expect("sent");
+        assert_eq!(parting(&mut socket).await.0, u16::from(code));
+    }
+}
+
+#[tokio::test]
+async fn a_viewer_that_answers_no_ping_loses_its_place() {
+    let served = Served::with(|config| {
+        config.max_viewers = 1;
+        config.ping = Duration::from_millis(20);
+    })
+    .await;
+    // Nobody reads from it, so nobody answers.
+    let mut silent = watch(&served.at, "/ws").await;
+    let free = async || served.at.json("/websocket/info").await["active_connections"] == 0;
+    tokio::time::timeout(DEADLINE, async { while !free().await {} }).await.expect("the place is free again");
+    assert_eq!(parting(&mut silent).await, (1008, "no answer to a ping".into()));
+}
+
+#[tokio::test]
+async fn a_viewer_that_answers_pings_keeps_its_place() {
+    let served = Served::with(|config| config.ping = Duration::from_secs(3)).await;
+    let mut socket = watch(&served.at, "/ws").await;
+    for _ in 0..3 {
+        let message = tokio::time::timeout(DEADLINE, socket.next()).await.expect("in time").expect("open");
+        assert!(message.expect("a frame").is_ping());
+    }
+    served.at.log("a", "INFO", "still there").await;
+    assert_eq!(next(&mut socket).await["message"], "still there");
 }

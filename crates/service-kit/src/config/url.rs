@@ -66,6 +66,12 @@ impl fmt::Debug for Url {
     }
 }
 
+impl From<&str> for Url {
+    fn from(url: &str) -> Self {
+        Self::new(url)
+    }
+}
+
 impl<'de> Deserialize<'de> for Url {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_newtype_struct(MARK, Text).map(Self)

@@ -11,6 +11,7 @@ use event_client::Bus;
 use event_client::service::Running;
 use reference_systems::securebox::{self, Vault};
 use reference_systems::{Expected, edge_terrarium};
+use service_kit::config::Url;
 use service_kit::shutdown::Stop;
 use service_kit::{http, telemetry};
 use tokio::sync::oneshot;
@@ -37,8 +38,12 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
         http: http::Settings {
             host: "127.0.0.1".into(),
             port: args.port.unwrap_or(if args.once { 0 } else { 5000 }),
+            ..http::Settings::default()
         },
-        url: global.url.clone().map(|url| if args.once { apart(url) } else { url }),
+        url: global
+            .url
+            .clone()
+            .map(|url| if args.once { Url::new(apart(url.expose().to_owned())) } else { url }),
         // Expected failures are part of the show; the report and the viewer tell of them.
         log: quiet(super::log_settings()?),
         drain: Duration::from_secs(15),

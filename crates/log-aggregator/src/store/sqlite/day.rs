@@ -6,16 +6,18 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection, Row, SqliteConnection};
+use sqlx::{ConnectOptions as _, Connection, Row, SqliteConnection};
 
 use super::Options;
+use super::counts::Tally;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Counts, Seq, Stored, nanoseconds};
+use crate::store::{Seq, Stored, nanoseconds};
 
 const VERSION: i64 = 2;
 const SCHEMA: &str = "
@@ -65,16 +67,10 @@ pub(super) struct Day {
     current: AtomicBool,
 }
 
-/// What a file held when it was opened.
-pub(super) struct Contents {
-    pub(super) counts: Counts,
-    pub(super) last: Seq,
-}
-
 /// How a day's file was found.
 pub(super) enum Condition {
-    /// It can be used; a missing one was made.
-    Sound(Day, Contents),
+    /// It can be used, and this is the newest record in it, or 0; a missing file was made.
+    Sound(Day, Seq),
     /// It was not a sound database and now has this name.
     SetAside(PathBuf),
 }
@@ -84,7 +80,7 @@ impl Day {
     pub(super) async fn load(options: &Options, date: Date) -> Result<Condition> {
         let path = path_of(&options.dir, date);
         match Self::try_load(options, date).await {
-            Ok((day, contents)) => Ok(Condition::Sound(day, contents)),
+            Ok((day, last)) => Ok(Condition::Sound(day, last)),
             Err(error) if is_corrupt(&error) => {
                 let aside = free_name(&path);
                 std::fs::rename(&path, &aside).map_err(|e| {
@@ -100,7 +96,7 @@ impl Day {
         }
     }
 
-    async fn try_load(options: &Options, date: Date) -> std::result::Result<(Self, Contents), sqlx::Error> {
+    async fn try_load(options: &Options, date: Date) -> std::result::Result<(Self, Seq), sqlx::Error> {
         let mut connection = open(options, date).await?;
         let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut connection).await?;
         let mut current = true;
@@ -127,12 +123,6 @@ impl Day {
                 return Err(sqlx::Error::Configuration(text.into()));
             }
         }
-        let counts = sqlx::query("SELECT name, count FROM services")
-            .fetch_all(&mut connection)
-            .await?
-            .iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get::<i64, _>(1)?.unsigned_abs())))
-            .collect::<std::result::Result<_, sqlx::Error>>()?;
         let sql = "SELECT (SELECT max(seq) FROM records), (SELECT min(time) FROM records), (SELECT max(time) FROM records)";
         let (last, from, to): (Option<i64>, Option<i64>, Option<i64>) =
             sqlx::query_as(sql).fetch_one(&mut connection).await?;
@@ -142,11 +132,25 @@ impl Day {
             .max_connections(4)
             .min_connections(0)
             .acquire_timeout(Duration::from_secs(10))
+            // Longer than it can take: a warning would be one more line to be stored.
+            .acquire_slow_threshold(Duration::from_secs(20))
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(connect_options(&path).create_if_missing(false).pragma("query_only", "ON"));
         let span = Mutex::new(from.zip(to));
         let day = Self { path, readers, span, current: AtomicBool::new(current) };
-        Ok((day, Contents { counts, last: last.unwrap_or(0) }))
+        Ok((day, last.unwrap_or(0)))
+    }
+
+    /// Adds how many records of each service the file has, a name at a time.
+    pub(super) async fn count(&self, tally: &mut Tally) -> Result<()> {
+        let what = |e| failed(&format!("cannot count in {}", self.path.display()), e);
+        let mut rows =
+            sqlx::query("SELECT name, count FROM services ORDER BY count DESC").fetch(&self.readers);
+        while let Some(row) = rows.try_next().await.map_err(what)? {
+            let name = row.try_get(0).map_err(what)?;
+            tally.add(name, row.try_get::<i64, _>(1).map_err(what)?.unsigned_abs());
+        }
+        Ok(())
     }
 
     /// Whether the file may hold records from `since` on and before `until`.
@@ -223,15 +227,26 @@ fn connect_options(path: &Path) -> SqliteConnectOptions {
         // A checkpoint costs two more fsyncs: one for every 16 MiB rather than for every 4.
         .pragma("wal_autocheckpoint", "4000")
         .pragma("temp_store", "MEMORY")
+        // A row may be a megabyte.
+        .row_buffer_size(8)
+        // A slow statement is a line in the log, which comes back here to be stored, and is slow again.
+        .disable_statement_logging()
 }
 
 /// The day that a file belongs to, by its name.
 pub(super) fn date_of(name: &OsStr) -> Option<Date> {
-    name.to_str()?.strip_prefix("logs-")?.strip_suffix(".db")?.parse().ok()
+    let date: Date = name.to_str()?.strip_prefix("logs-")?.strip_suffix(".db")?.parse().ok()?;
+    // Other spellings of a day (`20260131`) name no file of ours: the one that would be opened has another name.
+    (name == name_of(date).as_str()).then_some(date)
+}
+
+fn name_of(date: Date) -> String {
+    format!("logs-{date}.db")
 }
 
 fn path_of(dir: &Path, date: Date) -> PathBuf {
-    dir.join(format!("logs-{date}.db"))
+    // A relative directory such as `file:x` would be taken as a URI by SQLite.
+    Path::new(".").join(dir).join(name_of(date))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 //! A day is its own file so that old days never slow new ones and can be removed whole. `synchronous` is
 //! FULL: a commit returns after the fsync. The caller groups records: one append is one transaction.
 
+mod counts;
 mod day;
 mod read;
 mod write;
@@ -20,8 +21,9 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use tokio::sync::{Mutex, RwLock};
 
-use super::{Counts, Group, LogStore, Query, Seq, Stored};
+use super::{Counts, Group, LogStore, Page, Query, Seq, Stored};
 use crate::error::{Error, ErrorKind, Result};
+use counts::Tally;
 use day::{Condition, Day};
 
 /// What the SQLite store needs to know.
@@ -40,7 +42,7 @@ pub struct SqliteStore {
     options: Options,
     days: RwLock<BTreeMap<Date, Arc<Day>>>,
     writer: Mutex<Writer>,
-    counts: std::sync::Mutex<Counts>,
+    counts: std::sync::Mutex<Tally>,
     closed: AtomicBool,
     _lock: File,
 }
@@ -73,16 +75,14 @@ impl SqliteStore {
             let text = format!("another process is using the log directory {}", dir.display());
             Error::new(ErrorKind::Unavailable, text)
         })?;
-        let (mut days, mut counts, mut last) = (BTreeMap::new(), Counts::new(), 0);
+        let (mut days, mut counts, mut last) = (BTreeMap::new(), Tally::default(), 0);
         for entry in std::fs::read_dir(dir).map_err(|e| failed("read", e))? {
             let entry = entry.map_err(|e| failed("read", e))?;
             let Some(date) = day::date_of(&entry.file_name()) else { continue };
             match Day::load(&options, date).await? {
-                Condition::Sound(day, contents) => {
-                    for (service, count) in contents.counts {
-                        *counts.entry(service).or_default() += count;
-                    }
-                    last = last.max(contents.last);
+                Condition::Sound(day, newest) => {
+                    day.count(&mut counts).await?;
+                    last = last.max(newest);
                     days.insert(date, Arc::new(day));
                 }
                 Condition::SetAside(path) => {
@@ -122,12 +122,7 @@ impl SqliteStore {
 
     fn count(&self, kept: &[Stored]) {
         let mut counts = self.counts.lock().expect("no code panics while counting");
-        for stored in kept {
-            match counts.get_mut(&stored.record.service) {
-                Some(count) => *count += 1,
-                None => drop(counts.insert(stored.record.service.clone(), 1)),
-            }
-        }
+        kept.iter().for_each(|stored| counts.add(&stored.record.service, 1));
     }
 
     /// The connection that writes into a day's file; the day is made when it is new.
@@ -161,18 +156,24 @@ impl SqliteStore {
         let mut writer = self.writer.lock().await;
         self.check_open()?;
         writer.connection = None;
-        let days: Vec<Date> = self.days.read().await.keys().copied().collect();
-        let mut removed = 0;
-        for date in days {
-            let mut connection = day::connect(&self.options, date).await?;
-            removed += write::clear(&mut connection, service.as_deref()).await?;
+        let days: Vec<(Date, Arc<Day>)> =
+            self.days.read().await.iter().map(|(date, day)| (*date, Arc::clone(day))).collect();
+        let clearing = async {
+            let mut removed = 0;
+            for (date, _) in &days {
+                let mut connection = day::connect(&self.options, *date).await?;
+                removed += write::clear(&mut connection, service.as_deref()).await?;
+            }
+            Ok(removed)
+        };
+        let cleared = clearing.await;
+        // Counted anew even after a failure: some days may be cleared then.
+        let mut counts = Tally::default();
+        for (_, day) in &days {
+            day.count(&mut counts).await?;
         }
-        let mut counts = self.counts.lock().expect("no code panics while counting");
-        match &service {
-            Some(service) => drop(counts.remove(service)),
-            None => counts.clear(),
-        }
-        Ok(removed)
+        *self.counts.lock().expect("no code panics while counting") = counts;
+        cleared
     }
 
     fn check_open(&self) -> Result<()> {
@@ -198,7 +199,7 @@ impl LogStore for SqliteStore {
         self.append(groups).boxed()
     }
 
-    fn select(&self, query: Query) -> BoxFuture<'_, Result<Vec<Stored>>> {
+    fn select(&self, query: Query) -> BoxFuture<'_, Result<Page>> {
         async move {
             self.check_open()?;
             let days: Vec<Arc<Day>> = self.days.read().await.values().cloned().collect();
@@ -208,7 +209,7 @@ impl LogStore for SqliteStore {
     }
 
     fn counts(&self) -> BoxFuture<'_, Result<Counts>> {
-        let counts = self.counts.lock().expect("no code panics while counting").clone();
+        let counts = self.counts.lock().expect("no code panics while counting").counts();
         std::future::ready(Ok(counts)).boxed()
     }
 

@@ -1,9 +1,14 @@
 //! Reading: a query becomes SQL for each day's file, and the days' answers one answer.
+//!
+//! First only places and sizes are read, so that it is known what fits before any record is in memory; then the
+//! records themselves.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use event_client::log::{Attributes, LogRecord, Severity};
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{QueryBuilder, Row};
@@ -11,89 +16,219 @@ use uuid::Uuid;
 
 use super::day::{Day, failed};
 use crate::error::Result;
-use crate::store::{Filter, Order, Query, Stored, nanoseconds};
+use crate::store::search::Search;
+use crate::store::{Filter, Order, Page, Query, Seq, Stored, nanoseconds};
+
+type Outcome<T> = std::result::Result<T, sqlx::Error>;
+
+/// What a record adds to the size of its texts.
+const OVERHEAD: usize = 256;
+
+/// Sizes of a row's texts. SQLite answers them without reading the texts.
+const BYTES: &str = "octet_length(service) + octet_length(level) + octet_length(message) + octet_length(attributes) \
+     + coalesce(octet_length(trace_id), 0) + coalesce(octet_length(span_id), 0) \
+     + coalesce(octet_length(request_id), 0) + coalesce(octet_length(correlation_id), 0) \
+     + coalesce(octet_length(raw), 0)";
+
+/// The texts of a row that are searched, the attributes last.
+const SEARCHED: &str = "service, level, message, trace_id, span_id, request_id, correlation_id, attributes";
+
+/// Where a record lies that a query asks for.
+struct Found {
+    day: usize,
+    time: i64,
+    seq: Seq,
+    bytes: usize,
+}
 
 /// Answers a query from the days, which come oldest first.
-pub(super) async fn select(days: &[Arc<Day>], query: Query) -> Result<Vec<Stored>> {
-    match query.order {
-        Order::Oldest => by_arrival(days.iter(), query).await,
-        Order::Newest => by_arrival(days.iter().rev(), query).await,
-        Order::Latest => by_time(days, query).await,
-    }
+pub(super) async fn select(days: &[Arc<Day>], query: Query) -> Result<Page> {
+    let found = match query.order {
+        Order::Oldest => by_arrival(days.iter().enumerate(), &query).await?,
+        Order::Newest => by_arrival(days.iter().enumerate().rev(), &query).await?,
+        Order::Latest => by_time(days, &query).await?,
+    };
+    let mut left = query.bytes;
+    let fits = |found: &&Found| {
+        let fits = found.bytes <= left;
+        left = left.saturating_sub(found.bytes);
+        fits
+    };
+    // The first one is answered however large it is: whoever asks on has to get on.
+    let count = found.iter().take_while(fits).count().max(1).min(found.len());
+    Ok(Page { records: fetch(days, &found[..count]).await?, partial: count < found.len() })
 }
 
 /// Days follow one another in the order of arrival: ask one after the other until there is enough.
-async fn by_arrival(days: impl Iterator<Item = &Arc<Day>>, mut query: Query) -> Result<Vec<Stored>> {
-    let mut found = Vec::new();
-    for day in days {
-        if found.len() >= query.limit {
+async fn by_arrival<'a>(
+    days: impl Iterator<Item = (usize, &'a Arc<Day>)>,
+    query: &Query,
+) -> Result<Vec<Found>> {
+    let mut found: Vec<Found> = Vec::new();
+    let mut skip = query.skip;
+    for (place, day) in days {
+        let bytes: usize = found.iter().map(|found| found.bytes).sum();
+        if found.len() >= query.limit || bytes > query.bytes {
             break;
         }
-        if query.skip > 0 {
-            let here = count(day, &query).await?;
-            if here <= query.skip {
-                query.skip -= here;
-                continue;
-            }
-        }
-        found.extend(ask(day, &query, query.skip, query.limit - found.len()).await?);
-        query.skip = 0;
+        let most = Most { rows: query.limit - found.len(), bytes: query.bytes - bytes };
+        found.extend(scan(place, day, query, &mut skip, most).await?);
     }
     Ok(found)
 }
 
 /// A day of arrival can hold records of any time: ask those that may matter and sort, the latest first.
-async fn by_time(days: &[Arc<Day>], query: Query) -> Result<Vec<Stored>> {
+async fn by_time(days: &[Arc<Day>], query: &Query) -> Result<Vec<Found>> {
     let since = query.filter.since.map(nanoseconds);
     let until = query.filter.until.map(nanoseconds);
     let reach = query.after.map_or(i64::MAX, |cursor| cursor.time);
-    let mut days: Vec<_> = days.iter().filter(|day| day.overlaps(since, until)).collect();
-    days.sort_by_key(|day| Reverse(day.latest()));
-    let wanted = query.limit.saturating_add(usize::try_from(query.skip).unwrap_or(usize::MAX));
-    let mut found: Vec<Stored> = Vec::new();
-    for day in days {
-        let enough = found.len() >= wanted
-            && found.get(wanted.saturating_sub(1)).is_none_or(|last| last.place() > day.latest().min(reach));
+    let mut order: Vec<_> = days.iter().enumerate().filter(|(_, day)| day.overlaps(since, until)).collect();
+    order.sort_by_key(|(_, day)| Reverse(day.latest()));
+    let skip = usize::try_from(query.skip).unwrap_or(usize::MAX);
+    // What is skipped counts for no size, and which those are is known at the end only.
+    let most = Most {
+        rows: query.limit.saturating_add(skip),
+        bytes: if skip == 0 { query.bytes } else { usize::MAX },
+    };
+    let mut found: Vec<Found> = Vec::new();
+    for (place, day) in order {
+        let enough =
+            most.are_reached(&found) && found.last().is_none_or(|last| last.time > day.latest().min(reach));
         if enough {
             break;
         }
-        found.extend(ask(day, &query, 0, wanted).await?);
-        found.sort_by_key(|stored| Reverse((stored.place(), stored.seq)));
-        found.truncate(wanted);
+        found.extend(scan(place, day, query, &mut 0, most).await?);
+        found.sort_by_key(|found| Reverse((found.time, found.seq)));
+        most.cut(&mut found);
     }
-    Ok(found.into_iter().skip(usize::try_from(query.skip).unwrap_or(usize::MAX)).collect())
+    found.drain(..skip.min(found.len()));
+    Ok(found)
+}
+
+/// How much is looked for.
+#[derive(Clone, Copy)]
+struct Most {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Most {
+    fn are_reached(self, found: &[Found]) -> bool {
+        found.len() >= self.rows || found.iter().map(|found| found.bytes).sum::<usize>() > self.bytes
+    }
+
+    /// Keeps as many as are needed: the last one may be the one that no longer fits.
+    fn cut(self, found: &mut Vec<Found>) {
+        found.truncate(self.rows);
+        let mut bytes = 0;
+        let fitting = found.iter().take_while(|found| {
+            let fits = bytes <= self.bytes;
+            bytes += found.bytes;
+            fits
+        });
+        let count = fitting.count();
+        found.truncate(count);
+    }
 }
 
 async fn count(day: &Day, query: &Query) -> Result<u64> {
     let mut sql = QueryBuilder::new("SELECT count(*) FROM records");
-    conditions(&mut sql, query);
+    conditions(&mut sql, query, &Search::new(&[]));
     let counting = sql.build_query_scalar::<i64>().fetch_one(&day.readers);
     let count = counting.await.map_err(|e| failed(&format!("cannot count in {}", day.path.display()), e))?;
     Ok(count.unsigned_abs())
 }
 
-async fn ask(day: &Day, query: &Query, skip: u64, limit: usize) -> Result<Vec<Stored>> {
-    let mut sql = QueryBuilder::new(
-        "SELECT seq, id, time, arrived, severity, level, service, message, attributes, \
-         trace_id, span_id, request_id, correlation_id, raw, ",
-    );
-    sql.push(day.said()).push(" FROM records");
-    conditions(&mut sql, query);
+/// Finds a day's records in the order of the query, after leaving out `skip` of them; what is left to skip in other
+/// days stays in `skip`. The last one may be the one that no longer fits.
+async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most) -> Result<Vec<Found>> {
+    let search = Search::new(&query.filter.words);
+    let mut sql = QueryBuilder::new("SELECT time, seq, ");
+    sql.push(BYTES);
+    if !search.is_empty() {
+        sql.push(", ").push(SEARCHED);
+    }
+    sql.push(" FROM records");
+    conditions(&mut sql, query, &search);
     sql.push(match query.order {
         Order::Latest => " ORDER BY time DESC, seq DESC",
         Order::Newest => " ORDER BY seq DESC",
         Order::Oldest => " ORDER BY seq",
     });
-    sql.push(" LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-    sql.push(" OFFSET ").push_bind(i64::try_from(skip).unwrap_or(i64::MAX));
-    let reading = sql.build().fetch_all(&day.readers);
-    let what = || format!("cannot read {}", day.path.display());
-    let rows = reading.await.map_err(|e| failed(&what(), e))?;
-    rows.iter().map(stored_of).collect::<std::result::Result<_, _>>().map_err(|e| failed(&what(), e))
+    // SQL can skip and limit what it can judge; words are judged here.
+    if search.is_empty() {
+        sql.push(" LIMIT ").push_bind(i64::try_from(most.rows).unwrap_or(i64::MAX));
+        sql.push(" OFFSET ").push_bind(i64::try_from(*skip).unwrap_or(i64::MAX));
+    }
+    let what = |e| failed(&format!("cannot read {}", day.path.display()), e);
+    let mut rows = sql.build().fetch(&day.readers);
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    while found.len() < most.rows && bytes <= most.bytes {
+        let Some(row) = rows.try_next().await.map_err(what)? else { break };
+        if !search.is_empty() {
+            if !says(&row, &search).map_err(what)? {
+                continue;
+            }
+            if *skip > 0 {
+                *skip -= 1;
+                continue;
+            }
+        }
+        let one = found_in(place, &row).map_err(what)?;
+        bytes += one.bytes;
+        found.push(one);
+    }
+    drop(rows);
+    if search.is_empty() && *skip > 0 {
+        // Nothing after what was skipped: only then it matters how many those were.
+        *skip = if found.is_empty() { *skip - count(day, query).await?.min(*skip) } else { 0 };
+    }
+    Ok(found)
 }
 
-fn conditions(sql: &mut QueryBuilder<Sqlite>, query: &Query) {
-    let Filter { services, severity, words, trace_id, request_id, correlation_id, since, until } =
+fn found_in(day: usize, row: &SqliteRow) -> Outcome<Found> {
+    let bytes = usize::try_from(row.try_get::<i64, _>(2)?).unwrap_or(0) + OVERHEAD;
+    Ok(Found { day, time: row.try_get(0)?, seq: row.try_get(1)?, bytes })
+}
+
+/// Whether a row of a scan has all the words, by the rule of the live filter.
+fn says(row: &SqliteRow, search: &Search) -> Outcome<bool> {
+    let mut texts: [&str; 7] = [""; 7];
+    for (place, text) in texts.iter_mut().enumerate() {
+        *text = row.try_get::<Option<&str>, _>(3 + place)?.unwrap_or_default();
+    }
+    let attributes = Attributes::from_json(row.try_get(10)?).map_err(|e| sqlx::Error::Decode(e.into()))?;
+    Ok(search.finds(texts, &attributes))
+}
+
+/// Reads the records whose places are known, in that order. One that was cleared meanwhile is missing.
+async fn fetch(days: &[Arc<Day>], found: &[Found]) -> Result<Vec<Stored>> {
+    let mut records = HashMap::with_capacity(found.len());
+    for (place, day) in days.iter().enumerate() {
+        let here: Vec<Seq> = found.iter().filter(|found| found.day == place).map(|found| found.seq).collect();
+        if here.is_empty() {
+            continue;
+        }
+        // One statement however many they are.
+        let mut sql = QueryBuilder::new(
+            "SELECT seq, id, time, arrived, severity, level, service, message, attributes, \
+             trace_id, span_id, request_id, correlation_id, raw, ",
+        );
+        sql.push(day.said()).push(" FROM records WHERE seq IN (SELECT value FROM json_each(");
+        let here = serde_json::to_string(&here).expect("numbers are JSON");
+        let what = |e| failed(&format!("cannot read {}", day.path.display()), e);
+        sql.push_bind(here).push("))");
+        let mut rows = sql.build().fetch(&day.readers);
+        while let Some(row) = rows.try_next().await.map_err(what)? {
+            let stored = stored_of(&row).map_err(what)?;
+            records.insert(stored.seq, stored);
+        }
+    }
+    Ok(found.iter().filter_map(|found| records.remove(&found.seq)).collect())
+}
+
+fn conditions(sql: &mut QueryBuilder<Sqlite>, query: &Query, search: &Search) {
+    let Filter { services, severity, words: _, trace_id, request_id, correlation_id, since, until } =
         &query.filter;
     sql.push(" WHERE 1");
     if let Some((first, more)) = services.split_first() {
@@ -118,10 +253,7 @@ fn conditions(sql: &mut QueryBuilder<Sqlite>, query: &Query) {
     if let Some(until) = until {
         sql.push(" AND time < ").push_bind(nanoseconds(*until));
     }
-    for word in words {
-        sql.push(" AND (instr(lower(message), ").push_bind(word.clone()).push(") > 0");
-        sql.push(" OR instr(lower(attributes), ").push_bind(word.clone()).push(") > 0)");
-    }
+    candidates(sql, search);
     if let Some(cursor) = query.after {
         match query.order {
             Order::Latest => {
@@ -134,9 +266,25 @@ fn conditions(sql: &mut QueryBuilder<Sqlite>, query: &Query) {
     }
 }
 
-fn stored_of(row: &SqliteRow) -> std::result::Result<Stored, sqlx::Error> {
+/// Leaves out rows that cannot have all the words, so that few have to be looked at here. SQLite folds ASCII letters
+/// only and sees attributes as JSON text: a row with other letters, or with an escape, stays in.
+fn candidates(sql: &mut QueryBuilder<Sqlite>, search: &Search) {
+    let mut words = search.plain().peekable();
+    if words.peek().is_none() {
+        return;
+    }
+    let whole = format!("concat_ws(char(10), {SEARCHED})");
+    // A NUL ends what `length` counts and what `instr` sees.
+    sql.push(format!(" AND (octet_length({whole}) <> length({whole}) OR instr(attributes, '\\') > 0 OR (1"));
+    for word in words {
+        sql.push(format!(" AND instr(lower({whole}), ")).push_bind(word.to_owned()).push(") > 0");
+    }
+    sql.push("))");
+}
+
+fn stored_of(row: &SqliteRow) -> Outcome<Stored> {
     let undecodable = |e: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(e);
-    let time = |column| -> std::result::Result<Timestamp, sqlx::Error> {
+    let time = |column| -> Outcome<Timestamp> {
         Timestamp::from_nanosecond(row.try_get::<i64, _>(column)?.into()).map_err(|e| undecodable(e.into()))
     };
     let record = LogRecord {

@@ -1,0 +1,82 @@
+//! Answers of many large records: whole, or in parts that say so, and never all in memory.
+
+use event_client::log::LogRecord;
+use log_aggregator::store::{Group, LogStore as _, SqliteOptions, SqliteStore};
+use serde_json::Value;
+
+use crate::support::{Door, Process, Served};
+
+const MEGABYTE: usize = 1_000_000;
+
+fn large(n: usize) -> LogRecord {
+    LogRecord::new("bulk", "INFO", format!("{n} {}", "x".repeat(MEGABYTE)))
+}
+
+/// The number at the beginning of a record's message.
+fn number(record: &Value) -> usize {
+    let message = record["message"].as_str().expect("text");
+    message.split(' ').next().expect("a word").parse().expect("a number")
+}
+
+/// Reads an answer as a slow client does, and returns its length and its last bytes.
+async fn drink(door: &Door, path: &str) -> (usize, String) {
+    let mut answer = door.get(path).await;
+    let (mut length, mut end) = (0, Vec::new());
+    while let Some(piece) = answer.chunk().await.expect("it does not break off") {
+        length += piece.len();
+        end = piece[piece.len().saturating_sub(100)..].to_vec();
+    }
+    (length, String::from_utf8_lossy(&end).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_eight_hundred_megabytes_fit_through_little_memory() {
+    const RECORDS: usize = 800;
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = SqliteOptions { dir: dir.path().to_owned(), max_day_bytes: None };
+    let store = SqliteStore::open(options).await.expect("opens");
+    for chunk in (0..RECORDS).collect::<Vec<_>>().chunks(20) {
+        let records = chunk.iter().copied().map(large).collect();
+        store.append(vec![Group { delivery: None, records }]).await.expect("kept");
+    }
+    store.close().await;
+    drop(store);
+    let process = Process::start(dir.path());
+    for (path, records) in [("/logs?limit=0", RECORDS), ("/logs?limit=100", 100), ("/logs?limit=-760", 40)] {
+        let (length, end) = drink(&process.at, path).await;
+        assert!(length > records * MEGABYTE, "{path}: {length} bytes");
+        assert!(end.contains("\"count\":"), "{path}: it is whole: {end}");
+    }
+    for path in ["/api/v1/query?limit=10000", "/api/v1/query?limit=10000&text=xxx"] {
+        let (length, end) = drink(&process.at, path).await;
+        assert!(length < 40 * MEGABYTE, "{path}: {length} bytes");
+        assert!(end.ends_with("\"partial\":true}"), "{path}: {end}");
+    }
+    // Each of these once held every record, and some of them twice.
+    let peak = process.peak() as usize;
+    assert!(peak < 250 * MEGABYTE, "the process held {peak} bytes");
+}
+
+#[tokio::test]
+async fn a_partial_answer_is_gone_on_with_until_everything_was_seen() {
+    let served = Served::new().await;
+    const RECORDS: usize = 70;
+    for n in 0..RECORDS {
+        served.aggregator.store(vec![large(n)]).await.expect("stored");
+    }
+    let (mut seen, mut answers, mut cursor) = (Vec::new(), 0, String::new());
+    loop {
+        let answer = served.at.json(&format!("/api/v1/query?limit=1000{cursor}")).await;
+        answers += 1;
+        seen.extend(answer["records"].as_array().expect("a list").iter().map(number));
+        assert_eq!(answer["partial"].as_bool(), Some(answer["next"].is_string()));
+        let Some(next) = answer["next"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    assert_eq!(seen, (0..RECORDS).rev().collect::<Vec<_>>());
+    assert_eq!(answers, 3, "32 MiB at a time");
+    // The last are shown by Logthon's list in one piece.
+    let list = served.at.json("/logs?limit=50").await;
+    let list = list["logs"].as_array().expect("a list");
+    assert_eq!(list.iter().map(number).collect::<Vec<_>>(), (20..RECORDS).collect::<Vec<_>>());
+}

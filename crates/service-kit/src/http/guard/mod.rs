@@ -1,0 +1,190 @@
+//! Whose requests are answered: those that address this server by a name of its own, and of pages in a browser those
+//! of its own address and of the origins that the settings name.
+//!
+//! There is no login here, and loopback does not keep a page out that a browser of this very machine shows. Browsers
+//! let a page of any site open a WebSocket here, or send a POST that needs no permission first, but they say in
+//! `Origin` where the page came from, and no page can change that. A page may also let its own name lead to this
+//! machine after it was loaded (DNS rebinding); to the browser everything here is then its own. But the browser still
+//! sends that name in `Host`. An address cannot be rebound, and browsers resolve `localhost` themselves. Other clients
+//! send no `Origin`.
+
+use super::Settings;
+use crate::{Error, Kind};
+use axum::extract::Request;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use std::collections::BTreeSet;
+use url::{Host, Url};
+
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
+/// The rules for who may ask.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// Names in lower case, without port and final dot.
+    hosts: BTreeSet<String>,
+    any_host: bool,
+    /// As browsers write them: lower case, no usual port, no slash at the end.
+    origins: BTreeSet<String>,
+}
+
+impl Guard {
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        let mut hosts = BTreeSet::from(["localhost".to_owned()]);
+        // An address needs no entry, and one that cannot be read is refused when it is bound.
+        hosts.extend(Host::parse(&settings.host).ok().and_then(name_of));
+        let given = || settings.allowed_hosts.iter().map(|host| host.trim()).filter(|host| !host.is_empty());
+        for host in given().filter(|host| *host != "*") {
+            match host_of(host) {
+                Some(host) => hosts.extend(name_of(host)),
+                None => {
+                    let text = format!(
+                        "an allowed host has to be a name such as logs.example or `*`, found {host:?}"
+                    );
+                    return Err(Error::new(Kind::InvalidValue, text));
+                }
+            }
+        }
+        let origins = settings.allowed_origins.iter().map(|origin| origin.trim());
+        let origins = origins.filter(|origin| !origin.is_empty()).map(origin_of).collect::<Result<_, _>>()?;
+        Ok(Self { hosts, any_host: given().any(|host| host == "*"), origins })
+    }
+
+    /// Why a request is not answered; `None` when it is.
+    pub(super) fn refusal(&self, request: &Request) -> Option<(StatusCode, String)> {
+        let (headers, authority) = (request.headers(), request.uri().authority());
+        self.misdirected(headers, authority, request.version())
+            .or_else(|| self.from_elsewhere(headers, request.method()))
+            .or_else(|| self.foreign(headers, authority, request.method()))
+    }
+
+    /// 421, or 400, when the request is not addressed to this server.
+    fn misdirected(
+        &self,
+        headers: &HeaderMap,
+        authority: Option<&Authority>,
+        version: Version,
+    ) -> Option<(StatusCode, String)> {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let host = hosts.next();
+        if hosts.next().is_some() || (host.is_none() && authority.is_none() && version == Version::HTTP_11) {
+            return Some((StatusCode::BAD_REQUEST, "a request has to have one Host header".into()));
+        }
+        let named = host.map(|host| host.to_str().ok().and_then(authority_of));
+        for named in named.into_iter().chain(authority.map(|authority| Some(authority.clone()))) {
+            let Some(named) = named else {
+                return Some((
+                    StatusCode::BAD_REQUEST,
+                    "the Host header has to be a name or an address".into(),
+                ));
+            };
+            if !self.is_own(&named) {
+                let text = format!(
+                    "this server is not known as {:?}: name it in LOGTHON_ALLOWED_HOSTS to allow it",
+                    named.host()
+                );
+                return Some((StatusCode::MISDIRECTED_REQUEST, text));
+            }
+        }
+        None
+    }
+
+    fn is_own(&self, authority: &Authority) -> bool {
+        match Host::parse(authority.host()) {
+            Ok(Host::Ipv4(_) | Host::Ipv6(_)) => true,
+            Ok(name) => self.any_host || name_of(name).is_some_and(|name| self.hosts.contains(&name)),
+            Err(_) => false,
+        }
+    }
+
+    /// 403 when a browser says that a page of another site sent this, and not its reader by following a link.
+    fn from_elsewhere(&self, headers: &HeaderMap, method: &Method) -> Option<(StatusCode, String)> {
+        let is = |name: &HeaderName, value: &str| headers.get(name).is_some_and(|found| found == value);
+        let opened = method == Method::GET && is(&FETCH_MODE, "navigate") && is(&FETCH_DEST, "document");
+        let allowed = headers
+            .get(header::ORIGIN)
+            .is_some_and(|origin| origin.to_str().is_ok_and(|origin| self.allows(origin)));
+        if !is(&FETCH_SITE, "cross-site") || opened || allowed {
+            return None;
+        }
+        let text = "pages of other sites may not ask here: name the page's origin in LOGTHON_ALLOWED_ORIGINS to allow it";
+        Some((StatusCode::FORBIDDEN, text.into()))
+    }
+
+    /// 403 for handshakes and changes that a page of a foreign origin sends. HTTP/2 has the host in the `authority`.
+    fn foreign(
+        &self,
+        headers: &HeaderMap,
+        authority: Option<&Authority>,
+        method: &Method,
+    ) -> Option<(StatusCode, String)> {
+        if method.is_safe() && !headers.contains_key(header::UPGRADE) {
+            return None;
+        }
+        fn text(value: &HeaderValue) -> Option<&str> {
+            value.to_str().ok()
+        }
+        // Each proxy on the way may have added the host that it was asked for.
+        let forwarded =
+            headers.get_all(FORWARDED_HOST).iter().filter_map(text).flat_map(|hosts| hosts.split(','));
+        let named = headers.get_all(header::HOST).iter().filter_map(text);
+        let hosts: Vec<&str> =
+            named.chain(authority.map(Authority::as_str)).chain(forwarded).map(str::trim).collect();
+        let known = |origin: &str| self.allows(origin) || hosts.iter().any(|host| is_at(origin, host));
+        let foreign =
+            headers.get_all(header::ORIGIN).iter().find(|origin| !origin.to_str().is_ok_and(known))?;
+        let foreign = String::from_utf8_lossy(foreign.as_bytes());
+        let text = format!(
+            "pages of {foreign} may not do this here: the origin is not this server's; name it in LOGTHON_ALLOWED_ORIGINS to allow it"
+        );
+        Some((StatusCode::FORBIDDEN, text))
+    }
+
+    fn allows(&self, origin: &str) -> bool {
+        self.origins.contains(&origin.to_ascii_lowercase())
+    }
+}
+
+/// The host of a setting `host[:port]`, which may have letters that browsers write as ASCII.
+fn host_of(text: &str) -> Option<Host<String>> {
+    let more = |c: char| c.is_whitespace() || "/\\?#@".contains(c);
+    let url = Url::parse(&format!("http://{text}")).ok().filter(|_| !text.contains(more))?;
+    url.host().map(|host| host.to_owned())
+}
+
+/// `host[:port]` without the user part that a URL may have.
+fn authority_of(text: &str) -> Option<Authority> {
+    text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
+}
+
+/// The name that a host is compared by; an address has none.
+fn name_of(host: Host<String>) -> Option<String> {
+    let Host::Domain(name) = host else { return None };
+    Some(name.trim_end_matches('.').to_owned())
+}
+
+fn origin_of(text: &str) -> Result<String, Error> {
+    match Url::parse(text).map(|url| (url.origin().ascii_serialization(), url)) {
+        // What follows the host would never match anything: the writer meant something else.
+        Ok((origin, url)) if url.origin().is_tuple() && url.as_str() == format!("{origin}/") => Ok(origin),
+        _ => {
+            let text =
+                format!("an allowed origin has to be one such as https://ops.example:8443, found {text:?}");
+            Err(Error::new(Kind::InvalidValue, text))
+        }
+    }
+}
+
+/// Whether the origin is at this `host[:port]`; the port of the origin's scheme may be left out.
+fn is_at(origin: &str, host: &str) -> bool {
+    let Ok(origin) = Url::parse(origin) else { return false };
+    let Ok(own) = Url::parse(&format!("{}://{host}", origin.scheme())) else { return false };
+    // Origins without a host (`null`, `file://`) are equal to none.
+    origin.has_host() && origin.origin() == own.origin()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! What a handler leaves unread of a request's body.
+//!
+//! A connection that is closed while bytes still arrive is reset, and the reset overtakes the answer: a sender that
+//! was refused in the middle of its body would see a broken connection and no status. So the rest is read first.
+
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody as _};
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use futures_util::StreamExt as _;
+use futures_util::stream::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The most that is read for nothing.
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// The longest that is waited for all of it, and for one piece: a sender that sends nothing has room for an answer.
+const WHOLE: Duration = Duration::from_secs(10);
+const PIECE: Duration = Duration::from_secs(1);
+
+/// The unread part of a body. `None` when there is no body.
+pub(super) struct Rest(Option<Shared>);
+
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Unread>>);
+
+struct Unread {
+    body: BodyDataStream,
+    ended: bool,
+    /// Whether the sender waits for `100 Continue`, which is sent by the first read.
+    waits: bool,
+}
+
+impl Rest {
+    /// The request, whose handler reads through what is kept here.
+    pub(super) fn of(request: Request) -> (Request, Self) {
+        if request.body().is_end_stream() {
+            return (request, Self(None));
+        }
+        let waits = request.headers().contains_key(header::EXPECT);
+        let (parts, body) = request.into_parts();
+        let unread = Unread { body: body.into_data_stream(), ended: false, waits };
+        let shared = Shared(Arc::new(Mutex::new(unread)));
+        let reading = shared.clone();
+        let body = Body::from_stream(poll_fn(move |context| reading.poll(context)));
+        (Request::from_parts(parts, body), Self(Some(shared)))
+    }
+
+    /// Reads what is left, within bounds, unless the sender was told that it took too long, or has not begun to send.
+    pub(super) async fn discard(self, status: StatusCode) {
+        let Self(Some(shared)) = self else { return };
+        let done = {
+            let unread = shared.lock();
+            unread.ended || unread.waits
+        };
+        if done || status == StatusCode::REQUEST_TIMEOUT || status == StatusCode::SWITCHING_PROTOCOLS {
+            return;
+        }
+        let all = async {
+            let mut left = MOST_BYTES;
+            while let Ok(Some(Ok(piece))) = timeout(PIECE, poll_next(&shared)).await {
+                let Some(less) = left.checked_sub(piece.len()) else { return };
+                left = less;
+            }
+        };
+        // What does not come in time is left to the close of the connection.
+        drop(timeout(WHOLE, all).await);
+    }
+}
+
+async fn poll_next(shared: &Shared) -> Option<Result<Bytes, axum::Error>> {
+    std::future::poll_fn(|context| shared.poll(context)).await
+}
+
+impl Shared {
+    fn poll(&self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, axum::Error>>> {
+        let mut unread = self.lock();
+        unread.waits = false;
+        if unread.ended {
+            return Poll::Ready(None);
+        }
+        let polled = unread.body.poll_next_unpin(context);
+        unread.ended = matches!(polled, Poll::Ready(None | Some(Err(_))));
+        polled
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Unread> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
