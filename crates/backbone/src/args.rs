@@ -283,7 +283,7 @@ pub(crate) struct Choice {
     /// Whose subject matches
     #[arg(long)]
     pub(crate) subject: Option<String>,
-    /// With this reason: exhausted, permanent, undecodable, unknown-type, unauthorised, crash-loop
+    /// With this reason: exhausted, permanent, undecodable, unknown-type, unknown-version, unauthorised, crash-loop
     #[arg(long)]
     pub(crate) reason: Option<String>,
     /// At most so many, oldest first

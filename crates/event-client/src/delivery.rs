@@ -64,6 +64,12 @@ pub enum Settlement {
     Reject(Rejection),
     /// Not tried: back to the group at once, the attempt not counted.
     Release,
+    /// Not tried: back to the group, which gets it again not before `after`; the attempt is not counted. Of a keyed
+    /// group, the later messages of its key wait behind it.
+    Defer {
+        /// How long to wait.
+        after: Duration,
+    },
 }
 
 /// Why a message became a dead letter.
@@ -97,8 +103,11 @@ pub enum Reason {
     Permanent,
     /// The bytes are not what the content type or the handler's type says.
     Undecodable,
-    /// No handler knows the type or version.
+    /// No handler knows the type.
     UnknownType,
+    /// It is a version of the handler's event that no member of the group knew for as long as
+    /// [`Handler::await_version`](crate::service::Handler::await_version) says.
+    UnknownVersion,
     /// The sender may not send this.
     Unauthorised,
     /// Consumers kept dying on it.
@@ -107,11 +116,12 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, for parsers and tables.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Exhausted,
         Self::Permanent,
         Self::Undecodable,
         Self::UnknownType,
+        Self::UnknownVersion,
         Self::Unauthorised,
         Self::CrashLoop,
     ];
@@ -123,6 +133,7 @@ impl Reason {
             Self::Permanent => "permanent",
             Self::Undecodable => "undecodable",
             Self::UnknownType => "unknown-type",
+            Self::UnknownVersion => "unknown-version",
             Self::Unauthorised => "unauthorised",
             Self::CrashLoop => "crash-loop",
         }
@@ -197,6 +208,11 @@ impl Delivery {
     /// Not tried; somebody else may.
     pub fn release(self) -> Confirm<()> {
         self.settle(Settlement::Release)
+    }
+
+    /// Not tried; somebody else may, after `after`.
+    pub fn defer(self, after: Duration) -> Confirm<()> {
+        self.settle(Settlement::Defer { after })
     }
 
     /// Renews the lease now, beside the renewal that the transport does by itself.

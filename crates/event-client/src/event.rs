@@ -1,4 +1,40 @@
 //! An event type: its name, version, key and schema, and how older versions become it.
+//!
+//! # Deploying a new version
+//!
+//! A change that old readers cannot follow is a new version: a new type with `version = 2` and
+//! `upcast_from = OrderPlacedV1`. Publishers and consumers may be deployed in any order, and old and new members of a
+//! group run side by side:
+//!
+//! - A handler of `Msg<T>` or `Batch<T>` subscribes its group to every version of its event,
+//!   [`orders.placed.*`](Event::pattern). Members that know different versions therefore ask for the same, and a member
+//!   that restarts changes nothing. A group made by a build that subscribed single versions is widened by the first
+//!   member of this build; a member of such a build that starts again narrows it until the next member of this build
+//!   starts, so replace those builds before the first version 2 is published.
+//! - A member that gets a version it does not know [hands it back](crate::delivery::Settlement::Defer): the attempt is not
+//!   counted, other messages go on, and it is delivered again, to whichever member takes it, after a pause that grows
+//!   from 0.1 s to a minute. A keyed group keeps the later messages of that key behind it; other keys go on. Where one
+//!   member of a keyed group works and the others stand by, the working member leaves the group for two seconds, so that
+//!   another takes over; it does so when other members stand, again when their number has changed, and else ever more
+//!   rarely, at least every half hour.
+//! - When no member knew the version for [`Handler::await_version`](crate::service::Handler::await_version), 24 h unless
+//!   said, the event becomes a dead letter with the reason `unknown-version`, from where it can be replayed once a member
+//!   knows it. The time counts from when the store took the event (its CloudEvents `time` where the store does not tell),
+//!   or from when the member that judges began to meet that version, if that was later: a group that stood still for
+//!   days gives up nothing the moment it comes back. A member begins anew when it restarts, and when it has not met the
+//!   version for twelve hours.
+//! - The log says which version a member hands back and since when, once a minute at most;
+//!   `event_client_unknown_version_total` counts them.
+//!
+//! So the consumer first is the quickest order, the publisher first delays the new events until a consumer knows them, and
+//! a roll-back of the consumer delays them until it is rolled forward. A version below `since` is treated the same. What is
+//! no version of the event, such as another type under its subject, is a dead letter `unknown-type` at once. Handlers of
+//! `Dynamic` and `Raw` take every version that their pattern matches; a broadcast handler passes over what it does not
+//! know.
+//!
+//! What waits is bounded by what the transport may hold unsettled: `max_unsettled` of a group on NATS and 1024 messages if
+//! it is keyed, 10,000 messages of a keyed group and topic on Redis, `keyed_backlog` on RabbitMQ. Beyond that the group
+//! waits as a whole.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,7 +42,7 @@ use smol_str::SmolStr;
 
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, Result};
-use crate::subject::Subject;
+use crate::subject::{Pattern, Subject};
 
 pub use schemars::{JsonSchema, Schema};
 
@@ -66,6 +102,14 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         schemars::schema_for!(Self)
     }
 
+    /// Every version of this event, those to come included: `orders.placed.*`. What a handler's group receives.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidName`].
+    fn pattern() -> Result<Pattern> {
+        Pattern::new(format!("{}.*", Self::NAME))
+    }
+
     /// The subjects that carry this event in any version that can be read.
     ///
     /// # Errors
@@ -116,7 +160,33 @@ pub struct Version {
     pub since: u32,
 }
 
-/// The version at the end of a type such as `orders.placed.v1`.
-pub(crate) fn version_of(kind: &str) -> Option<u32> {
-    kind.rsplit_once(".v")?.1.parse().ok()
+/// The version of the event `name` that `kind` says, such as 1 for `orders.placed.v1`; `None` for other events, and for
+/// what is no version: those count from 1 and are written without leading zeros.
+pub(crate) fn version_of(kind: &str, name: &str) -> Option<u32> {
+    let digits = kind.strip_prefix(name)?.strip_prefix(".v")?;
+    let canonical = !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if canonical { digits.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_of;
+
+    #[test]
+    fn only_canonical_numbers_are_versions() {
+        for (kind, want) in [
+            ("orders.placed.v1", Some(1)),
+            ("orders.placed.v4294967295", Some(u32::MAX)),
+            ("orders.placed.v4294967296", None),
+            ("orders.placed.v0", None),
+            ("orders.placed.v01", None),
+            ("orders.placed.v", None),
+            ("orders.placed.v+1", None),
+            ("orders.placed.late.v1", None),
+            ("orders.placed", None),
+            ("orders.placedv1", None),
+        ] {
+            assert_eq!(version_of(kind, "orders.placed"), want, "{kind}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ pub enum Health {
 #[derive(Clone)]
 pub struct Subscription {
     queue: async_channel::Receiver<Delivery>,
+    credit: Arc<Semaphore>,
     health: watch::Receiver<Health>,
     stop: CancellationToken,
     /// Tells the transport when the last clone goes.
@@ -72,16 +73,17 @@ impl Subscription {
         let (health_sender, health) = watch::channel(Health::Starting);
         let gone = CancellationToken::new();
         let stop = gone.child_token();
+        let permits = Arc::new(Semaphore::new(credit));
         let feed = Feed {
             queue: sender,
             untaken: queue.clone(),
-            credit: Arc::new(Semaphore::new(credit)),
+            credit: permits.clone(),
             health: health_sender,
             stop: stop.clone(),
             gone: gone.clone(),
         };
         let last = Arc::new(Last { queue: queue.clone(), _gone: gone.drop_guard() });
-        (feed, Self { queue, health, stop, _last: last })
+        (feed, Self { queue, credit: permits, health, stop, _last: last })
     }
 
     /// The next delivery; `None` when the subscription has ended.
@@ -105,9 +107,10 @@ impl Subscription {
         give_back(&self.queue);
     }
 
-    /// Cancelled when it fetches no more.
-    pub(crate) fn stopping(&self) -> &CancellationToken {
-        &self.stop
+    /// Waits until nothing that was delivered is unsettled; to be called after [`Subscription::stop`].
+    pub(crate) async fn settled(&self) {
+        let all = self.queue.capacity().and_then(|credit| u32::try_from(credit).ok()).unwrap_or(u32::MAX);
+        drop(self.credit.acquire_many(all).await);
     }
 
     /// Whether the subscription makes progress; changes can be awaited.

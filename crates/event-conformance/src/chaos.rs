@@ -46,7 +46,8 @@ fn fail_at_random(
                     let after = Duration::from_millis(random.u64(..8));
                     Some(Settlement::Retry { after, error: "at random".into() })
                 }
-                80..88 => Some(Settlement::Release),
+                80..84 => Some(Settlement::Release),
+                84..88 => Some(Settlement::Defer { after: Duration::from_millis(random.u64(0..20)) }),
                 88..94 => Some(Settlement::Reject(permanent("at random"))),
                 _ => None,
             };

@@ -17,6 +17,8 @@ cases! {
     a_failing_key_stalls_no_other;
     a_rejected_message_lets_the_next_of_its_key_go;
     a_release_keeps_its_place;
+    a_deferred_message_keeps_its_place_and_stalls_no_other_key;
+    a_deferred_message_goes_to_the_next_owner_of_its_keys;
     order_survives_a_takeover;
     keys_of_two_handles_stay_in_order;
     messages_without_a_key_are_free;
@@ -147,6 +149,53 @@ async fn a_release_keeps_its_place(exam: Exam) {
         assert_eq!((text(&delivery), delivery.info().attempt), ("0".into(), 1));
         drop(delivery);
     }
+}
+
+/// A deferred message comes before the next of its key, uncounted, while other keys go on.
+async fn a_deferred_message_keeps_its_place_and_stalls_no_other_key(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 2).keyed()).await;
+    for n in 0..20 {
+        exam.publish(keyed("newer", n.to_string())).await;
+    }
+    exam.ok("defer", exam.next(&subscription).await.defer(Duration::from_secs(2))).await;
+    for n in 0..20 {
+        exam.publish(keyed(&format!("known{}", n % 5), n.to_string())).await;
+    }
+    for _ in 0..20 {
+        let delivery = exam.next_of(&subscription, "a message of another key").await;
+        assert_ne!(key(&delivery), "newer");
+        exam.ack(delivery).await;
+    }
+    let again = exam.next_of(&subscription, "the deferred message").await;
+    assert_eq!((text(&again), again.info().attempt), ("0".into(), 1));
+    exam.ok("defer", again.defer(Duration::from_millis(50))).await;
+    for n in 0..20 {
+        let delivery = exam.next_of(&subscription, "the messages of the key that waited").await;
+        assert_eq!((text(&delivery), delivery.info().attempt), (n.to_string(), 1));
+        exam.ack(delivery).await;
+    }
+    exam.settled("g").await;
+}
+
+/// A member that leaves after it has deferred a message leaves it to the next one: first of its key, and uncounted.
+async fn a_deferred_message_goes_to_the_next_owner_of_its_keys(exam: Exam) {
+    let other = exam.another().await;
+    let old = exam.ok("the old member", other.subscribe(group("g", 4).keyed())).await;
+    for n in 0..3 {
+        exam.publish(keyed("k", n.to_string())).await;
+    }
+    let delivery = exam.next(&old).await;
+    assert_eq!(text(&delivery), "0");
+    let new = exam.subscribe(group("g", 4).keyed()).await;
+    exam.ok("defer", delivery.defer(Duration::from_millis(300))).await;
+    old.stop();
+    drop(old);
+    for n in 0..3 {
+        let delivery = exam.next_of(&new, &format!("message {n} at the next owner")).await;
+        assert_eq!((text(&delivery), delivery.info().attempt), (n.to_string(), 1));
+        exam.ack(delivery).await;
+    }
+    exam.settled("g").await;
 }
 
 /// When a consumer dies, its message comes before the next of its key wherever it goes.

@@ -1,4 +1,4 @@
-//! The four ways in which a delivery ends.
+//! The ways in which a delivery ends.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,9 @@ cases! {
     a_retry_holds_no_slot;
     a_release_comes_back_at_once_and_does_not_count;
     a_dropped_delivery_is_released;
+    a_deferred_message_waits_and_does_not_count;
+    a_deferred_message_holds_no_slot;
+    a_deferred_message_goes_to_another_member;
     a_rejected_message_does_not_come_back;
     the_work_goes_on_when_the_confirmation_is_dropped;
 }
@@ -91,6 +94,73 @@ async fn a_dropped_delivery_is_released(exam: Exam) {
     drop(exam.next(&subscription).await);
     let again = exam.next_of(&subscription, "the dropped delivery").await;
     assert_eq!((text(&again), again.info().attempt), ("again".into(), 1));
+}
+
+/// A deferred message comes back not before its time, the attempt not counted, and other messages go on meanwhile.
+async fn a_deferred_message_waits_and_does_not_count(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    exam.publish(message("newer")).await;
+    exam.publish(message("other")).await;
+    let pause = Duration::from_millis(400);
+    let mut before = Instant::now();
+    exam.ok("defer", exam.next(&subscription).await.defer(pause)).await;
+    let other = exam.next(&subscription).await;
+    assert_eq!(text(&other), "other");
+    exam.ack(other).await;
+    for round in 1..=3 {
+        let again = exam.next_of(&subscription, &format!("the deferred message, round {round}")).await;
+        assert!(before.elapsed() + Duration::from_millis(5) >= pause, "back after {:?}", before.elapsed());
+        assert_eq!((text(&again), again.info().attempt), ("newer".into(), 1));
+        before = Instant::now();
+        exam.ok("defer", again.defer(pause)).await;
+    }
+    let again = exam.next_of(&subscription, "the deferred message").await;
+    exam.ok("retry", again.retry(Duration::ZERO, "failed")).await;
+    let again = exam.next_of(&subscription, "the next attempt").await;
+    assert_eq!((text(&again), again.info().attempt), ("newer".into(), 2));
+    exam.ok("defer", again.defer(Duration::ZERO)).await;
+    let again = exam.next_of(&subscription, "the same attempt").await;
+    assert_eq!(again.info().attempt, 2);
+    exam.ack(again).await;
+    exam.settled("g").await;
+}
+
+/// However many wait, and however long, they take no credit.
+async fn a_deferred_message_holds_no_slot(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 1)).await;
+    for n in 0..20 {
+        exam.publish(message(n.to_string())).await;
+    }
+    for n in 0..20 {
+        let delivery = exam.next_of(&subscription, &format!("message {n}")).await;
+        assert_eq!(text(&delivery), n.to_string());
+        exam.ok("defer", delivery.defer(Duration::from_secs(600))).await;
+    }
+    let status = exam.status("g").await;
+    assert_eq!((status.waiting, status.in_flight), (20, 0), "{status:?}");
+}
+
+/// A member that cannot handle a message leaves it to one that can.
+async fn a_deferred_message_goes_to_another_member(exam: Exam) {
+    let other = exam.another().await;
+    let old = exam.ok("the old member", other.subscribe(group("g", 1))).await;
+    exam.publish(message("newer")).await;
+    let delivery = exam.next(&old).await;
+    exam.ok("defer", delivery.defer(Duration::from_millis(100))).await;
+    let new = exam.subscribe(group("g", 1)).await;
+    let delivery = loop {
+        exam.waits_for("the deferred message at the new member");
+        tokio::select! {
+            delivery = old.next() => {
+                let delivery = delivery.expect("the old member goes on");
+                exam.ok("defer", delivery.defer(Duration::from_millis(100))).await;
+            }
+            delivery = new.next() => break delivery.expect("the new member goes on"),
+        }
+    };
+    assert_eq!((text(&delivery), delivery.info().attempt), ("newer".into(), 1));
+    exam.ack(delivery).await;
+    exam.settled("g").await;
 }
 
 /// A rejected message becomes a dead letter and is not delivered again.

@@ -22,6 +22,7 @@ use super::extract::{FromPayload, Msg, Route};
 use super::handler::{Handler, Knobs};
 use super::incoming::Incoming;
 use super::outcome::Outcome;
+use super::versions::Versions;
 use super::worker::panic_text;
 use crate::bus::Bus;
 use crate::error::Result;
@@ -70,6 +71,10 @@ where
 {
     fn route(&self) -> Result<Route> {
         Msg::<H::Event>::route()
+    }
+
+    fn versions(&self) -> Option<Versions> {
+        Msg::<H::Event>::versions()
     }
 
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {

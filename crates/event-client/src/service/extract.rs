@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::incoming::Incoming;
+use super::versions::Versions;
 use crate::bus::{Bus, Publish};
 use crate::context::Context;
 use crate::envelope;
@@ -50,6 +51,12 @@ pub trait FromPayload: Sized {
         None
     }
 
+    /// The versions of one event that it can read; what has another version waits in the group for a member that can.
+    /// `None` when it takes whatever comes.
+    fn versions() -> Option<Versions> {
+        None
+    }
+
     /// Takes the payload out.
     ///
     /// # Errors
@@ -81,24 +88,22 @@ pub struct Msg<T>(pub T);
 
 impl<T: Event> FromPayload for Msg<T> {
     fn route() -> Result<Route> {
-        Ok(Route {
-            name: SmolStr::new_static(T::NAME),
-            filters: T::subjects()?.iter().map(Pattern::from).collect(),
-        })
+        T::subjects()?; // a gap in the versions is told here
+        Ok(Route { name: SmolStr::new_static(T::NAME), filters: vec![T::pattern()?] })
+    }
+
+    fn versions() -> Option<Versions> {
+        Some(Versions::of::<T>())
     }
 
     fn from_payload(incoming: &Incoming) -> Result<Self> {
         let kind = incoming.envelope.meta.kind.as_str();
-        let version = match version_of(kind) {
-            Some(version) if kind == T::SUBJECT => version,
-            Some(version) if kind.strip_suffix(&format!(".v{version}")) == Some(T::NAME) => version,
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::UnknownType,
-                    format!("the event says it is `{kind}`, this handler takes `{}`", T::NAME),
-                ));
-            }
-        };
+        let version = version_of(kind, T::NAME).ok_or_else(|| {
+            Error::new(
+                ErrorKind::UnknownType,
+                format!("the event says it is `{kind}`, this handler takes `{}`", T::NAME),
+            )
+        })?;
         T::decode(version, &incoming.envelope).map(Self)
     }
 }

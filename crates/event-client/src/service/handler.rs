@@ -14,6 +14,7 @@ use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::reply::{AnswerTo, Asked, Req};
 use super::retry::RetryPolicy;
+use super::versions::Versions;
 use crate::error::Result;
 use crate::transport::{Start, Subscribe};
 
@@ -38,6 +39,11 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
 
     /// Handles one message. Extraction happens before the future is made, so the future borrows nothing.
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static;
+
+    /// The versions of its event that it can read; `None` when it takes whatever comes.
+    fn versions(&self) -> Option<Versions> {
+        None
+    }
 
     /// Its settings.
     fn knobs(&self) -> Knobs {
@@ -99,6 +105,13 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
         Configured::new(self).plain()
     }
 
+    /// How long an event of a version that this handler does not know waits in its group for a member that does,
+    /// before it becomes a dead letter with the reason `unknown-version`. Default 24 h; see
+    /// [deploying a new version](crate::event#deploying-a-new-version).
+    fn await_version(self, within: Duration) -> Configured<Self, M, S> {
+        Configured::new(self).await_version(within)
+    }
+
     /// Every process gets every message from now on; nothing is settled, retried or kept.
     fn broadcast(self) -> Configured<Self, M, S> {
         Configured::new(self).broadcast()
@@ -128,11 +141,15 @@ pub struct Knobs {
     pub batch: Option<usize>,
     /// Messages that wait here beside those being handled.
     pub prefetch: usize,
+    /// How long an unknown version waits for a member that knows it.
+    pub await_version: Option<Duration>,
 }
 
 impl Knobs {
     /// Messages at a time when nothing is said.
     pub const DEFAULT_CONCURRENCY: usize = 16;
+    /// How long an unknown version waits when nothing is said.
+    pub const DEFAULT_AWAIT_VERSION: Duration = Duration::from_secs(24 * 3600);
     /// Most messages that one handler holds at a time, whatever its batches and concurrency.
     pub const MAX_SLOTS: usize = 1 << 16;
 
@@ -207,6 +224,8 @@ knobs! {
     lease(lease: Duration) => lease = Some(lease);
     /// See [`Handler::plain`].
     plain() => plain = true;
+    /// See [`Handler::await_version`].
+    await_version(within: Duration) => await_version = Some(within);
     /// See [`Handler::broadcast`].
     broadcast() => broadcast = true;
 }
@@ -235,6 +254,10 @@ where
 
     fn request(&self) -> Option<Served> {
         self.handler.request()
+    }
+
+    fn versions(&self) -> Option<Versions> {
+        self.handler.versions()
     }
 
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
@@ -283,6 +306,10 @@ macro_rules! functions {
 
             fn request(&self) -> Option<Served> {
                 P::request()
+            }
+
+            fn versions(&self) -> Option<Versions> {
+                P::versions()
             }
 
             fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use smol_str::SmolStr;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::source::Beat;
 use crate::bus::Bus;
 use crate::codec::Codec;
 use crate::error::{ErrorKind, Result};
@@ -21,14 +21,14 @@ const CREDIT: usize = 8;
 /// Shows whether a handler's source of work makes progress.
 #[derive(Clone)]
 pub(super) enum Pulse {
-    Events(watch::Receiver<Health>),
+    Events(Beat),
     Requests(CancellationToken),
 }
 
 impl Pulse {
     pub(super) fn health(&self) -> Health {
         match self {
-            Self::Events(health) => health.borrow().clone(),
+            Self::Events(beat) => beat.health(),
             Self::Requests(stopped) if stopped.is_cancelled() => Health::Stopped,
             Self::Requests(_) => Health::Live,
         }

@@ -49,8 +49,10 @@ mod retry;
 mod running;
 mod server;
 mod sink;
+mod source;
 mod start;
 mod topology;
+mod versions;
 mod worker;
 
 use std::fmt;
@@ -76,6 +78,7 @@ pub use reply::{AnswerTo, Asked, Fault, IntoReplyError, OneWay, Req};
 pub use retry::RetryPolicy;
 pub use running::Running;
 pub use sink::ReplySink;
+pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
 pub use worker::{Counts, Stats};
@@ -83,8 +86,8 @@ pub use worker::{Counts, Stats};
 use crate::bus::Bus;
 use crate::error::{Error, Result};
 use crate::subject::Pattern;
-use crate::subscription::Subscription;
 use crate::transport::IncomingRequest;
+use source::Taker;
 use worker::Station;
 
 /// The tower service that layers wrap: one message in, its outcome out.
@@ -106,14 +109,14 @@ pub struct Service<S = ()> {
 struct Entry<S> {
     route: Result<Route>,
     request: Option<Served>,
+    versions: Option<Versions>,
     knobs: Knobs,
     open: Box<dyn FnOnce(Arc<S>) -> Box<dyn Work> + Send>,
 }
 
 /// A handler with everything around it, ready to be spawned on a subscription.
 trait Work: Send {
-    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, subscription: Subscription)
-    -> JoinSet<()>;
+    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()>;
     fn serve(
         self: Box<Self>,
         slots: usize,
@@ -130,13 +133,8 @@ where
     T: tower_service::Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     T::Future: Send,
 {
-    fn spawn(
-        self: Box<Self>,
-        slots: usize,
-        station: Arc<Station>,
-        subscription: Subscription,
-    ) -> JoinSet<()> {
-        worker::spawn(*self, slots, station, subscription)
+    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()> {
+        worker::spawn(*self, slots, station, events)
     }
 
     fn serve(
@@ -195,7 +193,8 @@ impl<S: Send + Sync + 'static> Service<S> {
     #[must_use]
     pub fn on<M: 'static, H: Handler<M, S>>(self, handler: H) -> Self {
         let route = handler.route();
-        self.add(route, handler)
+        let versions = handler.versions().map(Versions::by_pattern);
+        self.add(route, versions, handler)
     }
 
     /// Adds a handler for everything that a pattern matches, for payloads such as [`Dynamic`] and [`Raw`].
@@ -204,7 +203,8 @@ impl<S: Send + Sync + 'static> Service<S> {
     pub fn on_subject<M: 'static, H: Handler<M, S>>(self, pattern: &str, handler: H) -> Self {
         let name: String = pattern.chars().map(|c| if matches!(c, '*' | '>') { '_' } else { c }).collect();
         let route = Pattern::new(pattern).map(|pattern| Route { name: name.into(), filters: vec![pattern] });
-        self.add(route, handler)
+        let versions = handler.versions();
+        self.add(route, versions, handler)
     }
 
     /// Adds a handler of batches: up to `max` items, started `wait` after the first of them at the latest.
@@ -219,14 +219,20 @@ impl<S: Send + Sync + 'static> Service<S> {
     #[must_use]
     pub fn reply<M: Asked + 'static, H: Handler<M, S>>(self, handler: H) -> Self {
         let route = handler.route();
-        self.add(route, handler)
+        self.add(route, None, handler)
     }
 
-    fn add<M: 'static, H: Handler<M, S>>(mut self, route: Result<Route>, handler: H) -> Self {
+    fn add<M: 'static, H: Handler<M, S>>(
+        mut self,
+        route: Result<Route>,
+        versions: Option<Versions>,
+        handler: H,
+    ) -> Self {
         let knobs = handler.knobs();
         self.stations.push(Entry {
             route,
             request: handler.request(),
+            versions,
             knobs,
             open: Box::new(move |state| {
                 Box::new(tower::service_fn(move |incoming| {
@@ -290,7 +296,13 @@ impl<S: Send + Sync + 'static> Service<S> {
             let state = state.clone();
             let open = entry.open;
             let open: Box<dyn FnOnce(Arc<()>) -> Box<dyn Work> + Send> = Box::new(move |_| open(state));
-            Entry { route: entry.route, request: entry.request, knobs: entry.knobs, open }
+            Entry {
+                open,
+                route: entry.route,
+                request: entry.request,
+                versions: entry.versions,
+                knobs: entry.knobs,
+            }
         });
         Service {
             stations: stations.collect(),

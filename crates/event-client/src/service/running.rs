@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::health::{self, Pulse};
+use super::source::Events;
 use super::worker::{Counts, Stats};
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
-use crate::subscription::{Health, Subscription};
+use crate::subscription::Health;
 
 /// A started service. Dropping it stops the workers at once; their unsettled messages go back to their groups.
 #[must_use = "dropping it stops the service"]
@@ -36,14 +37,14 @@ struct Handler {
 
 /// Where a handler's work comes from, and how it is stopped.
 pub(super) enum Source {
-    Events(Subscription),
+    Events(Events),
     Requests(CancellationToken),
 }
 
 impl Source {
     fn stop(&self) {
         match self {
-            Self::Events(subscription) => subscription.stop(),
+            Self::Events(events) => events.stop(),
             Self::Requests(draining) => draining.cancel(),
         }
     }
@@ -61,7 +62,7 @@ impl Drop for Source {
 impl Handler {
     fn pulse(&self) -> Pulse {
         match &self.source {
-            Source::Events(subscription) => Pulse::Events(subscription.health()),
+            Source::Events(events) => Pulse::Events(events.pulse()),
             Source::Requests(draining) => Pulse::Requests(draining.clone()),
         }
     }

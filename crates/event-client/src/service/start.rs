@@ -11,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::extract::{Route, Served};
 use super::handler::{Identity, Knobs};
 use super::running::{self, Running};
+use super::source::Events;
+use super::versions::Patience;
 use super::worker::Station;
 use super::{Service, Work};
 use crate::bus::{Bus, Settings};
 use crate::error::{Error, Result};
 use crate::subject::{Group, Pattern, Subject};
-use crate::subscription::Subscription;
 use crate::transport::{IncomingRequest, Serve, Subscribe};
 
 impl Service {
@@ -52,9 +53,11 @@ impl Service {
                 };
                 return Err(failed(Error::new(crate::ErrorKind::Config, text)));
             }
+            let within = entry.knobs.await_version.unwrap_or(Knobs::DEFAULT_AWAIT_VERSION);
+            let patience = entry.versions.map(|versions| Arc::new(Patience::new(versions, within)));
             let source = match entry.request {
                 Some(served) => serve(&bus, &self.name, served, &entry.knobs).await,
-                None => subscribe(&bus, &name, &route, &entry.knobs).await,
+                None => subscribe(&bus, &name, &route, &entry.knobs, patience.as_ref()).await,
             };
             let source = source.map_err(|error| failed(error.with("handler", &name)))?;
             let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
@@ -74,17 +77,17 @@ impl Service {
                 draining: source.draining(),
             });
             let observer = self.observer.clone();
-            let station = Station { bus: bus.clone(), identity, retry, stats: Arc::default(), observer };
+            let station =
+                Station { bus: bus.clone(), identity, retry, stats: Arc::default(), patience, observer };
             open.push((station, slots, source, (entry.open)(Arc::new(()))));
         }
         let mut running = Running::new(self.name, bus, self.drain);
         for (station, slots, source, work) in open {
             let station = Arc::new(station);
             let (workers, source) = match source {
-                Source::Events(subscription) => (
-                    work.spawn(slots, station.clone(), subscription.clone()),
-                    running::Source::Events(subscription),
-                ),
+                Source::Events(events) => {
+                    (work.spawn(slots, station.clone(), events.taker()), running::Source::Events(events))
+                }
                 Source::Requests(served, inbox) => {
                     let draining = station.identity.draining.clone();
                     (work.serve(slots, station.clone(), served, inbox), running::Source::Requests(draining))
@@ -110,26 +113,41 @@ impl Service {
 
 /// Where a handler's work comes from.
 enum Source {
-    Events(Subscription),
+    Events(Events),
     Requests(Served, mpsc::Receiver<IncomingRequest>),
 }
 
 impl Source {
     fn draining(&self) -> CancellationToken {
         match self {
-            Self::Events(subscription) => subscription.stopping().clone(),
+            Self::Events(events) => events.stopping().clone(),
             Self::Requests(..) => CancellationToken::new(),
         }
     }
 }
 
-async fn subscribe(bus: &Bus, group: &str, route: &Route, knobs: &Knobs) -> Result<Source> {
+async fn subscribe(
+    bus: &Bus,
+    group: &str,
+    route: &Route,
+    knobs: &Knobs,
+    patience: Option<&Arc<Patience>>,
+) -> Result<Source> {
     let spec = if knobs.broadcast {
         Subscribe::broadcast(route.filters.clone())
     } else {
         Subscribe::group(Group::new(group)?, route.filters.clone())
     };
-    bus.subscribe(knobs.subscribe(spec)).await.map(Source::Events)
+    let spec = knobs.subscribe(spec);
+    let events = Events::open(bus, spec.clone()).await?;
+    // Where members of a keyed group work side by side, a key goes to another of them by itself.
+    if let Some(patience) = patience
+        && spec.keyed
+        && bus.capabilities().keyed_members == 1
+    {
+        events.stand_back_when_asked(bus.clone(), spec, patience.clone());
+    }
+    Ok(Source::Events(events))
 }
 
 async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> Result<Source> {

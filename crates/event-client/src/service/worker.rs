@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use smol_str::SmolStr;
@@ -15,13 +16,14 @@ use super::handler::Identity;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::retry::RetryPolicy;
+use super::source::Taker;
+use super::versions::{Fate, Patience, Reader};
 use crate::bus::Bus;
 use crate::confirm::Confirm;
 use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::message::Message;
-use crate::subscription::Subscription;
 
 /// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
 const CRASH_MARGIN: u32 = 5;
@@ -32,6 +34,8 @@ pub(crate) struct Station {
     pub(crate) identity: Arc<Identity>,
     pub(crate) retry: RetryPolicy,
     pub(crate) stats: Arc<Stats>,
+    /// For a handler of one event.
+    pub(super) patience: Option<Arc<Patience>>,
     /// Asked once a message; there is none outside of tests.
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
@@ -83,24 +87,19 @@ impl Stats {
 }
 
 /// Starts `slots` workers on one subscription. Each takes a delivery only when its service is ready for it.
-pub(crate) fn spawn<S>(
-    service: S,
-    slots: usize,
-    station: Arc<Station>,
-    subscription: Subscription,
-) -> JoinSet<()>
+pub(super) fn spawn<S>(service: S, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()>
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
-        workers.spawn(work(service.clone(), station.clone(), subscription.clone()));
+        workers.spawn(work(service.clone(), station.clone(), events.clone()));
     }
     workers
 }
 
-async fn work<S>(mut service: S, station: Arc<Station>, subscription: Subscription)
+async fn work<S>(mut service: S, station: Arc<Station>, mut events: Taker)
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -110,12 +109,15 @@ where
     loop {
         // A layer that is not ready (an open breaker, a spent rate) stops the fetching here.
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
-        let Some(delivery) = subscription.next().await else { break };
-        let outcome = match ready {
+        let Some(delivery) = events.next().await else { break };
+        let ending = match ready {
             Ok(()) => station.attempt(&mut service, &pristine, &delivery).await,
-            Err(error) => Outcome::retry(error),
+            Err(error) => Outcome::retry(error).into(),
         };
-        last = Some(station.settle(delivery, outcome));
+        if let Ending::Defer(_) = ending {
+            events.stand_back();
+        }
+        last = Some(station.settle(delivery, ending));
     }
     // Settlements are stored in order: when the last is, all are.
     if let Some(last) = last
@@ -125,27 +127,56 @@ where
     }
 }
 
+/// How a delivery ends.
+enum Ending {
+    Outcome(Outcome),
+    /// Its version is unknown here: it goes back for so long.
+    Defer(Duration),
+    /// It is nothing for the handler, and was never meant to be.
+    Foreign,
+}
+
+impl From<Outcome> for Ending {
+    fn from(outcome: Outcome) -> Self {
+        Self::Outcome(outcome)
+    }
+}
+
 impl Station {
-    /// Runs the handler once; panics end here.
-    async fn attempt<S>(&self, service: &mut S, pristine: &S, delivery: &Delivery) -> Outcome
+    /// Runs the handler once, if it knows the event's version; panics end here.
+    async fn attempt<S>(&self, service: &mut S, pristine: &S, delivery: &Delivery) -> Ending
     where
         S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
     {
         let info = delivery.info();
         if info.attempt > self.retry.attempts.max(1).saturating_add(CRASH_MARGIN) {
             let error = format!("delivered {} times; consumers seem to die on it", info.attempt);
-            return Outcome::Reject { reason: Reason::CrashLoop, error: error.into() };
+            return Outcome::Reject { reason: Reason::CrashLoop, error: error.into() }.into();
         }
-        let envelope = match self.identity.plain {
-            true => Envelope::read_plain(delivery.message(), info.published_at),
-            false => Envelope::read(delivery.message()),
+        let message = delivery.message();
+        let read = match self.identity.plain {
+            true => Envelope::read_plain(message, info.published_at),
+            false => Envelope::read(message),
         };
-        let envelope = match envelope {
+        if let Some(patience) = &self.patience {
+            let reader = Reader { group: &self.identity.group, broadcast: self.identity.broadcast };
+            let meta = read.as_ref().ok().map(|envelope| &envelope.meta);
+            let stored = info.published_at.or(meta.and_then(|meta| meta.time));
+            match patience.judge(&reader, &message.subject, meta.map(|meta| meta.kind.as_str()), stored) {
+                Fate::Handle => {}
+                Fate::Foreign => return Ending::Foreign,
+                Fate::Wait(pause) => return Ending::Defer(pause),
+                Fate::Overdue(error) => {
+                    return Outcome::Reject { reason: Reason::UnknownVersion, error }.into();
+                }
+            }
+        }
+        let envelope = match read {
             Ok(envelope) => envelope,
-            Err(error) => return error.into(),
+            Err(error) => return Outcome::from(error).into(),
         };
         let incoming = Incoming {
-            message: delivery.message().clone(),
+            message: message.clone(),
             info: info.clone(),
             context: envelope.meta.context(),
             deadline: envelope.meta.expirytime.map(instant),
@@ -156,7 +187,7 @@ impl Station {
         };
         let context = incoming.context.clone();
         let run = async { service.call(incoming).await };
-        match AssertUnwindSafe(context.scope(run)).catch_unwind().await {
+        let outcome = match AssertUnwindSafe(context.scope(run)).catch_unwind().await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => error.into(),
             Err(panic) => {
@@ -165,12 +196,22 @@ impl Station {
                 self.stats.panicked.fetch_add(1, Ordering::Relaxed);
                 Outcome::retry(format_args!("the handler panicked: {}", panic_text(&*panic)))
             }
-        }
+        };
+        outcome.into()
     }
 
     /// Applies the retry policy and gives the delivery back. The failure is logged here and nowhere else.
-    fn settle(&self, delivery: Delivery, outcome: Outcome) -> Confirm<()> {
+    fn settle(&self, delivery: Delivery, ending: Ending) -> Confirm<()> {
         let attempt = delivery.info().attempt;
+        let outcome = match ending {
+            Ending::Outcome(outcome) => outcome,
+            Ending::Foreign if !self.identity.broadcast => return delivery.ack(),
+            Ending::Foreign => return self.tell(delivery, Settlement::Ack),
+            Ending::Defer(after) => {
+                self.stats.released.fetch_add(1, Ordering::Relaxed);
+                return self.tell(delivery, Settlement::Defer { after });
+            }
+        };
         let (count, settlement) = match outcome {
             Outcome::Ack => (&self.stats.acked, Settlement::Ack),
             Outcome::Release => (&self.stats.released, Settlement::Release),
@@ -201,10 +242,15 @@ impl Station {
                 group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
                 reason = rejection.reason.as_str(), error = %rejection.error, "handling failed for good, now a dead letter"
             ),
-            Settlement::Ack | Settlement::Release => {}
+            Settlement::Ack | Settlement::Release | Settlement::Defer { .. } => {}
         }
+        self.tell(delivery, settlement)
+    }
+
+    fn tell(&self, delivery: Delivery, settlement: Settlement) -> Confirm<()> {
         let Some(observer) = &self.observer else { return delivery.settle(settlement) };
-        let (message, told) = (message.clone(), settlement.clone());
+        let (message, attempt, told) =
+            (delivery.message().clone(), delivery.info().attempt, settlement.clone());
         let confirm = delivery.settle(settlement);
         observer.settled(&self.identity, &message, attempt, told);
         confirm

@@ -8,8 +8,10 @@ use event_client::envelope::Envelope;
 use event_client::event::Event as _;
 use event_client::log::{LogBatch, LogRecord};
 use event_client::message::MessageId;
+use event_client::service::{Knobs, Versions};
 use event_client::subscription::Subscription;
 use event_client::transport::{Start, Subscribe};
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -24,6 +26,9 @@ pub(crate) const GROUP: &str = "log-aggregator";
 const CREDIT: usize = 64;
 /// When a batch that could not be stored is tried again. As often as it takes: a full disk is no fault of the batch.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// When a batch of an unknown version is handed out again.
+const ELSEWHERE: Duration = Duration::from_secs(10);
 
 /// How long joining is tried while the bus has no time for it.
 const JOIN: Duration = Duration::from_secs(60);
@@ -77,9 +82,19 @@ impl Consumer {
 }
 
 async fn take(delivery: Delivery, ingest: Ingest) {
+    if is_newer(&delivery) {
+        tracing::debug!("a batch of logs of another version is left to an aggregator that knows it");
+        drop(delivery.defer(ELSEWHERE).await);
+        return;
+    }
     let batch = match read(&delivery) {
         Ok(batch) => batch,
-        Err((reason, error)) => {
+        Err(Refused::Newer) => {
+            tracing::debug!("a batch of logs of another version is left to an aggregator that knows it");
+            drop(delivery.defer(ELSEWHERE).await);
+            return;
+        }
+        Err(Refused::Dead(reason, error)) => {
             tracing::warn!(error, "a batch of logs cannot be read and becomes a dead letter");
             drop(delivery.reject(Rejection::new(reason, error)).await);
             return;
@@ -101,11 +116,30 @@ async fn take(delivery: Delivery, ingest: Ingest) {
     }
 }
 
-fn read(delivery: &Delivery) -> std::result::Result<LogBatch, (Reason, String)> {
-    let undecodable = |e: event_client::Error| (Reason::Undecodable, e.to_string());
+/// Why a batch is not taken.
+enum Refused {
+    /// It is of a version that another aggregator may know.
+    Newer,
+    Dead(Reason, String),
+}
+
+fn read(delivery: &Delivery) -> std::result::Result<LogBatch, Refused> {
+    let undecodable = |e: event_client::Error| Refused::Dead(Reason::Undecodable, e.to_string());
     let envelope = Envelope::read(delivery.message()).map_err(undecodable)?;
-    if envelope.meta.kind != LogBatch::SUBJECT {
-        return Err((Reason::UnknownType, format!("`{}` is no batch of logs", envelope.meta.kind)));
+    let kind = &envelope.meta.kind;
+    if Versions::of::<LogBatch>().unknown(kind).is_some() {
+        let stored = delivery.info().published_at.or(envelope.meta.time);
+        let waited = stored.map(|at| Timestamp::now().duration_since(at));
+        let may_wait =
+            SignedDuration::try_from(Knobs::DEFAULT_AWAIT_VERSION).is_ok_and(|most| waited < Some(most));
+        return Err(if may_wait {
+            Refused::Newer
+        } else {
+            Refused::Dead(Reason::UnknownVersion, format!("no aggregator knew `{kind}` for a day"))
+        });
+    }
+    if *kind != LogBatch::SUBJECT {
+        return Err(Refused::Dead(Reason::UnknownType, format!("`{kind}` is no batch of logs")));
     }
     LogBatch::decode(LogBatch::VERSION, &envelope).map_err(undecodable)
 }

@@ -52,6 +52,10 @@ impl Holder {
                 state.dead.bury(name, group.finish(index), rejection, Timestamp::now());
             }
             Settlement::Release => group.release(index),
+            Settlement::Defer { after } => {
+                group.defer(index, lease_end(Instant::now(), after));
+                group.wake_all(); // somebody must watch the new timer
+            }
         }
         group.wake_one();
         Ok(())

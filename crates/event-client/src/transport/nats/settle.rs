@@ -174,11 +174,8 @@ impl Steps {
                 }
                 delayed(after)
             }
-            Settlement::Release => {
-                let before = entry.info.attempt.saturating_sub(1);
-                self.record(entry, before, 0, SmolStr::default()).await?;
-                NAK
-            }
+            Settlement::Release => self.untried(entry, Duration::ZERO).await?,
+            Settlement::Defer { after } => self.untried(entry, after).await?,
             Settlement::Reject(rejection) => {
                 let burial = dead::Burial {
                     message: entry.message.clone(),
@@ -201,6 +198,15 @@ impl Steps {
             let _ = self.connection.purge(&self.connection.names.state(), &subject).await;
         }
         result
+    }
+
+    /// Notes that the last delivery is no attempt; answers the word that gives it back for `after`.
+    async fn untried(&self, entry: &Entry, after: Duration) -> Result<Bytes> {
+        let now = Timestamp::now().as_millisecond();
+        let due = if after.is_zero() { 0 } else { now.saturating_add(millis(after)) };
+        let before = entry.info.attempt.saturating_sub(1);
+        self.record(entry, before, due, SmolStr::default()).await?;
+        Ok(delayed(after))
     }
 
     async fn record(&self, entry: &Entry, attempts: u32, due: i64, error: SmolStr) -> Result<()> {

@@ -106,7 +106,9 @@ impl Member {
     /// Answers a command for which there is no channel.
     pub(super) fn refuse(&mut self, command: Command) {
         match command {
-            Command::Settle(_, Settlement::Release, answer) => drop(answer.send(Ok(()))),
+            Command::Settle(_, Settlement::Release | Settlement::Defer { .. }, answer) => {
+                drop(answer.send(Ok(())))
+            }
             Command::Settle(_, _, answer) | Command::Progress(_, answer) => drop(answer.send(Err(lost()))),
             Command::Status(answer) | Command::GiveUp(answer) | Command::End(answer) => {
                 drop(answer.send(self.holding()));

@@ -175,6 +175,9 @@ impl Inner {
     }
 }
 
+/// Longest that a keyed message waits here.
+const LONGEST: Duration = Duration::from_secs(86_400 * 365);
+
 impl Member {
     pub(super) fn progress(&mut self, token: Token) -> Result<()> {
         let out = self.out.get_mut(&token).ok_or_else(|| lost().during("renew"))?;
@@ -188,7 +191,7 @@ impl Member {
         let answer = Asker(Some(answer));
         let Some(Out { item, .. }) = self.out.remove(&token) else {
             let told = match settlement {
-                Settlement::Release => Ok(()),
+                Settlement::Release | Settlement::Defer { .. } => Ok(()),
                 _ => Err(lost().during("settle")),
             };
             answer.tell(told);
@@ -207,6 +210,14 @@ impl Member {
                 self.copy(item, facts, after, Some(answer));
             }
             Settlement::Reject(rejection) => self.bury(item, rejection, Some(answer)),
+            Settlement::Defer { after } if self.spec.keyed => {
+                self.wait(Instant::now() + after.min(LONGEST), item, true);
+                answer.tell(Ok(()));
+            }
+            Settlement::Defer { after } => {
+                let facts = Facts { attempt: item.attempt, due: None, ..item.facts.clone() };
+                self.copy(item, facts, after, Some(answer));
+            }
             Settlement::Release if self.spec.keyed => {
                 // In front of the next of its key, which waits for it.
                 self.ready.push_front(item);
@@ -235,7 +246,7 @@ impl Member {
             }
             answer.tell(Ok(()));
         });
-        self.wait(Instant::now() + after.min(Duration::from_secs(86_400 * 365)), item, true);
+        self.wait(Instant::now() + after.min(LONGEST), item, true);
     }
 
     pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Asker>) {

@@ -63,6 +63,7 @@ impl Clerk {
             Settlement::Ack => What::Ack,
             Settlement::Retry { after, error } => What::Park { after, error: Some(error.to_string()) },
             Settlement::Release => What::Park { after: Duration::ZERO, error: None },
+            Settlement::Defer { after } => What::Park { after, error: None },
             Settlement::Reject(rejection) => What::Reject(rejection),
         };
         self.order(member, token, what)

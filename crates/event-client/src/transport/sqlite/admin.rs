@@ -13,7 +13,6 @@ use super::connection::{Open, Script, json};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
 use super::{SqliteTransport, group, lease, scan, subscribe};
-use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Subject};
 use crate::transport::{Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Start, Topology};
@@ -186,7 +185,7 @@ async fn letters(connection: &mut SqliteConnection, filter: DeadLetterFilter) ->
              AND (? IS NULL OR reason = ?) ORDER BY id LIMIT ?"
         );
         let group = filter.group.as_ref().map(Group::as_str);
-        let reason = filter.reason.map(Reason::as_str);
+        let reason = filter.reason.map(codec::reason_word);
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(after)
             .bind(filter.ids.is_empty())
@@ -201,7 +200,9 @@ async fn letters(connection: &mut SqliteConnection, filter: DeadLetterFilter) ->
         for row in &rows {
             after = row.try_get(0)?;
             let letter = letter(row)?;
-            if filter.subject.as_ref().is_none_or(|pattern| pattern.matches(&letter.message.subject)) {
+            if filter.subject.as_ref().is_none_or(|pattern| pattern.matches(&letter.message.subject))
+                && filter.reason.is_none_or(|reason| reason == letter.reason)
+            {
                 letters.push(letter);
                 if letters.len() >= limit {
                     return Ok(letters);
@@ -219,16 +220,16 @@ fn letter(row: &SqliteRow) -> Sql<DeadLetter> {
         let subject = Subject::new(row.try_get::<&str, _>(2).ok()?).ok()?;
         let data = Bytes::copy_from_slice(row.try_get(9).ok()?);
         let (message, _) = Reader::new(data).record(subject)?;
-        let word: &str = row.try_get(3).ok()?;
+        let (reason, error) = codec::reason(row.try_get(3).ok()?, row.try_get(4).ok()?);
         let time = |column: usize| codec::timestamp(row.try_get(column).ok()?);
         let mut letter = DeadLetter::new(
             SmolStr::new(row.try_get::<i64, _>(0).ok()?.to_string()),
             Group::new(row.try_get::<&str, _>(1).ok()?).ok()?,
             message,
-            Reason::ALL.into_iter().find(|reason| reason.as_str() == word)?,
+            reason,
             time(8)?,
         );
-        letter.error = SmolStr::new(row.try_get::<&str, _>(4).ok()?);
+        letter.error = SmolStr::new(error);
         letter.attempts = u32::try_from(row.try_get::<i64, _>(5).ok()?).ok()?;
         letter.published_at = time(6)?;
         letter.first_attempt_at = time(7)?;

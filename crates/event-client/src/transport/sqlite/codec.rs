@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use smol_str::SmolStr;
 use uuid::Uuid;
 
+use crate::delivery::Reason;
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
 
@@ -205,6 +206,32 @@ pub(super) fn now() -> i64 {
 /// A stored time.
 pub(super) fn timestamp(nanos: i64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanos.into()).ok()
+}
+
+/// Says which letters kept as `unknown-type` are of an unknown version. Earlier builds refuse to read a list of letters
+/// with a reason that they do not know, so these letters keep a reason that all builds know.
+const UNKNOWN_VERSION: &str = "unknown-version: ";
+
+/// The word kept for `reason`.
+pub(super) fn reason_word(reason: Reason) -> &'static str {
+    match reason {
+        Reason::UnknownVersion => Reason::UnknownType.as_str(),
+        other => other.as_str(),
+    }
+}
+
+/// The text kept for `reason` and `error`.
+pub(super) fn reason_error(reason: Reason, error: &str) -> String {
+    if reason == Reason::UnknownVersion { format!("{UNKNOWN_VERSION}{error}") } else { error.to_owned() }
+}
+
+/// Reads what [`reason_word`] and [`reason_error`] wrote; a word of a later build is read as `permanent`.
+pub(super) fn reason<'e>(word: &str, error: &'e str) -> (Reason, &'e str) {
+    let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::Permanent);
+    match error.strip_prefix(UNKNOWN_VERSION) {
+        Some(error) if reason == Reason::UnknownType => (Reason::UnknownVersion, error),
+        _ => (reason, error),
+    }
 }
 
 #[cfg(test)]

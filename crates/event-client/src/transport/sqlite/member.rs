@@ -231,12 +231,8 @@ impl Member {
         let (answer, confirm) = Confirm::channel();
         let how = match settlement {
             Settlement::Ack => How::Done,
-            Settlement::Retry { after, error } => {
-                let due = codec::now()
-                    .saturating_add(i64::try_from(after.as_nanos()).unwrap_or(i64::MAX))
-                    .min(PARKED - 1);
-                How::again(&entry, entry.attempt, due, Some(error))
-            }
+            Settlement::Retry { after, error } => How::again(&entry, entry.attempt, due(after), Some(error)),
+            Settlement::Defer { after } => How::again(&entry, entry.attempt - 1, due(after), None),
             Settlement::Release => How::again(&entry, entry.attempt - 1, 0, None),
             Settlement::Reject(rejection) => How::Dead(Box::new(Dead {
                 copy: Copy::new(&entry),
@@ -269,6 +265,12 @@ impl Member {
         self.settled.notify_one();
         confirm
     }
+}
+
+/// When what is to wait for so long is due.
+fn due(after: Duration) -> i64 {
+    let after = i64::try_from(after.as_nanos()).unwrap_or(i64::MAX);
+    codec::now().saturating_add(after).min(PARKED - 1)
 }
 
 /// [`Settle`] wants `&self`; this is the member with a hand on itself.

@@ -219,7 +219,8 @@ impl Plan {
                 |script, (held, member, item, row)| {
                     let copy = &row.copy;
                     script.bind(held).bind(member).bind(item.feed.name.as_str()).bind(copy.seq).bind(copy.key());
-                    script.bind(copy.message.subject.as_str()).bind(row.reason.as_str()).bind(row.error.as_str());
+                    script.bind(copy.message.subject.as_str()).bind(codec::reason_word(row.reason));
+                    script.bind(codec::reason_error(row.reason, &row.error));
                     script.bind(i64::from(row.attempts)).bind(copy.published).bind(copy.first_at).bind(now);
                     script.bind(copy.record.as_slice());
                 },

@@ -205,6 +205,12 @@ impl GroupState {
         self.put_back(index);
     }
 
+    /// Puts a leased entry back until `at`: not tried, so not counted.
+    pub(super) fn defer(&mut self, index: u32, at: Instant) {
+        self.entries[index as usize].attempt -= 1;
+        self.retry(index, Some(at));
+    }
+
     /// Puts a leased entry back for its next attempt at `at`, or at once.
     pub(super) fn retry(&mut self, index: u32, at: Option<Instant>) {
         self.landed(index);

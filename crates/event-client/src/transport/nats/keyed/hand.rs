@@ -195,6 +195,14 @@ impl Hand {
         }
     }
 
+    /// Was not tried: its attempt does not count, it goes again after `after`, and its key waits for it.
+    pub(super) fn defer(&mut self, token: Token, after: Duration) {
+        if let Some(tried) = self.tried(token) {
+            tried.attempts = tried.attempts.saturating_sub(1);
+        }
+        self.retry(token, after);
+    }
+
     /// Lets go of everything that nobody works on; whoever leads next reads it again.
     pub(super) fn let_go(&mut self) {
         self.entries.retain(|_, entry| entry.out);

@@ -65,6 +65,7 @@ impl Task {
             Settlement::Ack => self.hand.settle(token),
             Settlement::Retry { after, .. } => self.hand.retry(token, after),
             Settlement::Release => self.hand.release(token),
+            Settlement::Defer { after } => self.hand.defer(token, after),
         }
         self.put_down(answer);
     }
