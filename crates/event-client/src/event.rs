@@ -10,7 +10,8 @@
 //!   [`orders.placed.*`](Event::pattern). Members that know different versions therefore ask for the same, and a member
 //!   that restarts changes nothing. A group made by a build that subscribed single versions is widened by the first
 //!   member of this build; a member of such a build that starts again narrows it until the next member of this build
-//!   starts, so replace those builds before the first version 2 is published.
+//!   starts, so replace those builds before the first version 2 is published. With `provision=verify` run
+//!   `backbone topology apply` with this build's topology first.
 //! - A member that gets a version it does not know [hands it back](crate::delivery::Settlement::Defer): the attempt is not
 //!   counted, other messages go on, and it is delivered again, to whichever member takes it, after a pause that grows
 //!   from 0.1 s to a minute. A keyed group keeps the later messages of that key behind it; other keys go on. Where one
@@ -22,7 +23,7 @@
 //!   knows it. The time counts from when the store took the event (its CloudEvents `time` where the store does not tell),
 //!   or from when the member that judges began to meet that version, if that was later: a group that stood still for
 //!   days gives up nothing the moment it comes back. A member begins anew when it restarts, and when it has not met the
-//!   version for twelve hours.
+//!   version for twelve hours; for replayed letters it begins when it first meets one.
 //! - The log says which version a member hands back and since when, once a minute at most;
 //!   `event_client_unknown_version_total` counts them.
 //!

@@ -84,7 +84,8 @@ pub(super) struct Patience {
 /// An unknown version that comes again and again.
 #[derive(Debug)]
 struct Met {
-    version: u32,
+    /// And whether the store tells since when it waits.
+    version: (u32, bool),
     since: Instant,
     last: Instant,
     /// When the log said so, and how many were handed back since.
@@ -105,7 +106,7 @@ impl Patience {
 
     /// Judges a message by its type `kind`, or by its subject when its envelope cannot be read: a newer version may be
     /// written otherwise. It has waited since the group's store took it, at `stored`, or since this member began to meet
-    /// its version, whichever is later.
+    /// its version, whichever is later. `None` stands for what was replayed, too: when, nobody wrote down.
     pub(super) fn judge(
         &self,
         reader: &Reader<'_>,
@@ -119,12 +120,12 @@ impl Patience {
             return if of_others && self.versions.is_foreign(subject) { Fate::Foreign } else { Fate::Handle };
         };
         let now = Instant::now();
-        let met_for = self.meet(reader, version, now);
+        let met_for = self.meet(reader, (version, stored.is_some()), now);
         let waited = stored.map_or(met_for, |stored| self.age(stored, now).min(met_for));
         if waited >= self.within && !reader.broadcast {
             return Fate::Overdue(smol_str::format_smolstr!(
-                "`{name}.v{version}` waited {waited:.0?} for a member of the group that can read it; this one reads {}: deploy one that does, \
-                 then replay it",
+                "`{name}.v{version}` waited {waited:.0?} for a member of the group that can read it, this one reads {}; \
+                 deploy one that does, then replay it",
                 self.known()
             ));
         }
@@ -145,8 +146,9 @@ impl Patience {
         Duration::try_from(since_began.saturating_add(elapsed)).unwrap_or_default()
     }
 
-    /// Notes that `version` was met once more; answers since how long it is.
-    fn meet(&self, reader: &Reader<'_>, version: u32, now: Instant) -> Duration {
+    /// Notes that a version was met once more; answers since how long it is. What was replayed is told apart, or it would
+    /// have waited long enough the moment it comes.
+    fn meet(&self, reader: &Reader<'_>, version: (u32, bool), now: Instant) -> Duration {
         metrics::counter!(
             "event_client_unknown_version_total", "group" => reader.group.to_owned(), "event" => self.versions.name
         )
@@ -154,11 +156,13 @@ impl Patience {
         let mut all = self.met.lock().expect("not poisoned");
         all.retain(|met| now.duration_since(met.last) < FORGOTTEN);
         let at = all.iter().position(|met| met.version == version).unwrap_or_else(|| {
-            if all.len() == MOST_MET {
+            // Where there are so many versions, a line for each would flood the log.
+            let said = (all.len() == MOST_MET).then_some(now);
+            if said.is_some() {
                 let oldest = (0..MOST_MET).min_by_key(|at| all[*at].last).expect("there are some");
                 all.swap_remove(oldest);
             }
-            all.push(Met { version, since: now, last: now, said: None, count: 0 });
+            all.push(Met { version, since: now, last: now, said, count: 0 });
             all.len() - 1
         });
         let met = &mut all[at];
@@ -168,7 +172,7 @@ impl Patience {
         if met.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN) {
             met.said = Some(now);
             let count = std::mem::take(&mut met.count);
-            self.say(reader, version, met_for, count);
+            self.say(reader, version.0, met_for, count);
         }
         met_for
     }
@@ -266,6 +270,8 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(matches!(meet(3), Fate::Overdue(_)));
         assert!(matches!(meet(4), Fate::Wait(_)), "each version by itself");
+        let replayed = judge(&patience, "orders.placed.v3", "orders.placed.v3", None);
+        assert!(matches!(replayed, Fate::Wait(_)), "what is replayed waits anew");
         // Any number may be published: what is remembered is bounded, and forgetting only prolongs the wait.
         for version in 5..1000 {
             assert!(matches!(meet(version), Fate::Wait(_)));

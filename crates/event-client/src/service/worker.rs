@@ -161,7 +161,7 @@ impl Station {
         if let Some(patience) = &self.patience {
             let reader = Reader { group: &self.identity.group, broadcast: self.identity.broadcast };
             let meta = read.as_ref().ok().map(|envelope| &envelope.meta);
-            let stored = info.published_at.or(meta.and_then(|meta| meta.time));
+            let stored = info.published_at.or(meta.and_then(|meta| meta.time)).filter(|_| !info.replayed);
             match patience.judge(&reader, &message.subject, meta.map(|meta| meta.kind.as_str()), stored) {
                 Fate::Handle => {}
                 Fate::Foreign => return Ending::Foreign,

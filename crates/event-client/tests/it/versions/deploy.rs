@@ -80,7 +80,9 @@ async fn member_as_a_child() {
     let running = start(&url, &ledger, &word("DEPLOY_VERSION"), word("DEPLOY_KEYED") == "true", within).await;
     println!(">ready");
     tokio::task::spawn_blocking(|| std::io::stdin().lines().count()).await.unwrap();
+    let bus = running.bus().clone();
     running.drain().await.unwrap();
+    bus.close().await.unwrap();
     println!(">gone");
 }
 
