@@ -60,11 +60,10 @@ impl Member {
                 let (inner, group) = (self.inner.clone(), self.group.clone());
                 let facts = Facts { attempt: item.attempt, ..item.facts.clone() };
                 let message = item.message.clone();
-                self.copying.push(Box::pin(async move {
+                self.keep_copying(item, None, async move {
                     let queue = inner.names.group(&group);
-                    let result = inner.wait_and_deliver(Some(&group), queue, &message, &facts).await;
-                    (item, None, result)
-                }));
+                    inner.wait_and_deliver(Some(&group), queue, &message, &facts).await
+                });
             } else {
                 self.wait(Instant::now() + left, item, false);
             }

@@ -10,6 +10,7 @@ use lapin::options::{BasicNackOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::Inner;
@@ -251,8 +252,20 @@ impl Member {
 
     pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Asker>) {
         let copied = self.inner.clone().copy_to_group(self.group.clone(), item.message.clone(), facts, after);
+        self.keep_copying(item, answer, copied);
+    }
+
+    /// A copy goes on by itself: it may hold the control channel, for which the member waits before it leaves.
+    pub(super) fn keep_copying(
+        &mut self,
+        item: Item,
+        answer: Option<Asker>,
+        copied: impl Future<Output = Result<()>> + Send + 'static,
+    ) {
+        let copied = AbortOnDropHandle::new(tokio::spawn(copied));
         self.copying.push(Box::pin(async move {
-            let result = copied.await;
+            let given_up = |error| Err(Error::new(ErrorKind::Internal, "a copy was given up").because(error));
+            let result = copied.await.unwrap_or_else(given_up);
             (item, answer, result)
         }));
     }
@@ -272,10 +285,7 @@ impl Member {
         facts.attempt = 1;
         let buried =
             self.inner.clone().bury(self.group.clone(), item.message.clone(), facts, item.attempt, rejection);
-        self.copying.push(Box::pin(async move {
-            let result = buried.await;
-            (item, answer, result)
-        }));
+        self.keep_copying(item, answer, buried);
     }
 
     /// A copy is stored, so the original may go; or it is not, and the original goes back.
