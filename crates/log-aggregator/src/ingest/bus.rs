@@ -82,11 +82,6 @@ impl Consumer {
 }
 
 async fn take(delivery: Delivery, ingest: Ingest) {
-    if is_newer(&delivery) {
-        tracing::debug!("a batch of logs of another version is left to an aggregator that knows it");
-        drop(delivery.defer(ELSEWHERE).await);
-        return;
-    }
     let batch = match read(&delivery) {
         Ok(batch) => batch,
         Err(Refused::Newer) => {
