@@ -55,7 +55,10 @@ impl WorkerArgs {
             let _stops_the_worker = stop.clone().drop_guard();
             match self.beat {
                 true => Beat::new(store).run_until(stop.cancelled()).await,
-                false => Ok(stop.cancelled().await),
+                false => {
+                    stop.cancelled().await;
+                    Ok(())
+                }
             }
         };
         let work = async {

@@ -65,10 +65,12 @@ pub(super) async fn set(
     .await;
     match done {
         // Not even that: it stays as it is, and the others go on all the same.
-        Err(error) if is_refusal(&error) => tracing::error!(seq, %error, "a task cannot be set aside"),
-        done => drop(done?),
+        Err(error) if is_refusal(&error) => {
+            tracing::error!(seq, %error, "a task cannot be set aside");
+            Ok(())
+        }
+        done => done.map(|_| ()),
     }
-    Ok(())
 }
 
 /// ` AND seq = N` for one row.

@@ -143,7 +143,7 @@ pub(crate) async fn kinds_and_what_waits_are_told(store: Store) {
         result_ttl: Duration::from_millis(1500),
     };
     store.publish(vec![kind.clone()]).await.unwrap();
-    assert_eq!(store.kinds().await.unwrap(), [kind.clone()]);
+    assert_eq!(store.kinds().await.unwrap(), std::slice::from_ref(&kind));
     let (first, second) = (kind.task("[ 1 ]", None), kind.task("[]", Some(r#"{"x": 1}"#)));
     assert!(
         first.unique.is_some() && first.unique == second.unique,
