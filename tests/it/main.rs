@@ -2,9 +2,13 @@
 
 mod brokers;
 mod cli;
+mod dead_letters;
 mod demo;
 mod house_rules;
 mod outbox;
+mod private_files;
 mod readme;
+mod streams;
+mod terminals;
 mod torture;
 mod up;

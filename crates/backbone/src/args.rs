@@ -34,7 +34,8 @@ Examples:
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Where the bus is: `sqlite:PATH` or `memory:`; default `sqlite:backbone-data/bus.db`
+    /// Where the bus is: `sqlite:PATH`, `nats://`, `redis://`, `amqp://` (or `tls://`, `rediss://`, `amqps://`), or `memory:`
+    /// for one process; default `sqlite:backbone-data/bus.db`
     #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
     pub(crate) url: Option<Url>,
     /// One JSON object per line instead of text
@@ -110,9 +111,9 @@ pub(crate) struct Up {
         value_name = "ORIGIN"
     )]
     pub(crate) allowed_origins: Vec<String>,
-    /// Port of Logthon's API and the log viewer; 0 takes a free one
-    #[arg(long, env = "LOGTHON_PORT", default_value_t = 5000)]
-    pub(crate) port: u16,
+    /// Port of Logthon's API and the log viewer; 0 takes a free one; default the variable PORT, else 5000
+    #[arg(long, env = "LOGTHON_PORT")]
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -132,7 +133,8 @@ pub(crate) struct Demo {
 pub(crate) struct Publish {
     /// Name and version: orders.placed.v1
     pub(crate) subject: String,
-    /// The data as JSON; `-` or nothing reads one JSON value per line from standard input
+    /// The data as JSON; `-` or nothing reads one JSON value per line from standard input, up to 256 lines ahead of the
+    /// confirmations; the first line that is refused ends it
     pub(crate) data: Option<String>,
     /// The event's id, instead of a new one
     #[arg(long)]

@@ -3,7 +3,6 @@
 mod args;
 mod builtin;
 mod commands;
-mod output;
 mod stack;
 
 use std::process::ExitCode;
@@ -17,16 +16,13 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start the runtime: {error}");
+            terminal::note(&format!("error: cannot start the runtime: {error}"));
             return ExitCode::FAILURE;
         }
     };
     let code = match runtime.block_on(commands::run(cli)) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => terminal::exit_code(error.as_ref(), &format!("{error:#}")),
     };
     // A read that blocks on standard input must not hold up the end.
     runtime.shutdown_background();

@@ -61,7 +61,8 @@ impl Stack {
         schedules: Vec<Schedule>,
     ) -> anyhow::Result<Self> {
         let dir = &options.data_dir;
-        std::fs::create_dir_all(dir)
+        private_files::create_folder(dir)
+            .and_then(|()| private_files::narrow_folder(dir, is_ours))
             .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
         let shutdown = Shutdown::on_signals()?;
         // Logging begins before there is a bus; the records wait for it.
@@ -76,8 +77,7 @@ impl Stack {
         let settings = Settings { source: "/backbone".into(), ..Settings::default() };
         let bus = Bus::from_env_with(Some(&url), settings).await?;
 
-        let tasks =
-            task_queue::store::open(&task_queue::store::url_beside_bus(&tasks_base(&url, dir)?)?).await?;
+        let tasks = task_queue::store::open(&tasks_url(&url, dir)?).await?;
         TaskClient::new(tasks.clone()).install();
         let config = log_aggregator::Config::from_env(dir.join("logs"))?;
         let aggregator = Arc::new(Aggregator::open(config).await?);
@@ -166,10 +166,19 @@ fn bus_in(dir: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// The URL beside which the tasks are kept: the bus's own file, or the data directory when the bus has none.
-fn tasks_base(url: &str, dir: &Path) -> anyhow::Result<String> {
-    if url.starts_with("sqlite:") { Ok(url.to_owned()) } else { bus_in(dir) }
+/// Whether a name in the data directory is one that an earlier start has given.
+fn is_ours(name: &str) -> bool {
+    name == "logs" || name.starts_with("bus.db") || name.starts_with("bus-tasks.db")
 }
+
+/// Where the tasks are kept: in the store that `CELERY_BROKER_URL` names; else beside the bus's own file; else, when the bus
+/// is a broker, in the data directory.
+pub(crate) fn tasks_url(bus: &str, data_dir: &Path) -> anyhow::Result<String> {
+    if std::env::var_os("CELERY_BROKER_URL").is_some_and(|value| !value.is_empty()) {
+        return Ok(task_queue::command::resolve_url(None)?);
+    }
+    let beside = if bus.starts_with("sqlite:") { bus.to_owned() } else { bus_in(data_dir)? };
+    Ok(task_queue::store::url_beside_bus(&beside)?)
 
 #[cfg(test)]
 mod tests {

@@ -43,6 +43,8 @@ pub enum ErrorKind {
     NotFound,
     /// Something with this name or unique key is there already.
     Conflict,
+    /// A command's answer could not be printed.
+    Output,
 }
 
 /// An error of the task queue. Cheap to clone, because one failed transaction answers many callers.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{connect, show};
 use crate::args::{Choice, DeadLetters, Global};
-use crate::output::{Output, plain};
+use terminal::{Output, plain};
 
 pub(crate) async fn run(global: &Global, command: DeadLetters, output: Output) -> anyhow::Result<()> {
     let bus = connect(global).await?;

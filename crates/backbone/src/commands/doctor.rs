@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::connect;
 use crate::args::Global;
-use crate::output::Output;
+use terminal::{Output, age};
 
 pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitCode> {
     let mut findings = match connect(global).await {
@@ -99,7 +99,8 @@ fn members(groups: &[GroupStatus]) -> Finding {
         .iter()
         .filter(|status| status.members == 0 && status.waiting > 0)
         .map(|status| {
-            let age = status.oldest_unsettled.map(|at| format!(", oldest {:#} old", now.duration_since(at)));
+            let age =
+                status.oldest_unsettled.map(|at| format!(", oldest {} old", age(now.duration_since(at))));
             format!("{} ({} waiting{})", status.group, status.waiting, age.unwrap_or_default())
         })
         .collect();

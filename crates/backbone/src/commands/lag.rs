@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::connect;
 use crate::args::{Global, Lag};
-use crate::output::Output;
+use terminal::{Output, age};
 
 pub(crate) async fn run(global: &Global, args: Lag, output: Output) -> anyhow::Result<()> {
     let bus = connect(global).await?;
@@ -25,7 +25,7 @@ pub(crate) async fn run(global: &Global, args: Lag, output: Output) -> anyhow::R
         let rows: Vec<_> = groups
             .iter()
             .map(|status| {
-                let oldest = status.oldest_unsettled.map(|at| format!("{:#}", now.duration_since(at)));
+                let oldest = status.oldest_unsettled.map(|at| age(now.duration_since(at)));
                 vec![
                     status.group.to_string(),
                     status.waiting.to_string(),

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::interrupted;
 use crate::args::{LogFilter, Logs};
-use crate::output::{Output, plain};
+use terminal::{Output, note, plain};
 
 /// Records that one answer of the aggregator can have.
 const MOST: usize = 10_000;
@@ -68,10 +68,7 @@ fn frame(event: &str, output: Output) -> anyhow::Result<()> {
     let value: Value = serde_json::from_str(data).context("the aggregator sent something else than JSON")?;
     match field("event:") {
         Some("dropped") => {
-            eprintln!(
-                "{}",
-                output.dim(&format!("records passed by while this reader was slow: {}", value["count"]))
-            );
+            note(&output.dim(&format!("records passed by while this reader was slow: {}", value["count"])));
             Ok(())
         }
         _ => show(&value, output),
@@ -117,9 +114,27 @@ async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow:
         )
     })?;
     if !answer.status().is_success() {
-        bail!("the aggregator answered {}: {}", answer.status(), plain(&answer.text().await?));
+        bail!(
+            "{} answered {}: {}; if that is no log aggregator, name one with --server",
+            plain(&filter.server),
+            answer.status(),
+            excerpt(answer).await
+        );
     }
     Ok(answer)
+}
+
+/// The first line of an error's body, as far as it helps; whoever listens there may send anything.
+async fn excerpt(mut answer: reqwest::Response) -> String {
+    let mut body = Vec::new();
+    while body.len() < 4096 {
+        match answer.chunk().await {
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            _ => break,
+        }
+    }
+    let text: String = plain(&String::from_utf8_lossy(&body)).chars().take(200).collect();
+    if text.is_empty() { "no body".to_owned() } else { text }
 }
 
 fn show(record: &Value, output: Output) -> anyhow::Result<()> {

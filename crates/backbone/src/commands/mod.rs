@@ -4,6 +4,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod lag;
+mod lines;
 mod logs;
 pub(crate) mod outbox;
 mod publish;
@@ -23,7 +24,7 @@ use service_kit::config::Loader;
 use service_kit::telemetry;
 
 use crate::args::{Cli, Command, Global};
-use crate::output::Output;
+use terminal::Output;
 
 /// Runs the command; the code says how it went.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -47,14 +48,10 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the bus of `--url`. The default file's folder is made when it is missing; any other is the user's to make.
+/// Opens the bus of `--url`.
 async fn connect(global: &Global) -> anyhow::Result<Bus> {
-    let url = global.bus_url();
-    if url == Bus::DEFAULT_URL {
-        std::fs::create_dir_all("backbone-data")?;
-    }
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::from_env_with(Some(url), settings).await?)
+    Ok(Bus::from_env_with(global.url.as_deref(), settings).await?)
 }
 
 /// How a long-running command logs: by `LOG_LEVEL` and `RUST_LOG`.

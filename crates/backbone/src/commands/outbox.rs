@@ -10,7 +10,7 @@ use sqlx::Pool;
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
 
-use crate::output::{Output, plain};
+use terminal::{Output, plain};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Outbox {

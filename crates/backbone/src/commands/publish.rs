@@ -1,55 +1,173 @@
 //! `backbone pub`: events from the command line or standard input.
 
+use std::collections::VecDeque;
+
 use anyhow::Context;
-use event_client::Bus;
 use event_client::envelope::{Meta, Mode, write};
 use event_client::message::{Headers, Message, MessageId};
 use event_client::subject::Subject;
+use event_client::transport::Receipt;
+use event_client::{Bus, Result as BusResult};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use terminal::{Output, Progress, note};
 
 use super::connect;
+use super::lines::Lines;
 use crate::args::{Global, Publish};
-use crate::output::Output;
+
+/// Lines that are sent before the first of them is confirmed.
+const WINDOW: usize = 256;
 
 pub(crate) async fn run(global: &Global, args: Publish, output: Output) -> anyhow::Result<()> {
     let bus = connect(global).await?;
     match args.data.as_deref() {
-        Some("-") | None => {
-            let mut lines = BufReader::new(tokio::io::stdin()).lines();
-            let mut number = 0_u64;
-            while let Some(line) = lines.next_line().await? {
-                number += 1;
-                if !line.trim().is_empty() {
-                    send(&bus, &args, &line, output).await.with_context(|| format!("line {number}"))?;
-                }
-            }
+        Some("-") | None => stream(&bus, &args, output).await?,
+        Some(data) => {
+            let message = message(&args, data)?;
+            let id = message.id.clone();
+            let receipt = bus.publish_message(message).await?;
+            output.line(&told(&args, &id, &receipt, output))?;
         }
-        Some(data) => send(&bus, &args, data, output).await?,
     }
     Ok(bus.close().await?)
 }
 
-async fn send(bus: &Bus, args: &Publish, data: &str, output: Output) -> anyhow::Result<()> {
-    let data: Value =
-        serde_json::from_str(data).context("the data is not JSON; quote it as '{\"key\": 1}'")?;
-    let message = message(args, &data)?;
+/// A line that was sent and is not confirmed yet.
+struct Sent<'a> {
+    number: u64,
+    id: MessageId,
+    confirmed: BoxFuture<'a, BusResult<Receipt>>,
+}
+
+/// Publishes standard input, up to [`WINDOW`] lines ahead of the confirmations, in order.
+///
+/// The first line that cannot be sent or is not stored ends it; lines that were sent by then are still awaited and
+/// reported. When the reader of standard output goes away, publishing goes on: that is what was asked for.
+async fn stream(bus: &Bus, args: &Publish, output: Output) -> anyhow::Result<()> {
+    let mut lines = Lines::stdin();
+    let mut sent: VecDeque<Sent<'_>> = VecDeque::new();
+    let mut report =
+        Report { output, text: String::new(), open: true, stored: 0, progress: Progress::default() };
+    let mut failed: Option<anyhow::Error> = None;
+    let mut reading = true;
+    loop {
+        while let Some(confirmed) = sent.front_mut().and_then(|sent| (&mut sent.confirmed).now_or_never()) {
+            let Sent { number, id, .. } = sent.pop_front().expect("it was just confirmed");
+            match confirmed {
+                Ok(receipt) => report.stored(&told(args, &id, &receipt, output)),
+                Err(error) => {
+                    reading = false;
+                    fail(&mut failed, anyhow::Error::from(error).context(format!("line {number}")));
+                }
+            }
+        }
+        report.flush()?;
+        if !reading && sent.is_empty() {
+            break;
+        }
+        tokio::select! {
+            () = oldest(&mut sent), if !sent.is_empty() => {}
+            line = lines.next(), if reading && sent.len() < WINDOW => {
+                match line.and_then(|line| line.map(|(number, line)| send(bus, args, number, &line)).transpose()) {
+                    Ok(Some(line)) => sent.push_back(line),
+                    Ok(None) => reading = false,
+                    Err(error) => {
+                        reading = false;
+                        fail(&mut failed, error);
+                    }
+                }
+            }
+        }
+    }
+    match failed {
+        Some(error) => Err(error.context(format!("{} events were stored", report.stored))),
+        None => Ok(()),
+    }
+}
+
+/// Keeps the first failure and reports each further one.
+fn fail(first: &mut Option<anyhow::Error>, error: anyhow::Error) {
+    match first {
+        None => *first = Some(error),
+        Some(_) => note(&format!("error: {error:#}")),
+    }
+}
+
+/// Waits until the oldest line is confirmed, and keeps the answer in its place.
+async fn oldest(sent: &mut VecDeque<Sent<'_>>) {
+    if let Some(sent) = sent.front_mut() {
+        let answer = (&mut sent.confirmed).await;
+        sent.confirmed = std::future::ready(answer).boxed();
+    }
+}
+
+fn send<'a>(bus: &'a Bus, args: &Publish, number: u64, line: &str) -> anyhow::Result<Sent<'a>> {
+    let message = message(args, line).with_context(|| format!("line {number}"))?;
     let id = message.id.clone();
-    let receipt = bus.publish_message(message).await?;
-    let position = receipt.position.map(|position| position.to_string());
+    let mut confirmed = bus.publish_message(message).boxed();
+    // The first poll sends it, before the next line is read: this keeps the order.
+    let confirmed = match (&mut confirmed).now_or_never() {
+        Some(answer) => std::future::ready(answer).boxed(),
+        None => confirmed,
+    };
+    Ok(Sent { number, id, confirmed })
+}
+
+/// What is told of the stored events while more are on their way.
+struct Report {
+    output: Output,
+    text: String,
+    /// The reader of standard output is still there.
+    open: bool,
+    stored: u64,
+    progress: Progress,
+}
+
+impl Report {
+    fn stored(&mut self, line: &str) {
+        self.stored += 1;
+        let stored = self.stored;
+        self.progress.update(|| format!("{stored} stored"));
+        if self.open {
+            if !self.text.is_empty() {
+                self.text.push('\n');
+            }
+            self.text.push_str(line);
+        }
+    }
+
+    fn flush(&mut self) -> anyhow::Result<()> {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        let printed = self.output.line(&std::mem::take(&mut self.text));
+        if printed.as_ref().is_err_and(terminal::Error::is_closed) {
+            self.open = false;
+            return Ok(());
+        }
+        Ok(printed?)
+    }
+}
+
+/// One stored event, as a line.
+fn told(args: &Publish, id: &MessageId, receipt: &Receipt, output: Output) -> String {
+    let position = receipt.position.as_ref().map(ToString::to_string);
     if output.is_json() {
-        let line = json!({
+        return output.json_text(&json!({
             "id": id.to_string(), "subject": args.subject, "position": position, "duplicate": receipt.duplicate,
-        });
-        return output.json(&line);
+        }));
     }
     let place = position.map(|position| format!(" at {position}")).unwrap_or_default();
     let verb = if receipt.duplicate { "already there" } else { "stored" };
-    output.line(&format!("{verb}: {} {}{}", args.subject, id, output.dim(&place)))
+    terminal::plain(&format!("{verb}: {} {id}", args.subject)) + &output.dim(&place)
 }
 
-fn message(args: &Publish, data: &Value) -> anyhow::Result<Message> {
+fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
+    let data: Value =
+        serde_json::from_str(data).context("the data is not JSON; quote it as '{\"key\": 1}'")?;
     let subject = Subject::new(&args.subject)?;
     let id = args.id.as_deref().map_or_else(MessageId::now, MessageId::from);
     let after = |wait: Option<jiff::SignedDuration>| -> anyhow::Result<Option<Timestamp>> {
@@ -59,7 +177,7 @@ fn message(args: &Publish, data: &Value) -> anyhow::Result<Message> {
     meta.partitionkey = args.key.as_deref().map(Into::into);
     meta.expirytime = after(args.expires_in)?;
     meta.caused_by(None);
-    let (content_type, mut headers, payload) = write(&mut meta, data, args.codec, Mode::Structured)?;
+    let (content_type, mut headers, payload) = write(&mut meta, &data, args.codec, Mode::Structured)?;
     for header in &args.headers {
         let (name, value) = header.split_once('=').context("a header is given as name=value")?;
         Headers::set(&mut headers, name, value)?;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use crate::args::Schema;
-use crate::output::Output;
+use terminal::Output;
 
 pub(crate) fn run(command: Schema, output: Output) -> anyhow::Result<ExitCode> {
     match command {

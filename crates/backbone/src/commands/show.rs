@@ -4,10 +4,15 @@ use event_client::envelope::Envelope;
 use event_client::message::Message;
 use serde_json::{Value, json};
 
-use crate::output::{Output, plain};
+use terminal::{Output, plain};
 
 /// Prints a message as it travelled, decoded as far as possible.
 pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]) -> anyhow::Result<()> {
+    Ok(output.line(&text(output, message, extra))?)
+}
+
+/// The line that [`message`] prints.
+pub(crate) fn text(output: Output, message: &Message, extra: &[(&str, Value)]) -> String {
     let envelope = Envelope::read(message);
     let data = match &envelope {
         Ok(envelope) => envelope.decode::<Value>().ok(),
@@ -34,7 +39,7 @@ pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]
         for (name, value) in extra {
             object.insert((*name).into(), value.clone());
         }
-        return output.json(&line);
+        return output.json_text(&line);
     }
     let time = envelope.as_ref().ok().and_then(|envelope| envelope.meta.time);
     let time = time.map_or_else(|| "-".to_owned(), |time| time.strftime("%H:%M:%S%.3f").to_string());
@@ -50,10 +55,5 @@ pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]
         .collect();
     let notes =
         if notes.is_empty() { String::new() } else { output.dim(&format!(" ({})", plain(&notes.join(" ")))) };
-    output.line(&format!(
-        "{} {} {}{notes}",
-        output.dim(&time),
-        output.bold(message.subject.as_str()),
-        plain(&body)
-    ))
+    format!("{} {} {}{notes}", output.dim(&time), output.bold(&plain(message.subject.as_str())), plain(&body))
 }

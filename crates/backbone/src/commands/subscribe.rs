@@ -1,14 +1,24 @@
 //! `backbone sub` and `backbone tail`: events as they come.
 
-use std::io::Write;
+use std::collections::VecDeque;
 
+use anyhow::bail;
+use event_client::Subscription;
+use event_client::confirm::Confirm;
+use event_client::delivery::Delivery;
 use event_client::subject::{Group, Pattern};
 use event_client::transport::{self, Start};
 use serde_json::json;
+use terminal::{Output, note};
 
 use super::{connect, interrupted, show};
 use crate::args::{Global, Subscribe, Tail};
-use crate::output::Output;
+
+/// Events that are printed in one write and then acknowledged.
+const BATCH: u64 = 64;
+
+/// Acknowledgements that may be unconfirmed.
+const WINDOW: usize = 256;
 
 pub(crate) async fn run(global: &Global, args: Subscribe, output: Output) -> anyhow::Result<()> {
     receive(global, &args.patterns, args.group.as_deref(), args.from.0, args.limit, output).await
@@ -35,28 +45,59 @@ async fn receive(
     spec.start = start;
     let subscription = bus.subscribe(spec).await?;
     if !output.is_json() {
-        eprintln!("{}", output.dim(&format!("receiving {} (Ctrl-C ends it)", patterns.join(" "))));
+        note(&output.dim(&format!("receiving {} (Ctrl-C ends it)", patterns.join(" "))));
     }
     let mut left = limit.unwrap_or(u64::MAX);
+    let mut acks = VecDeque::new();
     let mut stop = std::pin::pin!(interrupted());
     while left > 0 {
-        let delivery = tokio::select! {
-            delivery = subscription.next() => delivery,
+        let batch = tokio::select! {
+            batch = next_batch(&subscription, left.min(BATCH)) => batch,
             () = &mut stop => break,
         };
-        let Some(delivery) = delivery else { break };
-        let info = delivery.info();
-        let mut extra =
-            vec![("position", info.position.map(|position| json!(position.to_string())).unwrap_or_default())];
-        if group.is_some() && info.attempt > 1 {
-            extra.push(("attempt", json!(info.attempt)));
+        if batch.is_empty() {
+            bail!("the subscription ended before it was asked to: {:?}", *subscription.health().borrow());
         }
-        // Printed first, acknowledged after: what the reader has not seen comes again.
-        show::message(output, delivery.message(), &extra)?;
-        std::io::stdout().flush()?;
-        delivery.ack().await?;
-        left -= 1;
+        let lines: Vec<String> =
+            batch.iter().map(|delivery| line(delivery, group.is_some(), output)).collect();
+        // Printed first, acknowledged after: an event that the reader has not seen is delivered again.
+        output.line(&lines.join("\n"))?;
+        left -= batch.len() as u64;
+        acks.extend(batch.into_iter().map(Delivery::ack));
+        confirm(&mut acks, WINDOW).await?;
     }
     subscription.stop();
+    confirm(&mut acks, 0).await?;
     Ok(bus.close().await?)
+}
+
+/// The next delivery and those that are here already; empty when the subscription has ended.
+async fn next_batch(subscription: &Subscription, most: u64) -> Vec<Delivery> {
+    let Some(first) = subscription.next().await else { return Vec::new() };
+    let mut batch = vec![first];
+    while (batch.len() as u64) < most {
+        let Some(delivery) = subscription.try_next() else { break };
+        batch.push(delivery);
+    }
+    batch
+}
+
+/// Waits until at most `most` acknowledgements are unconfirmed.
+async fn confirm(acks: &mut VecDeque<Confirm<()>>, most: usize) -> anyhow::Result<()> {
+    while acks.len() > most {
+        acks.pop_front().expect("there are more").await?;
+    }
+    Ok(())
+}
+
+fn line(delivery: &Delivery, counted: bool, output: Output) -> String {
+    let info = delivery.info();
+    let mut extra = vec![(
+        "position",
+        info.position.as_ref().map(|position| json!(position.to_string())).unwrap_or_default(),
+    )];
+    if counted && info.attempt > 1 {
+        extra.push(("attempt", json!(info.attempt)));
+    }
+    show::text(output, delivery.message(), &extra)
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::connect;
 use crate::args::{self, Global, Needs};
-use crate::output::Output;
+use terminal::Output;
 
 /// Exit code of a plan with something to do, as other planners have it.
 const SOMETHING: u8 = 2;

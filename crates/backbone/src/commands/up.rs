@@ -6,15 +6,19 @@ use std::time::Duration;
 use service_kit::http;
 
 use crate::args::{Global, Up};
-use crate::output::Output;
 use crate::stack::{Options, Stack};
+use terminal::Output;
 
 pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Result<ExitCode> {
+    let port = match args.port {
+        Some(port) => port,
+        None => port_variable(std::env::var("PORT").ok().as_deref())?,
+    };
     let options = Options {
         data_dir: args.data_dir.clone(),
         http: http::Settings {
             host: args.host,
-            port: args.port,
+            port,
             allow_unauthenticated: args.allow_unauthenticated,
             allowed_hosts: args.allowed_hosts,
             allowed_origins: args.allowed_origins,
@@ -36,4 +40,14 @@ pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Re
     let report = stack.run().await;
     tracing::info!("{report}");
     Ok(report.exit_code())
+}
+
+/// The port that platforms give in `PORT`; 5000 without it.
+fn port_variable(value: Option<&str>) -> anyhow::Result<u16> {
+    match value.filter(|value| !value.is_empty()) {
+        None => Ok(5000),
+        Some(value) => {
+            value.parse().map_err(|_| anyhow::anyhow!("PORT is `{value}`, which is no port from 0 to 65535"))
+        }
+    }
 }

@@ -1,7 +1,9 @@
 //! Settings from the environment: the one place in this crate that reads it.
 
+use std::path::Path;
+
 use super::{Bus, Settings};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::transport;
 use crate::url::BusUrl;
 
@@ -24,6 +26,10 @@ impl Bus {
         ("EVENT_BUS_PROVISION", "provision"),
         ("EVENT_BUS_MAX_PAYLOAD", "max_payload"),
     ];
+
+    /// The folder of [`Bus::DEFAULT_URL`]. [`Bus::from_env`] makes it when it is missing; the folder of any other file is
+    /// the user's to make.
+    pub const DEFAULT_FOLDER: &'static str = "backbone-data";
 
     /// The URL used when `EVENT_BUS_URL` is not set: a file that every process of this folder shares.
     pub const DEFAULT_URL: &'static str = "sqlite:backbone-data/bus.db";
@@ -49,7 +55,15 @@ impl Bus {
     /// As [`Bus::connect_with`].
     pub async fn from_env_with(url: Option<&str>, settings: Settings) -> Result<Self> {
         let given = std::env::var("EVENT_BUS_URL").ok();
-        let mut url: BusUrl = url.or(given.as_deref()).unwrap_or(Self::DEFAULT_URL).parse()?;
+        let text = url.or(given.as_deref()).unwrap_or(Self::DEFAULT_URL);
+        if text == Self::DEFAULT_URL {
+            private_files::create_folder(Path::new(Self::DEFAULT_FOLDER)).map_err(|error| {
+                Error::new(ErrorKind::Denied, "the folder of the default bus cannot be made")
+                    .with("folder", Self::DEFAULT_FOLDER)
+                    .because(error)
+            })?;
+        }
+        let mut url: BusUrl = text.parse()?;
         for (variable, option) in Self::OPTIONS {
             if let Ok(value) = std::env::var(variable) {
                 url.default_option(option, value);

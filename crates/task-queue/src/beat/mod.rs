@@ -4,6 +4,7 @@
 //! the store, which takes it only if the schedule still stands where it was read: one of them wins, the others
 //! see that it is done. One that dies leaves nothing to take over.
 
+mod cron;
 mod missed;
 mod schedule;
 mod timing;
@@ -13,9 +14,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub use cron::CronExpression;
 pub use missed::Missed;
 pub use schedule::Schedule;
-pub use timing::{CronExpression, Timing};
+pub use timing::Timing;
 
 use crate::{
     Error, Result,

@@ -2,20 +2,25 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use croner::{
-    Cron,
-    parser::{CronParser, Seconds, Year},
-};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
-use crate::{Error, ErrorKind, Result, bounds::LONGEST, span};
+use super::CronExpression;
+use crate::{Error, Result, bounds::LONGEST, span};
 
 /// When a schedule fires. Its text, `cron 0 2 * * mon-fri` or `every 30s`, is what stores keep.
 ///
-/// A cron expression has five fields (minute, hour, day of month, month, day of week) or six with seconds first;
-/// names (`mon`, `jan`), ranges, steps, lists, `L`, `#` and `@daily` and its like work. When clocks go forward,
-/// a fixed time in the gap fires at the end of the gap; when they go back, a fixed time fires once, at its first
-/// passing, while `*` in minutes or hours goes on by elapsed time.
+/// A cron expression is read as by crontab(5). It has five fields (minute, hour, day of month, month, day of week) or six
+/// with seconds first, or is a shorthand such as `@daily` or `@midnight`:
+///
+/// - Values, names (`mon`, `Monday`, `jan`), lists, ranges and steps. A range may go around the end of its field
+///   (`fri-mon`, `22-2`); `5/15` begins at 5. Sunday is 0 or 7. A step beyond the field (`*/90` in minutes) is refused.
+/// - `L` is the last day of the month, `15W` the weekday nearest to the 15th, `5#2` the second Friday, `5L` the last.
+/// - **Day of month and day of week:** when both are restricted, a day matches when either does. When one of them begins
+///   with a star (`*/2`), both must match. Celery asks for both in every case: put a `+` before the day of week for
+///   that (`0 9 13 * +fri` fires on Friday the 13th).
+/// - **Clock changes:** a time of day that a change skips fires at the end of the gap, once however many of its times lie in
+///   the gap. A time of day that comes twice fires at its first passing. An expression whose minutes or hours begin with
+///   a star fires at every instant whose wall clock matches, as an interval would.
 #[derive(Debug, Clone)]
 pub enum Timing {
     /// By the calendar.
@@ -24,43 +29,19 @@ pub enum Timing {
     Every(Duration),
 }
 
-/// A checked cron expression.
-#[derive(Debug, Clone)]
-pub struct CronExpression {
-    text: String,
-    cron: Cron,
-}
-
 impl Timing {
     /// A cron expression with five or six fields.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with the field that is wrong, or when no date ever matches.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the field that is wrong, or when no date ever matches.
     pub fn cron(expression: &str) -> Result<Self> {
-        let text = expression.split_whitespace().collect::<Vec<_>>().join(" ");
-        let bad = |why: String| {
-            Error::new(
-                ErrorKind::Invalid,
-                format!("`{text}` is no cron expression of 5 fields, or 6 with seconds first: {why}"),
-            )
-        };
-        let fields = text.split(' ').count();
-        if !text.starts_with('@') && !(5..=6).contains(&fields) {
-            return Err(bad(format!("it has {fields}")));
-        }
-        let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-        let cron = parser.parse(&text).map_err(|error| bad(error.to_string()))?;
-        let timing = Self::Cron(Box::new(CronExpression { text: text.clone(), cron }));
-        if timing.next(Timestamp::now(), &TimeZone::UTC, Timestamp::UNIX_EPOCH).is_none() {
-            return Err(bad("no date ever matches it".to_owned()));
-        }
-        Ok(timing)
+        Ok(Self::Cron(Box::new(CronExpression::parse(expression)?)))
     }
 
     /// An interval.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] below 100 ms, which no scheduler keeps, and above a hundred years.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) below 100 ms, which no scheduler keeps, and above a hundred years.
     pub fn every(interval: Duration) -> Result<Self> {
         if interval > LONGEST {
             return Err(Error::invalid("an interval is a hundred years at most"));
@@ -76,11 +57,7 @@ impl Timing {
     /// The first nominal time after `after`; `start` anchors an interval. `None` when there is none any more.
     pub fn next(&self, after: Timestamp, tz: &TimeZone, start: Timestamp) -> Option<Timestamp> {
         match self {
-            Self::Cron(expression) => {
-                let next = expression.cron.find_next_occurrence(&after.to_zoned(tz.clone()), false).ok()?;
-                let next = next.timestamp();
-                (next > after).then_some(next)
-            }
+            Self::Cron(expression) => expression.next(after, tz),
             Self::Every(interval) => {
                 if after < start {
                     return Some(start);
@@ -98,7 +75,7 @@ impl Timing {
 impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cron(expression) => write!(f, "cron {}", expression.text),
+            Self::Cron(expression) => write!(f, "cron {}", expression.text()),
             Self::Every(interval) => write!(f, "every {}", span::format(*interval)),
         }
     }
@@ -134,6 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ErrorKind;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()
@@ -166,7 +144,7 @@ mod tests {
         for (text, said) in [
             ("* * * *", "it has 4"),
             ("* * * * * * *", "it has 7"),
-            ("", "it has 1"),
+            ("", "it has 0"),
             ("61 * * * *", "61 * * * *"),
             ("0 0 30 2 *", "no date ever"),
             ("0 0 * * funday", "funday"),

@@ -6,6 +6,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use terminal::{note, plain};
 use uuid::Uuid;
 
 use super::output::Output;
@@ -88,12 +89,12 @@ impl OptionArgs {
         if kind.is_none()
             && !store.workers().await?.iter().any(|worker| worker.info.tasks.iter().any(|task| task == name))
         {
-            eprintln!(
+            note(&plain(&format!(
                 "warning: no worker has registered `{name}`: its tasks wait in queue `{}` for one that does, each for \
                  {} after it falls due, and then are dead; `inspect registered` lists what workers run",
                 task.queue,
                 span::in_days(store.patience())
-            );
+            )));
         }
         Ok((task, kind.and_then(|kind| kind.expires)))
     }
@@ -110,7 +111,7 @@ impl CallArgs {
         task.unique = self.unique.or(task.unique);
         let sent = client.send(vec![task]).await?;
         let answer = json!({ "id": sent[0].id(), "duplicate": sent[0].is_duplicate() });
-        output.show(&answer, |_| sent[0].id().to_string());
+        output.show(&answer, |_| sent[0].id().to_string())?;
         Ok(())
     }
 }
@@ -168,7 +169,7 @@ impl ResultArgs {
             result: record.result.as_ref(),
             error: record.error.as_deref(),
         };
-        output.show(&answer, |_| told(&record));
+        output.show(&answer, |_| told(&record))?;
         Ok(())
     }
 }
@@ -185,8 +186,8 @@ struct Answer<'a> {
 
 fn told(record: &TaskRecord) -> String {
     match (record.state, &record.result, &record.error) {
-        (State::Succeeded, Some(result), _) => result.to_string(),
-        (state, _, Some(error)) => format!("{state}: {error}"),
+        (State::Succeeded, Some(result), _) => plain(&result.to_string()),
+        (state, _, Some(error)) => format!("{state}: {}", plain(error)),
         (state, ..) => state.to_string(),
     }
 }
@@ -216,7 +217,7 @@ impl CancelArgs {
                 ended => format!("{id} had ended: {ended}"),
             });
             told.collect::<Vec<_>>().join("\n")
-        });
+        })?;
         let Some((_, first)) = failed.first() else { return Ok(()) };
         let ids: Vec<String> = failed.iter().map(|(id, _)| id.to_string()).collect();
         let text = format!("not cancelled: {}; the others are", ids.join(", "));

@@ -64,16 +64,16 @@ impl DeadCommand {
             Self::Ls { limit } => {
                 let found =
                     store.list(Filter { state: Some(State::Dead), limit, ..Filter::default() }).await?;
-                output.show(&found, |found| tasks(found, "no dead tasks"));
+                output.show(&found, |found| tasks(output, found, "no dead tasks"))?;
             }
             Self::Replay(which) => {
                 let count = store.replay(which.ids()?).await?;
-                output.show(&json!({ "replayed": count }), |_| format!("{count} dead tasks queued again"));
+                output.show(&json!({ "replayed": count }), |_| format!("{count} dead tasks queued again"))?;
                 which.all_done(count, "they are not dead, or an unfinished task holds their unique key")?;
             }
             Self::Drop(which) => {
                 let count = store.drop_dead(which.ids()?).await?;
-                output.show(&json!({ "dropped": count }), |_| format!("{count} dead tasks deleted"));
+                output.show(&json!({ "dropped": count }), |_| format!("{count} dead tasks deleted"))?;
                 which.all_done(count, "they are not dead")?;
             }
         }

@@ -1,9 +1,10 @@
 //! `inspect` and `status`: what the store knows, and how fresh that is.
 
 use clap::{Args, Subcommand};
+use terminal::plain;
 use uuid::Uuid;
 
-use super::output::{Output, brief, relative, table};
+use super::output::{Output, brief, relative};
 use crate::{
     Error, ErrorKind, Result, span,
     store::{Filter, State, TaskRecord, TaskStore, Waiting, WorkerRecord},
@@ -53,13 +54,13 @@ impl InspectArgs {
             What::QueryTask { id } => return query(store, output, id).await,
         };
         let found = store.list(Filter { state: Some(state), limit: self.limit, ..Filter::default() }).await?;
-        output.show(&found, |found| tasks(found, &format!("no {state} tasks")));
+        output.show(&found, |found| tasks(output, found, &format!("no {state} tasks")))?;
         Ok(())
     }
 }
 
 /// A table of tasks.
-pub(super) fn tasks(found: &[TaskRecord], none: &str) -> String {
+pub(super) fn tasks(output: Output, found: &[TaskRecord], none: &str) -> String {
     let row = |task: &TaskRecord| {
         let when = match task.state {
             State::Scheduled => format!("due {}", relative(task.due)),
@@ -79,7 +80,7 @@ pub(super) fn tasks(found: &[TaskRecord], none: &str) -> String {
             brief(task.error.as_deref().unwrap_or_default(), 60),
         ]
     };
-    table(
+    output.table(
         &["ID", "TASK", "QUEUE", "STATE", "WHEN", "FAILS", "ARGS", "ERROR"],
         found.iter().map(row).collect(),
         none,
@@ -99,8 +100,8 @@ async fn waiting(store: &dyn TaskStore, output: Output) -> Result<()> {
             vec![kind.queue.clone(), kind.name.clone(), kind.tasks.to_string(), relative(kind.oldest), taken]
         };
         let rows = waiting.iter().map(row).collect();
-        table(&["QUEUE", "TASK", "DUE", "OLDEST", "WORKERS"], rows, "nothing waits for a worker")
-    });
+        output.table(&["QUEUE", "TASK", "DUE", "OLDEST", "WORKERS"], rows, "nothing waits for a worker")
+    })?;
     Ok(())
 }
 
@@ -110,8 +111,8 @@ async fn registered(store: &dyn TaskStore, output: Output) -> Result<()> {
         workers.into_iter().map(|worker| (worker.info.name, worker.info.tasks)).collect();
     output.show(&rows, |rows| {
         let rows = rows.iter().map(|(name, tasks)| vec![name.clone(), tasks.join(", ")]).collect();
-        table(&["WORKER", "TASKS"], rows, "no live workers")
-    });
+        output.table(&["WORKER", "TASKS"], rows, "no live workers")
+    })?;
     Ok(())
 }
 
@@ -127,8 +128,8 @@ async fn stats(store: &dyn TaskStore, output: Output) -> Result<()> {
                 .map(|state| queue.counts.get(state).copied().unwrap_or_default().to_string());
             std::iter::once(name).chain(counts).collect()
         });
-        table(&head, rows.collect(), "no tasks")
-    });
+        output.table(&head, rows.collect(), "no tasks")
+    })?;
     Ok(())
 }
 
@@ -146,15 +147,22 @@ async fn query(store: &dyn TaskStore, output: Output, id: Uuid) -> Result<()> {
                 attempt.error.clone().unwrap_or_default(),
             ]
         });
-        let attempts =
-            table(&["STARTED", "ENDED", "OUTCOME", "WORKER", "ERROR"], attempts.collect(), "no attempts yet");
-        let result = task.result.as_ref().map(|result| format!("result: {result}\n")).unwrap_or_default();
+        let attempts = output.table(
+            &["STARTED", "ENDED", "OUTCOME", "WORKER", "ERROR"],
+            attempts.collect(),
+            "no attempts yet",
+        );
+        let result = task
+            .result
+            .as_ref()
+            .map(|result| format!("result: {}\n", plain(&result.to_string())))
+            .unwrap_or_default();
         let dropped = match task.attempts_dropped {
             0 => String::new(),
             dropped => format!("{dropped} older attempts are not kept\n"),
         };
-        format!("{}\n{result}\n{dropped}{attempts}", tasks(std::slice::from_ref(task), ""))
-    });
+        format!("{}\n{result}\n{dropped}{attempts}", tasks(output, std::slice::from_ref(task), ""))
+    })?;
     Ok(())
 }
 
@@ -172,7 +180,7 @@ pub(super) async fn status(store: &dyn TaskStore, output: Output) -> Result<()> 
             ]
         };
         let rows = workers.iter().map(row).collect();
-        table(&["WORKER", "QUEUES", "RUNNING", "STARTED", "HEARTBEAT"], rows, "no live workers")
-    });
+        output.table(&["WORKER", "QUEUES", "RUNNING", "STARTED", "HEARTBEAT"], rows, "no live workers")
+    })?;
     Ok(())
 }

@@ -22,7 +22,7 @@ mod queue;
 mod run;
 mod schedule;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use clap::{Parser, Subcommand};
 
@@ -94,8 +94,14 @@ impl TaskCommand {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let url = resolve_url(settings.url.as_deref())?;
+        if url == DEFAULT_URL {
+            private_files::create_folder(Path::new(DEFAULT_FOLDER)).map_err(|error| {
+                let text = format!("the folder {DEFAULT_FOLDER} of the default task store cannot be made");
+                Error::new(ErrorKind::Unavailable, text).with(error)
+            })?;
+        }
         let store = store::open(&url).await?;
-        let output = Output { json: settings.json };
+        let output = Output::new(settings.json);
         match self {
             Self::Worker(args) => args.run(store, &url, register, shutdown).await,
             Self::Beat => crate::Beat::new(store).run_until(shutdown).await,
@@ -113,10 +119,17 @@ impl TaskCommand {
     }
 }
 
-/// The store to use: the one given, else `CELERY_BROKER_URL`, else the one beside the bus in `EVENT_BUS_URL`.
+/// The folder of [`DEFAULT_URL`]; [`TaskCommand::run`] makes it when it is missing.
+const DEFAULT_FOLDER: &str = "backbone-data";
+
+/// The store when nothing names one: the one beside the default bus.
+pub const DEFAULT_URL: &str = "sqlite:backbone-data/bus-tasks.db";
+
+/// The store to use: the one given, else `CELERY_BROKER_URL`, else the one beside the bus in `EVENT_BUS_URL`, else
+/// [`DEFAULT_URL`].
 ///
 /// # Errors
-/// When none is named, or `CELERY_RESULT_BACKEND` names another store: results live with the tasks.
+/// When a variable names a store that this build cannot open, or `CELERY_RESULT_BACKEND` names another store: results live with the tasks.
 pub fn resolve_url(given: Option<&str>) -> Result<String> {
     resolve(given, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
@@ -126,10 +139,7 @@ fn resolve(given: Option<&str>, read: impl Fn(&str) -> Option<String>) -> Result
         (Some(url), ..) => url.to_owned(),
         (None, Some(url), _) => named("CELERY_BROKER_URL", StoreUrl::parse(&url).map(|_| url.clone()))?,
         (None, None, Some(bus)) => named("EVENT_BUS_URL", url_beside_bus(&bus))?,
-        (None, None, None) => {
-            let text = "no task store: give its url, such as sqlite:./tasks.db, or set CELERY_BROKER_URL or EVENT_BUS_URL";
-            return Err(Error::new(ErrorKind::NotConfigured, text));
-        }
+        (None, None, None) => DEFAULT_URL.to_owned(),
     };
     if let Some(backend) = read("CELERY_RESULT_BACKEND") {
         let StoreUrl::Sqlite(results) = named("CELERY_RESULT_BACKEND", StoreUrl::parse(&backend))?;
@@ -152,7 +162,7 @@ fn named<T>(variable: &str, outcome: Result<T>) -> Result<T> {
 #[derive(Debug, Parser)]
 #[command(about = "Run, call and look at tasks")]
 struct Cli {
-    /// The task store, such as sqlite:./tasks.db (else CELERY_BROKER_URL, EVENT_BUS_URL)
+    /// The task store, such as sqlite:./tasks.db (else CELERY_BROKER_URL, EVENT_BUS_URL, else sqlite:backbone-data/bus-tasks.db)
     #[arg(short = 'b', long = "broker", visible_alias = "url", value_name = "URL", global = true)]
     broker: Option<String>,
     /// JSON instead of tables
@@ -167,10 +177,7 @@ pub async fn main(register: impl FnOnce(Worker) -> Worker) -> ExitCode {
     let cli = Cli::parse();
     match cli.command.run(Settings::new(cli.broker, cli.json), register, signalled()).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => terminal::exit_code(&error, &error.to_string()),
     }
 }
 
@@ -207,7 +214,7 @@ mod tests {
         assert_eq!(with(Some("sqlite:a.db"), &both).unwrap(), "sqlite:a.db");
         assert_eq!(with(None, &both).unwrap(), "sqlite:b.db");
         assert_eq!(with(None, &both[1..]).unwrap(), "sqlite:dir/bus-tasks.db");
-        assert_eq!(with(None, &[]).unwrap_err().kind(), ErrorKind::NotConfigured);
+        assert_eq!(with(None, &[]).unwrap(), DEFAULT_URL);
     }
 
     #[test]

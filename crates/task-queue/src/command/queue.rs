@@ -2,6 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
+use terminal::plain;
 
 use super::output::Output;
 use crate::{Error, Result, store::TaskStore};
@@ -26,7 +27,7 @@ impl PurgeArgs {
             )));
         }
         let purged = store.purge(&self.queues).await?;
-        output.show(&json!({ "purged": purged }), |_| format!("{purged} waiting tasks deleted"));
+        output.show(&json!({ "purged": purged }), |_| format!("{purged} waiting tasks deleted"))?;
         Ok(())
     }
 }
@@ -43,8 +44,8 @@ impl QueueArgs {
         store.pause(&self.queue, paused).await?;
         let now = if paused { "paused" } else { "resumed" };
         output.show(&json!({ "queue": self.queue, "paused": paused }), |_| {
-            format!("queue {} is {now}", self.queue)
-        });
+            format!("queue {} is {now}", plain(&self.queue))
+        })?;
         Ok(())
     }
 }

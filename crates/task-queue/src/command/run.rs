@@ -3,6 +3,8 @@
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use terminal::{note, plain};
+
 use super::Shared;
 use crate::{Beat, Error, Result, Worker, bounds::SLOTS, span};
 
@@ -83,5 +85,7 @@ fn told(worker: &Worker, url: &str) {
         kinds => kinds.join(", "),
     };
     let (queues, slots) = (worker.served().join(", "), worker.slots());
-    eprintln!("worker: takes {kinds}\n        from queues {queues}, {slots} at a time\n        of {url}");
+    note(&format!("worker: takes {}", plain(&kinds)));
+    note(&format!("        from queues {}, {slots} at a time", plain(&queues)));
+    note(&format!("        of {}", plain(url)));
 }

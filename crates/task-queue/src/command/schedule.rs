@@ -2,10 +2,11 @@
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use terminal::plain;
 
 use super::{
     call::{OptionArgs, length},
-    output::{Output, brief, relative, table},
+    output::{Output, brief, relative},
 };
 use crate::{
     Error, ErrorKind, Missed, Result, Schedule, Timing, span,
@@ -67,7 +68,7 @@ impl ScheduleCommand {
         match self {
             Self::Ls => {
                 let found = store.schedules().await?;
-                output.show(&found, |found| list(found));
+                output.show(&found, |found| list(output, found))?;
             }
             Self::Add(args) => {
                 let record = args.record(store).await?;
@@ -76,14 +77,15 @@ impl ScheduleCommand {
                     let next = record
                         .next
                         .map_or_else(|| "never".to_owned(), |at| format!("{at}, {}", relative(at)));
-                    format!("schedule {} fires next at {next}", record.name)
-                });
+                    format!("schedule {} fires next at {next}", plain(&record.name))
+                })?;
             }
             Self::Rm { name } => {
                 if !store.remove_schedule(&name).await? {
                     return Err(Error::new(ErrorKind::NotFound, format!("there is no schedule `{name}`")));
                 }
-                output.show(&json!({ "removed": name }), |_| format!("schedule {name} is removed"));
+                output
+                    .show(&json!({ "removed": name }), |_| format!("schedule {} is removed", plain(&name)))?;
             }
         }
         Ok(())
@@ -118,7 +120,7 @@ impl AddArgs {
     }
 }
 
-fn list(found: &[ScheduleRecord]) -> String {
+fn list(output: Output, found: &[ScheduleRecord]) -> String {
     let row = |schedule: &ScheduleRecord| {
         let time = |at: Option<jiff::Timestamp>| at.map_or_else(|| "never".to_owned(), relative);
         vec![
@@ -134,5 +136,5 @@ fn list(found: &[ScheduleRecord]) -> String {
         ]
     };
     let head = ["NAME", "WHEN", "ZONE", "TASK", "QUEUE", "ARGS", "LAST", "NEXT", "FIRED"];
-    table(&head, found.iter().map(row).collect(), "no schedules")
+    output.table(&head, found.iter().map(row).collect(), "no schedules")
 }

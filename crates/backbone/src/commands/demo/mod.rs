@@ -17,9 +17,9 @@ use service_kit::{http, telemetry};
 use tokio::sync::oneshot;
 
 use crate::args::{Demo, Global};
-use crate::output::Output;
 use crate::stack::{Options, Stack};
 use observe::Observed;
+use terminal::Output;
 
 /// The beat schedules of production run so many times as often: every 0.5 s, 3 s and 6 s.
 const SPEED: u32 = 600;
@@ -80,7 +80,7 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
     let stopped = stack.run().await;
     let adds_up = report.await.context("the demonstration was cut short")??;
     if !stopped.is_clean() {
-        eprintln!("error: {stopped}");
+        terminal::note(&format!("error: {stopped}"));
     }
     Ok(if adds_up && stopped.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

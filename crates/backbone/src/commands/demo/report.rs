@@ -7,7 +7,7 @@ use reference_systems::Expected;
 use serde::Serialize;
 
 use super::observe::Now;
-use crate::output::Output;
+use terminal::Output;
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]

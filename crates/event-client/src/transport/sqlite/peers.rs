@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -36,17 +37,11 @@ impl Peers {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-peers");
         let folder = PathBuf::from(folder);
-        let mut builder = std::fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        match builder.create(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+        private_files::shared_folder(&folder, path)?;
         // Locked before it gets its name: whoever finds it unlocked may believe it.
         let me = consumer_name();
         let (hidden, named) = (folder.join(format!(".{me}")), folder.join(&*me));
-        let mine = OpenOptions::new().write(true).create_new(true).open(&hidden)?;
+        let mine = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&hidden)?;
         mine.lock()?;
         std::fs::rename(&hidden, &named)?;
 
@@ -102,7 +97,7 @@ impl Peers {
             let name = SmolStr::new(name);
             if let Some(file) = others.remove(&name) {
                 found.insert(name, file);
-            } else if let Ok(file) = OpenOptions::new().write(true).open(self.folder.join(&name)) {
+            } else if let Ok(file) = private_files::open_existing(&self.folder.join(&name)) {
                 found.insert(name, file);
             }
         }

@@ -211,7 +211,9 @@ pub(super) async fn connect(options: &Options, date: Date) -> Result<SqliteConne
 }
 
 async fn open(options: &Options, date: Date) -> std::result::Result<SqliteConnection, sqlx::Error> {
-    let mut connect = connect_options(&path_of(&options.dir, date)).create_if_missing(true);
+    let path = path_of(&options.dir, date);
+    private_files::prepare_database(&path).map_err(sqlx::Error::Io)?;
+    let mut connect = connect_options(&path);
     if let Some(bytes) = options.max_day_bytes {
         connect = connect.pragma("max_page_count", (bytes / 4096).max(1).to_string());
     }
@@ -242,6 +244,11 @@ pub(super) fn date_of(name: &OsStr) -> Option<Date> {
 
 fn name_of(date: Date) -> String {
     format!("logs-{date}.db")
+}
+
+/// Whether a name in the log directory is one that this store gives.
+pub(super) fn is_ours(name: &str) -> bool {
+    name == super::LOCK || name.starts_with("logs-")
 }
 
 fn path_of(dir: &Path, date: Date) -> PathBuf {

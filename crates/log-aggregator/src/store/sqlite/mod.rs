@@ -48,6 +48,9 @@ pub struct SqliteStore {
 }
 
 /// What only the one who writes may touch.
+/// Held by the process that owns the directory.
+const LOCK: &str = "lock";
+
 #[derive(Debug)]
 struct Writer {
     last: Seq,
@@ -69,8 +72,9 @@ impl SqliteStore {
                 e,
             )
         };
-        std::fs::create_dir_all(dir).map_err(|e| failed("make", e))?;
-        let lock = File::create(dir.join("lock")).map_err(|e| failed("write to", e))?;
+        private_files::create_folder(dir).map_err(|e| failed("make", e))?;
+        private_files::narrow_folder(dir, day::is_ours).map_err(|e| failed("protect", e))?;
+        let lock = private_files::open(&dir.join(LOCK)).map_err(|e| failed("write to", e))?;
         lock.try_lock().map_err(|_| {
             let text = format!("another process is using the log directory {}", dir.display());
             Error::new(ErrorKind::Unavailable, text)
@@ -78,6 +82,10 @@ impl SqliteStore {
         let (mut days, mut counts, mut last) = (BTreeMap::new(), Tally::default(), 0);
         for entry in std::fs::read_dir(dir).map_err(|e| failed("read", e))? {
             let entry = entry.map_err(|e| failed("read", e))?;
+            if entry.file_name().to_str().is_some_and(day::is_ours) {
+                // Earlier versions let every user of the machine read them.
+                private_files::narrow_file(&entry.path()).map_err(|e| failed("protect", e))?;
+            }
             let Some(date) = day::date_of(&entry.file_name()) else { continue };
             match Day::load(&options, date).await? {
                 Condition::Sound(day, newest) => {

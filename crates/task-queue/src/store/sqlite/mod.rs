@@ -150,6 +150,16 @@ impl SqliteStore {
                 format!("the directory {} of the task store does not exist: make it first", folder.display());
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
+        private_files::prepare_database(path).map_err(|error| {
+            let text = format!("cannot open the task store {}", path.display());
+            let kind = match error.kind() {
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    ErrorKind::ReadOnly
+                }
+                _ => ErrorKind::Unavailable,
+            };
+            Error::new(kind, text).with(error)
+        })?;
         let opening = |error| db(&format!("opening the task store {}", path.display()), error);
         let connect = SqliteConnectOptions::new()
             .filename(path)

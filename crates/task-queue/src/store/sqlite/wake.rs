@@ -1,13 +1,7 @@
 //! Wake-ups across processes: a file of one mark a topic beside the database, written after each commit and
 //! watched by the operating system's file notices. It only hastens: losing it costs a slow poll, never a task.
 
-use std::{
-    fs::{File, OpenOptions},
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -35,7 +29,7 @@ impl Wake {
     }
 
     fn try_open(path: &Path, hints: Arc<Hints>) -> Result<Self, Box<dyn std::error::Error>> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = private_files::open(path)?;
         if file.metadata()?.len() < (SLOTS * 8) as u64 {
             file.set_len((SLOTS * 8) as u64)?;
         }

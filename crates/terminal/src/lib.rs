@@ -1,0 +1,42 @@
+//! How commands print: tables for people, one JSON object per line for programs.
+//!
+//! - Text that comes from outside passes [`plain`], so it cannot send control sequences to the terminal.
+//!   [`Output::table`] and [`Output::json`] do it by themselves.
+//! - A reader that closes the pipe (`| head`) is an [`Error`] of its own. [`exit_code`] turns it into status 141, as if
+//!   SIGPIPE had ended the process, so that status 0 always means that everything was done and printed.
+//! - Nothing here panics when standard output or standard error is closed.
+
+mod age;
+mod output;
+mod plain;
+mod progress;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+pub use age::age;
+pub use output::{Error, Output, Result};
+pub use plain::plain;
+pub use progress::Progress;
+
+/// The status of a process that SIGPIPE ended, as shells report it: 128 + 13.
+pub const CLOSED_PIPE: u8 = 141;
+
+/// Prints one line on standard error. A closed standard error is ignored: there is nowhere left to report it.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The exit code for an error that ends a command: [`CLOSED_PIPE`] without a message when the reader of standard output
+/// has gone, else 1 after `error: text` on standard error.
+pub fn exit_code(error: &(dyn std::error::Error + 'static), text: &str) -> ExitCode {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(Error::is_closed) {
+            return ExitCode::from(CLOSED_PIPE);
+        }
+        cause = error.source();
+    }
+    note(&format!("error: {text}"));
+    ExitCode::FAILURE
+}

@@ -1,0 +1,57 @@
+//! Text from outside, made safe for a terminal.
+
+use std::fmt::Write;
+
+/// The text on one line with every character that could control a terminal shown as an escape: control characters
+/// (`\n`, `\u{1b}`), line separators, and the marks that reverse the direction of what follows.
+pub fn plain(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_unsafe(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe
+}
+
+/// JSON text with the same characters as JSON escapes. JSON itself lets DEL, C1 controls and direction marks through.
+/// They can only occur inside strings, so the value stays the same.
+pub(crate) fn plain_json(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        // All of them lie in the basic plane: one unit of UTF-16.
+        if is_unsafe(c) {
+            write!(safe, "\\u{:04x}", c as u32).expect("a string takes it")
+        } else {
+            safe.push(c)
+        }
+    }
+    safe
+}
+
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn control_characters_and_direction_marks_are_shown() {
+        assert_eq!(
+            plain("a\nb\u{1b}[2J\u{9b}1m\u{202e}c\u{7f}"),
+            "a\\nb\\u{1b}[2J\\u{9b}1m\\u{202e}c\\u{7f}"
+        );
+        assert_eq!(plain("Grüße, 世界 🙂"), "Grüße, 世界 🙂");
+    }
+
+    proptest! {
+        #[test]
+        fn json_keeps_its_value_and_loses_its_controls(text in any::<String>()) {
+            let json = plain_json(&serde_json::to_string(&text).unwrap());
+            prop_assert!(!json.chars().any(is_unsafe));
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+    }
+}
