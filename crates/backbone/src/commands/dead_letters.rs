@@ -37,9 +37,9 @@ pub(crate) async fn run(global: &Global, command: DeadLetters, output: Output) -
 
 fn report(output: Output, count: u64, word: &str, text: &str) -> anyhow::Result<()> {
     if output.is_json() {
-        return output.json(&json!({ word: count }));
+        return Ok(output.json(&json!({ word: count }))?);
     }
-    output.line(&format!("{count} dead letter{} {text}", if count == 1 { "" } else { "s" }))
+    Ok(output.line(&format!("{count} dead letter{} {text}", if count == 1 { "" } else { "s" }))?)
 }
 
 fn filter(choice: &Choice) -> anyhow::Result<DeadLetterFilter> {
@@ -69,10 +69,10 @@ fn deliberate(choice: &Choice) -> anyhow::Result<DeadLetterFilter> {
 
 fn list(output: Output, letters: &[DeadLetter]) -> anyhow::Result<()> {
     if output.is_json() {
-        return letters.iter().try_for_each(|letter| output.json(&summary(letter)));
+        return Ok(letters.iter().try_for_each(|letter| output.json(&summary(letter)))?);
     }
     if letters.is_empty() {
-        return output.line("no dead letters");
+        return Ok(output.line("no dead letters")?);
     }
     let row = |letter: &DeadLetter| {
         let error: String = plain(&letter.error).chars().take(60).collect();
@@ -87,7 +87,7 @@ fn list(output: Output, letters: &[DeadLetter]) -> anyhow::Result<()> {
         ]
     };
     let header = ["ID", "DEAD SINCE", "GROUP", "SUBJECT", "REASON", "ATTEMPTS", "ERROR"];
-    output.table(&header, &letters.iter().map(row).collect::<Vec<_>>())
+    Ok(output.table(&header, &letters.iter().map(row).collect::<Vec<_>>())?)
 }
 
 fn summary(letter: &DeadLetter) -> serde_json::Value {

@@ -36,7 +36,7 @@ async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
         }
     }
     if records.is_empty() && !output.is_json() {
-        return output.line("no such records");
+        return Ok(output.line("no such records")?);
     }
     // The newest last, as in a log file.
     records.iter().rev().try_for_each(|record| show(record, output))
@@ -139,7 +139,7 @@ async fn excerpt(mut answer: reqwest::Response) -> String {
 
 fn show(record: &Value, output: Output) -> anyhow::Result<()> {
     if output.is_json() {
-        return output.json(record);
+        return Ok(output.json(record)?);
     }
     let text = |name: &str| plain(record[name].as_str().unwrap_or("-"));
     let level = text("level");
@@ -157,5 +157,5 @@ fn show(record: &Value, output: Output) -> anyhow::Result<()> {
         output.bold(&text("service")),
         text("message")
     );
-    output.line(&format!("{line}{}", fields.unwrap_or_default()))
+    Ok(output.line(&format!("{line}{}", fields.unwrap_or_default()))?)
 }

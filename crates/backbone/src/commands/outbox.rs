@@ -91,9 +91,9 @@ fn chosen(choice: &Choice) -> Option<&[String]> {
 
 fn report(output: Output, count: u64, word: &str, text: &str) -> anyhow::Result<()> {
     if output.is_json() {
-        return output.json(&json!({ word: count }));
+        return Ok(output.json(&json!({ word: count }))?);
     }
-    output.line(&format!("{count} event{} {text}", if count == 1 { "" } else { "s" }))
+    Ok(output.line(&format!("{count} event{} {text}", if count == 1 { "" } else { "s" }))?)
 }
 
 fn time(milliseconds: i64) -> Option<Timestamp> {
@@ -104,7 +104,7 @@ fn list(output: Output, counts: Counts, aside: &[SetAside]) -> anyhow::Result<()
     if output.is_json() {
         let (waiting, set_aside, oldest) = (counts.waiting, counts.set_aside, counts.oldest.and_then(time));
         output.json(&json!({ "waiting": waiting, "oldest": oldest, "set_aside": set_aside }))?;
-        return aside.iter().try_for_each(|one| output.json(&summary(one)));
+        return Ok(aside.iter().try_for_each(|one| output.json(&summary(one)))?);
     }
     let oldest =
         counts.oldest.and_then(time).map(|at| format!(", the oldest since {}", at.strftime("%F %T")));
@@ -128,7 +128,7 @@ fn list(output: Output, counts: Counts, aside: &[SetAside]) -> anyhow::Result<()
         ]
     };
     let header = ["ID", "STAGED", "SUBJECT", "KEY", "BYTES", "ERROR"];
-    output.table(&header, &aside.iter().map(row).collect::<Vec<_>>())
+    Ok(output.table(&header, &aside.iter().map(row).collect::<Vec<_>>())?)
 }
 
 fn summary(one: &SetAside) -> Value {

@@ -85,7 +85,7 @@ fn show(change: &Change, done: bool, output: Output) -> anyhow::Result<()> {
         _ => "blocked",
     };
     output.line(&format!("{} {}", output.bold(word), change.object))?;
-    change.differences.iter().try_for_each(|difference| output.line(&format!("    {difference}")))
+    Ok(change.differences.iter().try_for_each(|difference| output.line(&format!("    {difference}")))?)
 }
 
 /// The topology of the file or of the flags, or of both together.

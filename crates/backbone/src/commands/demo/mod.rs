@@ -147,9 +147,9 @@ async fn drain(running: Vec<Running>) -> event_client::Result<()> {
 async fn summary(output: Output, observed: &Observed, up: Duration) -> anyhow::Result<()> {
     let now = observed.now().await?;
     if output.is_json() {
-        return output.json(&now);
+        return Ok(output.json(&now)?);
     }
-    output.line(&format!(
+    Ok(output.line(&format!(
         "{:>5.0} s  {} events handled, {} retried, {} dead, {} tasks done, {} firings, {} log records",
         up.as_secs_f64(),
         now.handled.values().sum::<u64>(),
@@ -158,7 +158,7 @@ async fn summary(output: Output, observed: &Observed, up: Duration) -> anyhow::R
         now.tasks.values().sum::<u64>(),
         now.fired.values().sum::<u64>(),
         now.logs.values().sum::<u64>(),
-    ))
+    ))?)
 }
 
 /// Nothing on the screen unless the environment asks for it.

@@ -78,7 +78,7 @@ impl Report {
         if output.is_json() {
             let line =
                 serde_json::json!({"adds_up": self.adds_up(), "seconds": seconds, "counts": self.rows});
-            return output.json(&line);
+            return Ok(output.json(&line)?);
         }
         let cells = |row: &Row| {
             let verdict = if row.expected == row.observed { "ok" } else { "DIFFERS" };
@@ -97,7 +97,7 @@ impl Report {
             &self.rows.iter().map(cells).collect::<Vec<_>>(),
         )?;
         let verdict = if self.adds_up() { "every count adds up" } else { "not every count adds up" };
-        output.line(&format!("\n{} after {seconds:.1} s", output.verdict(self.adds_up(), verdict)))
+        Ok(output.line(&format!("\n{} after {seconds:.1} s", output.verdict(self.adds_up(), verdict)))?)
     }
 }
 
