@@ -179,6 +179,7 @@ pub(crate) fn tasks_url(bus: &str, data_dir: &Path) -> anyhow::Result<String> {
     }
     let beside = if bus.starts_with("sqlite:") { bus.to_owned() } else { bus_in(data_dir)? };
     Ok(task_queue::store::url_beside_bus(&beside)?)
+}
 
 #[cfg(test)]
 mod tests {
