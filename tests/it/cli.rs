@@ -32,6 +32,23 @@ async fn an_event_goes_from_one_process_to_another() {
 }
 
 #[tokio::test]
+async fn numbers_keep_their_digits() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let data = r#"{"large": 340282366920938463463374607431768211456, "exact": 1.10, "text": "1 \" 2"}"#;
+    let compact = r#"{"large":340282366920938463463374607431768211456,"exact":1.10,"text":"1 \" 2"}"#;
+    cli.json(&["pub", "orders.placed.v1", data]).await;
+    for arguments in
+        [&["replay", "orders.>"][..], &["--json", "tail", "orders.>", "--since", "1h", "--limit", "1"]]
+    {
+        let said = cli.run(arguments).await;
+        assert!(said.ok && said.out.contains(compact), "{arguments:?} said: {}", said.out);
+    }
+    let packed = cli.run(&["pub", "orders.placed.v1", "--codec", "msgpack", data]).await;
+    assert!(!packed.ok && packed.err.contains("340282366920938463463374607431768211456"), "{}", packed.err);
+}
+
+#[tokio::test]
 async fn the_past_can_be_shown_and_sent_again() {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 pub use age::age;
 pub use output::{Error, Output, Result};
-pub use plain::plain;
+pub use plain::{plain, plain_json};
 pub use progress::Progress;
 
 /// The status of a process that SIGPIPE ended, as shells report it: 128 + 13.

@@ -12,11 +12,19 @@ pub fn plain(text: &str) -> String {
     safe
 }
 
-/// JSON text with the same characters as JSON escapes. JSON itself lets DEL, C1 controls and direction marks through.
-/// They can only occur inside strings, so the value stays the same.
-pub(crate) fn plain_json(json: &str) -> String {
+/// JSON text on one line, without white space between its parts and with the characters of [`plain`] as JSON escapes. JSON
+/// itself lets DEL, C1 controls and direction marks through. The value stays the same: numbers keep their digits.
+pub fn plain_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
+    let (mut quoted, mut escaped) = (false, false);
     for c in json.chars() {
+        if !quoted && matches!(c, ' ' | '\n' | '\r' | '\t') {
+            continue;
+        }
+        if c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && c == '\\' && !escaped;
         // All of them lie in the basic plane: one unit of UTF-16.
         if is_unsafe(c) {
             write!(safe, "\\u{:04x}", c as u32).expect("a string takes it")
@@ -44,6 +52,14 @@ mod tests {
             "a\\nb\\u{1b}[2J\\u{9b}1m\\u{202e}c\\u{7f}"
         );
         assert_eq!(plain("Grüße, 世界 🙂"), "Grüße, 世界 🙂");
+    }
+
+    #[test]
+    fn json_is_one_line_and_its_numbers_stay() {
+        let json =
+            "{\n  \"a\": 1.10,\t\"b \\\\\": [\" \\\" \", 340282366920938463463374607431768211456]\r\n}";
+        let line = "{\"a\":1.10,\"b \\\\\":[\" \\\" \",340282366920938463463374607431768211456]}";
+        assert_eq!(plain_json(json), line);
     }
 
     proptest! {

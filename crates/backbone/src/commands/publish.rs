@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use anyhow::Context;
+use event_client::codec::Codec;
 use event_client::envelope::{Meta, Mode, write};
 use event_client::message::{Headers, Message, MessageId};
 use event_client::subject::Subject;
@@ -11,6 +12,7 @@ use event_client::{Bus, Result as BusResult};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use terminal::{Output, Progress, note};
 
@@ -165,8 +167,25 @@ fn told(args: &Publish, id: &MessageId, receipt: &Receipt, output: Output) -> St
     terminal::plain(&format!("{verb}: {} {id}", args.subject)) + &output.dim(&place)
 }
 
+/// An integer in valid JSON that MessagePack cannot hold.
+fn large_integer(json: &str) -> Option<&str> {
+    let (mut quoted, mut escaped) = (false, false);
+    let mut numbers = json.split(move |c: char| {
+        if c == '"' && !escaped {
+            quoted = !quoted;
+        }
+        escaped = quoted && !escaped && c == '\\';
+        quoted || !matches!(c, '0'..='9' | '-' | '+' | '.' | 'e' | 'E')
+    });
+    numbers.find(|text| {
+        let integer = text.bytes().any(|byte| byte.is_ascii_digit()) && !text.contains(['.', 'e', 'E']);
+        integer && text.parse::<u64>().is_err() && text.parse::<i64>().is_err()
+    })
+}
+
 fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
-    let data: Value =
+    // Read once as a value, as its readers do: nesting and numbers that they refuse are refused here.
+    let value: Value =
         serde_json::from_str(data).context("the data is not JSON; quote it as '{\"key\": 1}'")?;
     let subject = Subject::new(&args.subject)?;
     let id = args.id.as_deref().map_or_else(MessageId::now, MessageId::from);
@@ -177,7 +196,16 @@ fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
     meta.partitionkey = args.key.as_deref().map(Into::into);
     meta.expirytime = after(args.expires_in)?;
     meta.caused_by(None);
-    let (content_type, mut headers, payload) = write(&mut meta, &data, args.codec, Mode::Structured)?;
+    let (content_type, mut headers, payload) = match (args.codec, large_integer(data)) {
+        // The text as it came, so that numbers keep their digits.
+        (Codec::Json, _) => {
+            write(&mut meta, serde_json::from_str::<&RawValue>(data)?, args.codec, Mode::Structured)?
+        }
+        (Codec::MsgPack, None) => write(&mut meta, &value, args.codec, Mode::Structured)?,
+        (Codec::MsgPack, Some(integer)) => {
+            anyhow::bail!("MessagePack has no integer as large as {integer}; publish it as JSON, or quote it")
+        }
+    };
     for header in &args.headers {
         let (name, value) = header.split_once('=').context("a header is given as name=value")?;
         Headers::set(&mut headers, name, value)?;

@@ -2,9 +2,19 @@
 
 use event_client::envelope::Envelope;
 use event_client::message::Message;
+use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use terminal::{Output, plain};
+use terminal::{Output, plain, plain_json};
+
+/// An event for scripts.
+#[derive(Serialize)]
+struct Line<'a> {
+    data: Option<&'a RawValue>,
+    #[serde(flatten)]
+    rest: Value,
+}
 
 /// Prints a message as it travelled, decoded as far as possible.
 pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]) -> anyhow::Result<()> {
@@ -13,16 +23,13 @@ pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]
 
 /// The line that [`message`] prints.
 pub(crate) fn text(output: Output, message: &Message, extra: &[(&str, Value)]) -> String {
-    let envelope = Envelope::read(message);
-    let data = match &envelope {
-        Ok(envelope) => envelope.decode::<Value>().ok(),
-        Err(_) => None,
-    };
+    let envelope = Envelope::read_plain(message, None);
+    // Never through a number type: digits are shown as they came.
+    let data = envelope.as_ref().ok().and_then(Envelope::json);
     if output.is_json() {
         let mut line = json!({
             "subject": message.subject.as_str(), "id": message.id.to_string(), "key": message.key,
             "content_type": message.content_type, "headers": message.headers.iter().collect::<std::collections::BTreeMap<_, _>>(),
-            "data": data,
         });
         let object = line.as_object_mut().expect("built as an object");
         if let Ok(envelope) = &envelope {
@@ -39,12 +46,12 @@ pub(crate) fn text(output: Output, message: &Message, extra: &[(&str, Value)]) -
         for (name, value) in extra {
             object.insert((*name).into(), value.clone());
         }
-        return output.json_text(&line);
+        return output.json_text(&Line { data: data.as_deref(), rest: line });
     }
     let time = envelope.as_ref().ok().and_then(|envelope| envelope.meta.time);
     let time = time.map_or_else(|| "-".to_owned(), |time| time.strftime("%H:%M:%S%.3f").to_string());
     let body = match (data, envelope) {
-        (Some(data), _) => data.to_string(),
+        (Some(data), _) => plain_json(data.get()),
         (None, Ok(envelope)) => format!("{} bytes of {}", envelope.data().len(), message.content_type),
         (None, Err(error)) => format!("undecodable: {error}"),
     };
