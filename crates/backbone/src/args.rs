@@ -380,7 +380,9 @@ impl FromStr for Moment {
         let ago: SignedDuration = text.parse().map_err(|_| {
             "takes a time such as 2026-01-31T12:00:00Z or how long ago, such as 10m".to_owned()
         })?;
-        Timestamp::now().checked_sub(ago.abs()).map(Self).map_err(|error| error.to_string())
+        let now = Timestamp::now();
+        let time = if ago.is_negative() { now.checked_add(ago) } else { now.checked_sub(ago) };
+        time.map(Self).map_err(|error| error.to_string())
     }
 }
 

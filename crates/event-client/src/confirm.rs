@@ -41,6 +41,11 @@ impl<T> Confirm<T> {
         (answer, Self(State::Waiting(waiting)))
     }
 
+    /// Whether awaiting it is what asks for the answer.
+    pub(crate) fn is_question(&self) -> bool {
+        matches!(self.0, State::Boxed(_))
+    }
+
     /// Answered by a future, for clients whose calls are futures themselves. It runs only while awaited.
     pub fn boxed(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
         Self(State::Boxed(Box::pin(future)))

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use smol_str::SmolStr;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::bounds;
 use crate::confirm::Confirm;
 use crate::message::{Message, Position};
 
@@ -55,7 +56,7 @@ pub enum Settlement {
     Ack,
     /// Failed; deliver again to this group only, not before `after`, as the next attempt.
     Retry {
-        /// How long to wait.
+        /// How long to wait, at most [`LONGEST`](crate::LONGEST).
         after: Duration,
         /// Why, kept with the message.
         error: SmolStr,
@@ -224,7 +225,11 @@ impl Delivery {
     }
 
     /// Settles as told.
-    pub fn settle(mut self, settlement: Settlement) -> Confirm<()> {
+    pub fn settle(mut self, mut settlement: Settlement) -> Confirm<()> {
+        // Every transport's settling shares a task: a number that overflows there would end it for everybody.
+        if let Settlement::Retry { after, .. } | Settlement::Defer { after } = &mut settlement {
+            *after = bounds::bounded(*after);
+        }
         match self.settle.take() {
             Some((settle, token)) => settle.settle(token, settlement),
             None => Confirm::ready(Ok(())),

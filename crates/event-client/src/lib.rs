@@ -52,6 +52,7 @@
 #[allow(unused_extern_crates, reason = "only the derives inside this crate use the path")]
 extern crate self as event_client;
 
+mod bounds;
 pub mod bus;
 mod checked;
 pub mod codec;
@@ -72,6 +73,7 @@ mod sql;
 pub mod status;
 pub mod subject;
 pub mod subscription;
+mod supervise;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -79,6 +81,7 @@ pub mod transport;
 mod units;
 pub mod url;
 
+pub use bounds::LONGEST;
 pub use bus::Bus;
 pub use error::{Error, ErrorKind, Result};
 pub use event::Event;

@@ -16,7 +16,7 @@ pub enum Health {
     Starting,
     /// Fetching.
     Live,
-    /// Being rebuilt after a fault; the text says which.
+    /// Being rebuilt after a fault; the text says which. A subscription that ended like this can be opened again.
     Rebuilding(String),
     /// Ended; no more deliveries will come.
     Stopped,
@@ -191,7 +191,9 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        self.report(Health::Stopped);
+        // Dropped by the panic of the task that had it: a defect of ours, after which another subscription may work.
+        let died = || Health::Rebuilding("the task behind the subscription died".into());
+        self.report(if std::thread::panicking() { died() } else { Health::Stopped });
         // What the consumer has not taken must not be handled under a lease that nobody renews.
         give_back(&self.untaken);
     }

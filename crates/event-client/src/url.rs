@@ -2,8 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
+use jiff::SignedDuration;
+
+use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A parsed bus URL such as `sqlite:data/bus.db?synchronous=full` or `memory:`.
@@ -40,6 +45,27 @@ impl BusUrl {
         })
     }
 
+    /// Takes out an option that is a duration, such as `500ms`, `7d` or `1h 30m`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the value is no duration, or is outside of `allowed`; the text names both.
+    pub(crate) fn take_duration(
+        &mut self,
+        option: &str,
+        default: Duration,
+        allowed: RangeInclusive<Duration>,
+    ) -> Result<Duration> {
+        const TAKES: &str = "a duration such as 500ms, 10s, 12h or 7d";
+        let Some(Given(given)) = self.take(option, TAKES)? else { return Ok(default) };
+        if allowed.contains(&given) {
+            return Ok(given);
+        }
+        let (least, most) = (shown(*allowed.start()), shown(*allowed.end()));
+        Err(Error::new(ErrorKind::Config, format!("option `{option}` takes {TAKES}, {least} to {most}"))
+            .during("connect")
+            .with("url", &*self))
+    }
+
     /// Gives an option the value that it has when the URL does not say.
     pub(crate) fn default_option(&mut self, option: &str, value: String) {
         self.options.entry(option.to_owned()).or_insert(value);
@@ -66,6 +92,36 @@ impl BusUrl {
                 .with("url", self))
             }
         }
+    }
+}
+
+/// A duration as a URL spells it: a number with a unit, or jiff's longer forms. Not negative.
+struct Given(Duration);
+
+impl FromStr for Given {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        // jiff's durations know no days.
+        if let Some(days) = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok()) {
+            return Ok(Self(Duration::from_secs(days.saturating_mul(86_400))));
+        }
+        let given: SignedDuration = text.parse().map_err(drop)?;
+        Duration::try_from(given).map(Self).map_err(drop)
+    }
+}
+
+/// A bound as people write it: `100ms`, `7d`.
+fn shown(bound: Duration) -> String {
+    const DAY: u64 = 86_400;
+    if bound >= LONGEST {
+        return format!("{}d", LONGEST.as_secs() / DAY);
+    }
+    match (bound.as_secs(), bound.subsec_millis()) {
+        (seconds, 0) if seconds > 0 && seconds % DAY == 0 => format!("{}d", seconds / DAY),
+        (seconds, 0) if seconds > 0 && seconds % 3600 == 0 => format!("{}h", seconds / 3600),
+        (seconds, 0) => format!("{seconds}s"),
+        _ => format!("{}ms", bound.as_millis()),
     }
 }
 
@@ -127,6 +183,30 @@ mod tests {
         assert!(url.finish(&[]).unwrap_err().to_string().contains("synchronous"));
         assert_eq!(url.take::<String>("synchronous", "full or normal").unwrap().as_deref(), Some("full"));
         url.finish(&[]).unwrap();
+    }
+
+    #[test]
+    fn durations_are_read_in_every_spelling_and_refused_outside_their_bounds() {
+        let read = |value: &str| {
+            let mut url: BusUrl = format!("a:?wait={value}").parse().unwrap();
+            url.take_duration("wait", Duration::from_secs(5), Duration::from_millis(100)..=LONGEST)
+        };
+        for (text, millis) in [
+            ("100ms", 100),
+            ("90s", 90_000),
+            ("2m", 120_000),
+            ("12h", 43_200_000),
+            ("7d", 604_800_000),
+            ("1h30m", 5_400_000),
+        ] {
+            assert_eq!(read(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for text in ["0s", "1ns", "-1s", "36501d", "99999999999999999d", "99999999999999h", "7", "soon", ""] {
+            let error = read(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Config, "{text}");
+            assert!(error.to_string().contains("option `wait` takes"), "{text}: {error}");
+        }
+        assert!(read("0s").unwrap_err().to_string().contains("100ms to 36500d"));
     }
 
     #[test]

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use event_client::ErrorKind;
 use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::case::cases;
 use crate::exam::Exam;
-use crate::message::{SHORT, With, group, keyed, message, on, text};
+use crate::message::{SHORT, With, group, group_name, keyed, message, on, text};
 use crate::process::{Process, Role, WORK_CREDIT};
 use crate::requests::{body, call, reply};
 
 cases! {
+    a_retry_waits_out_its_time_after_its_consumer_was_killed.when(|can| can.persistent && can.shared);
     consumer_killed_between_handler_and_ack.when(|can| can.persistent && can.shared);
     publisher_killed_mid_window.when(|can| can.persistent && can.shared);
     two_processes_share_a_group.when(|can| can.persistent && can.shared);
@@ -20,6 +22,30 @@ cases! {
     another_process_answers_requests.when(|can| can.persistent && can.shared);
     server_killed_with_a_request_in_hand.when(|can| can.persistent && can.shared);
     consumers_killed_again_and_again_under_load.when(|can| can.persistent && can.shared).within(1200);
+}
+
+/// The wait that a retry asked for is stored with it.
+async fn a_retry_waits_out_its_time_after_its_consumer_was_killed(exam: Exam) {
+    for order in [false, true] {
+        let mut spec = group("g", 2).lease(SHORT);
+        spec.keyed = order;
+        exam.found(spec.clone()).await;
+        exam.publish(keyed("k", "again")).await;
+        let mut process = Process::start_with(&exam, Role::Retry, if order { "keyed" } else { "" });
+        exam.waits_for("the other process to fail a message");
+        let due = process.says().await.expect("it says when it is due");
+        let due = Timestamp::from_millisecond(due.parse().expect("milliseconds")).expect("a time");
+        process.kill().await;
+        let heir = exam.subscribe(spec).await;
+        let delivery = exam.next_of(&heir, "the second attempt").await;
+        let early = due.duration_since(Timestamp::now());
+        assert!(early < SignedDuration::from_millis(5), "{early:?} early");
+        assert_eq!((text(&delivery), delivery.info().attempt), ("again".into(), 2));
+        exam.ack(delivery).await;
+        exam.settled("g").await;
+        drop(heir);
+        exam.ok("the group's end", exam.admin().delete_group(group_name("g"))).await;
+    }
 }
 
 /// What a killed process had in hand goes to another, counted as an attempt.

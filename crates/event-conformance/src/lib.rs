@@ -32,6 +32,7 @@ mod delay;
 mod drain;
 mod events;
 mod expiry;
+mod extremes;
 mod fan_out;
 mod faults;
 mod headers;
@@ -46,6 +47,7 @@ mod requests;
 mod settle;
 mod start;
 mod streaming;
+mod supervision;
 mod wildcard;
 
 pub use case::{Case, capabilities};
@@ -74,6 +76,7 @@ pub fn cases() -> Vec<Case> {
         events::cases(),
         plain::cases(),
         limits::cases(),
+        extremes::cases(),
         broadcast::cases(),
         requests::cases(),
         streaming::cases(),
@@ -83,6 +86,7 @@ pub fn cases() -> Vec<Case> {
         crash::cases(),
         chaos::cases(),
         faults::cases(),
+        supervision::cases(),
     ]
     .concat()
 }

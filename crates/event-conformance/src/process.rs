@@ -26,12 +26,14 @@ pub(crate) enum Role {
     Publish,
     /// Works on a keyed group and writes what it did to the ledger.
     Work,
+    /// Fails one message, to be tried again after [`RETRY`], says when that is, and keeps its place in the group.
+    Retry,
     /// Answers requests with their own bytes, but keeps those that say `hang` and says so.
     Serve,
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Hold, Self::Share, Self::Publish, Self::Work, Self::Serve];
+    const ALL: [Self; 6] = [Self::Hold, Self::Share, Self::Publish, Self::Work, Self::Retry, Self::Serve];
 
     fn name(self) -> &'static str {
         match self {
@@ -39,10 +41,14 @@ impl Role {
             Self::Share => "share",
             Self::Publish => "publish",
             Self::Work => "work",
+            Self::Retry => "retry",
             Self::Serve => "serve",
         }
     }
 }
+
+/// Long enough for another process to be there before it is over.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(4);
 
 /// Most unsettled deliveries of one working process.
 pub(crate) const WORK_CREDIT: usize = 16;
@@ -70,6 +76,16 @@ async fn play(role: Role, url: &str) {
             let subscription = bus.subscribe(group("g", 1).lease(SHORT)).await.expect("subscribed");
             let delivery = subscription.next().await.expect("a delivery");
             say(&text(&delivery));
+            std::future::pending().await
+        }
+        Role::Retry => {
+            let mut spec = group("g", 2).lease(SHORT);
+            spec.keyed = std::env::var(LEDGER).is_ok_and(|order| order == "keyed");
+            let subscription = bus.subscribe(spec).await.expect("subscribed");
+            let delivery = subscription.next().await.expect("a delivery");
+            let due = jiff::Timestamp::now() + RETRY;
+            delivery.retry(RETRY, "failed").await.expect("stored");
+            say(&due.as_millisecond().to_string());
             std::future::pending().await
         }
         Role::Share => {

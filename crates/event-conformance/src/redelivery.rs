@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use jiff::{SignedDuration, Timestamp};
+
 use crate::case::cases;
 use crate::exam::Exam;
 use crate::message::{SHORT, With, group, keyed, message, text, vanish};
@@ -14,7 +16,11 @@ cases! {
     only_the_failing_group_sees_a_retry;
     a_redelivery_is_the_same_message;
     every_prefetched_message_returns;
+    a_retry_waits_out_its_time_with_the_next_member;
 }
+
+/// Long enough for another member to be there before it is over.
+const WAIT: Duration = Duration::from_secs(3);
 
 /// A crashed or silent consumer's deliveries go to another member within the lease.
 async fn unacked_message_returns(exam: Exam) {
@@ -111,4 +117,30 @@ async fn every_prefetched_message_returns(exam: Exam) {
         exam.ack(delivery).await;
     }
     exam.settled("g").await;
+}
+
+/// The wait that a retry asked for is the message's: whoever is the next member waits for it.
+async fn a_retry_waits_out_its_time_with_the_next_member(exam: Exam) {
+    for order in [false, true] {
+        let name = if order { "keyed" } else { "free" };
+        let mut spec = group(name, 2).lease(SHORT);
+        spec.keyed = order;
+        let other = exam.another().await;
+        let leaving = exam.ok("the first member", other.subscribe(spec.clone())).await;
+        exam.publish(keyed("k", "again")).await;
+        let delivery = exam.next(&leaving).await;
+        let due = Timestamp::now() + WAIT;
+        exam.ok("retry", delivery.retry(WAIT, "failed")).await;
+        leaving.stop();
+        drop(leaving);
+        exam.ok("close", other.close()).await;
+        let heir = exam.subscribe(spec).await;
+        let delivery = exam.next_of(&heir, "the second attempt").await;
+        let early = due.duration_since(Timestamp::now());
+        assert!(early < SignedDuration::from_millis(5), "{name}: {early:?} early");
+        assert_eq!((text(&delivery), delivery.info().attempt), ("again".into(), 2));
+        exam.ack(delivery).await;
+        exam.settled(name).await;
+        drop(heir);
+    }
 }

@@ -16,7 +16,7 @@ cases! {
     earliest_starts_with_the_oldest_kept.when(|can| can.replay);
     time_starts_with_the_first_stored_since.when(|can| can.replay);
     position_starts_with_that_message.when(|can| can.replay);
-    time_and_position_are_refused.when(|can| !can.replay);
+    a_start_in_the_past_is_refused.when(|can| !can.replay);
     latest_filters_stand_for_what_comes_after;
 }
 
@@ -44,7 +44,8 @@ async fn existing_group_goes_on_where_it_was(exam: Exam) {
     exam.ack(exam.next(&first).await).await;
     drop(first);
     exam.publish(message("b")).await;
-    for start in [Start::New, Start::Earliest] {
+    let past = [Start::Earliest, Start::Time(Timestamp::MIN), Start::Position(Position(0))];
+    for start in [Start::New].into_iter().chain(past) {
         let again = exam.subscribe(group("g", 1).start(start)).await;
         let delivery = exam.next_of(&again, &format!("b, with {start:?}")).await;
         assert_eq!(text(&delivery), "b");
@@ -114,11 +115,15 @@ async fn position_starts_with_that_message(exam: Exam) {
     }
 }
 
-/// Without replay, starting at a time or position is refused.
-async fn time_and_position_are_refused(exam: Exam) {
-    for start in [Start::Time(Timestamp::now()), Start::Position(Position(1))] {
+/// Without replay, a new group that is to start in the past is refused, and is not made.
+async fn a_start_in_the_past_is_refused(exam: Exam) {
+    for start in [Start::Earliest, Start::Time(Timestamp::now()), Start::Position(Position(1))] {
         let spec = group("g", 1).start(start);
-        exam.refused(ErrorKind::Unsupported, format!("{start:?}"), exam.bus().subscribe(spec)).await;
+        let error =
+            exam.refused(ErrorKind::Unsupported, format!("{start:?}"), exam.bus().subscribe(spec)).await;
+        assert!(error.to_string().contains(&start.to_string()), "the error does not name {start}: {error}");
+        let groups = exam.ok("the groups", exam.admin().groups()).await;
+        assert!(groups.is_empty(), "{groups:?}");
     }
 }
 

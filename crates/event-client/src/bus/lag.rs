@@ -8,6 +8,7 @@ use smol_str::SmolStr;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Bus;
+use crate::bounds::LONGEST;
 use crate::telemetry;
 use crate::transport::GroupStatus;
 
@@ -21,12 +22,12 @@ pub struct LagExport {
 impl Bus {
     /// Asks for the state of all groups now and `every` so often, and sets the gauges `messaging.group.*` by group
     /// (`messaging_group_waiting{messaging_consumer_group_name="billing.orders-placed"}` for Prometheus). One process
-    /// is enough for a bus: `backbone up` does it. A group that is deleted falls to 0.
+    /// is enough for a bus: `backbone up` does it. A group that is deleted falls to 0. `every` is a millisecond at least.
     pub fn export_lag(&self, every: Duration) -> LagExport {
         let bus = self.clone();
         let task = tokio::spawn(async move {
             telemetry::describe();
-            let mut ticks = tokio::time::interval(every);
+            let mut ticks = tokio::time::interval(every.clamp(Duration::from_millis(1), LONGEST));
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let (mut known, mut failing) = (BTreeSet::new(), false);
             loop {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use smol_str::SmolStr;
 
 use super::{Bus, subject_of};
+use crate::bounds;
 use crate::context::Context;
 use crate::envelope::{self, Meta};
 use crate::error::{Error, Result};
@@ -86,9 +87,9 @@ impl<'a, E: Event> Publish<'a, E> {
         self
     }
 
-    /// Not delivered before `delay` has passed.
+    /// Not delivered before `delay` has passed, at most [`LONGEST`](crate::LONGEST).
     pub fn delay(self, delay: Duration) -> Self {
-        let at = after(delay);
+        let at = bounds::time_from_now(delay);
         self.at(at)
     }
 
@@ -98,9 +99,9 @@ impl<'a, E: Event> Publish<'a, E> {
         self
     }
 
-    /// Skipped when it was not delivered within `age`.
+    /// Skipped when it was not delivered within `age`, at most [`LONGEST`](crate::LONGEST).
     pub fn expires_in(mut self, age: Duration) -> Self {
-        self.options.expires_at = Some(after(age));
+        self.options.expires_at = Some(bounds::time_from_now(age));
         self
     }
 
@@ -169,12 +170,4 @@ pub(crate) fn message<E: Event>(bus: &Bus, event: &E, options: Options) -> Resul
         dedup: options.dedup,
         durability,
     })
-}
-
-fn after(delay: Duration) -> Timestamp {
-    // Past the end of the calendar is as good as its last instant.
-    jiff::SignedDuration::try_from(delay)
-        .ok()
-        .and_then(|delay| Timestamp::now().checked_add(delay).ok())
-        .unwrap_or(Timestamp::MAX)
 }

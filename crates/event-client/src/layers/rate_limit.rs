@@ -9,6 +9,7 @@ use tower_layer::Layer;
 
 use super::gate::{Entry, Gate, Gated, Permit, wait_for};
 use super::operation::{Judged, Operation};
+use crate::bounds;
 use crate::error::{Error, ErrorKind};
 
 /// Lets calls through at an even rate, with bursts of a size that can be set. Whatever this value and its clones
@@ -27,10 +28,10 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// `calls` in every `period`, as many of them at once; at least one.
+    /// `calls` in every `period` of at most [`LONGEST`](crate::LONGEST), as many of them at once; at least one.
     pub fn new(calls: u32, period: Duration) -> Self {
         let calls = calls.max(1);
-        Self { interval: period / calls, burst: calls, due: Arc::default() }
+        Self { interval: bounds::bounded(period) / calls, burst: calls, due: Arc::default() }
     }
 
     /// `calls` in every second.
@@ -48,7 +49,7 @@ impl RateLimit {
     fn book(&self, now: Instant, deadline: Option<Instant>) -> Option<Duration> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let next = due.unwrap_or(now).max(now);
-        let ahead = self.interval * (self.burst - 1);
+        let ahead = self.interval.saturating_mul(self.burst - 1);
         let wait = next.saturating_duration_since(now).saturating_sub(ahead);
         if deadline.is_some_and(|deadline| !wait.is_zero() && now + wait >= deadline) {
             return None;
@@ -135,6 +136,19 @@ mod tests {
                 let within = starts[index..].iter().filter(|start| **start < window).count();
                 prop_assert!(within <= (calls + burst) as usize + 1, "{within} of {calls} with burst {burst}");
             }
+        }
+    }
+
+    #[test]
+    fn a_period_of_any_length_and_any_burst_are_booked() {
+        for period in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            let (limit, now) = (RateLimit::new(1, period).burst(u32::MAX), Instant::now());
+            for _ in 0..3 {
+                assert_eq!(limit.book(now, None), Some(Duration::ZERO), "{period:?}");
+            }
+            let (limit, now) = (RateLimit::new(1, period), Instant::now());
+            assert_eq!(limit.book(now, None), Some(Duration::ZERO), "{period:?}");
+            assert!(limit.book(now, None).is_some_and(|wait| wait <= period), "{period:?}");
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 use tower::retry::Policy;
 use tower_layer::Layer;
 
 use super::operation::{Judged, Operation, Verdict, verdict};
+use crate::bounds;
 use crate::error::{Error, ErrorKind};
 use crate::service::RetryPolicy;
 
@@ -75,7 +76,7 @@ impl<T: Operation, R: Judged> Policy<T, R, Error> for Attempts {
             Some(asked) => asked,
             None => self.policy.wait(self.made),
         };
-        let next = Instant::now() + wait;
+        let next = bounds::from_now(wait);
         if operation.deadline().is_some_and(|deadline| next >= deadline)
             || operation.draining().is_some_and(|draining| draining.is_cancelled())
         {
@@ -83,7 +84,7 @@ impl<T: Operation, R: Judged> Policy<T, R, Error> for Attempts {
         }
         tracing::debug!(
             name = operation.name(), message.id = %operation.message().id, attempt = self.made,
-            wait_ms = wait.as_millis() as u64, "failed, trying again in place"
+            wait_ms = bounds::millis(wait), "failed, trying again in place"
         );
         Some(tokio::time::sleep_until(next))
     }

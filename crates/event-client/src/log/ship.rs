@@ -15,6 +15,7 @@ use super::record::{LogBatch, LogRecord};
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind};
 use crate::message::MessageId;
+use crate::supervise;
 
 /// A record waits no longer than this for others to share its batch.
 const LINGER: Duration = Duration::from_millis(200);
@@ -53,8 +54,9 @@ impl Shipper {
         let closing = CancellationToken::new();
         let stats = Arc::new(ShippingStats::default());
         let (queue, service, counting) = (self.queue, self.service, Arc::clone(&stats));
-        let work = Work { queue, service, bus, closing: closing.clone(), stats: counting };
-        Shipping { closing, stats, task: tokio::spawn(SHIPPING.scope((), work.run())) }
+        let work = Arc::new(Work { queue, service, bus, closing: closing.clone(), stats: counting });
+        let shipping = supervise::again("log shipping", move || work.clone().run());
+        Shipping { closing, stats, task: tokio::spawn(SHIPPING.scope((), shipping)) }
     }
 }
 
@@ -121,7 +123,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(self) {
+    async fn run(self: Arc<Self>) {
         loop {
             let closing = self.closing.is_cancelled();
             if self.queue.is_empty() {

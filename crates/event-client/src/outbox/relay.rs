@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::send::{Sent, send};
 use super::{Bell, Dialect, Row, STAGED};
+use crate::bounds;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::RetryPolicy;
@@ -83,24 +84,24 @@ impl<D: Dialect> Relay<D> {
         self
     }
 
-    /// How often to look for what other processes staged. Default 1 s.
+    /// How often to look for what other processes staged, a millisecond to [`LONGEST`](crate::LONGEST). Default 1 s.
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
-        self.poll = every;
+        self.poll = every.clamp(Duration::from_millis(1), bounds::LONGEST);
         self
     }
 
-    /// How long a crashed relay keeps the others waiting. Default 10 s.
+    /// How long a crashed relay keeps the others waiting, at most [`LONGEST`](crate::LONGEST). Default 10 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = lease;
+        self.lease = bounds::bounded(lease);
         self
     }
 
-    /// How long published rows stay in the table. Default 1 h.
+    /// How long published rows stay in the table, at most [`LONGEST`](crate::LONGEST). Default 1 h.
     #[must_use]
     pub fn keep(mut self, age: Duration) -> Self {
-        self.keep = age;
+        self.keep = bounds::bounded(age);
         self
     }
 
@@ -164,7 +165,7 @@ impl<D: Dialect> Relay<D> {
                     // A bus that takes some is not down: only failures without progress in between add up.
                     failures = if progress { 1 } else { failures + 1 };
                     let pause = backoff.wait(failures).max(FIRST_LOOK);
-                    tracing::warn!(%error, retry_in_ms = pause.as_millis() as u64, "the outbox relay cannot publish");
+                    tracing::warn!(%error, retry_in_ms = bounds::millis(pause), "the outbox relay cannot publish");
                     // What was staged meanwhile must not turn the backoff into a hot loop.
                     tokio::select! {
                         () = &mut shutdown => break Ok(()),

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::client::Door;
 use super::{CallError, Outgoing, ReplyStream, Request, Streaming, Unary, answer};
+use crate::bounds;
 use crate::context::{self, Context};
 use crate::envelope::{self, Meta};
 use crate::error::{Error, Result};
@@ -39,7 +40,7 @@ impl<'a, T: Request> Call<'a, T> {
         Self { door, request, within: None, headers: Headers::new(), context: None, refused: None }
     }
 
-    /// The longest this may take, the whole of a streamed answer included.
+    /// The longest this may take, the whole of a streamed answer included; at most [`LONGEST`](crate::LONGEST).
     /// Default [`DEFAULT_DEADLINE`], for streams [`DEFAULT_STREAM_DEADLINE`].
     pub fn within(mut self, bound: Duration) -> Self {
         self.within = Some(bound);
@@ -63,7 +64,7 @@ impl<'a, T: Request> Call<'a, T> {
     /// The request as it would be sent.
     fn outgoing(self, default: Duration) -> (Door<'a>, Duration, Result<Outgoing>) {
         let now = Instant::now();
-        let mut deadline = now + self.within.unwrap_or(default);
+        let mut deadline = bounds::later(now, self.within.unwrap_or(default));
         if let Some(inherited) = context::deadline() {
             deadline = deadline.min(inherited);
         }

@@ -38,6 +38,7 @@
 
 mod batch;
 mod collect;
+mod confirmed;
 mod exchange;
 mod extract;
 mod handler;
@@ -81,6 +82,7 @@ pub use sink::ReplySink;
 pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
+pub(crate) use worker::panic_text;
 pub use worker::{Counts, Stats};
 
 use crate::bus::Bus;

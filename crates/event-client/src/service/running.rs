@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::health::{self, Pulse};
 use super::source::Events;
 use super::worker::{Counts, Stats};
+use crate::bounds;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Health;
@@ -24,6 +26,10 @@ pub struct Running {
     bus: Bus,
     bound: Duration,
     handlers: Vec<Handler>,
+    /// One for each source of work: why it cannot go on.
+    keepers: JoinSet<Option<Error>>,
+    /// It is being drained.
+    stopping: CancellationToken,
     /// Answers health questions until the end, so that they see the draining too.
     answering: Option<AbortOnDropHandle<()>>,
 }
@@ -70,11 +76,51 @@ impl Handler {
 
 impl Running {
     pub(super) fn new(name: SmolStr, bus: Bus, bound: Duration) -> Self {
-        Self { name, bus, bound, handlers: Vec::new(), answering: None }
+        Self {
+            name,
+            bus,
+            bound,
+            handlers: Vec::new(),
+            keepers: JoinSet::new(),
+            stopping: CancellationToken::new(),
+            answering: None,
+        }
     }
 
     pub(super) fn add(&mut self, group: SmolStr, stats: Arc<Stats>, source: Source, workers: JoinSet<()>) {
         self.handlers.push(Handler { group, stats, source, workers });
+    }
+
+    /// Looks after the source of a handler of events.
+    pub(super) fn keep(&mut self, keeper: impl Future<Output = Option<Error>> + Send + 'static) {
+        self.keepers.spawn(keeper);
+    }
+
+    /// Looks whether a handler of requests goes on: its receiver ends with the transport's task or the bus.
+    pub(super) fn watch(&mut self, subject: SmolStr, ended: CancellationToken) {
+        let stopping = self.stopping.clone();
+        self.keepers.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stopping.cancelled() => None,
+                () = ended.cancelled() => {
+                    let text = "no request arrives any more though nobody stopped it: the bus was closed";
+                    Some(Error::new(ErrorKind::Closed, text).with("subject", subject))
+                }
+            }
+        });
+    }
+
+    /// Resolves when a handler gets no more work though nobody stopped the service, with the reason: its group was
+    /// deleted, the bus was closed, or a defect. [`Service::run_until`](super::Service::run_until) ends then.
+    pub async fn failed(&mut self) -> Error {
+        loop {
+            match self.keepers.join_next().await {
+                Some(Ok(Some(error))) => return error.during("run service").with("service", &self.name),
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Begins to answer health questions.
@@ -112,12 +158,18 @@ impl Running {
     /// Stops fetching, hands back what has not started, and waits within the bound for what runs.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] naming the groups whose work was abandoned; it will be delivered again.
+    /// [`ErrorKind::Timeout`] naming the groups whose work was abandoned, [`ErrorKind::Unavailable`] when what was done
+    /// could not be settled; either will be delivered again.
     pub async fn drain(mut self) -> Result<()> {
+        self.stopping.cancel();
+        let unsettled = |handlers: &[Handler]| -> u64 {
+            handlers.iter().map(|handler| handler.stats.counts().unsettled).sum()
+        };
+        let before = unsettled(&self.handlers);
         for handler in &self.handlers {
             handler.source.stop();
         }
-        let deadline = tokio::time::Instant::now() + self.bound;
+        let deadline = bounds::from_now(self.bound);
         let mut abandoned = Vec::new();
         for handler in &mut self.handlers {
             let finished = tokio::time::timeout_at(deadline, async {
@@ -127,6 +179,14 @@ impl Running {
                 abandoned.push(format!("{} ({})", handler.group, handler.workers.len()));
                 handler.workers.shutdown().await;
             }
+        }
+        let lost = unsettled(&self.handlers) - before;
+        if abandoned.is_empty() && lost > 0 {
+            let text = "settlements were not confirmed; their messages are delivered again";
+            return Err(Error::new(ErrorKind::Unavailable, text)
+                .during("drain")
+                .with("service", &self.name)
+                .with("settlements", lost));
         }
         if abandoned.is_empty() {
             tracing::info!(service = %self.name, "service drained");

@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use futures_util::FutureExt;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tower_service::Service;
 
 use super::exchange::Exchange;
@@ -16,11 +15,13 @@ use super::extract::Served;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::worker::{Station, panic_text};
+use crate::bounds;
 use crate::codec::Codec;
 use crate::delivery::{DeliveryInfo, Reason};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::status::Status;
+use crate::supervise;
 use crate::transport::{Frame, IncomingRequest};
 
 /// Where a handler's requests arrive. The workers take turns at it, so no request waits for a task to be made.
@@ -41,7 +42,9 @@ where
     let inbox = Arc::new(Mutex::new(inbox));
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
-        workers.spawn(work(service.clone(), station.clone(), served, inbox.clone()));
+        let (service, station, inbox) = (service.clone(), station.clone(), inbox.clone());
+        let work = move || work(service.clone(), station.clone(), served, inbox.clone());
+        workers.spawn(supervise::again("request worker", work));
     }
     workers
 }
@@ -91,7 +94,7 @@ impl Station {
         S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
     {
         let IncomingRequest { message, within, responder } = request;
-        let deadline = Instant::now() + within;
+        let deadline = bounds::from_now(within);
         if within.is_zero() || responder.gone().is_cancelled() {
             self.stats.released.fetch_add(1, Ordering::Relaxed);
             return;

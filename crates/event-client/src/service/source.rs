@@ -3,6 +3,7 @@
 //! Of a keyed group one member works on most transports and the others stand by. A working member that meets a version
 //! it does not know leaves the group for a moment, so that another takes over, and joins it again behind that one.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::versions::Patience;
 use crate::bus::Bus;
 use crate::delivery::Delivery;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::{Health, Subscription};
 use crate::transport::{Mode, Subscribe};
 
@@ -38,6 +39,8 @@ enum Now {
     Open(Subscription),
     /// Between two subscriptions; the text says what keeps the next one from being made.
     Away(Option<String>),
+    /// It ended though nobody stopped it, and cannot be opened again.
+    Over,
 }
 
 impl Events {
@@ -63,6 +66,20 @@ impl Events {
             let standing = Standing { bus, spec, patience, now, stopping: stopping.clone(), wanted };
             stopping.run_until_cancelled(standing.watch()).await;
         });
+    }
+
+    /// Opens the subscription again whenever a defect of ours ended it; answers why that cannot go on, or `None` when
+    /// the service drains.
+    pub(super) fn keep(
+        &self,
+        bus: Bus,
+        spec: Subscribe,
+    ) -> impl Future<Output = Option<Error>> + Send + 'static {
+        let (now, stopping) = (self.now.clone(), self.stopping.clone());
+        async move {
+            let keeping = Keeping { bus, spec, now, stopping: stopping.clone() };
+            stopping.run_until_cancelled(keeping.watch()).await
+        }
     }
 
     pub(super) fn stopping(&self) -> &CancellationToken {
@@ -95,6 +112,7 @@ impl Beat {
     pub(super) fn health(&self) -> Health {
         match &*self.0.borrow() {
             Now::Open(subscription) => subscription.health().borrow().clone(),
+            Now::Over => Health::Stopped,
             Now::Away(_) if self.1.is_cancelled() => Health::Stopped,
             Now::Away(Some(error)) => Health::Rebuilding(error.clone()),
             // As any member that stands by.
@@ -128,15 +146,18 @@ impl Taker {
                 return Some(delivery);
             }
             // The last clone of a subscription that is over must go, or its leases would be renewed.
-            let over = self.current.take().is_some();
-            if over && matches!(&*self.now.borrow(), Now::Open(_)) && !self.now.has_changed().unwrap_or(false)
-            {
-                return None; // it ended by itself
+            if self.current.take().is_some() {
+                // It is replaced, or it is told that it cannot be.
+                self.stopping.run_until_cancelled(self.now.changed()).await?.ok()?;
             }
             loop {
-                if let Now::Open(subscription) = &*self.now.borrow_and_update() {
-                    self.current = Some(subscription.clone());
-                    break;
+                match &*self.now.borrow_and_update() {
+                    Now::Open(subscription) => {
+                        self.current = Some(subscription.clone());
+                        break;
+                    }
+                    Now::Over => return None,
+                    Now::Away(_) => {}
                 }
                 // Who stops while it is away takes nothing more.
                 self.stopping.run_until_cancelled(self.now.changed()).await?.ok()?;
@@ -194,24 +215,96 @@ impl Standing {
         subscription.settled().await;
         drop(subscription);
         sleep(AWAY).await;
-        let mut pause = Duration::from_millis(100);
+        let _ = open_again(&self.bus, &self.spec, &self.now, &self.stopping, |_| true).await;
+    }
+}
+
+/// What opening a subscription again takes.
+struct Keeping {
+    bus: Bus,
+    spec: Subscribe,
+    now: watch::Sender<Now>,
+    stopping: CancellationToken,
+}
+
+impl Keeping {
+    async fn watch(self) -> Error {
+        let mut seen = self.now.subscribe();
         loop {
-            match self.bus.subscribe(self.spec.clone()).await {
-                Ok(subscription) => {
-                    self.now.send_replace(Now::Open(subscription.clone()));
-                    // Who stopped it meanwhile saw that it was away.
-                    if self.stopping.is_cancelled() {
-                        subscription.stop();
-                    }
-                    return;
+            let open = match &*seen.borrow_and_update() {
+                Now::Open(subscription) => Some(subscription.health()),
+                _ => None,
+            };
+            let how = match open {
+                Some(health) => tokio::select! {
+                    how = ended(health) => how,
+                    _ = seen.changed() => continue,
+                },
+                None => {
+                    let _ = seen.changed().await;
+                    continue;
                 }
-                Err(error) => {
-                    tracing::warn!(%group, %error, "cannot join the group again; trying again");
-                    self.now.send_replace(Now::Away(Some(error.to_string())));
-                }
+            };
+            // Who stands back ends it, too.
+            if seen.has_changed().unwrap_or(false) {
+                continue;
             }
-            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(Duration::from_secs(10));
+            let failed = match how {
+                Health::Rebuilding(why) => {
+                    tracing::warn!(why, "a subscription is opened again");
+                    self.now.send_replace(Now::Away(Some(why)));
+                    open_again(&self.bus, &self.spec, &self.now, &self.stopping, Error::is_temporary)
+                        .await
+                        .err()
+                }
+                _ => Some(Error::new(
+                    ErrorKind::Closed,
+                    "a subscription ended though nobody stopped it: its group was deleted, or the bus was closed",
+                )),
+            };
+            if let Some(mut error) = failed {
+                if let Mode::Group(group) = &self.spec.mode {
+                    error = error.with("group", group);
+                }
+                self.now.send_replace(Now::Over);
+                return error;
+            }
         }
+    }
+}
+
+/// How a subscription is when its transport has let go of it.
+async fn ended(mut health: watch::Receiver<Health>) -> Health {
+    while health.changed().await.is_ok() {}
+    health.borrow().clone()
+}
+
+/// Opens a subscription in place of the one before, as long as `worth` another try.
+async fn open_again(
+    bus: &Bus,
+    spec: &Subscribe,
+    now: &watch::Sender<Now>,
+    stopping: &CancellationToken,
+    worth: impl Fn(&Error) -> bool,
+) -> Result<()> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match bus.subscribe(spec.clone()).await {
+            Ok(subscription) => {
+                now.send_replace(Now::Open(subscription.clone()));
+                // Who stopped it meanwhile saw that it was away.
+                if stopping.is_cancelled() {
+                    subscription.stop();
+                }
+                return Ok(());
+            }
+            Err(error) if !worth(&error) => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "cannot join the group again; trying again");
+                now.send_replace(Now::Away(Some(error.to_string())));
+            }
+        }
+        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(Duration::from_secs(10));
     }
 }

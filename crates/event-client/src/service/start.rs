@@ -85,11 +85,13 @@ impl Service {
         for (station, slots, source, work) in open {
             let station = Arc::new(station);
             let (workers, source) = match source {
-                Source::Events(events) => {
+                Source::Events(events, spec) => {
+                    running.keep(events.keep(station.bus.clone(), spec));
                     (work.spawn(slots, station.clone(), events.taker()), running::Source::Events(events))
                 }
                 Source::Requests(served, inbox) => {
                     let draining = station.identity.draining.clone();
+                    running.watch(station.identity.group.clone(), draining.clone());
                     (work.serve(slots, station.clone(), served, inbox), running::Source::Requests(draining))
                 }
             };
@@ -103,24 +105,29 @@ impl Service {
     /// what runs within the bound, settles. The bus stays open for its other users.
     ///
     /// # Errors
-    /// As [`Service::start`], and when draining had to abandon work.
+    /// As [`Service::start`] and [`Running::drain`], and when a handler gets no more work though nobody stopped it
+    /// ([`Running::failed`]).
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let running = self.start().await?;
-        shutdown.await;
-        running.drain().await
+        let mut running = self.start().await?;
+        let failure = tokio::select! {
+            () = shutdown => None,
+            error = running.failed() => Some(error),
+        };
+        let drained = running.drain().await;
+        failure.map_or(drained, Err)
     }
 }
 
 /// Where a handler's work comes from.
 enum Source {
-    Events(Events),
+    Events(Events, Subscribe),
     Requests(Served, mpsc::Receiver<IncomingRequest>),
 }
 
 impl Source {
     fn draining(&self) -> CancellationToken {
         match self {
-            Self::Events(events) => events.stopping().clone(),
+            Self::Events(events, _) => events.stopping().clone(),
             Self::Requests(..) => CancellationToken::new(),
         }
     }
@@ -145,9 +152,9 @@ async fn subscribe(
         && spec.keyed
         && bus.capabilities().keyed_members == 1
     {
-        events.stand_back_when_asked(bus.clone(), spec, patience.clone());
+        events.stand_back_when_asked(bus.clone(), spec.clone(), patience.clone());
     }
-    Ok(Source::Events(events))
+    Ok(Source::Events(events, spec))
 }
 
 async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> Result<Source> {

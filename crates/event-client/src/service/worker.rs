@@ -12,18 +12,21 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower_service::Service;
 
+use super::confirmed::Unconfirmed;
 use super::handler::Identity;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::retry::RetryPolicy;
 use super::source::Taker;
 use super::versions::{Fate, Patience, Reader};
+use crate::bounds;
 use crate::bus::Bus;
 use crate::confirm::Confirm;
 use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::message::Message;
+use crate::supervise;
 
 /// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
 const CRASH_MARGIN: u32 = 5;
@@ -53,6 +56,7 @@ pub struct Stats {
     pub(super) rejected: AtomicU64,
     pub(super) released: AtomicU64,
     pub(super) panicked: AtomicU64,
+    pub(super) unsettled: AtomicU64,
 }
 
 /// A moment's reading of a handler's [`Stats`]. For a handler of requests, acked means answered, rejected answered
@@ -70,6 +74,8 @@ pub struct Counts {
     pub released: u64,
     /// Attempts that ended in a panic; also counted as retried or rejected.
     pub panicked: u64,
+    /// Settlements that the transport did not confirm: the message is delivered again, unless another consumer has it.
+    pub unsettled: u64,
 }
 
 impl Stats {
@@ -82,6 +88,7 @@ impl Stats {
             rejected: read(&self.rejected),
             released: read(&self.released),
             panicked: read(&self.panicked),
+            unsettled: read(&self.unsettled),
         }
     }
 }
@@ -94,7 +101,10 @@ where
 {
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
-        workers.spawn(work(service.clone(), station.clone(), events.clone()));
+        // Kept apart from what a panic left behind.
+        let (service, station, events) = (service.clone(), station.clone(), events.clone());
+        let work = move || work(service.clone(), station.clone(), events.clone());
+        workers.spawn(supervise::again("service worker", work));
     }
     workers
 }
@@ -105,7 +115,7 @@ where
     S::Future: Send,
 {
     let pristine = service.clone();
-    let mut last: Option<Confirm<()>> = None;
+    let mut unconfirmed = Unconfirmed::default();
     loop {
         // A layer that is not ready (an open breaker, a spent rate) stops the fetching here.
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
@@ -117,14 +127,10 @@ where
         if let Ending::Defer(_) = ending {
             events.stand_back();
         }
-        last = Some(station.settle(delivery, ending));
+        let confirm = station.settle(delivery, ending);
+        unconfirmed.add(confirm, &station.identity.group, &station.stats).await;
     }
-    // Settlements are stored in order: when the last is, all are.
-    if let Some(last) = last
-        && let Err(error) = last.await
-    {
-        tracing::warn!(group = %station.identity.group, %error, "the last settlement was not confirmed");
-    }
+    unconfirmed.rest(&station.identity.group, &station.stats).await;
 }
 
 /// How a delivery ends.
@@ -232,7 +238,7 @@ impl Station {
         match &settlement {
             Settlement::Retry { after, error } => tracing::warn!(
                 group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
-                retry_in_ms = after.as_millis() as u64, error = %error, "handling failed, will be tried again"
+                retry_in_ms = bounds::millis(*after), error = %error, "handling failed, will be tried again"
             ),
             Settlement::Reject(rejection) if self.identity.broadcast => tracing::error!(
                 group = %self.identity.group, subject = %message.subject, event.id = %message.id,
@@ -258,8 +264,7 @@ impl Station {
 }
 
 fn instant(time: jiff::Timestamp) -> Instant {
-    let left = time.duration_since(jiff::Timestamp::now());
-    Instant::now() + std::time::Duration::try_from(left).unwrap_or_default()
+    bounds::from_now(bounds::left_until(time))
 }
 
 /// The text of a panic.

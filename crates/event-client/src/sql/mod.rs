@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A staged event: one row of the outbox.
@@ -225,9 +226,5 @@ pub(crate) fn now() -> i64 {
 
 /// `age` before now, in Unix milliseconds.
 pub(crate) fn ago(age: Duration) -> i64 {
-    now().saturating_sub(milliseconds(age))
-}
-
-fn milliseconds(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+    now().saturating_sub(bounds::signed_millis(age))
 }

@@ -7,7 +7,8 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{Row as _, query};
 
-use super::{Bell, COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds, now};
+use super::{Bell, COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, now};
+use crate::bounds;
 use crate::error::ErrorKind;
 
 const TABLES: [&str; 7] = [
@@ -93,7 +94,7 @@ impl Dialect for Sqlite {
              ON CONFLICT (name) DO UPDATE SET holder = ?1, until = ?2 WHERE holder = ?1 OR until <= ?3",
         );
         let now = now();
-        let upsert = upsert.bind(holder).bind(now.saturating_add(milliseconds(lease))).bind(now);
+        let upsert = upsert.bind(holder).bind(now.saturating_add(bounds::signed_millis(lease))).bind(now);
         Box::pin(async move { Ok(upsert.execute(connection).await?.rows_affected() > 0) })
     }
 

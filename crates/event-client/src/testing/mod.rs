@@ -33,6 +33,7 @@
 //! ```
 
 mod record;
+pub(crate) mod tasks;
 mod watched;
 
 use std::fmt;
@@ -44,8 +45,10 @@ use tokio::time::Instant;
 
 use record::Records;
 pub use record::{Attempted, Emitted, Handled};
+pub use tasks::{kill, tasks};
 use watched::Watched;
 
+use crate::bounds;
 use crate::bus::{Bus, Settings};
 use crate::error::Result;
 use crate::event::Event;
@@ -147,7 +150,7 @@ impl TestBus {
     /// # Panics
     /// When that does not come, naming the groups and what they wait for: after a week of paused time, or 30 s.
     pub async fn settled(&self) -> &Self {
-        let deadline = Instant::now() + self.bound;
+        let deadline = bounds::from_now(self.bound);
         let mut look_again = Duration::from_millis(1);
         loop {
             let changed = self.records.changed();

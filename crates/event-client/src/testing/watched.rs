@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::time::Instant;
 
 use super::record::Records;
+use crate::bounds;
 use crate::bus::{Bus, Settings};
 use crate::confirm::Confirm;
 use crate::error::Result;
@@ -40,10 +40,7 @@ impl Transport for Watched {
 
     fn publish(&self, message: Message) -> Confirm<Receipt> {
         let subject = message.subject.clone();
-        let due = message.deliver_at.map(|at| {
-            let left = at.duration_since(jiff::Timestamp::now());
-            Instant::now() + std::time::Duration::try_from(left).unwrap_or_default()
-        });
+        let due = message.deliver_at.map(|at| bounds::from_now(bounds::left_until(at)));
         let copy = self.emits.then(|| message.clone());
         let mut confirm = self.memory.publish(message);
         // Memory confirms at once. Only what was stored counts.

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
+use crate::bounds::{self, LONGEST};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, Position};
@@ -98,7 +99,8 @@ pub struct Capabilities {
     pub delayed: bool,
     /// `expires_at` is kept.
     pub expiry: bool,
-    /// A subscription may start at a time or position, and broadcast subscriptions may replay.
+    /// A new group or a broadcast subscription may start with what was published before it: [`Start::Earliest`], a time
+    /// or a position.
     pub replay: bool,
     /// A pattern's first token may be a wildcard.
     pub cross_topic: bool,
@@ -159,6 +161,21 @@ impl Capabilities {
         }
         Ok(())
     }
+
+    /// Refuses a start of a new group or a broadcast subscription that the transport has no history for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], naming the start.
+    pub fn check_start(&self, start: Start) -> Result<()> {
+        if self.replay || start == Start::New {
+            return Ok(());
+        }
+        let text = format!(
+            "`{}` keeps no history and cannot start with {start}; a subscription starts there with what is published after it (`Start::New`)",
+            self.name
+        );
+        Err(Error::new(ErrorKind::Unsupported, text))
+    }
 }
 
 /// What the transport says of a stored message.
@@ -181,7 +198,9 @@ pub struct Subscribe {
     /// Where a *new* group starts; an existing group goes on where it was.
     pub start: Start,
     /// How long a delivery stays ours without renewal. The transport renews by itself, also after
-    /// [`Subscription::stop`], until the last clone of the subscription is dropped.
+    /// [`Subscription::stop`], until the last clone of the subscription is dropped. From
+    /// [`Subscribe::SHORTEST_LEASE`] to [`LONGEST`](crate::LONGEST): what lies outside counts as the nearest of them,
+    /// but for zero, which is refused.
     pub lease: Duration,
     /// Most unsettled deliveries at a time.
     pub credit: usize,
@@ -193,6 +212,24 @@ pub struct Subscribe {
 impl Subscribe {
     /// Default lease: a crashed consumer's work moves on within this time.
     pub const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+
+    /// A lease that is shorter counts as this one: a renewal must have the time to arrive.
+    pub const SHORTEST_LEASE: Duration = Duration::from_millis(50);
+
+    /// The subscription as a transport opens it, its lease within bounds.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] without a pattern or with a lease of nothing.
+    pub fn checked(mut self) -> Result<Self> {
+        if self.filters.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
+        }
+        if self.lease.is_zero() {
+            return Err(Error::new(ErrorKind::Config, "a lease must be longer than nothing"));
+        }
+        self.lease = bounds::whole_millis(self.lease).clamp(Self::SHORTEST_LEASE, LONGEST);
+        Ok(self)
+    }
 
     /// A durable group over `filters`, starting with what is published from now on.
     pub fn group(group: Group, filters: impl Into<Vec<Pattern>>) -> Self {
@@ -234,10 +271,21 @@ pub enum Start {
     New,
     /// With the oldest message still kept.
     Earliest,
-    /// With the first message stored at or after this time.
+    /// With the first message stored at or after this time; a time to come is as [`Start::New`].
     Time(Timestamp),
     /// With this position.
     Position(Position),
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::New => f.write_str("new messages"),
+            Self::Earliest => f.write_str("the earliest message"),
+            Self::Time(time) => write!(f, "the messages since {time}"),
+            Self::Position(position) => write!(f, "position {position}"),
+        }
+    }
 }
 
 /// A short random name for this process's end of a subscription.

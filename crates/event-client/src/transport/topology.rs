@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
 use super::{Mode, Start, Subscribe};
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Pattern, Subject};
 
@@ -40,7 +41,7 @@ pub struct GroupNeed {
 }
 
 fn default_lease() -> u64 {
-    Subscribe::DEFAULT_LEASE.as_millis() as u64
+    bounds::millis(Subscribe::DEFAULT_LEASE)
 }
 
 impl Topology {
@@ -51,7 +52,7 @@ impl Topology {
             group: group.as_str().into(),
             filters: spec.filters.iter().map(|filter| filter.as_str().into()).collect(),
             keyed: spec.keyed,
-            lease_ms: u64::try_from(spec.lease.as_millis()).unwrap_or(u64::MAX),
+            lease_ms: bounds::millis(spec.lease),
         });
     }
 
@@ -75,12 +76,13 @@ impl Topology {
                         .with("group", &need.group));
                 }
                 let filters = need.filters.iter().map(Pattern::new).collect::<Result<Vec<_>>>()?;
-                Ok(Subscribe {
+                let spec = Subscribe {
                     keyed: need.keyed,
                     lease: Duration::from_millis(need.lease_ms),
                     start: Start::New,
                     ..Subscribe::group(Group::new(&need.group)?, filters)
-                })
+                };
+                spec.checked().map_err(|error| error.with("group", &need.group))
             })
             .collect()
     }

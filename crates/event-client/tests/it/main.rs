@@ -12,6 +12,7 @@ mod redis;
 mod requests;
 mod service;
 mod sqlite;
+mod supervision;
 mod telemetry;
 mod testbus;
 mod ui;

@@ -60,8 +60,9 @@ impl Consumer {
         let failed = |e| Error::because(ErrorKind::Unavailable, "cannot subscribe to the logs on the bus", e);
         let group = GROUP.parse().map_err(failed)?;
         let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
-        let spec =
-            Subscribe { start: Start::Earliest, credit: CREDIT, ..Subscribe::group(group, vec![pattern]) };
+        // Where the bus keeps no history there is nothing shipped before.
+        let start = if bus.capabilities().replay { Start::Earliest } else { Start::New };
+        let spec = Subscribe { start, credit: CREDIT, ..Subscribe::group(group, vec![pattern]) };
         let subscription = join(bus, spec).await.map_err(failed)?;
         let work = TaskTracker::new();
         let (deliveries, tracker) = (subscription.clone(), work.clone());

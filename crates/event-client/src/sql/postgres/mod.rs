@@ -17,7 +17,8 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnection, PgPool, PgRow, Postgres};
 use sqlx::{Row as _, query};
 
-use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, milliseconds};
+use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row};
+use crate::bounds;
 use crate::error::ErrorKind;
 
 impl Dialect for Postgres {
@@ -79,7 +80,7 @@ impl Dialect for Postgres {
              WHERE held.holder = $1 OR held.until <= (extract(epoch FROM clock_timestamp()) * 1000)::bigint",
         );
         // Bounded, so that the sum cannot overflow.
-        let upsert = upsert.bind(holder).bind(milliseconds(lease).min(i64::from(i32::MAX)));
+        let upsert = upsert.bind(holder).bind(bounds::signed_millis(lease).min(i64::from(i32::MAX)));
         Box::pin(async move { Ok(upsert.execute(connection).await?.rows_affected() > 0) })
     }
 

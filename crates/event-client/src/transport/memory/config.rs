@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
-
+use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Provision;
 use crate::url::BusUrl;
@@ -63,11 +62,8 @@ impl MemoryConfig {
         if let Some(bytes) = url.take("max_payload", "a number of bytes")? {
             config.max_payload = bytes;
         }
-        if let Some(window) = url.take::<SignedDuration>("dedup_window", "a duration such as 2m or 500ms")? {
-            config.dedup_window = Duration::try_from(window).map_err(|_| {
-                Error::new(ErrorKind::Config, "option `dedup_window` takes a duration that is not negative")
-            })?;
-        }
+        config.dedup_window =
+            url.take_duration("dedup_window", config.dedup_window, Duration::ZERO..=LONGEST)?;
         url.finish(&Self::OPTIONS)?;
         config.check()?;
         Ok((name, config, provision))

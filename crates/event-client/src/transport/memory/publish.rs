@@ -14,6 +14,7 @@ use super::connection::{Connection, State};
 use super::group::{Entry, GroupState};
 use super::log::weight;
 use super::subscribe::Listeners;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, MessageId, Position};
 use crate::subject::Subject;
@@ -35,8 +36,9 @@ pub(super) fn publish(connection: &Connection, message: Message) -> Result<Recei
     let wall = Timestamp::now();
     // Wall-clock times become spans at once: from here on the runtime's clock counts, which tests can pause.
     let now = Instant::now();
-    let expires = message.expires_at.and_then(|at| after(now, wall, at));
-    let due = message.deliver_at.and_then(|at| after(now, wall, at)).filter(|at| *at > now);
+    let reach = |at| bounds::later(now, bounds::left_until(at));
+    let expires = message.expires_at.map(reach);
+    let due = message.deliver_at.map(reach).filter(|at| *at > now);
     let bytes = weight(&message);
 
     let mut state = connection.bus.lock();
@@ -87,14 +89,6 @@ pub(super) fn check_size(message: &Message, config: &MemoryConfig) -> Result<()>
         .with("subject", &message.subject)
         .with("bytes", size)
         .with("max_payload", config.max_payload))
-}
-
-/// `at` on the runtime's clock; `None` when it is out of its reach.
-fn after(now: Instant, wall: Timestamp, at: Timestamp) -> Option<Instant> {
-    match Duration::try_from(at.duration_since(wall)) {
-        Ok(span) => now.checked_add(span),
-        Err(_) => Some(now), // it has passed
-    }
 }
 
 impl State {
@@ -245,8 +239,7 @@ impl Dedup {
     }
 
     fn remember(&mut self, id: MessageId, position: Option<Position>, now: Instant, window: Duration) {
-        let Some(end) = now.checked_add(window) else { return };
-        self.ends.push_back((end, id.clone()));
+        self.ends.push_back((bounds::later(now, window), id.clone()));
         self.seen.insert(id, position);
     }
 }

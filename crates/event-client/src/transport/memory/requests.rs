@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{Connection, closed};
 use super::publish::check_size;
 use super::{MemoryConfig, MemoryTransport};
+use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -160,7 +161,7 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     check_size(&request, &config)?;
     let subject = request.subject.clone();
     let start = Instant::now();
-    let deadline = start.checked_add(within).unwrap_or_else(|| start + Duration::from_secs(86_400 * 365));
+    let deadline = bounds::later(start, within);
     let (server, permit) = loop {
         // Registered before the look, so that room made in between is not missed.
         let freed = match connection.bus.calls.find(&subject) {

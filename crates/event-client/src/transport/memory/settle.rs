@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use super::connection::{Connection, GroupRef, closed};
-use super::group::lease_end;
+use crate::bounds;
 use crate::confirm::Confirm;
 use crate::delivery::{Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +39,7 @@ impl Holder {
                 state.log.unpin(entry.number);
             }
             Settlement::Retry { after, .. } => {
-                let at = if after.is_zero() { None } else { Some(lease_end(Instant::now(), after)) };
+                let at = if after.is_zero() { None } else { Some(bounds::from_now(after)) };
                 group.retry(index, at);
                 if at.is_some() {
                     group.wake_all(); // somebody must watch the new timer
@@ -53,7 +52,7 @@ impl Holder {
             }
             Settlement::Release => group.release(index),
             Settlement::Defer { after } => {
-                group.defer(index, lease_end(Instant::now(), after));
+                group.defer(index, bounds::from_now(after));
                 group.wake_all(); // somebody must watch the new timer
             }
         }
@@ -68,7 +67,7 @@ impl Settle for Holder {
     }
 
     fn in_progress(&self, token: Token) -> Confirm<()> {
-        let until = lease_end(Instant::now(), self.lease);
+        let until = bounds::from_now(self.lease);
         let mut state = self.connection.bus.lock();
         let renewed = if self.connection.closed.is_cancelled() {
             Err(closed().during("renew"))

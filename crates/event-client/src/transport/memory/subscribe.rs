@@ -8,15 +8,17 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::{Connection, GroupRef, State};
-use super::group::{Entry, Fetched, GroupState, lease_end};
+use super::group::{Entry, Fetched, GroupState};
 use super::log::Log;
 use super::publish::count_expired;
 use super::settle::Holder;
+use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Settle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::{Group, Pattern, Subject};
 use crate::subscription::{Feed, Health, Subscription};
+use crate::supervise;
 use crate::transport::topology::compare_group;
 use crate::transport::{Mode, Start, Subscribe};
 
@@ -24,22 +26,17 @@ use crate::transport::{Mode, Start, Subscribe};
 const BATCH: usize = 512;
 
 pub(super) fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
-    if spec.filters.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
-    }
-    if spec.lease.is_zero() {
-        return Err(Error::new(ErrorKind::Config, "a lease must be longer than nothing"));
-    }
+    let spec = spec.checked()?;
     let (feed, subscription) = Subscription::channel(spec.credit);
     let connection = connection.clone();
     match spec.mode.clone() {
         Mode::Group(name) => {
             let membership = Membership::join(connection, name, &spec)?;
-            tokio::spawn(feed_member(feed, membership));
+            tokio::spawn(supervise::run("memory member", feed_member(feed, membership), || {}));
         }
         Mode::Broadcast => {
             let listening = Listening::join(connection, &spec)?;
-            tokio::spawn(feed_listener(feed, listening));
+            tokio::spawn(supervise::run("memory broadcast", feed_listener(feed, listening), || {}));
         }
     }
     Ok(subscription)
@@ -187,7 +184,7 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let until = lease_end(Instant::now(), self.lease);
+        let until = bounds::from_now(self.lease);
         if let Some(group) = self.connection.bus.lock().group(self.group) {
             group.part(self.id, until);
         }

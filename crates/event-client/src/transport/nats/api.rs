@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::connection::Connection;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Why a question was not answered as hoped.
@@ -144,5 +145,5 @@ fn odd(error: serde_json::Error) -> Failure {
 
 /// A duration as JetStream writes it.
 pub(super) fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    bounds::signed_nanos(duration).unsigned_abs()
 }

@@ -87,8 +87,9 @@ impl Batches {
         let topic = SmolStr::new(topic);
         lines.insert(topic.clone(), Line { waiting: VecDeque::from([item]), rest: None });
         drop(lines);
-        let connection = connection.clone();
-        connection.tasks.clone().spawn(async move {
+        let line = connection.clone();
+        connection.vital("nats batches", async move {
+            let connection = line;
             let closed = connection.closed.clone();
             tokio::select! {
                 () = connection.store_line(&topic) => {}
@@ -97,6 +98,12 @@ impl Batches {
             }
             connection.batches.done.notify_waiters();
         });
+    }
+
+    /// Lets go of everything; its publishers are told that the connection is closed.
+    pub(super) fn abandon(&self) {
+        self.lines().clear();
+        self.done.notify_waiters();
     }
 
     /// Waits until nothing is on its way.

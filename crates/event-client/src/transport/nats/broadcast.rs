@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Pattern;
 use crate::subscription::{Feed, Health, Subscription};
+use crate::supervise;
 use crate::transport::{Start, Subscribe};
 
 /// How often topics are looked for beside the news of new ones.
@@ -82,7 +83,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
     if listener.start == Start::New {
         listener.start = Start::Earliest;
     }
-    connection.tasks.spawn(listener.run());
+    connection.tasks.spawn(supervise::run("nats broadcast", listener.run(), || {}));
     Ok(subscription)
 }
 

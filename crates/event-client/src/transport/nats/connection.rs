@@ -20,7 +20,7 @@ use super::error::{Denied, connect};
 use super::presence::Participant;
 use super::topology::Names;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Durability;
+use crate::supervise;
 use crate::transport::Capabilities;
 
 /// Oldest server that is supported.
@@ -115,8 +115,7 @@ impl Connection {
         let mut capabilities = Capabilities::new("nats");
         capabilities.persistent = config.storage == super::config::Storage::File;
         capabilities.shared = true;
-        capabilities.max_durability =
-            if config.sync_always { Durability::Fsync } else { Durability::PageCache };
+        capabilities.max_durability = super::durability::promised(&config);
         capabilities.durability = capabilities.max_durability;
         capabilities.max_payload = max_payload;
         capabilities.dedup_window = config.dedup_window;
@@ -222,6 +221,30 @@ impl Connection {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|member| member.strong_count() > 0);
         members.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Runs a task that everything on this connection needs: should it die, the connection is closed with it.
+    pub(super) fn vital(
+        self: &Arc<Self>,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let connection = Arc::downgrade(self);
+        self.tasks.spawn(supervise::run(name, work, move || {
+            if let Some(connection) = connection.upgrade() {
+                connection.break_off();
+            }
+        }));
+    }
+
+    /// Ends everything at once; whoever waits is told that the connection is closed.
+    fn break_off(&self) {
+        self.courier.stop_taking();
+        self.closed.cancel();
+        self.let_go_of_calls();
+        self.courier.abandon();
+        self.batches.abandon();
+        self.topics_seen.abandon();
     }
 
     /// Settles, flushes and closes. Once is enough; whoever comes second waits for the first.

@@ -105,7 +105,7 @@ impl Courier {
             })?;
         let closed = connection.closed.clone();
         let reader = (courier.clone(), Arc::downgrade(connection), closed.clone());
-        connection.tasks.spawn(async move {
+        connection.vital("nats confirmations", async move {
             let (courier, connection, closed) = reader;
             let mut answers = Vec::new();
             loop {
@@ -122,12 +122,12 @@ impl Courier {
             }
         });
         let mover = (courier.clone(), closed.clone());
-        connection.tasks.spawn(async move {
+        connection.vital("nats sender", async move {
             tokio::select! { () = mover.0.move_on() => {}, () = mover.1.cancelled() => {} }
         });
         let mut denied = connection.denied.subscribe();
         let watcher = (courier, Arc::downgrade(connection), closed);
-        connection.tasks.spawn(async move {
+        connection.vital("nats deadlines", async move {
             let (courier, connection, closed) = watcher;
             loop {
                 tokio::select! {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use async_nats::Subject as NatsSubject;
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::connection::Connection;
@@ -17,6 +16,7 @@ use super::settle::{ACK, delayed};
 use super::ticket::Ticket;
 use super::topology::Kind;
 use super::wire;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, MessageId};
 use crate::subject::Subject;
@@ -103,7 +103,7 @@ impl Connection {
                     (listen(format!("{inbox}.>")).await?, listen(self.names.news()).await?);
                 let pulls = Pulls::new(self.courier.clone(), inbox);
                 let mover = Mover { connection: Arc::downgrade(self), messages, news, pulls };
-                self.tasks.spawn(mover.run());
+                self.vital("nats delays", mover.run());
                 Ok(())
             })
             .await
@@ -174,7 +174,7 @@ impl Mover {
             .and_then(|headers| wire::get(headers, names::DELIVER_AT))
             .and_then(names::time)
             .unwrap_or_default();
-        let left = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or_default();
+        let left = bounds::left_until(due);
         if !left.is_zero() {
             return connection.courier.say(reply, None, delayed(left));
         }

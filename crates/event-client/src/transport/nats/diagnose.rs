@@ -65,6 +65,7 @@ impl Connection {
         }
         self.diagnose_account(&mut findings).await?;
         findings.push(self.diagnose_storage(info.cluster.is_some()).await);
+        self.diagnose_durability(&mut findings).await?;
         findings.push(if self.config.sync_always {
             Finding::good("fsync", "`sync=always` is said: the server is believed to run with `sync_interval: always`")
         } else {
@@ -136,6 +137,20 @@ impl Connection {
         } else {
             Finding::good("streams", text)
         }
+    }
+
+    /// Streams of ours that confirm what they do not keep.
+    async fn diagnose_durability(&self, findings: &mut Vec<Finding>) -> Result<()> {
+        let topics = self.topics().await?;
+        let kinds = topics.iter().map(|topic| Kind::Topic(topic)).chain([Kind::Dead, Kind::Work]);
+        for kind in kinds {
+            let (Some(info), _) = self.compare_stream(kind).await? else { continue };
+            let name = kind.name(&self.names);
+            if let Err(error) = self.keeps_promise(&name, &info) {
+                findings.push(Finding::bad("durability", error.to_string()));
+            }
+        }
+        Ok(())
     }
 
     /// Writes a record, reads when the server wrote it, and takes it away.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::doubt::Spoken;
 use super::presence::{MemberStatus, Participant};
+use crate::bounds;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
 use crate::subject::Group;
@@ -125,7 +126,7 @@ impl Member {
             me: me.clone(),
             connection,
             group,
-            lease_ms: AtomicU64::new(lease.as_millis() as u64),
+            lease_ms: AtomicU64::new(bounds::millis(lease)),
             hand: Mutex::default(),
             orders,
             live: AtomicBool::new(true),
@@ -145,7 +146,7 @@ impl Member {
     }
 
     pub(super) fn set_lease(&self, lease: Duration) {
-        self.lease_ms.store(lease.as_millis() as u64, Ordering::Relaxed);
+        self.lease_ms.store(bounds::millis(lease), Ordering::Relaxed);
     }
 
     /// How long after the server was told a lease is certain: a little less than the server gives.

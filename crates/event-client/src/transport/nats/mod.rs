@@ -44,6 +44,7 @@ mod dead;
 mod delay;
 mod diagnose;
 mod doubt;
+mod durability;
 mod error;
 mod fetch;
 mod frame;

@@ -49,7 +49,7 @@ impl Connection {
                     })?;
                 let connection = Arc::downgrade(self);
                 let closed = self.closed.clone();
-                self.tasks.spawn(async move {
+                self.vital("nats presence", async move {
                     let mut questions = questions;
                     loop {
                         let question = tokio::select! {

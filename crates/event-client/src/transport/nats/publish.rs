@@ -45,6 +45,11 @@ impl Topics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets go of everything; who waits is told that the connection is closed.
+    pub(super) fn abandon(&self) {
+        self.lock().clear();
+    }
+
     /// The stream is there.
     pub(super) fn is_ready(&self, topic: &str) -> bool {
         matches!(self.lock().get(topic), Some(Topic::Ready(_)))
@@ -85,8 +90,8 @@ impl NatsTransport {
                 let topic = SmolStr::new(message.subject.topic());
                 topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
                 drop(topics);
-                let connection = connection.clone();
-                connection.tasks.clone().spawn(async move { open(&connection, topic, deadline).await });
+                let opened = connection.clone();
+                connection.vital("nats topic", async move { open(&opened, topic, deadline).await });
             }
         }
         confirm
@@ -176,10 +181,10 @@ pub(super) fn again(connection: &Arc<Connection>, message: Message, answer: Tick
         _ => {
             topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
             drop(topics);
-            let connection = connection.clone();
-            connection.tasks.clone().spawn(async move {
+            let opened = connection.clone();
+            connection.vital("nats topic", async move {
                 tokio::time::sleep(PAUSE).await;
-                open(&connection, topic, deadline).await;
+                open(&opened, topic, deadline).await;
             });
         }
     }

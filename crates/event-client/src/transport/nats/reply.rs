@@ -18,6 +18,7 @@ use super::frame::{error_headers, failure, frame_headers};
 use super::requests::{FRAMES, GONE, HELD};
 use super::services::Endpoint;
 use super::wire;
+use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Frame, Respond, wire as names};
@@ -86,7 +87,7 @@ impl Reply {
         let held = Arc::new(Held {
             reply: reply.clone(),
             gone: CancellationToken::new(),
-            deadline: now.checked_add(within).unwrap_or(now + Duration::from_secs(86_400 * 365)),
+            deadline: bounds::later(now, within),
             since: now,
             ours,
             flow: Mutex::new(Flow { room: FRAMES, parked: VecDeque::new(), told: false }),
@@ -174,7 +175,7 @@ impl Connection {
                         Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
                     })?;
                     let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
-                    self.tasks.spawn(async move {
+                    self.vital("nats callers", async move {
                         loop {
                             let word = tokio::select! { word = words.next() => word, () = closed.cancelled() => None };
                             let (Some(word), Some(connection)) = (word, connection.upgrade()) else { return };
@@ -183,7 +184,7 @@ impl Connection {
                     });
                 }
                 let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
-                self.tasks.spawn(async move {
+                self.vital("nats call deadlines", async move {
                     loop {
                         let pause = match connection.upgrade() {
                             Some(connection) => connection.watch_calls(),

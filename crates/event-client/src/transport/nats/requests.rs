@@ -26,6 +26,7 @@ use super::connection::Connection;
 use super::error::{Denied, closed};
 use super::frame::read_frame;
 use super::wire;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
@@ -73,7 +74,7 @@ impl Requests for NatsTransport {
 
 impl Connection {
     /// The inbox of all calls, and the task that sorts what comes into it.
-    async fn calls_inbox(&self) -> Result<&String> {
+    async fn calls_inbox(self: &Arc<Self>) -> Result<&String> {
         self.calls
             .inbox
             .get_or_try_init(|| async {
@@ -83,7 +84,7 @@ impl Connection {
                 })?;
                 let (open, closed) = (self.calls.open.clone(), self.closed.clone());
                 let mut denied = self.denied.subscribe();
-                self.tasks.spawn(async move {
+                self.vital("nats replies", async move {
                     loop {
                         let reply = tokio::select! {
                             reply = replies.next() => reply,
@@ -144,12 +145,9 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     connection.calls.open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, sender);
     let place = Place { open: connection.calls.open.clone(), number };
     let start = Instant::now();
-    let deadline = start.checked_add(within).unwrap_or_else(|| start + Duration::from_secs(86_400 * 365));
+    let deadline = bounds::later(start, within);
     let mut headers = wire::headers(&request);
-    let patience =
-        jiff::SignedDuration::try_from(within).unwrap_or(jiff::SignedDuration::from_hours(24 * 365));
-    let until = jiff::Timestamp::now().checked_add(patience).unwrap_or(jiff::Timestamp::MAX);
-    wire::put(&mut headers, names::DEADLINE, &names::millis(until));
+    wire::put(&mut headers, names::DEADLINE, &names::millis(bounds::time_from_now(within)));
     super::publish::fits(connection, &request, &headers)?;
     let (frames, replies) = mpsc::channel(FRAMES + 1);
     let (accepted, answer) = oneshot::channel();

@@ -8,6 +8,7 @@ use async_nats::{HeaderMap, Message as NatsMessage, Subject as NatsSubject};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use super::connection::Connection;
 use super::courier::Courier;
@@ -17,9 +18,11 @@ use super::reply::Reply;
 use super::requests::BUSY;
 use super::services::Endpoint;
 use super::wire;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 use crate::subject::Subject;
+use crate::supervise;
 use crate::transport::{IncomingRequest, Responder, Serve, wire as names};
 
 /// Callers that say no deadline are not waited for beyond this.
@@ -45,6 +48,7 @@ pub(super) async fn serve(
     let credit = spec.credit.max(1);
     let (requests, incoming) = mpsc::channel(credit);
     let room = Arc::new(Semaphore::new(credit));
+    let left = CancellationToken::new();
     for subject in &spec.subjects {
         let name = connection.names.request(subject);
         let requested = connection.client.queue_subscribe(name, "q".to_owned()).await.map_err(|error| {
@@ -58,8 +62,10 @@ pub(super) async fn serve(
             room: room.clone(),
             waiting: Arc::new(AtomicUsize::new(0)),
             endpoint,
+            left: left.clone(),
         };
-        connection.tasks.spawn(counter.run(requested, connection.courier.clone()));
+        let (counting, died) = (counter.run(requested, connection.courier.clone()), left.clone());
+        connection.tasks.spawn(supervise::run("nats serve", counting, move || died.cancel()));
     }
     // Whoever calls it from now on must find it. A refusal reaches us by another task than the echo: by the second
     // echo it is here.
@@ -81,6 +87,8 @@ struct Counter {
     room: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     endpoint: Arc<Endpoint>,
+    /// Of all subjects of the member: when one of them died it serves none.
+    left: CancellationToken,
 }
 
 impl Counter {
@@ -90,6 +98,7 @@ impl Counter {
                 biased;
                 () = self.requests.closed() => break,
                 () = courier.closing() => break,
+                () = self.left.cancelled() => break,
                 request = requested.next() => request,
             };
             let (Some(request), Some(connection)) = (request, self.connection.upgrade()) else { break };
@@ -145,9 +154,7 @@ impl Counter {
         deadline: Option<Timestamp>,
         permit: OwnedSemaphorePermit,
     ) {
-        let within = deadline.map_or(LONGEST, |at| {
-            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
-        });
+        let within = deadline.map_or(LONGEST, bounds::left_until);
         if within.is_zero() {
             return; // the caller has heard of its deadline by itself
         }
@@ -185,6 +192,7 @@ impl Clone for Counter {
             room: self.room.clone(),
             waiting: self.waiting.clone(),
             endpoint: self.endpoint.clone(),
+            left: self.left.clone(),
         }
     }
 }

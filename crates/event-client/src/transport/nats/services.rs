@@ -156,7 +156,7 @@ impl Connection {
                     continue;
                 };
                 let (service, courier, closed) = (service.clone(), self.courier.clone(), self.closed.clone());
-                self.tasks.spawn(async move {
+                self.vital("nats service questions", async move {
                     loop {
                         let question = tokio::select! {
                             question = questions.next() => question,

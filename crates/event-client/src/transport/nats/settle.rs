@@ -16,6 +16,7 @@ use super::dead;
 use super::doubt::{Said, say, sure, tell};
 use super::error::{closed, lost};
 use super::member::{Entry, Member, Source};
+use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Settle, Settlement, Token};
 use crate::error::Result;
@@ -169,7 +170,7 @@ impl Steps {
             Settlement::Ack => ACK,
             Settlement::Retry { after, error } => {
                 if !after.is_zero() {
-                    let due = Timestamp::now().as_millisecond().saturating_add(millis(after));
+                    let due = Timestamp::now().as_millisecond().saturating_add(bounds::signed_millis(after));
                     self.record(entry, entry.info.attempt, due, error).await?;
                 }
                 delayed(after)
@@ -203,7 +204,7 @@ impl Steps {
     /// Notes that the last delivery is no attempt; answers the word that gives it back for `after`.
     async fn untried(&self, entry: &Entry, after: Duration) -> Result<Bytes> {
         let now = Timestamp::now().as_millisecond();
-        let due = if after.is_zero() { 0 } else { now.saturating_add(millis(after)) };
+        let due = if after.is_zero() { 0 } else { now.saturating_add(bounds::signed_millis(after)) };
         let before = entry.info.attempt.saturating_sub(1);
         self.record(entry, before, due, SmolStr::default()).await?;
         Ok(delayed(after))
@@ -217,15 +218,11 @@ impl Steps {
     }
 }
 
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
 pub(super) fn delayed(after: Duration) -> Bytes {
     if after.is_zero() {
         return NAK;
     }
-    format!("-NAK {{\"delay\": {}}}", super::api::nanos(after).min(i64::MAX as u64)).into()
+    format!("-NAK {{\"delay\": {}}}", bounds::signed_nanos(after)).into()
 }
 
 impl Connection {

@@ -1,6 +1,7 @@
 //! Subscribing: the group with all it needs stands before the first delivery.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 
@@ -9,20 +10,16 @@ use super::fetch::Fetcher;
 use super::member::Member;
 use super::presence::Participant;
 use super::{broadcast, keyed};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::subscription::Subscription;
+use crate::supervise;
 use crate::transport::{Mode, Subscribe};
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
     if connection.courier.is_closing() {
         return Err(super::error::closed());
     }
-    if spec.filters.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
-    }
-    if spec.lease.is_zero() {
-        return Err(Error::new(ErrorKind::Config, "a lease must be longer than nothing"));
-    }
+    let spec = spec.checked()?;
     connection.start_mover().await?;
     match spec.mode.clone() {
         Mode::Broadcast => broadcast::subscribe(connection, spec).await,
@@ -36,9 +33,13 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
             let (orders, ordered) = mpsc::unbounded_channel();
             let member = Member::new(connection.clone(), group, record.lease(), orders);
             let fetcher = Fetcher::open(&member, feed, record, ordered).await?;
+            let ended = member.clone();
             let participant: Arc<dyn Participant> = member;
             connection.take_up(&participant);
-            connection.tasks.spawn(fetcher.run());
+            connection.tasks.spawn(supervise::run("nats fetch", fetcher.run(), move || {
+                ended.live.store(false, Ordering::Release);
+                ended.ended.send_replace(true);
+            }));
             Ok(subscription)
         }
     }

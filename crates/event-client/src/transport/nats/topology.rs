@@ -7,6 +7,7 @@ use smol_str::{SmolStr, format_smolstr};
 use super::api::{Failure, nanos};
 use super::config::Config;
 use super::connection::Connection;
+use super::durability::{ASYNC, PERSIST_MODE};
 use crate::error::Result;
 use crate::subject::{Group, Pattern, Subject};
 use crate::transport::{Action, Change, Difference};
@@ -240,6 +241,11 @@ impl Connection {
         let provision = self.config.provision;
         let (info, change) = self.compare_stream(kind).await?;
         let Some(change) = change else { return Ok(info.expect("nothing to do about it")) };
+        if let Some(info) = &info
+            && !provision.compares()
+        {
+            self.keeps_promise(&name, info)?;
+        }
         match change.action {
             Action::Create if provision.creates() => self.put_stream(kind, None).await,
             Action::Create => Err(provision.missing(&change.object)),
@@ -276,7 +282,13 @@ impl Connection {
                 ));
             }
         }
-        let fixed = |difference: &Difference| matches!(difference.setting.as_str(), "retention" | "storage");
+        // Nobody's default, and unknown to servers before 2.12: compared, never sent.
+        if is.and_then(|is| is.get(PERSIST_MODE)).and_then(Value::as_str) == Some(ASYNC) {
+            differences.push(Difference::new(PERSIST_MODE, Some(ASYNC.into()), "default"));
+        }
+        let fixed = |difference: &Difference| {
+            matches!(difference.setting.as_str(), "retention" | "storage" | PERSIST_MODE)
+        };
         let action = match &info {
             None => Action::Create,
             Some(_) if differences.iter().any(fixed) => Action::Blocked,

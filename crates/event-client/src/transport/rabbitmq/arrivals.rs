@@ -13,6 +13,7 @@ use super::codec::Facts;
 use super::member::{Item, Member, Out};
 use super::peer::Holding;
 use super::{codec, tiers};
+use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection};
 use crate::error::Error;
 use crate::message::Message;
@@ -35,7 +36,7 @@ impl Member {
             Ok(read) => read,
             Err(error) => return self.undecodable(tag, key, payload, &error),
         };
-        if self.spec.keyed && read.returns > 0 {
+        if self.spec.keyed && (delivery.redelivered || read.returns > 0) {
             self.counted.load(&self.inner, &self.group).await;
         }
         let message = Arc::new(read.message);
@@ -65,13 +66,13 @@ impl Member {
                     inner.wait_and_deliver(Some(&group), queue, &message, &facts).await
                 });
             } else {
-                self.wait(Instant::now() + left, item, false);
+                self.wait(bounds::from_now(left), item, false);
             }
             return;
         }
         // The id must be the same in each delivery, so it is written down before anybody sees it: as a copy that has it.
         // One with a key keeps its place, as its order matters more.
-        if !read.named && !(self.spec.keyed && item.message.key.is_some()) {
+        if !(read.named || self.spec.keyed && item.message.key.is_some()) {
             let published_at = item.facts.published_at.or_else(|| Some(Timestamp::now()));
             let facts = Facts { attempt: item.attempt, published_at, ..item.facts.clone() };
             return self.copy(item, facts, Duration::ZERO, None);
@@ -83,9 +84,17 @@ impl Member {
         match self.key(&item) {
             Some(key) => {
                 if let Some(free) = self.lanes.offer(&key, item) {
-                    self.ready.push_back(free);
+                    self.line_up_next(free);
                 }
             }
+            None => self.line_up_next(item),
+        }
+    }
+
+    /// Its turn has come, but for the wait that it may owe to a retry of its last owner.
+    fn line_up_next(&mut self, item: Item) {
+        match self.counted.left(&item.message) {
+            Some(left) => self.wait(bounds::from_now(left), item, true),
             None => self.ready.push_back(item),
         }
     }
@@ -145,7 +154,7 @@ impl Member {
             if let Some(key) = &item.message.key
                 && let Some(next) = self.lanes.finish(key)
             {
-                self.ready.push_back(next);
+                self.line_up_next(next);
             }
         }
     }

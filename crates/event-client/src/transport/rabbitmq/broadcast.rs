@@ -16,11 +16,13 @@ use super::connection::{Backoff, command};
 use super::control::{DURABLE, arguments, number, word};
 use super::names::binding;
 use super::{Inner, codec, tiers};
+use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::message::Message;
 use crate::subscription::{Feed, Health, Subscription};
-use crate::transport::{Start, Subscribe, consumer_name};
+use crate::supervise;
+use crate::transport::{Subscribe, consumer_name};
 
 /// Most messages that wait at the broker for a subscriber that does not keep up; the oldest are dropped.
 const KEPT: u64 = 100_000;
@@ -33,16 +35,13 @@ struct Open {
 
 impl Inner {
     pub(super) async fn subscribe_all(self: &Arc<Self>, spec: Subscribe) -> Result<Subscription> {
-        if spec.start != Start::New {
-            let text =
-                "`rabbitmq` keeps no history: a broadcast subscription starts with what comes after it";
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
+        self.capabilities.check_start(spec.start)?;
         self.peer.inbox().await?;
         let open = self.listen(&spec).await?;
         let (feed, subscription) = Subscription::channel(spec.credit);
         self.start_mover();
-        tokio::spawn(run(self.clone(), spec, feed, open));
+        let listening = run(self.clone(), spec, feed, open);
+        tokio::spawn(supervise::run("rabbitmq broadcast", listening, || {}));
         Ok(subscription)
     }
 
@@ -153,7 +152,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                                     };
                                     match tiers::left(read.facts.due) {
                                         Some(left) => {
-                                            early.insert((Instant::now() + left, delivery.delivery_tag), heard);
+                                            early.insert((bounds::from_now(left), delivery.delivery_tag), heard);
                                         }
                                         None => ready.push_back(heard),
                                     }

@@ -18,7 +18,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use percent_encoding::percent_decode_str;
@@ -70,9 +69,13 @@ impl Config {
             )));
         }
         let max_payload = url.take("max_payload", "a number of bytes")?.unwrap_or(1024 * 1024);
-        let connect_timeout = duration(&mut url, "connect_timeout", 5)?;
-        let publish_timeout = duration(&mut url, "publish_timeout", 10)?;
-        let heartbeat = duration(&mut url, "heartbeat", 10)?;
+        let patience = Duration::from_nanos(1)..=Duration::from_secs(86_400);
+        let connect_timeout =
+            url.take_duration("connect_timeout", Duration::from_secs(5), patience.clone())?;
+        let publish_timeout = url.take_duration("publish_timeout", Duration::from_secs(10), patience)?;
+        // The protocol has 16 bits for its seconds.
+        let heartbeats = Duration::from_nanos(1)..=Duration::from_secs(u16::MAX.into());
+        let heartbeat = url.take_duration("heartbeat", Duration::from_secs(10), heartbeats)?;
         let delivery_limit = url.take("delivery_limit", "a number of deliveries")?.unwrap_or(100);
         let keyed_backlog = url.take("keyed_backlog", "a number of messages")?.unwrap_or(4096);
         if delivery_limit == 0 || !(1..=60_000).contains(&keyed_backlog) {
@@ -107,16 +110,6 @@ impl Config {
 
 fn config(text: String) -> Error {
     Error::new(ErrorKind::Config, text)
-}
-
-fn duration(url: &mut BusUrl, option: &str, seconds: u64) -> Result<Duration> {
-    match url.take::<SignedDuration>(option, "a duration such as 10s or 500ms")? {
-        None => Ok(Duration::from_secs(seconds)),
-        Some(given) => Duration::try_from(given)
-            .ok()
-            .filter(|given| !given.is_zero())
-            .ok_or_else(|| config(format!("option `{option}` takes a duration above zero"))),
-    }
 }
 
 fn tls(url: &mut BusUrl) -> Result<OwnedTLSConfig> {

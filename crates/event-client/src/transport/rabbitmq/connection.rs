@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use lapin::options::ConfirmSelectOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ConnectionProperties, Event};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
@@ -16,10 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::config::Config;
 use super::error::{amqp, closed};
 use super::greeting::{self, Version};
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long the broker may take for a command on an open connection.
 pub(super) const COMMAND: Duration = Duration::from_secs(10);
+
+/// How long our consumers ask the broker to leave a delivery with them: its largest number.
+const HELD: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// One supervised connection.
 #[derive(Debug)]
@@ -31,7 +36,8 @@ pub(super) struct Link {
     version: Cell<Option<Version>>,
     /// Why the broker has stopped reading from the connection, in its own words.
     blocked: Arc<Cell<Option<String>>>,
-    closed: CancellationToken,
+    /// Cancelled when the bus is closed, or cannot go on.
+    pub(super) closed: CancellationToken,
 }
 
 impl Link {
@@ -123,6 +129,16 @@ impl Link {
     /// What the broker is able to do; the oldest one is taken for granted before it is known.
     pub(super) fn can(&self, ability: impl FnOnce(Version) -> bool) -> bool {
         self.version().is_some_and(ability)
+    }
+
+    /// The arguments of a consumer that holds each delivery for as long as its handler works: the broker must not take the
+    /// channel away from it after `consumer_timeout`. Older brokers cannot be told.
+    pub(super) fn patience(&self) -> FieldTable {
+        let mut table = FieldTable::default();
+        if self.can(Version::lets_consumers_hold) {
+            table.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(bounds::signed_millis(HELD)));
+        }
+        table
     }
 
     /// The error of what waits for a broker that has stopped reading from this connection; `None` when it reads.

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::connection::Link;
 use super::error::{amqp, closed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 
 /// Most copies in a batch.
 const BATCH: usize = 256;
@@ -40,7 +41,8 @@ impl Copier {
     /// The task ends with the last door.
     pub(super) fn start(link: Arc<Link>) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
-        tokio::spawn(run(link, waiting));
+        let died = link.closed.clone();
+        tokio::spawn(supervise::run("rabbitmq copies", run(link, waiting), move || died.cancel()));
         Self(jobs)
     }
 

@@ -10,15 +10,17 @@ use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 use super::codec::{self, Facts};
 use super::connection::{Backoff, command};
 use super::control::{arguments, number, word};
 use super::peer::Ask;
 use super::{Inner, tiers};
+use crate::bounds;
 use crate::error::Result;
 use crate::message::Message;
+use crate::supervise;
 use crate::transport::Receipt;
 
 /// Most messages that one connection moves at a time.
@@ -45,7 +47,8 @@ impl Inner {
     /// Begins, once, to move on what is due.
     pub(super) fn start_mover(self: &Arc<Self>) {
         if !self.moving.swap(true, std::sync::atomic::Ordering::AcqRel) {
-            tokio::spawn(self.clone().move_on());
+            let inner = self.clone();
+            tokio::spawn(supervise::again("rabbitmq delays", move || inner.clone().move_on()));
         }
     }
 
@@ -116,7 +119,7 @@ impl Inner {
             if tiers::tier(left).is_some() {
                 return self.wait_and_deliver(None, self.names.due(), &message, &facts).await;
             }
-            sleep_until(Instant::now() + left).await;
+            sleep_until(bounds::from_now(left)).await;
         }
         self.publish_now(&message).await.map(drop)
     }

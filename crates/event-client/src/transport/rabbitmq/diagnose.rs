@@ -48,10 +48,27 @@ impl Inner {
             ),
             seconds => Finding::good("heartbeat", format!("every {seconds} s")),
         });
+        findings.push(held(self.publish.version()));
         findings
             .push(Finding::good("fsync", "quorum queues: a confirmed message is on the disks of a majority"));
         Ok(findings)
     }
+}
+
+/// Whether the broker lets a handler take its time. AMQP does not tell `consumer_timeout`.
+fn held(version: Option<Version>) -> Finding {
+    if version.is_some_and(Version::lets_consumers_hold) {
+        return Finding::good(
+            "consumer timeout",
+            "a handler may take up to 24 days: our consumers ask for it, whatever the broker's `consumer_timeout` is",
+        );
+    }
+    Finding::advice(
+        "consumer timeout",
+        "a handler, or a keyed retry, that takes longer than the broker's `consumer_timeout` (30 minutes unless it is set) \
+         costs the channel: all that was fetched on it comes again as one attempt more; set `consumer_timeout` in \
+         rabbitmq.conf above the longest handler, or take RabbitMQ 3.12 or later, where our consumers ask for more",
+    )
 }
 
 fn version(version: Version) -> Finding {

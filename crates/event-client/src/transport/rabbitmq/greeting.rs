@@ -38,6 +38,11 @@ impl Version {
         self >= Self(4, 3)
     }
 
+    /// A consumer may say itself how long it may hold a delivery (`x-consumer-timeout`).
+    pub(super) fn lets_consumers_hold(self) -> bool {
+        self >= Self(3, 12)
+    }
+
     /// A full disk was seen to tear holes into the log of quorum queues of 3.10, and not of 4.3.
     pub(super) fn survives_full_disks(self) -> bool {
         self >= Self(4, 3)

@@ -16,11 +16,12 @@ use super::settle::Settler;
 use super::{Inner, member};
 use crate::confirm::Answer;
 use crate::delivery::{Settlement, Token};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::subject::{Group, Pattern};
 use crate::subscription::Subscription;
+use crate::supervise;
 use crate::transport::topology::compare_group;
-use crate::transport::{Action, Change, Mode, Provision, Start, Subscribe};
+use crate::transport::{Action, Change, Mode, Provision, Subscribe};
 
 /// What a member is asked to do.
 pub(super) enum Command {
@@ -56,10 +57,6 @@ impl Inner {
         group: Group,
         spec: Subscribe,
     ) -> Result<Subscription> {
-        if matches!(spec.start, Start::Time(_) | Start::Position(_)) {
-            let text = "`rabbitmq` keeps no history: a group starts with what is published after it exists";
-            return Err(Error::new(ErrorKind::Unsupported, text));
-        }
         // Its inbox first: who is not heard from would not be counted.
         self.peer.inbox().await?;
         self.provide(&spec, self.config.provision).await?;
@@ -78,7 +75,10 @@ impl Inner {
             }
         };
         self.start_mover();
-        tokio::spawn(member.run(session));
+        let inner = self.clone();
+        tokio::spawn(supervise::run("rabbitmq member", member.run(session), move || {
+            inner.peer.members.lock().expect("not poisoned").remove(&id);
+        }));
         Ok(subscription)
     }
 
@@ -90,6 +90,12 @@ impl Inner {
         if change.is_none() {
             return Ok(None);
         }
+        // An existing group goes on where it was, whatever start is asked.
+        let startable = |change: Option<&Change>| match change {
+            Some(change) if change.action == Action::Create => self.capabilities.check_start(spec.start),
+            _ => Ok(()),
+        };
+        startable(change.as_ref())?;
         if !provision.group(change.as_ref())? {
             return Ok(change);
         }
@@ -97,6 +103,7 @@ impl Inner {
         self.registrar
             .change_with(async |list| {
                 let change = compare(list, spec);
+                startable(change.as_ref())?;
                 if !provision.group(change.as_ref())? {
                     return Ok(false);
                 }

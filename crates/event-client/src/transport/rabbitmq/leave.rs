@@ -12,6 +12,7 @@ use super::greeting::Version;
 use super::group::Command;
 use super::member::{End, Member};
 use super::settle::lost;
+use super::tags::Tags;
 use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -24,6 +25,24 @@ const CALM: Duration = Duration::from_millis(300);
 const WRITTEN: Duration = Duration::from_millis(200);
 
 impl Member {
+    /// The channel is gone, and with it everything that was fetched: the broker gives it out again.
+    pub(super) fn forget(&mut self) {
+        if self.spec.keyed {
+            self.note_untaken();
+            self.counted.lose();
+        }
+        self.tags = Tags::default();
+        self.gap = None;
+        self.out.clear();
+        self.ready.clear();
+        drop(self.lanes.drain().collect::<Vec<_>>());
+        self.waits.clear();
+        self.copying.clear();
+        self.returned.clear();
+        self.told.clear();
+        self.writing = None;
+    }
+
     /// Ends the consumer when the broker has nothing on its way to it. What the broker sends just before it hears of the
     /// end arrives after its answer, where the client no longer takes it, and would come again as one attempt more.
     /// Nothing is acknowledged meanwhile, so the broker sends no more than the credit allows.
@@ -84,10 +103,7 @@ impl Member {
     /// Ends the channel. What a keyed member still has goes back to its place.
     pub(super) async fn leave(&mut self, channel: &Channel) -> End {
         if self.spec.keyed {
-            self.note_untaken();
-            if let Err(error) = self.counted.store(&self.inner, &self.group).await {
-                tracing::debug!(%error, "the attempts of a keyed group are not written down");
-            }
+            self.note_all().await;
         }
         if let Some(told) = self.last_told {
             tokio::time::sleep_until(told + WRITTEN).await;

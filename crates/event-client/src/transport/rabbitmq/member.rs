@@ -16,7 +16,6 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
@@ -28,6 +27,7 @@ use super::group::Command;
 use super::peer::Holding;
 use super::settle::{Asker, Settler};
 use super::tags::Tags;
+use crate::bounds;
 use crate::delivery::Token;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -104,8 +104,12 @@ pub(super) struct Member {
     pub(super) told: Vec<Asker>,
     /// When the last ones were written.
     pub(super) last_told: Option<Instant>,
-    /// Attempts of a keyed group that the broker's own count does not tell, by message.
+    /// Attempts and due times of a keyed group that the broker does not tell, by message.
     pub(super) counted: super::journal::Counted,
+    /// They are on their way to the journal, and whom to tell then.
+    pub(super) noting: Option<Writing>,
+    /// Whom to tell when they are written the next time.
+    pub(super) to_note: Vec<Asker>,
     pub(super) stopping: bool,
     pub(super) gone: bool,
 }
@@ -126,7 +130,7 @@ async fn open(inner: Arc<Inner>, group: Group, prefetch: u16) -> Result<Session>
         inner.names.group(&group),
         name.as_str().into(),
         BasicConsumeOptions::default(),
-        FieldTable::default(),
+        inner.consume.patience(),
     );
     let consumer = command("consume", consume).await.map_err(|error| error.with("group", &group))?;
     Ok(Session { channel, consumer, name })
@@ -164,6 +168,8 @@ impl Member {
             last_told: None,
             writing: None,
             counted: super::journal::Counted::default(),
+            noting: None,
+            to_note: Vec::new(),
             stopping: false,
             gone: false,
         }
@@ -263,23 +269,6 @@ impl Member {
         self.open().await.map(Some)
     }
 
-    /// The channel is gone, and with it everything that was fetched: the broker gives it out again.
-    fn forget(&mut self) {
-        if self.spec.keyed {
-            self.note_untaken();
-        }
-        self.tags = Tags::default();
-        self.gap = None;
-        self.out.clear();
-        self.ready.clear();
-        drop(self.lanes.drain().collect::<Vec<_>>());
-        self.waits.clear();
-        self.copying.clear();
-        self.returned.clear();
-        self.told.clear();
-        self.writing = None;
-    }
-
     async fn work(&mut self, session: Session) -> End {
         let Session { channel, mut consumer, name } = session;
         let mut fences: FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>> =
@@ -296,6 +285,7 @@ impl Member {
                 return self.mistrust(&channel, tag).await;
             }
             self.hand_out();
+            self.note();
             if self.tags.to_tell() >= bundle {
                 self.flush(&channel);
             }
@@ -331,7 +321,7 @@ impl Member {
                 }
                 () = gone.cancelled(), if !self.gone => {
                     self.gone = true;
-                    let until = Instant::now() + self.spec.lease;
+                    let until = bounds::from_now(self.spec.lease);
                     self.out.values_mut().for_each(|out| out.lease = Some(until));
                 }
                 count = self.commands.recv_many(&mut batch, BATCH) => {
@@ -377,6 +367,7 @@ impl Member {
                         return End::Broken(error);
                     }
                 }
+                noted = async { self.noting.as_mut().expect("checked").await }, if self.noting.is_some() => self.noted(noted),
                 slot = self.feed.slot(), if full => drop(slot),
                 () = async { sleep_until(next.expect("checked")).await }, if next.is_some() => self.pass(&channel).await,
                 () = std::future::ready(()), if self.writing.is_none() && self.owes() => self.flush(&channel),

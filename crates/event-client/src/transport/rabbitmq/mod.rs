@@ -34,7 +34,7 @@ use super::{
     Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport,
 };
 use crate::confirm::Confirm;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::message::{Durability, Message};
 use crate::subject::Group;
 use crate::subscription::Subscription;
@@ -129,7 +129,9 @@ impl RabbitTransport {
         capabilities.cross_topic = true;
         capabilities.keyed_members = 1;
         let names = Names::new(&config.namespace);
-        let (closing, down) = (CancellationToken::new(), CancellationToken::new());
+        // Whatever ends the connections ends all that is on them.
+        let down = CancellationToken::new();
+        let closing = down.child_token();
         let consume = Arc::new(Link::new(config.clone(), "consumes", down.clone()));
         let publish = Arc::new(Link::new(config.clone(), "publishes", down.clone()));
         // Whether the broker can be reached at all is told now.
@@ -242,12 +244,7 @@ impl Transport for RabbitTransport {
         Box::pin(async move {
             let open = async {
                 self.inner.check()?;
-                if spec.filters.is_empty() {
-                    return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
-                }
-                if spec.lease.is_zero() {
-                    return Err(Error::new(ErrorKind::Config, "a lease must last"));
-                }
+                let spec = spec.checked()?;
                 match spec.mode.clone() {
                     Mode::Group(group) => {
                         let step = || Box::pin(self.inner.subscribe_group(group.clone(), spec.clone())) as _;

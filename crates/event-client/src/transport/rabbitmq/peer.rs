@@ -29,6 +29,7 @@ use super::names::Names;
 use super::requests::Calls;
 use super::serve::Served;
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 
 /// How long members may take to answer a question.
 const ANSWERED: Duration = Duration::from_secs(1);
@@ -142,7 +143,8 @@ impl Peer {
         let consumers = self.open(&name).await?;
         let inbox = Inbox { name: name.clone(), broken: CancellationToken::new() };
         *kept = Some(inbox.clone());
-        tokio::spawn(self.clone().listen(inbox, consumers));
+        let (peer, died) = (self.clone(), self.consume.closed.clone());
+        tokio::spawn(supervise::run("rabbitmq inbox", peer.listen(inbox, consumers), move || died.cancel()));
         Ok(name)
     }
 

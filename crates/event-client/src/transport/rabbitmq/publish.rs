@@ -23,6 +23,7 @@ use super::connection::{Backoff, Link, command};
 use super::error::{amqp, closed};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 use crate::transport::Receipt;
 
 /// Most messages on their way to the broker at a time.
@@ -76,10 +77,12 @@ impl Publisher {
             careful: false,
         };
         let done = finished.clone().drop_guard();
-        tokio::spawn(async move {
+        let died = task.link.closed.clone();
+        let publishing = async move {
             task.run().await;
             drop(done);
-        });
+        };
+        tokio::spawn(supervise::run("rabbitmq publish", publishing, move || died.cancel()));
         Self { parcels, waiting, within, closed, finished }
     }
 

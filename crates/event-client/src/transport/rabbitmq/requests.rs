@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::peer::{Peer, number_of, numbered};
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::transport::wire;
@@ -126,7 +127,7 @@ pub(super) async fn call(
     request: Message,
     within: Duration,
 ) -> Result<Replies> {
-    let deadline = Instant::now() + within;
+    let deadline = bounds::from_now(within);
     let inbox = peer.inbox().await?;
     let number = peer.number();
     let (events, incoming) = mpsc::unbounded_channel();
@@ -142,7 +143,7 @@ pub(super) async fn call(
         server: None,
         pending: VecDeque::new(),
     };
-    let millis = u64::try_from(within.as_millis()).unwrap_or(u64::MAX).clamp(1, u64::from(u32::MAX));
+    let millis = bounds::millis(within).clamp(1, u64::from(u32::MAX));
     let until = Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
     let mut table = lapin::types::FieldTable::default();
     table.insert(wire::DEADLINE.into(), AMQPValue::LongLongInt(until));

@@ -5,16 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::ShortString;
 use lapin::{Channel, Consumer};
 use smol_str::SmolStr;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answering, Outgoing, Step};
@@ -24,8 +22,10 @@ use super::control::{DURABLE, arguments, number, word};
 use super::names::Names;
 use super::peer::{Peer, number_of};
 use super::requests::WINDOW;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
+use crate::supervise;
 use crate::transport::wire;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
@@ -92,7 +92,8 @@ impl Member {
         let open = self.open(&spec.subjects, credit).await?;
         let (sender, requests) = mpsc::channel(credit);
         let slots = Arc::new(Semaphore::new(credit));
-        tokio::spawn(self.run(spec, credit, inbox, open, sender, slots));
+        let serving = self.run(spec, credit, inbox, open, sender, slots);
+        tokio::spawn(supervise::run("rabbitmq serve", serving, || {}));
         Ok(requests)
     }
 
@@ -113,7 +114,7 @@ impl Member {
                 queue,
                 subject.as_str().into(),
                 BasicConsumeOptions::default(),
-                FieldTable::default(),
+                self.link.patience(),
             );
             consumers.push(command("consume requests", consume).await?);
         }
@@ -216,9 +217,7 @@ impl Member {
             routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
         let until = codec::Fields(properties.headers().as_ref()).time(wire::DEADLINE);
         let read = codec::read(subject, &properties, data.into());
-        let within = until.map_or(Duration::from_secs(60), |at| {
-            Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
-        });
+        let within = until.map_or(Duration::from_secs(60), bounds::left_until);
         let gone = CancellationToken::new();
         let room = Arc::new(Semaphore::new(WINDOW));
         let (frames, outgoing) = mpsc::unbounded_channel();
@@ -235,7 +234,7 @@ impl Member {
             foreign: (number.is_none()).then(|| properties.correlation_id().clone()).flatten(),
             inbox: inbox.clone(),
             gone: gone.clone(),
-            deadline: Instant::now() + within,
+            deadline: bounds::from_now(within),
             closed: self.closed.clone(),
         };
         let refuse = redelivered || within.is_zero() || read.is_err();

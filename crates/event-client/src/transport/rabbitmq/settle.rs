@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lapin::Channel;
 use lapin::options::{BasicNackOptions, BasicRejectOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -21,6 +21,7 @@ use super::group::Command;
 use super::member::{Item, Member, Out};
 use super::tags::Ack;
 use super::tiers;
+use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Rejection, Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
@@ -86,8 +87,7 @@ impl Inner {
     ) -> Result<()> {
         let queue = self.names.group(&group);
         if !after.is_zero() {
-            let after = SignedDuration::try_from(after).unwrap_or(SignedDuration::MAX);
-            facts.due = Some(Timestamp::now().checked_add(after).unwrap_or(Timestamp::MAX));
+            facts.due = Some(bounds::time_from_now(after));
         }
         self.wait_and_deliver(Some(&group), queue, &message, &facts).await
     }
@@ -176,14 +176,11 @@ impl Inner {
     }
 }
 
-/// Longest that a keyed message waits here.
-const LONGEST: Duration = Duration::from_secs(86_400 * 365);
-
 impl Member {
     pub(super) fn progress(&mut self, token: Token) -> Result<()> {
         let out = self.out.get_mut(&token).ok_or_else(|| lost().during("renew"))?;
         if out.lease.is_some() {
-            out.lease = Some(Instant::now() + self.spec.lease);
+            out.lease = Some(bounds::from_now(self.spec.lease));
         }
         Ok(())
     }
@@ -212,7 +209,7 @@ impl Member {
             }
             Settlement::Reject(rejection) => self.bury(item, rejection, Some(answer)),
             Settlement::Defer { after } if self.spec.keyed => {
-                self.wait(Instant::now() + after.min(LONGEST), item, true);
+                self.wait(bounds::from_now(after), item, true);
                 answer.tell(Ok(()));
             }
             Settlement::Defer { after } => {
@@ -238,16 +235,10 @@ impl Member {
     /// A keyed message waits here, and the next of its key behind it; the broker keeps its place in the queue.
     fn retry_here(&mut self, mut item: Item, after: Duration, answer: Asker) {
         item.attempt = item.attempt.saturating_add(1);
-        self.counted.keep(&item.message, item.offset() - 1);
-        let journal = self.counted.store(&self.inner, &self.group);
-        tokio::spawn(async move {
-            // Should it fail, a crash costs the count of attempts, not the message.
-            if let Err(error) = journal.await {
-                tracing::debug!(%error, "the attempts of a keyed message are not written down");
-            }
-            answer.tell(Ok(()));
-        });
-        self.wait(Instant::now() + after.min(LONGEST), item, true);
+        let due = (!after.is_zero()).then(|| bounds::time_from_now(after));
+        self.counted.keep_due(&item.message, item.offset() - 1, due);
+        self.to_note.push(answer);
+        self.wait(bounds::from_now(after), item, true);
     }
 
     pub(super) fn copy(&mut self, item: Item, facts: Facts, after: Duration, answer: Option<Asker>) {

@@ -14,6 +14,7 @@ use lapin::types::ShortString;
 
 use super::control::{Control, arguments, number, word};
 use super::names::Names;
+use crate::bounds;
 use crate::error::Result;
 
 const FIRST: u32 = 5;
@@ -25,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(600);
 
 /// The number of the room for `delay`; `None` when it is too short for any.
 pub(super) fn tier(delay: Duration) -> Option<u32> {
-    let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    let millis = bounds::millis(delay);
     if millis < 1 << FIRST {
         return None;
     }
@@ -48,7 +49,7 @@ pub(super) fn lengths(used: u32) -> impl Iterator<Item = Duration> {
 
 /// What is left until `due`; nothing when it has come.
 pub(super) fn left(due: Option<Timestamp>) -> Option<Duration> {
-    Duration::try_from(due?.duration_since(Timestamp::now())).ok().filter(|left| !left.is_zero())
+    Some(bounds::left_until(due?)).filter(|left| !left.is_zero())
 }
 
 /// Which rooms exist for sure.
@@ -69,8 +70,8 @@ impl Tiers {
         if known.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
-        let millis = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-        let spare = u64::try_from(SPARE.as_millis()).unwrap_or_default();
+        let millis = bounds::millis(length);
+        let spare = bounds::millis(SPARE);
         let arguments = arguments([
             ("x-queue-type", word("quorum")),
             ("x-message-ttl", number(millis)),

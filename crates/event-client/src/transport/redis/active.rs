@@ -15,6 +15,7 @@ use super::keys::Source;
 use super::member::{Held, Owned};
 use super::turns::Turns;
 use super::{scripts, skip};
+use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
 use crate::error::Result;
 
@@ -27,7 +28,7 @@ impl Keyed {
         let owner = member.handle.keys.owner(&log.topic, member.group.as_str());
         let mut command =
             scripts::ACQUIRE.on(&[&owner, &log.stream, &log.notes, &replay.stream, &replay.notes]);
-        command.arg(&**name).arg(member.consumer.as_str()).arg(member.lease.as_millis() as u64);
+        command.arg(&**name).arg(member.consumer.as_str()).arg(bounds::millis(member.lease));
         let safe_until = member.safe_from(Instant::now());
         let answer = parts(member.handle.link.ask(command).await?);
         let state = answer.first().map_or(-1, number);

@@ -16,10 +16,12 @@ use super::error::reply;
 use super::group::last_unwanted;
 use super::link::jitter;
 use super::reader::{LONGEST, Reader};
+use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
 use crate::subject::Pattern;
 use crate::subscription::{Feed, Health, Subscription};
+use crate::supervise;
 use crate::transport::{Start, Subscribe};
 
 /// Most entries of one read.
@@ -87,7 +89,7 @@ async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
         }
         told.notify_one();
     });
-    tokio::spawn(run(tails, listening));
+    tokio::spawn(supervise::run("redis broadcast", run(tails, listening), || {}));
     Ok(subscription)
 }
 
@@ -185,7 +187,7 @@ impl Tails {
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let block = reader.patience(LONGEST);
         let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(block.as_millis() as u64).arg("STREAMS");
+        command.arg("COUNT").arg(BATCH).arg("BLOCK").arg(bounds::millis(block)).arg("STREAMS");
         args(&mut command, self.tails.iter().map(|tail| &tail.stream));
         args(&mut command, self.tails.iter().map(|tail| tail.last));
         let answer = reader.wait(&command, block, &self.wake).await?;

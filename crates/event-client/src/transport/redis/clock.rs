@@ -13,6 +13,7 @@ use super::codec::number;
 use super::connection::Handle;
 use super::scripts;
 use crate::error::Result;
+use crate::supervise;
 
 /// Most messages that one step moves.
 const BATCH: usize = 100;
@@ -50,7 +51,7 @@ pub(super) async fn start(handle: &Arc<Handle>) -> Result<()> {
         .await?;
     let handle = Arc::downgrade(handle);
     tokio::spawn(async move {
-        run(handle, hints).await;
+        supervise::again("redis delays", || run(handle.clone(), hints.clone())).await;
         drop(listening);
     });
     Ok(())
@@ -65,6 +66,9 @@ async fn run(handle: Weak<Handle>, hints: Arc<Hints>) {
         let now = Instant::now();
         if hints.all.swap(false, std::sync::atomic::Ordering::Relaxed) || now >= sweep {
             sweep = now + SWEEP;
+            if let Err(error) = handle.kept.look(&handle.link).await {
+                tracing::debug!(%error, "cannot see how durable the server is");
+            }
             match handle.topics().await {
                 Ok(topics) => due.extend(topics.into_iter().map(|topic| (topic, now))),
                 Err(error) => tracing::debug!(%error, "cannot list topics"),

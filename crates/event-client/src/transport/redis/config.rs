@@ -8,6 +8,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use smol_str::SmolStr;
 
+use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 use crate::transport::Provision;
@@ -105,7 +106,6 @@ const KNOWN: [&str; 19] = [
 impl Config {
     /// Reads a URL.
     pub(super) fn read(mut url: BusUrl) -> Result<Self> {
-        const AGE: &str = "a number with ms, s, m, h or d, such as 12h";
         const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
         let shown = url.to_string();
         let wrong = move |what: &str| Error::new(ErrorKind::Config, what).with("url", &shown);
@@ -124,25 +124,15 @@ impl Config {
         if !(1 << 10..=64 << 20).contains(&max_payload) {
             return Err(wrong("option `max_payload` takes 1k to 64m"));
         }
-        let mut age = |name: &str, default: u64| -> Result<Duration> {
-            Ok(url.take(name, AGE)?.map_or(Duration::from_secs(default), |Age(age)| age))
-        };
-        let dedup_window = age("dedup_window", 600)?;
-        let retention_age = age("retention_age", 7 * 86_400)?;
-        let publish_timeout = age("publish_timeout", 10)?;
-        let connect_timeout = age("connect_timeout", 5)?;
-        let housekeeping = age("housekeeping", 60)?;
-        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&housekeeping) {
-            return Err(wrong("option `housekeeping` takes 100ms to 1h"));
-        }
-        if dedup_window > Duration::from_secs(86_400) {
-            return Err(wrong("option `dedup_window` takes at most 1d"));
-        }
-        for (name, time) in [("publish_timeout", publish_timeout), ("connect_timeout", connect_timeout)] {
-            if !(Duration::from_millis(100)..=Duration::from_secs(300)).contains(&time) {
-                return Err(wrong(&format!("option `{name}` takes 100ms to 300s")));
-            }
-        }
+        const SECOND: Duration = Duration::from_secs(1);
+        let patience = Duration::from_millis(100)..=300 * SECOND;
+        let day = 86_400 * SECOND;
+        let dedup_window = url.take_duration("dedup_window", 600 * SECOND, Duration::ZERO..=day)?;
+        let retention_age = url.take_duration("retention_age", 7 * day, Duration::ZERO..=LONGEST)?;
+        let publish_timeout = url.take_duration("publish_timeout", 10 * SECOND, patience.clone())?;
+        let connect_timeout = url.take_duration("connect_timeout", 5 * SECOND, patience)?;
+        let housekeeping =
+            url.take_duration("housekeeping", 60 * SECOND, Duration::from_millis(100)..=3600 * SECOND)?;
         let durability = match url.take::<String>("durability", "fsync, page-cache or none")?.as_deref() {
             None => None,
             Some("fsync") => Some(Durability::Fsync),
@@ -269,32 +259,6 @@ impl fmt::Display for Host {
             Self::Tcp(name, port) => write!(f, "{name}:{port}"),
             Self::Socket(path) => write!(f, "{}", path.display()),
         }
-    }
-}
-
-/// A duration such as `90s` or `7d`.
-struct Age(Duration);
-
-impl FromStr for Age {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (number, unit) =
-            text.split_at(text.len() - text.bytes().rev().take_while(u8::is_ascii_alphabetic).count());
-        let number: u64 = number.parse().map_err(drop)?;
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(()),
-        };
-        // A thousand years is long enough, and safe to add to any time.
-        number
-            .checked_mul(millis)
-            .filter(|millis| *millis < 86_400_000 * 365_000)
-            .map(|millis| Self(Duration::from_millis(millis)))
-            .ok_or(())
     }
 }
 

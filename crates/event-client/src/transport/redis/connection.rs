@@ -13,7 +13,7 @@ use super::ear::Ear;
 use super::keys::Keys;
 use super::link::{Link, jitter};
 use super::member::Member;
-use super::probe::Facts;
+use super::probe::{Facts, Kept};
 use super::publish::Outbox;
 use super::reply::Post;
 use super::requests::Calls;
@@ -32,6 +32,7 @@ pub(super) struct Handle {
     /// Unique in the server: names its inbox and its consumers.
     pub(super) id: SmolStr,
     pub(super) facts: Facts,
+    pub(super) kept: Kept,
     pub(super) outbox: Mutex<Option<Outbox>>,
     pub(super) clerk: Clerk,
     pub(super) calls: Calls,
@@ -57,7 +58,8 @@ impl Handle {
         let ear = Ear::open(link.clone()).await?;
         let keys = Keys::new(&config.namespace, config.db);
         let (outbox, writer) = Outbox::open(link.clone(), keys.clone(), &config);
-        let closing = CancellationToken::new();
+        // Whatever ends the connection ends all that is on it.
+        let closing = link.closed.child_token();
         let handle = Arc::new(Self {
             clerk: Clerk::open(link.clone()),
             post: Post::open(link.clone()),
@@ -66,6 +68,7 @@ impl Handle {
             keys,
             link,
             ear,
+            kept: Kept::new(facts.durability),
             facts,
             outbox: Mutex::new(Some(outbox)),
             calls: Calls::default(),

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::{closed, explain};
 use super::link::{Link, jitter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 
 /// Told of every message; of an empty one when messages may have been missed.
 pub(super) type Listener = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -45,7 +46,9 @@ impl Ear {
         let connection = link.server.listening().await?;
         let (orders, received) = mpsc::unbounded_channel();
         let listeners = Arc::<Mutex<Listeners>>::default();
-        tokio::spawn(listen(link, connection, listeners.clone(), received));
+        let died = link.closed.clone();
+        let listening = listen(link, connection, listeners.clone(), received);
+        tokio::spawn(supervise::run("redis listen", listening, move || died.cancel()));
         Ok(Arc::new(Self { listeners, orders, next: Mutex::default() }))
     }
 

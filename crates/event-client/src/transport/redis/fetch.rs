@@ -14,6 +14,7 @@ use super::link::jitter;
 use super::member::{Holder, Member};
 use super::reader::Reader;
 use super::{scripts, skip};
+use crate::bounds;
 use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
@@ -104,7 +105,9 @@ pub(super) struct Fetcher {
 
 impl Fetcher {
     pub(super) fn is_over(&self) -> bool {
-        self.feed.stopped().is_cancelled() || self.member.closed.is_cancelled()
+        self.feed.stopped().is_cancelled()
+            || self.member.closed.is_cancelled()
+            || self.member.handle.link.closed.is_cancelled()
     }
 
     fn settle_in(&mut self, places: Vec<Place>) {
@@ -205,7 +208,7 @@ impl Fetcher {
             let room = share.min(self.member.room(self.feed.free())).min(BATCH);
             let mut command = scripts::TAKE.on(&[&source.stream, &source.due, &source.notes]);
             command.arg(&*place.name).arg(self.member.consumer.as_str()).arg(room);
-            command.arg(self.member.lease.as_millis() as u64).arg(reads);
+            command.arg(bounds::millis(self.member.lease)).arg(reads);
             let asked = Instant::now();
             let mut answer = parts(self.member.handle.link.ask(command).await?).into_iter();
             if let Ok(wait) = u64::try_from(number(&answer.next().unwrap_or_default())) {
@@ -263,7 +266,7 @@ impl Fetcher {
         command.arg("GROUP").arg(self.topics.first().map(name).as_deref().unwrap_or_default());
         command.arg(self.member.consumer.as_str()).arg("COUNT").arg(most.min(BATCH));
         if let Some(block) = block {
-            command.arg("BLOCK").arg(block.as_millis().max(1) as u64);
+            command.arg("BLOCK").arg(bounds::millis(block).max(1));
         }
         command.arg("STREAMS");
         command
@@ -337,7 +340,7 @@ impl Fetcher {
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let block = reader.patience(wanted);
         let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(1).arg("BLOCK").arg(block.as_millis().max(1) as u64).arg("STREAMS");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(bounds::millis(block).max(1)).arg("STREAMS");
         args(&mut command, self.topics.iter().map(|topic| &topic.place.log.stream));
         args(&mut command, self.topics.iter().map(|topic| topic.last));
         let answer = reader.wait(&command, block, &self.member.signals.wake).await?;

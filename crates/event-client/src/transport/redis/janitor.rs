@@ -10,13 +10,16 @@ use super::codec::{number, parts, text};
 use super::connection::Handle;
 use super::link::jitter;
 use super::scripts;
+use crate::bounds;
 use crate::error::{ErrorKind, Result};
+use crate::supervise;
 
 /// A consumer without a sign of life for so many rounds is gone.
 const GONE: u32 = 60;
 
 pub(super) fn start(handle: &Arc<Handle>) {
-    tokio::spawn(run(Arc::downgrade(handle), handle.closing.clone(), handle.config.housekeeping));
+    let (weak, closing, every) = (Arc::downgrade(handle), handle.closing.clone(), handle.config.housekeeping);
+    tokio::spawn(supervise::again("redis housekeeping", move || run(weak.clone(), closing.clone(), every)));
 }
 
 async fn run(handle: Weak<Handle>, closing: tokio_util::sync::CancellationToken, every: Duration) {
@@ -57,9 +60,9 @@ impl Handle {
     async fn trim(&self, topic: &str) -> Result<Option<String>> {
         let config = &self.config;
         let mut command = scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic)]);
-        command.arg(config.retention_age.as_millis() as u64).arg(config.retention_messages);
+        command.arg(bounds::millis(config.retention_age)).arg(config.retention_messages);
         // Whatever the number of processes, a topic is looked after about once a round.
-        command.arg(config.housekeeping.as_millis() as u64 / 2);
+        command.arg(bounds::millis(config.housekeeping) / 2);
         let answer = parts(self.link.ask(command).await?);
         let Some(held) = answer.get(2) else { return Ok(None) };
         let trimmed = answer.first().map_or(0, number);

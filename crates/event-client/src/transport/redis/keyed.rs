@@ -19,6 +19,7 @@ use super::member::{Holder, How, Member, Settled};
 use super::reader::Reader;
 use super::scripts;
 use super::turns::Turns;
+use crate::bounds;
 use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
@@ -125,7 +126,9 @@ pub(super) struct Keyed {
 
 impl Keyed {
     pub(super) fn is_over(&self) -> bool {
-        self.feed.stopped().is_cancelled() || self.member.closed.is_cancelled()
+        self.feed.stopped().is_cancelled()
+            || self.member.closed.is_cancelled()
+            || self.member.handle.link.closed.is_cancelled()
     }
 
     fn settle_in(&mut self, places: Vec<Place>) {
@@ -232,7 +235,7 @@ impl Keyed {
             match how {
                 How::Done => active.turns.finish(item),
                 How::Again(after, made) => {
-                    let at = (!after.is_zero()).then(|| Instant::now() + after);
+                    let at = (!after.is_zero()).then(|| bounds::from_now(after));
                     active.turns.again(item, made, at);
                 }
                 How::Lost => active.unsure.push(item),
@@ -297,7 +300,7 @@ impl Keyed {
             let made = value.next().map_or(0, |made| number(&made)) as u32;
             let wait = value.next().map_or(-1, |wait| number(&wait));
             let not_before = u64::try_from(wait).ok().filter(|wait| *wait > 0);
-            let not_before = not_before.map(|wait| now + Duration::from_millis(wait));
+            let not_before = not_before.map(|wait| bounds::later(now, Duration::from_millis(wait)));
             if let Some(Value::Array(fields)) = value.next() {
                 read.push((codec::read_fields(id, fields, &source.topic), made, not_before));
             }
@@ -353,7 +356,7 @@ impl Keyed {
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let block = reader.patience(block);
         let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(1).arg("BLOCK").arg(block.as_millis().max(1) as u64).arg("STREAMS");
+        command.arg("COUNT").arg(1).arg("BLOCK").arg(bounds::millis(block).max(1)).arg("STREAMS");
         args(&mut command, reads.iter().map(|(stream, _)| stream));
         args(&mut command, reads.iter().map(|(_, last)| *last));
         let answer = reader.wait(&command, block, &self.member.signals.wake).await?;

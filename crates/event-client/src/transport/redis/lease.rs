@@ -11,6 +11,7 @@ use super::error::reply;
 use super::keys::Source;
 use super::member::Member;
 use super::scripts;
+use crate::bounds;
 use crate::error::Result;
 
 /// Most leases that one script renews.
@@ -24,7 +25,7 @@ impl Member {
     }
 
     pub(super) fn life_millis(&self) -> u64 {
-        self.life().as_millis() as u64
+        bounds::millis(self.life())
     }
 }
 
@@ -139,7 +140,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
         member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
     for topic in &owned {
         let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
-        command.arg(consumer).arg(member.lease.as_millis() as u64).arg("").arg("");
+        command.arg(consumer).arg(bounds::millis(member.lease)).arg("").arg("");
         pipeline.add_command(command);
     }
     if lives {

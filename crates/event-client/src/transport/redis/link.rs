@@ -16,6 +16,7 @@ use super::error::{Failure, closed, explain, is_code, is_misplaced, reply};
 use super::scripts;
 use super::server::Server;
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 
 /// How often an idle connection is asked whether it still lives.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -47,7 +48,8 @@ impl Link {
             why: Mutex::default(),
             closed: CancellationToken::new(),
         });
-        tokio::spawn(keep(link.clone()));
+        let died = link.closed.clone();
+        tokio::spawn(supervise::run("redis connection", keep(link.clone()), move || died.cancel()));
         Ok(link)
     }
 

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::codec::EntryId;
 use super::connection::Handle;
 use super::keys::Source;
+use crate::bounds;
 use crate::confirm::Confirm;
 use crate::delivery::{Settle, Settlement, Token};
 use crate::subject::Group;
@@ -103,7 +104,7 @@ pub(super) struct Events {
 
 impl Signals {
     pub(super) fn due(&self, topic: &str, after: Duration) {
-        let at = Instant::now() + after;
+        let at = bounds::from_now(after);
         let mut events = self.events.lock().expect("not poisoned");
         match events.due.iter_mut().find(|(known, _)| known == topic) {
             Some((_, known)) if *known <= at => return,

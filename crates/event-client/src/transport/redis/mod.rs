@@ -115,6 +115,11 @@ impl Transport for RedisTransport {
         if let Err(error) = self.capabilities.check(&message) {
             return Confirm::ready(Err(error.during("publish").with("subject", &message.subject)));
         }
+        if !self.handle.kept.covers(message.durability) {
+            let text = "the server was set to keep less than it did when this connection was made; set `appendonly yes` and `appendfsync always` there for `fsync`";
+            let error = Error::new(ErrorKind::Unsupported, text).with("subject", &message.subject);
+            return Confirm::ready(Err(error.during("publish")));
+        }
         match &*self.handle.outbox.lock().expect("not poisoned") {
             Some(outbox) => outbox.publish(&message, &self.handle.keys, &self.handle.config),
             None => Confirm::ready(Err(closed().during("publish"))),
@@ -124,13 +129,7 @@ impl Transport for RedisTransport {
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
             let handle = self.live("subscribe")?;
-            let refuse = |text: &str| Err(Error::new(ErrorKind::Config, text).during("subscribe"));
-            if spec.lease.is_zero() {
-                return refuse("a lease must be longer than nothing");
-            }
-            if spec.filters.is_empty() {
-                return refuse("a subscription needs at least one pattern");
-            }
+            let spec = spec.checked().map_err(|error| error.during("subscribe"))?;
             match spec.mode.clone() {
                 Mode::Broadcast => broadcast::broadcast(handle, spec).await,
                 Mode::Group(group) => subscribe::group(handle, group, spec).await,

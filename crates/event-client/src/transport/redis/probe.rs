@@ -1,6 +1,7 @@
 //! What the connected server really does: its version, its durability, and whether it may throw messages away.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use redis::Value;
 
@@ -20,6 +21,34 @@ pub(super) struct Facts {
     pub(super) durability: Durability,
     /// It keeps anything over a restart.
     pub(super) persistent: bool,
+}
+
+/// What a confirmed publish survives by the server's present settings: they can change while it runs, and after a
+/// failover it is another server.
+#[derive(Debug)]
+pub(super) struct Kept(AtomicU8);
+
+impl Kept {
+    pub(super) fn new(durability: Durability) -> Self {
+        Self(AtomicU8::new(durability as u8))
+    }
+
+    /// Whether the server still keeps what was asked for.
+    pub(super) fn covers(&self, asked: Durability) -> bool {
+        asked == Durability::Default || asked as u8 <= self.0.load(Ordering::Relaxed)
+    }
+
+    /// Looks again. Where the server does not tell, what was known stays.
+    pub(super) async fn look(&self, link: &Link) -> Result<()> {
+        let Some(now) = Facts::durability(link, &HashMap::new()).await? else { return Ok(()) };
+        if self.0.swap(now as u8, Ordering::Relaxed) > now as u8 {
+            tracing::warn!(
+                durability = name(now),
+                "Redis was set to keep less: publishes that ask for more are refused until `appendonly` and `appendfsync` are as they were"
+            );
+        }
+        Ok(())
+    }
 }
 
 impl Facts {

@@ -26,9 +26,11 @@ use super::error::{Failure, closed, odd, reply};
 use super::keys::Keys;
 use super::link::{Link, Live};
 use super::scripts;
+use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, MessageId};
+use crate::supervise;
 use crate::transport::Receipt;
 
 /// Most messages and bytes of one pipeline.
@@ -64,7 +66,7 @@ impl Outbox {
     pub(super) fn open(link: Arc<Link>, keys: Keys, config: &Config) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, received) = mpsc::unbounded_channel();
         let sender = Arc::new(Sender {
-            link,
+            link: link.clone(),
             keys,
             waiting: AtomicUsize::new(0),
             replicas: config.wait_replicas,
@@ -74,7 +76,12 @@ impl Outbox {
             alone: Mutex::default(),
             heard: Notify::new(),
         });
-        let task = tokio::spawn(write(sender.clone(), received));
+        let (died, orphaned) = (link.closed.clone(), sender.clone());
+        let writing = supervise::run("redis publish", write(sender.clone(), received), move || {
+            died.cancel();
+            drop(orphaned.take_alone());
+        });
+        let task = tokio::spawn(writing);
         (Self { queue, sender, runtime: Handle::current() }, task)
     }
 
@@ -105,7 +112,12 @@ impl Outbox {
         let rest = match self.sender.waiting.fetch_add(bytes, Ordering::AcqRel) {
             0 => {
                 let _timers = self.runtime.enter();
-                self.sender.send_alone(publish)
+                let rest = self.sender.send_alone(publish);
+                if self.queue.is_closed() {
+                    // Nobody reads its reply any more; dropped, its answer says so.
+                    drop(self.sender.take_alone());
+                }
+                rest
             }
             _ => Some(publish),
         };
@@ -122,7 +134,7 @@ fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, c
         MessageId::Uuid(id) => id.to_string(),
         MessageId::Text(text) => text.to_string(),
     };
-    let window = if message.dedup { config.dedup_window.as_millis() as u64 } else { 0 };
+    let window = if message.dedup { bounds::millis(config.dedup_window) } else { 0 };
     // Rounded up: never before its time.
     let due = due.map_or(0, |at| at.as_nanosecond().div_euclid(1_000_000) + 1);
     let mut command = scripts::PUBLISH.on(&[&keys.log(topic), &keys.delayed(topic), &keys.dedup(topic, &id)]);
@@ -293,7 +305,7 @@ impl Sender {
         }
         let replicas = self.replicas;
         if replicas > 0 {
-            pipeline.cmd("WAIT").arg(replicas).arg(self.patience.as_millis() as u64 / 2);
+            pipeline.cmd("WAIT").arg(replicas).arg(bounds::millis(self.patience) / 2);
         }
         let link = self.link.clone();
         Box::pin(async move {

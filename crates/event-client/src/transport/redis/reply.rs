@@ -22,6 +22,7 @@ use super::packet;
 use super::serve::{Active, Service};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 use crate::transport::{Frame, Respond};
 
 /// The server's end of one answer.
@@ -152,7 +153,8 @@ type Sending = Pin<Box<dyn Future<Output = Sent> + Send>>;
 impl Post {
     pub(super) fn open(link: Arc<Link>) -> Self {
         let (queue, received) = mpsc::unbounded_channel();
-        tokio::spawn(run(link, received));
+        let died = link.closed.clone();
+        tokio::spawn(supervise::run("redis reply", run(link, received), move || died.cancel()));
         Self(queue)
     }
 

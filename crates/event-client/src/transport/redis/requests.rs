@@ -17,6 +17,7 @@ use super::connection::{Handle, Patience};
 use super::error::closed;
 use super::packet::{self, Packet};
 use super::{RedisTransport, scripts, serve};
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
@@ -125,11 +126,10 @@ struct Call {
 
 async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Result<Replies> {
     let start = Instant::now();
-    let longest = Duration::from_secs(86_400 * 365);
-    let within = within.min(longest);
+    let within = bounds::bounded(within);
     let number = handle.calls.next.fetch_add(1, Ordering::Relaxed);
     let inbox = handle.keys.inbox(&handle.id);
-    let deadline = Timestamp::now().as_millisecond().saturating_add(within.as_millis() as i64);
+    let deadline = Timestamp::now().as_millisecond().saturating_add(bounds::signed_millis(within));
     let bytes = packet::request(&request, number, &inbox, deadline);
     let (sender, incoming) = mpsc::unbounded_channel();
     handle.calls.waiting.lock().expect("not poisoned").insert(number, sender);
@@ -138,7 +138,7 @@ async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Resul
     let subject = request.subject;
     let mut command =
         scripts::CALL.on(&[&handle.keys.queue(subject.as_str()), &handle.keys.servers(subject.as_str())]);
-    command.arg(&bytes[..]).arg(within.as_millis().max(1) as u64);
+    command.arg(&bytes[..]).arg(bounds::millis(within).max(1));
     let queued = match tokio::time::timeout(within, handle.link.ask(command)).await {
         Ok(answer) => answer?,
         Err(_) => return Err(timeout(&subject)),

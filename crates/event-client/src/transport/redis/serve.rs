@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use redis::{Pipeline, Value};
 use smol_str::{SmolStr, format_smolstr};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::codec::parts;
 use super::connection::Handle;
@@ -22,8 +22,10 @@ use super::reader::{LONGEST, Reader};
 use super::reply::Reply;
 use super::requests::{BEAT, LIFE, WINDOW};
 use super::scripts;
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
+use crate::supervise;
 use crate::transport::wire;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
@@ -91,7 +93,12 @@ pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Rec
         services.retain(|service| service.strong_count() > 0);
         services.push(Arc::downgrade(&service));
     }
-    tokio::spawn(run(service, reader, listening));
+    let (closed, ended) = (service.closed.clone(), service.ended.clone());
+    let serving = run(service, reader, listening);
+    tokio::spawn(supervise::run("redis serve", serving, move || {
+        closed.cancel();
+        ended.cancel();
+    }));
     Ok(incoming)
 }
 
@@ -112,12 +119,15 @@ pub(super) fn credit(handle: &Handle, packet: &Packet) {
 }
 
 async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
-    let beating = tokio::spawn(beat(service.clone()));
+    // Both end with this task, however it ends: the requests' receiver must learn of it.
+    let died = service.clone();
+    let beats = supervise::run("redis serve beat", beat(service.clone()), move || died.close());
+    let _beating = AbortOnDropHandle::new(tokio::spawn(beats));
     let mut reader = Some(reader);
     let mut turn = 0;
     let mut pause = Duration::from_millis(20);
     let told = service.clone();
-    let watching = tokio::spawn(async move {
+    let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::select! {
             () = told.requests.closed() => {}
             () = told.closed.cancelled() => {}
@@ -125,7 +135,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         }
         told.closed.cancel();
         told.wake.notify_one();
-    });
+    }));
     while !service.closed.is_cancelled() {
         let mut room = tokio::select! {
             permit = service.credit.clone().acquire_owned() => permit.expect("the credit is never closed"),
@@ -170,7 +180,6 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
             }
         }
     }
-    watching.abort();
     service.leave().await;
     if service.handle.closing.is_cancelled() {
         service.abandon_all().await;
@@ -185,7 +194,6 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         }
         service.abandon_all().await;
     }
-    beating.abort();
     service.ended.cancel();
     drop(listening);
 }
@@ -225,7 +233,7 @@ impl Service {
         let mut pipeline = Pipeline::new();
         for subject in &self.subjects {
             let mut command = scripts::BEAT.on(&[&self.handle.keys.servers(subject.as_str())]);
-            command.arg(self.name.as_str()).arg(LIFE.as_millis() as u64);
+            command.arg(self.name.as_str()).arg(bounds::millis(LIFE));
             pipeline.add_command(command);
         }
         self.handle.link.ask_all(&pipeline).await.map(drop)
@@ -275,15 +283,16 @@ impl Service {
         for bytes in requests.iter().rev() {
             pipeline.arg(&bytes[..]);
         }
-        pipeline.cmd("PEXPIRE").arg(&queue).arg(LIFE.as_millis() as u64).arg("NX");
+        pipeline.cmd("PEXPIRE").arg(&queue).arg(bounds::millis(LIFE)).arg("NX");
         let _ = self.handle.link.run(&pipeline).await;
     }
 
     fn begin(self: &Arc<Self>, subject: &Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
         let packet = Packet::read(bytes);
-        let now = Timestamp::now().as_millisecond();
-        let deadline = packet.get(wire::DEADLINE).and_then(|ms| ms.parse().ok()).unwrap_or(now + 30_000);
-        let within = Duration::from_millis(u64::try_from(deadline - now).unwrap_or(0));
+        let within = packet
+            .get(wire::DEADLINE)
+            .and_then(wire::time)
+            .map_or(Duration::from_secs(30), bounds::left_until);
         if within.is_zero() {
             return; // nobody waits
         }

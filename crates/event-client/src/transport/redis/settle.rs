@@ -20,9 +20,11 @@ use super::error::{Failure, closed, lease_lost, reply};
 use super::link::Link;
 use super::member::{Held, How, Member};
 use super::scripts;
+use crate::bounds::millis;
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Rejection, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 
 /// Most settlements of one pipeline.
 const BATCH: usize = 512;
@@ -54,7 +56,8 @@ enum What {
 impl Clerk {
     pub(super) fn open(link: Arc<Link>) -> Self {
         let (queue, received) = mpsc::unbounded_channel();
-        tokio::spawn(run(link, received));
+        let died = link.closed.clone();
+        tokio::spawn(supervise::run("redis settle", run(link, received), move || died.cancel()));
         Self(queue)
     }
 
@@ -337,9 +340,4 @@ impl Job {
             let _ = answer.send(result);
         }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    // Rounded up: never before its time. A thousand years are long enough.
-    (time.as_micros().div_ceil(1000)).min(86_400_000 * 365_000) as u64
 }

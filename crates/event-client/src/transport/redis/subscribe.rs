@@ -10,9 +10,11 @@ use super::connection::{Handle, Patience};
 use super::group::Joining;
 use super::member::Member;
 use super::{fetch, keyed, lease};
+use crate::bounds;
 use crate::error::Result;
 use crate::subject::Group;
 use crate::subscription::Subscription;
+use crate::supervise;
 use crate::transport::Subscribe;
 
 pub(super) async fn group(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Subscription> {
@@ -25,11 +27,10 @@ pub(super) async fn group(handle: &Arc<Handle>, group: Group, spec: Subscribe) -
     }
 }
 
-async fn join(handle: &Arc<Handle>, group: Group, mut spec: Subscribe) -> Result<Subscription> {
+async fn join(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Subscription> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let lease = spec.lease.as_millis().max(10) as u64;
-    spec.lease = std::time::Duration::from_millis(lease);
+    let lease = bounds::millis(spec.lease);
     let member = Arc::new(Member {
         consumer: format_smolstr!("{}-{number}.{lease}", handle.id),
         handle: handle.clone(),
@@ -73,21 +74,27 @@ async fn join(handle: &Arc<Handle>, group: Group, mut spec: Subscribe) -> Result
         members.push(Arc::downgrade(&member));
     }
     let gone = feed.gone().clone();
-    tokio::spawn(lease::keep(member.clone(), gone));
+    let died = member.closed.clone();
+    let keeping = lease::keep(member.clone(), gone);
+    tokio::spawn(supervise::run("redis leases", keeping, move || died.cancel()));
     let (told, stopped) = (member.clone(), feed.stopped().clone());
     tokio::spawn(async move {
         tokio::select! {
             () = stopped.cancelled() => {}
             () = told.closed.cancelled() => {}
+            () = told.handle.link.closed.cancelled() => {}
             () = told.ended.cancelled() => {}
         }
         // A reader that blocks is called back.
         told.signals.wake.notify_one();
     });
+    let ended = member.ended.clone();
     if member.keyed {
-        tokio::spawn(keyed::run(member, spec, places, feed, listening));
+        let reading = keyed::run(member, spec, places, feed, listening);
+        tokio::spawn(supervise::run("redis keyed fetch", reading, move || ended.cancel()));
     } else {
-        tokio::spawn(fetch::run(member, spec, places, feed, listening));
+        let reading = fetch::run(member, spec, places, feed, listening);
+        tokio::spawn(supervise::run("redis fetch", reading, move || ended.cancel()));
     }
     Ok(subscription)
 }

@@ -17,6 +17,7 @@ use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
 use crate::subject::Pattern;
 use crate::subscription::{Feed, Health, Subscription};
+use crate::supervise;
 use crate::transport::Subscribe;
 
 /// Sees everything that matches, settles nothing.
@@ -30,13 +31,14 @@ pub(super) async fn broadcast(
         resolve(&mut reader, spec.start).await.map_err(|error| open.explain(&error, "subscribe"))?
     };
     let (feed, subscription) = Subscription::channel(spec.credit);
-    tokio::spawn(async move {
+    let reading = async move {
         tokio::select! {
             () = tail(&open, &feed, position, spec.filters) => {}
             () = feed.stopped().cancelled() => {}
             () = closing.cancelled() => {}
         }
-    });
+    };
+    tokio::spawn(supervise::run("sqlite broadcast", reading, || {}));
     Ok(subscription)
 }
 

@@ -3,11 +3,14 @@
 //! A record is: flags, content type, id, then what the flags announce, then the payload; numbers are LEB128.
 //! The subject is not part of it: it stands in a column, or in the segment's dictionary.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 use uuid::Uuid;
 
+use crate::bounds;
 use crate::delivery::Reason;
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
@@ -201,6 +204,11 @@ pub(super) fn nanos(time: Timestamp) -> i64 {
 /// The present, as stored.
 pub(super) fn now() -> i64 {
     nanos(Timestamp::now())
+}
+
+/// The end of a duration that begins now, as stored.
+pub(super) fn now_and(duration: Duration) -> i64 {
+    now().saturating_add(bounds::signed_nanos(duration))
 }
 
 /// A stored time.

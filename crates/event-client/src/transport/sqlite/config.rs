@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 use crate::transport::Provision;
@@ -61,27 +62,27 @@ impl Config {
             Some("normal") => Durability::PageCache,
             Some(_) => return Err(wrong("option `synchronous` takes full or normal", &url)),
         };
-        const AGE: &str = "a number with s, m, h or d, such as 12h";
         const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
+        const DAY: Duration = Duration::from_secs(86_400);
         let max_payload = url.take("max_payload", SIZE)?.map_or(1 << 20, |Size(bytes)| bytes);
         let storage = Storage {
-            retention_age: url
-                .take("retention_age", AGE)?
-                .map_or(Duration::from_secs(7 * 86_400), |Age(age)| age),
+            retention_age: url.take_duration("retention_age", 7 * DAY, Duration::ZERO..=LONGEST)?,
             retention_bytes: url.take("retention_bytes", SIZE)?.map_or(1 << 30, |Size(bytes)| bytes),
-            dedup_window: url.take("dedup_window", AGE)?.map_or(Duration::from_secs(600), |Age(age)| age),
-            busy_timeout: url.take("busy_timeout", AGE)?.map_or(Duration::from_secs(5), |Age(age)| age),
+            dedup_window: url.take_duration(
+                "dedup_window",
+                Duration::from_secs(600),
+                Duration::ZERO..=DAY,
+            )?,
+            busy_timeout: url.take_duration(
+                "busy_timeout",
+                Duration::from_secs(5),
+                Duration::ZERO..=Duration::from_secs(60),
+            )?,
         };
         let provision = Provision::take(&mut url)?;
         url.finish(&KNOWN)?;
         if !(1 << 10..=MAX_PAYLOAD as u64).contains(&max_payload) {
             return Err(wrong("option `max_payload` takes 1k to 64m", &url));
-        }
-        if storage.dedup_window > Duration::from_secs(86_400) {
-            return Err(wrong("option `dedup_window` takes at most 1d", &url));
-        }
-        if storage.busy_timeout > Duration::from_secs(60) {
-            return Err(wrong("option `busy_timeout` takes at most 60s", &url));
         }
         let path = url.rest().strip_prefix("//").unwrap_or(url.rest());
         if path.is_empty() {
@@ -94,32 +95,6 @@ impl Config {
             ));
         }
         Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, provision, storage })
-    }
-}
-
-/// A duration such as `90s` or `7d`.
-struct Age(Duration);
-
-impl FromStr for Age {
-    type Err = ();
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (number, unit) =
-            text.split_at(text.len() - text.bytes().rev().take_while(u8::is_ascii_alphabetic).count());
-        let number: u64 = number.parse().map_err(drop)?;
-        let millis = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(()),
-        };
-        // A thousand years is long enough, and safe to add to any time.
-        number
-            .checked_mul(millis)
-            .filter(|millis| *millis < 86_400_000 * 365_000)
-            .map(|millis| Self(Duration::from_millis(millis)))
-            .ok_or(())
     }
 }
 

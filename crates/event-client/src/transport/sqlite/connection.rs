@@ -28,6 +28,7 @@ use super::schema;
 use super::tail::Tail;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::supervise;
 use crate::transport::{MemoryConfig, MemoryTransport, Provision};
 
 /// Everything that the handles of one file share.
@@ -201,14 +202,29 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         purged: AtomicI64::new(0),
         purging: AtomicBool::new(false),
     });
-    tokio::spawn(Writer::new(database.clone(), writer).run());
-    tokio::spawn(keeper::run(database.clone()));
-    tokio::spawn(remote::run(database.clone(), database.here.clone()));
+    let died = database.clone();
+    let writing = Writer::new(database.clone(), writer).run();
+    tokio::spawn(supervise::run("sqlite writer", writing, move || died.break_off()));
+    let kept = database.clone();
+    tokio::spawn(supervise::again("sqlite keeper", move || keeper::run(kept.clone())));
+    let heard = database.clone();
+    tokio::spawn(supervise::again("sqlite peers", move || keeper::hear(heard.clone())));
+    let called = database.clone();
+    tokio::spawn(supervise::again("sqlite calls", move || remote::run(called.clone(), called.here.clone())));
     database.peers.call();
     Ok(database)
 }
 
 impl Database {
+    /// Nobody writes any more: everything on this file answers that it is closed, until it is opened anew.
+    fn break_off(&self) {
+        self.inbox.close();
+        self.closing.cancel();
+        self.peers.leave();
+        self.finished.cancel();
+        self.wake_here();
+    }
+
     /// Puts a failure of the database into words.
     pub(super) fn explain(&self, error: &sqlx::Error, operation: &'static str) -> Error {
         explain(error, operation, &self.path)

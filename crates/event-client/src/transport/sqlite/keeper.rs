@@ -16,6 +16,7 @@ use super::publish::{self, Segment};
 use super::schema::PARKED;
 use super::subscribe::POLL;
 use super::{remote, takeover};
+use crate::bounds;
 use crate::error::Result;
 use crate::subject::Subject;
 
@@ -28,7 +29,6 @@ const DEAF: Duration = Duration::from_millis(20);
 
 /// Runs until the database closes.
 pub(super) async fn run(database: Arc<Database>) {
-    tokio::spawn(hear(database.clone()));
     let mut purge = Instant::now() + POLL;
     let mut look = Instant::now();
     loop {
@@ -72,7 +72,7 @@ pub(super) async fn run(database: Arc<Database>) {
 }
 
 /// Listens for the other processes.
-async fn hear(database: Arc<Database>) {
+pub(super) async fn hear(database: Arc<Database>) {
     let wait = if database.peers.is_watching() { POLL } else { DEAF };
     loop {
         tokio::select! {
@@ -97,7 +97,7 @@ async fn renew(database: &Arc<Database>, members: &[Arc<Member>]) -> Result<()> 
     let mut renewals = Vec::new();
     for member in members.iter().filter(|member| !member.lost.load(Ordering::Acquire)) {
         let id = member.id.load(Ordering::Acquire);
-        let until = codec::now().saturating_add(member.lease.as_nanos() as i64);
+        let until = codec::now_and(member.lease);
         renewals.push((member, database.inbox.renew(vec![id], until)));
     }
     for (member, renewal) in renewals {
@@ -182,8 +182,8 @@ async fn purge_all(database: &Arc<Database>) -> Result<()> {
             let purged = database.write("purge", move |connection| {
                 Box::pin(async move {
                     let now = codec::now();
-                    let window = storage.dedup_window.as_nanos() as i64;
-                    let age = storage.retention_age.as_nanos() as i64;
+                    let window = bounds::signed_nanos(storage.dedup_window);
+                    let age = bounds::signed_nanos(storage.retention_age);
                     let mut script = Script::default();
                     script.statement("DELETE FROM dedup WHERE id IN (SELECT id FROM dedup WHERE at <= ? LIMIT 10000)");
                     script.bind(now.saturating_sub(window));

@@ -269,8 +269,7 @@ impl Member {
 
 /// When what is to wait for so long is due.
 fn due(after: Duration) -> i64 {
-    let after = i64::try_from(after.as_nanos()).unwrap_or(i64::MAX);
-    codec::now().saturating_add(after).min(PARKED - 1)
+    codec::now_and(after).min(PARKED - 1)
 }
 
 /// [`Settle`] wants `&self`; this is the member with a hand on itself.
@@ -291,7 +290,7 @@ impl Settle for Member {
     fn in_progress(&self, _: Token) -> Confirm<()> {
         let id = self.id.load(Ordering::Acquire);
         *self.told.lock().expect("not poisoned") = Instant::now();
-        let renewed = self.database.inbox.renew(vec![id], codec::now() + self.lease.as_nanos() as i64);
+        let renewed = self.database.inbox.renew(vec![id], codec::now_and(self.lease));
         Confirm::boxed(async move {
             if renewed.await?.is_empty() { Err(lease_lost().during("in progress")) } else { Ok(()) }
         })

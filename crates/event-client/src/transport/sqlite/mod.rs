@@ -151,15 +151,7 @@ impl Transport for SqliteTransport {
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
             let open = self.live("subscribe")?;
-            if spec.lease.is_zero() {
-                return Err(
-                    Error::new(ErrorKind::Config, "a lease must be longer than nothing").during("subscribe")
-                );
-            }
-            if spec.filters.is_empty() {
-                return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern")
-                    .during("subscribe"));
-            }
+            let spec = spec.checked().map_err(|error| error.during("subscribe"))?;
             match spec.mode.clone() {
                 Mode::Broadcast => broadcast::broadcast(open, spec, self.tails.child_token()).await,
                 Mode::Group(group) => {

@@ -12,6 +12,7 @@ use super::codec::{self, SEGMENT_BYTES, SEGMENT_COUNT};
 use super::connection::{Answers, Script};
 use super::error::{Sql, damaged};
 use super::tail::{self, Written};
+use crate::bounds;
 use crate::confirm::Answer;
 use crate::error::Error;
 use crate::message::{Message, Position};
@@ -255,7 +256,7 @@ impl Batch {
         let known = script.statement(
             "SELECT id, position FROM dedup WHERE id IN (SELECT value FROM json_each(?)) AND at > ?",
         );
-        script.bind(ids).bind(self.now.saturating_sub(self.window.as_nanos() as i64));
+        script.bind(ids).bind(self.now.saturating_sub(bounds::signed_nanos(self.window)));
         let answers = script.run(connection).await?;
         let mut seen: HashMap<SmolStr, Option<usize>> = HashMap::new();
         let mut positions: HashMap<SmolStr, Option<i64>> = HashMap::new();

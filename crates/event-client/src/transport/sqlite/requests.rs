@@ -10,6 +10,7 @@ use super::SqliteTransport;
 use super::remote;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
+use crate::supervise;
 use crate::transport::{IncomingRequest, Replies, Requests, Serve, Transport};
 
 impl Requests for SqliteTransport {
@@ -39,7 +40,8 @@ impl Requests for SqliteTransport {
             // In between, so that the others learn when the receiver is dropped. A request's place in the member's
             // credit is held by its responder, so this queue lets nobody take more.
             let (sender, receiver) = mpsc::channel(credit);
-            tokio::spawn(async move {
+            let withdrawn = (open.clone(), id.clone());
+            let serving = async move {
                 loop {
                     let request = tokio::select! {
                         request = incoming.recv() => request,
@@ -52,7 +54,11 @@ impl Requests for SqliteTransport {
                 }
                 drop(incoming);
                 remote::withdraw(&open, id).await;
-            });
+            };
+            tokio::spawn(supervise::run("sqlite serve", serving, move || {
+                // The others must not wait for a member that is no more.
+                tokio::spawn(async move { remote::withdraw(&withdrawn.0, withdrawn.1).await });
+            }));
             Ok(receiver)
         })
     }

@@ -17,6 +17,7 @@ use super::takeover;
 use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
 use crate::subscription::{Feed, Health, Subscription};
+use crate::supervise;
 use crate::transport::{Change, Mode, Provision, Subscribe};
 
 /// The longest wait without a look, for calls that got lost and owners that died.
@@ -34,8 +35,7 @@ pub(super) async fn group(
 ) -> Result<(Arc<Member>, Subscription)> {
     let process = open.peers.me().to_owned();
     let Subscribe { lease, credit, keyed, .. } = spec;
-    let lease = lease.clamp(Duration::from_millis(50), Duration::from_secs(86_400 * 365));
-    let until = codec::now().saturating_add(lease.as_nanos() as i64);
+    let until = codec::now_and(lease);
     let attempt = async || {
         let (spec, process) = (spec.clone(), process.clone());
         let job = open.write("subscribe", move |connection| {
@@ -87,7 +87,12 @@ pub(super) async fn group(
         .expect("not poisoned")
         .insert(member.id.load(Ordering::Acquire), Arc::downgrade(&member));
     open.keeper.notify_one();
-    tokio::spawn(run(open, member.clone(), sender));
+    let ended = (member.idle.clone(), member.left.clone());
+    tokio::spawn(supervise::run("sqlite fetch", run(open, member.clone(), sender), move || {
+        // Its row, which nobody renews, runs out with its lease.
+        ended.0.cancel();
+        ended.1.cancel();
+    }));
     Ok((member, subscription))
 }
 
@@ -215,7 +220,7 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
 async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
     let (group, old) = (member.feed.id, member.id.load(Ordering::Acquire));
     let process = open.peers.me().to_owned();
-    let until = codec::now().saturating_add(member.lease.as_nanos() as i64);
+    let until = codec::now_and(member.lease);
     let joined = open.write("subscribe", move |connection| {
         Box::pin(async move {
             let known = sqlx::query("SELECT 1 FROM consumer_group WHERE id = ?")

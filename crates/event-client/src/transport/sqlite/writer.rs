@@ -63,6 +63,11 @@ impl Inbox {
         result
     }
 
+    /// Takes nothing more; dropped, the answers of what waits say that the bus is closed.
+    pub(super) fn close(&self) {
+        drop(self.with(false, |work| std::mem::replace(work, Work { closed: true, ..Work::default() })));
+    }
+
     /// Whether nothing is taken any more.
     pub(super) fn is_closed(&self) -> bool {
         self.with(false, |work| work.closed)
@@ -195,12 +200,7 @@ impl Writer {
                     if self.round().await {
                         continue;
                     }
-                    let rest = database.inbox.with(false, |work| {
-                        work.closed = true;
-                        std::mem::take(work)
-                    });
-                    // Dropped, their answers say that the bus is closed.
-                    drop(rest);
+                    database.inbox.close();
                     break;
                 }
             }

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use crate::broker::{group, message, open, refused};
 
 mod batches;
+mod durability;
 mod foreign;
 mod logins;
 mod micro;

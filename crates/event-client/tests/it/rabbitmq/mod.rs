@@ -1,5 +1,6 @@
 //! RabbitMQ beyond the exam, on the real server: what is refused, and what comes from elsewhere.
 
+mod consumer_timeout;
 mod foreign;
 mod outage;
 mod refusals;

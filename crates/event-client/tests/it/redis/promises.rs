@@ -4,7 +4,7 @@ use event_client::ErrorKind;
 use event_client::message::Durability;
 use test_servers::Redis;
 
-use super::{message, open};
+use super::{message, open, plain};
 
 async fn publish(url: &str, durability: Durability) -> Result<(), ErrorKind> {
     let bus = open(url).await.expect("opened");
@@ -57,4 +57,45 @@ async fn an_outage_that_nobody_noticed_costs_nothing() {
     bus.publish(message("orders.a", "before")).await.expect("published");
     server.restart().await.expect("restarted");
     bus.publish(message("orders.a", "after")).await.expect("published without a second try");
+}
+
+/// Settings that change while we are connected change the promise.
+#[tokio::test]
+async fn less_durability_set_at_run_time_is_refused_to_who_asks_for_more() {
+    for generation in test_servers::Generation::ALL {
+        let server = Redis::options().generation(generation).fsync().start().await.expect("a server");
+        let bus = open(&server.url()).await.expect("opened");
+        let sent = |durability| {
+            let mut sent = message("orders.a", "x");
+            sent.durability = durability;
+            bus.publish(sent)
+        };
+        sent(Durability::Fsync).await.expect("kept");
+        let mut plain = plain(&server.url()).await;
+        let set = |value: &'static str| {
+            let mut command = redis::cmd("CONFIG");
+            command.arg("SET").arg("appendfsync").arg(value);
+            command
+        };
+        set("everysec").query_async::<()>(&mut plain).await.expect("set");
+        // Whoever comes back from an outage looks at once, others within half a minute.
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("pubsub");
+        kill.query_async::<i64>(&mut plain).await.expect("cut");
+        let error = loop {
+            if let Err(error) = sent(Durability::Fsync).await {
+                break error;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        };
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.to_string().contains("appendfsync always"), "{error}");
+        sent(Durability::PageCache).await.expect("that much is kept");
+        sent(Durability::Default).await.expect("nothing in particular was asked for");
+        set("always").query_async::<()>(&mut plain).await.expect("set back");
+        kill.query_async::<i64>(&mut plain).await.expect("cut");
+        while sent(Durability::Fsync).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -98,9 +97,4 @@ impl GroupState {
             }
         }
     }
-}
-
-/// When a lease that starts now ends.
-pub(in crate::transport::memory) fn lease_end(now: Instant, lease: Duration) -> Instant {
-    now.checked_add(lease).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365))
 }

@@ -19,7 +19,7 @@ mod entry;
 mod members;
 
 pub(super) use entry::Entry;
-pub(super) use members::{Member, lease_end};
+pub(super) use members::Member;
 
 /// Entries of one key, linked from head to tail; only the head may be delivered.
 #[derive(Debug)]

@@ -136,6 +136,7 @@ impl Fetcher {
         connects: &mut tokio::sync::watch::Receiver<u64>,
     ) -> Turn {
         let (stopped, gone) = (self.feed.stopped().clone(), self.feed.gone().clone());
+        let closed = self.member.connection.closed.clone();
         let mut renew = Instant::now() + self.member.lease() / 3;
         let mut rescan = Instant::now() + RESCAN;
         let mut batch = Vec::with_capacity(BATCH);
@@ -183,6 +184,7 @@ impl Fetcher {
                 () = tokio::time::sleep_until(next) => Turn::Go,
                 _ = closing.changed() => Turn::Stop,
                 () = stopped.cancelled() => Turn::Stop,
+                () = closed.cancelled() => Turn::Stop,
             };
             match turn {
                 Turn::Go => {}

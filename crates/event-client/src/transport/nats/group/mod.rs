@@ -14,6 +14,7 @@ use super::connection::Connection;
 use super::keyed::Mark;
 use super::state::Stored;
 use super::topology::{self, Kind, token};
+use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Pattern, Subject};
 use crate::transport::topology::compare_group;
@@ -102,7 +103,7 @@ impl From {
             Self::All => config["deliver_policy"] = json!("all"),
             Self::Time(time) => {
                 config["deliver_policy"] = json!("by_start_time");
-                config["opt_start_time"] = json!(time);
+                config["opt_start_time"] = json!(reachable(*time));
             }
             Self::Sequence(sequence) => {
                 config["deliver_policy"] = json!("by_start_sequence");
@@ -117,7 +118,7 @@ impl Record {
         Self {
             filters: spec.filters.iter().map(|filter| filter.as_str().into()).collect(),
             keyed: spec.keyed,
-            lease_ms: millis(spec.lease),
+            lease_ms: bounds::millis(spec.lease),
             epoch: 0,
             from: From::new(spec.start),
             past: Vec::new(),
@@ -138,7 +139,7 @@ impl Record {
     }
 
     pub(super) fn lease(&self) -> Duration {
-        Duration::from_millis(self.lease_ms)
+        bounds::bounded(Duration::from_millis(self.lease_ms))
     }
 
     /// Whether a wildcard stands for the topic.
@@ -172,6 +173,11 @@ fn patterns(filters: &[SmolStr]) -> Vec<Pattern> {
     filters.iter().filter_map(|text| Pattern::new(text).ok()).collect()
 }
 
+/// `time` as the server can count it: in nanoseconds since 1970, and with four digits for the year.
+fn reachable(time: Timestamp) -> Timestamp {
+    time.clamp(Timestamp::UNIX_EPOCH, bounds::time_from_now(bounds::LONGEST).max(Timestamp::UNIX_EPOCH))
+}
+
 /// What no consumer of ours is, and none can be changed to: made by somebody else under our name.
 fn foreign(config: &Value) -> Option<String> {
     let text = |setting: &str| config.get(setting).and_then(Value::as_str).unwrap_or_default();
@@ -182,10 +188,6 @@ fn foreign(config: &Value) -> Option<String> {
             Some(format!("ack_policy is {policy}, must be explicit; an operator has to delete it"))
         }
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Whether some subject of `topic` may match.
@@ -246,7 +248,7 @@ impl Connection {
                         self.change(group, &mut next, spec).await?;
                     }
                     if provision.creates() {
-                        next.lease_ms = millis(spec.lease);
+                        next.lease_ms = bounds::millis(spec.lease);
                     }
                     let same = !follows && next.lease_ms == known.lease_ms;
                     if same {

@@ -10,6 +10,7 @@ use smol_str::SmolStr;
 use tokio::time::Instant;
 
 use super::progress::{Mark, Tried};
+use crate::bounds;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
 use crate::transport::lanes::Lanes;
@@ -86,7 +87,7 @@ impl Hand {
         let left = due.saturating_sub(Timestamp::now().as_millisecond());
         match u64::try_from(left) {
             Ok(left) if left > 0 => {
-                self.waiting.push(Reverse((Instant::now() + Duration::from_millis(left), token)));
+                self.waiting.push(Reverse((bounds::from_now(Duration::from_millis(left)), token)));
             }
             _ => self.ready.push_back(token),
         }
@@ -171,7 +172,7 @@ impl Hand {
     /// Failed: it goes again after `after`, and its key waits for it.
     pub(super) fn retry(&mut self, token: Token, after: Duration) {
         let now = Timestamp::now().as_millisecond();
-        let after = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
+        let after = bounds::signed_millis(after);
         if let Some(tried) = self.tried(token) {
             tried.due = if after == 0 { 0 } else { now.saturating_add(after) };
             if tried.first == 0 {

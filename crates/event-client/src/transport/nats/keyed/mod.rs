@@ -34,6 +34,7 @@ use crate::delivery::{Settle, Settlement, Token};
 use crate::error::Result;
 use crate::subject::Group;
 use crate::subscription::Subscription;
+use crate::supervise;
 
 mod hand;
 mod lead;
@@ -88,10 +89,15 @@ pub(super) async fn subscribe(
         ended: watch::Sender::new(false),
     });
     let task = task::Task::open(&member, feed, record, ordered).await?;
+    let ended = member.clone();
     let participant: Arc<dyn Participant> = member;
     connection.take_up(&participant);
     connection.tasks.spawn(async move {
-        task.run().await;
+        supervise::run("nats keyed group", task.run(), || {
+            ended.live.store(false, Ordering::Release);
+            ended.ended.send_replace(true);
+        })
+        .await;
         drop(participant);
     });
     Ok(subscription)

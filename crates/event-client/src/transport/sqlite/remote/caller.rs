@@ -29,7 +29,7 @@ pub(in super::super) async fn call(
     within: Duration,
 ) -> Result<Replies> {
     let id = SmolStr::new(uuid::Uuid::now_v7().to_string());
-    let expires = codec::now().saturating_add(i64::try_from(within.as_nanos()).unwrap_or(i64::MAX));
+    let expires = codec::now_and(within);
     let (frames, replies) = mpsc::channel(FRAMES + 1);
     let gone = CancellationToken::new();
     let process = loop {

@@ -145,7 +145,9 @@ async fn answer(
     expires: i64,
     message: Message,
 ) {
-    let Ok(within) = u64::try_from(expires - codec::now()).map(Duration::from_nanos) else { return };
+    let Ok(within) = u64::try_from(expires.saturating_sub(codec::now())).map(Duration::from_nanos) else {
+        return;
+    };
     let mut replies = match here.requests().call(message, within).await {
         Ok(replies) => replies,
         Err(error) => return drop(send(database, id, caller, expires, vec![Err(error)]).await),

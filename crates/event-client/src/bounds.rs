@@ -1,0 +1,97 @@
+//! Durations and times that users give, kept within what every clock, store and broker can hold.
+//!
+//! One place decides it, so that no sum of a user's number can overflow: a panic there would end a task that others need.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::Instant;
+
+/// The longest duration that the library keeps: 100 years of 365 days. A longer one counts as this one.
+///
+/// It fits every clock, also in nanoseconds since 1970 as a signed 64-bit number, which is what SQLite's rows and NATS
+/// hold, and in milliseconds as a double, which is what Redis' sorted sets hold.
+pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// `duration`, at most [`LONGEST`].
+pub(crate) fn bounded(duration: Duration) -> Duration {
+    duration.min(LONGEST)
+}
+
+/// `duration` after `start`.
+pub(crate) fn later(start: Instant, duration: Duration) -> Instant {
+    start + bounded(duration)
+}
+
+/// `duration` from now.
+pub(crate) fn from_now(duration: Duration) -> Instant {
+    later(Instant::now(), duration)
+}
+
+/// `duration` from now by the wall clock.
+pub(crate) fn time_from_now(duration: Duration) -> Timestamp {
+    let duration = SignedDuration::try_from(bounded(duration)).unwrap_or(SignedDuration::MAX);
+    // The wall clock itself may be set to the calendar's end.
+    Timestamp::now().checked_add(duration).unwrap_or(Timestamp::MAX)
+}
+
+/// What is left until `time`, at most [`LONGEST`]; nothing when it has passed.
+pub(crate) fn left_until(time: Timestamp) -> Duration {
+    bounded(Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default())
+}
+
+/// Whole milliseconds, rounded up: never earlier than asked for.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    let duration = bounded(duration);
+    duration.as_secs() * 1000 + u64::from(duration.subsec_nanos().div_ceil(1_000_000))
+}
+
+/// Whole milliseconds, rounded up, for stores and brokers that count in signed numbers.
+pub(crate) fn signed_millis(duration: Duration) -> i64 {
+    millis(duration).cast_signed()
+}
+
+/// `duration` in whole milliseconds, rounded up.
+pub(crate) fn whole_millis(duration: Duration) -> Duration {
+    Duration::from_millis(millis(duration))
+}
+
+/// Nanoseconds for stores and brokers that count in signed numbers.
+pub(crate) fn signed_nanos(duration: Duration) -> i64 {
+    let duration = bounded(duration);
+    duration.as_secs().cast_signed() * 1_000_000_000 + i64::from(duration.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_duration_overflows_and_none_becomes_shorter_than_asked() {
+        for duration in [
+            Duration::ZERO,
+            Duration::from_nanos(1),
+            Duration::from_millis(i64::MAX as u64),
+            Duration::from_secs(u64::MAX),
+            Duration::MAX,
+        ] {
+            let kept = bounded(duration);
+            assert!(u128::from(millis(duration)) >= kept.as_millis(), "{duration:?}");
+            assert_eq!(u128::from(signed_millis(duration).unsigned_abs()), u128::from(millis(duration)));
+            assert_eq!(u128::from(signed_nanos(duration).unsigned_abs()), kept.as_nanos());
+            assert!(from_now(duration) >= Instant::now() || duration.is_zero());
+            assert!(time_from_now(duration) <= Timestamp::MAX);
+            assert!(later(from_now(duration), Duration::MAX) > Instant::now());
+        }
+        assert_eq!((millis(Duration::ZERO), millis(Duration::from_nanos(1))), (0, 1));
+    }
+
+    #[test]
+    fn both_ends_of_the_calendar_are_in_reach() {
+        assert_eq!(left_until(Timestamp::MIN), Duration::ZERO);
+        assert_eq!(left_until(Timestamp::MAX), LONGEST);
+        assert!(
+            Timestamp::now().as_nanosecond() + i128::from(signed_nanos(Duration::MAX)) < i128::from(i64::MAX)
+        );
+    }
+}

@@ -1,0 +1,69 @@
+//! What a confirmed publish survives, read from the stream itself: whoever made it may have chosen otherwise than our URL.
+
+use serde_json::Value;
+
+use super::config::{Config, Storage};
+use super::connection::Connection;
+use super::topology::StreamInfo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::Durability;
+
+/// A stream's setting of 2.12: `async` confirms before the write, whatever the server's `sync_interval`.
+pub(super) const PERSIST_MODE: &str = "persist_mode";
+/// Its value that keeps no promise.
+pub(super) const ASYNC: &str = "async";
+
+/// What the URL promises. How often the server syncs is not told to clients: `sync=always` is the operator's word.
+pub(super) fn promised(config: &Config) -> Durability {
+    match config.storage {
+        Storage::Memory => Durability::Default,
+        Storage::File if config.sync_always => Durability::Fsync,
+        Storage::File => Durability::PageCache,
+    }
+}
+
+/// Why a stream with this configuration confirms what it does not keep; `None` when it keeps what a server does.
+pub(super) fn flaw(stream: &Value) -> Option<&'static str> {
+    let is = |setting: &str, value: &str| stream.get(setting).and_then(Value::as_str) == Some(value);
+    if is("storage", Storage::Memory.as_str()) {
+        return Some("it is kept in memory, and all of it is lost when the server stops");
+    }
+    is(PERSIST_MODE, ASYNC)
+        .then_some("its `persist_mode` is `async`, which confirms before the message is written")
+}
+
+impl Connection {
+    /// Refuses a stream that keeps less than this connection promises, whatever `provision` says.
+    pub(super) fn keeps_promise(&self, stream: &str, info: &StreamInfo) -> Result<()> {
+        match flaw(&info.config) {
+            Some(flaw) if promised(&self.config) > Durability::Default => {
+                let text =
+                    format!("the stream cannot keep what is promised to publishers: {flaw}; make it anew");
+                Err(Error::new(ErrorKind::Unsupported, text).with("stream", stream))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_is_what_url_and_stream_give_together() {
+        let promise = |url: &str| promised(&Config::read(url.parse().unwrap()).unwrap());
+        assert_eq!(promise("nats://a"), Durability::PageCache);
+        assert_eq!(promise("nats://a?sync=always"), Durability::Fsync);
+        assert_eq!(promise("nats://a?storage=memory"), Durability::Default);
+        for (stream, word) in [
+            (serde_json::json!({"storage": "memory"}), Some("memory")),
+            (serde_json::json!({"storage": "file", "persist_mode": "async"}), Some("async")),
+            (serde_json::json!({"storage": "file", "persist_mode": "default"}), None),
+            (serde_json::json!({"storage": "file"}), None),
+        ] {
+            assert_eq!(flaw(&stream).is_some(), word.is_some(), "{stream}");
+            assert!(flaw(&stream).unwrap_or_default().contains(word.unwrap_or_default()), "{stream}");
+        }
+    }
+}
