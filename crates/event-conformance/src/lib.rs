@@ -35,6 +35,7 @@ mod expiry;
 mod extremes;
 mod fan_out;
 mod faults;
+mod filters;
 mod headers;
 mod lease;
 mod limits;
@@ -63,6 +64,7 @@ pub fn cases() -> Vec<Case> {
         competing::cases(),
         start::cases(),
         provision::cases(),
+        filters::cases(),
         ordering::cases(),
         settle::cases(),
         redelivery::cases(),

@@ -7,6 +7,7 @@ use event_client::Subscription;
 use event_client::confirm::Confirm;
 use event_client::delivery::Delivery;
 use event_client::subject::{Group, Pattern};
+use event_client::subscription::Health;
 use event_client::transport::{self, Start};
 use serde_json::json;
 use terminal::{Output, note};
@@ -50,9 +51,16 @@ async fn receive(
     let mut left = limit.unwrap_or(u64::MAX);
     let mut acks = VecDeque::new();
     let mut stop = std::pin::pin!(interrupted());
+    let mut health = subscription.health();
     while left > 0 {
         let batch = tokio::select! {
             batch = next_batch(&subscription, left.min(BATCH)) => batch,
+            Ok(()) = health.changed() => {
+                if let Health::Rebuilding(why) = &*health.borrow_and_update() {
+                    note(&output.dim(&format!("nothing can be received now: {why}")));
+                }
+                continue;
+            }
             () = &mut stop => break,
         };
         if batch.is_empty() {
@@ -66,9 +74,18 @@ async fn receive(
         acks.extend(batch.into_iter().map(Delivery::ack));
         confirm(&mut acks, WINDOW).await?;
     }
+    // Whoever waited for what could not come was not served.
+    let deaf = match &*health.borrow() {
+        Health::Rebuilding(why) if left > 0 => Some(why.clone()),
+        _ => None,
+    };
     subscription.stop();
     confirm(&mut acks, 0).await?;
-    Ok(bus.close().await?)
+    bus.close().await?;
+    match deaf {
+        Some(why) => bail!("nothing could be received at the end: {why}"),
+        None => Ok(()),
+    }
 }
 
 /// The next delivery and those that are here already; empty when the subscription has ended.

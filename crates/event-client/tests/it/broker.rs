@@ -9,7 +9,8 @@ use event_client::envelope::Meta;
 use event_client::message::Message;
 use event_client::service::{self, Attempt, Handler, Msg, Outcome, RetryPolicy, Running, Service, State};
 use event_client::subject::{Group, Pattern, Subject};
-use event_client::transport::{self, Subscribe, Transport};
+use event_client::subscription::{Health, Subscription};
+use event_client::transport::{self, Action, Change, Subscribe, Topology, Transport};
 use event_client::{ErrorKind, Result};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -74,4 +75,47 @@ pub(crate) async fn same_event(taken: &mut UnboundedReceiver<Taken>, deliveries:
     assert_eq!((first.1.source.as_str(), first.1.kind.as_str()), ("unknown", "orders.placed.v1"));
     assert!(first.1.time.is_some(), "{:?}", first.1);
     first
+}
+
+/// Publishes a message of this subject, which the subscription must get next, and acknowledges it.
+pub(crate) async fn passes(bus: &Arc<dyn Transport>, subscription: &Subscription, subject: &str, text: &str) {
+    bus.publish(message(subject, text)).await.expect("confirmed");
+    gets(subscription, text).await;
+}
+
+/// The next delivery must have this text; it is acknowledged.
+pub(crate) async fn gets(subscription: &Subscription, text: &str) {
+    let delivery = subscription.next().await.expect("a delivery");
+    assert_eq!(String::from_utf8_lossy(&delivery.message().payload), text);
+    delivery.ack().await.expect("acknowledged");
+}
+
+/// Waits until a subscription says what is wrong with it, in this word.
+pub(crate) async fn suffers(subscription: &Subscription, word: &str) {
+    let mut health = subscription.health();
+    let told = |health: &Health| matches!(health, Health::Rebuilding(why) if why.contains(word));
+    health.wait_for(told).await.expect("it goes on");
+}
+
+/// Waits until a subscription makes progress.
+pub(crate) async fn recovers(subscription: &Subscription) {
+    subscription.health().wait_for(|health| *health == Health::Live).await.expect("it goes on");
+}
+
+/// What a plan says of the needs of this subscription.
+pub(crate) async fn planned(bus: &Arc<dyn Transport>, spec: &Subscribe) -> Vec<Change> {
+    let mut topology = Topology::default();
+    topology.add(spec);
+    bus.admin().plan(topology).await.expect("a plan")
+}
+
+/// The plan must name this object, and `apply` must make it so.
+pub(crate) async fn is_planned_and_applied(bus: &Arc<dyn Transport>, spec: &Subscribe, object: &str) {
+    let changes = planned(bus, spec).await;
+    assert!(changes.iter().any(|change| change.object.contains(object)), "{changes:?}");
+    assert!(changes.iter().all(|change| change.action != Action::Blocked), "{changes:?}");
+    let mut topology = Topology::default();
+    topology.add(spec);
+    assert_eq!(bus.admin().apply(topology).await.expect("applied"), changes);
+    assert_eq!(planned(bus, spec).await, []);
 }

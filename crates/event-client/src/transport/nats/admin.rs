@@ -20,8 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::topology::compare_group;
 use crate::transport::{
-    Action, Admin, Change, DeadLetter, DeadLetterFilter, Finding, GroupStatus, Mode, Provision, Start,
-    Topology,
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Difference, Finding, GroupStatus, Mode, Provision,
+    Start, Topology,
 };
 
 fn unknown(group: &Group) -> Error {
@@ -133,6 +133,7 @@ impl Connection {
                 from: From::new(start),
                 past: Vec::new(),
                 starts: Default::default(),
+                made: Default::default(),
                 ..old.clone()
             };
             if self.write(&self.group_subject(group), &new, stored.sequence).await?.is_none() {
@@ -141,7 +142,7 @@ impl Connection {
             self.depose(group, new.epoch).await?;
             self.drop_consumers(group, &old).await?;
             let Some(stored) = self.group(group).await? else { return Ok(()) };
-            self.provide(group, &stored.value, Provision::Create).await?;
+            self.provide(group, stored.value, Provision::Create).await?;
             return Ok(());
         }
     }
@@ -176,8 +177,8 @@ impl Connection {
             self.delete_consumer(&self.names.work(), &topology::consumer(group, 0)).await?;
         }
         let state = self.names.state();
-        self.purge(&state, &self.names.record("leader", &token(group.as_str()))).await?;
-        self.purge(&state, &subject).await
+        // The record stays and says that the group was deleted: one that is missing is made again by its members.
+        self.purge(&state, &self.names.record("leader", &token(group.as_str()))).await
     }
 
     async fn plan(self: &Arc<Self>, topology: &Topology) -> Result<Vec<Change>> {
@@ -194,6 +195,24 @@ impl Connection {
             let filters = known.as_ref().map(Record::patterns);
             let is = known.as_ref().zip(filters.as_deref()).map(|(record, filters)| (filters, record.keyed));
             changes.extend(compare_group(&spec, is));
+            if let Some(record) = known {
+                changes.extend(self.missing_consumers(group, &record).await?);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Consumers that a group needs and that are not there.
+    async fn missing_consumers(&self, group: &Group, record: &Record) -> Result<Vec<Change>> {
+        let name = topology::consumer(group, record.epoch);
+        let mut changes = Vec::new();
+        let topics = if record.keyed { Vec::new() } else { self.topics_of(record).await? };
+        for stream in topics.iter().map(|topic| self.names.stream(topic)) {
+            if self.consumer_info(&stream, &name).await?.is_none() {
+                let of = Difference::new("group", None, group.to_string());
+                let object = format!("consumer {name} of stream {stream}");
+                changes.push(Change::new(object, Action::Create, vec![of]));
+            }
         }
         Ok(changes)
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::Subscriber;
 use futures_util::{FutureExt, StreamExt};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 use smol_str::SmolStr;
@@ -46,6 +47,8 @@ struct Listener {
 
 /// How far a topic is heard.
 struct Place {
+    /// When its stream was created.
+    made: Option<Timestamp>,
     /// The next message, by its place in the stream.
     next: u64,
     /// How many the present consumer handed out that arrived.
@@ -72,12 +75,6 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         places: HashMap::new(),
         trouble: Trouble::default(),
     };
-    for topic in listener.filters.iter().filter_map(Pattern::topic) {
-        if !connection.topics_seen.is_ready(topic) {
-            let batches = connection.ensure_topic(topic).await?;
-            connection.topics_seen.ready(topic, batches);
-        }
-    }
     listener.scan().await?;
     // What comes to be from now on is new from its beginning.
     if listener.start == Start::New {
@@ -125,14 +122,20 @@ impl Listener {
         if let [filter] = topology::cover(reaching, topic, false).as_slice() {
             config["filter_subject"] = json!(self.connection.names.event(filter));
         }
+        let made = self.connection.stand(topic).await?;
         let from = match self.places.get(topic) {
-            Some(place) => From::Sequence(place.next),
+            Some(place) if place.made == made => From::Sequence(place.next),
+            // The stream was deleted and made again: all that is in it is new.
+            Some(_) => {
+                self.places.remove(topic);
+                From::All
+            }
             None => From::new(self.start),
         };
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
         let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
-        let first = Place { next: created.delivered.stream_seq + 1, turn: 0 };
+        let first = Place { made, next: created.delivered.stream_seq + 1, turn: 0 };
         self.places.entry(topic.into()).or_insert(first).turn = 0;
         Ok(created.name)
     }
@@ -207,7 +210,7 @@ impl Listener {
             self.trouble("messages were lost on their way");
             return self.renew().await;
         }
-        *place = Place { next: ack.sequence + 1, turn: ack.turn };
+        (place.next, place.turn) = (ack.sequence + 1, ack.turn);
         let Some(subject) = wire::subject(&self.connection.names, &message.subject) else { return };
         if !self.filters.iter().any(|filter| filter.matches(&subject)) {
             return;
@@ -247,11 +250,8 @@ impl Listener {
     /// connection again.
     async fn go_back(&mut self, source: &Arc<Source>, delivered: u64) {
         let Some(topic) = self.connection.names.topic(&source.stream).map(SmolStr::new) else { return };
-        let Some(mut next) =
-            self.places.get(&topic).map(|place| place.next).filter(|next| *next <= delivered)
-        else {
-            return;
-        };
+        let Some(place) = self.places.get(&topic).filter(|place| place.next <= delivered) else { return };
+        let (made, mut next) = (place.made, place.next);
         while next <= delivered {
             let raw = match self.connection.read_raw(&source.stream, json!({ "seq": next })).await {
                 Ok(raw) => raw,
@@ -274,7 +274,7 @@ impl Listener {
             }
             next += 1;
         }
-        self.places.insert(topic, Place { next, turn: 0 });
+        self.places.insert(topic, Place { made, next, turn: 0 });
         self.pulls.remove(source);
         let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
     }

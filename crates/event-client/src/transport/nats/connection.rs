@@ -59,7 +59,7 @@ pub(super) struct Connection {
     /// Set once the stream of dead letters is known to be there.
     pub(super) dead_ready: std::sync::OnceLock<()>,
     /// The same of the stream of delayed messages.
-    pub(super) work_ready: std::sync::OnceLock<()>,
+    pub(super) work_ready: std::sync::atomic::AtomicBool,
     /// Set once this connection hears of new topics and moves delayed messages.
     pub(super) mover: tokio::sync::OnceCell<()>,
     next: AtomicU64,
@@ -148,7 +148,7 @@ impl Connection {
             services: super::services::Services::default(),
             present: tokio::sync::OnceCell::new(),
             dead_ready: std::sync::OnceLock::new(),
-            work_ready: std::sync::OnceLock::new(),
+            work_ready: std::sync::atomic::AtomicBool::new(false),
             mover: tokio::sync::OnceCell::new(),
             next: AtomicU64::new(1),
         });

@@ -57,7 +57,15 @@ pub(super) async fn bury(
     // Said twice, it is stored once.
     put(wire::DEDUP_ID, &burial.id);
     let subject = connection.names.dead_letter(group, message.subject.topic());
-    connection.courier.store(subject, headers, message.payload.clone()).await.map(drop)
+    let store = || connection.courier.store(subject.clone(), headers.clone(), message.payload.clone());
+    match store().await {
+        // Nobody answers: the stream may have been deleted.
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            connection.ensure_stream(Kind::Dead).await?;
+            store().await.map(drop)
+        }
+        stored => stored.map(drop),
+    }
 }
 
 /// The original behind a copy, and what is known of it.
@@ -85,8 +93,10 @@ pub(super) async fn ensure_replays(connection: &Connection, group: &Group, recor
         return Ok(()); // its leader reads by itself, see `keyed/`
     }
     let (stream, name) = (connection.names.work(), topology::consumer(group, 0));
-    let filter = connection.names.replayed(group);
-    connection.put_consumer(&stream, &name, &[filter], &From::All, record.lease(), Provision::Create).await
+    let filters = [connection.names.replayed(group)];
+    let made =
+        connection.put_consumer(&stream, &name, &filters, &From::All, record.lease(), Provision::Create);
+    made.await.map(drop)
 }
 
 /// A letter as the API told it.

@@ -2,6 +2,7 @@
 //! then published as any other. Every connection with subscriptions helps to move what is due.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Subject as NatsSubject;
@@ -24,6 +25,8 @@ use crate::transport::{Provision, Receipt, wire as names};
 
 const CONSUMER: &str = "delay";
 const LEASE: Duration = Duration::from_secs(30);
+/// Pause before the consumer is looked for again that could not be asked.
+const INTERRUPTED: Duration = Duration::from_millis(250);
 /// Messages that one connection moves at a time.
 const ROOM: usize = 64;
 /// Whether the message asked for a dedup id, which it then has in its topic as well.
@@ -57,18 +60,27 @@ async fn store(connection: &Arc<Connection>, message: Message) -> Result<Receipt
     ensure(connection, connection.config.provision).await?;
     connection.topic_for_later(message.subject.topic()).await?;
     let subject = connection.names.delayed(&uuid::Uuid::now_v7().simple().to_string());
-    connection.courier.store(subject, headers, message.payload).await
+    let store = || connection.courier.store(subject.clone(), headers.clone(), message.payload.clone());
+    match store().await {
+        // Nobody answers: the stream may have been deleted.
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            connection.work_ready.store(false, Ordering::Release);
+            ensure(connection, connection.config.provision).await?;
+            store().await
+        }
+        stored => stored,
+    }
 }
 
 async fn ensure(connection: &Connection, provision: Provision) -> Result<()> {
-    if connection.work_ready.get().is_some() {
+    if connection.work_ready.load(Ordering::Acquire) {
         return Ok(());
     }
     connection.ensure_stream(Kind::Work).await?;
     let filter = format!("{}.sys.delay.>", connection.config.namespace);
     let stream = connection.names.work();
     connection.put_consumer_with(&stream, CONSUMER, &[filter], &From::All, LEASE, -1, provision).await?;
-    let _ = connection.work_ready.set(());
+    connection.work_ready.store(true, Ordering::Release);
     connection.tell_news();
     Ok(())
 }
@@ -133,17 +145,22 @@ impl Mover {
                 self.look().await;
                 look = Instant::now() + Duration::from_secs(30);
             }
-            let (wake, _) = self.pulls.top_up(ROOM);
+            let (wake, mut interrupted) = self.pulls.top_up(ROOM);
             let next = wake.unwrap_or(look);
             tokio::select! {
                 message = self.messages.next() => match message {
-                    Some(message) => self.take(message),
+                    Some(message) => interrupted |= self.take(message),
                     None => return,
                 },
                 news = self.news.next() => if news.is_some() { look = Instant::now() } else { return },
                 _ = connects.changed() => self.pulls.forget(),
                 () = tokio::time::sleep_until(next) => {}
                 () = closed.cancelled() => return,
+            }
+            if interrupted {
+                // The consumer may not stand any more.
+                self.pulls.clear();
+                look = look.min(Instant::now() + INTERRUPTED);
             }
         }
     }
@@ -156,16 +173,23 @@ impl Mover {
         }
     }
 
-    fn take(&mut self, message: async_nats::Message) {
+    /// Takes what came; whether it says that the consumer cannot be asked now.
+    fn take(&mut self, message: async_nats::Message) -> bool {
         if let Some(status) = message.status {
-            if let Said::Trouble(text) = self.pulls.status(&message, status) {
+            let said = self.pulls.status(&message, status);
+            if let Said::Trouble(text) = &said {
                 tracing::debug!(error = text, "moving delayed messages is interrupted");
             }
-            return;
+            return matches!(said, Said::Trouble(_));
         }
-        let (Some(connection), Some(reply)) = (self.connection.upgrade(), message.reply.clone()) else {
-            return;
-        };
+        if let Some(reply) = message.reply.clone() {
+            self.move_or_wait(message, reply);
+        }
+        false
+    }
+
+    fn move_or_wait(&mut self, message: async_nats::Message, reply: NatsSubject) {
+        let Some(connection) = self.connection.upgrade() else { return };
         let Some(ack) = wire::AckInfo::read(&reply) else { return };
         if self.pulls.received(ack.stream, ack.consumer, Instant::now()).is_none() {
             return;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_nats::Subject as NatsSubject;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use slab::Slab;
 use smol_str::SmolStr;
 use tokio::sync::{Notify, mpsc, watch};
@@ -14,8 +15,10 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::doubt::Spoken;
+use super::group::{ConsumerInfo, From};
 use super::presence::{MemberStatus, Participant};
 use crate::bounds;
+use super::wire::AckInfo;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
 use crate::subject::Group;
@@ -42,8 +45,8 @@ pub(super) struct Member {
 
 /// What the fetching task is told.
 pub(super) enum Order {
-    /// The group's record changed.
-    Changed,
+    /// What it fetches from may not stand any more.
+    Doubt,
 }
 
 /// Where a member fetches: a consumer of a stream.
@@ -57,6 +60,10 @@ pub(super) struct Source {
     pub(super) spoken: Spoken,
     /// The highest place that it has sent.
     highest: AtomicU64,
+    /// When it was created, which tells it from another of its name.
+    created: Option<Timestamp>,
+    /// Everything up to here was settled when the consumer was last asked.
+    floor: AtomicU64,
 }
 
 impl Source {
@@ -67,7 +74,32 @@ impl Source {
             copies,
             spoken: Spoken::default(),
             highest: AtomicU64::default(),
+            created: None,
+            floor: AtomicU64::default(),
         }
+    }
+
+    /// A group's consumer as the server describes it.
+    pub(super) fn of(stream: String, consumer: String, copies: bool, info: &ConsumerInfo) -> Self {
+        let floor = AtomicU64::new(info.ack_floor.stream_seq);
+        Self { created: info.created, floor, ..Self::new(stream, consumer, copies) }
+    }
+
+    /// Whether this is the same consumer; if so, how far it is counts from now on.
+    pub(super) fn is_still(&self, info: &ConsumerInfo) -> bool {
+        let same = self.created == info.created;
+        if same {
+            self.floor.fetch_max(info.ack_floor.stream_seq, Ordering::Relaxed);
+        }
+        same
+    }
+
+    /// Where another consumer goes on in its place, in the stream that was created then; `None` when that is another
+    /// stream than this one's.
+    pub(super) fn successor(&self, stream_created: Option<Timestamp>) -> Option<From> {
+        let same_stream =
+            stream_created.zip(self.created).is_some_and(|(stream, consumer)| stream <= consumer);
+        same_stream.then(|| From::Sequence(self.floor.load(Ordering::Relaxed) + 1))
     }
 }
 
@@ -76,8 +108,8 @@ impl Source {
 pub(super) struct Hand {
     entries: Slab<Entry>,
     generation: u32,
-    /// What was settled for good last, by source and place.
-    settled: VecDeque<(usize, u64)>,
+    /// What was settled for good last, by source, place and time of publication.
+    settled: VecDeque<(usize, u64, i64)>,
 }
 
 /// What the hand knows of a message that arrives.
@@ -99,6 +131,8 @@ pub(super) struct Entry {
     generation: u32,
     pub(super) source: Arc<Source>,
     pub(super) sequence: u64,
+    /// When it was stored there, in Unix nanoseconds: a stream that is made again has others at the same places.
+    pub(super) time: i64,
     /// Where its settlement goes.
     pub(super) ack: NatsSubject,
     pub(super) delivered: u64,
@@ -216,20 +250,21 @@ impl Hand {
     }
 
     /// It is settled for good.
-    pub(super) fn remember(&mut self, source: &Arc<Source>, sequence: u64) {
+    pub(super) fn remember(&mut self, source: &Arc<Source>, sequence: u64, time: i64) {
         if self.settled.len() == REMEMBERED {
             self.settled.pop_front();
         }
-        self.settled.push_back((Arc::as_ptr(source) as usize, sequence));
+        self.settled.push_back((Arc::as_ptr(source) as usize, sequence, time));
     }
 
     /// What is known of a message that comes now. An acknowledgement may be lost with its connection, and servers of 2.9
     /// hand out a message once more, as if for the first time, when its redelivery met no open pull.
-    pub(super) fn seen(&mut self, source: &Arc<Source>, sequence: u64, delivered: u64) -> Seen {
-        if delivered == 1 && sequence > source.highest.fetch_max(sequence, Ordering::Relaxed) {
+    pub(super) fn seen(&mut self, source: &Arc<Source>, info: &AckInfo<'_>) -> Seen {
+        let sequence = info.sequence;
+        if info.delivered == 1 && sequence > source.highest.fetch_max(sequence, Ordering::Relaxed) {
             return Seen::Never;
         }
-        let settled = self.settled.contains(&(Arc::as_ptr(source) as usize, sequence));
+        let settled = self.settled.contains(&(Arc::as_ptr(source) as usize, sequence, info.time));
         if settled { Seen::Settled } else { Seen::Perhaps }
     }
 
@@ -261,9 +296,8 @@ impl Entry {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         source: Arc<Source>,
-        sequence: u64,
+        place: &AckInfo<'_>,
         ack: NatsSubject,
-        delivered: u64,
         message: Message,
         info: DeliveryInfo,
         first_ms: i64,
@@ -273,9 +307,10 @@ impl Entry {
         Self {
             generation: 0,
             source,
-            sequence,
+            sequence: place.sequence,
+            time: place.time,
             ack,
-            delivered,
+            delivered: place.delivered,
             message: Arc::new(message),
             info,
             first_ms,

@@ -65,12 +65,16 @@ impl Connection {
                         }
                     }
                 });
-                let record = self.names.record("conn", &self.id);
-                self.write(&record, &Present { pid: std::process::id() }, 0).await?;
-                Ok(())
+                self.announce().await
             })
             .await
             .map(drop)
+    }
+
+    /// Writes down that this connection is there; once more after the state stream was lost.
+    pub(super) async fn announce(&self) -> Result<()> {
+        let record = self.names.record("conn", &self.id);
+        self.write(&record, &Present { pid: std::process::id() }, 0).await.map(drop)
     }
 
     pub(super) async fn be_absent(&self) {

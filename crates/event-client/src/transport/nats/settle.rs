@@ -93,7 +93,7 @@ impl Member {
         }
         let entry = hand.remove(token).ok_or_else(lost)?;
         if for_good {
-            hand.remember(&entry.source, entry.sequence);
+            hand.remember(&entry.source, entry.sequence, entry.time);
         }
         Ok(entry)
     }
@@ -114,7 +114,7 @@ impl Member {
             let rejected = matches!(settlement, Settlement::Reject(_));
             let result = steps.take(&entry, settlement).await;
             if rejected && result.is_ok() {
-                busy.0.hand().remember(&entry.source, entry.sequence);
+                busy.0.hand().remember(&entry.source, entry.sequence, entry.time);
             }
             let _ = answer.send(result.map_err(|error| error.during("settle")));
             drop(busy);

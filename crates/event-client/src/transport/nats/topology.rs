@@ -163,6 +163,9 @@ fn covers(wide: &str, narrow: &str) -> bool {
 /// A stream as the server describes it, as far as it concerns us.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct StreamInfo {
+    /// Tells a stream from an earlier one of its name.
+    #[serde(default)]
+    pub(super) created: Option<jiff::Timestamp>,
     pub(super) config: Value,
     pub(super) state: StreamState,
 }

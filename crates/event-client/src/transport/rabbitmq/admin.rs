@@ -15,7 +15,8 @@ use super::{Inner, RabbitTransport, tiers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{
-    Action, Admin, Change, DeadLetter, DeadLetterFilter, Finding, GroupStatus, Provision, Start, Topology,
+    Action, Admin, Change, DeadLetter, DeadLetterFilter, Difference, Finding, GroupStatus, Mode, Provision,
+    Start, Topology,
 };
 
 /// How long a queue may take to have a leader again.
@@ -141,15 +142,26 @@ impl Inner {
     async fn planned(&self, topology: &Topology) -> Result<Vec<Change>> {
         let wanted = topology.subscriptions()?;
         let list = self.registrar.read().await?;
-        Ok(wanted.iter().filter_map(|spec| compare(&list, spec)).collect())
+        let mut changes: Vec<Change> = self.bindings.plan(&list).await?.into_iter().collect();
+        for spec in &wanted {
+            changes.extend(compare(&list, spec));
+            let Mode::Group(group) = &spec.mode else { continue };
+            let queue = self.names.group(group);
+            if list.groups.contains_key(group.as_str()) && self.control.counts(queue.clone()).await?.is_none()
+            {
+                let of = Difference::new("group", None, group.to_string());
+                changes.push(Change::new(format!("queue {queue}"), Action::Create, vec![of]));
+            }
+        }
+        Ok(changes)
     }
 
     async fn applied(&self, topology: &Topology) -> Result<Vec<Change>> {
-        self.control.exchange(self.names.events(), lapin::ExchangeKind::Topic).await?;
         let changes = self.planned(topology).await?;
+        self.bindings.look(Provision::Update).await?;
         for spec in topology.subscriptions()? {
             let list = self.registrar.read().await?;
-            if compare(&list, &spec).is_some_and(|change| change.action != Action::Blocked) {
+            if compare(&list, &spec).is_none_or(|change| change.action != Action::Blocked) {
                 self.provide(&spec, Provision::Update).await?;
             }
         }

@@ -123,6 +123,22 @@ impl Control {
         .map_err(|error| error.with("exchange", shown))
     }
 
+    /// Whether there is an exchange of this name.
+    pub(super) async fn has_exchange(&self, exchange: ShortString) -> Result<bool> {
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let told = self
+            .try_run("look for an exchange", async |channel| {
+                let table = FieldTable::default();
+                channel.exchange_declare(exchange, ExchangeKind::Topic, options, table).await
+            })
+            .await?;
+        match told {
+            Ok(()) => Ok(true),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(amqp(error)),
+        }
+    }
+
     pub(super) async fn bind(
         &self,
         queue: &ShortString,

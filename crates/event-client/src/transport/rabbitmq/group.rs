@@ -9,6 +9,7 @@ use lapin::types::FieldTable;
 use tokio::sync::{mpsc, oneshot};
 
 use super::control::{arguments, number, word};
+use super::error::is_passing;
 use super::names::binding;
 use super::peer::Holding;
 use super::registry::{Record, Registry};
@@ -59,6 +60,10 @@ impl Inner {
     ) -> Result<Subscription> {
         // Its inbox first: who is not heard from would not be counted.
         self.peer.inbox().await?;
+        match self.bindings.stand().await {
+            Err(error) if is_passing(&error) => tracing::debug!(%error, "the exchange is looked at later"),
+            looked => looked?,
+        }
         self.provide(&spec, self.config.provision).await?;
         let (sender, subscription) = Subscription::channel(spec.credit);
         let (commands, incoming) = mpsc::unbounded_channel();
@@ -85,46 +90,64 @@ impl Inner {
     /// Makes the group what `spec` says, as far as `provision` allows; answers what was to be done.
     pub(super) async fn provide(&self, spec: &Subscribe, provision: Provision) -> Result<Option<Change>> {
         let Mode::Group(group) = &spec.mode else { return Ok(None) };
-        let list = self.registrar.read().await?;
-        let change = compare(&list, spec);
-        if change.is_none() {
-            return Ok(None);
-        }
         // An existing group goes on where it was, whatever start is asked.
         let startable = |change: Option<&Change>| match change {
             Some(change) if change.action == Action::Create => self.capabilities.check_start(spec.start),
             _ => Ok(()),
         };
-        startable(change.as_ref())?;
-        if !provision.group(change.as_ref())? {
+        if !provision.creates() {
+            let list = self.registrar.read().await?;
+            let change = compare(&list, spec);
+            startable(change.as_ref())?;
+            provision.group(change.as_ref())?;
             return Ok(change);
         }
-        let mut done = None;
+        let (mut done, mut new) = (None, false);
         self.registrar
             .change_with(async |list| {
-                let change = compare(list, spec);
-                startable(change.as_ref())?;
-                if !provision.group(change.as_ref())? {
-                    return Ok(false);
+                done = compare(list, spec);
+                startable(done.as_ref())?;
+                let follows = provision.group(done.as_ref())?;
+                new = !list.groups.contains_key(group.as_str());
+                if follows {
+                    self.make(group, spec, list).await?;
+                    let rooms = list.groups.get(group.as_str()).map_or(0, |record| record.rooms);
+                    let filters = spec.filters.iter().map(ToString::to_string).collect();
+                    list.groups.insert(group.to_string(), Record { filters, keyed: spec.keyed, rooms });
+                    list.buried.retain(|name| name != group.as_str());
+                } else {
+                    self.stand(group, spec).await?;
                 }
-                done = change;
-                self.make(group, spec, list).await?;
-                let rooms = list.groups.get(group.as_str()).map_or(0, |record| record.rooms);
-                let filters = spec.filters.iter().map(ToString::to_string).collect();
-                list.groups.insert(group.to_string(), Record { filters, keyed: spec.keyed, rooms });
-                list.buried.retain(|name| name != group.as_str());
-                Ok(true)
+                let marked = list.marked;
+                if !marked {
+                    self.bindings.mark(list).await?;
+                }
+                Ok(follows || !marked)
             })
             .await?;
-        if done.as_ref().is_some_and(|change| change.action == Action::Create) {
+        if new {
             self.control.settle_names(&self.names).await;
         }
         Ok(done)
     }
 
+    /// Sees that a known group has its queue and its bindings: either may have been deleted.
+    async fn stand(&self, group: &Group, spec: &Subscribe) -> Result<()> {
+        let queue = self.names.group(group);
+        if self.control.counts(queue.clone()).await?.is_none() {
+            tracing::error!(%group, "the group's queue was deleted; it is made again, empty");
+            self.declare_dead(group.as_str()).await?;
+            self.declare_group(group, spec.keyed).await?;
+        }
+        for pattern in &spec.filters {
+            self.control.bind(&queue, self.names.events(), binding(pattern)).await?;
+        }
+        Ok(())
+    }
+
     /// Makes a group again whose queue has vanished.
     pub(super) async fn restore(&self, group: &Group, spec: &Subscribe) -> Result<()> {
-        self.control.exchange(self.names.events(), lapin::ExchangeKind::Topic).await?;
+        self.bindings.stand().await?;
         self.registrar
             .change_with(async |list| {
                 let known = list.groups.remove(group.as_str());

@@ -15,6 +15,7 @@ use super::settle::lost;
 use super::tags::Tags;
 use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind, Result};
+use crate::subscription::Health;
 
 /// How long a member that closes may take to give back what it has.
 const GOODBYE: Duration = Duration::from_secs(3);
@@ -23,6 +24,11 @@ const CALM: Duration = Duration::from_millis(300);
 /// How long a channel stays open after its last acknowledgement. Behind some 32 that a quorum queue has not written down
 /// yet, the broker keeps further ones in the channel's process and drops them with it: the messages would come again.
 const WRITTEN: Duration = Duration::from_millis(200);
+
+/// How a member is whose channel is open: without bindings its queue stays empty, however well it is read.
+pub(super) fn healthy(bindings: &Option<String>) -> Health {
+    bindings.clone().map_or(Health::Live, Health::Rebuilding)
+}
 
 impl Member {
     /// The channel is gone, and with it everything that was fetched: the broker gives it out again.

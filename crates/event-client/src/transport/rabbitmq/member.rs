@@ -24,6 +24,7 @@ use super::Inner;
 use super::codec::Facts;
 use super::connection::{Backoff, command};
 use super::group::Command;
+use super::leave::healthy;
 use super::peer::Holding;
 use super::settle::{Asker, Settler};
 use super::tags::Tags;
@@ -211,7 +212,6 @@ impl Member {
                 }
                 continue;
             };
-            self.feed.report(Health::Live);
             match self.work(open).await {
                 End::Over => break,
                 End::Broken(error) => {
@@ -280,6 +280,8 @@ impl Member {
         let stopped = self.feed.stopped().clone();
         let gone = self.feed.gone().clone();
         let closing = self.inner.closing.clone();
+        let mut bindings = self.inner.bindings.trouble();
+        self.feed.report(healthy(&bindings.borrow_and_update()));
         loop {
             if let Some(tag) = self.gap {
                 return self.mistrust(&channel, tag).await;
@@ -308,6 +310,7 @@ impl Member {
                     Some(Err(error)) => return End::Broken(super::error::amqp(error)),
                     None => return End::Broken(Error::new(ErrorKind::Unavailable, "the broker cancelled the consumer")),
                 },
+                Ok(()) = bindings.changed() => self.feed.report(healthy(&bindings.borrow_and_update())),
                 () = closing.cancelled() => return self.hand_back(&channel, &name, &mut consumer).await,
                 () = stopped.cancelled(), if !self.stopping => {
                     // A keyed group's next owner must not begin before all that we have is back.

@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use lapin::ExchangeKind;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +42,7 @@ use crate::url::BusUrl;
 mod admin;
 mod answer;
 mod arrivals;
+mod bindings;
 mod broadcast;
 mod codec;
 mod config;
@@ -68,6 +68,7 @@ mod settle;
 mod tags;
 mod tiers;
 
+use bindings::Bindings;
 use config::Config;
 use connection::{Backoff, Link};
 use control::Control;
@@ -96,7 +97,8 @@ struct Inner {
     control: Arc<Control>,
     copier: Copier,
     publisher: Publisher,
-    registrar: Registrar,
+    registrar: Arc<Registrar>,
+    bindings: Arc<Bindings>,
     tiers: Tiers,
     /// Waiting rooms that are noted in the registry, by group.
     rooms: Mutex<HashMap<Group, u32>>,
@@ -137,15 +139,24 @@ impl RabbitTransport {
         // Whether the broker can be reached at all is told now.
         let control = Arc::new(Control::new(consume.clone()));
         consume.connection().await?;
-        if config.provision.creates() {
-            control.exchange(names.events(), ExchangeKind::Topic).await?;
-        }
         let copier = Copier::start(publish.clone());
+        let registrar =
+            Arc::new(Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone()));
+        let bindings = Arc::new(Bindings::new(
+            names.clone(),
+            publish.clone(),
+            control.clone(),
+            registrar.clone(),
+            config.provision,
+        ));
+        if config.provision.creates() {
+            bindings.stand().await?;
+        }
         let publisher = {
-            let makes = config.provision.creates().then(|| names.events());
+            let makes = config.provision.creates().then(|| (names.events(), bindings.clone()));
             Publisher::start(publish.clone(), config.publish_timeout, makes, closing.clone())
         };
-        let registrar = Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone());
+        tokio::spawn(bindings.clone().watch(closing.clone()));
         let peer =
             Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());
         Ok(Self {
@@ -159,6 +170,7 @@ impl RabbitTransport {
                 copier,
                 publisher,
                 registrar,
+                bindings,
                 tiers: Tiers::default(),
                 rooms: Mutex::default(),
                 peer,

@@ -43,6 +43,11 @@ impl Names {
         self.one("registry")
     }
 
+    /// Queue that drops everything; its binding shows that the exchange of events has those that it was given.
+    pub(super) fn mark(&self) -> ShortString {
+        self.one("mark")
+    }
+
     /// Exclusive queue whose existence is a lock.
     pub(super) fn lock(&self, what: &str) -> ShortString {
         self.of("lock", what)

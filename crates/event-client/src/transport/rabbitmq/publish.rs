@@ -12,14 +12,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, poll};
-use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Backoff, Link, command};
+use super::bindings::Bindings;
+use super::connection::{Backoff, Link};
 use super::error::{amqp, closed};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
@@ -54,12 +55,12 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// `makes` is an exchange to make again should it vanish: a broker that is killed may forget what was declared a
+    /// `makes` is an exchange to make again, with its bindings, should it vanish: somebody may delete it, and a broker that is killed may forget what was declared a
     /// moment before.
     pub(super) fn start(
         link: Arc<Link>,
         within: Duration,
-        makes: Option<ShortString>,
+        makes: Option<(ShortString, Arc<Bindings>)>,
         closed: CancellationToken,
     ) -> Self {
         let (parcels, incoming) = mpsc::unbounded_channel();
@@ -129,8 +130,8 @@ struct Task {
     under_way: VecDeque<(Parcel, Sending)>,
     closed: CancellationToken,
     within: Duration,
-    /// The exchange to make again when it has vanished, if we may.
-    makes: Option<ShortString>,
+    /// The exchange to make again when it has vanished, with its bindings, if we may.
+    makes: Option<(ShortString, Arc<Bindings>)>,
     /// It is to be made again.
     made: bool,
     /// The broker broke the channel on one of many, and does not say which: they go one by one.
@@ -168,12 +169,11 @@ impl Task {
         let mut backoff = Backoff::default();
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
-            if let (true, Some(exchange)) = (std::mem::take(&mut self.made), self.makes.clone()) {
-                let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-                let table = lapin::types::FieldTable::default();
-                let made = channel.exchange_declare(exchange, lapin::ExchangeKind::Topic, options, table);
+            if let (true, Some((_, bindings))) = (std::mem::take(&mut self.made), &self.makes) {
                 // Should it fail, so does the next publish.
-                let _ = command("declare an exchange", made).await;
+                if let Err(error) = bindings.stand().await {
+                    tracing::warn!(%error, "the exchange cannot be made again");
+                }
             }
             if self.careful {
                 match self.one_by_one(&channel).await {
@@ -341,7 +341,7 @@ impl Task {
         let shown = Error::new(ErrorKind::Unavailable, error.to_string());
         let again = error.kind() == ErrorKind::NotFound
             && parcel.mends
-            && self.makes.as_ref() == Some(&parcel.exchange);
+            && self.makes.as_ref().is_some_and(|(exchange, _)| *exchange == parcel.exchange);
         if again {
             self.made = true;
             self.under_way.push_front((Parcel { mends: false, ..parcel }, Box::pin(std::future::pending())));

@@ -35,6 +35,9 @@ pub(super) struct Registry {
     /// Deleted groups whose dead letters may still be there.
     #[serde(default)]
     pub(super) buried: Vec<String>,
+    /// The exchange has a mark, see `bindings.rs`.
+    #[serde(default)]
+    pub(super) marked: bool,
 }
 
 /// What is known of a group.

@@ -136,6 +136,7 @@ impl Handle {
                 &replay.stream,
                 &replay.due,
                 &replay.notes,
+                &keys.floors(topic),
             ]);
             command.arg(group.as_str()).arg(start);
             pipeline.add_command(command);
@@ -172,6 +173,9 @@ async fn plan(handle: &Handle, topology: &Topology) -> Result<Vec<Change>> {
         let Mode::Group(group) = &spec.mode else { continue };
         let is = handle.definition(group).await?;
         changes.extend(compare(spec, is.as_ref().map(|(_, definition)| definition)));
+        if let Some((_, definition)) = is {
+            changes.extend(handle.missing_places(group, &definition).await?);
+        }
     }
     Ok(changes)
 }

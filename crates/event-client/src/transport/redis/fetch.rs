@@ -1,6 +1,6 @@
 //! Reading for a group that is not keyed: new entries, due retries and what dead members left, in one loop.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redis::{Pipeline, Value};
@@ -46,7 +46,7 @@ pub(super) async fn run(
         topics: Vec::new(),
         turn: 0,
         reader: None,
-        stale: Arc::default(),
+        stale: Arc::new(Mutex::new(Some(Vec::new()))),
         member,
         spec,
         feed,
@@ -81,6 +81,10 @@ pub(super) async fn run(
                 pause = (pause * 2).min(Duration::from_secs(2));
             }
         }
+    }
+    let stale = fetcher.stale.lock().expect("not poisoned").take().unwrap_or_default();
+    for misjudged in stale {
+        skip::hand_back(&fetcher.member, misjudged);
     }
     let Fetcher { member, feed, .. } = fetcher;
     feed.report(Health::Stopped);
@@ -144,7 +148,8 @@ impl Fetcher {
                     return Err(error);
                 }
             }
-            let stale = std::mem::take(&mut *self.stale.lock().expect("not poisoned"));
+            let stale =
+                self.stale.lock().expect("not poisoned").as_mut().map(std::mem::take).unwrap_or_default();
             for (source, name, entries, asked) in stale {
                 self.hand_out(&source, &name, entries, asked).await;
             }

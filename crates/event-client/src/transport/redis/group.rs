@@ -9,7 +9,7 @@ use redis::{Pipeline, Value};
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
-use super::codec::{EntryId, parts, text};
+use super::codec::{EntryId, number, parts, text};
 use super::connection::Handle;
 use super::error::{odd, reply};
 use super::filters::Filters;
@@ -18,7 +18,7 @@ use super::scripts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Pattern};
 use crate::transport::topology::compare_group;
-use crate::transport::{Change, Start, Subscribe};
+use crate::transport::{Action, Change, Difference, Start, Subscribe};
 
 /// What a group is, as all members see it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub(super) struct Place {
     /// Of the filters.
     pub(super) version: SmolStr,
     pub(super) delivered: EntryId,
+    /// It was removed from the server, and has just been made again.
+    pub(super) lost: bool,
 }
 
 /// A member that joins with a definition.
@@ -130,7 +132,12 @@ impl Handle {
                         // It came after the group.
                         Some(_) => Start::Earliest,
                     };
-                    let places = self.places(group, &wanted, start).await?;
+                    let may_create = match before {
+                        _ if forced || self.config.provision.creates() => Create::Any,
+                        None => Create::Any,
+                        Some(_) => Create::New,
+                    };
+                    let places = self.places(group, &wanted, start, may_create).await?;
                     if before.is_some_and(|before| *before != wanted) {
                         self.signal(&keys.wake(group.as_str()), "changed").await?;
                     }
@@ -156,14 +163,12 @@ impl Handle {
         group: &Group,
         definition: &Definition,
         start: impl Fn(&SmolStr) -> Start,
+        may_create: Create,
     ) -> Result<Vec<Place>> {
         let filters = definition.filters.join(" ");
         let mut pipeline = Pipeline::new();
         for topic in &definition.topics {
-            let keys = &self.keys;
-            let mut command = scripts::ENSURE.on(&[&keys.log(topic), &keys.settings(topic, group.as_str())]);
-            command.arg(group.as_str()).arg(start_word(start(topic))).arg(&filters).arg(1);
-            pipeline.add_command(command);
+            pipeline.add_command(self.ensure(group, topic, start(topic), &filters, may_create));
         }
         if pipeline.is_empty() {
             return Ok(Vec::new());
@@ -174,10 +179,20 @@ impl Handle {
             .iter()
             .zip(replies)
             .map(|(topic, value)| {
-                let answer = parts(reply(value)?);
-                let [name, filters, version, delivered] = answer.as_slice() else {
+                let answer = match reply(value)? {
+                    Value::Nil => return Err(self.config.provision.missing(self.place_name(group, topic))),
+                    answer => parts(answer),
+                };
+                let [name, filters, version, delivered, lost] = answer.as_slice() else {
                     return Err(odd("a group on a topic"));
                 };
+                let lost = number(lost) == 1;
+                if lost {
+                    tracing::error!(
+                        %group, %topic,
+                        "the group, or its stream, was removed from the server; it goes on behind what is known to be settled"
+                    );
+                }
                 Ok(Place {
                     log: self.keys.source(topic, group.as_str(), false),
                     replay: self.keys.source(topic, group.as_str(), true),
@@ -185,9 +200,38 @@ impl Handle {
                     filters: Filters::parse(text(filters)),
                     version: text(version).into(),
                     delivered: text(delivered).parse()?,
+                    lost,
                 })
             })
             .collect()
+    }
+
+    fn ensure(&self, group: &Group, topic: &str, start: Start, filters: &str, may: Create) -> redis::Cmd {
+        let keys = &self.keys;
+        let mut command = scripts::ENSURE.on(&[
+            &keys.log(topic),
+            &keys.settings(topic, group.as_str()),
+            &keys.floors(topic),
+        ]);
+        command.arg(group.as_str()).arg(start_word(start)).arg(filters).arg(may as u8);
+        command
+    }
+
+    fn place_name(&self, group: &Group, topic: &str) -> String {
+        format!("group {group} of stream {}", self.keys.log(topic))
+    }
+
+    /// Topics on which a group should be and is not.
+    pub(super) async fn missing_places(&self, group: &Group, definition: &Definition) -> Result<Vec<Change>> {
+        let mut missing = Vec::new();
+        for topic in &definition.topics {
+            let look = self.ensure(group, topic, Start::New, "", Create::No);
+            if self.link.ask(look).await? == Value::Nil {
+                let of = Difference::new("topic", None, topic.to_string());
+                missing.push(Change::new(self.place_name(group, topic), Action::Create, vec![of]));
+            }
+        }
+        Ok(missing)
     }
 
     /// Where the group is now, for a member that was told of a change; `None` when it was deleted.
@@ -197,12 +241,11 @@ impl Handle {
         spec: &Subscribe,
         joining: Joining<'_>,
     ) -> Result<Option<Vec<Place>>> {
+        let mut as_it_is = spec.clone();
         match self.definition(group).await? {
             Some((_, definition)) => {
-                let mut as_it_is = spec.clone();
                 as_it_is.filters = definition.patterns();
                 as_it_is.keyed = definition.keyed;
-                self.define(group, &as_it_is, Some(joining), false).await.map(|(_, places)| Some(places))
             }
             None => {
                 let mut ask = redis::cmd("EXISTS");
@@ -211,10 +254,28 @@ impl Handle {
                     return Ok(None);
                 }
                 tracing::error!(%group, "the server has lost this group and what waited for it; was it emptied, or restarted without persistence?");
-                self.define(group, spec, Some(joining), false).await.map(|(_, places)| Some(places))
+                // Whatever is there by now came after the group.
+                as_it_is.start = Start::Earliest;
             }
         }
+        match self.define(group, &as_it_is, Some(joining), false).await {
+            Ok((_, places)) => Ok(Some(places)),
+            // Not to be taken for a group that is about to be made.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(Error::new(ErrorKind::Unavailable, error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// Whether a group may be made on a topic.
+#[derive(Clone, Copy)]
+enum Create {
+    No = 0,
+    Any = 1,
+    /// Where it was not before.
+    New = 2,
 }
 
 /// Reads what [`Handle::define`] wrote, with its text.

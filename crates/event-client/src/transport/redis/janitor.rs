@@ -59,7 +59,8 @@ impl Handle {
     /// Trims a topic's log; answers the group that holds it back.
     async fn trim(&self, topic: &str) -> Result<Option<String>> {
         let config = &self.config;
-        let mut command = scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic)]);
+        let mut command =
+            scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic), &self.keys.floors(topic)]);
         command.arg(bounds::millis(config.retention_age)).arg(config.retention_messages);
         // Whatever the number of processes, a topic is looked after about once a round.
         command.arg(bounds::millis(config.housekeeping) / 2);

@@ -146,7 +146,7 @@ impl Keyed {
                 let same = |topic: &Topic| {
                     topic.place.name == place.name && topic.place.log.topic == place.log.topic
                 };
-                match old.iter().position(same) {
+                match old.iter().position(same).filter(|_| !place.lost) {
                     Some(at) => Topic { place, ..old.swap_remove(at) },
                     None => Topic { active: None, next_try: now, last: place.delivered, place },
                 }

@@ -12,6 +12,7 @@
 //! | `NS:{TOPIC}:g:GROUP:replay` (`:due`, `:notes`) | stream: replayed dead letters of this group |
 //! | `NS:{TOPIC}:g:GROUP:dlq` | stream: its dead letters |
 //! | `NS:{TOPIC}:dlqs` | set: groups with dead letters |
+//! | `NS:{TOPIC}:floors` | hash: behind what each group is known to have settled all, should it be removed |
 //! | `NS:topics` | set: every topic |
 //! | `NS:{groups}`, `NS:{groups}:m:GROUP` | hash of groups; sorted set of a group's live members |
 //! | `NS:{rpc:SUBJECT}`, `…:servers` | list with TTL: waiting requests; sorted set of live servers |
@@ -97,6 +98,10 @@ impl Keys {
 
     pub(super) fn janitor(&self, topic: &str) -> String {
         format!("{}:{{{topic}}}:janitor", self.namespace)
+    }
+
+    pub(super) fn floors(&self, topic: &str) -> String {
+        format!("{}:{{{topic}}}:floors", self.namespace)
     }
 
     pub(super) fn topics(&self) -> String {

@@ -9,12 +9,33 @@ use super::codec::{Entry, EntryId, args};
 use super::fetch::run_all;
 use super::group::Place;
 use super::keys::Source;
-use super::member::Member;
+use super::member::{Held, Member};
 use super::scripts;
+use crate::delivery::{Settlement, Token};
 
 /// Entries that were judged by patterns that had changed: source, the group's name, entries with attempts, and when
 /// they were asked for.
-pub(super) type Stale = Arc<Mutex<Vec<(Arc<Source>, Arc<str>, Vec<(Entry, u32)>, Instant)>>>;
+pub(super) type Misjudged = (Arc<Source>, Arc<str>, Vec<(Entry, u32)>, Instant);
+
+/// What is to be judged again; `None` when the member reads no more.
+pub(super) type Stale = Arc<Mutex<Option<Vec<Misjudged>>>>;
+
+/// Hands entries back to the group that a member which reads no more cannot judge.
+pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Misjudged) {
+    for (entry, attempt) in entries {
+        let held = Held {
+            source: source.clone(),
+            name: name.clone(),
+            id: entry.id,
+            attempt,
+            since: asked,
+            safe_until: member.safe_from(asked),
+            item: None,
+        };
+        let token = member.table.lock().expect("not poisoned").insert(held) as Token;
+        drop(member.handle.clerk.settle(member, token, Settlement::Release));
+    }
+}
 
 /// Acknowledges entries that the patterns do not want; when these have changed, the entries are judged again.
 pub(super) fn skip(
@@ -34,7 +55,11 @@ pub(super) fn skip(
     tokio::spawn(async move {
         match member.handle.link.ask(command).await {
             Ok(Value::Int(0)) => {
-                stale.lock().expect("not poisoned").push((source, name, entries, asked));
+                let misjudged = (source, name, entries, asked);
+                match &mut *stale.lock().expect("not poisoned") {
+                    Some(stale) => stale.push(misjudged),
+                    None => return hand_back(&member, misjudged),
+                }
                 member.signals.changed();
             }
             Ok(_) => {}

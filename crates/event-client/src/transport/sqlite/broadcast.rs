@@ -45,7 +45,7 @@ pub(super) async fn broadcast(
 async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
     let mut changed = open.changed.subscribe();
     let mut scan = Scan::default();
-    scan.restart(position, Filters::new(filters));
+    scan.restart(0, position, Filters::new(filters));
     while !open.inbox.is_closed() {
         changed.borrow_and_update();
         match read_on(open, &mut scan).await {

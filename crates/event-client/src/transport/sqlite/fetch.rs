@@ -11,7 +11,7 @@ use super::claim::{Claim, Claimed, Fresh};
 use super::codec::{self, Reader};
 use super::connection::json;
 use super::error::{Sql, damaged};
-use super::group::{group_gone, reload};
+use super::group::{self, reload};
 use super::keyed::{Lanes, Parked, Turn};
 use super::lease::{self, Lease};
 use super::member::{Entry, Held, Member};
@@ -267,11 +267,15 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
         let cursor = match fresh.cursor {
             Some(cursor) => cursor,
             None => {
-                let row = reload(database, member.feed.id).await.map_err(explain)?;
-                let (cursor, revision, filters) = row.ok_or_else(|| group_gone(member))?;
+                let Some(row) = reload(database, member.feed.id).await.map_err(explain)? else {
+                    group::restore(member).await?;
+                    continue;
+                };
+                let (cursor, revision, filters) = row;
                 fresh.revision = revision;
                 fresh.cursor = Some(cursor);
-                fresh.scan.restart(cursor, filters);
+                member.feed.note(cursor, Some((revision, &filters)));
+                fresh.scan.restart(member.feed.id, cursor, filters);
                 cursor
             }
         };
@@ -293,7 +297,12 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
             if more {
                 continue;
             }
-            return Ok(Taken::new());
+            if fresh.scan.revision == fresh.revision {
+                return Ok(Taken::new());
+            }
+            // Other filters, another place, or no such group: a claim would tell, and there was nothing to claim.
+            fresh.cursor = None;
+            continue;
         }
         let (answer, claimed) = Confirm::channel();
         let id = member.id.load(Ordering::Acquire);
@@ -318,11 +327,11 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
             }
             Claimed::Moved => {
                 metrics::counter!("event_client_expired_total").increment(expired);
-                keep(&mut fresh, to);
+                keep(member, &mut fresh, to);
             }
             Claimed::Lease(lease) => {
                 metrics::counter!("event_client_expired_total").increment(expired);
-                keep(&mut fresh, to);
+                keep(member, &mut fresh, to);
                 let lease = Lease::new(lease, id, taken.iter().map(|stored| stored.seq).collect());
                 let entry = |stored: Stored| Entry {
                     message: stored.message,
@@ -343,6 +352,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
 }
 
 /// The row's cursor is where we left it.
-fn keep(fresh: &mut Fresh, to: i64) {
+fn keep(member: &Member, fresh: &mut Fresh, to: i64) {
     fresh.cursor = Some(to);
+    member.feed.note(to, None);
 }

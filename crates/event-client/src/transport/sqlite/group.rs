@@ -1,6 +1,7 @@
 //! A group's row and what its members in this process share.
 
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
@@ -13,7 +14,7 @@ use super::filters::Filters;
 use super::member::Member;
 use super::schema::PARKED;
 use super::takeover::{self, Seen};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Group;
 use crate::transport::topology::compare_group;
@@ -30,6 +31,39 @@ pub(super) struct GroupFeed {
     pub(super) next_due: AtomicI64,
     /// Fresh messages are claimed by one member at a time; they take turns.
     pub(super) fresh: tokio::sync::Mutex<Fresh>,
+    /// The row as it was last seen, should it be removed.
+    known: Mutex<Known>,
+}
+
+/// A group's row as a member last saw it.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    cursor: i64,
+    revision: i64,
+    /// `None` before it was read.
+    filters: Option<Filters>,
+}
+
+impl GroupFeed {
+    pub(super) fn new(id: i64, name: Group) -> Self {
+        Self {
+            id,
+            name,
+            redeliver: AtomicBool::new(true),
+            next_due: AtomicI64::new(PARKED),
+            fresh: Default::default(),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The row's cursor was seen there, with its revision and filters where these were read.
+    pub(super) fn note(&self, cursor: i64, row: Option<(i64, &Filters)>) {
+        let mut known = self.known.lock().expect("not poisoned");
+        known.cursor = cursor;
+        if let Some((revision, filters)) = row {
+            (known.revision, known.filters) = (revision, Some(filters.clone()));
+        }
+    }
 }
 
 /// What became of a group that a subscription needs.
@@ -188,4 +222,66 @@ pub(super) fn group_gone(member: &Member) -> Error {
     Error::new(ErrorKind::NotFound, "the group does not exist any more")
         .during("fetch")
         .with("group", &member.feed.name)
+}
+
+/// Makes the group's row again that was removed behind the library's back, where this member knows the group to be.
+///
+/// Whoever deletes a group through the library deletes the rows of its members with it: a member whose own row is gone
+/// answers that the group does not exist any more.
+pub(super) async fn restore(member: &Member) -> Result<()> {
+    let (id, me) = (member.feed.id, member.id.load(Ordering::Acquire));
+    let name = member.feed.name.to_string();
+    let known = member.feed.known.lock().expect("not poisoned").clone();
+    let filters = known.filters.unwrap_or_else(|| Filters::new(member.filters.clone())).to_text();
+    let keyed = member.lanes.is_some();
+    let creates = member.provision.creates();
+    let job = member.database.write("fetch", move |connection| {
+        Box::pin(async move {
+            let found = sqlx::query("SELECT 1 FROM member WHERE id = ?").bind(me).fetch_optional(&mut *connection);
+            if found.await?.is_none() {
+                return Ok(Restored::Deleted);
+            }
+            if !creates {
+                return Ok(Restored::Refused);
+            }
+            sqlx::query(
+                "INSERT INTO consumer_group (id, name, filters, cursor, revision, keyed) VALUES (?, ?, ?, ?, ?, ?) \
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(id)
+            .bind(&name)
+            .bind(filters)
+            .bind(known.cursor)
+            .bind(known.revision + 1)
+            .bind(keyed)
+            .execute(&mut *connection)
+            .await?;
+            let row = sqlx::query("SELECT 1 FROM consumer_group WHERE id = ? AND name = ?");
+            let ours = row.bind(id).bind(&name).fetch_optional(connection).await?.is_some();
+            Ok(if ours { Restored::Done } else { Restored::Deleted })
+        })
+    });
+    match job.await? {
+        Restored::Done => {
+            tracing::error!(
+                group = %member.feed.name, position = known.cursor,
+                "the group's row was removed from the file by somebody else; it is made again where this member knows the group to be"
+            );
+            Ok(())
+        }
+        Restored::Deleted => Err(group_gone(member)),
+        Restored::Refused => {
+            let missing = member.provision.missing(format!("group {}", member.feed.name));
+            Err(Error::new(ErrorKind::Unavailable, missing.to_string()).during("fetch"))
+        }
+    }
+}
+
+/// What became of a row that was removed.
+enum Restored {
+    Done,
+    /// The group was deleted, or another one has its name.
+    Deleted,
+    /// `provision` does not allow it.
+    Refused,
 }

@@ -22,6 +22,8 @@ use super::settle::{Copy, Dead, How, Lane, Settled};
 use crate::confirm::Confirm;
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Settlement, Token};
 use crate::message::Message;
+use crate::subject::Pattern;
+use crate::transport::Provision;
 
 /// One subscription's membership in its group.
 pub(super) struct Member {
@@ -36,6 +38,9 @@ pub(super) struct Member {
     pub(super) told: Mutex<Instant>,
     /// Settlements are confirmed after an fsync.
     fsync: bool,
+    /// What the subscription asked for, and whether its group may be made again should it be removed.
+    pub(super) filters: Vec<Pattern>,
+    pub(super) provision: Provision,
     /// Of a keyed subscription.
     pub(super) lanes: Option<Mutex<Lanes>>,
     state: Mutex<State>,
@@ -92,6 +97,8 @@ pub(super) struct Terms {
     pub(super) fsync: bool,
     pub(super) keyed: bool,
     pub(super) credit: usize,
+    pub(super) filters: Vec<Pattern>,
+    pub(super) provision: Provision,
 }
 
 impl Member {
@@ -102,7 +109,7 @@ impl Member {
         terms: Terms,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Terms { lease, fsync, keyed, credit } = terms;
+        let Terms { lease, fsync, keyed, credit, filters, provision } = terms;
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             database,
@@ -111,6 +118,8 @@ impl Member {
             lease,
             told: Mutex::new(Instant::now()),
             fsync,
+            filters,
+            provision,
             lanes: keyed.then(Mutex::default),
             state: Mutex::default(),
             settled: Notify::new(),

@@ -43,6 +43,10 @@ pub(super) fn is_expired(message: &Message, now: i64) -> bool {
 /// A place in the log and what was read beyond it. Bounded: a read happens only when nothing is left.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
+    /// Whose filters these are; 0 is no group.
+    group: i64,
+    /// The group's revision as of the last read of the file; 0 when there is no such group.
+    pub(super) revision: i64,
     pub(super) filters: Filters,
     /// Everything up to here was looked at.
     pub(super) seen: i64,
@@ -51,9 +55,9 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// Starts over behind `position`.
-    pub(super) fn restart(&mut self, position: i64, filters: Filters) {
-        *self = Self { filters, seen: position, buffer: VecDeque::new() };
+    /// Starts over behind `position`, for a group or for none (0).
+    pub(super) fn restart(&mut self, group: i64, position: i64, filters: Filters) {
+        *self = Self { group, revision: 0, filters, seen: position, buffer: VecDeque::new() };
     }
 
     /// Reads on, if nothing is left; answers whether there may be more behind it.
@@ -78,16 +82,18 @@ impl Scan {
             segments += 1;
             last = last.max(segment);
         }
-        let end: i64 = match rows.first() {
-            Some(row) => row.try_get(0)?,
-            None => 0,
+        let (end, revision): (i64, Option<i64>) = match rows.first() {
+            Some(row) => (row.try_get(0)?, row.try_get(6)?),
+            None => (0, None),
         };
+        self.revision = revision.unwrap_or(0);
         let more = segments == ROWS;
         self.seen = if more { last } else { end.max(last) };
         Ok(more)
     }
 
-    /// The next segments, each beside the end of the log; one row without a segment when there is none.
+    /// The next segments, each beside the end of the log and the group's revision; one row without a segment when there
+    /// is none.
     fn query(&self) -> Script {
         let topics: Option<BTreeSet<&str>> = self.filters.all().map(Pattern::topic).collect();
         let mut script = Script::default();
@@ -102,10 +108,12 @@ impl Scan {
             }
         };
         script.statement(&format!(
-            "SELECT edge.top, s.last, s.count, s.at, s.subjects, s.data \
-             FROM (SELECT ifnull(max(last), 0) AS top FROM segment) AS edge \
+            "SELECT edge.top, s.last, s.count, s.at, s.subjects, s.data, edge.revision \
+             FROM (SELECT ifnull(max(last), 0) AS top, \
+             (SELECT revision FROM consumer_group WHERE id = ?) AS revision FROM segment) AS edge \
              LEFT JOIN (SELECT * FROM segment WHERE {choice}) AS s"
         ));
+        script.bind(self.group);
         match topics.filter(|topics| topics.len() <= TOPICS) {
             None => {
                 script.bind(self.seen);

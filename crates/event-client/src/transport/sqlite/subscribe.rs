@@ -1,7 +1,7 @@
 //! Joining a group and feeding a subscription: due redeliveries first, then fresh messages by the run.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -12,7 +12,6 @@ use super::connection::Open;
 use super::fetch;
 use super::group::{self, Ensured, GroupFeed, ensure_group, group_gone, join};
 use super::member::{Member, Terms};
-use super::schema::PARKED;
 use super::takeover;
 use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
@@ -35,6 +34,7 @@ pub(super) async fn group(
 ) -> Result<(Arc<Member>, Subscription)> {
     let process = open.peers.me().to_owned();
     let Subscribe { lease, credit, keyed, .. } = spec;
+    let filters = spec.filters.clone();
     let until = codec::now_and(lease);
     let attempt = async || {
         let (spec, process) = (spec.clone(), process.clone());
@@ -62,24 +62,24 @@ pub(super) async fn group(
         match groups.get(&id).and_then(std::sync::Weak::upgrade) {
             Some(feed) => feed,
             None => {
-                let feed = Arc::new(GroupFeed {
-                    id,
-                    name: group,
-                    redeliver: AtomicBool::new(true),
-                    next_due: AtomicI64::new(PARKED),
-                    fresh: Default::default(),
-                });
+                let feed = Arc::new(GroupFeed::new(id, group));
                 groups.insert(id, Arc::downgrade(&feed));
                 feed
             }
         }
     };
+    // Known from the beginning, should the row be removed.
+    if let Some((cursor, revision, filters)) =
+        group::reload(&open, id).await.map_err(|error| open.explain(&error, "subscribe"))?
+    {
+        feed.note(cursor, Some((revision, &filters)));
+    }
     let (sender, subscription) = Subscription::channel(credit);
     let member = Member::new(
         Arc::clone(&open),
         feed,
         member,
-        Terms { lease, fsync, keyed, credit },
+        Terms { lease, fsync, keyed, credit, filters, provision },
         sender.stopped().clone(),
     );
     open.members

@@ -29,7 +29,10 @@ pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
         .and_then(|row| row.map(|row| row.try_get::<bool, _>(0)).transpose())
         .map_err(|error| member.database.explain(&error, "fetch"))?;
     match free {
-        None => return Err(super::group::group_gone(member)),
+        None => {
+            super::group::restore(member).await?;
+            return Ok(false);
+        }
         Some(false) => return Ok(false),
         Some(true) => {}
     }

@@ -18,6 +18,7 @@ mod foreign;
 mod logins;
 mod micro;
 mod refusals;
+mod removed;
 mod rights;
 mod unreadable;
 

@@ -4,6 +4,7 @@ mod consumer_timeout;
 mod foreign;
 mod outage;
 mod refusals;
+mod removed;
 mod security;
 
 use std::sync::Arc;

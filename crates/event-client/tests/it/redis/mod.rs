@@ -9,6 +9,7 @@ mod foreign;
 mod janitor;
 mod promises;
 mod refusals;
+mod removed;
 
 /// The shared server with a namespace of this test's own.
 async fn shared() -> (String, String) {

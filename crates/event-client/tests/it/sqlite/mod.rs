@@ -2,6 +2,7 @@
 
 mod damage;
 mod members;
+mod removed;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};

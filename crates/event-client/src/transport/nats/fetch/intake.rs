@@ -2,19 +2,51 @@
 
 use super::*;
 
+/// What a message that arrived turned out to be.
+pub(super) enum Arrived {
+    /// For us, and leased.
+    Entry(Entry),
+    /// Not for the group by its record as it was last read.
+    Doubtful(Arc<Source>, Seen, async_nats::Message),
+    Nothing,
+}
+
+/// What to do with a message that the group's filters do not match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unwanted {
+    /// The filters may have changed since they were read: it is told.
+    Doubt,
+    /// The filters were read after it came: it is acknowledged.
+    Skip,
+    /// It is taken all the same, to be given back.
+    Take,
+}
+
 impl Fetcher {
     /// Takes in messages as they came.
     pub(super) async fn arrive(&mut self, batch: &mut Vec<async_nats::Message>) -> Turn {
+        // One server tells of other filters before it hands out what they match.
+        if let Some(Some(_)) = self.changes.next().now_or_never() {
+            match self.reload().await {
+                Turn::Go => {}
+                end => return end,
+            }
+        }
         let now = Instant::now();
         let mut entries = Vec::with_capacity(batch.len());
+        let mut doubtful = Vec::new();
         for message in batch.drain(..) {
             // Others may put a status in front of a message: only a word of the server has nowhere to answer to.
             if let Some(status) = message.status
                 && message.reply.is_none()
             {
                 self.status(&message, status);
-            } else if let Some(entry) = self.read(message, now).await {
-                entries.push(entry);
+                continue;
+            }
+            match self.read(message, now, Unwanted::Doubt).await {
+                Arrived::Entry(entry) => entries.push(entry),
+                Arrived::Doubtful(source, seen, message) => doubtful.push((source, seen, message)),
+                Arrived::Nothing => {}
             }
         }
         if !entries.is_empty() && self.trouble.is_on() {
@@ -27,7 +59,44 @@ impl Fetcher {
                 end => return end,
             }
         }
+        if !doubtful.is_empty() {
+            match self.judge(doubtful, now, &mut entries).await {
+                Turn::Go => {}
+                end => return end,
+            }
+        }
         self.accept(entries);
+        Turn::Go
+    }
+
+    /// Looks at the group's record again for messages that its filters did not match. What cannot be judged comes again
+    /// when its lease ends.
+    async fn judge(
+        &mut self,
+        doubtful: Vec<(Arc<Source>, Seen, async_nats::Message)>,
+        now: Instant,
+        entries: &mut Vec<Entry>,
+    ) -> Turn {
+        match self.member.connection.standing(&self.member.group, &self.record).await {
+            Ok(Standing::Deleted) => return Turn::Gone,
+            Ok(Standing::There(record)) if record.epoch != self.record.epoch => {
+                return self.follow(record).await;
+            }
+            Ok(Standing::There(record)) => {
+                if let end @ (Turn::Stop | Turn::Gone) = self.follow(record).await {
+                    return end;
+                }
+            }
+            Err(error) => {
+                self.trouble(&error.to_string());
+                return Turn::Go;
+            }
+        }
+        for (source, seen, message) in doubtful {
+            if let Arrived::Entry(entry) = self.decode(source, seen, message, now, Unwanted::Skip).await {
+                entries.push(entry);
+            }
+        }
         Turn::Go
     }
 
@@ -49,80 +118,111 @@ impl Fetcher {
         });
     }
 
-    /// Turns a message into a leased entry; `None` when it is not for us, or was here already.
-    pub(super) async fn read(&mut self, message: async_nats::Message, now: Instant) -> Option<Entry> {
-        let reply = message.reply.clone()?;
-        let info = wire::AckInfo::read(&reply)?;
-        let source = self.pulls.received(info.stream, info.consumer, now)?;
-        let courier = &self.member.connection.courier;
-        let until = now + self.member.certain();
+    /// Turns a message into a leased entry; nothing when it was here already.
+    pub(super) async fn read(
+        &mut self,
+        message: async_nats::Message,
+        now: Instant,
+        unwanted: Unwanted,
+    ) -> Arrived {
+        let Some(reply) = message.reply.clone() else { return Arrived::Nothing };
+        let Some(info) = wire::AckInfo::read(&reply) else { return Arrived::Nothing };
+        let Some(source) = self.pulls.received(info.stream, info.consumer, now) else {
+            return Arrived::Nothing;
+        };
         let seen = {
             let mut hand = self.member.hand();
-            let seen = hand.seen(&source, info.sequence, info.delivered);
+            let seen = hand.seen(&source, &info);
             // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
             if seen == Seen::Perhaps
                 && let Some(entry) = hand.at(&source, info.sequence)
+                && entry.time == info.time
             {
                 entry.ack = reply.clone();
                 entry.delivered = info.delivered;
-                entry.lease_until = until;
-                return None;
+                entry.lease_until = now + self.member.certain();
+                return Arrived::Nothing;
             }
             seen
         };
         if seen == Seen::Settled {
-            courier.say(reply, None, ACK);
-            return None;
+            self.member.connection.courier.say(reply, None, ACK);
+            return Arrived::Nothing;
         }
-        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
-        let (position, published_at, first_ms, copy) = (
-            Position(u128::from(info.sequence)),
-            info.published_at(),
-            attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
-            source.copies,
-        );
-        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
-        told.position = Some(position);
-        told.published_at = Some(published_at);
-        let decoded = if copy {
-            let headers = message.headers.as_ref();
-            headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
-        } else {
+        self.decode(source, seen, message, now, unwanted).await
+    }
+
+    /// Judges a message by the group's filters and reads what is wanted.
+    async fn decode(
+        &mut self,
+        source: Arc<Source>,
+        seen: Seen,
+        message: async_nats::Message,
+        now: Instant,
+        unwanted: Unwanted,
+    ) -> Arrived {
+        let Some(reply) = message.reply.clone() else { return Arrived::Nothing };
+        let Some(info) = wire::AckInfo::read(&reply) else { return Arrived::Nothing };
+        let courier = self.member.connection.courier.clone();
+        let mut own = None;
+        if !source.copies {
             let names = &self.member.connection.names;
             let known = self.subjects.read(names, &self.record, &message.subject, info.sequence);
             let Some((subject, wanted)) = known else {
                 self.bury(&source, &info, &message);
-                return None;
+                return Arrived::Nothing;
             };
-            if !wanted {
-                courier.say(reply, None, ACK);
-                return None;
+            match unwanted {
+                _ if wanted => {}
+                Unwanted::Doubt => return Arrived::Doubtful(source, seen, message),
+                Unwanted::Skip => {
+                    courier.say(reply, None, ACK);
+                    return Arrived::Nothing;
+                }
+                Unwanted::Take => {}
             }
-            Some(wire::message(message.headers.as_ref(), message.payload, subject, || info.id()))
+            own = Some(subject);
+        }
+        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
+        let (position, published_at, first_ms) = (
+            Position(u128::from(info.sequence)),
+            info.published_at(),
+            attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
+        );
+        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
+        told.position = Some(position);
+        told.published_at = Some(published_at);
+        let decoded = match own {
+            None => {
+                let headers = message.headers.as_ref();
+                headers.and_then(|headers| dead::copy(headers, message.payload.clone(), &mut told))
+            }
+            Some(subject) => {
+                Some(wire::message(message.headers.as_ref(), message.payload, subject, || info.id()))
+            }
         };
         let Some(decoded) = decoded else {
             foreign(&self.member.group, &message.subject, info.sequence);
             courier.say(reply, None, ACK);
-            return None;
+            return Arrived::Nothing;
         };
         let mut entry = Entry::new(
             source,
-            info.sequence,
+            &info,
             reply.clone(),
-            info.delivered,
             decoded,
             told,
             first_ms,
-            until,
+            now + self.member.certain(),
             attempt.is_some(),
         );
         if entry.is_expired() {
             count_expired();
             courier.say(reply, None, ACK);
-            return None;
+            return Arrived::Nothing;
         }
         entry.again = seen == Seen::Perhaps;
-        Some(entry)
+        Arrived::Entry(entry)
     }
 
     pub(super) async fn attempts(&self, source: &Source, info: &wire::AckInfo<'_>) -> Option<Attempt> {
@@ -141,7 +241,7 @@ impl Fetcher {
         let mut hand = self.member.hand();
         for entry in entries {
             let here = if entry.again { hand.at(&entry.source, entry.sequence) } else { None };
-            match here {
+            match here.filter(|here| here.time == entry.time) {
                 // Two deliveries at once, for this process was late: the first one was nobody's attempt.
                 Some(here) => {
                     (here.ack, here.delivered) = (entry.ack, entry.delivered);

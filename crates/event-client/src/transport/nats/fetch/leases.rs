@@ -1,5 +1,6 @@
 //! What is held: its leases are renewed, and in the end it is given back.
 
+use super::intake::{Arrived, Unwanted};
 use super::*;
 
 impl Fetcher {
@@ -48,7 +49,7 @@ impl Fetcher {
             match message.status {
                 Some(status) => drop(self.pulls.status(&message, status)),
                 None => {
-                    if let Some(entry) = self.read(message, now).await {
+                    if let Arrived::Entry(entry) = self.read(message, now, Unwanted::Take).await {
                         self.accept(vec![entry]);
                         self.release_untaken().await;
                     }

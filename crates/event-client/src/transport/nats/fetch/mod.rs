@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use self::subjects::Subjects;
 use super::doubt::say;
-use super::group::Record;
+use super::group::{Record, Standing};
 use super::member::{Entry, Member, Order, Seen, Source};
 use super::pull::{EXPIRES, Pulls, Said, part};
 use super::settle::{ACK, Attempt, PROGRESS};
 use super::trouble::Trouble;
 use super::unreadable::{self, Breaks};
-use super::{dead, topology, wire};
+use super::{dead, wire};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
@@ -28,6 +28,7 @@ use crate::subscription::{Feed, Health};
 
 mod intake;
 mod leases;
+mod sources;
 mod subjects;
 
 /// How often topics are looked for beside the news of new ones.
@@ -177,7 +178,7 @@ impl Fetcher {
                 _ = connects.changed() => {
                     // The server has forgotten every pull of the last connection.
                     self.pulls.forget();
-                    let turn = self.reload().await;
+                    let turn = self.look_around().await;
                     self.look_at_breaks().await;
                     turn
                 }
@@ -196,7 +197,7 @@ impl Fetcher {
                 renew = now + self.member.lease() / 3;
             }
             if now >= rescan {
-                if let Turn::Gone = self.reload().await {
+                if let Turn::Gone = self.look_around().await {
                     return Turn::Gone;
                 }
                 rescan = now + RESCAN;
@@ -220,6 +221,7 @@ impl Fetcher {
         let (wake, silent) = self.pulls.top_up_by(free, room);
         if silent {
             self.trouble("a pull was not answered");
+            let _ = self.member.orders.send(Order::Doubt);
         }
         wake
     }
@@ -230,7 +232,7 @@ impl Fetcher {
             Said::Well => self.well(),
             Said::Trouble(text) => {
                 self.trouble(&text);
-                let _ = self.member.orders.send(Order::Changed);
+                let _ = self.member.orders.send(Order::Doubt);
             }
             Said::Nothing => {}
         }
@@ -259,7 +261,7 @@ impl Fetcher {
 
     async fn obey(&mut self, order: Order) -> Turn {
         match order {
-            Order::Changed => self.reload().await,
+            Order::Doubt => self.look_around().await,
         }
     }
 
@@ -273,30 +275,44 @@ impl Fetcher {
 
     /// Reads the group's record again.
     async fn reload(&mut self) -> Turn {
-        let connection = self.member.connection.clone();
-        match connection.group(&self.member.group).await {
-            Ok(None) => Turn::Gone,
-            Ok(Some(stored)) => {
-                let moved = stored.value.epoch != self.record.epoch;
-                self.record = stored.value;
-                self.subjects.forget();
-                self.member.set_lease(self.record.lease());
-                if moved {
-                    // Everything here was given up.
-                    self.pulls.clear();
-                    self.let_go();
-                    self.member.hand().clear();
-                }
-                if let Err(error) = self.scan().await {
-                    self.trouble(&error.to_string());
-                }
-                Turn::Go
-            }
+        match self.member.connection.standing(&self.member.group, &self.record).await {
+            Ok(Standing::Deleted) => Turn::Gone,
+            Ok(Standing::There(record)) => self.follow(record).await,
             Err(error) => {
                 self.trouble(&error.to_string());
                 Turn::Go
             }
         }
+    }
+
+    /// Goes by this record from now on.
+    async fn follow(&mut self, record: Record) -> Turn {
+        let moved = record.epoch != self.record.epoch;
+        self.record = record;
+        self.subjects.forget();
+        self.member.set_lease(self.record.lease());
+        if moved {
+            // Everything here was given up.
+            self.pulls.clear();
+            self.let_go();
+            self.member.hand().clear();
+        }
+        if let Err(error) = self.scan().await {
+            self.trouble(&error.to_string());
+        }
+        Turn::Go
+    }
+
+    /// Sees that the group's record and all that is fetched from still stand; what was removed is made again.
+    async fn look_around(&mut self) -> Turn {
+        match self.reload().await {
+            Turn::Go => {}
+            end => return end,
+        }
+        if let Err(error) = self.verify().await {
+            self.trouble(&error.to_string());
+        }
+        Turn::Go
     }
 
     /// The connection broke: was it something that came over it?
@@ -309,28 +325,6 @@ impl Fetcher {
                 }
             }
         }
-    }
-
-    /// Finds the consumers to fetch from.
-    async fn scan(&mut self) -> Result<()> {
-        let connection = self.member.connection.clone();
-        let group = &self.member.group;
-        let provision = connection.config.provision;
-        let consumer = topology::consumer(group, self.record.epoch);
-        for topic in connection.topics_of(&self.record).await? {
-            let stream = connection.names.stream(&topic);
-            if self.pulls.sources().any(|source| source.stream == stream && source.consumer == consumer) {
-                continue;
-            }
-            connection.ensure_consumer(group, &self.record, &topic, provision).await?;
-            self.pulls.add(Source::new(stream, consumer.clone(), false));
-        }
-        let work = connection.names.work();
-        if self.record.replays && !self.pulls.sources().any(|source| source.stream == work) {
-            dead::ensure_replays(&connection, group, &self.record).await?;
-            self.pulls.add(Source::new(work, topology::consumer(group, 0), true));
-        }
-        Ok(())
     }
 
     fn trouble(&mut self, what: &str) {

@@ -13,21 +13,24 @@ impl Connection {
             .collect()
     }
 
-    /// The group's consumer on a topic, made or brought up to date.
+    /// The group's consumer on a topic, made or brought up to date. A new one starts at `from`, or where the record says.
+    /// `None` for a keyed group, whose leader reads by itself, see `keyed/`.
     pub(in super::super) async fn ensure_consumer(
         &self,
         group: &Group,
         record: &Record,
         topic: &str,
+        from: Option<From>,
         provision: crate::transport::Provision,
-    ) -> Result<()> {
+    ) -> Result<Option<ConsumerInfo>> {
         if record.keyed {
-            return Ok(()); // its leader reads by itself, see `keyed/`
+            return Ok(None);
         }
         let stream = self.names.stream(topic);
         let name = topology::consumer(group, record.epoch);
-        let (filters, from) = (self.filters_of(record, topic), record.start_of(topic));
-        self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await
+        let filters = self.filters_of(record, topic);
+        let from = from.unwrap_or_else(|| record.start_of(topic));
+        self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await.map(Some)
     }
 
     /// A durable pull consumer with these settings.
@@ -39,7 +42,7 @@ impl Connection {
         from: &From,
         lease: Duration,
         provision: crate::transport::Provision,
-    ) -> Result<()> {
+    ) -> Result<ConsumerInfo> {
         let most = i64::try_from(self.config.max_unsettled).unwrap_or(i64::MAX);
         self.put_consumer_with(stream, name, filters, from, lease, most, provision).await
     }
@@ -54,19 +57,27 @@ impl Connection {
         lease: Duration,
         most_pending: i64,
         provision: crate::transport::Provision,
-    ) -> Result<()> {
+    ) -> Result<ConsumerInfo> {
         let mut wanted = json!({
             "ack_wait": nanos(lease),
             "max_ack_pending": most_pending,
         });
-        let (filter, filters) = match filters {
+        let (mut filter, filters) = match filters {
             [] => (String::new(), Value::Null),
             [one] => (one.clone(), Value::Null),
             several => (String::new(), json!(several)),
         };
         let object = format!("consumer {name} of stream {stream}");
         let is = self.consumer_info(stream, name).await?;
-        let mut config = match &is {
+        // Servers of 2.9 take a wildcard in the place of a literal filter, and match nothing by it: a consumer whose filter
+        // changes takes its whole topic there.
+        if let Some(info) = &is
+            && !self.at_least(2, 10)
+            && info.config.get("filter_subject").and_then(Value::as_str).unwrap_or_default() != filter
+        {
+            filter.clear();
+        }
+        let (mut config, new) = match is {
             Some(info) => {
                 if provision.compares() {
                     super::foreign(&info.config)
@@ -82,12 +93,12 @@ impl Connection {
                     && is_filter == filter
                     && same("filter_subjects", &filters)
                 {
-                    return Ok(());
+                    return Ok(info);
                 }
                 if !provision.creates() {
-                    return Ok(());
+                    return Ok(info);
                 }
-                info.config.clone()
+                (info.config, false)
             }
             None if !provision.creates() => return Err(provision.missing(&object)),
             None => {
@@ -105,7 +116,7 @@ impl Connection {
                     }
                     other => other.write(&mut config),
                 }
-                config
+                (config, true)
             }
         };
         wanted["filter_subject"] = json!(filter);
@@ -122,8 +133,8 @@ impl Connection {
         {
             Ok(info) => info,
             // Somebody else was first, with the same in mind.
-            Err(Failure::Api(error)) if is.is_none() && matches!(error.err_code, 10013 | 10148) => {
-                return Ok(());
+            Err(Failure::Api(error)) if new && matches!(error.err_code, 10013 | 10148) => {
+                return self.consumer_info(stream, name).await?.ok_or_else(|| Error::from(error));
             }
             Err(failure) => return Err(Error::from(failure).with("consumer", name).with("stream", stream)),
         };
@@ -135,7 +146,7 @@ impl Connection {
             )
             .with("consumer", name));
         }
-        Ok(())
+        Ok(info)
     }
 
     /// The first message stored at or after `time`, or the next one: where a passing consumer would start.

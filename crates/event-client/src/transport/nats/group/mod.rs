@@ -5,70 +5,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use smol_str::SmolStr;
 
 use super::api::{Failure, nanos};
 use super::connection::Connection;
-use super::keyed::Mark;
 use super::state::Stored;
 use super::topology::{self, Kind, token};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
-use crate::subject::{Group, Pattern, Subject};
+use crate::subject::{Group, Pattern};
 use crate::transport::topology::compare_group;
-use crate::transport::{Mode, Start, Subscribe};
+use crate::transport::{Mode, Subscribe};
 
 mod consumer;
+mod record;
+mod standing;
 
-/// What is written of a group.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Record {
-    pub(super) filters: Vec<SmolStr>,
-    pub(super) keyed: bool,
-    pub(super) lease_ms: u64,
-    /// Goes up when the group is moved: its consumers are new ones then.
-    #[serde(default)]
-    pub(super) epoch: u64,
-    /// Where its consumers start.
-    pub(super) from: From,
-    /// Filters that stand for what was published before they changed, the latest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) past: Vec<Past>,
-    /// Where it goes on in topics that it read in another way before: keyed, or not.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(super) starts: BTreeMap<SmolStr, u64>,
-    /// Letters are replayed to it.
-    #[serde(default)]
-    pub(super) replays: bool,
-    /// It is going.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(super) deleted: bool,
-}
-
-/// Where a consumer starts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum From {
-    /// When this very record was stored.
-    Now,
-    All,
-    Time(Timestamp),
-    Sequence(u64),
-}
-
-/// Filters of the past.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Past {
-    filters: Vec<SmolStr>,
-    /// The last message of each topic that they stand for.
-    until: BTreeMap<SmolStr, u64>,
-}
+pub(super) use record::{From, Record};
+use record::reaches;
+pub(super) use standing::Standing;
 
 /// What a consumer says of itself.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct ConsumerInfo {
+    #[serde(default)]
+    pub(super) created: Option<Timestamp>,
     pub(super) config: Value,
     pub(super) ack_floor: Floor,
     pub(super) delivered: Floor,
@@ -84,100 +47,6 @@ pub(super) struct Floor {
     pub(super) stream_seq: u64,
 }
 
-impl From {
-    pub(super) fn new(start: Start) -> Self {
-        match start {
-            Start::New => Self::Now,
-            Start::Earliest => Self::All,
-            Start::Time(time) => Self::Time(time),
-            Start::Position(position) => Self::Sequence(u64::try_from(position.0).unwrap_or(u64::MAX).max(1)),
-        }
-    }
-}
-
-impl From {
-    /// As the server's words.
-    pub(super) fn write(&self, config: &mut Value) {
-        match self {
-            Self::Now => config["deliver_policy"] = json!("new"),
-            Self::All => config["deliver_policy"] = json!("all"),
-            Self::Time(time) => {
-                config["deliver_policy"] = json!("by_start_time");
-                config["opt_start_time"] = json!(reachable(*time));
-            }
-            Self::Sequence(sequence) => {
-                config["deliver_policy"] = json!("by_start_sequence");
-                config["opt_start_seq"] = json!(sequence);
-            }
-        }
-    }
-}
-
-impl Record {
-    fn new(spec: &Subscribe) -> Self {
-        Self {
-            filters: spec.filters.iter().map(|filter| filter.as_str().into()).collect(),
-            keyed: spec.keyed,
-            lease_ms: bounds::millis(spec.lease),
-            epoch: 0,
-            from: From::new(spec.start),
-            past: Vec::new(),
-            starts: BTreeMap::new(),
-            replays: false,
-            deleted: false,
-        }
-    }
-
-    pub(super) fn patterns(&self) -> Vec<Pattern> {
-        patterns(&self.filters)
-    }
-
-    /// Every pattern that may still match something.
-    fn all_patterns(&self) -> Vec<Pattern> {
-        let past = self.past.iter().flat_map(|past| patterns(&past.filters));
-        self.patterns().into_iter().chain(past).collect()
-    }
-
-    pub(super) fn lease(&self) -> Duration {
-        bounds::bounded(Duration::from_millis(self.lease_ms))
-    }
-
-    /// Whether a wildcard stands for the topic.
-    pub(super) fn takes_any_topic(&self) -> bool {
-        self.all_patterns().iter().any(|pattern| pattern.topic().is_none())
-    }
-
-    /// Where it begins in a topic.
-    pub(super) fn start_of(&self, topic: &str) -> From {
-        if let Some(sequence) = self.starts.get(topic) {
-            return From::Sequence(*sequence);
-        }
-        let earlier = self.past.iter().flat_map(|past| patterns(&past.filters));
-        match self.past.first().and_then(|past| past.until.get(topic)) {
-            // It came with later filters.
-            Some(until) if !earlier.into_iter().any(|old| reaches(&old, topic)) => From::Sequence(until + 1),
-            _ => self.from.clone(),
-        }
-    }
-
-    /// Whether the message at `sequence` of its topic is for the group.
-    pub(super) fn wants(&self, subject: &Subject, sequence: u64) -> bool {
-        let filters = (self.past.iter().rev())
-            .find(|past| past.until.get(subject.topic()).is_some_and(|until| sequence <= *until))
-            .map_or(&self.filters, |past| &past.filters);
-        filters.iter().filter_map(|text| Pattern::new(text).ok()).any(|pattern| pattern.matches(subject))
-    }
-}
-
-fn patterns(filters: &[SmolStr]) -> Vec<Pattern> {
-    filters.iter().filter_map(|text| Pattern::new(text).ok()).collect()
-}
-
-/// `time` as the server can count it: in nanoseconds since 1970, and with four digits for the year.
-fn reachable(time: Timestamp) -> Timestamp {
-    time.clamp(Timestamp::UNIX_EPOCH, bounds::time_from_now(bounds::LONGEST).max(Timestamp::UNIX_EPOCH))
-}
-
 /// What no consumer of ours is, and none can be changed to: made by somebody else under our name.
 fn foreign(config: &Value) -> Option<String> {
     let text = |setting: &str| config.get(setting).and_then(Value::as_str).unwrap_or_default();
@@ -188,11 +57,6 @@ fn foreign(config: &Value) -> Option<String> {
             Some(format!("ack_policy is {policy}, must be explicit; an operator has to delete it"))
         }
     }
-}
-
-/// Whether some subject of `topic` may match.
-fn reaches(pattern: &Pattern, topic: &str) -> bool {
-    pattern.topic().is_none_or(|own| own == topic)
 }
 
 impl Connection {
@@ -264,8 +128,7 @@ impl Connection {
                 }
             }
         };
-        self.provide(group, &record, provision).await?;
-        Ok(record)
+        self.provide(group, record, provision).await
     }
 
     /// Gives a record the filters and the order that `spec` asks for.
@@ -283,15 +146,19 @@ impl Connection {
         }
         let filters: Vec<SmolStr> = spec.filters.iter().map(|filter| filter.as_str().into()).collect();
         if record.filters != filters {
-            let mut until = BTreeMap::new();
+            let (mut until, mut created) = (BTreeMap::new(), Vec::new());
             for topic in self.topics().await? {
-                let info: super::topology::StreamInfo =
-                    self.api(&format!("STREAM.INFO.{}", self.names.stream(&topic)), &json!({})).await?;
-                until.insert(topic, info.state.last_seq);
+                let Some(info) = self.stream_of(&topic).await? else { continue };
+                record.recognise(&topic, info.created);
+                until.insert(topic.clone(), info.state.last_seq);
+                created.push((topic, info.created));
             }
-            record.past.insert(0, Past { filters: std::mem::replace(&mut record.filters, filters), until });
-            // What is older than this has long gone by.
-            record.past.truncate(8);
+            let (floors, known) = self.floors(group, record).await?;
+            record.forget(&floors, known);
+            record.follow(filters, until);
+            for (topic, made) in created {
+                record.recognise(&topic, made);
+            }
         }
         Ok(())
     }
@@ -299,19 +166,8 @@ impl Connection {
     /// Makes a keyed group of one that is not, or the other way round: it goes on at the first message that is not
     /// settled, and what was settled behind it comes again.
     async fn turn(&self, group: &Group, record: &mut Record) -> Result<()> {
-        let progress = self.progress(group, record.epoch).await?;
-        let mut starts = BTreeMap::new();
-        for topic in self.topics_of(record).await? {
-            let next = if record.keyed {
-                progress.as_ref().and_then(|progress| progress.topics.get(&topic)).map(Mark::floor)
-            } else {
-                let name = topology::consumer(group, record.epoch);
-                let info = self.consumer_info(&self.names.stream(&topic), &name).await?;
-                info.map(|info| info.ack_floor.stream_seq + 1)
-            };
-            starts.extend(next.filter(|next| *next > 0).map(|next| (topic, next)));
-        }
-        record.starts = starts;
+        let (floors, _) = self.floors(group, record).await?;
+        record.starts = floors.into_iter().map(|(topic, floor)| (topic, floor + 1)).collect();
         record.epoch += 1;
         record.keyed = !record.keyed;
         Ok(())
@@ -321,18 +177,18 @@ impl Connection {
     pub(super) async fn provide(
         self: &Arc<Self>,
         group: &Group,
-        record: &Record,
+        record: Record,
         provision: crate::transport::Provision,
-    ) -> Result<Vec<SmolStr>> {
-        let topics = self.topics_of(record).await?;
+    ) -> Result<Record> {
+        let topics = self.topics_of(&record).await?;
         for topic in &topics {
-            if !self.topics_seen.is_ready(topic) {
-                let batches = self.ensure_topic(topic).await?;
-                self.topics_seen.ready(topic, batches);
-            }
-            self.ensure_consumer(group, record, topic, provision).await?;
+            self.stand(topic).await?;
         }
-        Ok(topics)
+        let record = self.identify(group, record).await?;
+        for topic in &topics {
+            self.ensure_consumer(group, &record, topic, None, provision).await?;
+        }
+        Ok(record)
     }
 
     /// Topics that the group takes: those it names, and those that a wildcard finds.
@@ -351,7 +207,8 @@ impl Connection {
     pub(super) async fn join_wildcards(self: &Arc<Self>, topic: &str) -> Result<()> {
         for (group, record) in self.all_groups().await? {
             if record.takes_any_topic() {
-                self.ensure_consumer(&group, &record, topic, crate::transport::Provision::Create).await?;
+                self.ensure_consumer(&group, &record, topic, None, crate::transport::Provision::Create)
+                    .await?;
             }
         }
         Ok(())
@@ -364,19 +221,4 @@ fn dated(mut stored: Stored<Record>) -> Stored<Record> {
         stored.value.from = From::Time(stored.time);
     }
     stored
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_published_before_goes_by_the_old_filters() {
-        let mut record =
-            Record::new(&Subscribe::group(Group::new("g").unwrap(), [Pattern::new("a.new").unwrap()]));
-        record.past.push(Past { filters: vec!["a.old".into()], until: BTreeMap::from([("a".into(), 5)]) });
-        let wants = |subject: &str, at| record.wants(&Subject::new(subject).unwrap(), at);
-        assert!(wants("a.old", 5) && !wants("a.old", 6));
-        assert!(!wants("a.new", 5) && wants("a.new", 6));
-    }
 }

@@ -82,6 +82,17 @@ impl Hand {
         mark.open.remove(&sequence);
     }
 
+    /// The message at `sequence` was taken before, and is read again.
+    pub(super) fn skip(&mut self, topic: &SmolStr, sequence: u64) {
+        let mark = self.marks.entry(topic.clone()).or_default();
+        mark.next = mark.next.max(sequence + 1);
+    }
+
+    /// Whether the message at `sequence` is known and not settled.
+    pub(super) fn is_open(&self, topic: &SmolStr, sequence: u64) -> bool {
+        self.marks.get(topic).is_some_and(|mark| mark.open.contains_key(&sequence))
+    }
+
     fn line_up(&mut self, token: Token) {
         let due = self.tried(token).map_or(0, |tried| tried.due);
         let left = due.saturating_sub(Timestamp::now().as_millisecond());

@@ -1,19 +1,21 @@
 //! Leading: taking the group's record, writing it, and what the answers mean.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smol_str::SmolStr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::progress::Progress;
+use super::progress::{Again, Mark, Progress, rewind};
 use crate::confirm::Answer;
 use crate::delivery::Token;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::error::lost;
-use crate::transport::nats::group::Record;
+use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::topology::token;
 
 /// Whether this member leads.
@@ -46,6 +48,16 @@ pub(super) struct Taken {
     pub(super) asked: Instant,
     pub(super) progress: Progress,
     pub(super) record: Record,
+    /// What is read again.
+    pub(super) again: BTreeMap<SmolStr, Again>,
+}
+
+/// What a member knows of the group by itself.
+pub(super) struct Known {
+    pub(super) own: Progress,
+    pub(super) record: Record,
+    /// How far the group was when this member led it.
+    pub(super) marks: BTreeMap<SmolStr, Mark>,
 }
 
 /// What looking at the record brought.
@@ -118,7 +130,7 @@ pub(super) async fn look(
     group: Group,
     lease: Duration,
     seen: Option<Seen>,
-    own: Progress,
+    known: Known,
 ) -> Result<Looked> {
     let subject = subject(&connection, &group);
     let last = connection.read::<Progress>(&subject).await?;
@@ -133,14 +145,24 @@ pub(super) async fn look(
             return Ok(Looked::Led(Seen { sequence: stored.sequence, since, last: now }));
         }
     }
-    let Some(record) = connection.group(&group).await? else { return Ok(Looked::Gone) };
-    let record = record.value;
-    let (sequence, last) = last.map_or((0, Progress::default()), |stored| (stored.sequence, stored.value));
-    let topics = if last.epoch == record.epoch { last.topics } else { Default::default() };
-    let progress = Progress { topics, epoch: record.epoch, ..own };
+    let record = match connection.standing(&group, &known.record).await? {
+        Standing::There(record) => record,
+        Standing::Deleted => return Ok(Looked::Gone),
+    };
+    let (sequence, last) = match last {
+        Some(stored) => (stored.sequence, stored.value),
+        // Nobody has led it, or the server has lost how far it was.
+        None => {
+            let (epoch, changes) = (known.record.epoch, known.record.changes);
+            (0, Progress { epoch, changes, topics: known.marks, ..Progress::default() })
+        }
+    };
+    let mut topics = if last.epoch == record.epoch { last.topics } else { Default::default() };
+    let again = rewind(&mut topics, last.changes, &record);
+    let progress = Progress { topics, epoch: record.epoch, changes: record.changes, ..known.own };
     let asked = Instant::now();
     Ok(match connection.write(&subject, &progress, sequence).await? {
-        Some(sequence) => Looked::Taken(Box::new(Taken { sequence, asked, progress, record })),
+        Some(sequence) => Looked::Taken(Box::new(Taken { sequence, asked, progress, record, again })),
         None => Looked::Raced,
     })
 }

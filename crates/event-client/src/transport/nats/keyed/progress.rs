@@ -2,8 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
+
+use crate::subject::{Pattern, Subject};
+use crate::transport::nats::group::Record;
 
 /// The record of a keyed group: who leads it, and what is settled.
 ///
@@ -22,6 +26,9 @@ pub(in super::super) struct Progress {
     /// The group's when this was written; what it says is void when the group has moved since.
     #[serde(default)]
     pub(in super::super) epoch: u64,
+    /// How many changes of the group's filters its leader knew of.
+    #[serde(default)]
+    pub(in super::super) changes: u64,
     #[serde(default)]
     pub(in super::super) topics: BTreeMap<SmolStr, Mark>,
 }
@@ -30,6 +37,8 @@ pub(in super::super) struct Progress {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub(in super::super) struct Mark {
+    /// When the stream was created that it counts in; `None` before anybody looked.
+    pub(in super::super) made: Option<Timestamp>,
     /// Everything below is settled, open, or not for the group.
     pub(in super::super) next: u64,
     /// What is not settled below `next`.
@@ -51,6 +60,8 @@ pub(in super::super) struct Tried {
 #[derive(Serialize, Deserialize)]
 struct Written {
     next: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Timestamp>,
     /// The first, then the distance from one to the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     open: Vec<u64>,
@@ -76,7 +87,7 @@ impl From<Mark> for Written {
                 line
             })
             .collect();
-        Self { next: mark.next, open, tried }
+        Self { next: mark.next, made: mark.made, open, tried }
     }
 }
 
@@ -97,7 +108,7 @@ impl From<Written> for Mark {
                 *tried = Tried { attempts: u32::try_from(at(1)).unwrap_or(0), due: at(2), first: at(3) };
             }
         }
-        Self { next: written.next, open }
+        Self { made: written.made, next: written.next, open }
     }
 }
 
@@ -106,6 +117,47 @@ impl Mark {
     pub(in super::super) fn floor(&self) -> u64 {
         self.open.keys().next().copied().unwrap_or(self.next)
     }
+}
+
+/// A stretch of a topic that a leader had read under filters that held no longer, and that is read again.
+#[derive(Debug)]
+pub(super) struct Again {
+    /// It ends before this place.
+    below: u64,
+    /// What they matched was taken then.
+    filters: Vec<Pattern>,
+}
+
+impl Again {
+    /// Whether a message was taken already.
+    pub(super) fn took(&self, subject: &Subject, sequence: u64) -> bool {
+        sequence < self.below && self.filters.iter().any(|filter| filter.matches(subject))
+    }
+}
+
+/// Goes back to where the filters changed that a leader read under: it hears of a change a little after it holds, and what
+/// the new filters match was passed over meanwhile. `changes` is how many it knew of.
+pub(super) fn rewind(
+    marks: &mut BTreeMap<SmolStr, Mark>,
+    changes: u64,
+    record: &Record,
+) -> BTreeMap<SmolStr, Again> {
+    let mut again = BTreeMap::new();
+    if changes >= record.changes {
+        return again;
+    }
+    let known = record.after_changes(changes);
+    let Some(past) = known.or(record.past.last()) else { return again };
+    for (topic, mark) in marks {
+        let until = past.until.get(topic).copied().unwrap_or(0);
+        if mark.next > until + 1 && !topic.starts_with('@') {
+            let filters = known.map(|past| &past.filters).into_iter().flatten();
+            let filters = filters.filter_map(|text| Pattern::new(text).ok()).collect();
+            again.insert(topic.clone(), Again { below: mark.next, filters });
+            mark.next = until + 1;
+        }
+    }
+    again
 }
 
 #[cfg(test)]
@@ -127,7 +179,7 @@ mod tests {
                 .into_iter()
                 .map(|(sequence, (attempts, due, first))| (sequence, Tried { attempts, due, first }))
                 .collect();
-            let mark = Mark { next, open };
+            let mark = Mark { made: Some(Timestamp::UNIX_EPOCH), next, open };
             let text = serde_json::to_string(&mark).unwrap();
             prop_assert_eq!(serde_json::from_str::<Mark>(&text).unwrap(), mark);
         }
@@ -136,7 +188,7 @@ mod tests {
     #[test]
     fn it_is_short() {
         let open = (1_000_000..1_001_000).map(|sequence| (sequence, Tried::default())).collect();
-        let text = serde_json::to_string(&Mark { next: 1_001_000, open }).unwrap();
+        let text = serde_json::to_string(&Mark { made: None, next: 1_001_000, open }).unwrap();
         assert!(text.len() < 2100, "{} bytes", text.len());
         assert_eq!(serde_json::to_string(&Mark::default()).unwrap(), r#"{"next":0}"#);
     }

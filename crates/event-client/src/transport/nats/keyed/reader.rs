@@ -21,7 +21,7 @@ use crate::transport::nats::api::nanos;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::{From, Record};
 use crate::transport::nats::state::Raw;
-use crate::transport::nats::{dead, topology, unreadable, wire};
+use crate::transport::nats::{dead, unreadable, wire};
 
 /// The name of the replayed letters among the topics; no topic has such a one.
 pub(in super::super) const REPLAYS: &str = "@replays";
@@ -38,6 +38,10 @@ pub(super) struct Opened {
     pub(super) stream: String,
     /// None for replays, which are fetched one by one.
     pub(super) consumer: Option<String>,
+    /// When its stream was created; none for replays.
+    pub(super) made: Option<Timestamp>,
+    /// It is another stream than the one that was read before.
+    pub(super) anew: bool,
     /// The first message that comes.
     pub(super) next: u64,
     /// What is open from earlier, in order; `None` is what the stream no longer has, or nobody can read.
@@ -46,6 +50,8 @@ pub(super) struct Opened {
 
 /// What to read of a topic: from where, and what of it is open and not here.
 pub(super) struct Wanted {
+    /// Of this stream.
+    pub(super) made: Option<Timestamp>,
     pub(super) next: u64,
     pub(super) missing: Vec<u64>,
 }
@@ -60,12 +66,17 @@ impl From {
 pub(super) async fn open(
     connection: Arc<Connection>,
     group: Group,
-    record: Record,
+    mut record: Record,
     mut wanted: BTreeMap<SmolStr, Wanted>,
     known: Vec<SmolStr>,
     care: bool,
 ) -> Result<Vec<Opened>> {
     let mut topics = connection.topics_of(&record).await?;
+    let mut made = BTreeMap::new();
+    for topic in topics.iter().filter(|topic| !known.contains(topic)) {
+        made.insert(topic.clone(), connection.stand(topic).await?);
+    }
+    record = connection.identify(&group, record).await?;
     if record.replays {
         topics.push(SmolStr::new_static(REPLAYS));
     }
@@ -73,7 +84,14 @@ pub(super) async fn open(
     for topic in topics.into_iter().filter(|topic| !known.contains(topic)) {
         let is_replays = topic == REPLAYS;
         let stream = if is_replays { connection.names.work() } else { connection.names.stream(&topic) };
+        let made = made.get(&topic).copied().flatten();
         let wanted = wanted.remove(&topic);
+        let before = wanted.as_ref().and_then(|wanted| wanted.made);
+        if before.is_some() && made.is_some() && before != made {
+            let (consumer, next, open) = (None, 0, Vec::new());
+            all.push(Opened { topic, stream, consumer, made, anew: true, next, open });
+            continue;
+        }
         let (mut next, missing) =
             wanted.map_or((None, Vec::new()), |wanted| (Some(wanted.next), wanted.missing));
         let mut open = futures_util::stream::iter(missing)
@@ -100,7 +118,7 @@ pub(super) async fn open(
                 connection.passing_consumer(&stream, &from, &connection.filters_of(&record, &topic)).await?;
             (Some(passing.name), next.unwrap_or(0).max(passing.delivered.stream_seq + 1))
         };
-        all.push(Opened { topic, stream, consumer, next, open });
+        all.push(Opened { topic, stream, consumer, made, anew: false, next, open });
     }
     Ok(all)
 }
@@ -242,7 +260,9 @@ impl Connection {
         mark: Option<&Mark>,
     ) -> Result<(u64, u64)> {
         let stream = self.names.stream(topic);
-        let info: topology::StreamInfo = self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await?;
+        let Some(info) = self.stream_of(topic).await? else { return Ok((0, 0)) };
+        // How far it was in an earlier stream says nothing of this one.
+        let mark = mark.filter(|mark| mark.made.is_none() || mark.made == info.created);
         let open = mark.map_or(0, |mark| mark.open.len() as u64);
         if mark.is_some_and(|mark| mark.next > info.state.last_seq) {
             return Ok((open, mark.map_or(0, Mark::floor)));

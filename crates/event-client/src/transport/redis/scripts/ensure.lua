@@ -1,6 +1,8 @@
--- Makes a group on a topic what it should be. KEYS: log, settings.
--- ARGV: group, start ('new', 'id ID' as the last id not wanted), filters ('' leaves them), may create.
--- Answers name, filters, version, last delivered id; nothing when it is missing and may not be made.
+-- Makes a group on a topic what it should be. KEYS: log, settings, floors.
+-- ARGV: group, start ('new', 'id ID' as the last id not wanted), filters ('' leaves them), may create (1, or 2: only where it
+-- was not before).
+-- Answers name, filters, version, last delivered id, 1 when it was removed and is made again; nothing when it is missing and
+-- may not be made.
 local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch') or '0')
 local name = ARGV[1]
 if epoch > 0 then name = name .. '#' .. int(epoch) end
@@ -26,11 +28,19 @@ local function look()
   end
 end
 look()
+local lost = 0
 if not delivered then
-  if ARGV[4] ~= '1' then return false end
+  -- A group that was there and is gone was removed, or its stream was: it goes on behind what is known to be settled.
+  local floor = redis.call('HGET', KEYS[3], name)
+  if floor or redis.call('HEXISTS', KEYS[2], 'filters') == 1 then lost = 1 end
+  if ARGV[4] == '0' or (ARGV[4] == '2' and lost == 1) then return false end
   local start = '$'
   local id = string.match(ARGV[2], '^id (.*)$')
-  if id then
+  if lost == 1 then
+    start = floor or '0-0'
+    -- Of another stream.
+    if less(last, start) then start = '0-0' end
+  elseif id then
     start = id
     if less(last, id) then start = last end
   elseif not exists then
@@ -39,7 +49,8 @@ if not delivered then
   redis.call('XGROUP', 'CREATE', KEYS[1], name, start, 'MKSTREAM')
   exists = true
   look()
-  redis.call('HDEL', KEYS[2], 'filters')
+  if lost == 0 then redis.call('HDEL', KEYS[2], 'filters') end
+  redis.call('HSET', KEYS[3], name, delivered)
 end
 local filters = redis.call('HGET', KEYS[2], 'filters')
 if ARGV[3] ~= '' then
@@ -65,4 +76,4 @@ if ARGV[3] ~= '' then
     redis.call('PERSIST', KEYS[2])
   end
 end
-return {name, filters or '', redis.call('HGET', KEYS[2], 'version') or '0', delivered}
+return {name, filters or '', redis.call('HGET', KEYS[2], 'version') or '0', delivered, lost}

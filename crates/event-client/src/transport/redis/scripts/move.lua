@@ -1,10 +1,11 @@
--- Moves or deletes a group on a topic. KEYS: log, settings, due, notes, owner, replay, replay's due and notes.
+-- Moves or deletes a group on a topic. KEYS: log, settings, due, notes, owner, replay, replay's due and notes, floors.
 -- ARGV: group, start ('new', 'id ID', 'delete').
 local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch') or '0')
 local function name(n) return n > 0 and ARGV[1] .. '#' .. int(n) or ARGV[1] end
 local exists = redis.call('EXISTS', KEYS[1]) == 1
 if exists then redis.call('XGROUP', 'DESTROY', KEYS[1], name(epoch)) end
 redis.call('DEL', KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8])
+redis.call('HDEL', KEYS[9], name(epoch))
 redis.call('HSET', KEYS[2], 'epoch', int(epoch + 1))
 if ARGV[2] == 'delete' then
   redis.call('HDEL', KEYS[2], 'filters', 'version')

@@ -1,4 +1,5 @@
--- Trims a topic's log by age and number, never what a group still needs. KEYS: log, lock. ARGV: age ms, most, lock ms.
+-- Trims a topic's log by age and number, never what a group still needs, and notes behind what each group has settled all.
+-- KEYS: log, lock, floors. ARGV: age ms, most, lock ms.
 -- Answers {trimmed, entries left, the group that holds most back or ''}; nothing when another did it a moment ago.
 if not redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[3]) then return false end
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0, ''} end
@@ -16,10 +17,16 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local is = {}
   for i = 1, #group, 2 do is[group[i]] = group[i + 1] end
   local from = is['last-delivered-id']
+  local floor = from
   if is['pending'] > 0 then
     local oldest = redis.call('XPENDING', KEYS[1], is['name'])[2]
-    if oldest and less(oldest, from) then from = oldest end
+    if oldest and not less(from, oldest) then
+      from = oldest
+      local ms, seq = number(oldest)
+      floor = seq > 0 and int(ms) .. '-' .. int(seq - 1) or int(ms - 1) .. '-18446744073709551615'
+    end
   end
+  redis.call('HSET', KEYS[3], is['name'], floor)
   if not needed or less(from, needed) then needed, holder = from, is['name'] end
 end
 local before = redis.call('XLEN', KEYS[1])

@@ -1,6 +1,6 @@
 //! The task of a keyed member: stands by, leads, leaves. All that it has belongs to it alone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::hand::Hand;
-use super::lead::{self, Looked, Outcome, Pending, Role, Taken};
-use super::progress::{Mark, Progress};
+use super::lead::{self, Known, Looked, Outcome, Pending, Role, Taken};
+use super::progress::{Again, Mark, Progress};
 use super::reader::{self, Opened, REPLAYS, Wanted};
 use super::{KeyedMember, Order};
 use crate::confirm::Answer;
@@ -26,10 +26,9 @@ use crate::subscription::{Feed, Health};
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::dead::{self, Burial};
 use crate::transport::nats::error::lost;
-use crate::transport::nats::group::Record;
+use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::member::Source;
 use crate::transport::nats::pull::{Pulls, Said};
-use crate::transport::nats::state::Stored;
 use crate::transport::nats::trouble::Trouble;
 use crate::transport::nats::unreadable::Breaks;
 use crate::transport::nats::wire;
@@ -78,6 +77,14 @@ pub(super) struct Task {
     burying: HashSet<Token>,
 
     readers: Vec<Reader>,
+    /// What is read a second time, since filters changed.
+    again: BTreeMap<SmolStr, Again>,
+    /// Messages that the filters do not match as they were last read, and all that came behind them.
+    doubtful: VecDeque<async_nats::Message>,
+    /// So many of them came before the group's record is read that is on its way.
+    covered: usize,
+    /// How far the group was when this member last led it.
+    marks: BTreeMap<SmolStr, Mark>,
     /// Topics whose open messages are here.
     loaded: HashSet<SmolStr>,
     /// Each set of readers has its own.
@@ -117,7 +124,7 @@ enum Done {
     Buried { term: u64, token: Token, result: Result<()>, answer: Answer<()> },
     Opened { reading: u64, result: Result<Vec<Opened>> },
     Replays { reading: u64, room: usize, result: Result<Vec<Found>> },
-    Reloaded(Result<Option<Stored<Record>>>),
+    Reloaded(Result<Standing>),
 }
 
 impl Task {
@@ -163,6 +170,10 @@ impl Task {
             failures: 0,
             burying: HashSet::new(),
             readers: Vec::new(),
+            again: BTreeMap::new(),
+            doubtful: VecDeque::new(),
+            covered: 0,
+            marks: BTreeMap::new(),
             loaded: HashSet::new(),
             reading: 0,
             opening: false,
@@ -270,7 +281,7 @@ impl Task {
                 self.member.group.clone(),
                 self.record.lease(),
                 *seen,
-                self.own.clone(),
+                Known { own: self.own.clone(), record: self.record.clone(), marks: self.marks.clone() },
             );
             self.jobs.push(step.map(Done::Looked).boxed());
             return None;
@@ -322,9 +333,17 @@ impl Task {
             Done::Reloaded(result) => {
                 self.reloading = false;
                 match result {
-                    Ok(Some(stored)) => self.change(stored.value),
-                    Ok(None) => self.over = true,
-                    Err(error) => self.trouble(&error.to_string()),
+                    Ok(Standing::There(record)) => {
+                        self.change(record);
+                        self.judge();
+                    }
+                    Ok(Standing::Deleted) => self.over = true,
+                    Err(error) => {
+                        self.trouble(&error.to_string());
+                        if !self.doubtful.is_empty() {
+                            self.open_later();
+                        }
+                    }
                 }
                 if std::mem::take(&mut self.reload_again) {
                     self.reload();

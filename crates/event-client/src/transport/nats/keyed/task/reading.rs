@@ -1,6 +1,7 @@
 //! Reading the topics: in order, from where the group is, again from there whenever something is missing.
 
 use super::*;
+use crate::transport::nats::keyed::progress;
 
 impl Task {
     pub(super) fn close_readers(&mut self) {
@@ -8,6 +9,7 @@ impl Task {
         self.opening = false;
         self.replaying = false;
         self.pulls.clear();
+        self.doubtful.clear();
         for (stream, consumer) in self.readers.drain(..).filter_map(|reader| reader.source) {
             let connection = self.connection.clone();
             self.connection.tasks.spawn(async move {
@@ -49,7 +51,7 @@ impl Task {
                 } else {
                     mark.open.keys().copied().collect()
                 };
-                (topic.clone(), Wanted { next: mark.next, missing })
+                (topic.clone(), Wanted { made: mark.made, next: mark.next, missing })
             })
             .collect();
         let reading = self.reading;
@@ -70,11 +72,15 @@ impl Task {
         };
         self.open_failures = 0;
         self.care = false;
+        if opened.iter().any(|topic| topic.anew) {
+            return self.begin_anew(opened.into_iter().filter(|topic| topic.anew));
+        }
         for topic in opened {
             self.loaded.insert(topic.topic.clone());
             self.take_in(&topic.topic, topic.open);
             let mark = self.hand.marks.entry(topic.topic.clone()).or_default();
             mark.next = mark.next.max(topic.next);
+            mark.made = topic.made.or(mark.made);
             self.replays_due |= topic.consumer.is_none();
             let source = topic.consumer.map(|consumer| {
                 self.pulls.add(Source::new(topic.stream.clone(), consumer.clone(), false));
@@ -153,6 +159,16 @@ impl Task {
         if self.pulls.received(info.stream, info.consumer, Instant::now()).is_none() {
             return; // of a consumer that was given up
         }
+        if self.doubtful.is_empty() {
+            self.take(message, false);
+        } else {
+            self.doubtful.push_back(message);
+        }
+    }
+
+    /// Takes the next message of a topic; `sure` when the group's record was read after it came.
+    fn take(&mut self, message: async_nats::Message, sure: bool) {
+        let Some(info) = message.reply.as_ref().and_then(|reply| wire::AckInfo::read(reply)) else { return };
         let reader = self.readers.iter_mut().find(|reader| {
             reader
                 .source
@@ -164,30 +180,62 @@ impl Task {
             tracing::debug!(group = %self.member.group, turn = info.turn, "messages were lost on their way");
             return self.read_anew(Duration::ZERO);
         }
+        let subject = wire::subject(&self.connection.names, &message.subject);
+        let wanted = subject.as_ref().map(|subject| self.record.wants(subject, info.sequence));
+        if wanted == Some(false) && !sure {
+            // Other filters may match it by now.
+            self.doubtful.push_back(message);
+            return self.reload();
+        }
         reader.turn += 1;
         let topic = reader.topic.clone();
         if self.hand.marks.get(&topic).is_some_and(|mark| info.sequence < mark.next) {
             return;
         }
-        let decoded = wire::subject(&self.connection.names, &message.subject).map(|subject| {
-            wire::message(message.headers.as_ref(), message.payload.clone(), subject, || info.id())
-        });
-        match decoded {
-            Some(decoded) if self.record.wants(&decoded.subject, info.sequence) => {
-                let about = reader::about(info.sequence, info.published_at());
-                self.hand.accept(&topic, info.sequence, decoded, about);
-            }
-            decoded => {
-                if decoded.is_none() {
-                    crate::transport::nats::fetch::foreign(
-                        &self.member.group,
-                        &message.subject,
-                        info.sequence,
-                    );
-                }
-                self.hand.pass_over(&topic, info.sequence);
+        let Some(subject) = subject else {
+            crate::transport::nats::fetch::foreign(&self.member.group, &message.subject, info.sequence);
+            return self.hand.pass_over(&topic, info.sequence);
+        };
+        if wanted == Some(false) {
+            self.hand.pass_over(&topic, info.sequence);
+        } else if self.again.get(&topic).is_some_and(|again| again.took(&subject, info.sequence))
+            || self.hand.is_open(&topic, info.sequence)
+        {
+            self.hand.skip(&topic, info.sequence);
+        } else {
+            let headers = message.headers.as_ref();
+            let decoded = wire::message(headers, message.payload.clone(), subject, || info.id());
+            let about = reader::about(info.sequence, info.published_at());
+            self.hand.accept(&topic, info.sequence, decoded, about);
+        }
+    }
+
+    /// The group's record was read again: what waited for that is taken or passed over.
+    pub(super) fn judge(&mut self) {
+        let covered = std::mem::take(&mut self.covered);
+        for (at, message) in std::mem::take(&mut self.doubtful).into_iter().enumerate() {
+            if self.doubtful.is_empty() {
+                self.take(message, at < covered);
+            } else {
+                self.doubtful.push_back(message);
             }
         }
+    }
+
+    /// Streams that were deleted and made again: what was of the earlier ones is void, and all that is in them is read.
+    fn begin_anew(&mut self, topics: impl Iterator<Item = Opened>) {
+        let mut marks = std::mem::take(&mut self.hand.marks);
+        for Opened { topic, made, .. } in topics {
+            tracing::error!(
+                group = %self.member.group, %topic,
+                "the topic's stream was deleted and made again; it is read from its beginning"
+            );
+            marks.insert(topic, Mark { made, ..Mark::default() });
+        }
+        self.void();
+        self.hand.marks = marks;
+        self.dirty = true;
+        self.read_anew(Duration::ZERO);
     }
 
     /// What was replayed and is settled goes from the server.
@@ -208,20 +256,30 @@ impl Task {
             self.reload_again = true;
             return;
         }
+        self.covered = self.doubtful.len();
         let (connection, group) = (self.connection.clone(), self.member.group.clone());
-        self.jobs.push(async move { Done::Reloaded(connection.group(&group).await) }.boxed());
+        let known = self.record.clone();
+        self.jobs.push(async move { Done::Reloaded(connection.standing(&group, &known).await) }.boxed());
     }
 
     /// The group's record is read again.
     pub(super) fn change(&mut self, record: Record) {
-        let (moved, other) = (record.epoch != self.record.epoch, record.filters != self.record.filters);
+        let (moved, changes) = (record.epoch != self.record.epoch, self.record.changes);
+        let other = record.filters != self.record.filters || record.changes != changes;
         self.record = record;
+        if moved {
+            self.marks.clear();
+        }
         if !self.leads() {
             return;
         }
         if moved {
             // Everything here was given up.
             self.void();
+            self.dirty = true;
+        } else if other {
+            let again = progress::rewind(&mut self.hand.marks, changes, &self.record);
+            self.again.extend(again);
             self.dirty = true;
         }
         if moved || other {

@@ -10,6 +10,7 @@ impl Task {
         self.record = taken.record;
         self.hand.clear();
         self.hand.marks = taken.progress.topics;
+        self.again = taken.again;
         self.loaded.clear();
         self.dirty = false;
         self.wrote_at(taken.asked);
@@ -44,6 +45,7 @@ impl Task {
         let progress = Progress {
             left: idle,
             epoch: self.record.epoch,
+            changes: self.record.changes,
             topics: self.hand.marks.clone(),
             ..self.own.clone()
         };
@@ -104,6 +106,8 @@ impl Task {
                 self.write_again = Instant::now() + Duration::from_millis(25 << self.failures);
                 self.pending.expire(self.connection.config.request_timeout, &error);
                 self.trouble(&error.to_string());
+                // The state stream itself may be gone.
+                self.reload();
             }
         }
     }
@@ -112,6 +116,7 @@ impl Task {
     pub(super) fn follow(&mut self) {
         self.term += 1;
         self.writing = None;
+        self.marks = std::mem::take(&mut self.hand.marks);
         self.void();
         self.read_anew(Duration::ZERO);
         self.open_at = None;
@@ -127,6 +132,7 @@ impl Task {
         }
         self.burying.clear();
         self.hand.clear();
+        self.again.clear();
         self.loaded.clear();
         self.member.out.store(0, Ordering::Release);
         self.feed.take_back();

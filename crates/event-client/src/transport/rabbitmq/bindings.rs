@@ -1,0 +1,198 @@
+//! Whether the exchange of events still has the bindings that groups were given.
+//!
+//! Who deletes the exchange deletes all bindings, and whoever declares it again gets an empty one of the same name, which
+//! takes publishes and drops them. AMQP cannot list bindings. So one more queue is bound, to the empty routing key, which no
+//! pattern of a group matches: a `mandatory` publish with that key is returned when the bindings are gone. Then all that the
+//! list of groups names are made again, and the mark last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Confirmation, ExchangeKind};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{COMMAND, Link, command};
+use super::control::{Control, arguments, number};
+use super::error::{amqp, is_missing, is_passing, timeout as late};
+use super::names::{Names, binding};
+use super::registry::{Registrar, Registry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Group;
+use crate::transport::{Action, Change, Difference, Provision};
+
+/// How often the mark is looked for.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The exchange of one namespace, seen from one connection.
+#[derive(Debug)]
+pub(super) struct Bindings {
+    names: Names,
+    publish: Arc<Link>,
+    control: Arc<Control>,
+    registrar: Arc<Registrar>,
+    provision: Provision,
+    /// What is wrong with it, for the health of members.
+    trouble: watch::Sender<Option<String>>,
+}
+
+impl Bindings {
+    pub(super) fn new(
+        names: Names,
+        publish: Arc<Link>,
+        control: Arc<Control>,
+        registrar: Arc<Registrar>,
+        provision: Provision,
+    ) -> Self {
+        Self { names, publish, control, registrar, provision, trouble: watch::Sender::new(None) }
+    }
+
+    /// What is wrong, as it changes.
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    /// Looks for the mark again and again.
+    pub(super) async fn watch(self: Arc<Self>, closing: CancellationToken) {
+        loop {
+            let pause = LOOK / 2 + LOOK.mul_f64(fastrand::f64() / 2.0);
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = closing.cancelled() => return,
+            }
+            if let Err(error) = self.stand().await {
+                tracing::debug!(%error, "the exchange is looked at again later");
+            }
+        }
+    }
+
+    /// Sees that the exchange and its bindings stand; they are made again as far as `provision` allows.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when they are gone and may not be made.
+    pub(super) async fn stand(&self) -> Result<()> {
+        let result = self.look(self.provision).await;
+        match &result {
+            Err(error) if is_passing(error) => {}
+            Err(error) => self.tell(Some(error.to_string())),
+            Ok(()) => self.tell(None),
+        }
+        result
+    }
+
+    fn tell(&self, trouble: Option<String>) {
+        self.trouble.send_if_modified(|now| {
+            let changed = *now != trouble;
+            *now = trouble;
+            changed
+        });
+    }
+
+    /// The same under another `provision`, for an operator's command.
+    pub(super) async fn look(&self, provision: Provision) -> Result<()> {
+        if self.marked().await? {
+            return Ok(());
+        }
+        // A namespace without groups has nothing to restore, and gets its mark with the first one.
+        let groups = self.control.counts(self.names.registry()).await?.is_some();
+        if !provision.creates() {
+            let lost = groups && self.registrar.read().await?.marked;
+            let object = format!("bindings of exchange {}", self.names.events());
+            return if lost { Err(provision.missing(object)) } else { Ok(()) };
+        }
+        self.control.exchange(self.names.events(), ExchangeKind::Topic).await?;
+        if !groups {
+            return Ok(());
+        }
+        let (mut lost, mut restored) = (false, 0);
+        self.registrar
+            .change_with(async |list| {
+                if self.marked().await? {
+                    return Ok(false); // another did it
+                }
+                lost = list.marked;
+                restored = self.restore(list).await?;
+                Ok(true)
+            })
+            .await?;
+        if lost {
+            tracing::error!(
+                exchange = %self.names.events(), groups = restored,
+                "the exchange was deleted, and with it the bindings of all groups; they are made again, and what was published in between reached no group"
+            );
+        }
+        Ok(())
+    }
+
+    /// Binds the queues of all groups, and the mark.
+    async fn restore(&self, list: &mut Registry) -> Result<usize> {
+        let mut restored = 0;
+        for (name, record) in &list.groups {
+            let queue = self.names.group(&Group::new(name)?);
+            if self.control.counts(queue.clone()).await?.is_none() {
+                continue; // made again by whoever subscribes
+            }
+            for pattern in record.patterns() {
+                self.control.bind(&queue, self.names.events(), binding(&pattern)).await?;
+            }
+            restored += 1;
+        }
+        self.mark(list).await?;
+        Ok(restored)
+    }
+
+    /// Binds the mark. What reaches its queue is dropped at once.
+    pub(super) async fn mark(&self, list: &mut Registry) -> Result<()> {
+        let queue = self.names.mark();
+        self.control.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
+        self.control.bind(&queue, self.names.events(), ShortString::default()).await?;
+        list.marked = true;
+        Ok(())
+    }
+
+    /// Whether the mark is bound; taken for granted where that cannot be found out.
+    async fn marked(&self) -> Result<bool> {
+        if self.publish.blocked().is_some() {
+            return Ok(true);
+        }
+        let channel = self.publish.confirming().await?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let (exchange, properties) = (self.names.events(), BasicProperties::default());
+        let probe = async {
+            channel.basic_publish(exchange, ShortString::default(), options, &[], properties).await?.await
+        };
+        let marked = match timeout(COMMAND, probe).await {
+            Ok(Ok(Confirmation::Ack(returned))) => Ok(returned.is_none()),
+            Ok(Ok(_)) => {
+                Err(Error::new(ErrorKind::Unavailable, "the broker refused a probe of the exchange"))
+            }
+            Ok(Err(error)) if is_missing(&error) => return Ok(false),
+            Ok(Err(error)) => match amqp(error) {
+                // Who may not publish cannot look.
+                error if error.kind() == ErrorKind::Denied => return Ok(true),
+                error => return Err(error),
+            },
+            Err(_) => Err(late("probe the exchange")),
+        };
+        let _ = command("close", channel.close(200, "seen".into())).await;
+        marked
+    }
+
+    /// What is missing of the exchange.
+    pub(super) async fn plan(&self, list: &Registry) -> Result<Option<Change>> {
+        let object = format!("exchange {}", self.names.events());
+        if !self.control.has_exchange(self.names.events()).await? {
+            let kind = Difference::new("type", None, "topic");
+            return Ok(Some(Change::new(object, Action::Create, vec![kind])));
+        }
+        if !list.marked || self.marked().await? {
+            return Ok(None);
+        }
+        let bindings =
+            Difference::new("bindings", Some("none".into()), format!("of {} groups", list.groups.len()));
+        Ok(Some(Change::new(object, Action::Update, vec![bindings])))
+    }
+}
