@@ -202,9 +202,10 @@ impl Mover {
         if !left.is_zero() {
             return connection.courier.say(reply, None, delayed(left));
         }
-        let sequence = ack.sequence;
+        // A stream that is made again counts anew, so the place alone names nothing.
+        let place = format!("{}/{}", ack.sequence, ack.time);
         connection.tasks.clone().spawn(async move {
-            match move_on(&connection, message, sequence).await {
+            match move_on(&connection, message, &place).await {
                 Ok(()) => connection.courier.say(reply, None, ACK),
                 // It comes again when its lease has ended.
                 Err(error) => {
@@ -216,20 +217,18 @@ impl Mover {
 }
 
 /// Publishes what is due.
-async fn move_on(connection: &Arc<Connection>, message: async_nats::Message, sequence: u64) -> Result<()> {
+async fn move_on(connection: &Arc<Connection>, message: async_nats::Message, place: &str) -> Result<()> {
     let headers = message.headers.unwrap_or_default();
     let Some(subject) = wire::get(&headers, names::SUBJECT).and_then(|text| Subject::new(text).ok()) else {
         return Ok(()); // not ours
     };
     let dedup = wire::get(&headers, DEDUP).is_some();
-    let message = wire::message(Some(&headers), message.payload, subject, || {
-        MessageId::Text(sequence.to_string().into())
-    });
+    let message = wire::message(Some(&headers), message.payload, subject, || MessageId::Text(place.into()));
     let mut headers = wire::headers(&message);
     // Moved twice, it is there once.
     let id = match dedup {
         true => names::escape(&message.id.to_string()).to_string(),
-        false => format!("delay/{}/{sequence}", connection.config.namespace),
+        false => format!("delay/{}/{place}", connection.config.namespace),
     };
     wire::put(&mut headers, wire::DEDUP_ID, &id);
     connection.topic_for_later(message.subject.topic()).await?;

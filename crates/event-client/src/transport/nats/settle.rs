@@ -183,8 +183,12 @@ impl Steps {
                     info: entry.info.clone(),
                     first_ms: entry.first_ms,
                     id: format!(
-                        "dlq/{}/{}/{}/{}",
-                        entry.source.stream, entry.source.consumer, entry.sequence, entry.delivered
+                        "dlq/{}/{}/{}/{}/{}",
+                        entry.source.stream,
+                        entry.source.consumer,
+                        entry.sequence,
+                        entry.time,
+                        entry.delivered
                     ),
                 };
                 dead::bury(&self.connection, &self.group, &burial, rejection).await?;

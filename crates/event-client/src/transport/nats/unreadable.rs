@@ -160,7 +160,12 @@ pub(super) async fn bury(
             source.consumer,
             time.as_nanosecond()
         );
-        let id = format!("dlq/{}/{}/{sequence}/unreadable", source.stream, source.consumer);
+        let id = format!(
+            "dlq/{}/{}/{sequence}/{}/unreadable",
+            source.stream,
+            source.consumer,
+            time.as_nanosecond()
+        );
         let first = store(connection, &member.group, sequence, time, message, id, why).await?;
         let mark = Attempt { delivered: 1, attempts: 1, due: 0, first, error: why.into() };
         connection.write(&record, &mark, 0).await?;

@@ -137,7 +137,8 @@ async fn look(
         let which = json!({ "seq": *next, "next_by_subj": connection.names.event(">") });
         let Some(raw) = connection.read_raw(&stream, which).await? else { break };
         if let Some(why) = unreadable::defect(&raw) {
-            let id = format!("dlq/{stream}/{group}@{}/{}", record.epoch, raw.seq);
+            let id =
+                format!("dlq/{stream}/{group}@{}/{}/{}", record.epoch, raw.seq, raw.time.as_nanosecond());
             unreadable::bury_raw(connection, group, &stream, &raw, id, why).await?;
             found.push((raw.seq, None));
         } else {

@@ -40,13 +40,14 @@ impl Task {
         match settlement {
             Settlement::Reject(rejection) => {
                 let stream = self.connection.names.stream(&entry.topic);
+                let time = entry.info.published_at.unwrap_or_default().as_nanosecond();
                 let burial = Burial {
                     message: entry.message.clone(),
                     info: entry.info.clone(),
                     first_ms,
                     // Whoever does it a second time, after a take-over, says the same.
                     id: format!(
-                        "dlq/{stream}/{}@{}/{}",
+                        "dlq/{stream}/{}@{}/{}/{time}",
                         self.member.group, self.record.epoch, entry.sequence
                     ),
                 };
