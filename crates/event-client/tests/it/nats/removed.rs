@@ -21,8 +21,14 @@ async fn delete_consumer(client: &async_nats::Client, namespace: &str, group: &s
     api(client, format!("CONSUMER.DELETE.EVT_{namespace}_orders.{group}"), json!({})).await;
 }
 
-async fn delete_stream(client: &async_nats::Client, stream: String) {
-    api(client, format!("STREAM.DELETE.{stream}"), json!({})).await;
+/// Deletes a stream, with its folder: servers of 2.9 answer before that is gone, and files of a new stream would go with it.
+async fn delete_stream(server: &Nats, stream: String) {
+    let client = plain(&server.url()).await;
+    api(&client, format!("STREAM.DELETE.{stream}"), json!({})).await;
+    let folder = server.folder().join("data/jetstream/$G/streams").join(stream);
+    while folder.exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 fn keyed(name: &str) -> Subscribe {
@@ -79,7 +85,6 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     for generation in [Generation::Old, Generation::New] {
         let (url, namespace) = on(generation).await;
         let bus = open(&url).await.expect("the bus opens");
-        let client = plain(&url).await;
         let free = bus.subscribe(group("free", "orders.>")).await.expect("subscribed");
         let order = bus.subscribe(keyed("order")).await.expect("subscribed");
         let mut listener =
@@ -93,7 +98,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
             let heard = listener.next().await.expect("a delivery");
             assert_eq!(String::from_utf8_lossy(&heard.message().payload), text);
         }
-        delete_stream(&client, format!("EVT_{namespace}_orders")).await;
+        delete_stream(Nats::shared(generation).await, format!("EVT_{namespace}_orders")).await;
         for n in 0..10 {
             bus.publish(message("orders.placed", &format!("after {n}"))).await.expect("confirmed");
         }
@@ -114,7 +119,6 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
 async fn a_position_in_an_earlier_stream_passes_nothing_over() {
     let (url, namespace) = shared().await;
     let bus = open(&url).await.expect("the bus opens");
-    let client = plain(&url).await;
     let mut at = group("at", "orders.>");
     at.start = event_client::transport::Start::Position(event_client::message::Position(2));
     bus.publish(message("orders.placed", "first")).await.expect("confirmed");
@@ -127,7 +131,7 @@ async fn a_position_in_an_earlier_stream_passes_nothing_over() {
     // Filters of the past go by positions as well.
     drop(bus.subscribe(group("other", "orders.a")).await.expect("subscribed"));
     drop(bus.subscribe(group("other", "orders.placed")).await.expect("subscribed"));
-    delete_stream(&client, format!("EVT_{namespace}_orders")).await;
+    delete_stream(Nats::shared(Generation::Old).await, format!("EVT_{namespace}_orders")).await;
     for n in 0..8 {
         bus.publish(message("orders.placed", &format!("after {n}"))).await.expect("confirmed");
     }
@@ -193,7 +197,6 @@ async fn members_outlive_a_server_that_forgets_everything() {
 async fn the_librarys_own_streams_are_made_again() {
     let (url, namespace) = shared().await;
     let bus = open(&url).await.expect("the bus opens");
-    let client = plain(&url).await;
     let subscription = bus.subscribe(group("g", "orders.>")).await.expect("subscribed");
     let reject = async |text: &str| {
         bus.publish(message("orders.placed", text)).await.expect("confirmed");
@@ -211,7 +214,7 @@ async fn the_librarys_own_streams_are_made_again() {
     reject("first letter").await;
     delayed("first delay").await;
     for kind in ["DLQ", "WRK", "SYS"] {
-        delete_stream(&client, format!("{kind}_{namespace}")).await;
+        delete_stream(Nats::shared(Generation::Old).await, format!("{kind}_{namespace}")).await;
     }
     reject("second letter").await;
     assert_eq!(&*letters(&bus, "g", 1).await[0].message.payload, b"second letter");

@@ -3,6 +3,10 @@
 
 use super::*;
 
+/// Pause before a stream is made again. Servers of 2.9 say that it is deleted before they remove its folder, and would
+/// remove the files of the new one with it.
+const REMOVAL: Duration = Duration::from_secs(1);
+
 /// A group as the server has it.
 pub(in super::super) enum Standing {
     There(Record),
@@ -32,6 +36,7 @@ impl Connection {
                 %group,
                 "the server has lost this group's record; was it deleted, or was the server restarted without its storage? It is made again"
             );
+            tokio::time::sleep(REMOVAL).await;
             self.ensure_stream(Kind::State).await?;
             self.write(&subject, known, 0).await?;
             self.announce().await?;
@@ -49,10 +54,11 @@ impl Connection {
 
     /// When the topic's stream was created; it is made where it is missing and that is allowed.
     pub(in super::super) async fn stand(self: &Arc<Self>, topic: &str) -> Result<Option<Timestamp>> {
-        if self.topics_seen.is_ready(topic)
-            && let Some(info) = self.stream_of(topic).await?
-        {
-            return Ok(info.created);
+        if self.topics_seen.is_ready(topic) {
+            if let Some(info) = self.stream_of(topic).await? {
+                return Ok(info.created);
+            }
+            tokio::time::sleep(REMOVAL).await;
         }
         let batches = self.ensure_topic(topic).await?;
         self.topics_seen.ready(topic, batches);
