@@ -23,8 +23,8 @@ mod consumer;
 mod record;
 mod standing;
 
-pub(super) use record::{From, Record};
 use record::reaches;
+pub(super) use record::{From, Record};
 pub(super) use standing::Standing;
 
 /// What a consumer says of itself.
