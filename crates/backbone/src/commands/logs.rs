@@ -116,7 +116,7 @@ async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow:
     if !answer.status().is_success() {
         bail!(
             "{} answered {}: {}; if that is no log aggregator, name one with --server",
-            plain(&filter.server),
+            plain(&filter.server.to_string()),
             answer.status(),
             excerpt(answer).await
         );

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use event_client::Bus;
 use event_client::bus::Settings;
 use service_kit::config::Loader;
+use service_kit::config::Url;
 use service_kit::telemetry;
 
 use crate::args::{Cli, Command, Global};
@@ -51,7 +52,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// Opens the bus of `--url`.
 async fn connect(global: &Global) -> anyhow::Result<Bus> {
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::from_env_with(global.url.as_deref(), settings).await?)
+    Ok(Bus::from_env_with(global.url.as_ref().map(Url::expose), settings).await?)
 }
 
 /// How a long-running command logs: by `LOG_LEVEL` and `RUST_LOG`.

@@ -3,11 +3,10 @@
 use std::collections::VecDeque;
 
 use anyhow::bail;
-use event_client::Subscription;
 use event_client::confirm::Confirm;
 use event_client::delivery::Delivery;
 use event_client::subject::{Group, Pattern};
-use event_client::subscription::Health;
+use event_client::subscription::{Health, Subscription};
 use event_client::transport::{self, Start};
 use serde_json::json;
 use terminal::{Output, note};
