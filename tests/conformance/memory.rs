@@ -19,6 +19,9 @@ impl Fixture for Memory {
         if let Some(window) = settings.dedup_window {
             url += &format!("?dedup_window={}ms", window.as_millis());
         }
+        if settings.few_kept {
+            url += "?max_messages=64";
+        }
         Ok(Storage::new(url, ()))
     }
 

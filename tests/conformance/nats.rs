@@ -29,6 +29,9 @@ impl Fixture for Nats {
         if let Some(window) = settings.dedup_window {
             options += &format!("&dedup_window={}ms", window.as_millis());
         }
+        if settings.few_kept {
+            options += "&max_bytes=4194304";
+        }
         if settings.own_server {
             let start = test_servers::Nats::options().generation(self.0).start();
             return own_server(start, |server| server.url() + &options);

@@ -27,6 +27,9 @@ impl Fixture for Redis {
         if let Some(window) = settings.dedup_window {
             options += &format!("&dedup_window={}ms", window.as_millis());
         }
+        if settings.few_kept {
+            options += "&retention_messages=64&housekeeping=100ms";
+        }
         if settings.own_server {
             let options = options + "&publish_timeout=5s";
             // With `everysec` the server holds its writes back while the disk is busy: what it confirmed in that moment

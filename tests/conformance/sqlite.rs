@@ -20,6 +20,9 @@ impl Fixture for Sqlite {
         if let Some(window) = settings.dedup_window {
             url += &format!("?dedup_window={}ms", window.as_millis());
         }
+        if settings.few_kept {
+            url += "?retention_bytes=1m";
+        }
         Ok(Storage::new(url, directory))
     }
 

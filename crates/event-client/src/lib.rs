@@ -77,6 +77,7 @@ mod supervise;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trail;
 pub mod transport;
 mod units;
 pub mod url;

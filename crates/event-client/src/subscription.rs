@@ -1,12 +1,18 @@
 //! The stream of deliveries between a transport and its consumers, bounded by credit.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::delivery::Delivery;
+use crate::telemetry;
+
+/// The pause between two log lines about one subscription that misses messages.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Whether a subscription makes progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +35,7 @@ pub struct Subscription {
     credit: Arc<Semaphore>,
     health: watch::Receiver<Health>,
     stop: CancellationToken,
+    missed: Arc<AtomicU64>,
     /// Tells the transport when the last clone goes.
     _last: Arc<Last>,
 }
@@ -62,6 +69,9 @@ pub struct Feed {
     health: watch::Sender<Health>,
     stop: CancellationToken,
     gone: CancellationToken,
+    missed: Arc<AtomicU64>,
+    /// What was missed and not logged yet, and when the last line was.
+    unlogged: Mutex<(u64, Option<Instant>)>,
 }
 
 impl Subscription {
@@ -74,6 +84,7 @@ impl Subscription {
         let gone = CancellationToken::new();
         let stop = gone.child_token();
         let permits = Arc::new(Semaphore::new(credit));
+        let missed = Arc::new(AtomicU64::new(0));
         let feed = Feed {
             queue: sender,
             untaken: queue.clone(),
@@ -81,9 +92,11 @@ impl Subscription {
             health: health_sender,
             stop: stop.clone(),
             gone: gone.clone(),
+            missed: missed.clone(),
+            unlogged: Mutex::default(),
         };
         let last = Arc::new(Last { queue: queue.clone(), _gone: gone.drop_guard() });
-        (feed, Self { queue, credit: permits, health, stop, _last: last })
+        (feed, Self { queue, credit: permits, health, stop, missed, _last: last })
     }
 
     /// The next delivery; `None` when the subscription has ended.
@@ -111,6 +124,13 @@ impl Subscription {
     pub(crate) async fn settled(&self) {
         let all = self.queue.capacity().and_then(|credit| u32::try_from(credit).ok()).unwrap_or(u32::MAX);
         drop(self.credit.acquire_many(all).await);
+    }
+
+    /// How many messages a broadcast subscription has not got, because it was slower than the transport keeps them;
+    /// always 0 for a group. Where the transport cannot tell whether a message that is gone would have matched, it
+    /// counts. A log line and the metric [`BROADCAST_MISSED`](telemetry::BROADCAST_MISSED) say the same.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
     }
 
     /// Whether the subscription makes progress; changes can be awaited.
@@ -177,6 +197,30 @@ impl Feed {
         &self.gone
     }
 
+    /// Reports that the subscriber was too slow for `messages` messages of a broadcast: the transport no longer has
+    /// them. Counted at once, logged at most once a second.
+    pub fn missed(&self, transport: &'static str, messages: u64) {
+        if messages == 0 {
+            return;
+        }
+        metrics::counter!(telemetry::BROADCAST_MISSED, telemetry::SYSTEM => transport).increment(messages);
+        self.missed.fetch_add(messages, Ordering::Relaxed);
+        let mut unlogged = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner);
+        unlogged.0 += messages;
+        if unlogged.1.is_none_or(|at| at.elapsed() >= QUIET) {
+            *unlogged = (0, Some(Instant::now()));
+            drop(unlogged);
+            self.log_missed();
+        }
+    }
+
+    fn log_missed(&self) {
+        tracing::warn!(
+            missed = self.missed.load(Ordering::Relaxed),
+            "a broadcast subscriber is too slow: messages were gone before it took them; counted since it began"
+        );
+    }
+
     /// Reports progress or trouble.
     pub fn report(&self, health: Health) {
         self.health.send_if_modified(|now| {
@@ -191,6 +235,9 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
+        if self.unlogged.get_mut().unwrap_or_else(PoisonError::into_inner).0 > 0 {
+            self.log_missed();
+        }
         // Dropped by the panic of the task that had it: a defect of ours, after which another subscription may work.
         let died = || Health::Rebuilding("the task behind the subscription died".into());
         self.report(if std::thread::panicking() { died() } else { Health::Stopped });

@@ -37,6 +37,8 @@ names! {
     IN_FLIGHT = "messaging.in_flight", describe_gauge Count "calls under way";
     /// Histogram: age of an event when its handler begins, from the moment it was stored.
     AGE = "messaging.message.age", describe_histogram Seconds "age of an event when its handler begins";
+    /// Counter: messages that a broadcast subscription did not get, because it was slower than they are kept.
+    BROADCAST_MISSED = "messaging.broadcast.missed", describe_counter Count "messages that slow broadcast subscribers missed";
     /// Gauge: stored and not yet taken by the group.
     GROUP_WAITING = "messaging.group.waiting", describe_gauge Count "messages that the group has not taken yet";
     /// Gauge: taken and not settled.

@@ -17,6 +17,7 @@ cases! {
     it_settles_nothing_and_leaves_no_group;
     a_retry_in_a_group_is_not_seen_again;
     a_slow_subscriber_holds_up_nobody;
+    what_a_slow_subscriber_misses_is_counted.few_kept();
     the_kept_messages_can_be_replayed.when(|can| can.replay);
     replay_is_refused.when(|can| !can.replay);
     delayed_messages_come_in_their_time.when(|can| can.delayed);
@@ -93,6 +94,48 @@ async fn a_slow_subscriber_holds_up_nobody(exam: Exam) {
         }
     }
     assert!(seen <= 2001, "{seen} deliveries");
+}
+
+/// A subscriber that is slower than messages are kept learns how many it has missed, and no fewer.
+async fn what_a_slow_subscriber_misses_is_counted(exam: Exam) {
+    const LARGE: usize = 100 * 1024;
+    /// More than any transport keeps for one subscriber.
+    const MOST: usize = 128 << 20;
+    let mut spec = broadcast();
+    spec.credit = 4;
+    let slow = exam.subscribe(spec).await;
+    let quick = exam.subscribe(broadcast()).await;
+    let (mut published, mut seen, mut bytes) = (0_u64, 0_u64, 0);
+    while slow.missed() == 0 {
+        if bytes < MOST {
+            for _ in 0..64 {
+                exam.publish(message("x".repeat(LARGE))).await;
+                exam.next_of(&quick, "the quick subscriber's message").await;
+            }
+            (published, bytes) = (published + 64, bytes + 64 * LARGE);
+        } else {
+            // Some transports delete by the clock.
+            exam.publish(message("small")).await;
+            exam.next_of(&quick, "the quick subscriber's message").await;
+            published += 1;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        exam.next_of(&slow, "the slow subscriber's message").await;
+        seen += 1;
+    }
+    exam.publish(message("last")).await;
+    published += 1;
+    while text(&exam.next_of(&slow, "the last message at the slow subscriber").await) != "last" {
+        seen += 1;
+    }
+    seen += 1;
+    while seen + slow.missed() < published {
+        exam.waits_for(format!("{published} published: {seen} seen, {} counted as missed", slow.missed()));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(seen < published, "it was to miss some of {published}");
+    assert!(slow.missed() < published, "{} missed of {published}, and {seen} seen", slow.missed());
+    assert_eq!(quick.missed(), 0, "the quick one has seen all");
 }
 
 /// From the oldest kept, a time or a position.

@@ -51,6 +51,11 @@ impl Case {
         self
     }
 
+    pub(crate) fn few_kept(mut self) -> Self {
+        self.settings.few_kept = true;
+        self
+    }
+
     /// Only where the fixture gives a server of the case's own.
     pub(crate) fn own_server(mut self) -> Self {
         self.settings.own_server = true;

@@ -38,7 +38,7 @@ async fn later_calls_answer_closed(exam: Exam) {
     exam.refused(closed, "subscribe", bus.subscribe(group("g", 1))).await;
     exam.refused(closed, "broadcast", bus.subscribe(broadcast())).await;
     exam.refused(closed, "call", bus.requests().call(on("shop.quote", "x"), Duration::from_secs(5))).await;
-    let spec = Serve { service: "s".into(), subjects: vec![subject("shop.quote")], credit: 1 };
+    let spec = Serve::new("s", vec![subject("shop.quote")], 1);
     exam.refused(closed, "serve", bus.requests().serve(spec)).await;
     let all = DeadLetterFilter::default;
     exam.refused(closed, "dead letters", bus.admin().dead_letters(all())).await;
@@ -85,7 +85,7 @@ async fn close_ends_subscriptions(exam: Exam) {
 
 /// Callers and servers that wait are told.
 async fn close_answers_who_waits(exam: Exam) {
-    let spec = Serve { service: "s".into(), subjects: vec![subject("shop.quote")], credit: 1 };
+    let spec = Serve::new("s", vec![subject("shop.quote")], 1);
     let mut server = exam.ok("serve", exam.requests().serve(spec.clone())).await;
     let bus = exam.another().await;
     let call = bus.requests().call(on("shop.quote", "x"), Duration::from_secs(3600));

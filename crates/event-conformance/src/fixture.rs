@@ -73,6 +73,8 @@ pub struct Settings {
     /// A [`Server`] that nothing else uses, in [`Storage::with_server`]. Asked only of a fixture that
     /// [has some](Fixture::has_servers).
     pub own_server: bool,
+    /// As few messages kept as the transport can be set to, so that a slow broadcast subscriber misses some.
+    pub few_kept: bool,
 }
 
 /// One place where messages are stored. Whoever opens its URL uses the same messages.

@@ -5,11 +5,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use event_client::ErrorKind;
-use event_client::transport::Serve;
+use event_client::confirm::Confirm;
+use event_client::transport::{Frame, IncomingRequest, Replies, Serve, Transport};
+use tokio::sync::mpsc::Receiver;
 
 use crate::case::cases;
 use crate::exam::Exam;
-use crate::message::{With, group, message, subject, text};
+use crate::message::{With, group, message, on, subject, text};
+use crate::requests::{body, frame, reply, serve};
 
 cases! {
     credit_is_never_exceeded;
@@ -18,6 +21,9 @@ cases! {
     the_largest_message_fits_and_one_byte_more_is_refused;
     a_refused_message_harms_nothing_else;
     requests_have_the_same_limit;
+    the_largest_answer_fits_and_one_byte_more_is_a_status_at_once;
+    a_chunk_that_is_too_large_ends_the_answer_with_a_status;
+    an_answer_that_is_too_large_harms_no_other;
     a_lease_of_nothing_is_refused;
 }
 
@@ -137,12 +143,91 @@ async fn a_refused_message_harms_nothing_else(exam: Exam) {
 
 /// A request that is too large is refused before anybody gets it.
 async fn requests_have_the_same_limit(exam: Exam) {
-    let spec = Serve { service: "s".into(), subjects: vec![subject("orders.placed.v1")], credit: 1 };
+    let spec = Serve::new("s", vec![subject("orders.placed.v1")], 1);
     let mut incoming = exam.ok("serve", exam.requests().serve(spec)).await;
     let too_large = of_size(exam.can().max_payload + 1);
     let call = exam.requests().call(too_large, Duration::from_secs(5));
     exam.refused(ErrorKind::TooLarge, "a request", call).await;
     assert!(incoming.try_recv().is_err(), "the server got it");
+}
+
+/// A service and a caller with a request in its hands; the caller would wait for an hour.
+async fn asked(exam: &Exam, other: &dyn Transport) -> (Receiver<IncomingRequest>, IncomingRequest, Replies) {
+    let mut incoming = serve(exam, other, &["orders.quote"], 4).await;
+    let call = exam.requests().call(on("orders.quote", "?"), Duration::from_secs(3600));
+    let replies = exam.ok("the call", call).await;
+    exam.waits_for("a request at the server");
+    let request = incoming.recv().await.expect("the server's receiver ended");
+    (incoming, request, replies)
+}
+
+/// A frame of exactly so many bytes, as a message's size is counted.
+fn frame_of(bytes: usize, last: bool) -> Frame {
+    let mut frame = frame("", last);
+    frame.payload = vec![b'x'; bytes - frame.size()].into();
+    frame
+}
+
+/// A too large answer is told to both ends: the server by an error, the caller by a status.
+async fn told(exam: &Exam, sent: Confirm<()>, replies: &mut Replies) {
+    let most = exam.can().max_payload.to_string();
+    let error = exam.refused(ErrorKind::TooLarge, "a byte too many", sent).await;
+    assert!(error.to_string().contains(&most), "the error does not name the limit: {error}");
+    let last = reply(exam, replies).await.expect("a status");
+    assert!(last.last && last.payload.is_empty(), "the status ends the answer");
+    assert_eq!(last.headers.get("status"), Some("RESOURCE_EXHAUSTED"));
+    let text = last.headers.get("status-message").unwrap_or_default();
+    assert!(text.contains(&most), "the status does not name the limit: {text}");
+    exam.waits_for("the end of the answer");
+    assert!(replies.next().await.is_none());
+}
+
+/// Exactly `max_payload` is answered; a byte more becomes a status, at once.
+async fn the_largest_answer_fits_and_one_byte_more_is_a_status_at_once(exam: Exam) {
+    let most = exam.can().max_payload;
+    // In this process and from another handle the way back may be another.
+    let other = exam.another().await;
+    for server in [exam.bus().as_ref(), other.as_ref()] {
+        let (_serving, mut request, mut replies) = asked(&exam, server).await;
+        let sent = frame_of(most, true);
+        exam.ok("the largest answer", request.responder.send(sent.clone())).await;
+        assert!(
+            reply(&exam, &mut replies).await.expect("a frame") == sent,
+            "the largest answer came changed"
+        );
+        drop((_serving, request));
+
+        let (_serving, mut request, mut replies) = asked(&exam, server).await;
+        let too_large = request.responder.send(frame_of(most + 1, true));
+        told(&exam, too_large, &mut replies).await;
+
+        let (_serving, mut request, mut replies) = asked(&exam, server).await;
+        let far_too_large = request.responder.send(frame_of(most * 3, true));
+        told(&exam, far_too_large, &mut replies).await;
+    }
+}
+
+/// The chunks before it have arrived, and no more can follow.
+async fn a_chunk_that_is_too_large_ends_the_answer_with_a_status(exam: Exam) {
+    let (_serving, mut request, mut replies) = asked(&exam, exam.bus().as_ref()).await;
+    exam.ok("a chunk", request.responder.send(frame("one", false))).await;
+    assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "one");
+    let too_large = request.responder.send(frame_of(exam.can().max_payload + 1, false));
+    told(&exam, too_large, &mut replies).await;
+    drop(request.responder.send(frame("two", true)));
+}
+
+/// Another request of the same service, asked at the same time, is answered.
+async fn an_answer_that_is_too_large_harms_no_other(exam: Exam) {
+    let (mut serving, mut first, mut replies) = asked(&exam, exam.bus().as_ref()).await;
+    let call = exam.requests().call(on("orders.quote", "?"), Duration::from_secs(3600));
+    let mut others = exam.ok("the second call", call).await;
+    exam.waits_for("the second request at the server");
+    let mut second = serving.recv().await.expect("the server's receiver ended");
+    let too_large = first.responder.send(frame_of(exam.can().max_payload + 1, true));
+    told(&exam, too_large, &mut replies).await;
+    exam.ok("the second answer", second.responder.send(frame("fine", true))).await;
+    assert_eq!(body(&reply(&exam, &mut others).await.expect("a frame")), "fine");
 }
 
 /// A lease must last.

@@ -143,7 +143,7 @@ async fn play(role: Role, url: &str) {
 }
 
 async fn serve(bus: &dyn Transport) {
-    let spec = Serve { service: "shop".into(), subjects: vec![subject("shop.quote")], credit: 8 };
+    let spec = Serve::new("shop", vec![subject("shop.quote")], 8);
     let mut incoming = bus.requests().serve(spec).await.expect("served");
     say("ready");
     let mut kept = Vec::new();

@@ -40,7 +40,7 @@ pub(crate) async fn serve(
     credit: usize,
 ) -> Receiver<IncomingRequest> {
     let subjects = subjects.iter().map(|name| subject(name)).collect();
-    let spec = Serve { service: "shop".into(), subjects, credit };
+    let spec = Serve::new("shop", subjects, credit);
     exam.ok("serve", bus.requests().serve(spec)).await
 }
 

@@ -9,6 +9,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("test-servers", 0),  // below all: every crate's tests may start servers
     ("private-files", 0), // every store keeps its files from other users the same way
     ("terminal", 0),      // every program prints the same way
+    ("sqlite-kit", 0),    // every store in a file notices when it is gone
     ("event-client", 1),
     ("service-kit", 1),
     ("event-conformance", 2),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, bail};
 use event_client::delivery::Reason;
+use event_client::envelope::Envelope;
 use event_client::subject::{Group, Pattern};
 use event_client::transport::{DeadLetter, DeadLetterFilter};
 use serde_json::json;
@@ -90,10 +91,32 @@ fn list(output: Output, letters: &[DeadLetter]) -> anyhow::Result<()> {
     Ok(output.table(&header, &letters.iter().map(row).collect::<Vec<_>>())?)
 }
 
+/// The event's own id, and the flow and trace that it belongs to, as far as its envelope can be read.
+struct Origin {
+    event: String,
+    correlation: Option<String>,
+    trace: Option<String>,
+}
+
+impl Origin {
+    fn of(letter: &DeadLetter) -> Self {
+        match Envelope::read(&letter.message) {
+            Ok(Envelope { meta, .. }) => Self {
+                event: meta.id.to_string(),
+                correlation: meta.correlationid.map(|id| id.to_string()),
+                trace: meta.traceparent.map(|trace| format!("{:032x}", trace.trace_id)),
+            },
+            Err(_) => Self { event: letter.message.id.to_string(), correlation: None, trace: None },
+        }
+    }
+}
+
 fn summary(letter: &DeadLetter) -> serde_json::Value {
+    let Origin { event, correlation, trace } = Origin::of(letter);
     json!({
         "id": letter.id, "group": letter.group.as_str(), "subject": letter.message.subject.as_str(),
-        "event_id": letter.message.id.to_string(), "reason": letter.reason, "error": letter.error,
+        "event_id": event, "correlation_id": correlation, "trace_id": trace,
+        "reason": letter.reason, "error": letter.error,
         "attempts": letter.attempts, "published_at": letter.published_at,
         "first_attempt_at": letter.first_attempt_at, "dead_at": letter.dead_at,
     })
@@ -104,8 +127,13 @@ fn detail(output: Output, letter: &DeadLetter) -> anyhow::Result<()> {
         let extra = [("dead_letter", summary(letter))];
         return show::message(output, &letter.message, &extra);
     }
+    let Origin { event, correlation, trace } = Origin::of(letter);
+    let known = |id: Option<String>| id.map_or_else(|| "-".to_owned(), |id| plain(&id));
     for (name, value) in [
         ("id", letter.id.to_string()),
+        ("event id", plain(&event)),
+        ("correlation", known(correlation)),
+        ("trace", known(trace)),
         ("group", letter.group.to_string()),
         ("reason", letter.reason.as_str().to_owned()),
         ("error", plain(&letter.error)),

@@ -128,8 +128,7 @@ pub(crate) async fn latency(bus: &Bus, rounds: usize) -> Result<Vec<f64>, Failur
 /// Request and reply, as [`calls`] measures them.
 pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<Calls, Failure> {
     let subjects = vec![Subject::new("shop.quote")?];
-    let mut incoming =
-        other.requests().serve(Serve { service: "shop".into(), subjects, credit: 128 }).await?;
+    let mut incoming = other.requests().serve(Serve::new("shop", subjects, 128)).await?;
     let serving = tokio::spawn(async move {
         while let Some(mut request) = incoming.recv().await {
             let payload = request.message.payload.clone();

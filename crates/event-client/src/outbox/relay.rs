@@ -10,13 +10,14 @@ use sqlx::pool::PoolConnection;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::send::{Sent, send};
+use super::send::{Refused, Sent, send};
 use super::{Bell, Dialect, Row, STAGED};
 use crate::bounds;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::service::RetryPolicy;
 use crate::sql::{ago, explain, now};
+use crate::trail::Trail;
 
 /// Rows deleted by one statement, so that pruning never holds a lock for long.
 const PRUNE: u32 = 1000;
@@ -244,9 +245,13 @@ impl<D: Dialect> Relay<D> {
             D::mark(connection, self.sent.published.clone(), now()).await.map_err(&sql)?;
             self.sent.published.clear();
         }
-        while let Some((position, error)) = self.sent.refused.last() {
-            tracing::error!(position, %error, "a staged event cannot be published and was set aside in the outbox");
-            D::set_aside(connection, *position, error.to_string()).await.map_err(&sql)?;
+        while let Some(Refused { staged, error }) = self.sent.refused.last() {
+            let Trail { correlation_id, trace_id, span_id, .. } = Trail::staged(&staged.headers);
+            tracing::error!(
+                position = staged.position, event.id = staged.id, correlation_id, trace_id, span_id, %error,
+                "a staged event cannot be published and was set aside in the outbox"
+            );
+            D::set_aside(connection, staged.position, error.to_string()).await.map_err(&sql)?;
             self.sent.refused.pop();
         }
         Ok(())

@@ -16,9 +16,22 @@ use crate::transport::Receipt;
 pub(super) struct Sent {
     pub(super) published: Vec<i64>,
     /// Can never be published.
-    pub(super) refused: Vec<(i64, Error)>,
+    pub(super) refused: Vec<Refused>,
     /// Why the rest has to wait.
     pub(super) failed: Option<Error>,
+}
+
+/// A row that the bus does not take.
+pub(super) struct Refused {
+    pub(super) staged: Staged,
+    pub(super) error: Error,
+}
+
+/// What is kept of a row until it is published: enough to find it, and to say which event it was.
+pub(super) struct Staged {
+    pub(super) position: i64,
+    pub(super) id: String,
+    pub(super) headers: String,
 }
 
 /// Sends rows through a sliding window. A row waits until the one before it of the same key is confirmed, so
@@ -34,10 +47,13 @@ pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
         if sent.failed.is_some() {
             break;
         }
-        let mut message = match stage::message(&row, bus.settings()) {
+        let read = stage::message(&row, bus.settings());
+        let Row { position, id, headers, aggregateid, .. } = row;
+        let staged = Staged { position, id, headers };
+        let mut message = match read {
             Ok(message) => message,
             Err(error) => {
-                sent.refused.push((row.position, error));
+                sent.refused.push(Refused { staged, error });
                 continue;
             }
         };
@@ -48,8 +64,8 @@ pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
             }
         }
         match bus.send(message).await {
-            Ok((slot, confirm)) => window.push(row, slot, confirm),
-            Err(error) => sent.failure(row.position, error),
+            Ok((slot, confirm)) => window.push(staged, aggregateid, slot, confirm),
+            Err(error) => sent.failure(staged, error),
         }
     }
     while !window.waiting.is_empty() {
@@ -59,10 +75,10 @@ pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
 }
 
 impl Sent {
-    fn failure(&mut self, position: i64, error: Error) {
+    fn failure(&mut self, staged: Staged, error: Error) {
         match error.kind() {
             ErrorKind::TooLarge | ErrorKind::InvalidName | ErrorKind::Unsupported | ErrorKind::Encode => {
-                self.refused.push((position, error));
+                self.refused.push(Refused { staged, error });
             }
             _ => self.failed = self.failed.take().or(Some(error)),
         }
@@ -71,22 +87,28 @@ impl Sent {
 
 #[derive(Default)]
 struct Window {
-    waiting: VecDeque<(i64, Option<SmolStr>, OwnedSemaphorePermit, Confirm<Receipt>)>,
+    waiting: VecDeque<(Staged, Option<SmolStr>, OwnedSemaphorePermit, Confirm<Receipt>)>,
     keys: HashSet<SmolStr>,
 }
 
 impl Window {
-    fn push(&mut self, row: Row, slot: OwnedSemaphorePermit, confirm: Confirm<Receipt>) {
-        let key = row.aggregateid.map(SmolStr::from);
+    fn push(
+        &mut self,
+        staged: Staged,
+        key: Option<String>,
+        slot: OwnedSemaphorePermit,
+        confirm: Confirm<Receipt>,
+    ) {
+        let key = key.map(SmolStr::from);
         self.keys.extend(key.clone());
-        self.waiting.push_back((row.position, key, slot, confirm));
+        self.waiting.push_back((staged, key, slot, confirm));
     }
 
     async fn settle_oldest(&mut self, sent: &mut Sent) {
-        let Some((position, key, _slot, confirm)) = self.waiting.pop_front() else { return };
+        let Some((staged, key, _slot, confirm)) = self.waiting.pop_front() else { return };
         match confirm.await {
-            Ok(_) => sent.published.push(position),
-            Err(error) => sent.failure(position, error),
+            Ok(_) => sent.published.push(staged.position),
+            Err(error) => sent.failure(staged, error),
         }
         if let Some(key) = key {
             self.keys.remove(&key);

@@ -31,6 +31,12 @@ pub(crate) fn subject(service: &str) -> Result<Subject> {
     Subject::new(format!("sys.health.{service}"))
 }
 
+/// Whether a subject is for the health of a service: answered by this library and not by a handler.
+#[cfg(feature = "nats")]
+pub(crate) fn is_health(subject: &Subject) -> bool {
+    subject.as_str().starts_with("sys.health.")
+}
+
 impl Bus {
     /// Asks one member of a service how it is; every service answers that by itself, whatever its handlers.
     ///

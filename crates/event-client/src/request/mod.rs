@@ -55,6 +55,8 @@ pub use call::{Call, DEFAULT_DEADLINE, DEFAULT_STREAM_DEADLINE};
 pub(crate) use client::Door;
 pub use client::{BoxCall, Client, Outgoing};
 pub use error::CallError;
+#[cfg(feature = "nats")]
+pub(crate) use health::is_health;
 pub use health::{HEALTH_DEADLINE, ServiceHealth};
 pub use stream::ReplyStream;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use smol_str::SmolStr;
@@ -62,12 +62,26 @@ impl Exchange {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    fn responder(&self) -> MutexGuard<'_, Responder> {
+        self.responder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sends a frame at once.
     pub(crate) fn send(&self, frame: Frame) -> Confirm<()> {
         if !frame.last {
             self.streamed.store(true, Ordering::Relaxed);
         }
-        self.responder.lock().unwrap_or_else(PoisonError::into_inner).send(frame)
+        self.responder().send(frame)
+    }
+
+    /// Whether the bus takes this frame; the status that the caller is to be told when it does not.
+    pub(crate) fn fits(&self, frame: &Frame) -> std::result::Result<(), Status> {
+        self.responder().check(frame).map_err(|error| Status::from(&error))
+    }
+
+    /// The status that the caller was told when a chunk was too large.
+    pub(crate) fn refused(&self) -> Option<Status> {
+        self.responder().refused().cloned()
     }
 
     /// A frame with a value, in the encoding that the caller used.
@@ -78,20 +92,10 @@ impl Exchange {
         Ok(Frame { headers: Headers::new(), content_type, payload: payload.into(), last })
     }
 
-    /// The frame that ends a stream without an error.
-    pub(crate) fn end() -> Frame {
-        Frame {
-            headers: Headers::new(),
-            content_type: SmolStr::default(),
-            payload: bytes::Bytes::new(),
-            last: true,
-        }
-    }
-
     /// The frame that ends an answer with a status.
     pub(crate) fn status(&self, status: &Status) -> Frame {
-        let mut frame = status.details.as_ref().map_or_else(Self::end, |details| {
-            let mut frame = self.value(details, true).unwrap_or_else(|_| Self::end());
+        let mut frame = status.details.as_ref().map_or_else(Frame::end, |details| {
+            let mut frame = self.value(details, true).unwrap_or_else(|_| Frame::end());
             frame.headers.set(STATUS_DETAILS, "details").expect("a valid header");
             frame
         });

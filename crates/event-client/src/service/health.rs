@@ -42,7 +42,7 @@ pub(super) async fn answer(
     handlers: Vec<(SmolStr, Pulse)>,
 ) -> Result<Option<AbortOnDropHandle<()>>> {
     let Ok(subject) = health::subject(service) else { return Ok(None) };
-    let spec = Serve { service: service.clone(), subjects: vec![subject], credit: CREDIT };
+    let spec = Serve::new(service.clone(), vec![subject], CREDIT);
     let mut inbox = match bus.transport().requests().serve(spec).await {
         Ok(inbox) => inbox,
         Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(None),

@@ -106,6 +106,7 @@ pub struct Service<S = ()> {
     retry: RetryPolicy,
     drain: Duration,
     observer: Option<Arc<dyn worker::Observer>>,
+    version: Option<SmolStr>,
 }
 
 struct Entry<S> {
@@ -174,7 +175,16 @@ impl<S: Send + Sync + 'static> Service<S> {
             retry: RetryPolicy::default(),
             drain: Duration::from_secs(25),
             observer: None,
+            version: None,
         }
+    }
+
+    /// The version of the service, for tools that list services such as `nats micro ls`: a semantic version, best
+    /// `env!("CARGO_PKG_VERSION")`. Another text is refused at the start. Without one the tools are told `0.0.0`.
+    #[must_use]
+    pub fn version(mut self, version: impl Into<SmolStr>) -> Self {
+        self.version = Some(version.into());
+        self
     }
 
     /// Tells `observer` of every settlement.
@@ -313,6 +323,7 @@ impl<S: Send + Sync + 'static> Service<S> {
             retry: self.retry,
             drain: self.drain,
             observer: self.observer,
+            version: self.version,
         }
     }
 }

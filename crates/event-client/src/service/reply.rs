@@ -9,6 +9,7 @@ use super::outcome::{IntoOutcome, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{CallError, ReplyError, Request, Shape};
 use crate::status::{Code, Status};
+use crate::transport::Frame;
 
 /// The last argument of a handler that answers: the request, decoded.
 ///
@@ -78,7 +79,7 @@ where
         let fault = match self {
             Ok(returned) => {
                 let last = <T::Shape as Shape>::last::<T::Reply>(returned);
-                match last.map_or_else(|| Ok(Exchange::end()), |reply| exchange.value(&reply, true)) {
+                match last.map_or_else(|| Ok(Frame::end()), |reply| exchange.value(&reply, true)) {
                     Ok(frame) => {
                         exchange.keep(frame);
                         return Outcome::Ack;

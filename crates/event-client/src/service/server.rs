@@ -19,9 +19,10 @@ use crate::bounds;
 use crate::codec::Codec;
 use crate::delivery::{DeliveryInfo, Reason};
 use crate::envelope::Envelope;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::status::Status;
 use crate::supervise;
+use crate::trail::Trail;
 use crate::transport::{Frame, IncomingRequest};
 
 /// Where a handler's requests arrive. The workers take turns at it, so no request waits for a task to be made.
@@ -62,7 +63,8 @@ where
             Ok(()) => station.serve(&mut service, &pristine, served, request).await,
             Err(error) => {
                 let exchange = Exchange::new(request.responder, Codec::Json, served);
-                station.answer(&exchange, Err(Status::from(&error))).await;
+                let trail = || Trail::read(&request.message);
+                station.answer(&exchange, trail, Err(Status::from(&error))).await;
             }
         }
     }
@@ -104,7 +106,10 @@ impl Station {
         let exchange = Arc::new(Exchange::new(responder, codec, served));
         let envelope = match envelope {
             Ok(envelope) => envelope,
-            Err(error) => return self.answer(&exchange, Err(Status::from(&error))).await,
+            Err(error) => {
+                let trail = || Trail::read(&message);
+                return self.answer(&exchange, trail, Err(Status::from(&error))).await;
+            }
         };
         let context = envelope.meta.context();
         let incoming = Incoming {
@@ -117,7 +122,8 @@ impl Station {
             handler: self.identity.clone(),
             asked: Some(exchange.clone()),
         };
-        let run = context.scope_until(deadline, async { service.call(incoming).await });
+        let trail = || Trail::of(&context);
+        let run = context.clone().scope_until(deadline, async { service.call(incoming).await });
         let ended = tokio::select! {
             biased;
             ended = AssertUnwindSafe(run).catch_unwind() => ended,
@@ -141,26 +147,35 @@ impl Station {
             // A layer's error comes last and counts.
             Ok(Err(error)) => Err(Status::from(&error)),
             Ok(Ok(outcome)) => match exchange.kept() {
-                Some(frame) => Ok((frame, outcome)),
+                Some(frame) => exchange.fits(&frame).map(|()| (frame, outcome)),
                 None => Err(unanswered(outcome)),
             },
             Err(panic) => {
                 // What a panic left behind in the service is not to be trusted.
                 service.clone_from(pristine);
                 self.stats.panicked.fetch_add(1, Ordering::Relaxed);
+                let Trail { event_id, correlation_id, trace_id, span_id } = trail();
                 tracing::error!(
                     service = %self.identity.service, subject = served.subject,
+                    event.id = event_id, correlation_id, trace_id, span_id,
                     panic = %panic_text(&*panic), "a request handler panicked"
                 );
                 // The text may hold what is nobody else's business.
                 Err(Status::internal("the handler panicked"))
             }
         };
-        self.answer(&exchange, answer).await;
+        // A chunk that was too large has ended the answer, whatever the handler made of it.
+        let answer = exchange.refused().map_or(answer, Err);
+        self.answer(&exchange, trail, answer).await;
     }
 
     /// Sends the last frame and counts it. A failure of the service is logged here and nowhere else.
-    async fn answer(&self, exchange: &Exchange, answer: Result<(Frame, Outcome), Status>) {
+    async fn answer(
+        &self,
+        exchange: &Exchange,
+        trail: impl Fn() -> Trail,
+        answer: Result<(Frame, Outcome), Status>,
+    ) {
         let (frame, outcome) = answer.unwrap_or_else(|status| {
             let text = smol_str::format_smolstr!("{status}");
             let outcome = if status.code.is_server_fault() {
@@ -174,18 +189,37 @@ impl Station {
         let count = match &outcome {
             Outcome::Ack => &self.stats.acked,
             Outcome::Retry { error, .. } => {
-                tracing::warn!(%service, subject, %error, "a request failed");
+                let Trail { event_id, correlation_id, trace_id, span_id } = trail();
+                tracing::warn!(
+                    %service, subject, event.id = event_id, correlation_id, trace_id, span_id, %error,
+                    "a request failed"
+                );
                 &self.stats.rejected
             }
             Outcome::Reject { error, .. } => {
-                tracing::debug!(%service, subject, %error, "a request was refused");
+                if tracing::enabled!(tracing::Level::DEBUG) {
+                    let Trail { event_id, correlation_id, trace_id, span_id } = trail();
+                    tracing::debug!(
+                        %service, subject, event.id = event_id, correlation_id, trace_id, span_id, %error,
+                        "a request was refused"
+                    );
+                }
                 &self.stats.rejected
             }
             Outcome::Release => &self.stats.released,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = exchange.send(frame).await {
-            tracing::debug!(%service, subject, %error, "an answer could not be sent");
+        match exchange.send(frame).await {
+            // Only the server knew that it was too large.
+            Err(error) if error.kind() == ErrorKind::TooLarge => {
+                let Trail { event_id, correlation_id, trace_id, span_id } = trail();
+                tracing::warn!(
+                    %service, subject, event.id = event_id, correlation_id, trace_id, span_id, %error,
+                    "an answer could not be sent; the caller was told"
+                );
+            }
+            Err(error) => tracing::debug!(%service, subject, %error, "an answer could not be sent"),
+            Ok(()) => {}
         }
     }
 }

@@ -24,7 +24,7 @@ impl Service {
     /// Subscribes every handler and starts its workers.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a handler without a route, a gap in an event's versions or
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a version that is none, a handler without a route, a gap in an event's versions or
     /// two handlers in one group; and what subscribing answers. Nothing runs when one handler cannot.
     pub async fn start(self) -> Result<Running> {
         let service = self.name.clone();
@@ -36,6 +36,13 @@ impl Service {
         let settings =
             Settings { source: smol_str::format_smolstr!("/{}", self.name), ..bus.settings().clone() };
         let bus = bus.with_settings(settings)?;
+        if let Some(version) = &self.version
+            && let Err(error) = semver::Version::parse(version)
+        {
+            let text = "the version of a service is a semantic version, such as `1.4.0`";
+            let refused = Error::new(crate::ErrorKind::Config, text).with("version", version).because(error);
+            return Err(failed(refused));
+        }
         let mut names = HashSet::new();
         let mut open: Vec<(Station, usize, Source, Box<dyn Work>)> = Vec::new();
         for entry in self.stations {
@@ -56,7 +63,7 @@ impl Service {
             let within = entry.knobs.await_version.unwrap_or(Knobs::DEFAULT_AWAIT_VERSION);
             let patience = entry.versions.map(|versions| Arc::new(Patience::new(versions, within)));
             let source = match entry.request {
-                Some(served) => serve(&bus, &self.name, served, &entry.knobs).await,
+                Some(served) => serve(&bus, &self.name, self.version.clone(), served, &entry.knobs).await,
                 None => subscribe(&bus, &name, &route, &entry.knobs, patience.as_ref()).await,
             };
             let source = source.map_err(|error| failed(error.with("handler", &name)))?;
@@ -157,7 +164,13 @@ async fn subscribe(
     Ok(Source::Events(events, spec))
 }
 
-async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> Result<Source> {
+async fn serve(
+    bus: &Bus,
+    service: &SmolStr,
+    version: Option<SmolStr>,
+    served: Served,
+    knobs: &Knobs,
+) -> Result<Source> {
     if *knobs != (Knobs { concurrency: knobs.concurrency, ..Knobs::default() }) {
         return Err(Error::new(
             crate::ErrorKind::Config,
@@ -166,6 +179,7 @@ async fn serve(bus: &Bus, service: &SmolStr, served: Served, knobs: &Knobs) -> R
     }
     let spec = Serve {
         service: service.clone(),
+        version,
         subjects: vec![Subject::new(served.subject)?],
         credit: knobs.slots(),
     };

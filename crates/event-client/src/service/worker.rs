@@ -22,11 +22,13 @@ use super::versions::{Fate, Patience, Reader};
 use crate::bounds;
 use crate::bus::Bus;
 use crate::confirm::Confirm;
+use crate::context::Context;
 use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::message::Message;
 use crate::supervise;
+use crate::trail::Trail;
 
 /// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
 const CRASH_MARGIN: u32 = 5;
@@ -120,14 +122,14 @@ where
         // A layer that is not ready (an open breaker, a spent rate) stops the fetching here.
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
         let Some(delivery) = events.next().await else { break };
-        let ending = match ready {
+        let (ending, context) = match ready {
             Ok(()) => station.attempt(&mut service, &pristine, &delivery).await,
-            Err(error) => Outcome::retry(error).into(),
+            Err(error) => (Outcome::retry(error).into(), None),
         };
         if let Ending::Defer(_) = ending {
             events.stand_back();
         }
-        let confirm = station.settle(delivery, ending);
+        let confirm = station.settle(delivery, ending, context.as_ref());
         unconfirmed.add(confirm, &station.identity.group, &station.stats).await;
     }
     unconfirmed.rest(&station.identity.group, &station.stats).await;
@@ -149,15 +151,21 @@ impl From<Outcome> for Ending {
 }
 
 impl Station {
-    /// Runs the handler once, if it knows the event's version; panics end here.
-    async fn attempt<S>(&self, service: &mut S, pristine: &S, delivery: &Delivery) -> Ending
+    /// Runs the handler once, if it knows the event's version; panics end here. Answers the context of the handling
+    /// too, where there was any.
+    async fn attempt<S>(
+        &self,
+        service: &mut S,
+        pristine: &S,
+        delivery: &Delivery,
+    ) -> (Ending, Option<Context>)
     where
         S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
     {
         let info = delivery.info();
         if info.attempt > self.retry.attempts.max(1).saturating_add(CRASH_MARGIN) {
             let error = format!("delivered {} times; consumers seem to die on it", info.attempt);
-            return Outcome::Reject { reason: Reason::CrashLoop, error: error.into() }.into();
+            return (Outcome::Reject { reason: Reason::CrashLoop, error: error.into() }.into(), None);
         }
         let message = delivery.message();
         let read = match self.identity.plain {
@@ -170,16 +178,16 @@ impl Station {
             let stored = info.published_at.or(meta.and_then(|meta| meta.time)).filter(|_| !info.replayed);
             match patience.judge(&reader, &message.subject, meta.map(|meta| meta.kind.as_str()), stored) {
                 Fate::Handle => {}
-                Fate::Foreign => return Ending::Foreign,
-                Fate::Wait(pause) => return Ending::Defer(pause),
+                Fate::Foreign => return (Ending::Foreign, None),
+                Fate::Wait(pause) => return (Ending::Defer(pause), None),
                 Fate::Overdue(error) => {
-                    return Outcome::Reject { reason: Reason::UnknownVersion, error }.into();
+                    return (Outcome::Reject { reason: Reason::UnknownVersion, error }.into(), None);
                 }
             }
         }
         let envelope = match read {
             Ok(envelope) => envelope,
-            Err(error) => return Outcome::from(error).into(),
+            Err(error) => return (Outcome::from(error).into(), None),
         };
         let incoming = Incoming {
             message: message.clone(),
@@ -193,7 +201,7 @@ impl Station {
         };
         let context = incoming.context.clone();
         let run = async { service.call(incoming).await };
-        let outcome = match AssertUnwindSafe(context.scope(run)).catch_unwind().await {
+        let outcome = match AssertUnwindSafe(context.clone().scope(run)).catch_unwind().await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => error.into(),
             Err(panic) => {
@@ -203,11 +211,11 @@ impl Station {
                 Outcome::retry(format_args!("the handler panicked: {}", panic_text(&*panic)))
             }
         };
-        outcome.into()
+        (outcome.into(), Some(context))
     }
 
     /// Applies the retry policy and gives the delivery back. The failure is logged here and nowhere else.
-    fn settle(&self, delivery: Delivery, ending: Ending) -> Confirm<()> {
+    fn settle(&self, delivery: Delivery, ending: Ending, context: Option<&Context>) -> Confirm<()> {
         let attempt = delivery.info().attempt;
         let outcome = match ending {
             Ending::Outcome(outcome) => outcome,
@@ -234,22 +242,7 @@ impl Station {
             }
         };
         count.fetch_add(1, Ordering::Relaxed);
-        let message = delivery.message();
-        match &settlement {
-            Settlement::Retry { after, error } => tracing::warn!(
-                group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
-                retry_in_ms = bounds::millis(*after), error = %error, "handling failed, will be tried again"
-            ),
-            Settlement::Reject(rejection) if self.identity.broadcast => tracing::error!(
-                group = %self.identity.group, subject = %message.subject, event.id = %message.id,
-                error = %rejection.error, "handling a broadcast failed; it is not kept"
-            ),
-            Settlement::Reject(rejection) => tracing::error!(
-                group = %self.identity.group, subject = %message.subject, event.id = %message.id, attempt,
-                reason = rejection.reason.as_str(), error = %rejection.error, "handling failed for good, now a dead letter"
-            ),
-            Settlement::Ack | Settlement::Release | Settlement::Defer { .. } => {}
-        }
+        self.log(&settlement, delivery.message(), attempt, context);
         self.tell(delivery, settlement)
     }
 
@@ -260,6 +253,32 @@ impl Station {
         let confirm = delivery.settle(settlement);
         observer.settled(&self.identity, &message, attempt, told);
         confirm
+    }
+
+    /// One line for a failure, with the flow and the trace that the message belongs to.
+    fn log(&self, settlement: &Settlement, message: &Message, attempt: u32, context: Option<&Context>) {
+        if matches!(settlement, Settlement::Ack | Settlement::Release | Settlement::Defer { .. }) {
+            return;
+        }
+        let Trail { event_id, correlation_id, trace_id, span_id } =
+            context.map_or_else(|| Trail::read(message), Trail::of);
+        let (group, subject) = (&self.identity.group, &message.subject);
+        match settlement {
+            Settlement::Retry { after, error } => tracing::warn!(
+                %group, %subject, event.id = event_id, correlation_id, trace_id, span_id, attempt,
+                retry_in_ms = bounds::millis(*after), %error, "handling failed, will be tried again"
+            ),
+            Settlement::Reject(rejection) if self.identity.broadcast => tracing::error!(
+                %group, %subject, event.id = event_id, correlation_id, trace_id, span_id,
+                error = %rejection.error, "handling a broadcast failed; it is not kept"
+            ),
+            Settlement::Reject(rejection) => tracing::error!(
+                %group, %subject, event.id = event_id, correlation_id, trace_id, span_id, attempt,
+                reason = rejection.reason.as_str(), error = %rejection.error,
+                "handling failed for good, now a dead letter"
+            ),
+            Settlement::Ack | Settlement::Release | Settlement::Defer { .. } => {}
+        }
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::confirm::Confirm;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message};
+use crate::status::Status;
 use crate::subject::Subject;
 
 /// The call door of a transport.
@@ -37,10 +38,19 @@ pub trait Requests: Send + Sync {
 pub struct Serve {
     /// The service's name, shared by its members.
     pub service: SmolStr,
+    /// The service's version, for tools that list services: a semantic version; without one `0.0.0` is told.
+    pub version: Option<SmolStr>,
     /// The subjects it answers.
     pub subjects: Vec<Subject>,
     /// Most requests taken at a time; beyond it callers wait for another member or for their deadline.
     pub credit: usize,
+}
+
+impl Serve {
+    /// A member of a service without a version.
+    pub fn new(service: impl Into<SmolStr>, subjects: Vec<Subject>, credit: usize) -> Self {
+        Self { service: service.into(), version: None, subjects, credit }
+    }
 }
 
 /// One frame of an answer.
@@ -54,6 +64,27 @@ pub struct Frame {
     pub payload: Bytes,
     /// Nothing comes after it.
     pub last: bool,
+}
+
+impl Frame {
+    /// Ends an answer without an error and without a value.
+    pub(crate) fn end() -> Self {
+        Self { headers: Headers::new(), content_type: SmolStr::default(), payload: Bytes::new(), last: true }
+    }
+
+    /// Ends an answer with a status.
+    pub(crate) fn status(status: &Status) -> Self {
+        let mut frame = Self::end();
+        Status::write(status.code, &status.message, &mut frame.headers);
+        frame
+    }
+
+    /// Bytes it takes in a transport's buffer: payload, headers and names, as [`Message::size`] counts them.
+    pub fn size(&self) -> usize {
+        self.payload.len()
+            + self.content_type.len()
+            + self.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    }
 }
 
 /// The frames of one answer, in order. Ends after the last frame; an early end means that the server went away.
@@ -92,9 +123,14 @@ pub struct IncomingRequest {
 }
 
 /// Sends the frames of one answer. Dropped before the last frame, it answers with an error by itself.
+///
+/// A frame that is larger than the bus takes ends the answer: the caller gets the status `RESOURCE_EXHAUSTED` at
+/// once, and the sender [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge).
 pub struct Responder {
     respond: Option<Box<dyn Respond>>,
     gone: CancellationToken,
+    largest: usize,
+    refused: Option<Status>,
 }
 
 /// The transport's side of a [`Responder`].
@@ -109,20 +145,49 @@ pub trait Respond: Send + Sync + 'static {
 }
 
 impl Responder {
-    /// A responder; `gone` is cancelled when the caller no longer waits.
-    pub fn new(respond: Box<dyn Respond>, gone: CancellationToken) -> Self {
-        Self { respond: Some(respond), gone }
+    /// A responder of frames of at most `largest` bytes; `gone` is cancelled when the caller no longer waits.
+    pub fn new(respond: Box<dyn Respond>, gone: CancellationToken, largest: usize) -> Self {
+        Self { respond: Some(respond), gone, largest, refused: None }
+    }
+
+    /// Bounds its frames anew.
+    pub(crate) fn set_largest(&mut self, bytes: usize) {
+        self.largest = bytes;
+    }
+
+    /// Whether the bus takes a frame of this size.
+    pub(crate) fn check(&self, frame: &Frame) -> Result<()> {
+        let bytes = frame.size();
+        if bytes <= self.largest {
+            return Ok(());
+        }
+        let text = format!(
+            "the answer takes {bytes} bytes, the bus takes at most {}; answer in chunks or with a reference to the data, or raise `max_payload`",
+            self.largest
+        );
+        Err(Error::new(ErrorKind::TooLarge, text).during("reply"))
     }
 
     /// Sends a frame; after the last one further frames are ignored.
     pub fn send(&mut self, frame: Frame) -> Confirm<()> {
+        let Some(mut respond) = self.respond.take() else { return Confirm::ready(Ok(())) };
+        if let Err(error) = self.check(&frame) {
+            let status = Status::from(&error);
+            drop(respond.send(Frame::status(&status)));
+            self.refused = Some(status);
+            return Confirm::ready(Err(error));
+        }
         let last = frame.last;
-        let Some(respond) = &mut self.respond else { return Confirm::ready(Ok(())) };
         let confirm = respond.send(frame);
-        if last {
-            self.respond = None;
+        if !last {
+            self.respond = Some(respond);
         }
         confirm
+    }
+
+    /// The status that ended the answer instead of a frame that was too large.
+    pub(crate) fn refused(&self) -> Option<&Status> {
+        self.refused.as_ref()
     }
 
     /// Cancelled when the caller has gone or its deadline has passed.

@@ -136,6 +136,8 @@ pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
     if !binary {
         match &message.id {
             MessageId::Uuid(id) => put(ID, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
+            // A frame of an answer has none.
+            MessageId::Text(text) if text.is_empty() => {}
             MessageId::Text(text) => put(ID, &escape(text).to_string()),
         }
     }

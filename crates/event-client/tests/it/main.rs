@@ -3,6 +3,7 @@
 mod batch;
 mod broker;
 mod events;
+mod failures;
 mod layers;
 mod nats;
 mod outbox;
@@ -17,3 +18,4 @@ mod telemetry;
 mod testbus;
 mod ui;
 mod versions;
+mod window;

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use event_client::context::{Context, TraceParent};
 use event_client::layers::{MetricsLayer, TraceLayer};
-use event_client::service::{Msg, Req, Service};
+use event_client::service::{Attempt, Handler, Msg, Outcome, Req, RetryPolicy, Service};
 use event_client::status::Status;
 use event_client::telemetry;
 use metrics::{
@@ -111,6 +112,50 @@ fn every_call_is_counted_and_timed_by_how_it_ended() {
     assert_eq!(value(telemetry::REQUESTED, "request", "NOT_FOUND"), 1.0);
     assert_eq!(value(telemetry::REQUEST_DURATION, "request", "NOT_FOUND"), 1.0);
     assert_eq!(value(telemetry::IN_FLIGHT, "serve", ""), 0.0);
+}
+
+#[test]
+fn every_event_is_counted_and_timed_by_how_its_handling_ended() {
+    async fn charge(attempt: Attempt, Msg(order): Msg<OrderPlaced>) -> Outcome {
+        match (order.order_id, attempt.number()) {
+            (1, _) => Outcome::Ack,
+            (2, 1) => Outcome::retry("busy"),
+            (2, _) => Outcome::Ack,
+            _ => Outcome::reject("no card"),
+        }
+    }
+    let recorded = Recorded::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorded, || {
+        runtime.block_on(async {
+            let bus = memory();
+            let policy = RetryPolicy::attempts(3).backoff(Duration::ZERO, Duration::ZERO);
+            let service =
+                Service::new("billing").bus(bus.clone()).on(charge.retry(policy)).layer(MetricsLayer);
+            let service = service.start().await.unwrap();
+            bus.publish_all((1..=3).map(placed)).await.unwrap();
+            let ended = || service.counts()["billing.orders.placed"];
+            while ended().acked + ended().rejected < 3 {
+                tokio::task::yield_now().await;
+            }
+            service.drain().await.unwrap();
+        });
+    });
+    let values = recorded.0.lock().unwrap();
+    let value = |name: &str, outcome: &str| {
+        let outcome = if outcome.is_empty() { String::new() } else { format!(",outcome={outcome}") };
+        let labels = format!(
+            "{name}{{messaging.consumer.group.name=billing.orders.placed,messaging.destination.name=orders.placed.v1,\
+             messaging.operation.type=process,messaging.system=memory{outcome}}}"
+        );
+        *values.get(&labels).unwrap_or_else(|| panic!("no {labels} in {:#?}", values.keys()))
+    };
+    for (outcome, times) in [("ack", 2.0), ("retry", 1.0), ("reject", 1.0)] {
+        assert_eq!(value(telemetry::PROCESSED, outcome), times, "{outcome}");
+        assert_eq!(value(telemetry::PROCESS_DURATION, outcome), times, "{outcome}");
+    }
+    assert_eq!(value(telemetry::AGE, ""), 4.0, "one for each attempt");
+    assert_eq!(value(telemetry::IN_FLIGHT, ""), 0.0);
 }
 
 /// The fields of every span, and of what is logged inside.

@@ -91,7 +91,11 @@ async fn take(delivery: Delivery, ingest: Ingest) {
             return;
         }
         Err(Refused::Dead(reason, error)) => {
-            tracing::warn!(error, "a batch of logs cannot be read and becomes a dead letter");
+            let message = delivery.message();
+            tracing::warn!(
+                subject = %message.subject, event.id = %message.id, error,
+                "a batch of logs cannot be read and becomes a dead letter"
+            );
             drop(delivery.reject(Rejection::new(reason, error)).await);
             return;
         }

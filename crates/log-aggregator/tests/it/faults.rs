@@ -82,6 +82,60 @@ async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
     assert_eq!(std::fs::read(aside).expect("it is still there"), vec![0x5a; 8192]);
 }
 
+/// The database or a companion of it: what is written then is refused, and whoever sends it again finds a store.
+#[tokio::test]
+async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
+    let record = |text: &str| vec![LogRecord::new("a", "INFO", text)];
+    let group = |text: &str| vec![Group { delivery: None, records: record(text) }];
+    let messages = async |store: &SqliteStore| {
+        let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+        let mut messages: Vec<_> = found.into_iter().map(|stored| stored.record.message).collect();
+        messages.sort();
+        messages
+    };
+    for (suffix, kept) in [("", vec!["sent again"]), ("-wal", vec!["before", "lost", "sent again"])] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
+        let store = SqliteStore::open(options).await.expect("opens");
+        store.append(group("before")).await.expect("kept");
+        assert_eq!(messages(&store).await, ["before"]);
+        let mut file = today(dir.path()).into_os_string();
+        file.push(suffix);
+        std::fs::rename(&file, dir.path().join("aside")).expect("moved away");
+        let error = store.append(group("lost")).await.expect_err("nobody would find it");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.chain().contains("removed or moved"), "{}", error.chain());
+        store.append(group("sent again")).await.expect("kept");
+        assert_eq!(messages(&store).await, kept);
+        let count = store.counts().await.expect("counts")["a"];
+        assert_eq!(count, kept.len() as u64, "what is gone does not count");
+    }
+}
+
+/// Somebody made room.
+#[tokio::test]
+async fn an_old_day_that_was_deleted_is_forgotten_and_the_others_are_served() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = || SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
+    let group = |text: &str| vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
+    let store = SqliteStore::open(options()).await.expect("opens");
+    store.append(group("old")).await.expect("kept");
+    store.close().await;
+    drop(store);
+    let old = dir.path().join("logs-2020-01-01.db");
+    std::fs::rename(today(dir.path()), &old).expect("it is a day of long ago");
+    let store = SqliteStore::open(options()).await.expect("opens");
+    store.append(group("new")).await.expect("kept");
+    assert_eq!(store.select(Query { limit: 9, ..Query::default() }).await.expect("both").len(), 2);
+    std::fs::remove_file(&old).expect("deleted");
+    let left = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+    assert_eq!(left.iter().map(|stored| stored.record.message.as_str()).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(store.counts().await.expect("counts")["a"], 1);
+    assert!(!old.exists(), "nothing is made in its place");
+    assert_eq!(store.clear(None).await.expect("cleared"), 1);
+    assert!(!old.exists(), "nothing is made in its place");
+}
+
 #[tokio::test]
 async fn a_file_that_only_looks_like_a_day_is_left_alone() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -10,9 +10,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::MemoryTransport;
 use super::connection::{Connection, closed};
 use super::publish::check_size;
-use super::{MemoryConfig, MemoryTransport};
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
@@ -156,9 +156,9 @@ fn serve(connection: &Connection, spec: Serve) -> Result<mpsc::Receiver<Incoming
 
 async fn call(connection: &Arc<Connection>, request: Message, within: Duration) -> Result<Replies> {
     connection.check()?;
-    let config = connection.bus.config.clone();
+    let config = &connection.bus.config;
     crate::transport::wire::check(&request)?;
-    check_size(&request, &config)?;
+    check_size(&request, config)?;
     let subject = request.subject.clone();
     let start = Instant::now();
     let deadline = bounds::later(start, within);
@@ -197,7 +197,6 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
         frames: frames.clone(),
         parked,
         busy: busy.clone(),
-        config,
         gone: gone.clone(),
         _slot: Slot { permit: Some(permit), server: server.clone() },
     };
@@ -211,7 +210,7 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
         server: server.closed.clone(),
         subject: subject.clone(),
     };
-    let responder = Responder::new(Box::new(respond), gone.clone());
+    let responder = Responder::new(Box::new(respond), gone.clone(), config.max_payload);
     let incoming = IncomingRequest { message: Arc::new(request), within: left, responder };
     if server.requests.try_send(incoming).is_err() {
         // It left in this very moment: nothing was begun.
@@ -249,7 +248,6 @@ struct Reply {
     parked: mpsc::Sender<(Result<Frame>, Option<Answer<()>>)>,
     /// A frame is parked: no other may overtake it.
     busy: Arc<AtomicBool>,
-    config: MemoryConfig,
     gone: CancellationToken,
     _slot: Slot,
 }
@@ -258,13 +256,6 @@ impl Respond for Reply {
     fn send(&mut self, frame: Frame) -> Confirm<()> {
         if self.gone.is_cancelled() || self.frames.is_closed() {
             let error = Error::new(ErrorKind::Closed, "nobody waits for this answer any more");
-            return Confirm::ready(Err(error.during("reply")));
-        }
-        let size = frame.payload.len();
-        if size > self.config.max_payload {
-            let error = Error::new(ErrorKind::TooLarge, "the frame is larger than the bus takes")
-                .with("bytes", size)
-                .with("max_payload", self.config.max_payload);
             return Confirm::ready(Err(error.during("reply")));
         }
         let parked = self.busy.load(Ordering::Acquire);

@@ -367,14 +367,7 @@ async fn feed_listener(feed: Feed, listening: Listening) {
     while room(&feed, &connection).await {
         match listening.fetch(&feed, &mut heard) {
             Next::Deliver => {
-                if heard.missed > 0 {
-                    tracing::warn!(
-                        missed = heard.missed,
-                        "a broadcast subscriber is too slow: the oldest messages were forgotten before it took them"
-                    );
-                    metrics::counter!("event_client_broadcast_missed_total", "transport" => "memory")
-                        .increment(heard.missed);
-                }
+                feed.missed("memory", heard.missed);
                 heard.deliveries.drain(..).for_each(|delivery| feed.push(delivery));
                 tokio::task::coop::consume_budget().await;
             }

@@ -30,6 +30,8 @@ use crate::transport::{Start, Subscribe};
 
 /// How often topics are looked for beside the news of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
+/// How soon a gap is looked into.
+const LOOK: Duration = Duration::from_millis(200);
 
 struct Listener {
     connection: Arc<Connection>,
@@ -42,6 +44,10 @@ struct Listener {
     pulls: Pulls,
     /// Where each topic's consumer is, once there was one.
     places: HashMap<SmolStr, Place>,
+    /// The subscriber had no room since gaps were last looked into.
+    behind: bool,
+    /// When to look into gaps.
+    look: Option<Instant>,
     trouble: Trouble,
 }
 
@@ -53,6 +59,9 @@ struct Place {
     next: u64,
     /// How many the present consumer handed out that arrived.
     turn: u64,
+    /// Where the stream was left out since the subscriber fell behind, and how much of it: what does not match, and
+    /// what the stream has deleted.
+    gap: Option<(u64, u64)>,
 }
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
@@ -73,6 +82,8 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         start: spec.start,
         inbox,
         places: HashMap::new(),
+        behind: false,
+        look: None,
         trouble: Trouble::default(),
     };
     listener.scan().await?;
@@ -135,7 +146,7 @@ impl Listener {
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
         let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
-        let first = Place { made, next: created.delivered.stream_seq + 1, turn: 0 };
+        let first = Place { made, next: created.delivered.stream_seq + 1, turn: 0, gap: None };
         self.places.entry(topic.into()).or_insert(first).turn = 0;
         Ok(created.name)
     }
@@ -154,8 +165,9 @@ impl Listener {
                 self.trouble("a pull was not answered");
                 self.renew().await;
             }
-            let next = wake.map_or(rescan, |wake| wake.min(rescan));
+            let next = [wake, self.look].into_iter().flatten().fold(rescan, Instant::min);
             let full = free == 0;
+            self.behind |= full;
             tokio::select! {
                 message = self.messages.next(), if !full => {
                     let Some(message) = message else { break };
@@ -171,6 +183,9 @@ impl Listener {
                 () = stopped.cancelled() => break,
                 () = closed.cancelled() => break,
                 () = self.connection.courier.closing() => break,
+            }
+            if self.look.is_some_and(|at| Instant::now() >= at) {
+                self.count_missed().await;
             }
             if Instant::now() >= rescan {
                 self.rescan().await;
@@ -210,6 +225,11 @@ impl Listener {
             self.trouble("messages were lost on their way");
             return self.renew().await;
         }
+        if self.behind && ack.sequence > place.next {
+            let (from, size) = place.gap.unwrap_or((place.next, 0));
+            place.gap = Some((from, size + (ack.sequence - place.next)));
+            self.look.get_or_insert_with(|| Instant::now() + LOOK);
+        }
         (place.next, place.turn) = (ack.sequence + 1, ack.turn);
         let Some(subject) = wire::subject(&self.connection.names, &message.subject) else { return };
         if !self.filters.iter().any(|filter| filter.matches(&subject)) {
@@ -224,6 +244,25 @@ impl Listener {
         info.published_at = Some(ack.published_at());
         let slot = self.feed.try_slot();
         self.feed.push(Delivery::unleased(Arc::new(decoded), info, slot));
+    }
+
+    /// Reports what the stream deleted before the subscriber had room for it.
+    async fn count_missed(&mut self) {
+        (self.behind, self.look) = (false, None);
+        for (topic, place) in &mut self.places {
+            let Some((from, size)) = place.gap.take() else { continue };
+            let stream = self.connection.names.stream(topic);
+            let info: Result<topology::StreamInfo, _> =
+                self.connection.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
+            match info {
+                Ok(info) => self.feed.missed("nats", info.state.first_seq.saturating_sub(from).min(size)),
+                // Looked into again with the next gap.
+                Err(_) => {
+                    place.gap = Some((from, size));
+                    self.behind = true;
+                }
+            }
+        }
     }
 
     async fn rescan(&mut self) {
@@ -274,7 +313,8 @@ impl Listener {
             }
             next += 1;
         }
-        self.places.insert(topic, Place { made, next, turn: 0 });
+        let gap = self.places.get(&topic).and_then(|place| place.gap);
+        self.places.insert(topic, Place { made, next, turn: 0, gap });
         self.pulls.remove(source);
         let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
     }

@@ -43,6 +43,8 @@ pub(super) struct Connection {
     pub(super) version: (u32, u32),
     /// Most bytes of a message with its headers.
     pub(super) max_wire: usize,
+    /// Largest message or frame in bytes, as [`Message::size`](crate::message::Message::size) counts them.
+    pub(super) max_payload: usize,
     pub(super) closed: CancellationToken,
     /// Subjects that the server refused.
     pub(super) denied: broadcast::Sender<Denied>,
@@ -137,6 +139,7 @@ impl Connection {
             id,
             version,
             max_wire,
+            max_payload,
             closed: CancellationToken::new(),
             denied,
             connects: connects_seen,

@@ -54,7 +54,7 @@ pub(super) async fn serve(
         let requested = connection.client.queue_subscribe(name, "q".to_owned()).await.map_err(|error| {
             Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
         })?;
-        let endpoint = connection.enlist(&spec.service, subject).await;
+        let endpoint = connection.enlist(&spec, subject).await;
         let counter = Counter {
             connection: Arc::downgrade(connection),
             subject: subject.clone(),
@@ -163,7 +163,7 @@ impl Counter {
         let respond =
             Reply::new(connection, &reply, within, deadline.is_some(), self.endpoint.clone(), permit);
         let gone = respond.gone();
-        let responder = Responder::new(Box::new(respond), gone);
+        let responder = Responder::new(Box::new(respond), gone, connection.max_payload);
         let incoming = IncomingRequest { message: Arc::new(message), within, responder };
         // As many as there are permits fit; a receiver that is gone drops it, which tells the caller.
         drop(self.requests.try_send(incoming));

@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use smol_str::SmolStr;
 
 use super::connection::Connection;
+use crate::request::is_health;
 use crate::subject::Subject;
+use crate::transport::Serve;
 
 /// Services of this connection, by their name for NATS.
 #[derive(Default)]
@@ -19,6 +21,7 @@ pub(super) struct Services(Mutex<HashMap<String, Arc<Service>>>);
 
 struct Service {
     name: String,
+    version: String,
     id: String,
     started: Timestamp,
     endpoints: Mutex<Vec<Arc<Endpoint>>>,
@@ -32,7 +35,7 @@ pub(super) struct Endpoint {
     requests: AtomicU64,
     errors: AtomicU64,
     nanos: AtomicU64,
-    last_error: Mutex<SmolStr>,
+    last_error: Mutex<Option<SmolStr>>,
 }
 
 impl Endpoint {
@@ -42,7 +45,7 @@ impl Endpoint {
         self.nanos.fetch_add(super::api::nanos(took), Ordering::Relaxed);
         if let Some(error) = failed {
             self.errors.fetch_add(1, Ordering::Relaxed);
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         }
     }
 
@@ -58,9 +61,11 @@ impl Endpoint {
             "queue_group": "q",
             "num_requests": requests,
             "num_errors": self.errors.load(Ordering::Relaxed),
-            "last_error": self.last_error.lock().unwrap_or_else(PoisonError::into_inner).as_str(),
+            // Null and not left out: some clients want the fields to be there.
+            "last_error": self.last_error.lock().unwrap_or_else(PoisonError::into_inner).as_deref(),
             "processing_time": nanos,
             "average_processing_time": nanos.checked_div(requests).unwrap_or(0),
+            "data": null,
         })
     }
 
@@ -86,7 +91,7 @@ impl Service {
             "type": format!("io.nats.micro.v1.{}_response", verb.to_ascii_lowercase()),
             "name": self.name,
             "id": self.id,
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": self.version,
             "metadata": {},
         });
         match verb {
@@ -95,7 +100,8 @@ impl Service {
                 answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.info()).collect();
             }
             "STATS" => {
-                answer["started"] = json!(self.started);
+                // Three digits of a second: some clients read no more than six, and none read no digits.
+                answer["started"] = json!(self.started.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
                 answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.stats()).collect();
             }
             _ => {}
@@ -110,8 +116,9 @@ fn plain(name: &str) -> String {
 }
 
 impl Connection {
-    /// Adds a subject to a service, which from then on answers for it.
-    pub(super) async fn enlist(self: &Arc<Self>, service: &str, subject: &Subject) -> Arc<Endpoint> {
+    /// Adds a subject to a service, which from then on answers for it. The question of its health is none of its
+    /// endpoints.
+    pub(super) async fn enlist(self: &Arc<Self>, spec: &Serve, subject: &Subject) -> Arc<Endpoint> {
         let endpoint = Arc::new(Endpoint {
             name: plain(subject.as_str()),
             subject: self.names.request(subject),
@@ -121,10 +128,10 @@ impl Connection {
             nanos: AtomicU64::new(0),
             last_error: Mutex::default(),
         });
-        if !self.config.services {
+        if !self.config.services || is_health(subject) {
             return endpoint;
         }
-        let name = plain(service);
+        let name = plain(&spec.service);
         let (service, is_new) = {
             let mut services = self.services.0.lock().unwrap_or_else(PoisonError::into_inner);
             let known = services.len();
@@ -132,6 +139,7 @@ impl Connection {
                 Arc::new(Service {
                     id: uuid::Uuid::now_v7().simple().to_string(),
                     name,
+                    version: spec.version.as_deref().unwrap_or("0.0.0").to_owned(),
                     started: Timestamp::now(),
                     endpoints: Mutex::default(),
                 })

@@ -14,7 +14,8 @@ use super::codec;
 use super::peer::{Peer, numbered};
 use super::requests::WINDOW;
 use crate::confirm::{Answer, Confirm};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::status::Status;
 use crate::transport::wire;
 use crate::transport::{Frame, Respond};
 
@@ -90,7 +91,7 @@ impl Answering {
                     if self.foreign.is_some() {
                         continue;
                     }
-                    self.tell(self.properties("taken"), b"").await;
+                    let _ = self.tell(self.properties("taken"), b"").await;
                     continue;
                 }
                 () = sleep_until(self.deadline), if !self.gone.is_cancelled() => {
@@ -110,17 +111,23 @@ impl Answering {
                             () = self.closed.cancelled() => {}
                         }
                     }
+                    let mut sent = Ok(());
                     if !self.gone.is_cancelled() {
-                        let properties = self.frame(&frame);
-                        self.tell(properties, &frame.payload).await;
+                        sent = self.tell(self.frame(&frame), &frame.payload).await;
                     }
-                    let _ = answer.send(Ok(()));
-                    if last {
+                    // The broker may be set to take less than our `max_payload`.
+                    let refused = sent.as_ref().err().filter(|error| error.kind() == ErrorKind::TooLarge);
+                    let status = refused.map(|error| Frame::status(&Status::from(error)));
+                    if let Some(status) = &status {
+                        let _ = self.tell(self.frame(status), b"").await;
+                    }
+                    let _ = answer.send(sent);
+                    if last || status.is_some() {
                         return;
                     }
                 }
                 Some(Step::Abandon) | None => {
-                    self.tell(self.properties("abandoned"), b"").await;
+                    let _ = self.tell(self.properties("abandoned"), b"").await;
                     return;
                 }
             }
@@ -141,21 +148,27 @@ impl Answering {
         codec::write_frame(self.properties("frame"), &frame.content_type, &frame.headers, table)
     }
 
-    async fn tell(&self, properties: BasicProperties, payload: &[u8]) {
+    async fn tell(&self, properties: BasicProperties, payload: &[u8]) -> Result<()> {
         if self.at.0.is_empty() {
-            return; // nobody asked for an answer
+            return Ok(()); // nobody asked for an answer
         }
-        for _ in 0..3 {
+        let mut tries = 0;
+        loop {
             match self.peer.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
                 // The broker returns what goes to its direct reply-to, and delivers it all the same.
-                Ok(true) => return,
-                Ok(false) if self.foreign.is_some() => return,
-                Ok(false) => {
-                    self.gone.cancel();
-                    return;
+                Ok(taken) => {
+                    if !taken && self.foreign.is_none() {
+                        self.gone.cancel();
+                    }
+                    return Ok(());
                 }
-                Err(error) if error.kind() == ErrorKind::Closed => return,
-                Err(_) => sleep(Duration::from_millis(100)).await,
+                Err(error) => {
+                    tries += 1;
+                    if tries == 3 || matches!(error.kind(), ErrorKind::Closed | ErrorKind::TooLarge) {
+                        return Err(error.during("reply"));
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
             }
         }
     }

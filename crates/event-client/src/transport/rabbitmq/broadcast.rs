@@ -1,12 +1,17 @@
 //! Broadcast: an exclusive queue for each subscriber, bounded, gone with it.
+//!
+//! The broker drops the oldest from a full queue and says nothing. So what it drops goes to a second queue, which is
+//! purged now and then while messages come: the broker answers how many were in it, and sends none of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
@@ -27,10 +32,14 @@ use crate::transport::{Subscribe, consumer_name};
 /// Most messages that wait at the broker for a subscriber that does not keep up; the oldest are dropped.
 const KEPT: u64 = 100_000;
 const KEPT_BYTES: u64 = 64 * 1024 * 1024;
+/// How often what was dropped is counted while messages come or wait.
+const COUNT: Duration = Duration::from_millis(250);
 
 struct Open {
     channel: Channel,
     consumer: Consumer,
+    /// The queue of what the broker dropped.
+    dropped: ShortString,
 }
 
 impl Inner {
@@ -47,13 +56,22 @@ impl Inner {
 
     async fn listen(&self, spec: &Subscribe) -> Result<Open> {
         let channel = self.consume.channel().await?;
-        let queue: ShortString = self.names.broadcast(&consumer_name());
+        let name = consumer_name();
+        let queue: ShortString = self.names.broadcast(&name);
+        let dropped: ShortString = self.names.broadcast(&format!("{name}.dropped"));
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
-        let arguments = arguments([
+        let bounds = [
             ("x-queue-type", word("classic")),
             ("x-max-length", number(KEPT)),
             ("x-max-length-bytes", number(KEPT_BYTES)),
-        ]);
+        ];
+        // Nobody consumes from this one, so it goes when it is deleted, or with the connection.
+        let kept = QueueDeclareOptions { auto_delete: false, ..options };
+        let counted = arguments(bounds.clone());
+        command("make a queue", channel.queue_declare(dropped.clone(), kept, counted)).await?;
+        let mut arguments = arguments(bounds);
+        arguments.insert("x-dead-letter-exchange".into(), word(""));
+        arguments.insert("x-dead-letter-routing-key".into(), word(dropped.as_str()));
         command("make a queue", channel.queue_declare(queue.clone(), options, arguments)).await?;
         for pattern in &spec.filters {
             let bind = channel.queue_bind(
@@ -74,7 +92,15 @@ impl Inner {
             FieldTable::default(),
         );
         let consumer = command("consume", consume).await?;
-        Ok(Open { channel, consumer })
+        Ok(Open { channel, consumer, dropped })
+    }
+
+    /// Deletes the queue of what was dropped. Where that fails it goes with the connection.
+    async fn forget(&self, dropped: ShortString) {
+        let Ok(channel) = self.consume.channel().await else { return };
+        let delete = channel.queue_delete(dropped, QueueDeleteOptions::default());
+        let _ = command("delete a queue", delete).await;
+        let _ = command("close", channel.close(200, "done".into())).await;
     }
 }
 
@@ -88,7 +114,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
     let mut open = Some(open);
     let mut backoff = Backoff::default();
     loop {
-        let Open { channel, mut consumer } = match open.take() {
+        let Open { channel, mut consumer, dropped } = match open.take() {
             Some(open) => open,
             None => match inner.listen(&spec).await {
                 Ok(open) => {
@@ -114,6 +140,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
         feed.report(Health::Live);
         let mut ready = VecDeque::new();
         let mut early: BTreeMap<(Instant, u64), Heard> = BTreeMap::new();
+        let mut count: Option<Instant> = None;
         let over = loop {
             while let Some(slot) = (!ready.is_empty()).then(|| feed.try_slot()).flatten() {
                 let Heard { message, published_at } = ready.pop_front().expect("not empty");
@@ -135,7 +162,19 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                         ready.push_back(heard);
                     }
                 }
+                () = async { sleep_until(count.expect("checked")).await }, if count.is_some() => {
+                    let purge = channel.queue_purge(dropped.clone(), QueuePurgeOptions::default());
+                    match command("count what was dropped", purge).await {
+                        Ok(messages) => feed.missed("rabbitmq", u64::from(messages)),
+                        Err(error) => {
+                            feed.report(Health::Rebuilding(error.to_string()));
+                            break false;
+                        }
+                    }
+                    count = (!ready.is_empty()).then(|| Instant::now() + COUNT);
+                }
                 arrival = consumer.next(), if ready.is_empty() => {
+                    count.get_or_insert_with(|| Instant::now() + COUNT);
                     let mut last = None;
                     let mut arrival = arrival;
                     let mut broken = false;
@@ -179,6 +218,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                 }
             }
         };
+        inner.forget(dropped).await;
         if over {
             let _ = command("close", channel.close(200, "left".into())).await;
             return;

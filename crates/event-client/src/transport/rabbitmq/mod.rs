@@ -307,6 +307,7 @@ impl Requests for RabbitTransport {
                 link: self.inner.consume.clone(),
                 names: self.inner.names.clone(),
                 closed: self.inner.closing.clone(),
+                max_payload: self.inner.capabilities.max_payload,
             };
             let serve = async {
                 self.inner.check()?;

@@ -80,6 +80,8 @@ pub(super) struct Member {
     pub(super) link: Arc<Link>,
     pub(super) names: Names,
     pub(super) closed: CancellationToken,
+    /// Largest frame of an answer in bytes.
+    pub(super) max_payload: usize,
 }
 
 impl Member {
@@ -239,7 +241,8 @@ impl Member {
         };
         let refuse = redelivered || within.is_zero() || read.is_err();
         if let (false, Ok(read)) = (refuse, read) {
-            let responder = Responder::new(Box::new(Outgoing { frames, room, unread: 0 }), gone);
+            let outgoing = Outgoing { frames, room, unread: 0 };
+            let responder = Responder::new(Box::new(outgoing), gone, self.max_payload);
             let request = IncomingRequest { message: Arc::new(read.message), within, responder };
             // Refused only when nobody receives any more; then the responder says that the request is let go of.
             drop(sender.try_send(request));

@@ -1,4 +1,7 @@
 //! Broadcast: each subscriber reads the logs for itself, and nothing is owed to it.
+//!
+//! A log is trimmed without regard to it, and a read begins with the oldest entry that is left. So a subscriber that is
+//! behind compares how many entries the log has lost with how many it has passed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use redis::{Pipeline, Value};
 use smol_str::SmolStr;
 use tokio::sync::Notify;
 
-use super::codec::{self, Entry, EntryId, args, parts, text};
+use super::codec::{self, Entry, EntryId, args, number, parts, text};
 use super::connection::{Handle, Patience};
 use super::ear::Listening;
 use super::error::reply;
@@ -32,6 +35,8 @@ struct Tail {
     topic: SmolStr,
     stream: String,
     last: EntryId,
+    /// How many of the entries that the log ever had are at or before `last`; no more than that.
+    passed: u64,
 }
 
 struct Tails {
@@ -42,6 +47,8 @@ struct Tails {
     tails: Vec<Tail>,
     /// Read and not handed over for want of room.
     waiting: VecDeque<Entry>,
+    /// There is more to read, or had to wait for the subscriber.
+    behind: bool,
     reader: Option<Reader>,
     wake: Arc<Notify>,
 }
@@ -76,6 +83,7 @@ async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
         feed,
         tails: Vec::new(),
         waiting: VecDeque::new(),
+        behind: false,
         reader: None,
         wake,
         filters: spec.filters,
@@ -147,10 +155,11 @@ impl Tails {
         }
         let answers = self.handle.link.run(&pipeline).await?;
         for ((topic, stream), info) in topics.into_iter().zip(streams).zip(answers) {
-            let newest = last_generated(info)?;
+            let log = Log::read(info)?;
             // A time to come is no message yet.
-            let last = last_unwanted(start).map_or(newest, |id| id.min(newest));
-            self.tails.push(Tail { topic, stream, last });
+            let last = last_unwanted(start).map_or(log.newest, |id| id.min(log.newest));
+            let passed = if last == log.newest { log.added } else { log.gone };
+            self.tails.push(Tail { topic, stream, last, passed });
         }
         Ok(())
     }
@@ -164,10 +173,16 @@ impl Tails {
             self.find(Start::Earliest).await?;
         }
         while let Some(entry) = self.waiting.pop_front() {
-            let slot = tokio::select! {
-                slot = self.feed.slot() => slot,
-                () = self.feed.stopped().cancelled() => return Ok(()),
-                () = self.handle.closing.cancelled() => return Ok(()),
+            let slot = match self.feed.try_slot() {
+                Some(slot) => slot,
+                None => {
+                    self.behind = true;
+                    tokio::select! {
+                        slot = self.feed.slot() => slot,
+                        () = self.feed.stopped().cancelled() => return Ok(()),
+                        () = self.handle.closing.cancelled() => return Ok(()),
+                    }
+                }
             };
             let mut info = DeliveryInfo::new(1);
             info.position = Some(entry.origin.position());
@@ -180,7 +195,27 @@ impl Tails {
             self.wake.notified().await;
             return Ok(());
         }
+        if std::mem::take(&mut self.behind) {
+            self.count_missed().await?;
+        }
         self.read().await
+    }
+
+    /// Reports what was trimmed away before it was read.
+    async fn count_missed(&mut self) -> Result<()> {
+        let mut pipeline = Pipeline::new();
+        for tail in &self.tails {
+            pipeline.cmd("XINFO").arg("STREAM").arg(&tail.stream);
+        }
+        let answers = self.handle.link.run(&pipeline).await?;
+        for (tail, info) in self.tails.iter_mut().zip(answers) {
+            let log = Log::read(info)?;
+            if log.oldest.is_none_or(|oldest| oldest > tail.last) {
+                self.feed.missed("redis", log.gone.saturating_sub(tail.passed));
+                tail.passed = tail.passed.max(log.gone);
+            }
+        }
+        Ok(())
     }
 
     async fn read(&mut self) -> Result<()> {
@@ -195,7 +230,10 @@ impl Tails {
             let mut stream = parts(stream).into_iter();
             let key = stream.next().unwrap_or_default();
             let Some(tail) = self.tails.iter_mut().find(|tail| tail.stream == text(&key)) else { continue };
-            for value in parts(stream.next().unwrap_or_default()) {
+            let entries = parts(stream.next().unwrap_or_default());
+            self.behind |= entries.len() >= BATCH;
+            tail.passed += entries.len() as u64;
+            for value in entries {
                 let Some(entry) = codec::read(value, &tail.topic) else { continue };
                 tail.last = tail.last.max(entry.id);
                 if !entry.ill_named
@@ -209,12 +247,32 @@ impl Tails {
     }
 }
 
-/// The last id that a stream gave; a stream that is not there has given none.
-fn last_generated(info: Value) -> Result<EntryId> {
-    if super::error::is_code(&info, "no such key") {
-        return Ok(EntryId::default());
+/// How a log stands; one that is not there has had no entry.
+#[derive(Default)]
+struct Log {
+    newest: EntryId,
+    oldest: Option<EntryId>,
+    /// Entries that it ever had.
+    added: u64,
+    /// Those of them that it no longer has.
+    gone: u64,
+}
+
+impl Log {
+    fn read(info: Value) -> Result<Self> {
+        if super::error::is_code(&info, "no such key") {
+            return Ok(Self::default());
+        }
+        let info = parts(reply(info)?);
+        let field =
+            |name: &str| info.chunks(2).find(|pair| text(&pair[0]) == name).and_then(|pair| pair.get(1));
+        let count = |name| field(name).map_or(0, |count| u64::try_from(number(count)).unwrap_or(0));
+        let newest = field("last-generated-id").map_or(Ok(EntryId::default()), |id| text(id).parse())?;
+        let oldest = match field("first-entry") {
+            Some(Value::Array(entry)) => entry.first().map(|id| text(id).parse()).transpose()?,
+            _ => None,
+        };
+        let added = count("entries-added");
+        Ok(Self { newest, oldest, added, gone: added.saturating_sub(count("length")) })
     }
-    let info = parts(reply(info)?);
-    let last = info.chunks(2).find(|pair| text(&pair[0]) == "last-generated-id");
-    last.and_then(|pair| pair.get(1)).map_or(Ok(EntryId::default()), |id| text(id).parse())
 }

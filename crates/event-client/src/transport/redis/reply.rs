@@ -46,13 +46,6 @@ impl Respond for Reply {
         if self.active.gone.is_cancelled() {
             return refuse(ErrorKind::Closed, "nobody waits for this answer any more");
         }
-        let most = self.service.handle.config.max_payload;
-        if frame.payload.len() > most {
-            let error = Error::new(ErrorKind::TooLarge, "the frame is larger than the bus takes")
-                .with("bytes", frame.payload.len())
-                .with("max_payload", most);
-            return Confirm::ready(Err(error.during("reply")));
-        }
         if self.parked.load(Ordering::Acquire) {
             return refuse(
                 ErrorKind::Full,

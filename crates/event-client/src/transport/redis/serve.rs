@@ -326,7 +326,7 @@ impl Service {
             _permit: permit,
         };
         let message = Arc::new(packet.message(subject));
-        let responder = Responder::new(Box::new(reply), gone);
+        let responder = Responder::new(Box::new(reply), gone, self.handle.config.max_payload);
         // Refused only when nobody takes requests any more; then the responder drops and says so.
         drop(self.requests.try_send(IncomingRequest { message, within, responder }));
     }

@@ -1,14 +1,13 @@
 //! Subscriptions without a group: each sees everything that matches and settles nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::codec;
-use super::connection::{Database, Open};
-use super::error::Sql;
+use super::connection::Open;
+use super::error::lost;
 use super::filters::Filters;
 use super::group::resolve;
 use super::scan::Scan;
@@ -48,9 +47,14 @@ async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
     scan.restart(0, position, Filters::new(filters));
     while !open.inbox.is_closed() {
         changed.borrow_and_update();
-        match read_on(open, &mut scan).await {
+        let read = match open.still_intact() {
+            Ok(()) => scan.fill(open).await.map_err(|error| open.explain(&error, "fetch")),
+            Err(gone) => Err(lost(&gone, "fetch")),
+        };
+        match read {
             Ok(more) => {
                 feed.report(Health::Live);
+                feed.missed("sqlite", scan.passed_over());
                 let now = codec::now();
                 while let Some(stored) = scan.buffer.pop_front() {
                     if stored.is_expired(now) {
@@ -67,26 +71,9 @@ async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
                 }
             }
             Err(error) => {
-                let error = open.explain(&error, "fetch");
                 feed.report(Health::Rebuilding(error.to_string()));
                 sleep(PAUSE).await;
             }
         }
     }
-}
-
-/// Reads on, and says so when retention was faster.
-async fn read_on(database: &Database, scan: &mut Scan) -> Sql<bool> {
-    let from = scan.seen;
-    let more = scan.fill(database).await?;
-    let purged = database.purged.load(Ordering::Acquire);
-    if purged > from && from > 0 {
-        metrics::counter!("event_client_broadcast_lost_total").increment((purged - from) as u64);
-        tracing::warn!(
-            from,
-            to = purged,
-            "a broadcast subscriber was slower than the retention; it has lost what matched in between"
-        );
-    }
-    Ok(more)
 }

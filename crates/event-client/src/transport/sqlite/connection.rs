@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use sqlite_kit::{Identity, Lost};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow,
 };
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::config::{MAX_PAYLOAD, Storage};
-use super::error::{Sql, explain};
+use super::error::{Sql, explain, lost};
 use super::group::GroupFeed;
 use super::keeper;
 use super::member::Member;
@@ -35,6 +36,10 @@ use crate::transport::{MemoryConfig, MemoryTransport, Provision};
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) path: PathBuf,
+    /// The files at `path`, as they were opened.
+    files: Identity,
+    /// The last look has not found them.
+    lost: AtomicBool,
     pub(super) storage: Storage,
     pub(super) inbox: Inbox,
     pub(super) readers: SqlitePool,
@@ -57,8 +62,6 @@ pub(super) struct Database {
     pub(super) closing: CancellationToken,
     /// Cancelled when the writer has flushed and closed the file.
     pub(super) finished: CancellationToken,
-    /// The last position that retention has deleted.
-    pub(super) purged: AtomicI64,
     purging: AtomicBool,
 }
 
@@ -87,23 +90,36 @@ pub(super) async fn open(path: &Path, storage: &Storage, provision: Provision) -
     if !provision.creates() && !path.exists() {
         return Err(provision.missing(format_args!("the file {}", path.display())));
     }
-    let path = claim_file(path)?;
     let mut open = OPEN.lock().await;
     open.retain(|_, database| database.strong_count() > 0);
-    if let Some(database) = open.get(&path).and_then(Weak::upgrade)
+    let known = |path: &PathBuf| open.get(path).and_then(Weak::upgrade);
+    // Looked up before the file is touched: closing any handle of a file ends the locks that SQLite has on it.
+    if let Some(database) = path.canonicalize().ok().as_ref().and_then(known)
         && !database.inbox.is_closed()
     {
-        if database.storage != *storage {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "this process has the file open with other retention, dedup or busy options; use the same options",
-            )
-            .with("file", path.display()));
+        match database.intact() {
+            Ok(()) => return joined(database, storage),
+            // Opened beside the one that is gone.
+            Err(_) if database.files.is_gone() => {}
+            // Two views of one file, each with a log of its own, or two files with one log, would be destroyed.
+            Err(gone) => return Err(lost(&gone, "connect")),
         }
-        return Ok(database);
     }
+    let path = claim_file(path)?;
     let database = Arc::new(Open(start(path.clone(), storage.clone()).await?));
     open.insert(path, Arc::downgrade(&database));
+    Ok(database)
+}
+
+/// Another handle of a database that this process has open.
+fn joined(database: Arc<Open>, storage: &Storage) -> Result<Arc<Open>> {
+    if database.storage != *storage {
+        return Err(Error::new(
+            ErrorKind::Config,
+            "this process has the file open with other retention, dedup or busy options; use the same options",
+        )
+        .with("file", database.path.display()));
+    }
     Ok(database)
 }
 
@@ -170,6 +186,13 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
     .execute(&mut writer)
     .await
     .map_err(explain)?;
+    // Read once, so that all its files are there.
+    sqlx::raw_sql("SELECT 1 FROM sqlite_schema").execute(&mut writer).await.map_err(explain)?;
+    let files = Identity::of(&path).map_err(|error| {
+        Error::new(ErrorKind::Unavailable, "the database was removed while it was being opened")
+            .with("file", path.display())
+            .because(error)
+    })?;
     let readers = SqlitePoolOptions::new()
         .max_connections(4)
         .test_before_acquire(false)
@@ -185,6 +208,8 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
     here.max_bytes = here.max_bytes.max(MAX_PAYLOAD);
     let database = Arc::new(Database {
         path,
+        files,
+        lost: AtomicBool::new(false),
         storage,
         inbox: Inbox::default(),
         readers,
@@ -199,7 +224,6 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         keeper: tokio::sync::Notify::new(),
         closing: CancellationToken::new(),
         finished: CancellationToken::new(),
-        purged: AtomicI64::new(0),
         purging: AtomicBool::new(false),
     });
     let died = database.clone();
@@ -228,6 +252,29 @@ impl Database {
     /// Puts a failure of the database into words.
     pub(super) fn explain(&self, error: &sqlx::Error, operation: &'static str) -> Error {
         explain(error, operation, &self.path)
+    }
+
+    /// Whether its files are still where they were opened: asked between a commit and what is confirmed by it. Says so
+    /// in the log when they have gone, and when they are back.
+    pub(super) fn intact(&self) -> Result<(), Lost> {
+        let looked = self.files.check();
+        let was_lost = self.lost.swap(looked.is_err(), Ordering::AcqRel);
+        match &looked {
+            Err(lost) if !was_lost => tracing::error!(
+                file = %self.path.display(), error = %lost,
+                "the database is no longer where it was opened: nothing is stored or delivered"
+            ),
+            Ok(()) if was_lost => {
+                tracing::info!(file = %self.path.display(), "the database is back where it was opened");
+            }
+            _ => {}
+        }
+        looked
+    }
+
+    /// The same, and looks only when the last look has not found them.
+    pub(super) fn still_intact(&self) -> Result<(), Lost> {
+        if self.lost.load(Ordering::Acquire) { self.intact() } else { Ok(()) }
     }
 
     /// Something may be deliverable: wakes the subscriptions of this process.

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use sqlite_kit::Lost;
+
 use crate::error::{Error, ErrorKind};
 
 /// Result of a statement; the database turns it into the crate's error where it knows the operation.
@@ -12,6 +14,13 @@ pub(super) fn explain(error: &sqlx::Error, operation: &'static str, path: &Path)
     let (kind, text) = classify(error);
     // Its text only: one failed transaction is told to everybody who took part.
     Error::new(kind, text).during(operation).with("file", path.display()).because(error.to_string())
+}
+
+/// The files of the database are no longer where they were opened.
+pub(super) fn lost(lost: &Lost, operation: &'static str) -> Error {
+    let text = "the database is no longer where it was opened: nothing is stored or delivered until its files (`…`, \
+                `…-wal`, `…-shm`) are put back, or all three are taken away and the bus is opened again";
+    Error::new(ErrorKind::Corrupt, text).during(operation).because(lost.to_string())
 }
 
 /// The transport was closed while or before something was asked of it.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::codec;
 use super::connection::{Database, Script};
-use super::error::Sql;
+use super::error::{Sql, lost};
 use super::member::Member;
 use super::publish::{self, Segment};
 use super::schema::PARKED;
@@ -31,6 +31,7 @@ const DEAF: Duration = Duration::from_millis(20);
 pub(super) async fn run(database: Arc<Database>) {
     let mut purge = Instant::now() + POLL;
     let mut look = Instant::now();
+    let mut failing = false;
     loop {
         let members = members(&database);
         let lease = members.iter().map(|member| member.lease).min();
@@ -47,6 +48,7 @@ pub(super) async fn run(database: Arc<Database>) {
         let result = async {
             if look.elapsed() >= tick {
                 look = Instant::now();
+                database.intact().map_err(|gone| lost(&gone, "renew"))?;
                 renew(&database, &members).await?;
                 bury(&database, &members).await?;
                 database.wake_all_here();
@@ -65,8 +67,13 @@ pub(super) async fn run(database: Arc<Database>) {
             if database.closing.is_cancelled() {
                 return;
             }
-            tracing::warn!(%error, "the bus cannot keep its leases and times; trying again");
+            if !failing {
+                tracing::warn!(%error, "the bus cannot keep its leases and times; trying again");
+            }
+            failing = true;
             tokio::time::sleep(Duration::from_millis(100)).await;
+        } else {
+            failing = false;
         }
     }
 }
@@ -200,13 +207,8 @@ async fn purge_all(database: &Arc<Database>) -> Result<()> {
                 })
             });
             match purged.await? {
-                (0, _) => return Ok(()),
-                (rows, last) => {
-                    database.purged.fetch_max(last, Ordering::AcqRel);
-                    if rows < CHUNK {
-                        return Ok(());
-                    }
-                }
+                rows if rows < CHUNK => return Ok(()),
+                _ => {}
             }
         }
     };
@@ -216,20 +218,19 @@ async fn purge_all(database: &Arc<Database>) -> Result<()> {
 }
 
 /// Deletes the oldest segments that no group needs and that are older than `before`, or any when the file is too
-/// large; answers how many and the last position.
-async fn purge_segments(connection: &mut SqliteConnection, before: i64, too_large: bool) -> Sql<(i64, i64)> {
+/// large; answers how many.
+async fn purge_segments(connection: &mut SqliteConnection, before: i64, too_large: bool) -> Sql<i64> {
     // The newest row stays: the next position is counted from it.
     let rows = sqlx::query(
         "DELETE FROM segment WHERE last IN (SELECT last FROM segment WHERE last < (SELECT max(last) FROM segment) \
          AND last <= (SELECT ifnull(min(cursor), 9223372036854775807) FROM consumer_group) \
          AND last < (SELECT ifnull(min(first), 9223372036854775807) FROM lease) \
-         AND (? OR at < ?) ORDER BY last LIMIT ?) RETURNING last",
+         AND (? OR at < ?) ORDER BY last LIMIT ?)",
     )
     .bind(too_large)
     .bind(before)
     .bind(CHUNK)
-    .fetch_all(connection)
+    .execute(connection)
     .await?;
-    let last = rows.iter().map(|row| row.try_get::<i64, _>(0)).collect::<Sql<Vec<_>>>()?.into_iter().max();
-    Ok((rows.len() as i64, last.unwrap_or(0)))
+    Ok(rows.rows_affected() as i64)
 }

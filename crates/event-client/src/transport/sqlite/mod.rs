@@ -56,7 +56,7 @@ mod writer;
 
 use config::Config;
 use connection::{Database, Open};
-use error::closed;
+use error::{closed, lost};
 use member::Member;
 
 /// One handle on a file.
@@ -114,7 +114,9 @@ impl SqliteTransport {
     }
 
     fn live(&self, operation: &'static str) -> Result<Arc<Open>> {
-        self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))
+        let open = self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))?;
+        open.intact().map_err(|gone| lost(&gone, operation))?;
+        Ok(open)
     }
 
     fn refuse(&self, message: &Message) -> Option<Error> {

@@ -35,6 +35,7 @@ impl Requests for SqliteTransport {
             let open = self.live("serve")?;
             let (credit, service, subjects) =
                 (spec.credit.max(1), spec.service.clone(), spec.subjects.clone());
+            let largest = self.capabilities.max_payload;
             let mut incoming = self.calls.requests().serve(spec).await?;
             let id = remote::announce(&open, &service, &subjects).await?;
             // In between, so that the others learn when the receiver is dropped. A request's place in the member's
@@ -47,7 +48,8 @@ impl Requests for SqliteTransport {
                         request = incoming.recv() => request,
                         () = sender.closed() => None,
                     };
-                    let Some(request) = request else { break };
+                    let Some(mut request) = request else { break };
+                    request.responder.set_largest(largest);
                     if sender.send(request).await.is_err() {
                         break;
                     }

@@ -52,12 +52,21 @@ pub(super) struct Scan {
     pub(super) seen: i64,
     /// Matching messages up to `seen`, not taken yet.
     pub(super) buffer: VecDeque<Stored>,
+    /// Has read since it started: from then on nothing may be missing.
+    reading: bool,
+    /// Messages that retention deleted before they were looked at.
+    passed_over: u64,
 }
 
 impl Scan {
     /// Starts over behind `position`, for a group or for none (0).
     pub(super) fn restart(&mut self, group: i64, position: i64, filters: Filters) {
-        *self = Self { group, revision: 0, filters, seen: position, buffer: VecDeque::new() };
+        *self = Self { group, filters, seen: position, ..Self::default() };
+    }
+
+    /// How many messages retention has deleted since the last call before they were looked at. For a group it is none.
+    pub(super) fn passed_over(&mut self) -> u64 {
+        std::mem::take(&mut self.passed_over)
     }
 
     /// Reads on, if nothing is left; answers whether there may be more behind it.
@@ -68,6 +77,7 @@ impl Scan {
         while let Some(Written { last, count, at, subjects, data }) = database.tail.after(self.seen) {
             self.take(last, count, at, &subjects, || data)?;
             self.seen = last;
+            self.reading = true;
             if !self.buffer.is_empty() {
                 return Ok(true);
             }
@@ -82,11 +92,14 @@ impl Scan {
             segments += 1;
             last = last.max(segment);
         }
-        let (end, revision): (i64, Option<i64>) = match rows.first() {
-            Some(row) => (row.try_get(0)?, row.try_get(6)?),
-            None => (0, None),
+        let (end, revision, kept_from): (i64, Option<i64>, i64) = match rows.first() {
+            Some(row) => (row.try_get(0)?, row.try_get(6)?, row.try_get(7)?),
+            None => (0, None, 0),
         };
         self.revision = revision.unwrap_or(0);
+        if std::mem::replace(&mut self.reading, true) {
+            self.passed_over += u64::try_from(kept_from - self.seen).unwrap_or(0);
+        }
         let more = segments == ROWS;
         self.seen = if more { last } else { end.max(last) };
         Ok(more)
@@ -108,9 +121,10 @@ impl Scan {
             }
         };
         script.statement(&format!(
-            "SELECT edge.top, s.last, s.count, s.at, s.subjects, s.data, edge.revision \
+            "SELECT edge.top, s.last, s.count, s.at, s.subjects, s.data, edge.revision, edge.kept \
              FROM (SELECT ifnull(max(last), 0) AS top, \
-             (SELECT revision FROM consumer_group WHERE id = ?) AS revision FROM segment) AS edge \
+             (SELECT revision FROM consumer_group WHERE id = ?) AS revision, \
+             ifnull((SELECT last - count FROM segment ORDER BY last LIMIT 1), 0) AS kept FROM segment) AS edge \
              LEFT JOIN (SELECT * FROM segment WHERE {choice}) AS s"
         ));
         script.bind(self.group);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::connection::Open;
+use super::error::lost;
 use super::fetch;
 use super::group::{self, Ensured, GroupFeed, ensure_group, group_gone, join};
 use super::member::{Member, Terms};
@@ -124,6 +125,7 @@ pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<
 
 async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
     let mut changed = open.changed.subscribe();
+    let mut failing = false;
     loop {
         if feed.stopped().is_cancelled() || open.inbox.is_closed() {
             break;
@@ -137,6 +139,7 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
             continue;
         }
         let fetched = async {
+            open.still_intact().map_err(|gone| lost(&gone, "fetch"))?;
             if member.lost.load(Ordering::Acquire) {
                 rejoin(&open, &member).await?;
             }
@@ -144,6 +147,7 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
         };
         match fetched.await {
             Ok(fetched) => {
+                failing = false;
                 feed.report(Health::Live);
                 if fetched {
                     continue;
@@ -163,7 +167,10 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
                 break;
             }
             Err(error) => {
-                tracing::warn!(group = %member.feed.name, %error, "cannot fetch; trying again");
+                if !failing {
+                    tracing::warn!(group = %member.feed.name, %error, "cannot fetch; trying again");
+                }
+                failing = true;
                 feed.report(Health::Rebuilding(error.to_string()));
                 tokio::select! {
                     () = sleep(PAUSE) => {}

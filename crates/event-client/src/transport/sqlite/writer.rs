@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::claim::Claim;
 use super::connection::{self, Database, Script};
-use super::error::{Sql, closed};
+use super::error::{Sql, closed, lost};
 use super::publish::{self, Publish};
 use super::settle::{self, Settled};
 use crate::confirm::{Answer, Confirm};
@@ -136,13 +136,18 @@ impl Database {
         job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>> + Send + 'static,
     ) -> Result<T> {
         let (answer, result) = oneshot::channel();
+        let database = Arc::clone(self);
         let job: Job = Box::new(move |connection| {
             Box::pin(async move {
-                let result = match connection {
-                    Err(error) => Err(error),
-                    Ok(connection) => Ok(transact(connection, job).await),
+                let run = async {
+                    let connection = connection?;
+                    database.still_intact().map_err(|gone| lost(&gone, operation))?;
+                    let done = transact(connection, job).await;
+                    let done = done.map_err(|error| database.explain(&error, operation))?;
+                    database.intact().map_err(|gone| lost(&gone, operation))?;
+                    Ok(done)
                 };
-                let _ = answer.send(result);
+                let _ = answer.send(run.await);
             })
         });
         self.inbox.with(true, |work| {
@@ -152,8 +157,7 @@ impl Database {
         });
         match result.await {
             Err(_) => Err(closed(operation)),
-            Ok(Err(error)) => Err(error.during(operation)),
-            Ok(Ok(result)) => result.map_err(|error| self.explain(&error, operation)),
+            Ok(result) => result.map_err(|error: Error| error.during(operation)),
         }
     }
 }
@@ -269,6 +273,9 @@ impl Writer {
         }
         let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
         let settles = settle::Plan::new(settles);
+        if let Err(gone) = self.database.still_intact() {
+            return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
+        }
         // A single statement is a transaction by itself and saves two.
         let alone =
             claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
@@ -294,10 +301,14 @@ impl Writer {
             Err(error) => {
                 // Fails when there is no transaction left to end.
                 let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await;
-                self.fail(error, batch, claims, settles, renewals);
-                return;
+                let explain = |operation| self.database.explain(&error, operation);
+                return self.fail(&explain, batch, claims, settles, renewals);
             }
         };
+        // What went into a file that nobody else finds is not stored.
+        if let Err(gone) = self.database.intact() {
+            return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
+        }
         for (claim, step) in claims.into_iter().zip(claimed) {
             claim.finish(&answers, step);
         }
@@ -320,13 +331,12 @@ impl Writer {
     /// Answers everybody with what went wrong; settlements stay and are tried again.
     fn fail(
         &self,
-        error: sqlx::Error,
+        explain: &(dyn Fn(&'static str) -> Error + Sync),
         batch: publish::Batch,
         claims: Vec<Claim>,
         settles: settle::Plan,
         renewals: Vec<Renewal>,
     ) {
-        let explain = |operation| self.database.explain(&error, operation);
         batch.fail(|| explain("publish"));
         for claim in claims {
             let _ = claim.answer.send(Err(explain("fetch")));

@@ -11,8 +11,12 @@ use super::{plain, shared};
 use crate::events::{OrderPlaced, placed};
 use crate::requests::quote;
 
+/// The version of the service, and not of this library.
+const VERSION: &str = "3.1.4-rc.1+build.5";
+
 async fn pricing(bus: &Bus) -> Running {
-    Service::new("pricing").bus(bus.clone()).reply(quote).start().await.expect("started")
+    let service = Service::new("pricing").version(VERSION).bus(bus.clone()).reply(quote);
+    service.start().await.expect("started")
 }
 
 /// Every answer to a question to all, as the command line gathers them.
@@ -54,8 +58,7 @@ async fn services_are_listed_pinged_and_counted() {
         for ping in &pings {
             assert_eq!(ping["type"], "io.nats.micro.v1.ping_response");
             assert_eq!((&ping["name"], &ping["metadata"]), (&json!("pricing"), &json!({})));
-            let version = ping["version"].as_str().expect("a version");
-            assert_eq!(version.split('.').count(), 3, "semantic versioning: {version}");
+            assert_eq!(ping["version"], VERSION);
         }
         // By name, and one of them alone.
         assert_eq!(all(&client, "$SRV.PING.pricing", 2).await.len(), 2);
@@ -64,6 +67,7 @@ async fn services_are_listed_pinged_and_counted() {
         let info: Value = serde_json::from_slice(&info.payload).expect("JSON");
         assert_eq!((&info["type"], &info["id"]), (&json!("io.nats.micro.v1.info_response"), &json!(ids[0])));
         assert!(info["description"].is_string());
+        assert_eq!(info["version"], VERSION);
         let endpoint = quotes(&info);
         assert_eq!((&endpoint["queue_group"], &endpoint["metadata"]), (&json!("q"), &json!({})));
         assert!(
@@ -75,6 +79,7 @@ async fn services_are_listed_pinged_and_counted() {
             let answer =
                 client.request("backbone.rpc.pricing.get-quote.v1", body.into()).await.expect("answered");
             let headers = answer.headers.expect("headers");
+            assert!(headers.get("ce-id").is_none(), "an answer is no event: {headers:?}");
             if sku == "tea" {
                 assert!(headers.get("Nats-Service-Error").is_none(), "{headers:?}");
                 let body: Value = serde_json::from_slice(&answer.payload).expect("JSON");
@@ -87,7 +92,13 @@ async fn services_are_listed_pinged_and_counted() {
         let (mut requests, mut errors) = (0, 0);
         for stats in all(&client, "$SRV.STATS", 2).await {
             assert_eq!(stats["type"], "io.nats.micro.v1.stats_response");
-            stats["started"].as_str().expect("a time").parse::<jiff::Timestamp>().expect("RFC 3339");
+            assert_eq!(stats["version"], VERSION);
+            let started = stats["started"].as_str().expect("a time");
+            started.parse::<jiff::Timestamp>().expect("RFC 3339");
+            // Python's `%f` wants one to six digits, and its `Z` a `Z`.
+            let digits =
+                started.rsplit_once('.').and_then(|(_, rest)| rest.strip_suffix('Z')).expect("a fraction");
+            assert_eq!(digits.len(), 3, "{started}");
             let endpoint = quotes(&stats);
             assert_eq!(endpoint["queue_group"], "q");
             let number = |name: &str| endpoint[name].as_u64().unwrap_or_else(|| panic!("{name}: {endpoint}"));
@@ -101,7 +112,10 @@ async fn services_are_listed_pinged_and_counted() {
             }
             if number("num_errors") > 0 {
                 assert!(endpoint["last_error"].as_str().expect("a text").contains("no such sku: gold"));
+            } else {
+                assert_eq!(endpoint.get("last_error"), Some(&Value::Null), "there, and nothing in it");
             }
+            assert_eq!(endpoint.get("data"), Some(&Value::Null), "there, and nothing in it");
         }
         assert_eq!((requests, errors), (12, 2));
         let error = client.request("backbone.rpc.nobody.is-here.v1", "{}".into()).await.expect_err("nobody");
@@ -110,6 +124,53 @@ async fn services_are_listed_pinged_and_counted() {
             service.drain().await.expect("drained");
         }
     }
+}
+
+/// Every service answers how it is; that is no endpoint of its author. A service of nothing else is not listed.
+#[tokio::test]
+async fn only_endpoints_that_somebody_made_are_listed() {
+    let server = Nats::options().start().await.expect("a server");
+    let bus = Bus::connect(&server.url()).await.unwrap();
+    let (sender, _told) = unbounded_channel();
+    let listener = Service::new("billing").bus(bus.clone()).on(tell).with_state(sender);
+    let (_listener, _pricing) = (listener.start().await.expect("started"), pricing(&bus).await);
+    let client = plain(&server.url()).await;
+    for question in ["$SRV.INFO", "$SRV.STATS"] {
+        let answer = all(&client, question, 1).await.remove(0);
+        let endpoints = answer["endpoints"].as_array().expect("endpoints");
+        let subjects: Vec<_> = endpoints.iter().map(|endpoint| &endpoint["subject"]).collect();
+        assert_eq!(subjects, ["backbone.rpc.pricing.get-quote.v1"], "{question}");
+    }
+    assert!(client.request("$SRV.INFO.billing", "".into()).await.is_err(), "it has no endpoint");
+    assert!(bus.health("billing").await.expect("answered").ready, "and answers how it is");
+}
+
+#[tokio::test]
+async fn a_version_is_a_semantic_version() {
+    let bus = crate::requests::memory();
+    for wrong in ["1", "v1.0.0", "1.0", "01.0.0", "latest", ""] {
+        let service = Service::new("pricing").version(wrong).bus(bus.clone()).reply(quote);
+        let error = service.start().await.expect_err("it is none");
+        assert_eq!(error.kind(), event_client::ErrorKind::Config, "{wrong}: {error}");
+    }
+    let service = Service::new("pricing").version(VERSION).bus(bus).reply(quote);
+    service.start().await.expect("it is one");
+}
+
+/// The subject that the page for operators shows is one that a service answers.
+#[tokio::test]
+async fn the_request_that_the_page_shows_is_answered() {
+    let page = include_str!("../../../../../ops/brokers/nats.md");
+    let line = page.lines().find(|line| line.starts_with("$ nats request ")).expect("a line");
+    let mut words = line.trim_start_matches("$ nats request ").split_whitespace();
+    let (subject, body) =
+        (words.next().expect("a subject"), words.next().expect("a body").trim_matches('\''));
+    let server = Nats::options().start().await.expect("a server");
+    let bus = Bus::connect(&format!("{}?namespace=shop", server.url())).await.unwrap();
+    let _service = pricing(&bus).await;
+    let client = plain(&server.url()).await;
+    let answer = client.request(subject.to_owned(), body.to_owned().into()).await.expect("somebody answers");
+    assert!(answer.headers.expect("headers").get("content-type").is_some());
 }
 
 /// What `ops/brokers/nats.md` says a plain client may do with events.

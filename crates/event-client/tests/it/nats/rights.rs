@@ -61,11 +61,7 @@ async fn services_and_their_rights() {
     let denied = ["$SRV.>", "backbone.rpc.secret.>"];
     let server = Nats::options().restricted_user("app", "pw", &denied).start().await.expect("a server");
     let bus = open(&server.url()).await.expect("opened");
-    let serve = |subject: &str| Serve {
-        service: "shop".into(),
-        subjects: vec![Subject::new(subject).expect("a subject")],
-        credit: 1,
-    };
+    let serve = |subject: &str| Serve::new("shop", vec![Subject::new(subject).expect("a subject")], 1);
     let mut requests = bus.requests().serve(serve("shop.quote")).await.expect("served");
     let call = bus.requests().call(message("shop.quote", "how much?"), Duration::from_secs(10));
     let answer = async {

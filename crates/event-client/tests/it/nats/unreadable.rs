@@ -141,7 +141,7 @@ async fn a_service_outlives_it() {
     let server = Nats::options().start().await.expect("a server");
     let bus = open(&server.url()).await.expect("opened");
     let subjects = vec![Subject::new("shop.quote").expect("a subject")];
-    let spec = Serve { service: "shop".into(), subjects, credit: 4 };
+    let spec = Serve::new("shop", subjects, 4);
     let mut requests = bus.requests().serve(spec).await.expect("served");
     let serving = tokio::spawn(async move {
         while let Some(mut request) = requests.recv().await {

@@ -81,7 +81,7 @@ async fn a_plain_client_reads_an_event() {
 async fn a_plain_client_calls_a_service() {
     let (url, bus) = bus("calls").await;
     let subjects = vec![Subject::new("shop.quote").expect("a subject")];
-    let spec = Serve { service: "shop".into(), subjects, credit: 4 };
+    let spec = Serve::new("shop", subjects, 4);
     let mut requests = bus.requests().serve(spec).await.expect("served");
     let (_connection, channel) = plain(&url).await;
     let options = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };

@@ -156,11 +156,7 @@ async fn a_deleted_entry_stops_nobody() {
 async fn a_plain_client_calls_a_service() {
     let (url, namespace) = shared().await;
     let bus = open(&url).await.expect("opened");
-    let spec = Serve {
-        service: "shop".into(),
-        subjects: vec![Subject::new("shop.quote").expect("a subject")],
-        credit: 1,
-    };
+    let spec = Serve::new("shop", vec![Subject::new("shop.quote").expect("a subject")], 1);
     let mut requests = bus.requests().serve(spec).await.expect("served");
     let serving = tokio::spawn(async move {
         let mut request = requests.recv().await.expect("a request");

@@ -1,6 +1,7 @@
 //! Requests: typed answers and errors, deadlines that travel, members that take turns, answers in chunks.
 
 mod health;
+mod large;
 mod stream;
 
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 mod damage;
 mod members;
+mod moved;
 mod removed;
 
 use std::collections::{HashMap, HashSet};
@@ -240,6 +241,10 @@ async fn as_a_child() {
                 }
             }
         }
+        "visit" => {
+            bus.publish(message("orders.placed.v1", "from a visitor")).await.unwrap();
+            bus.close().await.unwrap();
+        }
         "fill" => {
             let payload = "x".repeat(100_000);
             let (mut stored, mut full) = (0, false);
@@ -260,8 +265,7 @@ async fn as_a_child() {
         }
         "serve" => {
             let subjects = vec![Subject::new("quotes.get").unwrap()];
-            let mut requests =
-                bus.requests().serve(Serve { service: "quotes".into(), subjects, credit: 4 }).await.unwrap();
+            let mut requests = bus.requests().serve(Serve::new("quotes", subjects, 4)).await.unwrap();
             say("ready");
             while let Some(mut request) = requests.recv().await {
                 tokio::spawn(async move {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use sqlite_kit::{Identity, Lost};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -61,6 +62,8 @@ WHERE time >= ? AND time > arrived
 pub(super) struct Day {
     pub(super) path: PathBuf,
     pub(super) readers: SqlitePool,
+    /// The file at `path`, as it was opened.
+    file: Identity,
     /// First and last event time in the file, so that a query by time leaves the file alone if it can.
     span: Mutex<Option<(i64, i64)>>,
     /// Whether the file has today's layout. One that cannot be written keeps the layout it has.
@@ -128,6 +131,7 @@ impl Day {
             sqlx::query_as(sql).fetch_one(&mut connection).await?;
         connection.close().await?;
         let path = path_of(&options.dir, date);
+        let file = Identity::of_file(&path).map_err(sqlx::Error::Io)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .min_connections(0)
@@ -137,7 +141,7 @@ impl Day {
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(connect_options(&path).create_if_missing(false).pragma("query_only", "ON"));
         let span = Mutex::new(from.zip(to));
-        let day = Self { path, readers, span, current: AtomicBool::new(current) };
+        let day = Self { path, readers, file, span, current: AtomicBool::new(current) };
         Ok((day, last.unwrap_or(0)))
     }
 
@@ -179,6 +183,11 @@ impl Day {
         Ok(())
     }
 
+    /// Whether its file is still where it was opened.
+    pub(super) fn intact(&self) -> std::result::Result<(), Lost> {
+        self.file.check()
+    }
+
     /// Takes new records into the span.
     pub(super) fn widen(&self, kept: &[Stored]) {
         let mut span = self.span.lock().expect("no code panics while looking at it");
@@ -204,10 +213,35 @@ async fn upgrade(connection: &mut SqliteConnection, date: Date) -> std::result::
     changing.commit().await
 }
 
+/// A connection that writes into a day's file, and which files that are.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) connection: SqliteConnection,
+    files: Identity,
+}
+
+impl Writing {
+    /// Whether what it has committed is where others look for it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the files were removed, moved or replaced.
+    pub(super) fn confirm(&self) -> Result<()> {
+        let text = "the day's file is no longer where it was opened, so what was written is not stored";
+        self.files.check().map_err(|lost| Error::because(ErrorKind::Unavailable, text, lost))
+    }
+}
+
 /// Opens a connection that writes into a day's file.
-pub(super) async fn connect(options: &Options, date: Date) -> Result<SqliteConnection> {
+pub(super) async fn connect(options: &Options, date: Date) -> Result<Writing> {
     let path = path_of(&options.dir, date);
-    open(options, date).await.map_err(|e| failed(&format!("cannot open {} for writing", path.display()), e))
+    let opened = async {
+        let mut connection = open(options, date).await?;
+        // Read once, so that all its files are there.
+        sqlx::query("SELECT 1 FROM sqlite_schema").execute(&mut connection).await?;
+        let files = Identity::of(&path).map_err(sqlx::Error::Io)?;
+        Ok(Writing { connection, files })
+    };
+    opened.await.map_err(|e| failed(&format!("cannot open {} for writing", path.display()), e))
 }
 
 async fn open(options: &Options, date: Date) -> std::result::Result<SqliteConnection, sqlx::Error> {

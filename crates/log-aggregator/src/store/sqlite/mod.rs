@@ -24,7 +24,7 @@ use tokio::sync::{Mutex, RwLock};
 use super::{Counts, Group, LogStore, Page, Query, Seq, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use counts::Tally;
-use day::{Condition, Day};
+use day::{Condition, Day, Writing};
 
 /// What the SQLite store needs to know.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ const LOCK: &str = "lock";
 #[derive(Debug)]
 struct Writer {
     last: Seq,
-    connection: Option<(Date, sqlx::SqliteConnection)>,
+    connection: Option<(Date, Writing)>,
 }
 
 impl SqliteStore {
@@ -116,7 +116,14 @@ impl SqliteStore {
         let mut connection = self.writing(&mut writer, date).await?;
         let earlier = self.days.read().await.range(..date).next_back().map(|(_, day)| Arc::clone(day));
         // Whatever goes wrong, the connection is dropped with its transaction and the next append opens anew.
-        let kept = write::append(&mut connection, earlier.as_deref(), groups, first, now).await?;
+        let kept = write::append(&mut connection.connection, earlier.as_deref(), groups, first, now).await?;
+        if let Err(lost) = connection.confirm() {
+            // Whoever sent the records sends them again; then the day is opened or made anew. Closed first, so that
+            // what is only in the log of writes goes into the database where that still stands there.
+            let _ = sqlx::Connection::close(connection.connection).await;
+            self.forget(Some(date)).await;
+            return Err(lost);
+        }
         writer.connection = Some((date, connection));
         if let Some(newest) = kept.last() {
             writer.last = newest.seq;
@@ -134,7 +141,7 @@ impl SqliteStore {
     }
 
     /// The connection that writes into a day's file; the day is made when it is new.
-    async fn writing(&self, writer: &mut Writer, date: Date) -> Result<sqlx::SqliteConnection> {
+    async fn writing(&self, writer: &mut Writer, date: Date) -> Result<Writing> {
         self.check_open()?;
         if let Some((open, connection)) = writer.connection.take()
             && open == date
@@ -143,7 +150,14 @@ impl SqliteStore {
         }
         if !self.days.read().await.contains_key(&date) {
             let day = match Day::load(&self.options, date).await? {
-                Condition::Sound(day, _) => day,
+                Condition::Sound(day, _) => {
+                    // One that was forgotten may have records.
+                    let mut own = Tally::default();
+                    day.count(&mut own).await?;
+                    let mut counts = self.counts.lock().expect("no code panics while counting");
+                    own.counts().iter().for_each(|(service, records)| counts.add(service, *records));
+                    day
+                }
                 Condition::SetAside(path) => {
                     tracing::error!(file = %path.display(), "a day of logs is corrupt and was set aside");
                     let text = format!("{} was corrupt and is set aside", path.display());
@@ -155,22 +169,50 @@ impl SqliteStore {
         let mut connection = day::connect(&self.options, date).await?;
         let day = self.days.read().await.get(&date).map(Arc::clone);
         if let Some(day) = day {
-            day.update(&mut connection, date).await?;
+            day.update(&mut connection.connection, date).await?;
         }
         Ok(connection)
+    }
+
+    /// Forgets days whose files are no longer where they were opened, such as those that somebody deleted for room;
+    /// and `broken`, whose file is there and whose log of writes is not.
+    async fn forget(&self, broken: Option<Date>) {
+        let known = self.days.read().await.clone();
+        let gone: Vec<_> =
+            known.into_iter().filter(|(date, day)| broken == Some(*date) || day.intact().is_err()).collect();
+        if gone.is_empty() {
+            return;
+        }
+        let mut days = self.days.write().await;
+        for (date, day) in gone {
+            if let Err(lost) = day.intact() {
+                tracing::error!(file = %day.path.display(), error = %lost, "a day of logs is gone");
+            }
+            days.remove(&date);
+            day.close().await;
+        }
+        let mut counts = Tally::default();
+        for day in days.values() {
+            if let Err(error) = day.count(&mut counts).await {
+                tracing::warn!(error = error.chain(), "the records of a day are not counted");
+            }
+        }
+        *self.counts.lock().expect("no code panics while counting") = counts;
     }
 
     async fn clear(&self, service: Option<String>) -> Result<u64> {
         let mut writer = self.writer.lock().await;
         self.check_open()?;
         writer.connection = None;
+        self.forget(None).await;
         let days: Vec<(Date, Arc<Day>)> =
             self.days.read().await.iter().map(|(date, day)| (*date, Arc::clone(day))).collect();
         let clearing = async {
             let mut removed = 0;
             for (date, _) in &days {
                 let mut connection = day::connect(&self.options, *date).await?;
-                removed += write::clear(&mut connection, service.as_deref()).await?;
+                removed += write::clear(&mut connection.connection, service.as_deref()).await?;
+                connection.confirm()?;
             }
             Ok(removed)
         };
@@ -192,7 +234,7 @@ impl SqliteStore {
     async fn close(&self) {
         let mut writer = self.writer.lock().await;
         self.closed.store(true, Ordering::Release);
-        if let Some((_, connection)) = writer.connection.take() {
+        if let Some((_, Writing { connection, .. })) = writer.connection.take() {
             // Nothing is lost when this fails: what was acknowledged is in the file or its WAL already.
             let _ = sqlx::Connection::close(connection).await;
         }
@@ -210,6 +252,7 @@ impl LogStore for SqliteStore {
     fn select(&self, query: Query) -> BoxFuture<'_, Result<Page>> {
         async move {
             self.check_open()?;
+            self.forget(None).await;
             let days: Vec<Arc<Day>> = self.days.read().await.values().cloned().collect();
             read::select(&days, query).await
         }

@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use sqlite_kit::Identity;
 use sqlx::{
     ConnectOptions, Executor, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -176,13 +177,18 @@ impl SqliteStore {
         schema::prepare(&mut connection, path).await?;
         // From here on the writer does its own waiting.
         connection.execute("PRAGMA busy_timeout = 1").await.map_err(opening)?;
+        // The schema was read, so all files of the database are there.
+        let files = Identity::of(path).map_err(|error| {
+            let text = format!("the task store {} was removed while it was being opened", path.display());
+            Error::new(ErrorKind::Unavailable, text).with(error)
+        })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .min_connections(0)
             .connect_lazy_with(connect.pragma("query_only", "on"));
         let hints = Arc::new(Hints::default());
         let wake = wake::Wake::open(&wake_path(path), hints.clone());
-        let writer = writer::Writer::start(connection, options.clone(), hints.clone(), wake)?;
+        let writer = writer::Writer::start(connection, files, options.clone(), hints.clone(), wake)?;
         Ok(Self { options, readers, writer, hints, census: AtomicI64::new(0) })
     }
 
@@ -224,7 +230,31 @@ fn wake_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{NewTask, TaskQuery, TaskQueue};
+    use crate::store::{NewTask, TaskControl, TaskQuery, TaskQueue};
+
+    /// For each of the files that it is made of.
+    #[tokio::test]
+    async fn a_store_that_was_moved_away_confirms_nothing_until_it_is_back() {
+        for name in ["tasks.db", "tasks.db-wal", "tasks.db-shm"] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = SqliteStore::open(SqliteOptions::new(folder.path().join("tasks.db"))).await.unwrap();
+            store.enqueue(vec![NewTask::named("a", "[]")]).await.unwrap();
+            let (file, aside) = (folder.path().join(name), folder.path().join("aside"));
+            std::fs::rename(&file, &aside).unwrap();
+            for attempt in 1..=2 {
+                let error = store.enqueue(vec![NewTask::named("b", "[]")]).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}, attempt {attempt}");
+                assert!(error.to_string().contains(name), "{error}");
+            }
+            let error = store.pause("default", true).await.unwrap_err();
+            assert!(error.to_string().contains(name), "rare operations too: {error}");
+            std::fs::write(&file, "").unwrap();
+            let error = store.enqueue(vec![NewTask::named("b", "[]")]).await.unwrap_err();
+            assert!(error.to_string().contains("replaced"), "{error}");
+            std::fs::rename(&aside, &file).unwrap();
+            store.enqueue(vec![NewTask::named("b", "[]")]).await.unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn a_full_disk_is_an_error_that_loses_nothing_and_passes() {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use sqlite_kit::Identity;
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
@@ -50,6 +51,7 @@ impl Writer {
     /// heartbeats nor other writes.
     pub(super) fn start(
         connection: SqliteConnection,
+        files: Identity,
         options: SqliteOptions,
         hints: Arc<Hints>,
         wake: Wake,
@@ -58,7 +60,13 @@ impl Writer {
         crate::thread::run(
             "task-store",
             run(
-                Connection { inner: connection, synced: options.durability == Durability::Fsync, options },
+                Connection {
+                    inner: connection,
+                    synced: options.durability == Durability::Fsync,
+                    options,
+                    files,
+                    lost: false,
+                },
                 inbox,
                 hints,
                 wake,
@@ -264,6 +272,10 @@ struct Connection {
     options: SqliteOptions,
     /// Whether commits are synced now.
     synced: bool,
+    /// The files of the database, as they were opened.
+    files: Identity,
+    /// The last look has not found them.
+    lost: bool,
 }
 
 /// What a transaction's commit must survive.
@@ -302,23 +314,39 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Whether the files are still where they were opened: asked between a commit and what is confirmed by it.
+    fn intact(&mut self) -> Result<()> {
+        let looked = self.files.check();
+        self.lost = looked.is_err();
+        looked.map_err(|lost| {
+            let text = "the task store is no longer where it was opened: nothing is stored until its files are put \
+                        back, or the store is opened again and takes what stands there then";
+            Error::new(ErrorKind::Corrupt, format!("{text}: {lost}"))
+        })
+    }
+}
+
 /// Runs `body` in a transaction; any error rolls back.
 async fn transaction<T>(
     connection: &mut Connection,
     commit: Commit,
     body: impl AsyncFnOnce(&mut SqliteConnection) -> Result<T>,
 ) -> Result<T> {
+    if connection.lost {
+        connection.intact()?;
+    }
     connection.begin(commit).await?;
-    let connection = &mut connection.inner;
-    let outcome = match body(connection).await {
-        Ok(made) => match connection.execute("COMMIT").await {
-            Ok(_) => return Ok(made),
+    let outcome = match body(&mut connection.inner).await {
+        Ok(made) => match connection.inner.execute("COMMIT").await {
+            // What went into a file that nobody else finds is not stored.
+            Ok(_) => return connection.intact().map(|()| made),
             Err(error) => Err(db("committing to the task store", error)),
         },
         Err(error) => Err(error),
     };
     // Some errors (a full disk) have rolled back already, then this one has nothing to do.
-    let _ = connection.execute("ROLLBACK").await;
+    let _ = connection.inner.execute("ROLLBACK").await;
     outcome
 }
 

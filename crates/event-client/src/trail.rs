@@ -1,0 +1,75 @@
+//! Which event a log line is about: its id, and the flow and trace that it belongs to.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::context::{Context, TraceParent};
+use crate::envelope::Envelope;
+use crate::message::Message;
+
+/// The fields of a log line about one message, under the names that [log shipping](crate::log) knows.
+///
+/// Made where a failure is logged, so that messages that are handled well pay nothing for it.
+#[derive(Debug, Default)]
+pub(crate) struct Trail {
+    pub(crate) event_id: String,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) trace_id: Option<String>,
+    pub(crate) span_id: Option<String>,
+}
+
+/// Longest id in bytes that is taken from a body that is not a valid event.
+const LONGEST: usize = 256;
+
+/// The attributes that can be read from a JSON body that is not a valid event.
+#[derive(Default, Deserialize)]
+struct Remains {
+    id: Option<serde_json::Value>,
+    correlationid: Option<serde_json::Value>,
+    traceparent: Option<serde_json::Value>,
+}
+
+impl Trail {
+    /// Of a message whose handling had a context.
+    pub(crate) fn of(context: &Context) -> Self {
+        let trail =
+            Self { event_id: context.causation.to_string(), ..Self::default() }.traced(Some(context.trace));
+        Self { correlation_id: Some(context.correlation.to_string()), ..trail }
+    }
+
+    /// Of a message that no handler has seen: as much as its envelope, or what is left of it, says.
+    pub(crate) fn read(message: &Message) -> Self {
+        if let Ok(envelope) = Envelope::read(message) {
+            let meta = envelope.meta;
+            let trail = Self { event_id: meta.id.to_string(), ..Self::default() }.traced(meta.traceparent);
+            return Self { correlation_id: meta.correlationid.map(|id| id.to_string()), ..trail };
+        }
+        let body: Remains = serde_json::from_slice(&message.payload).unwrap_or_default();
+        let cut = |text: &str| text[..text.floor_char_boundary(LONGEST)].to_owned();
+        let text = |value: Option<serde_json::Value>| value.and_then(|value| value.as_str().map(cut));
+        let header = |name| message.headers.get(name).map(str::to_owned);
+        let trace = text(body.traceparent).or_else(|| header("traceparent"));
+        let trail = Self {
+            event_id: text(body.id).or_else(|| header("ce-id")).unwrap_or_else(|| message.id.to_string()),
+            correlation_id: text(body.correlationid).or_else(|| header("ce-correlationid")),
+            ..Self::default()
+        };
+        trail.traced(trace.and_then(|trace| trace.parse().ok()))
+    }
+
+    /// Of an event in an outbox, from its row's headers.
+    pub(crate) fn staged(headers: &str) -> Self {
+        let headers: BTreeMap<String, String> = serde_json::from_str(headers).unwrap_or_default();
+        let trail = Self { correlation_id: headers.get("ce-correlationid").cloned(), ..Self::default() };
+        trail.traced(headers.get("traceparent").and_then(|trace| trace.parse().ok()))
+    }
+
+    fn traced(self, trace: Option<TraceParent>) -> Self {
+        Self {
+            trace_id: trace.map(|trace| format!("{:032x}", trace.trace_id)),
+            span_id: trace.map(|trace| format!("{:016x}", trace.span_id)),
+            ..self
+        }
+    }
+}
