@@ -2,6 +2,7 @@
 
 mod brokers;
 mod cli;
+mod dead_letter_origins;
 mod dead_letters;
 mod demo;
 mod house_rules;

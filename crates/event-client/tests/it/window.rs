@@ -17,8 +17,7 @@ use crate::events::{OrderPlaced, placed};
 async fn bus() -> (tempfile::TempDir, Bus) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}?max_payload=2k", folder.path().join("bus.db").display());
-    let mut settings = Settings::default();
-    settings.window = 8;
+    let settings = Settings { window: 8, ..Settings::default() };
     (folder, Bus::connect_with(&url, settings).await.unwrap())
 }
 

@@ -142,7 +142,7 @@ async fn only_endpoints_that_somebody_made_are_listed() {
         assert_eq!(subjects, ["backbone.rpc.pricing.get-quote.v1"], "{question}");
     }
     assert!(client.request("$SRV.INFO.billing", "".into()).await.is_err(), "it has no endpoint");
-    assert!(bus.health("billing").await.expect("answered").ready, "and answers how it is");
+    bus.health("billing").await.expect("it answers how it is");
 }
 
 #[tokio::test]
@@ -154,7 +154,7 @@ async fn a_version_is_a_semantic_version() {
         assert_eq!(error.kind(), event_client::ErrorKind::Config, "{wrong}: {error}");
     }
     let service = Service::new("pricing").version(VERSION).bus(bus).reply(quote);
-    service.start().await.expect("it is one");
+    drop(service.start().await.expect("it is one"));
 }
 
 /// The subject that the page for operators shows is one that a service answers.

@@ -149,7 +149,7 @@ async fn a_process_that_comes_and_goes_removes_nothing_under_two_handles_of_anot
     let (_folder, path) = file();
     let (one, other) = (open(&path).await, open(&path).await);
     let subscription = one.subscribe(group("work", 4)).await.unwrap();
-    let (mut visitor, _) = child("visit", &path);
+    let (mut visitor, _said) = child("visit", &path);
     assert!(visitor.wait().unwrap().success());
     other.publish(order("still here")).await.unwrap();
     for wanted in ["from a visitor", "still here"] {

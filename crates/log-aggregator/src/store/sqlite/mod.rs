@@ -117,6 +117,8 @@ impl SqliteStore {
         let earlier = self.days.read().await.range(..date).next_back().map(|(_, day)| Arc::clone(day));
         // Whatever goes wrong, the connection is dropped with its transaction and the next append opens anew.
         let kept = write::append(&mut connection.connection, earlier.as_deref(), groups, first, now).await?;
+        // Also where it is not confirmed: the records may turn up again.
+        writer.last = kept.last().map_or(writer.last, |newest| newest.seq);
         if let Err(lost) = connection.confirm() {
             // Whoever sent the records sends them again; then the day is opened or made anew. Closed first, so that
             // what is only in the log of writes goes into the database where that still stands there.
@@ -125,8 +127,7 @@ impl SqliteStore {
             return Err(lost);
         }
         writer.connection = Some((date, connection));
-        if let Some(newest) = kept.last() {
-            writer.last = newest.seq;
+        if !kept.is_empty() {
             self.count(&kept);
             if let Some(day) = self.days.read().await.get(&date) {
                 day.widen(&kept);

@@ -312,9 +312,7 @@ impl Connection {
             }
         }
     }
-}
 
-impl Connection {
     /// Whether the files are still where they were opened: asked between a commit and what is confirmed by it.
     fn intact(&mut self) -> Result<()> {
         let looked = self.files.check();
