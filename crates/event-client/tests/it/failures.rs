@@ -72,7 +72,12 @@ impl Lines {
 }
 
 fn flow() -> Context {
-    Context { correlation: "the-flow".into(), causation: "the-cause".into(), trace: TraceParent::root() }
+    Context {
+        correlation: "the-flow".into(),
+        causation: "the-cause".into(),
+        trace: TraceParent::root(),
+        tracestate: None,
+    }
 }
 
 /// The line is about this event of this flow.
