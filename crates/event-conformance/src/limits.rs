@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use event_client::ErrorKind;
 use event_client::confirm::Confirm;
-use event_client::transport::{Frame, IncomingRequest, Replies, Serve, Transport};
+use event_client::transport::{Frame, IncomingRequest, Replies, Serve};
 use tokio::sync::mpsc::Receiver;
 
 use crate::case::cases;
 use crate::exam::Exam;
 use crate::message::{With, group, message, on, subject, text};
-use crate::requests::{body, frame, reply, serve};
+use crate::requests::{body, frame, incoming, reply, serve};
 
 cases! {
     credit_is_never_exceeded;
@@ -144,21 +144,22 @@ async fn a_refused_message_harms_nothing_else(exam: Exam) {
 /// A request that is too large is refused before anybody gets it.
 async fn requests_have_the_same_limit(exam: Exam) {
     let spec = Serve::new("s", vec![subject("orders.placed.v1")], 1);
-    let mut incoming = exam.ok("serve", exam.requests().serve(spec)).await;
+    let mut served = exam.ok("serve", exam.requests().serve(spec)).await;
     let too_large = of_size(exam.can().max_payload + 1);
     let call = exam.requests().call(too_large, Duration::from_secs(5));
     exam.refused(ErrorKind::TooLarge, "a request", call).await;
-    assert!(incoming.try_recv().is_err(), "the server got it");
+    assert!(served.try_recv().is_err(), "the server got it");
 }
 
-/// A service and a caller with a request in its hands; the caller would wait for an hour.
-async fn asked(exam: &Exam, other: &dyn Transport) -> (Receiver<IncomingRequest>, IncomingRequest, Replies) {
-    let mut incoming = serve(exam, other, &["orders.quote"], 4).await;
-    let call = exam.requests().call(on("orders.quote", "?"), Duration::from_secs(3600));
+/// A request in the server's hands, and its caller, who would wait for an hour.
+async fn asked(
+    exam: &Exam,
+    serving: &mut Receiver<IncomingRequest>,
+    subject: &str,
+) -> (IncomingRequest, Replies) {
+    let call = exam.requests().call(on(subject, "?"), Duration::from_secs(3600));
     let replies = exam.ok("the call", call).await;
-    exam.waits_for("a request at the server");
-    let request = incoming.recv().await.expect("the server's receiver ended");
-    (incoming, request, replies)
+    (incoming(exam, serving).await, replies)
 }
 
 /// A frame of exactly so many bytes, as a message's size is counted.
@@ -187,29 +188,27 @@ async fn the_largest_answer_fits_and_one_byte_more_is_a_status_at_once(exam: Exa
     let most = exam.can().max_payload;
     // In this process and from another handle the way back may be another.
     let other = exam.another().await;
-    for server in [exam.bus().as_ref(), other.as_ref()] {
-        let (_serving, mut request, mut replies) = asked(&exam, server).await;
+    for (server, subject) in [(exam.bus().as_ref(), "orders.quote"), (other.as_ref(), "orders.price")] {
+        let mut serving = serve(&exam, server, &[subject], 4).await;
+        let (mut request, mut replies) = asked(&exam, &mut serving, subject).await;
         let sent = frame_of(most, true);
         exam.ok("the largest answer", request.responder.send(sent.clone())).await;
         assert!(
             reply(&exam, &mut replies).await.expect("a frame") == sent,
             "the largest answer came changed"
         );
-        drop((_serving, request));
-
-        let (_serving, mut request, mut replies) = asked(&exam, server).await;
-        let too_large = request.responder.send(frame_of(most + 1, true));
-        told(&exam, too_large, &mut replies).await;
-
-        let (_serving, mut request, mut replies) = asked(&exam, server).await;
-        let far_too_large = request.responder.send(frame_of(most * 3, true));
-        told(&exam, far_too_large, &mut replies).await;
+        for bytes in [most + 1, most * 3] {
+            let (mut request, mut replies) = asked(&exam, &mut serving, subject).await;
+            let too_large = request.responder.send(frame_of(bytes, true));
+            told(&exam, too_large, &mut replies).await;
+        }
     }
 }
 
 /// The chunks before it have arrived, and no more can follow.
 async fn a_chunk_that_is_too_large_ends_the_answer_with_a_status(exam: Exam) {
-    let (_serving, mut request, mut replies) = asked(&exam, exam.bus().as_ref()).await;
+    let mut serving = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 4).await;
+    let (mut request, mut replies) = asked(&exam, &mut serving, "orders.quote").await;
     exam.ok("a chunk", request.responder.send(frame("one", false))).await;
     assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "one");
     let too_large = request.responder.send(frame_of(exam.can().max_payload + 1, false));
@@ -219,11 +218,9 @@ async fn a_chunk_that_is_too_large_ends_the_answer_with_a_status(exam: Exam) {
 
 /// Another request of the same service, asked at the same time, is answered.
 async fn an_answer_that_is_too_large_harms_no_other(exam: Exam) {
-    let (mut serving, mut first, mut replies) = asked(&exam, exam.bus().as_ref()).await;
-    let call = exam.requests().call(on("orders.quote", "?"), Duration::from_secs(3600));
-    let mut others = exam.ok("the second call", call).await;
-    exam.waits_for("the second request at the server");
-    let mut second = serving.recv().await.expect("the server's receiver ended");
+    let mut serving = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 4).await;
+    let (mut first, mut replies) = asked(&exam, &mut serving, "orders.quote").await;
+    let (mut second, mut others) = asked(&exam, &mut serving, "orders.quote").await;
     let too_large = first.responder.send(frame_of(exam.can().max_payload + 1, true));
     told(&exam, too_large, &mut replies).await;
     exam.ok("the second answer", second.responder.send(frame("fine", true))).await;
