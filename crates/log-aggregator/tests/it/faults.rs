@@ -88,7 +88,7 @@ async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
     let record = |text: &str| vec![LogRecord::new("a", "INFO", text)];
     let group = |text: &str| vec![Group { delivery: None, records: record(text) }];
     let messages = async |store: &SqliteStore| {
-        let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+        let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").records;
         let mut messages: Vec<_> = found.into_iter().map(|stored| stored.record.message).collect();
         messages.sort();
         messages
@@ -126,9 +126,9 @@ async fn an_old_day_that_was_deleted_is_forgotten_and_the_others_are_served() {
     std::fs::rename(today(dir.path()), &old).expect("it is a day of long ago");
     let store = SqliteStore::open(options()).await.expect("opens");
     store.append(group("new")).await.expect("kept");
-    assert_eq!(store.select(Query { limit: 9, ..Query::default() }).await.expect("both").len(), 2);
+    assert_eq!(store.select(Query { limit: 9, ..Query::default() }).await.expect("both").records.len(), 2);
     std::fs::remove_file(&old).expect("deleted");
-    let left = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
+    let left = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").records;
     assert_eq!(left.iter().map(|stored| stored.record.message.as_str()).collect::<Vec<_>>(), ["new"]);
     assert_eq!(store.counts().await.expect("counts")["a"], 1);
     assert!(!old.exists(), "nothing is made in its place");
