@@ -172,7 +172,6 @@ pub(super) struct StreamInfo {
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct StreamState {
-    #[serde(default)]
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
     #[serde(default)]

@@ -12,9 +12,7 @@ use sqlite_kit::{Identity, Lost};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions, SqliteRow,
 };
-use sqlx::{
-    Arguments, AssertSqlSafe, ConnectOptions, Connection, Either, Encode, Executor, Row, Sqlite, Type,
-};
+use sqlx::{Arguments, AssertSqlSafe, ConnectOptions, Either, Encode, Executor, Row, Sqlite, Type};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -391,12 +389,4 @@ pub(super) fn json(numbers: impl IntoIterator<Item = i64>) -> String {
     }
     text.push(']');
     text
-}
-
-/// Closes the writer's connection and with it the file, cutting the log back.
-pub(super) async fn finish(mut writer: SqliteConnection, readers: &SqlitePool) {
-    readers.close().await;
-    // Refused while another process reads: then that one will do it.
-    let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer).await;
-    let _ = writer.close().await;
 }

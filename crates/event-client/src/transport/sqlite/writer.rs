@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::Connection;
+use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use tokio::sync::{Notify, oneshot};
 
 use super::claim::Claim;
@@ -214,7 +215,7 @@ impl Writer {
             }
         }
         database.peers.leave();
-        connection::finish(self.connection, &database.readers).await;
+        finish(self.connection, &database.readers).await;
         database.peers.call();
         database.finished.cancel();
     }
@@ -358,6 +359,14 @@ impl Writer {
             });
         }
     }
+}
+
+/// Closes the writer's connection and with it the file, cutting the log back.
+async fn finish(mut writer: SqliteConnection, readers: &SqlitePool) {
+    readers.close().await;
+    // Refused while another process reads: then that one will do it.
+    let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer).await;
+    let _ = writer.close().await;
 }
 
 fn synchronous(fsync: bool) -> &'static str {
