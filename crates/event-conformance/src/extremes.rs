@@ -145,7 +145,7 @@ async fn a_start_at_either_end_of_the_calendar_is_a_start(exam: Exam) {
 
 /// No time at all is too late, all the time in the world is enough, and others are answered meanwhile.
 async fn a_call_may_take_any_time(exam: Exam) {
-    let spec = Serve { service: "shop".into(), subjects: vec![subject("shop.quote")], credit: 8 };
+    let spec = Serve::new("shop", vec![subject("shop.quote")], 8);
     let mut incoming = exam.ok("serve", exam.requests().serve(spec)).await;
     let server = tokio::spawn(async move {
         while let Some(mut request) = incoming.recv().await {

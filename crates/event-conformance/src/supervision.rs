@@ -114,7 +114,7 @@ async fn a_server_outlives_the_death_of_any_task(exam: Exam) {
     let server = tokio::spawn(async move {
         let mut bus = open(&url).await.expect("a handle");
         loop {
-            let spec = Serve { service: "shop".into(), subjects: vec![subject("shop.quote")], credit: 8 };
+            let spec = Serve::new("shop", vec![subject("shop.quote")], 8);
             match bus.requests().serve(spec).await {
                 Ok(mut incoming) => {
                     while let Some(mut request) = incoming.recv().await {
