@@ -84,9 +84,10 @@ async fn a_reading_command_whose_reader_left_ends_as_by_sigpipe() {
         assert!(text(&ran.stdout).ends_with("\n141\n"), "{command}: {ran:?}");
         assert!(!text(&ran.stderr).contains("panicked"), "{command}: {ran:?}");
     }
-    // The group took what it was shown and nothing else is lost: every other event waits for it.
+    // Acknowledged is at most what the pipe took before its reader left; everything else still waits for the group.
     let lag = &cli.json(&["lag", "g"]).await[0];
-    assert_eq!(lag["waiting"].as_u64().unwrap() + lag["in_flight"].as_u64().unwrap(), 3000, "{lag}");
+    let left = lag["waiting"].as_u64().unwrap() + lag["in_flight"].as_u64().unwrap();
+    assert!((2000..3000).contains(&left), "{lag}");
 }
 
 #[tokio::test]
@@ -108,7 +109,7 @@ async fn the_first_line_that_is_refused_ends_it_and_is_named() {
     assert_eq!(cli.json(&["replay", "n.>"]).await.len(), 6);
     // A line that the bus refuses is no different.
     let large = format!("1\n\"{}\"\n3\n", "x".repeat(2000));
-    let small = format!("{}?max_payload=1000", cli.url());
+    let small = format!("{}?max_payload=1024", cli.url());
     let ran = feed(&cli, &["--url", &small, "pub", "n.a.v1"], large.as_bytes()).await;
     assert!(!ran.status.success() && text(&ran.stderr).contains("line 2"), "{}", text(&ran.stderr));
 }
@@ -137,7 +138,7 @@ async fn closed_outputs_are_no_reason_to_panic() {
     let cli = Cli::new(folder.path());
     for (script, code) in [
         ("backbone lag nobody 2>&-", "1"),
-        ("backbone pub n.a.v1 1 >&-", "1"),
+        ("backbone lag nobody 2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", "1"),
         ("backbone pub n.a.v1 1 >/dev/full", "1"),
         ("backbone pub n.a.v1 1 2>&-", "0"),
         ("backbone --url nonsense lag 2>&-", "1"),

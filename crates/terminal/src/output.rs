@@ -152,7 +152,7 @@ mod tests {
         let rows = vec![vec!["a\u{1b}[2J".into(), "1".into()], vec!["long".into(), "two\nlines".into()]];
         assert_eq!(
             PEOPLE.table_text(&["NAME", "N"], &rows),
-            "NAME         N\na\\u{1b}[2J  1\nlong         two\\nlines"
+            "NAME        N\na\\u{1b}[2J  1\nlong        two\\nlines"
         );
     }
 

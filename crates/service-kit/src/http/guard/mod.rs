@@ -57,7 +57,7 @@ impl Guard {
     pub(super) fn refusal(&self, request: &Request) -> Option<(StatusCode, String)> {
         let (headers, authority) = (request.headers(), request.uri().authority());
         self.misdirected(headers, authority, request.version())
-            .or_else(|| self.from_elsewhere(headers, request.method()))
+            .or_else(|| self.refuse_foreign(headers, request.method()))
             .or_else(|| self.foreign(headers, authority, request.method()))
     }
 
@@ -101,7 +101,7 @@ impl Guard {
     }
 
     /// 403 when a browser says that a page of another site sent this, and not its reader by following a link.
-    fn from_elsewhere(&self, headers: &HeaderMap, method: &Method) -> Option<(StatusCode, String)> {
+    fn refuse_foreign(&self, headers: &HeaderMap, method: &Method) -> Option<(StatusCode, String)> {
         let is = |name: &HeaderName, value: &str| headers.get(name).is_some_and(|found| found == value);
         let opened = method == Method::GET && is(&FETCH_MODE, "navigate") && is(&FETCH_DEST, "document");
         let allowed = headers

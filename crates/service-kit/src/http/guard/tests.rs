@@ -1,3 +1,5 @@
+//! The guard's decisions, one by one: hosts, origins and sites of requests.
+
 use super::*;
 
 const OPS: &str = "https://Ops.example:443/";
