@@ -87,7 +87,9 @@ pub(crate) fn millis(at: Timestamp) -> SmolStr {
 
 /// The time behind [`millis`].
 pub(crate) fn time(value: &str) -> Option<Timestamp> {
-    Timestamp::from_millisecond(value.parse().ok()?).ok()
+    let milliseconds: i64 = value.parse().ok()?;
+    let nearest = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Some(Timestamp::from_millisecond(milliseconds).unwrap_or(nearest))
 }
 
 /// Whether the library or a broker gives `name` its meaning, so that it is no free header.
