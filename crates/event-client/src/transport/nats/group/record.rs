@@ -74,7 +74,11 @@ impl From {
             Start::New => Self::Now,
             Start::Earliest => Self::All,
             Start::Time(time) => Self::Time(time),
-            Start::Position(position) => Self::Sequence(u64::try_from(position.0).unwrap_or(u64::MAX).max(1)),
+            // No stream gets beyond that; the server would wait for it.
+            Start::Position(position) => match i64::try_from(position.0) {
+                Ok(sequence) => Self::Sequence(sequence.cast_unsigned().max(1)),
+                Err(_) => Self::Now,
+            },
         }
     }
 }
