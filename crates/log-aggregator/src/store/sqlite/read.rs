@@ -42,7 +42,8 @@ struct Found {
 }
 
 /// Answers a query from the days, which come oldest first.
-pub(super) async fn select(days: &[Arc<Day>], query: Query) -> Result<Page> {
+pub(super) async fn select(days: &[Arc<Day>], mut query: Query) -> Result<Page> {
+    query.bytes = query.bytes.max(1);
     let found = match query.order {
         Order::Oldest => by_arrival(days.iter().enumerate(), &query).await?,
         Order::Newest => by_arrival(days.iter().enumerate().rev(), &query).await?,
@@ -54,8 +55,8 @@ pub(super) async fn select(days: &[Arc<Day>], query: Query) -> Result<Page> {
         left = left.saturating_sub(found.bytes);
         fits
     };
-    // The first one is answered however large it is: whoever asks on has to get on.
-    let count = found.iter().take_while(fits).count().max(1).min(found.len());
+    // The first one always fits, see `found_in`: whoever asks on has to get on.
+    let count = found.iter().take_while(fits).count();
     Ok(Page { records: fetch(days, &found[..count]).await?, partial: count < found.len() })
 }
 
@@ -174,7 +175,7 @@ async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most
                 continue;
             }
         }
-        let one = found_in(place, &row).map_err(what)?;
+        let one = found_in(place, &row, query.bytes).map_err(what)?;
         bytes += one.bytes;
         found.push(one);
     }
@@ -186,8 +187,11 @@ async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most
     Ok(found)
 }
 
-fn found_in(day: usize, row: &SqliteRow) -> Outcome<Found> {
+/// A record counts as no more than the whole answer may have: a larger one is answered by itself, and what comes after
+/// it no longer fits.
+fn found_in(day: usize, row: &SqliteRow, whole: usize) -> Outcome<Found> {
     let bytes = usize::try_from(row.try_get::<i64, _>(2)?).unwrap_or(0) + OVERHEAD;
+    let bytes = bytes.min(whole);
     Ok(Found { day, time: row.try_get(0)?, seq: row.try_get(1)?, bytes })
 }
 
