@@ -94,10 +94,13 @@ pub fn open_existing(path: &Path) -> io::Result<File> {
 /// not write: opening it says why.
 ///
 /// # Errors
-/// [`ErrorKind::PermissionDenied`] when the path is no regular file. A link to an existing database is followed: the user
-/// has named it.
+/// [`ErrorKind::IsADirectory`] when the path is a folder, [`ErrorKind::PermissionDenied`] when it is something else than a
+/// regular file. A link to an existing database is followed: the user has named it.
 pub fn prepare_database(path: &Path) -> io::Result<()> {
     match path.metadata() {
+        Ok(found) if found.is_dir() => {
+            return Err(Error::new(ErrorKind::IsADirectory, format!("{} is a folder", path.display())));
+        }
         Ok(found) if !found.is_file() => return Err(denied(path, "is not a regular file")),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -230,6 +233,7 @@ mod tests {
             assert!(refused.is_err(), "{refused:?}");
         }
         assert!(open(&link).unwrap_err().to_string().contains("symbolic link"));
+        assert_eq!(prepare_database(home.path()).unwrap_err().kind(), ErrorKind::IsADirectory);
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "precious");
 
         let open_to_all = home.path().join("peers");
