@@ -131,7 +131,7 @@ impl Link {
         self.version().is_some_and(ability)
     }
 
-    /// The arguments of a consumer that holds each delivery for as long as its handler works: the broker must not take the
+    /// The arguments of a consumer of a quorum queue that holds each delivery for as long as its handler works: the broker must not take the
     /// channel away from it after `consumer_timeout`. Older brokers cannot be told.
     pub(super) fn patience(&self) -> FieldTable {
         let mut table = FieldTable::default();

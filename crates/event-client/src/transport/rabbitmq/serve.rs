@@ -9,7 +9,7 @@ use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions,
 };
-use lapin::types::ShortString;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use smol_str::SmolStr;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -112,12 +112,9 @@ impl Member {
             command("make a queue of requests", channel.queue_declare(queue.clone(), options, arguments))
                 .await
                 .map_err(|error| error.with("queue", &queue))?;
-            let consume = channel.basic_consume(
-                queue,
-                subject.as_str().into(),
-                BasicConsumeOptions::default(),
-                self.link.patience(),
-            );
+            // A classic queue refuses a timeout of the consumer's own.
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            let consume = channel.basic_consume(queue, subject.as_str().into(), options, arguments);
             consumers.push(command("consume requests", consume).await?);
         }
         Ok((channel, consumers))
