@@ -5,11 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use task_queue::{
     ErrorKind,
-    store::{Claim, Held, NewTask, Outcome, Renewal, State, Verdict},
+    store::{Claim, Held, Leased, NewTask, Outcome, Renewal, State, Verdict},
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{LEASE, Store, claim, claim_one, end, kinds, settle, succeeded, task, tend_until, worker};
+use crate::support::SOON;
 
 pub(crate) async fn unregistered_worker_gets_nothing(store: Store) {
     store.enqueue(vec![task("a")]).await.unwrap();
@@ -21,11 +23,9 @@ pub(crate) async fn unregistered_worker_gets_nothing(store: Store) {
 
 pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: Store) {
     let id = store.enqueue(vec![task("a")]).await.unwrap()[0].id;
-    let dead = worker(&store).await;
-    let lost = claim(&store, dead, 1).await.pop().unwrap();
+    let (dead, lost) = taken(&store).await;
     tend_until(&store, id, State::Queued).await;
-    let w = worker(&store).await;
-    let lease = claim_one(&store, w).await;
+    let (w, lease) = taken(&store).await;
     assert_eq!((lease.id, lease.crashes, lease.errors), (id, 1, 0));
     assert!(lease.fence > lost.fence);
     assert_eq!(settle(&store, vec![end(&lost, dead, succeeded())]).await, [false], "the dead one's late end");
@@ -36,19 +36,68 @@ pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: S
     assert_eq!((record.attempts[0].fence, record.attempts[0].started), (lost.fence, lost.started));
 }
 
+/// Whether a lease that was asked for at `asked` may have lapsed: only when this machine stood still for as long. The
+/// store counts whole milliseconds.
+fn late(asked: Instant) -> bool {
+    asked.elapsed() + Duration::from_millis(1) >= LEASE
+}
+
+/// A new worker, and the task that it was given.
+async fn taken(store: &Store) -> (Uuid, Leased) {
+    let begin = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let w = worker(store).await;
+        let claim = Claim { worker: w, queues: ["default".to_owned()].into(), kinds: kinds(), limit: 1 };
+        match store.claim(claim).await {
+            Ok(mut claimed) => {
+                if let Some(lease) = claimed.tasks.pop() {
+                    return (w, lease);
+                }
+            }
+            Err(error) => assert!(error.kind() == ErrorKind::Fenced && late(asked), "{error}"),
+        }
+        store.retire(w).await.unwrap();
+        assert!(begin.elapsed() < SOON, "waited in vain for a task");
+    }
+}
+
 pub(crate) async fn heartbeat_keeps_the_lease(store: Store) {
-    let id = store.enqueue(vec![task("a")]).await.unwrap()[0].id;
-    let w = worker(&store).await;
-    claim(&store, w, 1).await;
-    let begin = tokio::time::Instant::now();
+    let id = store.enqueue(vec![NewTask { max_crashes: 99, ..task("a") }]).await.unwrap()[0].id;
+    let begin = Instant::now();
+    while !heartbeats_in_time(&store, id).await {
+        assert!(begin.elapsed() < SOON, "the machine stands still for longer than a lease all the time");
+        tend_until(&store, id, State::Queued).await;
+    }
+}
+
+/// A worker takes the task and holds it by heartbeats for three leases. Whether each came in time; when one did not,
+/// nothing is shown.
+async fn heartbeats_in_time(store: &Store, id: Uuid) -> bool {
+    let mut asked = Instant::now();
+    let (w, lease) = taken(store).await;
+    assert_eq!(lease.id, id);
+    let begin = Instant::now();
     while begin.elapsed() < LEASE * 3 {
-        assert_eq!(store.renew(w).await.unwrap(), Renewal::Held(Held::default()));
+        let before = std::mem::replace(&mut asked, Instant::now());
+        let renewal = store.renew(w).await.unwrap();
+        if late(before) {
+            store.retire(w).await.unwrap();
+            return false;
+        }
+        assert_eq!(renewal, Renewal::Held(Held::default()));
         store.tend().await.unwrap();
         tokio::time::sleep(LEASE / 8).await;
     }
-    assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Running);
+    let state = store.get(id).await.unwrap().unwrap().state;
     let seen = store.workers().await.unwrap();
+    if late(asked) {
+        store.retire(w).await.unwrap();
+        return false;
+    }
+    assert_eq!(state, State::Running);
     assert_eq!((seen.len(), seen[0].running), (1, 1));
+    true
 }
 
 pub(crate) async fn lapsed_lease_is_not_revived(store: Store) {
@@ -66,8 +115,7 @@ pub(crate) async fn poison_pill_is_buried_at_its_cap(store: Store) {
     let pill = NewTask { max_crashes: 2, max_retries: 99, ..task("a") };
     let id = store.enqueue(vec![pill]).await.unwrap()[0].id;
     for state in [State::Queued, State::Dead] {
-        let w = worker(&store).await;
-        claim_one(&store, w).await;
+        taken(&store).await;
         tend_until(&store, id, state).await;
     }
     let record = store.get(id).await.unwrap().unwrap();
@@ -92,15 +140,13 @@ pub(crate) async fn what_has_started_does_not_expire(store: Store) {
     let make = || NewTask { expires: Some(soon), ..task("a") };
     let (failing, orphan) = (make(), make());
     store.enqueue(vec![failing.clone()]).await.unwrap();
-    let w = worker(&store).await;
-    let lease = claim_one(&store, w).await;
+    let (w, lease) = taken(&store).await;
     assert_eq!(
         settle(&store, vec![end(&lease, w, Verdict::Again { due: soon, counts: true })]).await,
         [true]
     );
     store.enqueue(vec![orphan.clone()]).await.unwrap();
-    let dying = worker(&store).await;
-    assert_eq!(claim_one(&store, dying).await.id, orphan.id);
+    assert_eq!(taken(&store).await.1.id, orphan.id);
     while Timestamp::now() <= soon {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
