@@ -200,13 +200,13 @@ mod tests {
     }
 
     /// While the folder is calm one look at it is enough, and a change ends that.
-    #[test]
-    fn a_change_in_a_calm_folder_is_noticed() {
+    #[tokio::test]
+    async fn a_change_in_a_calm_folder_is_noticed() {
         let (folder, path, _open) = database();
         let identity = Identity::of(&path).expect("it stands there");
         while identity.calm.lock().expect("not poisoned").is_none() {
             identity.check().expect("nothing has changed");
-            std::thread::sleep(Duration::from_millis(20));
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         identity.check().expect("nothing has changed");
         std::fs::rename(folder.path().join("bus.db-shm"), folder.path().join("aside")).expect("moved");
