@@ -183,8 +183,9 @@ async fn whoever_clears_leaves_a_trace() {
 #[tokio::test]
 async fn how_things_stand_is_told_in_bounded_space() {
     let served = Served::new().await;
-    let name =
-        |n: usize| if n % 2 == 0 { format!("service {n}") } else { format!("{n} {}", "x".repeat(1000)) };
+    let name = |n: usize| {
+        if n.is_multiple_of(2) { format!("service {n}") } else { format!("{n} {}", "x".repeat(1000)) }
+    };
     for chunk in (0..2400).collect::<Vec<_>>().chunks(200) {
         let records =
             chunk.iter().map(|n| event_client::log::LogRecord::new(name(*n), "INFO", "m")).collect();

@@ -146,7 +146,7 @@ impl Events {
                 let rest = self.buffer.split_off(at + end.len());
                 return std::mem::replace(&mut self.buffer, rest);
             }
-            let mut bytes = [0; 64 * 1024];
+            let mut bytes = vec![0; 64 * 1024];
             let read = tokio::time::timeout(DEADLINE, self.stream.read(&mut bytes)).await.expect("in time");
             let read = read.expect("a read");
             assert!(read > 0, "the stream ended");
