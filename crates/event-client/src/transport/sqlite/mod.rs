@@ -115,6 +115,10 @@ impl SqliteTransport {
 
     fn live(&self, operation: &'static str) -> Result<Arc<Open>> {
         let open = self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))?;
+        // Its writer has died: only another handle goes on.
+        if open.inbox.is_closed() {
+            return Err(closed(operation));
+        }
         open.intact().map_err(|gone| lost(&gone, operation))?;
         Ok(open)
     }
