@@ -39,9 +39,15 @@ pub fn kill(name: &str) -> usize {
 /// `work`, as long as nobody kills it.
 pub(crate) async fn mortal(name: &'static str, work: impl Future<Output = ()>) {
     let life = Life::begin(name);
+    // It panics while it is polled, so that what `work` holds is dropped by the panic, as after a defect of its own; a
+    // branch of `select!` would run only after `work` was dropped in peace.
+    let killed = async {
+        life.kill.notified().await;
+        panic!("killed by a test");
+    };
     tokio::select! {
         biased;
-        () = life.kill.notified() => panic!("killed by a test"),
+        () = killed => {}
         () = work => {}
     }
 }
