@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt};
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ConnectionProperties, Event};
+use lapin::{Channel, ConnectionProperties, ConnectionStatus, Event};
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,8 @@ impl Link {
             match timeout(each, connecting).await {
                 Ok(Ok(connection)) => {
                     *self.blocked.lock().expect("not poisoned") = None;
-                    tokio::spawn(listen(connection.events_listener(), self.blocked.clone(), host));
+                    let (events, status) = (connection.events_listener(), connection.status().clone());
+                    tokio::spawn(listen(events, status, self.blocked.clone(), host));
                     return Ok(connection);
                 }
                 Ok(Err(error)) => {
@@ -174,6 +175,7 @@ impl Link {
 /// Notes when the broker stops and begins to read, which is logged once each.
 async fn listen(
     events: impl Stream<Item = Event> + Send + 'static,
+    status: ConnectionStatus,
     blocked: Arc<Cell<Option<String>>>,
     broker: String,
 ) {
@@ -188,7 +190,8 @@ async fn listen(
                 tracing::info!(%broker, "the broker takes messages again");
                 *blocked.lock().expect("not poisoned") = None;
             }
-            Event::Error(_) => return,
+            // A channel's error comes here as well, and the connection outlives it.
+            Event::Error(_) if !status.connected() => return,
             _ => {}
         }
     }
