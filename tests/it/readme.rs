@@ -80,7 +80,7 @@ async fn the_first_minute() {
     sub.line(DEADLINE, "receiving").await;
     let mut publish = Process::start(shell(ours(&find("-- pub"))));
     assert!(publish.exit(DEADLINE).await.success(), "{}", publish.output());
-    sub.line(DEADLINE, r#"{"cents":1200,"order_id":7}"#).await;
+    sub.line(DEADLINE, r#"{"order_id":7,"cents":1200}"#).await;
     let mut curl = Process::start(shell(ours(&find("curl"))));
     assert!(curl.exit(DEADLINE).await.success(), "{}", curl.output());
     let server = format!("http://127.0.0.1:{port}");
