@@ -21,7 +21,7 @@ async fn note(State(seen): State<Seen>, Msg(order): Msg<OrderPlaced>) -> Result<
 async fn a_service_opens_its_subscription_again_and_its_workers_go_on() {
     let bus = Bus::connect("memory:supervision").await.expect("a bus");
     let (seen, mut told) = mpsc::unbounded_channel();
-    let service = Service::new("billing").bus(bus.clone()).on(note).with_state(seen);
+    let service = Service::new("billing").bus(bus.clone()).on(note.concurrency(1)).with_state(seen);
     let running = service.start().await.expect("started");
     for (n, task) in (0..).zip(["memory member", "service worker", "memory member"]) {
         bus.publish(OrderPlaced { order_id: n, cents: 1 }).await.expect("stored");
