@@ -10,14 +10,14 @@ use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What SQLite keeps beside a database. It gives them the mode of the database when it makes them.
+/// Suffixes of the files that SQLite keeps beside a database. SQLite gives these files the mode of the database when it makes them.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Bits of a mode that others than the owner have.
 const OTHERS: u32 = 0o077;
 
-/// Makes a folder, and those above it, with mode 0700. A folder that exists is left as it is: it may hold what is not
-/// ours. [`narrow_folder`] is for one that is.
+/// Makes a folder, and those above it, with mode 0700. A folder that exists is left as it is, because it may hold
+/// files of other programs. [`narrow_folder`] narrows a folder of this program.
 ///
 /// # Errors
 /// When it cannot be made, or something else has its name.
@@ -43,7 +43,7 @@ pub fn narrow_folder(path: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<
 }
 
 /// Makes a folder with mode 0700 for what processes of one user share, or accepts it when it exists and can be trusted:
-/// it is no link, nobody else can write into it, and it belongs to this user or to the owner of `beside`.
+/// it is no symbolic link, no other user can write into it, and it belongs to this user or to the owner of `beside`.
 ///
 /// # Errors
 /// [`ErrorKind::PermissionDenied`] for a folder that cannot be trusted, saying why.
@@ -161,7 +161,7 @@ fn no_follow() -> i32 {
     (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC).bits().cast_signed()
 }
 
-/// A link at the end of the path is refused by the system in words that help nobody.
+/// Replaces the system's text for a symbolic link ("too many levels of symbolic links"), which misleads.
 fn explain(path: &Path, error: Error) -> Error {
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
         return denied(path, "is a symbolic link");

@@ -1,4 +1,4 @@
-//! Ages and waits as people say them.
+//! Ages and waits in at most two units.
 
 use jiff::SignedDuration;
 

@@ -124,7 +124,7 @@ async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow:
     Ok(answer)
 }
 
-/// The first line of an error's body, as far as it helps; whoever listens there may send anything.
+/// At most 200 characters of an error's body, made harmless: any program may listen at that address.
 async fn excerpt(mut answer: reqwest::Response) -> String {
     let mut body = Vec::new();
     while body.len() < 4096 {

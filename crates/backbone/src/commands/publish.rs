@@ -118,7 +118,7 @@ fn send<'a>(bus: &'a Bus, args: &Publish, number: u64, line: &str) -> anyhow::Re
     Ok(Sent { number, id, confirmed })
 }
 
-/// What is told of the stored events while more are on their way.
+/// Prints the stored events while later ones are still unconfirmed.
 struct Report {
     output: Output,
     text: String,
