@@ -263,9 +263,6 @@ impl Connection {
             self.courier.idle().await;
         };
         let _ = tokio::time::timeout(patience, stored).await;
-        if self.closed.is_cancelled() {
-            return self.tasks.wait().await;
-        }
         self.closed.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(patience, self.tasks.wait()).await;

@@ -48,6 +48,8 @@ struct Line {
 
 #[derive(Default)]
 struct Table {
+    /// Nobody reads answers or watches deadlines any more: whoever came now would wait for ever.
+    ended: bool,
     entries: Slab<Waiting>,
     generation: u32,
     /// When the watcher looks next, if it does.
@@ -214,6 +216,12 @@ impl Courier {
     /// A reply subject whose confirmation goes to `answer`.
     fn wait(&self, subject: NatsSubject, answer: Awaited, deadline: Instant) -> NatsSubject {
         let mut table = self.table();
+        if table.ended {
+            drop(table);
+            answer.fail(super::error::closed());
+            // Nothing waits at this place.
+            return NatsSubject::from(format!("{}ended", self.inbox));
+        }
         table.generation = table.generation.wrapping_add(1);
         let generation = table.generation;
         let at = table.entries.insert(Waiting { generation, subject, answer, deadline });
@@ -380,8 +388,9 @@ impl Courier {
         }
     }
 
-    /// Whoever still waits learns that nobody knows.
+    /// Whoever still waits, or comes later, learns that the connection is closed.
     pub(super) fn abandon(&self) {
+        self.table().ended = true;
         self.fail(|_| true, super::error::closed);
     }
 

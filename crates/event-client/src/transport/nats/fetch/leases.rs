@@ -84,10 +84,12 @@ impl Fetcher {
     pub(super) async fn hold(&mut self, connects: &mut tokio::sync::watch::Receiver<u64>) {
         let mut closing = self.member.closing.subscribe();
         let gone = self.feed.gone().clone();
+        let closed = self.member.connection.closed.clone();
         let mut renew = Instant::now() + self.member.lease() / 3;
         while !gone.is_cancelled() {
             tokio::select! {
                 () = gone.cancelled() => {}
+                () = closed.cancelled() => return,
                 () = async { drop(closing.wait_for(|closing| *closing).await) } => {
                     let tokens: Vec<_> = self.member.hand().iter().map(|(token, _)| token).collect();
                     self.release(tokens.into_iter()).await;

@@ -119,9 +119,12 @@ impl Fetcher {
             self.finish();
             return;
         }
-        self.hand_back().await;
-        self.feed.report(Health::Stopped);
-        self.hold(&mut connects).await;
+        // Over a connection that has ended, nothing can be given back or renewed.
+        if !self.member.connection.closed.is_cancelled() {
+            self.hand_back().await;
+            self.feed.report(Health::Stopped);
+            self.hold(&mut connects).await;
+        }
         self.finish();
     }
 

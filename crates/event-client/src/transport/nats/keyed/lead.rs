@@ -14,7 +14,6 @@ use crate::delivery::Token;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::nats::connection::Connection;
-use crate::transport::nats::error::lost;
 use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::topology::token;
 
@@ -99,10 +98,10 @@ impl Pending {
         *self = earlier;
     }
 
-    /// Nobody gets anything.
-    pub(super) fn give_up(&mut self) -> Vec<Token> {
+    /// Answers every waiting settlement with `error`, and drops the claims.
+    pub(super) fn give_up(&mut self, error: fn() -> Error) -> Vec<Token> {
         for (_, answer) in self.answers.drain(..) {
-            let _ = answer.send(Err(lost()));
+            let _ = answer.send(Err(error().during("settle")));
         }
         self.claims.drain(..).map(|(token, _)| token).collect()
     }

@@ -1,5 +1,6 @@
 //! Taking the record, writing it, and losing it.
 
+use super::super::{closed, lost};
 use super::*;
 
 impl Task {
@@ -126,9 +127,9 @@ impl Task {
 
     /// Nothing here can be settled any more.
     pub(super) fn void(&mut self) {
-        self.pending.give_up();
+        self.pending.give_up(lost);
         if let Some(writing) = &mut self.writing {
-            writing.give_up();
+            writing.give_up(lost);
         }
         self.burying.clear();
         self.hand.clear();
@@ -140,9 +141,11 @@ impl Task {
 
     /// What waits for a writing when nobody will write any more.
     pub(super) fn give_up(&mut self) {
-        self.pending.give_up();
+        // Over a connection that has ended nobody knows whether the record was written.
+        let error = if self.connection.closed.is_cancelled() { closed } else { lost };
+        self.pending.give_up(error);
         if let Some(mut writing) = self.writing.take() {
-            writing.give_up();
+            writing.give_up(error);
         }
         self.close_readers();
     }
