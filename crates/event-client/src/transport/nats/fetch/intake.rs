@@ -93,7 +93,10 @@ impl Fetcher {
             }
         }
         for (source, seen, message) in doubtful {
-            if let Arrived::Entry(entry) = self.decode(source, seen, message, now, Unwanted::Skip).await {
+            let Some(reply) = message.reply.clone() else { continue };
+            let Some(info) = wire::AckInfo::read(&reply) else { continue };
+            let read = self.decode(source, seen, &info, message, now, Unwanted::Skip).await;
+            if let Arrived::Entry(entry) = read {
                 entries.push(entry);
             }
         }
@@ -149,7 +152,7 @@ impl Fetcher {
             self.member.connection.courier.say(reply, None, ACK);
             return Arrived::Nothing;
         }
-        self.decode(source, seen, message, now, unwanted).await
+        self.decode(source, seen, &info, message, now, unwanted).await
     }
 
     /// Judges a message by the group's filters and reads what is wanted.
@@ -157,19 +160,19 @@ impl Fetcher {
         &mut self,
         source: Arc<Source>,
         seen: Seen,
+        info: &wire::AckInfo<'_>,
         message: async_nats::Message,
         now: Instant,
         unwanted: Unwanted,
     ) -> Arrived {
         let Some(reply) = message.reply.clone() else { return Arrived::Nothing };
-        let Some(info) = wire::AckInfo::read(&reply) else { return Arrived::Nothing };
         let courier = self.member.connection.courier.clone();
         let mut own = None;
         if !source.copies {
             let names = &self.member.connection.names;
             let known = self.subjects.read(names, &self.record, &message.subject, info.sequence);
             let Some((subject, wanted)) = known else {
-                self.bury(&source, &info, &message);
+                self.bury(&source, info, &message);
                 return Arrived::Nothing;
             };
             match unwanted {
@@ -183,13 +186,13 @@ impl Fetcher {
             }
             own = Some(subject);
         }
-        let attempt = if info.delivered > 1 { self.attempts(&source, &info).await } else { None };
+        let attempt = if info.delivered > 1 { self.attempts(&source, info).await } else { None };
         let (position, published_at, first_ms) = (
             Position(u128::from(info.sequence)),
             info.published_at(),
             attempt.as_ref().map_or_else(|| Timestamp::now().as_millisecond(), |attempt| attempt.first),
         );
-        let mut told = DeliveryInfo::new(number(&info, attempt.as_ref()));
+        let mut told = DeliveryInfo::new(number(info, attempt.as_ref()));
         told.position = Some(position);
         told.published_at = Some(published_at);
         let decoded = match own {
@@ -208,7 +211,7 @@ impl Fetcher {
         };
         let mut entry = Entry::new(
             source,
-            &info,
+            info,
             reply.clone(),
             decoded,
             told,
