@@ -2,6 +2,7 @@
 
 mod brokers;
 mod cli;
+mod compose;
 mod dead_letter_origins;
 mod dead_letters;
 mod demo;

@@ -33,12 +33,20 @@ pub struct NatsOptions {
     lines: String,
 }
 
+/// A user, and in the server's own syntax what it may do: everything when that is empty.
+#[derive(Debug, Clone)]
+struct User {
+    name: String,
+    password: String,
+    permissions: String,
+}
+
 /// Who may connect.
 #[derive(Debug, Clone, Default)]
 enum Who {
     #[default]
     Everybody,
-    Users(Vec<(String, String, Vec<String>)>),
+    Users(Vec<User>),
     Token(String),
     Nkey,
     Creds,
@@ -64,7 +72,7 @@ impl Nats {
     /// How to reach it, with the first user's name and password or the token: `nats://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         match &self.options.who {
-            Who::Users(users) => self.url_of(&users[0].0, &users[0].1),
+            Who::Users(users) => self.url_of(&users[0].name, &users[0].password),
             Who::Token(token) => format!("{}://{token}@127.0.0.1:{}", self.scheme(), self.port()),
             _ => self.bare_url(),
         }
@@ -125,13 +133,25 @@ impl NatsOptions {
     /// Adds a user who may do everything. The first one is in [`Nats::url`].
     #[must_use]
     pub fn user(self, name: &str, password: &str) -> Self {
-        self.restricted_user(name, password, &[])
+        self.user_with(name, password, String::new())
     }
 
     /// Adds a user who may neither publish nor subscribe to these subjects.
     #[must_use]
-    pub fn restricted_user(mut self, name: &str, password: &str, denied: &[&str]) -> Self {
-        let user = (name.to_owned(), password.to_owned(), denied.iter().map(ToString::to_string).collect());
+    pub fn restricted_user(self, name: &str, password: &str, denied: &[&str]) -> Self {
+        let deny = format!("{{ deny: {denied:?} }}");
+        self.user_with(name, password, format!("{{ publish: {deny}, subscribe: {deny} }}"))
+    }
+
+    /// Adds a user who may publish and subscribe to these subjects only.
+    #[must_use]
+    pub fn allowed_user(self, name: &str, password: &str, publish: &[String], subscribe: &[String]) -> Self {
+        let permissions = format!("{{ publish: {publish:?}, subscribe: {subscribe:?} }}");
+        self.user_with(name, password, permissions)
+    }
+
+    fn user_with(mut self, name: &str, password: &str, permissions: String) -> Self {
+        let user = User { name: name.to_owned(), password: password.to_owned(), permissions };
         match &mut self.who {
             Who::Users(users) => users.push(user),
             who => *who = Who::Users(vec![user]),
@@ -280,11 +300,10 @@ impl NatsOptions {
             }
             Who::Users(users) => {
                 let _ = writeln!(text, "authorization {{ users: [");
-                for (name, password, denied) in users {
-                    let deny = format!("{{ deny: {denied:?} }}");
+                for User { name, password, permissions } in users {
                     let _ = write!(text, "  {{ user: {name:?}, password: {password:?}");
-                    if !denied.is_empty() {
-                        let _ = write!(text, ", permissions: {{ publish: {deny}, subscribe: {deny} }}");
+                    if !permissions.is_empty() {
+                        let _ = write!(text, ", permissions: {permissions}");
                     }
                     let _ = writeln!(text, " }}");
                 }

@@ -19,7 +19,10 @@ impl Generation {
     pub const ALL: [Self; 2] = [Self::Old, Self::New];
 
     /// Finds `name`, a program of package `package`.
-    pub(crate) fn program(self, name: &str, package: &str) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Missing`] says how to install it.
+    pub fn program(self, name: &str, package: &str) -> Result<PathBuf> {
         let folders = match self {
             Self::Old => {
                 let path = env::var_os("PATH").unwrap_or_default();

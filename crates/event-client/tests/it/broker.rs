@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use event_client::bus::{Bus, Settings};
+use event_client::delivery::{Reason, Rejection};
 use event_client::envelope::Meta;
 use event_client::message::Message;
 use event_client::service::{self, Attempt, Handler, Msg, Outcome, RetryPolicy, Running, Service, State};
 use event_client::subject::{Group, Pattern, Subject};
 use event_client::subscription::{Health, Subscription};
-use event_client::transport::{self, Action, Change, Subscribe, Topology, Transport};
+use event_client::transport::{
+    self, Action, Change, DeadLetterFilter, Frame, Serve, Subscribe, Topology, Transport,
+};
 use event_client::{ErrorKind, Result};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -88,6 +91,64 @@ pub(crate) async fn gets(subscription: &Subscription, text: &str) {
     let delivery = subscription.next().await.expect("a delivery");
     assert_eq!(String::from_utf8_lossy(&delivery.message().payload), text);
     delivery.ack().await.expect("acknowledged");
+}
+
+/// What a service does over its bus: a group and a keyed group, a retry, a dead letter that is replayed, a delayed
+/// message, a broadcast, a request, and `doctor`.
+pub(crate) async fn does_everything(bus: &Arc<dyn Transport>) {
+    let plain = bus.subscribe(group("plain", "orders.>")).await.expect("a group");
+    let mut spec = group("keyed", "orders.>");
+    spec.keyed = true;
+    let keyed = bus.subscribe(spec).await.expect("a keyed group");
+    let all = Subscribe::broadcast([Pattern::new("orders.>").expect("a pattern")]);
+    let heard = bus.subscribe(all).await.expect("a broadcast");
+    for subscription in [&plain, &keyed, &heard] {
+        recovers(subscription).await;
+    }
+    let keyed_message = Message { key: Some("k".into()), ..message("orders.placed", "one") };
+    bus.publish(keyed_message).await.expect("confirmed");
+    for subscription in [&keyed, &heard] {
+        gets(subscription, "one").await;
+    }
+    let first = plain.next().await.expect("a delivery");
+    first.retry(Duration::from_millis(50), "once more").await.expect("retried");
+    let second = plain.next().await.expect("the retry");
+    assert_eq!(second.info().attempt, 2);
+    second.reject(Rejection::new(Reason::Permanent, "no")).await.expect("rejected");
+    let filter = DeadLetterFilter::default();
+    assert_eq!(bus.admin().dead_letters(filter.clone()).await.expect("listed").len(), 1);
+    assert_eq!(bus.admin().replay_dead_letters(filter).await.expect("replayed"), 1);
+    gets(&plain, "one").await;
+    if bus.capabilities().delayed {
+        let due = jiff::Timestamp::now() + jiff::SignedDuration::from_millis(50);
+        let later = Message { deliver_at: Some(due), ..message("orders.placed", "later") };
+        bus.publish(later).await.expect("confirmed");
+        for subscription in [&plain, &keyed, &heard] {
+            gets(subscription, "later").await;
+        }
+    }
+    let serve = Serve::new("shop", vec![Subject::new("shop.quote").expect("a subject")], 1);
+    let mut requests = bus.requests().serve(serve).await.expect("served");
+    let call = async {
+        let call = bus.requests().call(message("shop.quote", "?"), Duration::from_secs(30));
+        call.await.expect("called").next().await.expect("a frame").expect("an answer").payload
+    };
+    let answer = async {
+        let mut request = requests.recv().await.expect("a request");
+        let headers = event_client::message::Headers::new();
+        let content_type = "text/plain".into();
+        let frame = Frame { headers, content_type, payload: "42".into(), last: true };
+        request.responder.send(frame).await.expect("answered");
+    };
+    assert_eq!(tokio::join!(call, answer).0, "42");
+    bus.admin().diagnose().await.expect("a diagnosis");
+    assert_eq!(bus.admin().groups().await.expect("listed").len(), 2);
+}
+
+/// The text between two others on an operator's page, as it is printed there.
+pub(crate) fn printed<'a>(page: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("the page lacks {before:?}"));
+    rest.split_once(after).map_or(rest, |(text, _)| text).trim()
 }
 
 /// Waits until a subscription says what is wrong with it, in this word.

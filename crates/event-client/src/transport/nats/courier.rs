@@ -48,7 +48,7 @@ struct Line {
 
 #[derive(Default)]
 struct Table {
-    /// Nobody reads answers or watches deadlines any more: whoever came now would wait for ever.
+    /// Answers are no longer read, nor deadlines watched.
     ended: bool,
     entries: Slab<Waiting>,
     generation: u32,
@@ -148,7 +148,7 @@ impl Courier {
     pub(super) fn send(&self, letter: OutboundMessage) {
         let mut line = self.line();
         let Line { client, queue } = &mut *line;
-        // Whether there is room does not depend on how much this task has done in its turn.
+        // Unconstrained: whether there is room does not depend on how much this task has done in its turn.
         let mut room = pin!(tokio::task::unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
         if queue.is_empty()
             && let Poll::Ready(ready) = room.as_mut().poll(&mut Context::from_waker(Waker::noop()))
@@ -178,8 +178,8 @@ impl Courier {
     pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
         let (answer, confirm) = Ticket::free();
         let subject = NatsSubject::from(subject);
-        let answer = Awaited::Stored(answer, None);
-        let reply = self.wait(subject.clone(), answer, Instant::now() + self.patience);
+        let until = Instant::now() + self.patience;
+        let reply = self.wait(subject.clone(), Awaited::Stored(answer, None), until);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
         confirm
     }
@@ -208,8 +208,7 @@ impl Courier {
         deadline: Instant,
     ) {
         let payload = message.payload.clone();
-        let answer = Awaited::Stored(answer, Some(Box::new(message)));
-        let reply = self.wait(subject.clone(), answer, deadline);
+        let reply = self.wait(subject.clone(), Awaited::Stored(answer, Some(message.into())), deadline);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
     }
 
@@ -219,8 +218,7 @@ impl Courier {
         if table.ended {
             drop(table);
             answer.fail(super::error::closed());
-            // Nothing waits at this place.
-            return NatsSubject::from(format!("{}ended", self.inbox));
+            return NatsSubject::from(self.inbox.as_str());
         }
         table.generation = table.generation.wrapping_add(1);
         let generation = table.generation;
@@ -328,9 +326,7 @@ impl Courier {
 
     /// Answers those whose time has come.
     fn expire(&self, connection: &Weak<Connection>) {
-        let now = Instant::now();
-        let mut late = Vec::new();
-        let mut table = self.table();
+        let (now, mut late, mut table) = (Instant::now(), Vec::new(), self.table());
         while let Some((at, index, generation)) = table.deadlines.front().copied() {
             let alive = table.entries.get(index).is_some_and(|entry| entry.generation == generation);
             if alive && at > now {
@@ -354,8 +350,8 @@ impl Courier {
 
     fn fail(&self, which: impl Fn(&Waiting) -> bool, error: impl Fn() -> Error) {
         let mut table = self.table();
-        let chosen: Vec<_> =
-            table.entries.iter().filter(|(_, waiting)| which(waiting)).map(|(at, _)| at).collect();
+        let all = table.entries.iter();
+        let chosen: Vec<_> = all.filter(|(_, waiting)| which(waiting)).map(|(at, _)| at).collect();
         let chosen: Vec<_> = chosen.into_iter().map(|at| table.entries.remove(at)).collect();
         drop(table);
         self.done.notify_waiters();

@@ -5,9 +5,10 @@ use std::time::Duration;
 use event_client::ErrorKind;
 use event_client::subject::Subject;
 use event_client::transport::Serve;
-use test_servers::Nats;
+use test_servers::{Generation, Nats};
 
 use super::{group, message, open};
+use crate::broker::{does_everything, printed};
 
 #[tokio::test]
 async fn a_missing_permission_harms_one_topic_only() {
@@ -114,5 +115,28 @@ async fn a_right_that_is_lost_while_running() {
     for _ in 0..=stored {
         let delivery = subscription.next().await.expect("a delivery");
         delivery.ack().await.expect("acknowledged");
+    }
+}
+
+/// The rights that the operator's page prints suffice, on both generations.
+#[tokio::test]
+async fn the_printed_rights_suffice() {
+    let page = include_str!("../../../../../ops/brokers/nats.md").replace("<ns>", "backbone");
+    let subjects = |of: &str| -> Vec<String> {
+        printed(&page, of, "\n").split_whitespace().map(str::to_owned).collect()
+    };
+    let (publish, subscribe) = (subjects("\npublish:"), subjects("\nsubscribe:"));
+    for generation in Generation::ALL {
+        let options = Nats::options().generation(generation);
+        let server = options.allowed_user("app", "pw", &publish, &subscribe).start().await.expect("a server");
+        let bus = open(&server.url()).await.expect("opened");
+        does_everything(&bus).await;
+        bus.close().await.expect("closed");
+        let other = format!("{}?namespace=other", server.url());
+        let error = match open(&other).await {
+            Ok(bus) => bus.publish(message("orders.placed", "x")).await.expect_err("not its namespace"),
+            Err(error) => error,
+        };
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     }
 }

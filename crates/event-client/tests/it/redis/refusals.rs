@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
-use test_servers::{Redis, Tls};
+use test_servers::{Generation, Redis, Tls};
 use tokio::time::timeout;
 
 use super::{group, message, open, plain, refused, shared};
+use crate::broker::{does_everything, printed};
 
 #[tokio::test]
 async fn wrong_credentials_are_denied_and_never_shown() {
@@ -185,4 +186,24 @@ async fn durability_that_the_server_lacks_is_refused() {
     let error = bus.publish(strong).await.expect_err("everysec");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
     refused(&format!("{url}&durability=fsync"), ErrorKind::Config, "appendfsync always").await;
+}
+
+/// The user that the operator's page prints can do all that a service does, on both generations.
+#[tokio::test]
+async fn the_printed_rights_suffice() {
+    let page = include_str!("../../../../../ops/brokers/redis.md");
+    let rules = printed(page, "ACL SETUSER billing on >secret ", "\n");
+    for generation in Generation::ALL {
+        let options = Redis::options().generation(generation);
+        let server = options.acl_user("billing", "secret", rules).start().await.expect("a server");
+        let bus = open(&server.url()).await.expect("opened");
+        does_everything(&bus).await;
+        bus.close().await.expect("closed");
+        let other = format!("{}?namespace=other", server.url());
+        let error = match open(&other).await {
+            Ok(bus) => bus.publish(message("orders.placed", "x")).await.expect_err("not its namespace"),
+            Err(error) => error,
+        };
+        assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+    }
 }
