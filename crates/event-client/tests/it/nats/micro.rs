@@ -126,6 +126,33 @@ async fn services_are_listed_pinged_and_counted() {
     }
 }
 
+/// What NATS' own JavaScript client reads of a service, and that it can call it.
+#[tokio::test]
+async fn the_javascript_client_lists_and_calls_a_service() {
+    let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/clients");
+    for generation in Generation::ALL {
+        let server = Nats::options().generation(generation).start().await.expect("a server");
+        let bus = Bus::connect(&server.url()).await.expect("connected");
+        let service = pricing(&bus).await;
+        let mut node = tokio::process::Command::new("node");
+        node.current_dir(clients).arg("nats-services.mjs").arg(server.url()).arg("pricing");
+        let output = node.args(["backbone.rpc.pricing.get-quote.v1", r#"{"sku":"tea"}"#]).output().await;
+        let output = output.expect("node runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}\n(ops/test installs its packages: npm ci in {clients})");
+        let read: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(read["reply"], json!({ "cents": 250 }));
+        for part in ["ping", "info", "stats"] {
+            let told = (&read[part]["name"], &read[part]["version"], &read[part]["id"]);
+            assert_eq!(told, (&json!("pricing"), &json!(VERSION), &read["ping"]["id"]), "{part}");
+        }
+        assert_eq!(quotes(&read["info"])["queue_group"], "q");
+        assert_eq!(quotes(&read["stats"])["num_requests"], 1);
+        assert!(read["headers"].get("ce-id").is_none(), "{}", read["headers"]);
+        service.drain().await.expect("drained");
+    }
+}
+
 /// Every service answers how it is; that is no endpoint of its author. A service of nothing else is not listed.
 #[tokio::test]
 async fn only_endpoints_that_somebody_made_are_listed() {
