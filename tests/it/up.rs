@@ -120,6 +120,30 @@ async fn tasks_run_on_the_worker_that_is_up_and_logs_are_found_from_the_command_
 }
 
 #[tokio::test]
+async fn the_tail_on_the_command_line_follows_what_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let up = up(&cli, folder.path()).await;
+    let log = async |level: &str, message: &str| {
+        let body = json!({"service": "shop", "level": level, "message": message});
+        let post = reqwest::Client::new().post(format!("{}/api/logs", up.base)).json(&body);
+        assert_eq!(post.send().await.unwrap().status(), 200);
+    };
+    log("ERROR", "before").await;
+    let command =
+        cli.command(&["logs", "tail", "--level", "warn", "--service", "shop", "--server", &up.base]);
+    let mut tail = Process::start(command);
+    tail.line(DEADLINE, "before").await;
+    log("INFO", "not this one").await;
+    log("WARN", "and\u{1b}[31m after").await;
+    let line = tail.line(DEADLINE, "after").await;
+    assert!(!line.contains('\u{1b}') && line.contains("shop"), "{line:?}");
+    assert!(!tail.output().contains("not this one"), "{}", tail.output());
+    tail.signal(Signal::INT);
+    assert!(tail.exit(DEADLINE).await.success(), "{}", tail.output());
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());

@@ -39,8 +39,8 @@ names! {
     AGE = "messaging.message.age", describe_histogram Seconds "age of an event when its handler begins";
     /// Counter: messages that a broadcast subscription did not get, because it was slower than they are kept.
     BROADCAST_MISSED = "messaging.broadcast.missed", describe_counter Count "messages that slow broadcast subscribers missed";
-    /// Gauge: stored and not yet taken by the group.
-    GROUP_WAITING = "messaging.group.waiting", describe_gauge Count "messages that the group has not taken yet";
+    /// Gauge: stored and not yet taken by the group, retries included.
+    GROUP_WAITING = "messaging.group.waiting", describe_gauge Count "messages that the group has not taken yet, retries included";
     /// Gauge: taken and not settled.
     GROUP_IN_FLIGHT = "messaging.group.in_flight", describe_gauge Count "messages taken and not settled";
     /// Gauge: failed and waiting to be tried again.

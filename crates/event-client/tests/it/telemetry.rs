@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_client::context::{Context, TraceParent};
+use event_client::delivery::{Reason, Rejection};
 use event_client::layers::{MetricsLayer, TraceLayer};
 use event_client::service::{Attempt, Handler, Msg, Outcome, Req, RetryPolicy, Service};
 use event_client::status::Status;
+use event_client::subject::Group;
 use event_client::telemetry;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit,
@@ -17,6 +19,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::layer::{Context as Scope, SubscriberExt};
 
+use crate::broker::group;
 use crate::events::{OrderPlaced, placed};
 use crate::requests::{GetQuote, Quote, memory, sku};
 
@@ -46,7 +49,9 @@ impl GaugeFn for Cell {
     fn decrement(&self, value: f64) {
         self.add(-value);
     }
-    fn set(&self, _: f64) {}
+    fn set(&self, value: f64) {
+        self.0.0.lock().unwrap().insert(self.1.clone(), value);
+    }
 }
 
 impl HistogramFn for Cell {
@@ -156,6 +161,52 @@ fn every_event_is_counted_and_timed_by_how_its_handling_ended() {
     }
     assert_eq!(value(telemetry::AGE, ""), 4.0, "one for each attempt");
     assert_eq!(value(telemetry::IN_FLIGHT, ""), 0.0);
+}
+
+/// One message of a group waits, one is taken, one waits for a retry, one is dead: each gauge tells its own. A group
+/// that is deleted falls to 0.
+#[test]
+fn the_lag_of_a_group_is_exported() {
+    let recorded = Recorded::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let gauge = |name: &str| {
+        let values = recorded.0.lock().unwrap();
+        values.get(&format!("{name}{{messaging.consumer.group.name=g}}")).copied()
+    };
+    metrics::with_local_recorder(&recorded, || {
+        runtime.block_on(async {
+            let bus = memory();
+            let mut spec = group("g", "orders.>");
+            spec.credit = 2;
+            let subscription = bus.transport().subscribe(spec).await.unwrap();
+            bus.publish_all((1..=4).map(placed)).await.unwrap();
+            let next = async || subscription.next().await.expect("a delivery");
+            next().await.retry(Duration::from_secs(3600), "busy").await.unwrap();
+            next().await.reject(Rejection::new(Reason::Permanent, "no")).await.unwrap();
+            let taken = next().await;
+            let lag = bus.export_lag(Duration::ZERO);
+            let wanted = [
+                (telemetry::GROUP_RETRYING, 1.0),
+                (telemetry::GROUP_DEAD, 1.0),
+                (telemetry::GROUP_MEMBERS, 1.0),
+            ];
+            while wanted.iter().any(|(name, value)| gauge(name) != Some(*value)) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let (waiting, in_flight) = (gauge(telemetry::GROUP_WAITING), gauge(telemetry::GROUP_IN_FLIGHT));
+            // The retry counts as waiting. The fourth message has room, too: it is delivered and not looked at.
+            assert_eq!((waiting, in_flight), (Some(1.0), Some(2.0)));
+            while gauge(telemetry::GROUP_OLDEST) <= Some(0.0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop((taken, subscription));
+            bus.admin().delete_group(Group::new("g").unwrap()).await.unwrap();
+            while gauge(telemetry::GROUP_DEAD) != Some(0.0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(lag);
+        });
+    });
 }
 
 /// The fields of every span, and of what is logged inside.

@@ -69,6 +69,31 @@ async fn enter_opens_a_row_and_pauses_as_a_click_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_go_to_the_search_and_from_row_to_row() {
+    let served = Served::new().await;
+    for message in ["first", "second", "third"] {
+        served.at.log("a", "INFO", message).await;
+    }
+    let browser = Browser::open(&served.at.url("/")).await;
+    browser.messages(&["first", "second", "third"]).await;
+    let focused =
+        "document.activeElement.querySelector?.('.message')?.textContent ?? document.activeElement.id";
+    // The first press goes to the last row; beyond an end it stays there.
+    for (key, row) in [("k", "third"), ("k", "second"), ("k", "first"), ("k", "first"), ("j", "second")] {
+        browser.press(key).await;
+        browser.sees(focused, row).await;
+    }
+    browser.press("/").await;
+    browser.sees(focused, "text").await;
+    // There the keys are text.
+    browser.press("j /").await;
+    browser.sees("document.activeElement.value", "j /").await;
+    browser.press("\u{e00c}").await;
+    browser.sees("document.activeElement === document.body", true).await;
+    browser.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_tell_the_day_of_another_day_and_the_year_of_another_year() {
     let served = Served::new().await;
     let now = jiff::Timestamp::now();
