@@ -1,8 +1,13 @@
 //! A group whose filters change: the latest subscription decides for all members, and no matching message is lost.
 
+use event_client::bus::Settings;
+use event_client::message::Message;
+use event_client::service::{Handler, Raw, Service, State};
 use event_client::subscription::Subscription;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::case::cases;
+use crate::events::{bus, channel, told};
 use crate::exam::Exam;
 use crate::message::{With, group, on, text};
 
@@ -13,6 +18,7 @@ cases! {
     a_member_that_stands_by_follows_the_latest_filters;
     filters_that_change_again_and_again_lose_nothing;
     what_waits_under_earlier_filters_still_comes;
+    a_drained_service_is_replaced_by_its_next_version;
 }
 
 /// Filters before and after, a subject that the new ones match, and one that they do not.
@@ -80,6 +86,30 @@ async fn the_next_subscription_decides(exam: Exam) {
 /// The same for a keyed group.
 async fn the_next_subscription_decides_for_a_keyed_group(exam: Exam) {
     decides(exam, true).await;
+}
+
+/// The same for services: the next version starts as soon as the one before has drained.
+async fn a_drained_service_is_replaced_by_its_next_version(exam: Exam) {
+    async fn keep(State(seen): State<UnboundedSender<Message>>, Raw(message): Raw) {
+        let _ = seen.send((*message).clone());
+    }
+    for (n, keyed) in [false, true].into_iter().enumerate() {
+        let (keeping, mut kept) = channel();
+        let ours = bus(&exam, Settings::default());
+        for (version, filter) in ["orders.a", "bills.b", "bills.>", "orders.>"].into_iter().enumerate() {
+            let handler = keep.plain().group(format!("g{n}"));
+            let handler = if keyed { handler.keyed() } else { handler };
+            let service = Service::new("billing").bus(ours.clone()).on_subject(filter, handler);
+            let service = exam.ok("the service", service.with_state(keeping.clone()).start()).await;
+            let wanted = filter.replace('>', "c");
+            for text in [format!("{version} at once"), format!("{version} later")] {
+                exam.publish(on(&wanted, text.as_str())).await;
+                let message = told(&exam, &text, &mut kept).await;
+                assert_eq!((message.subject.as_str(), &*message.payload), (wanted.as_str(), text.as_bytes()));
+            }
+            exam.ok("the drained service", service.drain()).await;
+        }
+    }
 }
 
 async fn follows(exam: Exam, keyed: bool) {

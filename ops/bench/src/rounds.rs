@@ -96,6 +96,8 @@ async fn one(args: &Args, server: &Server, run: &Run, name: &str, messages: usiz
 async fn child(task: &Task) -> Result<Outcome> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--child").arg(serde_json::to_string(task)?);
+    // The reason is the last line of standard error.
+    command.env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let Ok(done) = timeout(PATIENCE, command.output()).await else {
         bail!("not done within {PATIENCE:?}");

@@ -24,7 +24,7 @@ impl<const SURE: bool> Ours<SURE> {
     fn spec(&self) -> Result<Subscribe> {
         let filter = Pattern::new(format!("{}.>", self.place.name))?;
         let mut spec = Subscribe::group(Group::new(self.place.group())?, [filter]);
-        spec.start = Start::Earliest;
+        spec.start = if self.transport.capabilities().replay { Start::Earliest } else { Start::New };
         // Raw asks NATS for more when half is on its way: as much here.
         spec.credit = if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
         Ok(spec)
