@@ -17,12 +17,13 @@ use crate::subject::{Group, Pattern};
 use crate::subscription::Subscription;
 
 mod admin;
-mod finding;
-mod lanes;
+mod connect;
+mod diagnosis;
+mod headers;
+mod key_queue;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-mod open;
 mod provision;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
@@ -31,18 +32,17 @@ mod redis;
 mod requests;
 mod sqlite;
 mod topology;
-mod wire;
 
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
-pub use finding::{Finding, Verdict};
+pub(crate) use connect::URLS;
+pub use connect::open;
+pub use diagnosis::{Finding, Verdict};
+pub(crate) use headers::is_reserved;
 pub use memory::{MemoryConfig, MemoryTransport};
-pub(crate) use open::URLS;
-pub use open::open;
 pub use provision::Provision;
 pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 pub use sqlite::SqliteTransport;
 pub use topology::{Action, Change, Difference, GroupNeed, Topology};
-pub(crate) use wire::is_reserved;
 
 /// A way for messages to travel.
 ///
@@ -133,7 +133,7 @@ impl Capabilities {
     /// [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`], naming what is lacking; [`ErrorKind::InvalidName`] for an
     /// empty id, a content type that is no header's value, and `ce-` headers of a message that has no `ce-type`.
     pub fn check(&self, message: &Message) -> Result<()> {
-        wire::check(message)?;
+        headers::check(message)?;
         let lacks =
             |what: &str| Err(Error::new(ErrorKind::Unsupported, format!("`{}` has no {what}", self.name)));
         if message.size() > self.max_payload {

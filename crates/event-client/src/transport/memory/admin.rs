@@ -22,23 +22,29 @@ use crate::transport::{
 
 /// Dead letters by the order in which they died; each keeps its message's place in the log's accounts.
 #[derive(Debug, Default)]
-pub(super) struct Graveyard {
-    letters: BTreeMap<u64, Buried>,
+pub(super) struct DeadLetters {
+    letters: BTreeMap<u64, StoredDeadLetter>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Buried {
+struct StoredDeadLetter {
     group: Group,
     entry: Entry,
     rejection: Rejection,
     dead_at: Timestamp,
 }
 
-impl Graveyard {
-    pub(super) fn bury(&mut self, group: Group, entry: Entry, rejection: Rejection, dead_at: Timestamp) {
+impl DeadLetters {
+    pub(super) fn dead_letter(
+        &mut self,
+        group: Group,
+        entry: Entry,
+        rejection: Rejection,
+        dead_at: Timestamp,
+    ) {
         self.next += 1;
-        self.letters.insert(self.next, Buried { group, entry, rejection, dead_at });
+        self.letters.insert(self.next, StoredDeadLetter { group, entry, rejection, dead_at });
     }
 
     fn chosen(&self, filter: &DeadLetterFilter) -> Vec<u64> {
@@ -55,7 +61,7 @@ impl Graveyard {
     }
 }
 
-impl Buried {
+impl StoredDeadLetter {
     fn matches(&self, id: u64, filter: &DeadLetterFilter) -> bool {
         (filter.ids.is_empty() || filter.ids.contains(&name(id)))
             && filter.group.as_ref().is_none_or(|group| *group == self.group)

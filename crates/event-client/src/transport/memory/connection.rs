@@ -9,11 +9,11 @@ use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
 use super::MemoryConfig;
-use super::admin::Graveyard;
+use super::admin::DeadLetters;
 use super::group::GroupState;
 use super::log::{Log, Usage};
 use super::publish::{Dedup, Routes, Schedule};
-use super::requests::Switchboard;
+use super::requests::Rpc;
 use super::subscribe::Listeners;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
@@ -26,7 +26,7 @@ static NAMED: LazyLock<Mutex<HashMap<String, Weak<Bus>>>> = LazyLock::new(Mutex:
 pub(super) struct Bus {
     pub(super) config: MemoryConfig,
     state: Mutex<State>,
-    pub(super) calls: Switchboard,
+    pub(super) calls: Rpc,
     next_id: AtomicU64,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct State {
     pub(super) groups: Slab<GroupState>,
     pub(super) names: HashMap<Group, usize>,
     pub(super) listeners: Listeners,
-    pub(super) dead: Graveyard,
+    pub(super) dead: DeadLetters,
 }
 
 /// A durable group's place in [`State::groups`], valid as long as the group lives.
@@ -72,9 +72,9 @@ impl Bus {
                 groups: Slab::new(),
                 names: HashMap::new(),
                 listeners: Listeners::default(),
-                dead: Graveyard::default(),
+                dead: DeadLetters::default(),
             }),
-            calls: Switchboard::default(),
+            calls: Rpc::default(),
             next_id: AtomicU64::new(1),
             config,
         }))

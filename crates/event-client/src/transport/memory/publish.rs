@@ -18,12 +18,12 @@ use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, MessageId, Position};
 use crate::subject::Subject;
-use crate::transport::{Receipt, wire};
+use crate::transport::{Receipt, headers};
 
 /// Stores `message` and hands it to whoever waits.
 pub(super) fn publish(connection: &Connection, message: Message) -> Result<Receipt> {
     connection.check()?;
-    wire::check(&message).map_err(|error| error.with("subject", &message.subject))?;
+    headers::check(&message).map_err(|error| error.with("subject", &message.subject))?;
     let config = &connection.bus.config;
     check_size(&message, config)?;
     if message.durability > Durability::Default {

@@ -25,7 +25,7 @@ const FRAMES: usize = 64;
 
 /// Who serves which subject.
 #[derive(Debug, Default)]
-pub(super) struct Switchboard(Mutex<HashMap<Subject, Pool>>);
+pub(super) struct Rpc(Mutex<HashMap<Subject, Pool>>);
 
 #[derive(Debug, Default)]
 struct Pool {
@@ -54,7 +54,7 @@ enum Found {
     Nobody,
 }
 
-impl Switchboard {
+impl Rpc {
     fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Pool>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,7 +157,7 @@ fn serve(connection: &Connection, spec: Serve) -> Result<mpsc::Receiver<Incoming
 async fn call(connection: &Arc<Connection>, request: Message, within: Duration) -> Result<Replies> {
     connection.check()?;
     let config = &connection.bus.config;
-    crate::transport::wire::check(&request)?;
+    crate::transport::headers::check(&request)?;
     check_size(&request, config)?;
     let subject = request.subject.clone();
     let start = Instant::now();

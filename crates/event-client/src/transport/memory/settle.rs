@@ -13,13 +13,13 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Settles for one subscription.
 #[derive(Debug)]
-pub(super) struct Holder {
+pub(super) struct Settler {
     connection: Arc<Connection>,
     group: GroupRef,
     lease: Duration,
 }
 
-impl Holder {
+impl Settler {
     pub(super) fn new(connection: &Arc<Connection>, group: GroupRef, lease: Duration) -> Self {
         Self { connection: connection.clone(), group, lease }
     }
@@ -48,7 +48,7 @@ impl Holder {
             Settlement::Reject(rejection) => {
                 let name = group.name.clone();
                 // The letter takes over the entry's claim on its room.
-                state.dead.bury(name, group.finish(index), rejection, Timestamp::now());
+                state.dead.dead_letter(name, group.finish(index), rejection, Timestamp::now());
             }
             Settlement::Release => group.release(index),
             Settlement::Defer { after } => {
@@ -61,7 +61,7 @@ impl Holder {
     }
 }
 
-impl Settle for Holder {
+impl Settle for Settler {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
         Confirm::ready(self.apply(token, settlement))
     }

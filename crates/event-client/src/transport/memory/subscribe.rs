@@ -11,7 +11,7 @@ use super::connection::{Connection, GroupRef, State};
 use super::group::{Entry, Fetched, GroupState};
 use super::log::Log;
 use super::publish::count_expired;
-use super::settle::Holder;
+use super::settle::Settler;
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Settle};
 use crate::error::{Error, ErrorKind, Result};
@@ -192,7 +192,7 @@ impl Drop for Membership {
 }
 
 async fn feed_member(feed: Feed, member: Membership) {
-    let settle: Arc<dyn Settle> = Arc::new(Holder::new(&member.connection, member.group, member.lease));
+    let settle: Arc<dyn Settle> = Arc::new(Settler::new(&member.connection, member.group, member.lease));
     let mut batch = Vec::with_capacity(feed.free().min(BATCH));
     feed.report(Health::Live);
     while room(&feed, &member.connection).await {

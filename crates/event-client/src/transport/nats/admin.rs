@@ -13,9 +13,9 @@ use super::connection::Connection;
 use super::group::{From, Record};
 use super::keyed::{Mark, REPLAYS};
 use super::member::Source;
+use super::names::{self, Kind, token};
 use super::presence::MemberStatus;
 use super::settle::Attempt;
-use super::topology::{self, Kind, token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::topology::compare_group;
@@ -29,11 +29,16 @@ fn unknown(group: &Group) -> Error {
 }
 
 impl Connection {
-    async fn status(&self, group: Group, record: &Record, everybody: &[MemberStatus]) -> Result<GroupStatus> {
+    async fn status(
+        &self,
+        group: Group,
+        record: &Record,
+        all_members: &[MemberStatus],
+    ) -> Result<GroupStatus> {
         let mut status = GroupStatus::new(group.clone(), record.patterns());
         let (mut unsettled, now) = (0, Timestamp::now().as_millisecond());
         let mut oldest: Option<Timestamp> = None;
-        let name = topology::consumer(&group, record.epoch);
+        let name = names::consumer(&group, record.epoch);
         let topics = self.topics_of(record).await?;
         if record.keyed {
             (unsettled, oldest) = self.keyed_status(&mut status, record, &topics, now).await?;
@@ -42,7 +47,7 @@ impl Connection {
         let mut sources: Vec<_> =
             topics.iter().map(|topic| (self.names.stream(topic), name.clone())).collect();
         if record.replays && !record.keyed {
-            sources.push((self.names.work(), topology::consumer(&group, 0)));
+            sources.push((self.names.work(), names::consumer(&group, 0)));
         }
         for (stream, consumer) in sources {
             let Some(info) = self.consumer_info(&stream, &consumer).await? else { continue };
@@ -62,7 +67,7 @@ impl Connection {
                 oldest = Some(oldest.map_or(first.time, |oldest| oldest.min(first.time)));
             }
         }
-        let own = everybody.iter().filter(|member| member.group == group.as_str());
+        let own = all_members.iter().filter(|member| member.group == group.as_str());
         (status.members, status.in_flight) =
             own.fold((0, 0), |(count, out), member| (count + 1, out + member.out));
         status.waiting = u64::saturating_sub(unsettled, status.in_flight);
@@ -114,10 +119,10 @@ impl Connection {
             return Ok(Vec::new());
         }
         // What members have, before what the server still owes: a message that goes in between counts once.
-        let everybody = self.everybody().await?;
+        let all_members = self.all_members().await?;
         let statuses = groups.into_iter().map(|(group, record)| {
-            let everybody = &everybody;
-            async move { self.status(group, &record, everybody).await }
+            let all_members = &all_members;
+            async move { self.status(group, &record, all_members).await }
         });
         let mut all = futures_util::future::try_join_all(statuses).await?;
         all.sort_by(|a, b| a.group.cmp(&b.group));
@@ -149,7 +154,7 @@ impl Connection {
 
     /// The consumers of a group's record, and what is known of their messages.
     async fn drop_consumers(&self, group: &Group, record: &Record) -> Result<()> {
-        let name = topology::consumer(group, record.epoch);
+        let name = names::consumer(group, record.epoch);
         for topic in self.topics_of(record).await? {
             let stream = self.names.stream(&topic);
             self.delete_consumer(&stream, &name).await?;
@@ -174,7 +179,7 @@ impl Connection {
         }
         self.drop_consumers(group, &stored.value).await?;
         if stored.value.replays {
-            self.delete_consumer(&self.names.work(), &topology::consumer(group, 0)).await?;
+            self.delete_consumer(&self.names.work(), &names::consumer(group, 0)).await?;
         }
         let state = self.names.state();
         // The record stays and says that the group was deleted: one that is missing is made again by its members.
@@ -204,7 +209,7 @@ impl Connection {
 
     /// Consumers that a group needs and that are not there.
     async fn missing_consumers(&self, group: &Group, record: &Record) -> Result<Vec<Change>> {
-        let name = topology::consumer(group, record.epoch);
+        let name = names::consumer(group, record.epoch);
         let mut changes = Vec::new();
         let topics = if record.keyed { Vec::new() } else { self.topics_of(record).await? };
         for stream in topics.iter().map(|topic| self.names.stream(topic)) {
@@ -263,7 +268,7 @@ impl NatsTransport {
         step: impl Future<Output = Result<T>> + Send + 'a,
     ) -> BoxFuture<'a, Result<T>> {
         Box::pin(async move {
-            if self.connection.courier.is_closing() {
+            if self.connection.outbound.is_closing() {
                 return Err(super::error::closed().during(operation));
             }
             step.await.map_err(|error| error.during(operation))

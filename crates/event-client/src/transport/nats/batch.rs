@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::api::ApiError;
 use super::connection::Connection;
-use super::ticket::{Ack, Ticket};
-use super::{publish, wire};
+use super::pub_ack::{Ack, PendingPublish};
+use super::{codec, publish};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
@@ -41,7 +41,7 @@ pub(super) struct Item {
     pub(super) subject: NatsSubject,
     pub(super) headers: HeaderMap,
     pub(super) message: Message,
-    pub(super) answer: Ticket,
+    pub(super) answer: PendingPublish,
     pub(super) deadline: Instant,
 }
 
@@ -171,11 +171,11 @@ impl Connection {
 
     /// Each on its own, in order; waits until the last is answered for.
     async fn store_singly(self: &Arc<Self>, items: Vec<Item>) {
-        let mut waiting: Vec<(Ticket, Confirm<Receipt>)> = Vec::with_capacity(items.len());
+        let mut waiting: Vec<(PendingPublish, Confirm<Receipt>)> = Vec::with_capacity(items.len());
         for item in items {
-            let (answer, confirm) = Ticket::free();
+            let (answer, confirm) = PendingPublish::free();
             waiting.push((item.answer, confirm));
-            self.courier.publish(item.subject, item.headers, item.message, answer, item.deadline);
+            self.outbound.publish(item.subject, item.headers, item.message, answer, item.deadline);
         }
         for (answer, confirm) in waiting {
             answer.send(confirm.await);
@@ -189,16 +189,16 @@ impl Connection {
         let mut commit = None;
         for (at, item) in items.iter().enumerate() {
             let mut headers = item.headers.clone();
-            wire::put(&mut headers, "Nats-Batch-Id", &id);
-            wire::put(&mut headers, "Nats-Batch-Sequence", &(at + 1).to_string());
+            codec::put(&mut headers, "Nats-Batch-Id", &id);
+            codec::put(&mut headers, "Nats-Batch-Sequence", &(at + 1).to_string());
             let payload = item.message.payload.clone();
             if at + 1 < count {
                 let subject = item.subject.clone();
-                self.courier.send(OutboundMessage { subject, reply: None, payload, headers: Some(headers) });
+                self.outbound.send(OutboundMessage { subject, reply: None, payload, headers: Some(headers) });
             } else {
-                wire::put(&mut headers, "Nats-Batch-Commit", "1");
+                codec::put(&mut headers, "Nats-Batch-Commit", "1");
                 let subject = item.subject.clone();
-                commit = Some(self.courier.ask(subject, Some(headers), payload, deadline));
+                commit = Some(self.outbound.ask(subject, Some(headers), payload, deadline));
             }
         }
         let outcome = outcome(commit.expect("there is a last one").await, count);

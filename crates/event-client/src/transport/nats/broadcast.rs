@@ -16,10 +16,10 @@ use super::connection::Connection;
 use super::fetch::count_expired;
 use super::group::{Floor, From};
 use super::member::Source;
-use super::pull::{Pulls, Said};
-use super::trouble::Trouble;
-use super::unreadable::defect;
-use super::{topology, wire};
+use super::outage::Outage;
+use super::poison::defect;
+use super::pull::{PullStatus, Pulls};
+use super::{codec, names};
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
@@ -48,7 +48,7 @@ struct Listener {
     behind: bool,
     /// When to look into gaps.
     look: Option<Instant>,
-    trouble: Trouble,
+    outage: Outage,
 }
 
 /// How far a topic is heard.
@@ -75,7 +75,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
     let mut listener = Listener {
         messages: listen(format!("{inbox}.>")).await?,
         news: listen(connection.names.news()).await?,
-        pulls: Pulls::new(connection.courier.clone(), inbox.clone()),
+        pulls: Pulls::new(connection.outbound.clone(), inbox.clone()),
         connection: connection.clone(),
         feed,
         filters: spec.filters,
@@ -84,7 +84,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         places: HashMap::new(),
         behind: false,
         look: None,
-        trouble: Trouble::default(),
+        outage: Outage::default(),
     };
     listener.scan().await?;
     // What comes to be from now on is new from its beginning.
@@ -130,7 +130,7 @@ impl Listener {
             "inactive_threshold": super::api::nanos(Duration::from_secs(60)),
         });
         // Several filters would be one more thing that an old server ignores: what is too much is sorted out here.
-        if let [filter] = topology::cover(reaching, topic, false).as_slice() {
+        if let [filter] = names::cover(reaching, topic, false).as_slice() {
             config["filter_subject"] = json!(self.connection.names.event(filter));
         }
         let made = self.connection.stand(topic).await?;
@@ -158,11 +158,11 @@ impl Listener {
         let mut rescan = Instant::now() + RESCAN;
         self.feed.report(Health::Live);
         loop {
-            // Looked at once: a slot that is given back meanwhile is heard of below.
+            // Read once; slots that are released after this wake the `slot` branch below.
             let free = self.feed.free();
             let (wake, silent) = self.pulls.top_up(free);
             if silent {
-                self.trouble("a pull was not answered");
+                self.begin_outage("a pull was not answered");
                 self.renew().await;
             }
             let next = [wake, self.look].into_iter().flatten().fold(rescan, Instant::min);
@@ -171,9 +171,9 @@ impl Listener {
             tokio::select! {
                 message = self.messages.next(), if !full => {
                     let Some(message) = message else { break };
-                    self.hear(message).await;
+                    self.on_message(message).await;
                     while self.feed.free() > 0 && let Some(Some(message)) = self.messages.next().now_or_never() {
-                        self.hear(message).await;
+                        self.on_message(message).await;
                     }
                 }
                 slot = self.feed.slot(), if full => drop(slot),
@@ -182,7 +182,7 @@ impl Listener {
                 () = tokio::time::sleep_until(next) => {}
                 () = stopped.cancelled() => break,
                 () = closed.cancelled() => break,
-                () = self.connection.courier.closing() => break,
+                () = self.connection.outbound.closing() => break,
             }
             if self.look.is_some_and(|at| Instant::now() >= at) {
                 self.count_missed().await;
@@ -199,22 +199,22 @@ impl Listener {
         }
     }
 
-    async fn hear(&mut self, message: async_nats::Message) {
+    async fn on_message(&mut self, message: async_nats::Message) {
         if let Some(status) = message.status
             && message.reply.is_none()
         {
             match self.pulls.status(&message, status) {
-                Said::Well => self.well(),
-                Said::Trouble(text) => {
-                    self.trouble(&text);
+                PullStatus::Alive => self.end_outage(),
+                PullStatus::Failed(text) => {
+                    self.begin_outage(&text);
                     self.renew().await;
                 }
-                Said::Nothing => {}
+                PullStatus::Ignored => {}
             }
             return;
         }
         let Some(reply) = message.reply.clone() else { return };
-        let Some(ack) = wire::AckInfo::read(&reply) else { return };
+        let Some(ack) = codec::AckInfo::read(&reply) else { return };
         if self.pulls.received(ack.stream, ack.consumer, Instant::now()).is_none() {
             return;
         }
@@ -222,7 +222,7 @@ impl Listener {
         let Some(place) = self.places.get_mut(topic) else { return };
         if ack.turn != place.turn + 1 {
             // One before it was lost on its way: this one comes again behind it.
-            self.trouble("messages were lost on their way");
+            self.begin_outage("messages were lost on their way");
             return self.renew().await;
         }
         if self.behind && ack.sequence > place.next {
@@ -231,11 +231,11 @@ impl Listener {
             self.look.get_or_insert_with(|| Instant::now() + LOOK);
         }
         (place.next, place.turn) = (ack.sequence + 1, ack.turn);
-        let Some(subject) = wire::subject(&self.connection.names, &message.subject) else { return };
+        let Some(subject) = codec::subject(&self.connection.names, &message.subject) else { return };
         if !self.filters.iter().any(|filter| filter.matches(&subject)) {
             return;
         }
-        let decoded = wire::message(message.headers.as_ref(), message.payload, subject, || ack.id());
+        let decoded = codec::message(message.headers.as_ref(), message.payload, subject, || ack.id());
         if decoded.expires_at.is_some_and(|at| at <= jiff::Timestamp::now()) {
             return count_expired();
         }
@@ -252,7 +252,7 @@ impl Listener {
         for (topic, place) in &mut self.places {
             let Some((from, size)) = place.gap.take() else { continue };
             let stream = self.connection.names.stream(topic);
-            let info: Result<topology::StreamInfo, _> =
+            let info: Result<names::StreamInfo, _> =
                 self.connection.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
             match info {
                 Ok(info) => self.feed.missed("nats", info.state.first_seq.saturating_sub(from).min(size)),
@@ -267,7 +267,7 @@ impl Listener {
 
     async fn rescan(&mut self) {
         if let Err(error) = self.scan().await {
-            self.trouble(&error.to_string());
+            self.begin_outage(&error.to_string());
         }
     }
 
@@ -279,7 +279,7 @@ impl Listener {
             match self.connection.consumer_info(&source.stream, &source.consumer).await {
                 Ok(Some(info)) => self.go_back(&source, info.delivered.stream_seq).await,
                 Ok(None) => self.pulls.remove(&source),
-                Err(error) => self.trouble(&error.to_string()),
+                Err(error) => self.begin_outage(&error.to_string()),
             }
         }
         self.rescan().await;
@@ -294,10 +294,10 @@ impl Listener {
         while next <= delivered {
             let raw = match self.connection.read_raw(&source.stream, json!({ "seq": next })).await {
                 Ok(raw) => raw,
-                Err(error) => return self.trouble(&error.to_string()),
+                Err(error) => return self.begin_outage(&error.to_string()),
             };
             if let Some(raw) = raw {
-                let subject = wire::subject(&self.connection.names, &raw.subject);
+                let subject = codec::subject(&self.connection.names, &raw.subject);
                 let wanted =
                     subject.is_some_and(|own| self.filters.iter().any(|filter| filter.matches(&own)));
                 match defect(&raw) {
@@ -319,14 +319,14 @@ impl Listener {
         let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
     }
 
-    fn trouble(&mut self, what: &str) {
-        if self.trouble.begins(&self.feed, what) {
+    fn begin_outage(&mut self, what: &str) {
+        if self.outage.begins(&self.feed, what) {
             tracing::warn!(inbox = %self.inbox, error = what, "a broadcast is interrupted; it is tried again");
         }
     }
 
-    fn well(&mut self) {
-        if self.trouble.ends(&self.feed) {
+    fn end_outage(&mut self) {
+        if self.outage.ends(&self.feed) {
             tracing::info!(inbox = %self.inbox, "a broadcast goes on");
         }
     }

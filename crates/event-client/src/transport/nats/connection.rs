@@ -15,10 +15,10 @@ use tokio_util::task::TaskTracker;
 
 use super::api::Failure;
 use super::config::{Config, Login};
-use super::courier::Courier;
 use super::error::{Denied, connect};
+use super::names::Names;
+use super::outbound::Outbound;
 use super::presence::Participant;
-use super::topology::Names;
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::Capabilities;
@@ -35,9 +35,9 @@ pub(super) struct Connection {
     /// Topics whose stream is known to be there.
     pub(super) topics_seen: super::publish::Topics,
     pub(super) client: Client,
-    pub(super) courier: Arc<Courier>,
+    pub(super) outbound: Arc<Outbound>,
     pub(super) batches: super::batch::Batches,
-    pub(super) unconfirmed: super::ticket::Room,
+    pub(super) unconfirmed: super::pub_ack::InflightBudget,
     /// Names this connection among all that use the namespace.
     pub(super) id: SmolStr,
     pub(super) version: (u32, u32),
@@ -55,7 +55,7 @@ pub(super) struct Connection {
     pub(super) members: Mutex<Vec<Weak<dyn Participant>>>,
     pub(super) calls: super::requests::Calls,
     pub(super) served: super::reply::Served,
-    pub(super) services: super::services::Services,
+    pub(super) services: super::micro::Services,
     /// Set once this connection answers for its members.
     pub(super) present: tokio::sync::OnceCell<()>,
     /// Set once the stream of dead letters is known to be there.
@@ -126,16 +126,16 @@ impl Connection {
         capabilities.replay = true;
         capabilities.cross_topic = true;
         capabilities.keyed_members = 1;
-        let courier = Courier::new(client.clone(), config.publish_timeout);
+        let outbound = Outbound::new(client.clone(), config.publish_timeout);
         let counts = client.statistics();
         let connection = Arc::new(Self {
             config,
             names,
             topics_seen: super::publish::Topics::default(),
             client,
-            courier,
+            outbound,
             batches: super::batch::Batches::default(),
-            unconfirmed: super::ticket::Room::default(),
+            unconfirmed: super::pub_ack::InflightBudget::default(),
             id,
             version,
             max_wire,
@@ -148,7 +148,7 @@ impl Connection {
             members: Mutex::default(),
             calls: super::requests::Calls::default(),
             served: super::reply::Served::default(),
-            services: super::services::Services::default(),
+            services: super::micro::Services::default(),
             present: tokio::sync::OnceCell::new(),
             dead_ready: std::sync::OnceLock::new(),
             work_ready: std::sync::atomic::AtomicBool::new(false),
@@ -156,7 +156,7 @@ impl Connection {
             next: AtomicU64::new(1),
         });
         connection.check_jetstream().await?;
-        Courier::start(&connection).await?;
+        Outbound::start(&connection).await?;
         Ok((connection, capabilities))
     }
 
@@ -214,7 +214,7 @@ impl Connection {
     }
 
     /// Takes up a member.
-    pub(super) fn take_up(&self, member: &Arc<dyn Participant>) {
+    pub(super) fn add_member(&self, member: &Arc<dyn Participant>) {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.push(Arc::downgrade(member));
     }
@@ -242,31 +242,31 @@ impl Connection {
 
     /// Ends everything at once; whoever waits is told that the connection is closed.
     fn break_off(&self) {
-        self.courier.stop_taking();
+        self.outbound.stop_taking();
         self.closed.cancel();
         self.let_go_of_calls();
-        self.courier.abandon();
+        self.outbound.abandon();
         self.batches.abandon();
         self.topics_seen.abandon();
     }
 
     /// Settles, flushes and closes. Once is enough; whoever comes second waits for the first.
     pub(super) async fn close(&self) {
-        self.courier.stop_taking();
+        self.outbound.stop_taking();
         self.let_go_of_calls();
         let members = self.live_members();
         futures_util::future::join_all(members.iter().map(|member| member.close())).await;
-        self.be_absent().await;
+        self.withdraw_presence().await;
         let patience = self.config.publish_timeout.min(Duration::from_secs(5));
         let stored = async {
             self.batches.idle().await;
-            self.courier.idle().await;
+            self.outbound.idle().await;
         };
         let _ = tokio::time::timeout(patience, stored).await;
         self.closed.cancel();
         self.tasks.close();
         let _ = tokio::time::timeout(patience, self.tasks.wait()).await;
-        self.courier.abandon();
+        self.outbound.abandon();
         let _ = tokio::time::timeout(patience, self.client.flush()).await;
         let _ = self.client.drain().await;
     }
@@ -293,12 +293,12 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
         Login::User(user, password) => ConnectOptions::with_user_and_password(user.clone(), password.clone()),
         Login::Token(token) => ConnectOptions::with_token(token.clone()),
         Login::Nkey(path) => {
-            let seed = std::fs::read_to_string(path).map_err(|error| unreadable("nkey", path, error))?;
+            let seed = std::fs::read_to_string(path).map_err(|error| poison("nkey", path, error))?;
             ConnectOptions::with_nkey(seed.trim().to_owned())
         }
-        Login::Creds(path) => ConnectOptions::with_credentials_file(path)
-            .await
-            .map_err(|error| unreadable("creds", path, error))?,
+        Login::Creds(path) => {
+            ConnectOptions::with_credentials_file(path).await.map_err(|error| poison("creds", path, error))?
+        }
     };
     options = options
         .name("backbone")
@@ -334,7 +334,7 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
         ("key", config.cert.as_ref().map(|(_, key)| key)),
     ] {
         if let Some(path) = path {
-            std::fs::File::open(path).map_err(|error| unreadable(option, path, error))?;
+            std::fs::File::open(path).map_err(|error| poison(option, path, error))?;
         }
     }
     if let Some(ca) = &config.ca {
@@ -351,7 +351,7 @@ async fn dial(config: &Config, events: Arc<Events>) -> Result<Client> {
     }
 }
 
-fn unreadable(option: &'static str, path: &std::path::Path, error: std::io::Error) -> Error {
+fn poison(option: &'static str, path: &std::path::Path, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Config, format!("the file of option `{option}` cannot be used"))
         .with("path", path.display())
         .because(error)

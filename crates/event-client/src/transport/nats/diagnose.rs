@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use super::api::Failure;
 use super::config::{Login, Storage};
 use super::connection::Connection;
-use super::topology::Kind;
+use super::names::Kind;
 use crate::error::{Error, Result};
 use crate::transport::Finding;
-use crate::transport::finding::{clock, plain_text, room};
+use crate::transport::diagnosis::{clock, plain_text, room};
 
 /// Servers before this one lack what saves consumers and round trips.
 const BETTER: (u32, u32) = (2, 10);

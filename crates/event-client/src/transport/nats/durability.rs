@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::config::{Config, Storage};
 use super::connection::Connection;
-use super::topology::StreamInfo;
+use super::names::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 

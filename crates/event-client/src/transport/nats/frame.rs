@@ -4,11 +4,11 @@ use async_nats::{HeaderMap, Message as NatsMessage};
 use bytes::Bytes;
 use smol_str::SmolStr;
 
-use super::wire;
+use super::codec;
 use crate::message::{Headers, Message, MessageId};
 use crate::status::{Code, STATUS, STATUS_MESSAGE};
 use crate::subject::Subject;
-use crate::transport::{Frame, wire as names};
+use crate::transport::{Frame, headers};
 
 /// A frame's headers as a message's; the id means nothing.
 fn vessel(headers: Headers, content_type: SmolStr) -> Message {
@@ -22,16 +22,17 @@ fn vessel(headers: Headers, content_type: SmolStr) -> Message {
 /// The headers of a frame.
 pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
     let message = vessel(std::mem::take(&mut frame.headers), frame.content_type.clone());
-    let mut headers = wire::headers(&message);
+    let mut headers = codec::headers(&message);
     frame.headers = message.headers;
-    headers.insert(names::FRAME, if frame.last { "last" } else { "more" });
+    headers.insert(headers::FRAME, if frame.last { "last" } else { "more" });
     headers
 }
 
 pub(super) fn read_frame(message: NatsMessage) -> Frame {
-    let last = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME)) != Some("more");
+    let last =
+        message.headers.as_ref().and_then(|headers| codec::get(headers, headers::FRAME)) != Some("more");
     let subject = Subject::new("frame").expect("a valid name");
-    let read = wire::message(message.headers.as_ref(), message.payload, subject, || {
+    let read = codec::message(message.headers.as_ref(), message.payload, subject, || {
         MessageId::Text(SmolStr::default())
     });
     Frame { headers: read.headers, content_type: read.content_type, payload: read.payload, last }
@@ -39,8 +40,8 @@ pub(super) fn read_frame(message: NatsMessage) -> Frame {
 
 pub(super) fn error_headers(code: u16, text: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    wire::put(&mut headers, "Nats-Service-Error", text);
-    wire::put(&mut headers, "Nats-Service-Error-Code", &code.to_string());
+    codec::put(&mut headers, "Nats-Service-Error", text);
+    codec::put(&mut headers, "Nats-Service-Error-Code", &code.to_string());
     headers
 }
 
@@ -50,12 +51,12 @@ pub(super) fn failure(frame: &Frame, headers: &mut HeaderMap) -> Option<SmolStr>
     if code == Code::Ok {
         return None;
     }
-    let text = frame.headers.get(STATUS_MESSAGE).map(names::unescape).filter(|text| !text.is_empty());
+    let text = frame.headers.get(STATUS_MESSAGE).map(headers::unescape).filter(|text| !text.is_empty());
     let text = text.unwrap_or_else(|| code.as_str().into());
     let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     for (name, values) in error_headers(code.http(), line.trim()).iter() {
         if let Some(value) = values.first() {
-            wire::put(headers, name.as_ref(), value.as_str());
+            codec::put(headers, name.as_ref(), value.as_str());
         }
     }
     Some(text)

@@ -13,11 +13,11 @@ use smol_str::SmolStr;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
+use super::codec::AckInfo;
 use super::connection::Connection;
-use super::doubt::Spoken;
+use super::double_ack::AckLog;
 use super::group::{ConsumerInfo, From};
 use super::presence::{MemberStatus, Participant};
-use super::wire::AckInfo;
 use crate::bounds;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
@@ -29,9 +29,9 @@ pub(super) struct Member {
     pub(super) connection: Arc<Connection>,
     pub(super) group: Group,
     lease_ms: AtomicU64,
-    hand: Mutex<Hand>,
+    in_flight: Mutex<InFlight>,
     /// To the task that fetches.
-    pub(super) orders: mpsc::UnboundedSender<Order>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
     /// Fetching; a released message may come back by itself.
     pub(super) live: AtomicBool,
     /// Settlements under way that take several steps.
@@ -43,10 +43,10 @@ pub(super) struct Member {
     pub(super) ended: watch::Sender<bool>,
 }
 
-/// What the fetching task is told.
-pub(super) enum Order {
-    /// What it fetches from may not stand any more.
-    Doubt,
+/// A command to the fetching task.
+pub(super) enum Command {
+    /// Check that the group's record, streams and consumers still exist.
+    Verify,
 }
 
 /// Where a member fetches: a consumer of a stream.
@@ -57,7 +57,7 @@ pub(super) struct Source {
     /// Copies, not originals: who they are is in their headers.
     pub(super) copies: bool,
     /// What was said to it.
-    pub(super) spoken: Spoken,
+    pub(super) ack_log: AckLog,
     /// The highest place that it has sent.
     highest: AtomicU64,
     /// When it was created, which tells it from another of its name.
@@ -72,7 +72,7 @@ impl Source {
             stream: stream.into(),
             consumer,
             copies,
-            spoken: Spoken::default(),
+            ack_log: AckLog::default(),
             highest: AtomicU64::default(),
             created: None,
             floor: AtomicU64::default(),
@@ -105,7 +105,7 @@ impl Source {
 
 /// What is out.
 #[derive(Default)]
-pub(super) struct Hand {
+pub(super) struct InFlight {
     entries: Slab<Entry>,
     generation: u32,
     /// What was settled for good last, by source, place and time of publication.
@@ -154,15 +154,15 @@ impl Member {
         connection: Arc<Connection>,
         group: Group,
         lease: Duration,
-        orders: mpsc::UnboundedSender<Order>,
+        commands: mpsc::UnboundedSender<Command>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             connection,
             group,
             lease_ms: AtomicU64::new(bounds::millis(lease)),
-            hand: Mutex::default(),
-            orders,
+            in_flight: Mutex::default(),
+            commands,
             live: AtomicBool::new(true),
             busy: AtomicU64::new(0),
             idle: Notify::new(),
@@ -171,8 +171,8 @@ impl Member {
         })
     }
 
-    pub(super) fn hand(&self) -> MutexGuard<'_, Hand> {
-        self.hand.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn lease(&self) -> Duration {
@@ -204,7 +204,7 @@ impl Member {
 impl Participant for Member {
     fn status(&self) -> Option<MemberStatus> {
         let live = self.live.load(Ordering::Acquire);
-        live.then(|| MemberStatus { group: self.group.as_str().into(), out: self.hand().out() })
+        live.then(|| MemberStatus { group: self.group.as_str().into(), out: self.in_flight().out() })
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -223,7 +223,7 @@ impl std::fmt::Debug for Member {
     }
 }
 
-impl Hand {
+impl InFlight {
     /// Takes a message in.
     pub(super) fn insert(&mut self, mut entry: Entry) -> Token {
         self.generation = self.generation.wrapping_add(1);

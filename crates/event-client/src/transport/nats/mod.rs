@@ -1,7 +1,7 @@
 //! `nats://HOST:PORT`: NATS JetStream, 2.9 or newer, used the way its experts would.
 //!
 //! ```text
-//!   publish ─▶ courier ─▶ stream EVT_<ns>_<topic>  ◀─ durable pull consumer per group ─▶ fetch ─▶ Subscription
+//!   publish ─▶ outbound ▶ stream EVT_<ns>_<topic>  ◀─ durable pull consumer per group ─▶ fetch ─▶ Subscription
 //!                                  ▲                        ▲                                          │
 //!      WRK_<ns> delayed ───────────┘     WRK_<ns> replays ──┘        SYS_<ns> records ◀── settle ◀─ Delivery
 //!                                                                    DLQ_<ns> dead letters ◀──┘
@@ -10,9 +10,9 @@
 //! - **One stream per topic**, Limits retention: a group that comes later, or was away, misses nothing.
 //! - **Attempts are counted here.** The server's delivery count knows nothing of releases, so what was released, or
 //!   waits for a retry, is on record in the state stream; only redeliveries read it.
-//! - **A lease is certain only as far as the server confirmed it**: renewals are asked for each third of it, and whoever
-//!   settles later than that is told, though the server would take any late acknowledgement.
-//! - **Acknowledgements are sent at once and confirmed on demand**: one question stands for all before it.
+//! - **A lease is valid until its last confirmed renewal**; renewals are sent every third of the lease. Settling later
+//!   returns `LeaseLost`, although the server would still accept the acknowledgement.
+//! - **Acknowledgements are sent at once and confirmed on demand**: one confirmed acknowledgement proves all earlier ones.
 //! - **Order per key** needs one working member per group, for the server redelivers behind what came later. The others
 //!   stand by. The one that leads reads the streams itself and writes one record of how far the group is (`keyed/`).
 //!   Pinned clients of 2.11 would not do: their acknowledgements are taken from whoever was overtaken, too.
@@ -37,35 +37,35 @@ mod admin;
 mod api;
 mod batch;
 mod broadcast;
+mod codec;
 mod config;
 mod connection;
-mod courier;
-mod dead;
-mod delay;
+mod dead_letters;
+mod delayed;
 mod diagnose;
-mod doubt;
+mod double_ack;
 mod durability;
 mod error;
 mod fetch;
 mod frame;
 mod group;
 mod keyed;
+mod kv;
 mod member;
+mod micro;
+mod names;
+mod outage;
+mod outbound;
+mod poison;
 mod presence;
+mod pub_ack;
 mod publish;
 mod pull;
 mod reply;
 mod requests;
 mod serve;
-mod services;
 mod settle;
-mod state;
 mod subscribe;
-mod ticket;
-mod topology;
-mod trouble;
-mod unreadable;
-mod wire;
 
 use connection::Connection;
 

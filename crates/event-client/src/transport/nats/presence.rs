@@ -10,7 +10,7 @@ use smol_str::SmolStr;
 
 use super::api::Failure;
 use super::connection::Connection;
-use super::topology::Kind;
+use super::names::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 
@@ -38,7 +38,7 @@ struct Present {
 
 impl Connection {
     /// Puts this connection on record and answers for its members from now on.
-    pub(super) async fn be_present(self: &Arc<Self>) -> Result<()> {
+    pub(super) async fn announce_presence(self: &Arc<Self>) -> Result<()> {
         self.present
             .get_or_try_init(|| async {
                 self.ensure_stream(Kind::State).await?;
@@ -61,7 +61,7 @@ impl Connection {
                         };
                         if let Some(reply) = question.reply {
                             let answer = serde_json::to_vec(&connection.own_members()).expect("plain data");
-                            connection.courier.say(reply, None, answer.into());
+                            connection.outbound.send_bare(reply, None, answer.into());
                         }
                     }
                 });
@@ -77,7 +77,7 @@ impl Connection {
         self.write(&record, &Present { pid: std::process::id() }, 0).await.map(drop)
     }
 
-    pub(super) async fn be_absent(&self) {
+    pub(super) async fn withdraw_presence(&self) {
         if self.present.initialized() {
             let _ = self.purge(&self.names.state(), &self.names.record("conn", &self.id)).await;
         }
@@ -88,7 +88,7 @@ impl Connection {
     }
 
     /// Every member that is there now, of all groups.
-    pub(super) async fn everybody(&self) -> Result<Vec<MemberStatus>> {
+    pub(super) async fn all_members(&self) -> Result<Vec<MemberStatus>> {
         let prefix = self.names.record("conn", "");
         let records = self.subjects(&self.names.state(), &self.names.record("conn", ">")).await?;
         let asks = records.iter().filter_map(|(subject, _)| {
@@ -118,7 +118,7 @@ impl Connection {
     }
 
     pub(super) async fn count_members(&self, group: &Group) -> Result<u64> {
-        let everybody = self.everybody().await?;
-        Ok(everybody.iter().filter(|member| member.group == group.as_str()).count() as u64)
+        let all_members = self.all_members().await?;
+        Ok(all_members.iter().filter(|member| member.group == group.as_str()).count() as u64)
     }
 }

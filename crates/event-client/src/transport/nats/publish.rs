@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::NatsTransport;
 use super::batch::{self, Batches, Item};
+use super::codec;
 use super::connection::Connection;
-use super::ticket::Ticket;
-use super::topology::Kind;
-use super::wire;
+use super::names::Kind;
+use super::pub_ack::PendingPublish;
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
-use crate::transport::{Receipt, wire as names};
+use crate::transport::{Receipt, headers};
 
 /// Pause before a message is sent again that the server was not ready for.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -31,7 +31,7 @@ enum Topic {
     /// The stream is there; whether it takes batches.
     Ready(bool),
     /// Being looked at; these wait for it, in order.
-    Opening(Vec<(Message, Ticket, Instant)>),
+    Opening(Vec<(Message, PendingPublish, Instant)>),
 }
 
 impl std::fmt::Debug for Topic {
@@ -63,19 +63,19 @@ impl Topics {
 impl NatsTransport {
     pub(super) fn send(&self, message: Message) -> Confirm<Receipt> {
         let connection = &self.connection;
-        if connection.courier.is_closing() {
+        if connection.outbound.is_closing() {
             return Confirm::ready(Err(super::error::closed()));
         }
         if let Err(error) = self.capabilities.check(&message) {
             return Confirm::ready(Err(error));
         }
-        let (answer, confirm) = match connection.unconfirmed.enter(&message) {
+        let (answer, confirm) = match connection.unconfirmed.reserve(&message) {
             Ok(entered) => entered,
             Err(error) => return Confirm::ready(Err(error)),
         };
         let deadline = Instant::now() + connection.config.publish_timeout;
         if message.deliver_at.is_some_and(|at| at > Timestamp::now()) {
-            super::delay::publish(connection, message, answer);
+            super::delayed::publish(connection, message, answer);
             return confirm;
         }
         let mut topics = connection.topics_seen.lock();
@@ -131,13 +131,13 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
 fn dispatch(
     connection: &Arc<Connection>,
     message: Message,
-    answer: Ticket,
+    answer: PendingPublish,
     deadline: Instant,
     batches: bool,
 ) {
-    let mut headers = wire::headers(&message);
+    let mut headers = codec::headers(&message);
     if message.dedup {
-        wire::put(&mut headers, wire::DEDUP_ID, &names::escape(&message.id.to_string()).to_string());
+        codec::put(&mut headers, codec::DEDUP_ID, &headers::escape(&message.id.to_string()).to_string());
     }
     if let Err(error) = fits(connection, &message, &headers) {
         answer.send(Err(error));
@@ -147,7 +147,7 @@ fn dispatch(
     if batches {
         Batches::publish(connection, Item { subject, headers, message, answer, deadline });
     } else {
-        connection.courier.publish(subject, headers, message, answer, deadline);
+        connection.outbound.publish(subject, headers, message, answer, deadline);
     }
 }
 
@@ -157,7 +157,7 @@ pub(super) fn fits(
     message: &Message,
     headers: &async_nats::HeaderMap,
 ) -> Result<()> {
-    let bytes = message.payload.len() + wire::wire_len(headers);
+    let bytes = message.payload.len() + codec::wire_len(headers);
     if bytes <= connection.max_wire {
         return Ok(());
     }
@@ -168,7 +168,12 @@ pub(super) fn fits(
 }
 
 /// Sends again what found nobody, after a pause and a look at the stream.
-pub(super) fn again(connection: &Arc<Connection>, message: Message, answer: Ticket, deadline: Instant) {
+pub(super) fn again(
+    connection: &Arc<Connection>,
+    message: Message,
+    answer: PendingPublish,
+    deadline: Instant,
+) {
     if Instant::now() + PAUSE >= deadline {
         let error = Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now");
         answer.send(Err(error.with("subject", &message.subject)));

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_nats::{StatusCode, Subject as NatsSubject};
 use tokio::time::Instant;
 
-use super::courier::Courier;
 use super::member::Source;
+use super::outbound::Outbound;
 
 /// How long a pull waits at the server. Short, for an open pull cannot be taken back: whoever stops waits for its end,
 /// or what the server has just sent would be lost until its lease ends. Its end is also the sign of life that is
@@ -26,7 +26,7 @@ pub(super) fn part(room: usize) -> usize {
 
 /// The pulls of a subscription, over all its consumers; one inbox takes everything.
 pub(super) struct Pulls {
-    courier: Arc<Courier>,
+    outbound: Arc<Outbound>,
     inbox: String,
     list: Vec<Pull>,
     next: u64,
@@ -43,14 +43,14 @@ pub(super) struct Pull {
     failures: u32,
 }
 
-/// What the server said of a pull.
-pub(super) enum Said {
-    /// It still waits, or has ended as it should.
-    Well,
-    /// It ended, and this is why.
-    Trouble(String),
-    /// Nothing that concerns anybody.
-    Nothing,
+/// The meaning of a status message of the server about a pull.
+pub(super) enum PullStatus {
+    /// The pull still waits, or it ended as expected.
+    Alive,
+    /// The pull failed, for this reason.
+    Failed(String),
+    /// The message is about no open pull, or needs no reaction.
+    Ignored,
 }
 
 impl Pull {
@@ -66,8 +66,8 @@ impl Pull {
 }
 
 impl Pulls {
-    pub(super) fn new(courier: Arc<Courier>, inbox: String) -> Self {
-        Self { courier, inbox, list: Vec::new(), next: 0 }
+    pub(super) fn new(outbound: Arc<Outbound>, inbox: String) -> Self {
+        Self { outbound, inbox, list: Vec::new(), next: 0 }
     }
 
     pub(super) fn add(&mut self, source: Source) {
@@ -174,28 +174,28 @@ impl Pulls {
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", pull.source.stream, pull.source.consumer);
         let body = format!("{{\"batch\":{count},\"expires\":{}}}", EXPIRES.as_nanos());
         let reply = NatsSubject::from(format!("{}.{}", self.inbox, self.next));
-        self.courier.say(NatsSubject::from(subject), Some(reply), body.into());
+        self.outbound.send_bare(NatsSubject::from(subject), Some(reply), body.into());
     }
 
     /// Reads a status message.
-    pub(super) fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> Said {
-        let Some((at, request)) = self.request_of(message) else { return Said::Nothing };
-        let Some(pull) = self.list.get_mut(at) else { return Said::Nothing };
+    pub(super) fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> PullStatus {
+        let Some((at, request)) = self.request_of(message) else { return PullStatus::Ignored };
+        let Some(pull) = self.list.get_mut(at) else { return PullStatus::Ignored };
         pull.heard = Instant::now();
         if status.as_u16() == 100 {
-            return Said::Well;
+            return PullStatus::Alive;
         }
         pull.open.retain(|(number, _)| *number != request);
         let text = message.description.as_deref().unwrap_or("JetStream does not answer just now");
         match status.as_u16() {
-            404 | 408 => Said::Well,
+            404 | 408 => PullStatus::Alive,
             _ => {
                 pull.back_off();
                 // A full consumer goes on as soon as something is settled.
                 if text.contains("MaxAckPending") || text.contains("Batch Completed") {
-                    Said::Nothing
+                    PullStatus::Ignored
                 } else {
-                    Said::Trouble(text.to_owned())
+                    PullStatus::Failed(text.to_owned())
                 }
             }
         }

@@ -13,15 +13,15 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::codec;
 use super::connection::Connection;
 use super::frame::{error_headers, failure, frame_headers};
+use super::micro::Endpoint;
 use super::requests::{FRAMES, GONE, HELD};
-use super::services::Endpoint;
-use super::wire;
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::{Frame, Respond, wire as names};
+use crate::transport::{Frame, Respond, headers};
 
 /// After this time a caller is told that its request is being worked on.
 const HOLD: Duration = Duration::from_millis(100);
@@ -110,7 +110,7 @@ impl Respond for Reply {
             return refuse(Error::new(ErrorKind::Closed, "nobody waits for this answer any more"));
         }
         let mut headers = frame_headers(&mut frame);
-        let bytes = frame.payload.len() + wire::wire_len(&headers);
+        let bytes = frame.payload.len() + codec::wire_len(&headers);
         if bytes > self.connection.max_wire {
             return refuse(
                 Error::new(ErrorKind::TooLarge, "the frame is larger than the server takes")
@@ -120,7 +120,7 @@ impl Respond for Reply {
         }
         let failed = failure(&frame, &mut headers);
         if !frame.last {
-            headers.insert(names::REPLY_TO, self.connection.names.calls(&self.connection.id));
+            headers.insert(headers::REPLY_TO, self.connection.names.calls(&self.connection.id));
         }
         let letter = OutboundMessage {
             subject: self.held.reply.clone(),
@@ -132,7 +132,7 @@ impl Respond for Reply {
         if flow.parked.is_empty() && (frame.last || !self.held.ours || flow.room > 0) {
             flow.room = flow.room.saturating_sub(1);
             drop(flow);
-            self.connection.courier.send(letter);
+            self.connection.outbound.send(letter);
             if frame.last {
                 self.finish(failed);
             }
@@ -151,8 +151,8 @@ impl Respond for Reply {
 
     fn abandoned(&mut self) {
         let mut headers = error_headers(503, "the server let go of the request without an answer");
-        headers.insert(names::FRAME, GONE);
-        self.connection.courier.answer(self.held.reply.clone(), headers);
+        headers.insert(headers::FRAME, GONE);
+        self.connection.outbound.answer(self.held.reply.clone(), headers);
         self.finish(Some("the server let go of the request without an answer".into()));
     }
 }
@@ -216,7 +216,7 @@ impl Connection {
             ("ask", held) => {
                 if let Some(reply) = word.reply.clone() {
                     let answer: &'static [u8] = if held.is_some() { b"yes" } else { b"no" };
-                    self.courier.say(reply, None, Bytes::from_static(answer));
+                    self.outbound.send_bare(reply, None, Bytes::from_static(answer));
                 }
             }
             _ => {}
@@ -232,7 +232,7 @@ impl Connection {
         {
             flow.room = flow.room.saturating_sub(1);
             ended |= last;
-            self.courier.send(letter);
+            self.outbound.send(letter);
             if let Some(answer) = answer {
                 let _ = answer.send(Ok(()));
             }
@@ -255,9 +255,9 @@ impl Connection {
             if held.ours && !flow.told && now >= held.since + HOLD {
                 flow.told = true;
                 let mut headers = HeaderMap::new();
-                headers.insert(names::FRAME, HELD);
-                headers.insert(names::REPLY_TO, self.names.calls(&self.id));
-                self.courier.answer(held.reply.clone(), headers);
+                headers.insert(headers::FRAME, HELD);
+                headers.insert(headers::REPLY_TO, self.names.calls(&self.id));
+                self.outbound.answer(held.reply.clone(), headers);
             }
         }
         !calls.is_empty()
@@ -268,8 +268,8 @@ impl Connection {
         let calls: Vec<_> = self.served.lock().drain().map(|(_, held)| held).collect();
         for held in calls {
             let mut headers = error_headers(503, "the server closed before it answered");
-            headers.insert(names::FRAME, GONE);
-            self.courier.answer(held.reply.clone(), headers);
+            headers.insert(headers::FRAME, GONE);
+            self.outbound.answer(held.reply.clone(), headers);
             held.gone.cancel();
         }
     }

@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::NatsTransport;
 use super::api::Failure;
+use super::codec;
 use super::connection::Connection;
 use super::error::{Denied, closed};
 use super::frame::read_frame;
-use super::wire;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
-use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, wire as names};
+use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, headers};
 
 /// Frames of one answer that may wait for the caller, and as many again on their way.
 pub(super) const FRAMES: usize = 64;
@@ -57,7 +57,7 @@ impl Requests for NatsTransport {
         Box::pin(async move {
             let fits = self.capabilities.check(&request);
             let connection = &self.connection;
-            if connection.courier.is_closing() {
+            if connection.outbound.is_closing() {
                 return Err(closed().during("request"));
             }
             fits.map_err(|error| error.during("request"))?;
@@ -146,8 +146,8 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     let place = Place { open: connection.calls.open.clone(), number };
     let start = Instant::now();
     let deadline = bounds::later(start, within);
-    let mut headers = wire::headers(&request);
-    wire::put(&mut headers, names::DEADLINE, &names::millis(bounds::time_from_now(within)));
+    let mut headers = codec::headers(&request);
+    codec::put(&mut headers, headers::DEADLINE, &headers::millis(bounds::time_from_now(within)));
     super::publish::fits(connection, &request, &headers)?;
     let (frames, replies) = mpsc::channel(FRAMES + 1);
     let (accepted, answer) = oneshot::channel();
@@ -210,14 +210,14 @@ impl Call {
     async fn run(mut self) {
         self.send();
         let mut heard = Instant::now();
-        let closing = self.connection.courier.clone();
+        let closing = self.connection.outbound.clone();
         loop {
             let pause = if self.server.is_some() { ASK } else { SILENCE };
             let step = tokio::select! {
                 message = self.incoming.recv() => {
                     heard = Instant::now();
                     match message {
-                        Some(message) => self.hear(message).await,
+                        Some(message) => self.on_message(message).await,
                         None => Step::End,
                     }
                 }
@@ -240,19 +240,19 @@ impl Call {
 
     fn send(&mut self) {
         self.asks += 1;
-        let courier = &self.connection.courier;
-        courier.send(OutboundMessage {
+        let outbound = &self.connection.outbound;
+        outbound.send(OutboundMessage {
             subject: self.to.clone(),
             reply: Some(self.reply.clone()),
             headers: Some(self.headers.clone()),
             payload: self.payload.clone(),
         });
         if self.accepted.is_some() {
-            courier.say(self.reply.clone(), None, Bytes::new());
+            outbound.send_bare(self.reply.clone(), None, Bytes::new());
         }
     }
 
-    async fn hear(&mut self, message: NatsMessage) -> Step {
+    async fn on_message(&mut self, message: NatsMessage) -> Step {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             self.fail(Error::new(ErrorKind::NoResponder, "nobody serves this subject"));
             return Step::End;
@@ -264,8 +264,9 @@ impl Call {
             }
             return Step::Go;
         }
-        let kind = message.headers.as_ref().and_then(|headers| wire::get(headers, names::FRAME));
-        if let Some(server) = message.headers.as_ref().and_then(|headers| wire::get(headers, names::REPLY_TO))
+        let kind = message.headers.as_ref().and_then(|headers| codec::get(headers, headers::FRAME));
+        if let Some(server) =
+            message.headers.as_ref().and_then(|headers| codec::get(headers, headers::REPLY_TO))
         {
             self.server = Some(server.into());
         }
@@ -353,7 +354,7 @@ impl Call {
             None => self.connection.names.calls("all"),
         };
         let text = format!("{what} {}", self.reply.as_str());
-        self.connection.courier.say(NatsSubject::from(to), None, text.into());
+        self.connection.outbound.send_bare(NatsSubject::from(to), None, text.into());
     }
 
     /// Asks the server whether it is still at work.

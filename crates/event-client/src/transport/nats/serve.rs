@@ -10,20 +10,20 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::codec;
 use super::connection::Connection;
-use super::courier::Courier;
 use super::error::closed;
 use super::frame::error_headers;
+use super::micro::Endpoint;
+use super::outbound::Outbound;
 use super::reply::Reply;
 use super::requests::BUSY;
-use super::services::Endpoint;
-use super::wire;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 use crate::subject::Subject;
 use crate::supervise;
-use crate::transport::{IncomingRequest, Responder, Serve, wire as names};
+use crate::transport::{IncomingRequest, Responder, Serve, headers};
 
 /// Callers that say no deadline are not waited for beyond this.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ pub(super) async fn serve(
     connection: &Arc<Connection>,
     spec: Serve,
 ) -> Result<mpsc::Receiver<IncomingRequest>> {
-    if connection.courier.is_closing() {
+    if connection.outbound.is_closing() {
         return Err(closed());
     }
     if spec.subjects.is_empty() {
@@ -64,7 +64,7 @@ pub(super) async fn serve(
             endpoint,
             left: left.clone(),
         };
-        let (counting, died) = (counter.run(requested, connection.courier.clone()), left.clone());
+        let (counting, died) = (counter.run(requested, connection.outbound.clone()), left.clone());
         connection.tasks.spawn(supervise::run("nats serve", counting, move || died.cancel()));
     }
     // Whoever calls it from now on must find it. A refusal reaches us by another task than the echo: by the second
@@ -92,12 +92,12 @@ struct Counter {
 }
 
 impl Counter {
-    async fn run(self, mut requested: async_nats::Subscriber, courier: Arc<Courier>) {
+    async fn run(self, mut requested: async_nats::Subscriber, outbound: Arc<Outbound>) {
         loop {
             let request = tokio::select! {
                 biased;
                 () = self.requests.closed() => break,
-                () = courier.closing() => break,
+                () = outbound.closing() => break,
                 () = self.left.cancelled() => break,
                 request = requested.next() => request,
             };
@@ -114,7 +114,7 @@ impl Counter {
                         None => error_headers(503, "the service has left"),
                     };
                     if let Some(reply) = request.reply {
-                        courier.answer(reply, headers);
+                        outbound.answer(reply, headers);
                     }
                 }
             }
@@ -127,7 +127,7 @@ impl Counter {
         let deadline = deadline(&request);
         match self.room.clone().try_acquire_owned() {
             Ok(permit) => self.begin(connection, request, reply, deadline, permit),
-            Err(_) if deadline.is_some() => connection.courier.answer(reply, busy()),
+            Err(_) if deadline.is_some() => connection.outbound.answer(reply, busy()),
             Err(_) if self.waiting.fetch_add(1, Ordering::AcqRel) < BACKLOG => {
                 // A plain client knows nothing of `busy`: it waits here.
                 let (connection, counter) = (connection.clone(), self.clone());
@@ -141,7 +141,7 @@ impl Counter {
             }
             Err(_) => {
                 self.waiting.fetch_sub(1, Ordering::AcqRel);
-                connection.courier.answer(reply, error_headers(429, "the service has no room"));
+                connection.outbound.answer(reply, error_headers(429, "the service has no room"));
             }
         }
     }
@@ -159,7 +159,7 @@ impl Counter {
             return; // the caller has heard of its deadline by itself
         }
         let id = || MessageId::Text(reply.as_str().into());
-        let message = wire::message(request.headers.as_ref(), request.payload, self.subject.clone(), id);
+        let message = codec::message(request.headers.as_ref(), request.payload, self.subject.clone(), id);
         let respond =
             Reply::new(connection, &reply, within, deadline.is_some(), self.endpoint.clone(), permit);
         let gone = respond.gone();
@@ -173,13 +173,13 @@ impl Counter {
 /// When the caller gives up; a plain client does not say.
 fn deadline(request: &NatsMessage) -> Option<Timestamp> {
     let headers = request.headers.as_ref()?;
-    wire::get(headers, names::DEADLINE).and_then(names::time)
+    codec::get(headers, headers::DEADLINE).and_then(headers::time)
 }
 
 /// Tells a caller of ours to ask another member.
 fn busy() -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(names::FRAME, BUSY);
+    headers.insert(headers::FRAME, BUSY);
     headers
 }
 

@@ -1,4 +1,4 @@
-//! Settling: the server is told at once; who wants to be sure asks (`doubt.rs`).
+//! Settlements. They are sent at once; a caller that awaits one gets it confirmed (`double_ack.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,8 +12,8 @@ use smol_str::SmolStr;
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::dead;
-use super::doubt::{Said, say, sure, tell};
+use super::dead_letters;
+use super::double_ack::{AckSeq, confirm, send, send_and_confirm};
 use super::error::{closed, lost};
 use super::member::{Entry, Member, Source};
 use crate::bounds;
@@ -63,18 +63,18 @@ impl Settle for Member {
 
     fn in_progress(&self, token: Token) -> Confirm<()> {
         let now = Instant::now();
-        let (source, ack) = match self.hand().get(token) {
+        let (source, ack) = match self.in_flight().get(token) {
             Some(entry) if entry.lease_until > now => (entry.source.clone(), entry.ack.clone()),
             _ if self.connection.closed.is_cancelled() => {
                 return Confirm::ready(Err(closed().during("renew")));
             }
             _ => return Confirm::ready(Err(lost())),
         };
-        let said = say(&self.connection, &source, ack.clone(), PROGRESS);
-        if let Some(entry) = self.hand().get(token) {
+        let seq = send(&self.connection, &source, ack.clone(), PROGRESS);
+        if let Some(entry) = self.in_flight().get(token) {
             entry.lease_until = now + self.certain();
         }
-        self.sure(source, ack, PROGRESS, said)
+        self.confirm(source, ack, PROGRESS, seq)
     }
 }
 
@@ -84,26 +84,26 @@ impl Member {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
-        let mut hand = self.hand();
-        let entry = hand.get(token).ok_or_else(lost)?;
+        let mut in_flight = self.in_flight();
+        let entry = in_flight.get(token).ok_or_else(lost)?;
         if entry.lease_until <= Instant::now() {
-            let entry = hand.remove(token).expect("just seen");
-            drop((hand, entry)); // it comes again
+            let entry = in_flight.remove(token).expect("just seen");
+            drop((in_flight, entry)); // it comes again
             return Err(lost());
         }
-        let entry = hand.remove(token).ok_or_else(lost)?;
+        let entry = in_flight.remove(token).ok_or_else(lost)?;
         if for_good {
-            hand.remember(&entry.source, entry.sequence, entry.time);
+            in_flight.remember(&entry.source, entry.sequence, entry.time);
         }
         Ok(entry)
     }
 
     fn acknowledge(&self, entry: Entry) -> Confirm<()> {
-        let said = say(&self.connection, &entry.source, entry.ack.clone(), ACK);
+        let seq = send(&self.connection, &entry.source, entry.ack.clone(), ACK);
         if entry.recorded {
             self.forget_attempts(&entry);
         }
-        self.sure(entry.source, entry.ack, ACK, said)
+        self.confirm(entry.source, entry.ack, ACK, seq)
     }
 
     /// Retry, reject and release take more than one step.
@@ -114,7 +114,7 @@ impl Member {
             let rejected = matches!(settlement, Settlement::Reject(_));
             let result = steps.take(&entry, settlement).await;
             if rejected && result.is_ok() {
-                busy.0.hand().remember(&entry.source, entry.sequence, entry.time);
+                busy.0.in_flight().remember(&entry.source, entry.sequence, entry.time);
             }
             let _ = answer.send(result.map_err(|error| error.during("settle")));
             drop(busy);
@@ -122,8 +122,14 @@ impl Member {
     }
 
     /// Resolves when the server has processed what was said.
-    pub(super) fn sure(&self, source: Arc<Source>, ack: NatsSubject, word: Bytes, said: Said) -> Confirm<()> {
-        Confirm::boxed(sure(self.connection.clone(), source, ack, word, said))
+    pub(super) fn confirm(
+        &self,
+        source: Arc<Source>,
+        ack: NatsSubject,
+        word: Bytes,
+        seq: AckSeq,
+    ) -> Confirm<()> {
+        Confirm::boxed(confirm(self.connection.clone(), source, ack, word, seq))
     }
 
     fn forget_attempts(&self, entry: &Entry) {
@@ -178,7 +184,7 @@ impl Steps {
             Settlement::Release => self.untried(entry, Duration::ZERO).await?,
             Settlement::Defer { after } => self.untried(entry, after).await?,
             Settlement::Reject(rejection) => {
-                let burial = dead::Burial {
+                let dead_lettering = dead_letters::DeadLettering {
                     message: entry.message.clone(),
                     info: entry.info.clone(),
                     first_ms: entry.first_ms,
@@ -191,13 +197,13 @@ impl Steps {
                         entry.delivered
                     ),
                 };
-                dead::bury(&self.connection, &self.group, &burial, rejection).await?;
+                dead_letters::dead_letter(&self.connection, &self.group, &dead_lettering, rejection).await?;
                 TERM
             }
         };
         let settled = word == TERM;
         // Said once: a second refusal would hit the next delivery.
-        let result = tell(&self.connection, &entry.source, &entry.ack, &word).await;
+        let result = send_and_confirm(&self.connection, &entry.source, &entry.ack, &word).await;
         if settled && entry.recorded {
             let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
             let _ = self.connection.purge(&self.connection.names.state(), &subject).await;
@@ -218,7 +224,7 @@ impl Steps {
         let record = Attempt { delivered: entry.delivered, attempts, due, first: entry.first_ms, error };
         let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
         let payload = serde_json::to_vec(&record).expect("plain data");
-        self.connection.courier.store(subject, async_nats::HeaderMap::new(), payload.into()).await.map(drop)
+        self.connection.outbound.store(subject, async_nats::HeaderMap::new(), payload.into()).await.map(drop)
     }
 }
 

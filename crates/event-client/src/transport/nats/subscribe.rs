@@ -16,7 +16,7 @@ use crate::supervise;
 use crate::transport::{Mode, Subscribe};
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
-    if connection.courier.is_closing() {
+    if connection.outbound.is_closing() {
         return Err(super::error::closed());
     }
     let spec = spec.checked()?;
@@ -24,18 +24,18 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
     match spec.mode.clone() {
         Mode::Broadcast => broadcast::subscribe(connection, spec).await,
         Mode::Group(group) => {
-            connection.be_present().await?;
+            connection.announce_presence().await?;
             let record = connection.join_group(&spec, connection.config.provision).await?;
             if spec.keyed {
                 return keyed::subscribe(connection, group, record, spec.credit).await;
             }
             let (feed, subscription) = Subscription::channel(spec.credit);
-            let (orders, ordered) = mpsc::unbounded_channel();
-            let member = Member::new(connection.clone(), group, record.lease(), orders);
-            let fetcher = Fetcher::open(&member, feed, record, ordered).await?;
+            let (commands, command_receiver) = mpsc::unbounded_channel();
+            let member = Member::new(connection.clone(), group, record.lease(), commands);
+            let fetcher = Fetcher::open(&member, feed, record, command_receiver).await?;
             let ended = member.clone();
             let participant: Arc<dyn Participant> = member;
-            connection.take_up(&participant);
+            connection.add_member(&participant);
             connection.tasks.spawn(supervise::run("nats fetch", fetcher.run(), move || {
                 ended.live.store(false, Ordering::Release);
                 ended.ended.send_replace(true);

@@ -7,11 +7,11 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::dead::Fate;
+use super::client_bus::{Ask, Holding};
+use super::dead_letters::Fate;
 use super::group::compare;
-use super::peer::{Ask, Holding};
 use super::registry::{Record, Registry};
-use super::{Inner, RabbitTransport, tiers};
+use super::{Inner, RabbitTransport, delay_queues};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{
@@ -39,12 +39,12 @@ impl Inner {
     async fn count(&self, name: &str, record: &Record) -> Result<Counted> {
         let group = Group::new(name)?;
         let ready =
-            async |queue| self.control.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
+            async |queue| self.declarer.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
         let mut counted = Counted::default();
-        if let Some(counts) = self.control.counts(self.names.group(&group)).await? {
+        if let Some(counts) = self.declarer.counts(self.names.group(&group)).await? {
             (counted.ready, counted.consumers) = (counts.ready, counts.consumers);
         }
-        for length in tiers::lengths(record.rooms) {
+        for length in delay_queues::lengths(record.rooms) {
             counted.rooms += ready(self.names.retry(&group, length)).await?;
         }
         counted.dead = ready(self.names.dead(name)).await?;
@@ -89,7 +89,8 @@ impl Inner {
         for (name, record) in &list.groups {
             counted.insert(name.clone(), self.count(name, record).await?);
         }
-        let mut held = if list.groups.is_empty() { Vec::new() } else { self.peer.ask(Ask::Status).await? };
+        let mut held =
+            if list.groups.is_empty() { Vec::new() } else { self.client_bus.ask(Ask::Status).await? };
         held.sort_by(|a, b| (&a.group, a.seen, a.in_flight).cmp(&(&b.group, b.seen, b.in_flight)));
         Ok((counted, held))
     }
@@ -105,13 +106,13 @@ impl Inner {
             let text = "`rabbitmq` keeps no history: a group can only be moved to what comes next";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        self.control.purge(self.names.group(group)).await?;
-        self.peer.ask(Ask::GiveUp(group.to_string())).await?;
-        for length in tiers::lengths(record.rooms) {
-            self.control.purge(self.names.retry(group, length)).await?;
+        self.declarer.purge(self.names.group(group)).await?;
+        self.client_bus.ask(Ask::GiveUp(group.to_string())).await?;
+        for length in delay_queues::lengths(record.rooms) {
+            self.declarer.purge(self.names.retry(group, length)).await?;
         }
         // What was on its way back when it was first emptied.
-        self.control.purge(self.names.group(group)).await
+        self.declarer.purge(self.names.group(group)).await
     }
 
     async fn delete(&self, group: &Group) -> Result<()> {
@@ -127,13 +128,13 @@ impl Inner {
             })
             .await?;
         let record = record.expect("checked");
-        self.peer.ask(Ask::End(group.to_string())).await?;
-        self.control.delete(self.names.group(group)).await?;
-        self.control.delete(self.names.journal(group)).await?;
-        for length in tiers::lengths(record.rooms) {
+        self.client_bus.ask(Ask::End(group.to_string())).await?;
+        self.declarer.delete(self.names.group(group)).await?;
+        self.declarer.delete(self.names.journal(group)).await?;
+        for length in delay_queues::lengths(record.rooms) {
             let room = self.names.retry(group, length);
-            self.tiers.forget(&room);
-            self.control.delete(room).await?;
+            self.delay_queues.forget(&room);
+            self.declarer.delete(room).await?;
         }
         self.rooms.lock().expect("not poisoned").remove(group);
         Ok(())
@@ -147,7 +148,8 @@ impl Inner {
             changes.extend(compare(&list, spec));
             let Mode::Group(group) = &spec.mode else { continue };
             let queue = self.names.group(group);
-            if list.groups.contains_key(group.as_str()) && self.control.counts(queue.clone()).await?.is_none()
+            if list.groups.contains_key(group.as_str())
+                && self.declarer.counts(queue.clone()).await?.is_none()
             {
                 let of = Difference::new("group", None, group.to_string());
                 changes.push(Change::new(format!("queue {queue}"), Action::Create, vec![of]));
@@ -253,7 +255,7 @@ impl Admin for RabbitTransport {
             if let Some(blocked) = self.inner.publish.blocked() {
                 return Err(blocked);
             }
-            self.inner.control.consumers(self.inner.names.roster()).await?;
+            self.inner.declarer.consumers(self.inner.names.roster()).await?;
             Ok(start.elapsed())
         })
     }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{COMMAND, Link, command};
-use super::control::{Control, arguments, number};
+use super::declare::{Declarer, arguments, number};
 use super::error::{amqp, is_missing, is_passing, timeout as late};
 use super::names::{Names, binding};
 use super::registry::{Registrar, Registry};
@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(super) struct Bindings {
     names: Names,
     publish: Arc<Link>,
-    control: Arc<Control>,
+    declarer: Arc<Declarer>,
     registrar: Arc<Registrar>,
     provision: Provision,
     /// What is wrong with it, for the health of members.
@@ -43,11 +43,11 @@ impl Bindings {
     pub(super) fn new(
         names: Names,
         publish: Arc<Link>,
-        control: Arc<Control>,
+        declarer: Arc<Declarer>,
         registrar: Arc<Registrar>,
         provision: Provision,
     ) -> Self {
-        Self { names, publish, control, registrar, provision, trouble: watch::Sender::new(None) }
+        Self { names, publish, declarer, registrar, provision, trouble: watch::Sender::new(None) }
     }
 
     /// What is wrong, as it changes.
@@ -97,13 +97,13 @@ impl Bindings {
             return Ok(());
         }
         // A namespace without groups has nothing to restore, and gets its mark with the first one.
-        let groups = self.control.counts(self.names.registry()).await?.is_some();
+        let groups = self.declarer.counts(self.names.registry()).await?.is_some();
         if !provision.creates() {
             let lost = groups && self.registrar.read().await?.marked;
             let object = format!("bindings of exchange {}", self.names.events());
             return if lost { Err(provision.missing(object)) } else { Ok(()) };
         }
-        self.control.exchange(self.names.events(), ExchangeKind::Topic).await?;
+        self.declarer.exchange(self.names.events(), ExchangeKind::Topic).await?;
         if !groups {
             return Ok(());
         }
@@ -132,11 +132,11 @@ impl Bindings {
         let mut restored = 0;
         for (name, record) in &list.groups {
             let queue = self.names.group(&Group::new(name)?);
-            if self.control.counts(queue.clone()).await?.is_none() {
+            if self.declarer.counts(queue.clone()).await?.is_none() {
                 continue; // made again by whoever subscribes
             }
             for pattern in record.patterns() {
-                self.control.bind(&queue, self.names.events(), binding(&pattern)).await?;
+                self.declarer.bind(&queue, self.names.events(), binding(&pattern)).await?;
             }
             restored += 1;
         }
@@ -147,8 +147,8 @@ impl Bindings {
     /// Binds the mark. What reaches its queue is dropped at once.
     pub(super) async fn mark(&self, list: &mut Registry) -> Result<()> {
         let queue = self.names.mark();
-        self.control.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
-        self.control.bind(&queue, self.names.events(), ShortString::default()).await?;
+        self.declarer.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
+        self.declarer.bind(&queue, self.names.events(), ShortString::default()).await?;
         list.marked = true;
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Bindings {
     /// What is missing of the exchange.
     pub(super) async fn plan(&self, list: &Registry) -> Result<Option<Change>> {
         let object = format!("exchange {}", self.names.events());
-        if !self.control.has_exchange(self.names.events()).await? {
+        if !self.declarer.has_exchange(self.names.events()).await? {
             let kind = Difference::new("type", None, "topic");
             return Ok(Some(Change::new(object, Action::Create, vec![kind])));
         }

@@ -18,9 +18,9 @@ use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep_until};
 
 use super::connection::{Backoff, command};
-use super::control::{DURABLE, arguments, number, word};
+use super::declare::{DURABLE, arguments, number, word};
 use super::names::binding;
-use super::{Inner, codec, tiers};
+use super::{Inner, codec, delay_queues};
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
@@ -45,7 +45,7 @@ struct Open {
 impl Inner {
     pub(super) async fn subscribe_all(self: &Arc<Self>, spec: Subscribe) -> Result<Subscription> {
         self.capabilities.check_start(spec.start)?;
-        self.peer.inbox().await?;
+        self.client_bus.inbox().await?;
         let open = self.listen(&spec).await?;
         let (feed, subscription) = Subscription::channel(spec.credit);
         self.start_mover();
@@ -189,7 +189,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                                         message: Arc::new(read.message),
                                         published_at: read.facts.published_at,
                                     };
-                                    match tiers::left(read.facts.due) {
+                                    match delay_queues::left(read.facts.due) {
                                         Some(left) => {
                                             early.insert((bounds::from_now(left), delivery.delivery_tag), heard);
                                         }

@@ -8,7 +8,7 @@
 //! | property `delivery_mode` | 2, persistent |
 //! | header `bus-published` | milliseconds of the publication, a number |
 //! | header `cloudEvents_NAME` | an attribute of an event in binary mode, not percent-encoded |
-//! | others | as in [`wire`]: the key, the expiry, free headers |
+//! | others | as in [`headers`]: the key, the expiry, free headers |
 //!
 //! The prefix is that of the CloudEvents binding for AMQP; `cloudEvents:` and `ce-`, which others write, are read as well.
 
@@ -21,7 +21,7 @@ use smol_str::{SmolStr, format_smolstr};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
-use crate::transport::wire;
+use crate::transport::headers;
 
 /// In front of an attribute's name, elsewhere and here.
 const CE: &str = "ce-";
@@ -58,7 +58,7 @@ pub(super) fn text(value: &str) -> AMQPValue {
 /// Properties of a first publication.
 pub(super) fn publication(message: &Message, now: Timestamp) -> Result<BasicProperties> {
     let mut table = FieldTable::default();
-    table.insert(wire::PUBLISHED.into(), AMQPValue::LongLongInt(now.as_millisecond()));
+    table.insert(headers::PUBLISHED.into(), AMQPValue::LongLongInt(now.as_millisecond()));
     encode(message, table)
         .map(|properties| properties.with_timestamp(u64::try_from(now.as_second()).unwrap_or_default()))
 }
@@ -69,41 +69,41 @@ pub(super) fn copy(message: &Message, facts: &Facts, mut table: FieldTable) -> R
         table.insert(name.into(), AMQPValue::LongLongInt(value));
     };
     for (name, at) in [
-        (wire::PUBLISHED, facts.published_at),
-        (wire::FIRST_ATTEMPT, facts.first_attempt_at),
-        (wire::DELIVER_AT, facts.due),
+        (headers::PUBLISHED, facts.published_at),
+        (headers::FIRST_ATTEMPT, facts.first_attempt_at),
+        (headers::DELIVER_AT, facts.due),
     ] {
         if let Some(at) = at {
             number(name, at.as_millisecond());
         }
     }
     if facts.attempt != 1 {
-        number(wire::ATTEMPT, facts.attempt.into());
+        number(headers::ATTEMPT, facts.attempt.into());
     }
     if facts.replayed {
-        number(wire::REPLAYED, 1);
+        number(headers::REPLAYED, 1);
     }
-    table.insert(wire::SUBJECT.into(), text(message.subject.as_str()));
+    table.insert(headers::SUBJECT.into(), text(message.subject.as_str()));
     encode(message, table)
 }
 
 fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
     let mut properties = BasicProperties::default().with_delivery_mode(2);
-    let binary = wire::is_binary(message);
-    let named = message.headers.get(wire::ID).is_some();
+    let binary = headers::is_binary(message);
+    let named = message.headers.get(headers::ID).is_some();
     let mut bytes = 0;
-    wire::write(message, |name, value| {
+    headers::write(message, |name, value| {
         bytes += name.len() + value.len() + 8;
         match name {
-            wire::CONTENT_TYPE if value.len() <= SHORT => {
+            headers::CONTENT_TYPE if value.len() <= SHORT => {
                 properties = std::mem::take(&mut properties).with_content_type(value.into());
             }
             // Unescaped, as AMQP takes any UTF-8 here.
-            wire::ID if !named => {}
+            headers::ID if !named => {}
             _ => match name.strip_prefix(CE) {
                 Some(attribute) if binary => {
                     let name = format_smolstr!("{CLOUD_EVENTS}{attribute}");
-                    table.insert(name.as_str().into(), text(&wire::foreign(value)));
+                    table.insert(name.as_str().into(), text(&headers::foreign(value)));
                 }
                 _ => drop(table.insert(free_name(name), text(value))),
             },
@@ -114,7 +114,7 @@ fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
     if id.len() <= SHORT {
         properties = properties.with_message_id(id.as_str().into());
     } else if !named {
-        table.insert(wire::ID.into(), text(&wire::escape(&id).to_string()));
+        table.insert(headers::ID.into(), text(&headers::escape(&id).to_string()));
     }
     if bytes > HEADERS {
         return Err(Error::new(
@@ -149,7 +149,7 @@ pub(super) fn write_frame(
         table.insert(ORDER.into(), text(&order));
     }
     if content_type.len() > SHORT {
-        table.insert(wire::CONTENT_TYPE.into(), text(content_type));
+        table.insert(headers::CONTENT_TYPE.into(), text(content_type));
     }
     let properties = properties.with_headers(table).with_delivery_mode(1);
     match content_type.len() {
@@ -163,8 +163,8 @@ pub(super) fn read_frame(properties: &BasicProperties) -> (SmolStr, Headers) {
     let fields = Fields(properties.headers().as_ref());
     let mut headers = Headers::new();
     for (name, value) in fields.iter() {
-        let held = name.as_str().strip_prefix(wire::HELD);
-        if (held.is_some() || !wire::is_reserved(name.as_str()) && !is_brokers(name.as_str()))
+        let held = name.as_str().strip_prefix(headers::HELD);
+        if (held.is_some() || !headers::is_reserved(name.as_str()) && !is_brokers(name.as_str()))
             && let Some(value) = plain(value)
         {
             headers.restore(held.unwrap_or(name.as_str()).into(), value);
@@ -175,7 +175,7 @@ pub(super) fn read_frame(properties: &BasicProperties) -> (SmolStr, Headers) {
     }
     let content_type = match properties.content_type() {
         Some(short) => SmolStr::new(short.as_str()),
-        None => fields.text(wire::CONTENT_TYPE).unwrap_or_default(),
+        None => fields.text(headers::CONTENT_TYPE).unwrap_or_default(),
     };
     (content_type, headers)
 }
@@ -198,9 +198,9 @@ pub(super) struct Incoming {
 /// [`ErrorKind::InvalidName`] when the routing key is no subject.
 pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Bytes) -> Result<Incoming> {
     let headers = Fields(properties.headers().as_ref());
-    let subject = headers.text(wire::SUBJECT);
+    let subject = headers.text(headers::SUBJECT);
     let subject = Subject::new(subject.as_deref().unwrap_or(routing_key))?;
-    let mut reader = wire::Reader::default();
+    let mut reader = headers::Reader::default();
     for (name, value) in headers.iter() {
         let name = name.as_str();
         if let Some((attribute, value)) = attribute(name, value) {
@@ -212,7 +212,7 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
         }
     }
     if let Some(content_type) = properties.content_type() {
-        reader.header(wire::CONTENT_TYPE, content_type.as_str());
+        reader.header(headers::CONTENT_TYPE, content_type.as_str());
     }
     let given = properties.message_id().as_ref().map(|id| id.as_str()).filter(|id| !id.is_empty());
     let given = given.map(MessageId::from);
@@ -222,14 +222,14 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
         given.unwrap_or_else(MessageId::now)
     });
     let facts = Facts {
-        attempt: headers.number(wire::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
-        published_at: headers.time(wire::PUBLISHED).or_else(|| {
+        attempt: headers.number(headers::ATTEMPT).and_then(|n| u32::try_from(n).ok()).unwrap_or(1).max(1),
+        published_at: headers.time(headers::PUBLISHED).or_else(|| {
             let seconds = i64::try_from((*properties.timestamp())?).ok()?;
             Timestamp::from_second(seconds).ok()
         }),
-        first_attempt_at: headers.time(wire::FIRST_ATTEMPT),
-        replayed: headers.number(wire::REPLAYED).is_some(),
-        due: headers.time(wire::DELIVER_AT),
+        first_attempt_at: headers.time(headers::FIRST_ATTEMPT),
+        replayed: headers.number(headers::REPLAYED).is_some(),
+        due: headers.time(headers::DELIVER_AT),
     };
     let returns = headers.number("x-delivery-count").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     Ok(Incoming { message, facts, returns, named })
@@ -239,7 +239,7 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
 fn attribute<'a>(name: &'a str, value: &AMQPValue) -> Option<(&'a str, SmolStr)> {
     let name = name.strip_prefix(CLOUD_EVENTS).or_else(|| name.strip_prefix("cloudEvents:"))?;
     let value = attribute_text(name, value)?;
-    Some((name, format_smolstr!("{}", wire::escape(&value))))
+    Some((name, format_smolstr!("{}", headers::escape(&value))))
 }
 
 /// An attribute's value as text. Times may be AMQP timestamps, in seconds, or numbers, in milliseconds.
@@ -257,7 +257,7 @@ fn attribute_text(name: &str, value: &AMQPValue) -> Option<SmolStr> {
 /// The name under which a free header travels: one of the broker's own is held apart.
 fn free_name(name: &str) -> ShortString {
     match is_brokers(name) {
-        true => format_smolstr!("{}{name}", wire::HELD).as_str().into(),
+        true => format_smolstr!("{}{name}", headers::HELD).as_str().into(),
         false => name.into(),
     }
 }

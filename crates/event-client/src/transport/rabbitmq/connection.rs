@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
 use super::error::{amqp, closed};
-use super::greeting::{self, Version};
+use super::handshake::{self, Version};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -84,7 +84,7 @@ impl Link {
             let connecting = async {
                 // Asked each time, not for the version alone: an attempt of the client library that is given up keeps its
                 // thread and buffers for as long as a server that hangs holds the socket. Ours ends with its socket.
-                let told = greeting::version(uri, &self.config.tls).await?;
+                let told = handshake::version(uri, &self.config.tls).await?;
                 *self.version.lock().expect("not poisoned") = Some(told);
                 connecting.await.map_err(amqp)
             };

@@ -1,10 +1,10 @@
 //! What is to be said of the broker: encryption, access, alarms, limits.
 
 use super::Inner;
-use super::greeting::Version;
+use super::handshake::Version;
 use crate::error::Result;
 use crate::transport::Finding;
-use crate::transport::finding::plain_text;
+use crate::transport::diagnosis::plain_text;
 
 /// Queues and their members each take a channel.
 const FEW_CHANNELS: u16 = 256;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use lapin::types::FieldTable;
 use tokio::sync::{mpsc, oneshot};
 
-use super::control::{arguments, number, word};
+use super::client_bus::Holding;
+use super::declare::{arguments, number, word};
 use super::error::is_passing;
 use super::names::binding;
-use super::peer::Holding;
 use super::registry::{Record, Registry};
 use super::settle::Settler;
 use super::{Inner, member};
@@ -59,7 +59,7 @@ impl Inner {
         spec: Subscribe,
     ) -> Result<Subscription> {
         // Its inbox first: who is not heard from would not be counted.
-        self.peer.inbox().await?;
+        self.client_bus.inbox().await?;
         match self.bindings.stand().await {
             Err(error) if is_passing(&error) => tracing::debug!(%error, "the exchange is looked at later"),
             looked => looked?,
@@ -67,22 +67,22 @@ impl Inner {
         self.provide(&spec, self.config.provision).await?;
         let (sender, subscription) = Subscription::channel(spec.credit);
         let (commands, incoming) = mpsc::unbounded_channel();
-        let id = self.peer.number();
+        let id = self.client_bus.number();
         let entry = (group.to_string(), commands.clone());
-        self.peer.members.lock().expect("not poisoned").insert(id, entry);
+        self.client_bus.members.lock().expect("not poisoned").insert(id, entry);
         let settler = Arc::new(Settler(commands));
         let member = member::Member::new(self.clone(), group, spec, sender, incoming, settler, id);
         let session = match member.open().await {
             Ok(session) => session,
             Err(error) => {
-                self.peer.members.lock().expect("not poisoned").remove(&id);
+                self.client_bus.members.lock().expect("not poisoned").remove(&id);
                 return Err(error);
             }
         };
         self.start_mover();
         let inner = self.clone();
         tokio::spawn(supervise::run("rabbitmq member", member.run(session), move || {
-            inner.peer.members.lock().expect("not poisoned").remove(&id);
+            inner.client_bus.members.lock().expect("not poisoned").remove(&id);
         }));
         Ok(subscription)
     }
@@ -126,7 +126,7 @@ impl Inner {
             })
             .await?;
         if new {
-            self.control.settle_names(&self.names).await;
+            self.declarer.settle_names(&self.names).await;
         }
         Ok(done)
     }
@@ -134,13 +134,13 @@ impl Inner {
     /// Sees that a known group has its queue and its bindings: either may have been deleted.
     async fn stand(&self, group: &Group, spec: &Subscribe) -> Result<()> {
         let queue = self.names.group(group);
-        if self.control.counts(queue.clone()).await?.is_none() {
+        if self.declarer.counts(queue.clone()).await?.is_none() {
             tracing::error!(%group, "the group's queue was deleted; it is made again, empty");
             self.declare_dead(group.as_str()).await?;
             self.declare_group(group, spec.keyed).await?;
         }
         for pattern in &spec.filters {
-            self.control.bind(&queue, self.names.events(), binding(pattern)).await?;
+            self.declarer.bind(&queue, self.names.events(), binding(pattern)).await?;
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Inner {
                 Ok(true)
             })
             .await?;
-        self.control.settle_names(&self.names).await;
+        self.declarer.settle_names(&self.names).await;
         Ok(())
     }
 
@@ -175,10 +175,10 @@ impl Inner {
         self.declare_group(group, spec.keyed).await?;
         let old = list.groups.get(group.as_str()).map(Record::patterns).unwrap_or_default();
         for pattern in spec.filters.iter().filter(|pattern| !old.contains(pattern)) {
-            self.control.bind(&queue, self.names.events(), binding(pattern)).await?;
+            self.declarer.bind(&queue, self.names.events(), binding(pattern)).await?;
         }
         for pattern in old.iter().filter(|pattern| !spec.filters.contains(pattern)) {
-            self.control.unbind(&queue, self.names.events(), binding(pattern)).await?;
+            self.declarer.unbind(&queue, self.names.events(), binding(pattern)).await?;
         }
         Ok(())
     }
@@ -212,7 +212,7 @@ impl Inner {
     /// A queue that may stand already: with other settings it is refused with the difference.
     async fn declare_known(&self, queue: lapin::types::ShortString, table: FieldTable) -> Result<()> {
         let shown = queue.clone();
-        self.control.declare(queue, table).await.map_err(|error| match error.kind() {
+        self.declarer.declare(queue, table).await.map_err(|error| match error.kind() {
             ErrorKind::Config => self.config.provision.differs(format!("queue {shown}"), error),
             _ => error,
         })

@@ -21,20 +21,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::Inner;
+use super::client_bus::Holding;
 use super::codec::Facts;
 use super::connection::{Backoff, command};
+use super::delivery_tags::DeliveryTags;
 use super::group::Command;
-use super::leave::healthy;
-use super::peer::Holding;
 use super::settle::{Asker, Settler};
-use super::tags::Tags;
+use super::shutdown::healthy;
 use crate::bounds;
 use crate::delivery::Token;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
-use crate::transport::lanes::Lanes;
+use crate::transport::key_queue::KeyQueue;
 use crate::transport::{Subscribe, consumer_name};
 
 /// Most settlements that are handled before acknowledgements are written.
@@ -88,12 +88,12 @@ pub(super) struct Member {
     pub(super) id: u64,
     pub(super) tokens: u64,
     pub(super) seen: u64,
-    pub(super) tags: Tags,
+    pub(super) tags: DeliveryTags,
     /// A delivery that came before its predecessor: the channel cannot be trusted and is given up.
     pub(super) gap: Option<u64>,
     pub(super) out: HashMap<Token, Out>,
     pub(super) ready: VecDeque<Item>,
-    pub(super) lanes: Lanes<Item>,
+    pub(super) lanes: KeyQueue<Item>,
     /// Keyed retries and what is nearly due, by time.
     pub(super) waits: BTreeMap<(Instant, u64), (Item, bool)>,
     pub(super) copying: FuturesUnordered<Copying>,
@@ -106,7 +106,7 @@ pub(super) struct Member {
     /// When the last ones were written.
     pub(super) last_told: Option<Instant>,
     /// Attempts and due times of a keyed group that the broker does not tell, by message.
-    pub(super) counted: super::journal::Counted,
+    pub(super) counted: super::attempts::Counted,
     /// They are on their way to the journal, and whom to tell then.
     pub(super) noting: Option<Writing>,
     /// Whom to tell when they are written the next time.
@@ -157,18 +157,18 @@ impl Member {
             id,
             tokens: 0,
             seen: 0,
-            tags: Tags::default(),
+            tags: DeliveryTags::default(),
             gap: None,
             out: HashMap::new(),
             ready: VecDeque::new(),
-            lanes: Lanes::default(),
+            lanes: KeyQueue::default(),
             waits: BTreeMap::new(),
             copying: FuturesUnordered::new(),
             returned: Vec::new(),
             told: Vec::new(),
             last_told: None,
             writing: None,
-            counted: super::journal::Counted::default(),
+            counted: super::attempts::Counted::default(),
             noting: None,
             to_note: Vec::new(),
             stopping: false,
@@ -221,7 +221,7 @@ impl Member {
                 }
             }
         }
-        self.inner.peer.members.lock().expect("not poisoned").remove(&self.id);
+        self.inner.client_bus.members.lock().expect("not poisoned").remove(&self.id);
         self.refuse_rest();
     }
 
@@ -300,10 +300,10 @@ impl Member {
                 biased;
                 arrival = consumer.next(), if !exhausted => match arrival {
                     Some(Ok(delivery)) => {
-                        self.arrive(delivery).await;
+                        self.receive(delivery).await;
                         // More may be here; what they lead to is done for all of them.
                         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-                            self.arrive(delivery).await;
+                            self.receive(delivery).await;
                         }
                     }
                     None if self.stopping => exhausted = true,

@@ -10,11 +10,11 @@
 //!
 //! - A group is one quorum queue ([`group`]); which groups there are is written in one message ([`registry`]).
 //! - Publishes are confirmed after the quorum has fsynced them ([`publish`]); copies are `mandatory` and returns are
-//!   read ([`copy`]). A connection that publishes and one that consumes are two ([`connection`]).
+//!   read ([`republish`]). A connection that publishes and one that consumes are two ([`connection`]).
 //! - **Keyed groups have a single active consumer**: the broker hands the queue to the next member only after all that
 //!   the one before had is back in its place, so no order is lost in a take-over. The owner holds a failed message, and
 //!   the next of its key behind it ([`member`], [`journal`]); other keys go on, up to `keyed_backlog` held messages.
-//! - What is in flight is known to the members alone; they are asked ([`peer`]).
+//! - What is in flight is known to the members alone; they are asked ([`client_bus`]).
 //!
 //! What it lacks: history (`Start::Earliest` and the like), positions, and publish deduplication.
 
@@ -40,45 +40,45 @@ use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
 mod admin;
-mod answer;
-mod arrivals;
+mod attempts;
 mod bindings;
 mod broadcast;
+mod client_bus;
 mod codec;
 mod config;
 mod connection;
-mod control;
-mod copy;
-mod dead;
-mod delay;
+mod dead_letters;
+mod declare;
+mod delay_queues;
+mod delayed;
+mod delivery_tags;
 mod diagnose;
 mod error;
-mod greeting;
 mod group;
-mod journal;
-mod leave;
+mod handshake;
 mod member;
 mod names;
-mod peer;
 mod publish;
+mod receive;
 mod registry;
+mod reply;
+mod republish;
 mod requests;
 mod serve;
 mod settle;
-mod tags;
-mod tiers;
+mod shutdown;
 
 use bindings::Bindings;
+use client_bus::ClientBus;
 use config::Config;
 use connection::{Backoff, Link};
-use control::Control;
-use copy::Copier;
+use declare::Declarer;
+use delay_queues::DelayQueues;
 use error::{closed, is_passing};
 use names::Names;
-use peer::Peer;
 use publish::Publisher;
 use registry::Registrar;
-use tiers::Tiers;
+use republish::Republisher;
 
 /// A connection to RabbitMQ.
 #[derive(Debug)]
@@ -94,15 +94,15 @@ struct Inner {
     names: Names,
     consume: Arc<Link>,
     publish: Arc<Link>,
-    control: Arc<Control>,
-    copier: Copier,
+    declarer: Arc<Declarer>,
+    republisher: Republisher,
     publisher: Publisher,
     registrar: Arc<Registrar>,
     bindings: Arc<Bindings>,
-    tiers: Tiers,
+    delay_queues: DelayQueues,
     /// Waiting rooms that are noted in the registry, by group.
     rooms: Mutex<HashMap<Group, u32>>,
-    peer: Arc<Peer>,
+    client_bus: Arc<ClientBus>,
     /// Whether the queue of delayed publishes is there.
     delays: tokio::sync::Mutex<bool>,
     moving: AtomicBool,
@@ -137,15 +137,15 @@ impl RabbitTransport {
         let consume = Arc::new(Link::new(config.clone(), "consumes", down.clone()));
         let publish = Arc::new(Link::new(config.clone(), "publishes", down.clone()));
         // Whether the broker can be reached at all is told now.
-        let control = Arc::new(Control::new(consume.clone()));
+        let declarer = Arc::new(Declarer::new(consume.clone()));
         consume.connection().await?;
-        let copier = Copier::start(publish.clone());
+        let republisher = Republisher::start(publish.clone());
         let registrar =
-            Arc::new(Registrar::new(names.clone(), consume.clone(), control.clone(), copier.clone()));
+            Arc::new(Registrar::new(names.clone(), consume.clone(), declarer.clone(), republisher.clone()));
         let bindings = Arc::new(Bindings::new(
             names.clone(),
             publish.clone(),
-            control.clone(),
+            declarer.clone(),
             registrar.clone(),
             config.provision,
         ));
@@ -157,8 +157,13 @@ impl RabbitTransport {
             Publisher::start(publish.clone(), config.publish_timeout, makes, closing.clone())
         };
         tokio::spawn(bindings.clone().watch(closing.clone()));
-        let peer =
-            Peer::new(names.clone(), consume.clone(), publish.clone(), control.clone(), closing.clone());
+        let client_bus = ClientBus::new(
+            names.clone(),
+            consume.clone(),
+            publish.clone(),
+            declarer.clone(),
+            closing.clone(),
+        );
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
@@ -166,14 +171,14 @@ impl RabbitTransport {
                 names,
                 consume,
                 publish,
-                control,
-                copier,
+                declarer,
+                republisher,
                 publisher,
                 registrar,
                 bindings,
-                tiers: Tiers::default(),
+                delay_queues: DelayQueues::default(),
                 rooms: Mutex::default(),
-                peer,
+                client_bus,
                 delays: tokio::sync::Mutex::default(),
                 moving: AtomicBool::new(false),
                 closing,
@@ -217,12 +222,12 @@ impl Inner {
         self.closing.cancel();
         // What was published is answered, what is held is given back: each within its own bound.
         let members = async {
-            while !self.peer.members.lock().expect("not poisoned").is_empty() {
+            while !self.client_bus.members.lock().expect("not poisoned").is_empty() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
         let calm = async {
-            tokio::join!(self.publisher.finished(), members, self.peer.calm());
+            tokio::join!(self.publisher.finished(), members, self.client_bus.calm());
         };
         let _ = tokio::time::timeout(Duration::from_secs(12), calm).await;
         self.down.cancel();
@@ -240,7 +245,7 @@ impl Transport for RabbitTransport {
         if let Err(error) = inner.check().and_then(|()| inner.capabilities.check(&message)) {
             return Confirm::ready(Err(error.during("publish")));
         }
-        if tiers::left(message.deliver_at).is_some() {
+        if delay_queues::left(message.deliver_at).is_some() {
             let (answer, confirm) = Confirm::channel();
             let inner = inner.clone();
             tokio::spawn(async move {
@@ -294,7 +299,7 @@ impl Requests for RabbitTransport {
                 self.inner.check()?;
                 self.inner.capabilities.check(&request)?;
                 let queue = self.inner.names.requests(request.subject.as_str());
-                requests::call(&self.inner.peer, queue, request, within).await
+                requests::call(&self.inner.client_bus, queue, request, within).await
             };
             call.await.map_err(|error| error.during("call"))
         })
@@ -303,7 +308,7 @@ impl Requests for RabbitTransport {
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
             let member = || serve::Member {
-                peer: self.inner.peer.clone(),
+                client_bus: self.inner.client_bus.clone(),
                 link: self.inner.consume.clone(),
                 names: self.inner.names.clone(),
                 closed: self.inner.closing.clone(),

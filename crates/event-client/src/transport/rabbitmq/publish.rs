@@ -33,7 +33,7 @@ const WINDOW: usize = 2048;
 const WAITING: usize = 65_536;
 
 /// A message on its way.
-pub(super) struct Parcel {
+pub(super) struct Pending {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
     pub(super) properties: BasicProperties,
@@ -47,7 +47,7 @@ pub(super) struct Parcel {
 /// The door to the publishing task.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    parcels: mpsc::UnboundedSender<Parcel>,
+    parcels: mpsc::UnboundedSender<Pending>,
     waiting: Arc<AtomicUsize>,
     within: Duration,
     closed: CancellationToken,
@@ -108,7 +108,7 @@ impl Publisher {
         }
         let (answer, confirm) = Confirm::channel();
         let deadline = Instant::now() + self.within;
-        let parcel = Parcel { exchange, routing_key, properties, payload, answer, deadline, mends: true };
+        let parcel = Pending { exchange, routing_key, properties, payload, answer, deadline, mends: true };
         match self.parcels.send(parcel) {
             Ok(()) => confirm,
             Err(_) => Confirm::ready(Err(closed())),
@@ -125,16 +125,16 @@ type Sending = BoxFuture<'static, lapin::Result<Confirmation>>;
 
 struct Task {
     link: Arc<Link>,
-    incoming: mpsc::UnboundedReceiver<Parcel>,
+    incoming: mpsc::UnboundedReceiver<Pending>,
     waiting: Arc<AtomicUsize>,
-    under_way: VecDeque<(Parcel, Sending)>,
+    under_way: VecDeque<(Pending, Sending)>,
     closed: CancellationToken,
     within: Duration,
     /// The exchange to make again when it has vanished, with its bindings, if we may.
     makes: Option<(ShortString, Arc<Bindings>)>,
     /// It is to be made again.
     made: bool,
-    /// The broker broke the channel on one of many, and does not say which: they go one by one.
+    /// The broker closed the channel over one message of a batch without naming it: send one at a time to find it.
     careful: bool,
 }
 
@@ -150,7 +150,7 @@ fn stored(confirmation: Confirmation) -> Result<Receipt> {
 }
 
 /// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
-async fn send(channel: &Channel, parcel: &Parcel) -> Sending {
+async fn send(channel: &Channel, parcel: &Pending) -> Sending {
     let (channel, payload) = (channel.clone(), parcel.payload.clone());
     let (exchange, routing_key) = (parcel.exchange.clone(), parcel.routing_key.clone());
     let properties = parcel.properties.clone();
@@ -332,7 +332,7 @@ impl Task {
     }
 
     /// The channel broke. What it broke on is not tried again: that would break the next one, too.
-    fn broken(&mut self, parcel: Parcel, error: lapin::Error) -> Option<Error> {
+    fn broken(&mut self, parcel: Pending, error: lapin::Error) -> Option<Error> {
         let error = amqp(error);
         let guilty = matches!(
             error.kind(),
@@ -344,7 +344,7 @@ impl Task {
             && self.makes.as_ref().is_some_and(|(exchange, _)| *exchange == parcel.exchange);
         if again {
             self.made = true;
-            self.under_way.push_front((Parcel { mends: false, ..parcel }, Box::pin(std::future::pending())));
+            self.under_way.push_front((Pending { mends: false, ..parcel }, Box::pin(std::future::pending())));
         } else if guilty && !self.careful && !self.under_way.is_empty() {
             self.careful = true;
             self.under_way.push_front((parcel, Box::pin(std::future::pending())));

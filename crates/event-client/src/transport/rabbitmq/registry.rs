@@ -14,10 +14,10 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::connection::{Link, command};
-use super::control::{Control, arguments, number, word};
-use super::copy::Copier;
+use super::declare::{Declarer, arguments, number, word};
 use super::error::is_missing;
 use super::names::Names;
+use super::republish::Republisher;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long others may hold the lock.
@@ -56,8 +56,8 @@ pub(super) struct Record {
 pub(super) struct Registrar {
     names: Names,
     link: Arc<Link>,
-    control: Arc<Control>,
-    copier: Copier,
+    declarer: Arc<Declarer>,
+    republisher: Republisher,
     turn: Mutex<()>,
 }
 
@@ -69,8 +69,13 @@ pub(super) struct Turn<'a> {
 }
 
 impl Registrar {
-    pub(super) fn new(names: Names, link: Arc<Link>, control: Arc<Control>, copier: Copier) -> Self {
-        Self { names, link, control, copier, turn: Mutex::new(()) }
+    pub(super) fn new(
+        names: Names,
+        link: Arc<Link>,
+        declarer: Arc<Declarer>,
+        republisher: Republisher,
+    ) -> Self {
+        Self { names, link, declarer, republisher, turn: Mutex::new(()) }
     }
 
     /// The list as it is.
@@ -166,7 +171,7 @@ impl Registrar {
                 // It is taken and given back with every reading.
                 ("x-delivery-limit", number(1_000_000_000)),
             ]);
-            self.control.declare(self.names.registry(), arguments).await?;
+            self.declarer.declare(self.names.registry(), arguments).await?;
             list.version = 1;
             self.store(&list).await?;
         }
@@ -178,14 +183,14 @@ impl Registrar {
         let properties = lapin::BasicProperties::default()
             .with_delivery_mode(2)
             .with_content_type("application/json".into());
-        self.copier.to_queue(self.names.registry(), properties, bytes.into()).await
+        self.republisher.to_queue(self.names.registry(), properties, bytes.into()).await
     }
 
     /// Waits for one of the namespace's locks.
     pub(super) async fn lock(&self, what: &'static str) -> Result<Turn<'_>> {
         let turn = self.turn.lock().await;
         let end = Instant::now() + PATIENCE;
-        while !self.control.claim(self.names.lock(what)).await? {
+        while !self.declarer.claim(self.names.lock(what)).await? {
             if Instant::now() > end {
                 return Err(Error::new(ErrorKind::Unavailable, "another process holds the lock")
                     .with("lock", self.names.lock(what)));
@@ -199,7 +204,7 @@ impl Registrar {
 impl Turn<'_> {
     pub(super) async fn unlock(self) {
         let lock = self.registrar.names.lock(self.what);
-        let freed = self.registrar.control.run("free a lock", async |channel| {
+        let freed = self.registrar.declarer.run("free a lock", async |channel| {
             channel.queue_delete(lock, QueueDeleteOptions::default()).await
         });
         if let Err(error) = freed.await {

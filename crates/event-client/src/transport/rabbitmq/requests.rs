@@ -23,12 +23,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::client_bus::{ClientBus, number_of, numbered};
 use super::codec;
-use super::peer::{Peer, number_of, numbered};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
-use crate::transport::wire;
+use crate::transport::headers;
 use crate::transport::{Frame, Replies};
 
 /// Frames that may be on their way without having been read.
@@ -115,27 +115,27 @@ impl Calls {
 
 fn frame(delivery: Delivery) -> Frame {
     let headers = codec::Fields(delivery.properties.headers().as_ref());
-    let last = headers.text(wire::FRAME).as_deref() != Some("more");
+    let last = headers.text(headers::FRAME).as_deref() != Some("more");
     let (content_type, headers) = codec::read_frame(&delivery.properties);
     Frame { headers, content_type, payload: Bytes::from(delivery.data), last }
 }
 
 /// Sends the request to one member that serves its subject.
 pub(super) async fn call(
-    peer: &Arc<Peer>,
+    client_bus: &Arc<ClientBus>,
     queue: ShortString,
     request: Message,
     within: Duration,
 ) -> Result<Replies> {
     let deadline = bounds::from_now(within);
-    let inbox = peer.inbox().await?;
-    let number = peer.number();
+    let inbox = client_bus.inbox().await?;
+    let number = client_bus.number();
     let (events, incoming) = mpsc::unbounded_channel();
-    peer.calls.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
+    client_bus.calls.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
     let (sender, frames) = mpsc::channel(1);
     let gone = CancellationToken::new();
     let mut waiting = Waiting {
-        peer: peer.clone(),
+        client_bus: client_bus.clone(),
         number,
         inbox: inbox.clone(),
         queue: queue.clone(),
@@ -146,7 +146,7 @@ pub(super) async fn call(
     let millis = bounds::millis(within).clamp(1, u64::from(u32::MAX));
     let until = Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
     let mut table = lapin::types::FieldTable::default();
-    table.insert(wire::DEADLINE.into(), AMQPValue::LongLongInt(until));
+    table.insert(headers::DEADLINE.into(), AMQPValue::LongLongInt(until));
     let properties = codec::copy(&request, &codec::Facts::default(), table)?
         .with_delivery_mode(1)
         .with_type("request".into())
@@ -155,7 +155,7 @@ pub(super) async fn call(
         .with_expiration(millis.to_string().into());
     // The answer may be quicker than the confirmation, and both may be later than the deadline.
     let sent = tokio::select! {
-        sent = peer.tell(queue, properties, &request.payload) => sent,
+        sent = client_bus.tell(queue, properties, &request.payload) => sent,
         () = sleep_until(deadline) => Err(Error::new(ErrorKind::Timeout, "the deadline passed before the request was sent")),
     };
     if !sent? {
@@ -175,7 +175,7 @@ pub(super) async fn call(
 
 /// One call, from its sending to its end.
 struct Waiting {
-    peer: Arc<Peer>,
+    client_bus: Arc<ClientBus>,
     number: u64,
     inbox: ShortString,
     /// Where the request went.
@@ -213,7 +213,7 @@ impl Waiting {
     async fn tell(&self, kind: &str, body: &str) {
         if let Some(server) = &self.server {
             let properties = numbered(kind, self.number).with_reply_to(self.inbox.clone());
-            let _ = self.peer.tell(server.as_str().into(), properties, body.as_bytes()).await;
+            let _ = self.client_bus.tell(server.as_str().into(), properties, body.as_bytes()).await;
         }
     }
 
@@ -223,7 +223,7 @@ impl Waiting {
         let mut ended = self.ended();
         loop {
             if ended {
-                self.peer.calls.remove(self.number);
+                self.client_bus.calls.remove(self.number);
                 if self.pending.is_empty() {
                     return;
                 }
@@ -251,7 +251,7 @@ impl Waiting {
                         ended = self.accept(event);
                     }
                 }
-                () = self.peer.closed().cancelled(), if !ended => {
+                () = self.client_bus.closed().cancelled(), if !ended => {
                     self.tell("gone", "").await;
                     self.pending.push_back(Err(super::error::closed()));
                     ended = true;
@@ -264,7 +264,7 @@ impl Waiting {
                 _ = looks.tick(), if !ended => match &self.server {
                     Some(_) => self.tell("more", "0").await,
                     // Who had it died before it could say so, and was the last to serve the subject.
-                    None if self.peer.is_gone(&self.queue).await => {
+                    None if self.client_bus.is_gone(&self.queue).await => {
                         self.pending.push_back(Err(unavailable("the server went away with the request")));
                         ended = true;
                     }
@@ -277,6 +277,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.peer.calls.remove(self.number);
+        self.client_bus.calls.remove(self.number);
     }
 }

@@ -15,18 +15,18 @@ use smol_str::SmolStr;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answering, Outgoing, Step};
+use super::client_bus::{ClientBus, number_of};
 use super::codec;
 use super::connection::{Backoff, Link, command};
-use super::control::{DURABLE, arguments, number, word};
+use super::declare::{DURABLE, arguments, number, word};
 use super::names::Names;
-use super::peer::{Peer, number_of};
+use super::reply::{Answering, Outgoing, Step};
 use super::requests::WINDOW;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 use crate::supervise;
-use crate::transport::wire;
+use crate::transport::headers;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
 /// The queue of a subject goes with its last member, or so long after a broker's restart.
@@ -76,7 +76,7 @@ impl Served {
 
 /// One member of a service.
 pub(super) struct Member {
-    pub(super) peer: Arc<Peer>,
+    pub(super) client_bus: Arc<ClientBus>,
     pub(super) link: Arc<Link>,
     pub(super) names: Names,
     pub(super) closed: CancellationToken,
@@ -90,7 +90,7 @@ impl Member {
             return Err(Error::new(ErrorKind::Config, "a service serves at least one subject"));
         }
         let credit = spec.credit.clamp(1, 60_000);
-        let inbox = self.peer.inbox().await?;
+        let inbox = self.client_bus.inbox().await?;
         let open = self.open(&spec.subjects, credit).await?;
         let (sender, requests) = mpsc::channel(credit);
         let slots = Arc::new(Semaphore::new(credit));
@@ -136,7 +136,7 @@ impl Member {
                 Some(open) => open,
                 None => {
                     let made = async {
-                        inbox = self.peer.inbox().await?;
+                        inbox = self.client_bus.inbox().await?;
                         self.open(&spec.subjects, credit).await
                     };
                     tokio::select! {
@@ -214,21 +214,21 @@ impl Member {
         let caller = properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
         let subject =
             routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
-        let until = codec::Fields(properties.headers().as_ref()).time(wire::DEADLINE);
+        let until = codec::Fields(properties.headers().as_ref()).time(headers::DEADLINE);
         let read = codec::read(subject, &properties, data.into());
         let within = until.map_or(Duration::from_secs(60), bounds::left_until);
         let gone = CancellationToken::new();
         let room = Arc::new(Semaphore::new(WINDOW));
         let (frames, outgoing) = mpsc::unbounded_channel();
         let at = (caller.unwrap_or_default(), number.unwrap_or(0));
-        self.peer
+        self.client_bus
             .served
             .0
             .lock()
             .expect("not poisoned")
             .insert(at.clone(), InHand { room: room.clone(), gone: gone.clone() });
         let answering = Answering {
-            peer: self.peer.clone(),
+            client_bus: self.client_bus.clone(),
             at,
             foreign: (number.is_none()).then(|| properties.correlation_id().clone()).flatten(),
             inbox: inbox.clone(),

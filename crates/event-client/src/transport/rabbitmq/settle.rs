@@ -16,18 +16,18 @@ use uuid::Uuid;
 use super::Inner;
 use super::codec::{self, Facts};
 use super::connection::command;
-use super::greeting::Version;
+use super::delay_queues;
+use super::delivery_tags::Ack;
 use super::group::Command;
+use super::handshake::Version;
 use super::member::{Item, Member, Out};
-use super::tags::Ack;
-use super::tiers;
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Rejection, Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Group;
-use crate::transport::wire;
+use crate::transport::headers;
 
 /// A dead letter's own id, on the letter.
 pub(super) const LETTER: &str = "bus-dlq-id";
@@ -35,7 +35,7 @@ pub(super) const LETTER: &str = "bus-dlq-id";
 /// One subscription's door for settlements.
 pub(super) struct Settler(pub(super) mpsc::UnboundedSender<Command>);
 
-/// Who waits for a settlement. Forgotten, it is told that the delivery is lost to it.
+/// A caller that awaits a settlement. Dropped without an answer, it returns `LeaseLost`.
 pub(super) struct Asker(Option<Answer<()>>);
 
 impl Asker {
@@ -101,11 +101,11 @@ impl Inner {
         facts: &Facts,
     ) -> Result<()> {
         let properties = codec::copy(message, facts, FieldTable::default())?;
-        let tier = tiers::left(facts.due).and_then(tiers::tier);
+        let tier = delay_queues::left(facts.due).and_then(delay_queues::tier);
         let Some(tier) = tier else {
-            return self.copier.to_queue(queue, properties, message.payload.clone()).await;
+            return self.republisher.to_queue(queue, properties, message.payload.clone()).await;
         };
-        let length = tiers::length(tier);
+        let length = delay_queues::length(tier);
         let room = match group {
             Some(group) => {
                 self.mark_room(group, tier).await?;
@@ -114,9 +114,9 @@ impl Inner {
             None => self.names.delay(length),
         };
         for again in [true, false] {
-            self.tiers.ensure(&self.control, &self.names, &room, length, &queue).await?;
-            match self.copier.to_queue(room.clone(), properties.clone(), message.payload.clone()).await {
-                Err(error) if again && error.kind() == ErrorKind::NotFound => self.tiers.forget(&room),
+            self.delay_queues.ensure(&self.declarer, &self.names, &room, length, &queue).await?;
+            match self.republisher.to_queue(room.clone(), properties.clone(), message.payload.clone()).await {
+                Err(error) if again && error.kind() == ErrorKind::NotFound => self.delay_queues.forget(&room),
                 result => return result,
             }
         }
@@ -144,7 +144,7 @@ impl Inner {
     }
 
     /// Stores a dead letter.
-    pub(super) async fn bury(
+    pub(super) async fn dead_letter(
         self: Arc<Self>,
         group: Group,
         message: Arc<Message>,
@@ -157,19 +157,19 @@ impl Inner {
             table.insert(name.into(), codec::text(value));
         };
         put(LETTER, &Uuid::now_v7().to_string());
-        put(wire::DLQ_GROUP, group.as_str());
-        put(wire::DLQ_REASON, rejection.reason.as_str());
-        put(wire::DLQ_ERROR, &wire::escape(&rejection.error).to_string());
+        put(headers::DLQ_GROUP, group.as_str());
+        put(headers::DLQ_REASON, rejection.reason.as_str());
+        put(headers::DLQ_ERROR, &headers::escape(&rejection.error).to_string());
         let mut number =
             |name: &str, value: i64| _ = table.insert(name.into(), AMQPValue::LongLongInt(value));
-        number(wire::DLQ_ATTEMPTS, attempts.into());
-        number(wire::DLQ_TIME, Timestamp::now().as_millisecond());
+        number(headers::DLQ_ATTEMPTS, attempts.into());
+        number(headers::DLQ_TIME, Timestamp::now().as_millisecond());
         let queue = self.names.dead(group.as_str());
         let properties = codec::copy(&message, &facts, table)?;
-        match self.copier.to_queue(queue.clone(), properties.clone(), message.payload.clone()).await {
+        match self.republisher.to_queue(queue.clone(), properties.clone(), message.payload.clone()).await {
             Err(error) if error.kind() == ErrorKind::NotFound && self.config.provision.creates() => {
                 self.declare_dead(group.as_str()).await?;
-                self.copier.to_queue(queue, properties, message.payload.clone()).await
+                self.republisher.to_queue(queue, properties, message.payload.clone()).await
             }
             result => result,
         }
@@ -207,7 +207,7 @@ impl Member {
                     Facts { attempt: item.attempt.saturating_add(1), due: None, ..item.facts.clone() };
                 self.copy(item, facts, after, Some(answer));
             }
-            Settlement::Reject(rejection) => self.bury(item, rejection, Some(answer)),
+            Settlement::Reject(rejection) => self.dead_letter(item, rejection, Some(answer)),
             Settlement::Defer { after } if self.spec.keyed => {
                 self.wait(bounds::from_now(after), item, true);
                 answer.tell(Ok(()));
@@ -271,11 +271,16 @@ impl Member {
         self.copy(item, facts, Duration::ZERO, None);
     }
 
-    pub(super) fn bury(&mut self, item: Item, rejection: Rejection, answer: Option<Asker>) {
+    pub(super) fn dead_letter(&mut self, item: Item, rejection: Rejection, answer: Option<Asker>) {
         let mut facts = item.facts.clone();
         facts.attempt = 1;
-        let buried =
-            self.inner.clone().bury(self.group.clone(), item.message.clone(), facts, item.attempt, rejection);
+        let buried = self.inner.clone().dead_letter(
+            self.group.clone(),
+            item.message.clone(),
+            facts,
+            item.attempt,
+            rejection,
+        );
         self.keep_copying(item, answer, buried);
     }
 

@@ -9,8 +9,8 @@ use redis::{Pipeline, Value};
 use smol_str::SmolStr;
 
 use super::RedisTransport;
-use super::connection::Handle;
-use super::dead::unknown;
+use super::client::Client;
+use super::dead_letters::unknown;
 use super::error::reply;
 use super::group::{compare, start_word};
 use super::scripts;
@@ -25,79 +25,79 @@ impl RedisTransport {
     fn admin_step<'a, T: Send + 'a, F>(
         &'a self,
         operation: &'static str,
-        step: impl FnOnce(Arc<Handle>) -> F + Send + 'a,
+        step: impl FnOnce(Arc<Client>) -> F + Send + 'a,
     ) -> BoxFuture<'a, Result<T>>
     where
         F: Future<Output = Result<T>> + Send + 'a,
     {
         Box::pin(async move {
-            let handle = self.live(operation)?.clone();
-            step(handle).await.map_err(|error| error.during(operation))
+            let client = self.live(operation)?.clone();
+            step(client).await.map_err(|error| error.during(operation))
         })
     }
 }
 
 impl Admin for RedisTransport {
     fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
-        self.admin_step("list dead letters", async move |handle| {
-            Ok(handle.letters(&filter).await?.into_iter().map(|letter| letter.letter).collect())
+        self.admin_step("list dead letters", async move |client| {
+            Ok(client.letters(&filter).await?.into_iter().map(|letter| letter.letter).collect())
         })
     }
 
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
-        self.admin_step("replay dead letters", async move |handle| {
-            let letters = handle.letters(&filter).await?;
-            handle.replay(letters).await
+        self.admin_step("replay dead letters", async move |client| {
+            let letters = client.letters(&filter).await?;
+            client.replay(letters).await
         })
     }
 
     fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
-        self.admin_step("drop dead letters", async move |handle| {
-            let letters = handle.letters(&filter).await?;
-            handle.drop_letters(letters).await
+        self.admin_step("drop dead letters", async move |client| {
+            let letters = client.letters(&filter).await?;
+            client.drop_letters(letters).await
         })
     }
 
     fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
-        self.admin_step("list groups", async move |handle| {
+        self.admin_step("list groups", async move |client| {
             let mut all = Vec::new();
-            for (group, definition) in handle.definitions().await? {
-                all.push(handle.status(&group, &definition).await?);
+            for (group, definition) in client.definitions().await? {
+                all.push(client.status(&group, &definition).await?);
             }
             Ok(all)
         })
     }
 
     fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
-        self.admin_step("plan topology", async move |handle| plan(&handle, &topology).await)
+        self.admin_step("plan topology", async move |client| plan(&client, &topology).await)
     }
 
     fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
-        self.admin_step("apply topology", async move |handle| {
-            let changes = plan(&handle, &topology).await?;
-            for topic in missing_topics(&handle, &topology).await? {
-                handle.create_topic(&topic).await?;
+        self.admin_step("apply topology", async move |client| {
+            let changes = plan(&client, &topology).await?;
+            for topic in missing_topics(&client, &topology).await? {
+                client.create_topic(&topic).await?;
             }
             for spec in topology.subscriptions()? {
                 let Mode::Group(group) = &spec.mode else { continue };
-                handle.define(group, &spec, None, true).await?;
+                client.define(group, &spec, None, true).await?;
             }
             Ok(changes)
         })
     }
 
     fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
-        self.admin_step("seek", async move |handle| {
-            let Some((_, definition)) = handle.definition(&group).await? else { return Err(unknown(&group)) };
-            handle.move_group(&group, &definition.topics, &start_word(start)).await?;
-            handle.signal(&handle.keys.wake(group.as_str()), "changed").await
+        self.admin_step("seek", async move |client| {
+            let Some((_, definition)) = client.definition(&group).await? else { return Err(unknown(&group)) };
+            client.move_group(&group, &definition.topics, &start_word(start)).await?;
+            client.signal(&client.keys.wake(group.as_str()), "changed").await
         })
     }
 
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
-        self.admin_step("delete group", async move |handle| {
-            let Some((_, definition)) = handle.definition(&group).await? else { return Err(unknown(&group)) };
-            let keys = &handle.keys;
+        self.admin_step("delete group", async move |client| {
+            let Some((_, definition)) = client.definition(&group).await? else { return Err(unknown(&group)) };
+            let keys = &client.keys;
             // Its members see the end of its definition before that of anything else.
             let mut pipeline = Pipeline::new();
             pipeline.cmd("MULTI");
@@ -105,22 +105,22 @@ impl Admin for RedisTransport {
             pipeline.cmd("HDEL").arg(keys.groups()).arg(group.as_str());
             pipeline.cmd("DEL").arg(keys.members(group.as_str()));
             pipeline.cmd("EXEC");
-            handle.link.ask_all(&pipeline).await?;
-            handle.move_group(&group, &definition.topics, "delete").await?;
-            handle.signal(&keys.wake(group.as_str()), "changed").await
+            client.connection.ask_all(&pipeline).await?;
+            client.move_group(&group, &definition.topics, "delete").await?;
+            client.signal(&keys.wake(group.as_str()), "changed").await
         })
     }
 
     fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
-        self.admin_step("diagnose", async |handle| handle.diagnose().await)
+        self.admin_step("diagnose", async |client| client.diagnose().await)
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
-        self.admin_step("ping", async move |handle| handle.ping().await)
+        self.admin_step("ping", async move |client| client.ping().await)
     }
 }
 
-impl Handle {
+impl Client {
     async fn move_group(&self, group: &Group, topics: &BTreeSet<SmolStr>, start: &str) -> Result<()> {
         let mut pipeline = Pipeline::new();
         for topic in topics {
@@ -141,7 +141,7 @@ impl Handle {
             command.arg(group.as_str()).arg(start);
             pipeline.add_command(command);
         }
-        self.link.ask_all(&pipeline).await.map(drop)
+        self.connection.ask_all(&pipeline).await.map(drop)
     }
 
     /// An empty stream, registered.
@@ -151,7 +151,7 @@ impl Handle {
         let log = self.keys.log(topic);
         pipeline.cmd("XGROUP").arg("CREATE").arg(&log).arg("~").arg("$").arg("MKSTREAM");
         pipeline.cmd("XGROUP").arg("DESTROY").arg(&log).arg("~");
-        for value in self.link.run(&pipeline).await? {
+        for value in self.connection.run(&pipeline).await? {
             // Another may have just made it.
             if !super::error::is_code(&value, "BUSYGROUP") {
                 reply(value)?;
@@ -161,33 +161,33 @@ impl Handle {
     }
 }
 
-async fn plan(handle: &Handle, topology: &Topology) -> Result<Vec<Change>> {
+async fn plan(client: &Client, topology: &Topology) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     let wanted = topology.subscriptions()?;
-    for topic in missing_topics(handle, topology).await? {
-        let object = format!("stream {}", handle.keys.log(&topic));
+    for topic in missing_topics(client, topology).await? {
+        let object = format!("stream {}", client.keys.log(&topic));
         let difference = Difference::new("topic", None, topic.to_string());
         changes.push(Change::new(object, Action::Create, vec![difference]));
     }
     for spec in &wanted {
         let Mode::Group(group) = &spec.mode else { continue };
-        let is = handle.definition(group).await?;
+        let is = client.definition(group).await?;
         changes.extend(compare(spec, is.as_ref().map(|(_, definition)| definition)));
         if let Some((_, definition)) = is {
-            changes.extend(handle.missing_places(group, &definition).await?);
+            changes.extend(client.missing_places(group, &definition).await?);
         }
     }
     Ok(changes)
 }
 
 /// Topics that are named beside the groups' and have no stream.
-async fn missing_topics(handle: &Handle, topology: &Topology) -> Result<Vec<SmolStr>> {
+async fn missing_topics(client: &Client, topology: &Topology) -> Result<Vec<SmolStr>> {
     let mut missing = Vec::new();
     for topic in &topology.topics {
         Subject::new(topic)?;
         let mut ask = redis::cmd("EXISTS");
-        ask.arg(handle.keys.log(topic));
-        if handle.link.ask(ask).await? == Value::Int(0) {
+        ask.arg(client.keys.log(topic));
+        if client.connection.ask(ask).await? == Value::Int(0) {
             missing.push(topic.clone());
         }
     }

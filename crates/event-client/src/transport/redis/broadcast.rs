@@ -12,13 +12,13 @@ use redis::{Pipeline, Value};
 use smol_str::SmolStr;
 use tokio::sync::Notify;
 
+use super::blocking::{LONGEST, Reader};
+use super::client::{Client, Patience};
 use super::codec::{self, Entry, EntryId, args, number, parts, text};
-use super::connection::{Handle, Patience};
-use super::ear::Listening;
+use super::connection::jitter;
 use super::error::reply;
 use super::group::last_unwanted;
-use super::link::jitter;
-use super::reader::{LONGEST, Reader};
+use super::pubsub::Listening;
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
@@ -40,7 +40,7 @@ struct Tail {
 }
 
 struct Tails {
-    handle: Arc<Handle>,
+    client: Arc<Client>,
     filters: Vec<Pattern>,
     wild: bool,
     feed: Feed,
@@ -53,23 +53,23 @@ struct Tails {
     wake: Arc<Notify>,
 }
 
-pub(super) async fn broadcast(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
-    let mut patience = Patience::new(handle);
+pub(super) async fn broadcast(client: &Arc<Client>, spec: Subscribe) -> Result<Subscription> {
+    let mut patience = Patience::new(client);
     loop {
-        match listen(handle, spec.clone()).await {
+        match listen(client, spec.clone()).await {
             Err(error) if patience.lasts(&error).await => {}
             outcome => return outcome,
         }
     }
 }
 
-async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
+async fn listen(client: &Arc<Client>, spec: Subscribe) -> Result<Subscription> {
     let wake = Arc::new(Notify::new());
     let wild = spec.filters.iter().any(|filter| filter.topic().is_none());
     let mut listening = Vec::new();
     if wild {
         let told = wake.clone();
-        let topics = handle.ear.on(handle.keys.system(), move |message| {
+        let topics = client.subscriber.on(client.keys.system(), move |message| {
             if !message.starts_with(b"delay") {
                 told.notify_one();
             }
@@ -78,7 +78,7 @@ async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
     }
     let (feed, subscription) = Subscription::channel(spec.credit);
     let mut tails = Tails {
-        handle: handle.clone(),
+        client: client.clone(),
         wild,
         feed,
         tails: Vec::new(),
@@ -89,7 +89,7 @@ async fn listen(handle: &Arc<Handle>, spec: Subscribe) -> Result<Subscription> {
         filters: spec.filters,
     };
     tails.find(spec.start).await?;
-    let (told, stopped, closing) = (tails.wake.clone(), tails.feed.stopped().clone(), handle.closing.clone());
+    let (told, stopped, closing) = (tails.wake.clone(), tails.feed.stopped().clone(), client.closing.clone());
     tokio::spawn(async move {
         tokio::select! {
             () = stopped.cancelled() => {}
@@ -121,7 +121,7 @@ async fn run(mut tails: Tails, listening: Vec<Listening>) {
                 tokio::select! {
                     () = tokio::time::sleep(jitter(pause)) => {}
                     () = tails.feed.stopped().cancelled() => {}
-                    () = tails.handle.closing.cancelled() => {}
+                    () = tails.client.closing.cancelled() => {}
                 }
                 pause = (pause * 2).min(Duration::from_secs(2));
             }
@@ -132,7 +132,7 @@ async fn run(mut tails: Tails, listening: Vec<Listening>) {
 
 impl Tails {
     fn is_over(&self) -> bool {
-        self.feed.stopped().is_cancelled() || self.handle.closing.is_cancelled()
+        self.feed.stopped().is_cancelled() || self.client.closing.is_cancelled()
     }
 
     /// Adds the topics that are not read yet.
@@ -140,12 +140,12 @@ impl Tails {
         let mut topics: Vec<SmolStr> =
             self.filters.iter().filter_map(|filter| filter.topic().map(SmolStr::new)).collect();
         if self.wild {
-            topics.extend(self.handle.topics().await?);
+            topics.extend(self.client.topics().await?);
         }
         topics.sort();
         topics.dedup();
         topics.retain(|topic| !self.tails.iter().any(|tail| tail.topic == *topic));
-        let streams: Vec<String> = topics.iter().map(|topic| self.handle.keys.log(topic)).collect();
+        let streams: Vec<String> = topics.iter().map(|topic| self.client.keys.log(topic)).collect();
         let mut pipeline = Pipeline::new();
         for stream in &streams {
             pipeline.cmd("XINFO").arg("STREAM").arg(stream);
@@ -153,7 +153,7 @@ impl Tails {
         if streams.is_empty() {
             return Ok(());
         }
-        let answers = self.handle.link.run(&pipeline).await?;
+        let answers = self.client.connection.run(&pipeline).await?;
         for ((topic, stream), info) in topics.into_iter().zip(streams).zip(answers) {
             let log = Log::read(info)?;
             // A time to come is no message yet.
@@ -166,7 +166,7 @@ impl Tails {
 
     async fn step(&mut self) -> Result<()> {
         if self.reader.is_none() {
-            self.reader = Some(Reader::open(&self.handle.link).await?);
+            self.reader = Some(Reader::open(&self.client.connection).await?);
         }
         if self.wild {
             // What came after the subscription is seen from its first message on.
@@ -180,7 +180,7 @@ impl Tails {
                     tokio::select! {
                         slot = self.feed.slot() => slot,
                         () = self.feed.stopped().cancelled() => return Ok(()),
-                        () = self.handle.closing.cancelled() => return Ok(()),
+                        () = self.client.closing.cancelled() => return Ok(()),
                     }
                 }
             };
@@ -207,7 +207,7 @@ impl Tails {
         for tail in &self.tails {
             pipeline.cmd("XINFO").arg("STREAM").arg(&tail.stream);
         }
-        let answers = self.handle.link.run(&pipeline).await?;
+        let answers = self.client.connection.run(&pipeline).await?;
         for (tail, info) in self.tails.iter_mut().zip(answers) {
             let log = Log::read(info)?;
             if log.oldest.is_none_or(|oldest| oldest > tail.last) {

@@ -11,7 +11,7 @@ use smol_str::format_smolstr;
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, MessageId, Position};
 use crate::subject::Subject;
-use crate::transport::wire::{self, Reader};
+use crate::transport::headers::{self, Reader};
 
 /// Field with the body.
 pub(super) const DATA: &str = "data";
@@ -119,10 +119,10 @@ pub(super) fn args<A: ToRedisArgs>(command: &mut Cmd, all: impl IntoIterator<Ite
 
 /// Appends the fields of `message` to a command.
 pub(super) fn write(message: &Message, command: &mut Cmd) {
-    command.arg(wire::SUBJECT).arg(message.subject.as_str());
-    wire::write(message, |name, value| {
+    command.arg(headers::SUBJECT).arg(message.subject.as_str());
+    headers::write(message, |name, value| {
         match name {
-            DATA => command.arg(format_smolstr!("{}{DATA}", wire::HELD).as_str()),
+            DATA => command.arg(format_smolstr!("{}{DATA}", headers::HELD).as_str()),
             name => command.arg(name),
         };
         command.arg(value);
@@ -181,14 +181,14 @@ pub(super) fn read_fields(id: EntryId, fields: Vec<Value>, topic: &str) -> Entry
         let name = String::from_utf8_lossy(&name);
         let value = String::from_utf8_lossy(&value);
         match &*name {
-            wire::SUBJECT => {
+            headers::SUBJECT => {
                 let valid = Subject::new(&*value).ok().filter(|subject| subject.topic() == topic);
                 ill_named = valid.is_none();
                 subject = valid;
             }
             ORIGIN => origin = value.parse().unwrap_or(id),
-            wire::REPLAYED => replayed = true,
-            name if name.starts_with("bus-dlq-") || name == wire::FIRST_ATTEMPT => {
+            headers::REPLAYED => replayed = true,
+            name if name.starts_with("bus-dlq-") || name == headers::FIRST_ATTEMPT => {
                 extra.push((name.to_owned(), value.into_owned()));
             }
             name => reader.header(name, &value),

@@ -1,161 +1,247 @@
-//! One handle on a server: its connections, its tasks, and what it knows of the server.
+//! The connection that commands share: one pipeline, rebuilt when it breaks, with a deadline for every call.
 
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::task::Poll;
+use std::time::Duration;
 
-use redis::{Pipeline, Value};
-use smol_str::SmolStr;
+use futures_util::poll;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, Pipeline, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::codec::{parts, text};
-use super::config::Config;
-use super::ear::Ear;
-use super::keys::Keys;
-use super::link::{Link, jitter};
-use super::member::Member;
-use super::probe::{Facts, Kept};
-use super::publish::Outbox;
-use super::reply::Post;
-use super::requests::Calls;
-use super::serve::Service;
-use super::server::Server;
-use super::settle::Clerk;
+use super::dial::Dialer;
+use super::error::{Failure, closed, explain, is_code, is_misplaced, reply};
+use super::scripts;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::consumer_name;
+use crate::supervise;
 
-/// What everything of one handle shares.
-pub(super) struct Handle {
-    pub(super) config: Config,
-    pub(super) keys: Keys,
-    pub(super) link: Arc<Link>,
-    pub(super) ear: Arc<Ear>,
-    /// Unique in the server: names its inbox and its consumers.
-    pub(super) id: SmolStr,
-    pub(super) facts: Facts,
-    pub(super) kept: Kept,
-    pub(super) outbox: Mutex<Option<Outbox>>,
-    pub(super) clerk: Clerk,
-    pub(super) calls: Calls,
-    pub(super) post: Post,
-    pub(super) members: Mutex<Vec<Weak<Member>>>,
-    pub(super) services: Mutex<Vec<Weak<Service>>>,
-    /// Cancelled when closing begins: nothing new is taken on.
-    pub(super) closing: CancellationToken,
+/// How often an idle connection is asked whether it still lives.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+static PROBE: LazyLock<Cmd> = LazyLock::new(|| redis::cmd("PING"));
+
+#[derive(Clone)]
+pub(super) struct Live {
+    connection: MultiplexedConnection,
+    /// Counts connections, so that a late failure does not condemn the next one.
+    pub(super) generation: u64,
 }
 
-/// The handle and the tasks that end with it.
-pub(super) struct Opened {
-    pub(super) handle: Arc<Handle>,
-    pub(super) writer: tokio::task::JoinHandle<()>,
+pub(super) struct Connection {
+    pub(super) server: Dialer,
+    live: watch::Sender<Option<Live>>,
+    broken: Notify,
+    why: Mutex<String>,
+    pub(super) closed: CancellationToken,
 }
 
-impl Handle {
-    pub(super) async fn open(config: Config) -> Result<Opened> {
-        let link = Link::open(Server::new(&config)?).await?;
-        let guard = link.closed.clone().drop_guard();
-        let facts = Facts::ask(&link, &config).await?;
-        refuse_cluster(&link).await?;
-        let ear = Ear::open(link.clone()).await?;
-        let keys = Keys::new(&config.namespace, config.db);
-        let (outbox, writer) = Outbox::open(link.clone(), keys.clone(), &config);
-        // Whatever ends the connection ends all that is on it.
-        let closing = link.closed.child_token();
-        let handle = Arc::new(Self {
-            clerk: Clerk::open(link.clone()),
-            post: Post::open(link.clone()),
-            id: consumer_name(),
-            config,
-            keys,
-            link,
-            ear,
-            kept: Kept::new(facts.durability),
-            facts,
-            outbox: Mutex::new(Some(outbox)),
-            calls: Calls::default(),
-            members: Mutex::default(),
-            services: Mutex::default(),
-            closing,
+impl Connection {
+    /// Connects once, so that a wrong URL is told at once, and keeps the connection from then on.
+    pub(super) async fn open(server: Dialer) -> Result<Arc<Self>> {
+        let connection = connect(&server).await?;
+        let shared = Arc::new(Self {
+            server,
+            live: watch::Sender::new(Some(Live { connection, generation: 1 })),
+            broken: Notify::new(),
+            why: Mutex::default(),
+            closed: CancellationToken::new(),
         });
-        super::clock::start(&handle).await?;
-        super::requests::start(&handle).await?;
-        super::janitor::start(&handle);
-        guard.disarm();
-        Ok(Opened { handle, writer })
+        let died = shared.closed.clone();
+        tokio::spawn(supervise::run("redis connection", keep(shared.clone()), move || died.cancel()));
+        Ok(shared)
     }
 
-    /// Every topic that was ever published to or subscribed.
-    pub(super) async fn topics(&self) -> Result<Vec<SmolStr>> {
-        let mut ask = redis::cmd("SMEMBERS");
-        ask.arg(self.keys.topics());
-        let mut topics: Vec<SmolStr> =
-            parts(self.link.ask(ask).await?).iter().map(|value| text(value).into()).collect();
-        topics.sort();
-        Ok(topics)
-    }
-
-    /// Sends a signal to whoever listens; nobody may be there.
-    pub(super) async fn signal(&self, channel: &str, word: &str) -> Result<()> {
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(channel).arg(word);
-        self.link.ask(command).await.map(drop)
-    }
-
-    /// Registers topics, as a publish to them would.
-    pub(super) async fn register(&self, topics: &[SmolStr]) -> Result<()> {
-        let mut pipeline = Pipeline::new();
-        for topic in topics {
-            let mut register = super::scripts::TOPIC.on(&[&self.keys.topics()]);
-            register.arg(topic.as_str()).arg(self.keys.system().as_str());
-            pipeline.add_command(register);
+    /// The connection, waiting for it at most `within`.
+    pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
+        let mut late = None;
+        loop {
+            if let Some(live) = self.now() {
+                return Ok(live);
+            }
+            let late = *late.get_or_insert_with(|| Instant::now() + within);
+            self.wait_until(late).await?;
         }
-        self.link.ask_all(&pipeline).await.map(drop)
     }
 
-    pub(super) async fn ping(&self) -> Result<Duration> {
-        let start = Instant::now();
-        let answer: Value = self.link.ask(redis::cmd("PING")).await?;
-        drop(answer);
-        Ok(start.elapsed())
-    }
-}
-
-/// A node of a cluster has a part of the topics, and sends clients elsewhere for the rest.
-async fn refuse_cluster(link: &Link) -> Result<()> {
-    let mut ask = redis::cmd("INFO");
-    ask.arg("cluster");
-    match link.ask(ask).await {
-        Ok(info) if text(&info).contains("cluster_enabled:1") => Err(Error::new(
-            ErrorKind::Unsupported,
-            "the server is a node of a Redis Cluster, whose redirections this transport does not follow; use a server with replicas under Sentinel (`sentinel=NAME`)",
-        )),
-        Err(error) if error.kind() != ErrorKind::Denied => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// What an outage has cut short is tried again for as long as a publish would wait: for what may be done twice.
-pub(super) struct Patience<'a> {
-    handle: &'a Handle,
-    since: Instant,
-    pause: Duration,
-}
-
-impl<'a> Patience<'a> {
-    pub(super) fn new(handle: &'a Handle) -> Self {
-        Self { handle, since: Instant::now(), pause: Duration::from_millis(20) }
+    /// The connection, if there is one.
+    pub(super) fn now(&self) -> Option<Live> {
+        self.live.borrow().clone()
     }
 
-    /// Waits a moment; `false` when another try makes no sense.
-    pub(super) async fn lasts(&mut self, error: &Error) -> bool {
-        if error.kind() != ErrorKind::Unavailable || self.since.elapsed() > self.handle.config.publish_timeout
-        {
-            return false;
-        }
+    /// Waits for a connection.
+    async fn wait_until(&self, late: Instant) -> Result<(), Failure> {
+        let mut watch = self.live.subscribe();
         tokio::select! {
-            () = tokio::time::sleep(jitter(self.pause)) => {}
-            () = self.handle.closing.cancelled() => return false,
+            found = watch.wait_for(Option::is_some) => match found {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Failure::Unsent(closed())),
+            },
+            () = tokio::time::sleep_until(late) => {
+                let why = self.why.lock().expect("not poisoned").clone();
+                Err(Failure::Unsent(Error::new(ErrorKind::Unavailable, "the server cannot be reached").because(why)))
+            }
+            () = self.closed.cancelled() => Err(Failure::Unsent(closed())),
         }
-        self.pause = (self.pause * 2).min(Duration::from_secs(1));
-        true
     }
+
+    fn condemn(&self, generation: u64, why: String) {
+        let condemned = self.live.send_if_modified(|live| {
+            let same = live.as_ref().is_some_and(|live| live.generation == generation);
+            if same {
+                *live = None;
+            }
+            same
+        });
+        if condemned {
+            *self.why.lock().expect("not poisoned") = why;
+            self.broken.notify_one();
+        }
+    }
+
+    /// Sends commands in one write; the replies come in order, errors of single commands among them.
+    pub(super) async fn run(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let late = Instant::now() + self.server.answer_timeout;
+        loop {
+            let live = self.live(late.saturating_duration_since(Instant::now())).await?;
+            match self.run_on(live, pipeline).await {
+                Err(Failure::Unsent(_)) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The same on this connection. [`Failure::Unsent`] comes with the first poll, when the connection ended while
+    /// nothing was on its way; there will be another.
+    pub(super) async fn run_on(&self, live: Live, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
+        let Live { mut connection, generation } = live;
+        let sent = {
+            let mut sending = pin!(connection.send_packed_commands(pipeline, 0, pipeline.len()));
+            match poll!(sending.as_mut()) {
+                // The client's task has ended, and takes nothing any more. One that takes the commands and ends before
+                // this poll returns looks the same; then they may be done twice.
+                Poll::Ready(Err(error)) => {
+                    self.condemn(generation, "it ended while nothing was on its way".into());
+                    return Err(Failure::Unsent(explain(&error)));
+                }
+                Poll::Ready(sent) => sent,
+                Poll::Pending => sending.await,
+            }
+        };
+        let mut replies = match sent {
+            Ok(replies) => replies,
+            Err(error) => {
+                let explained = explain(&error);
+                self.condemn(generation, error.to_string());
+                return Err(Failure::Unknown(explained));
+            }
+        };
+        if replies.iter().any(|value| is_code(value, "NOSCRIPT")) {
+            self.repeat_unknown_scripts(&mut connection, pipeline, &mut replies).await;
+        }
+        if let Some(value) = replies.iter().find(|value| is_misplaced(value)) {
+            self.condemn(generation, format!("{value:?}"));
+        }
+        Ok(replies)
+    }
+
+    /// A server that was restarted or replaced has forgotten our scripts: what was not done is done now.
+    async fn repeat_unknown_scripts(
+        &self,
+        connection: &mut MultiplexedConnection,
+        pipeline: &Pipeline,
+        replies: &mut [Value],
+    ) {
+        if load_scripts(connection).await.is_err() {
+            return;
+        }
+        for (command, value) in pipeline.cmd_iter().zip(replies) {
+            if is_code(value, "NOSCRIPT")
+                && let Ok(again) = connection.send_packed_command(command).await
+            {
+                *value = again;
+            }
+        }
+    }
+
+    /// One command.
+    pub(super) async fn ask(&self, command: Cmd) -> Result<Value> {
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.add_command(command);
+        let mut replies = self.run(&pipeline).await?;
+        reply(replies.pop().unwrap_or_default())
+    }
+
+    /// Several commands, none of which may fail.
+    pub(super) async fn ask_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>> {
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.run(pipeline).await?.into_iter().map(reply).collect()
+    }
+}
+
+async fn connect(server: &Dialer) -> Result<MultiplexedConnection> {
+    let mut connection = server.commands().await?;
+    load_scripts(&mut connection).await?;
+    Ok(connection)
+}
+
+async fn load_scripts(connection: &mut MultiplexedConnection) -> Result<()> {
+    let pipeline = scripts::load();
+    let replies = connection
+        .send_packed_commands(&pipeline, 0, pipeline.len())
+        .await
+        .map_err(|error| explain(&error))?;
+    replies.into_iter().try_for_each(|value| reply(value).map(drop))
+}
+
+/// Rebuilds the connection whenever it breaks; each outage is logged once.
+async fn keep(shared: Arc<Connection>) {
+    let mut generation = 1;
+    loop {
+        tokio::select! {
+            () = shared.closed.cancelled() => return,
+            () = shared.broken.notified() => {}
+            () = tokio::time::sleep(PROBE_EVERY) => {
+                // On the connection itself: who waits here for the next one waits for who makes it.
+                if let Some(live) = shared.now() {
+                    let mut ping = Pipeline::with_capacity(1);
+                    ping.add_command(PROBE.clone());
+                    let _ = shared.run_on(live, &ping).await;
+                }
+                continue;
+            }
+        }
+        let since = Instant::now();
+        let why = shared.why.lock().expect("not poisoned").clone();
+        tracing::warn!(error = why, "the connection to Redis was lost; reconnecting");
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let attempt = tokio::select! {
+                () = shared.closed.cancelled() => return,
+                attempt = connect(&shared.server) => attempt,
+            };
+            match attempt {
+                Ok(connection) => {
+                    generation += 1;
+                    shared.live.send_replace(Some(Live { connection, generation }));
+                    tracing::info!(outage = ?since.elapsed(), "the connection to Redis is back");
+                    break;
+                }
+                Err(error) => *shared.why.lock().expect("not poisoned") = error.to_string(),
+            }
+            tokio::select! {
+                () = shared.closed.cancelled() => return,
+                () = tokio::time::sleep(jitter(pause)) => {}
+            }
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+}
+
+/// Half of `pause` up to all of it, so that many do not come back at once.
+pub(super) fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -9,7 +9,7 @@ use super::codec::{Entry, EntryId};
 use super::fetch::Fetcher;
 use super::keys::Source;
 use super::member::Held;
-use super::skip;
+use super::unmatched;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
 
 impl Fetcher {
@@ -31,7 +31,7 @@ impl Fetcher {
         for (entry, attempt) in entries {
             if entry.ill_named {
                 let held = self.hold(source, name, entry.id, attempt, asked);
-                self.bury(held);
+                self.dead_letter(held);
             } else if !source.replay && !place.filters.matches(&entry.message.subject, entry.id) {
                 unwanted.push((entry, attempt));
             } else if now.is_some_and(|now| entry.is_expired(now)) {
@@ -57,10 +57,10 @@ impl Fetcher {
             }
         }
         if !expired.is_empty() {
-            skip::expire(&self.member, source, name, &expired);
+            unmatched::expire(&self.member, source, name, &expired);
         }
         if !unwanted.is_empty() {
-            skip::skip(&self.member, place, unwanted, asked, &self.stale);
+            unmatched::skip(&self.member, place, unwanted, asked, &self.stale);
         }
     }
 
@@ -78,7 +78,7 @@ impl Fetcher {
     }
 
     /// A foreign message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
-    fn bury(&self, token: u64) {
+    fn dead_letter(&self, token: u64) {
         let rejection =
             Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
         drop(self.settle.settle(token, Settlement::Reject(rejection)));

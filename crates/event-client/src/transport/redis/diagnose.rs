@@ -4,16 +4,16 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 
+use super::client::Client;
 use super::codec::{number, parts};
 use super::config::Host;
-use super::connection::Handle;
-use super::probe::parse_info;
+use super::server_info::parse_info;
 use crate::error::{ErrorKind, Result};
 use crate::message::Durability;
 use crate::transport::Finding;
-use crate::transport::finding::{clock, plain_text, room};
+use crate::transport::diagnosis::{clock, plain_text, room};
 
-impl Handle {
+impl Client {
     /// # Errors
     /// When the server cannot be asked.
     pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
@@ -23,7 +23,7 @@ impl Handle {
             Host::Socket(_) => "localhost",
         });
         findings.extend(plain_text(self.config.tls.is_some(), hosts, "connect with rediss://"));
-        match self.link.ask(redis::cmd("INFO")).await {
+        match self.connection.ask(redis::cmd("INFO")).await {
             Ok(info) => diagnose_info(&parse_info(&info), &mut findings),
             Err(error) if error.kind() == ErrorKind::Denied => findings.push(Finding::advice(
                 "server",
@@ -39,7 +39,7 @@ impl Handle {
             ));
         }
         let before = Timestamp::now();
-        let told = parts(self.link.ask(redis::cmd("TIME")).await?);
+        let told = parts(self.connection.ask(redis::cmd("TIME")).await?);
         let after = Timestamp::now();
         if let [seconds, micros] = told.as_slice()
             && let Ok(server) = Timestamp::from_microsecond(number(seconds) * 1_000_000 + number(micros))

@@ -6,14 +6,14 @@ use std::time::Duration;
 use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
+use super::blocking::Reader;
 use super::codec::{self, Entry, EntryId, args, number, parts};
-use super::ear::Listening;
+use super::connection::jitter;
 use super::error::reply;
 use super::group::{Joining, Place};
-use super::link::jitter;
 use super::member::{Holder, Member};
-use super::reader::Reader;
-use super::{scripts, skip};
+use super::pubsub::Listening;
+use super::{scripts, unmatched};
 use crate::bounds;
 use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
@@ -84,7 +84,7 @@ pub(super) async fn run(
     }
     let stale = fetcher.stale.lock().expect("not poisoned").take().unwrap_or_default();
     for misjudged in stale {
-        skip::hand_back(&fetcher.member, misjudged);
+        unmatched::hand_back(&fetcher.member, misjudged);
     }
     let Fetcher { member, feed, .. } = fetcher;
     feed.report(Health::Stopped);
@@ -104,14 +104,14 @@ pub(super) struct Fetcher {
     turn: usize,
     reader: Option<Reader>,
     /// Read under patterns that have changed since.
-    pub(super) stale: skip::Stale,
+    pub(super) stale: unmatched::Stale,
 }
 
 impl Fetcher {
     pub(super) fn is_over(&self) -> bool {
         self.feed.stopped().is_cancelled()
             || self.member.closed.is_cancelled()
-            || self.member.handle.link.closed.is_cancelled()
+            || self.member.client.connection.closed.is_cancelled()
     }
 
     fn settle_in(&mut self, places: Vec<Place>) {
@@ -140,7 +140,7 @@ impl Fetcher {
         let events = self.member.signals.take();
         if events.changed || events.all {
             let joining = Joining { consumer: &self.member.consumer, life: self.member.life_millis() };
-            match self.member.handle.look_again(&self.member.group, &self.spec, joining).await {
+            match self.member.client.look_again(&self.member.group, &self.spec, joining).await {
                 Ok(Some(places)) => self.settle_in(places),
                 Ok(None) => return Ok(false),
                 Err(error) => {
@@ -162,7 +162,7 @@ impl Fetcher {
             }
         }
         if self.reader.is_none() {
-            self.reader = Some(Reader::open(&self.member.handle.link).await?);
+            self.reader = Some(Reader::open(&self.member.client.connection).await?);
         }
         let Some(mut room) = self.room().await else { return Ok(true) };
         let now = Instant::now();
@@ -215,7 +215,7 @@ impl Fetcher {
             command.arg(&*place.name).arg(self.member.consumer.as_str()).arg(room);
             command.arg(bounds::millis(self.member.lease)).arg(reads);
             let asked = Instant::now();
-            let mut answer = parts(self.member.handle.link.ask(command).await?).into_iter();
+            let mut answer = parts(self.member.client.connection.ask(command).await?).into_iter();
             if let Ok(wait) = u64::try_from(number(&answer.next().unwrap_or_default())) {
                 next = next.min(Duration::from_millis(wait));
             }
@@ -380,7 +380,7 @@ impl Fetcher {
 
 /// Runs commands whose replies nobody needs but for their errors.
 pub(super) async fn run_all(member: &Member, pipeline: &Pipeline) -> Result<()> {
-    for value in member.handle.link.run(pipeline).await? {
+    for value in member.client.connection.run(pipeline).await? {
         reply(value)?;
     }
     Ok(())

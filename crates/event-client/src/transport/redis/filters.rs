@@ -8,7 +8,7 @@ use crate::subject::{Pattern, Subject};
 pub(super) struct Filters(Vec<(EntryId, Vec<Pattern>)>);
 
 impl Filters {
-    /// Reads lines of an id and patterns; what cannot be read is nobody's wish.
+    /// Reads lines of an id and patterns; malformed lines are ignored.
     pub(super) fn parse(text: &str) -> Self {
         let line = |line: &str| {
             let mut words = line.split(' ');

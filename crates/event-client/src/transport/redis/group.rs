@@ -9,8 +9,8 @@ use redis::{Pipeline, Value};
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
+use super::client::Client;
 use super::codec::{EntryId, number, parts, text};
-use super::connection::Handle;
 use super::error::{odd, reply};
 use super::filters::Filters;
 use super::keys::Source;
@@ -65,11 +65,11 @@ pub(super) struct Joining<'a> {
     pub(super) life: u64,
 }
 
-impl Handle {
+impl Client {
     pub(super) async fn definition(&self, group: &Group) -> Result<Option<(String, Definition)>> {
         let mut ask = redis::cmd("HGET");
         ask.arg(self.keys.groups()).arg(group.as_str());
-        read_definition(&self.link.ask(ask).await?)
+        read_definition(&self.connection.ask(ask).await?)
     }
 
     /// Makes the group what `spec` says, as far as it is allowed, and answers where it is.
@@ -123,7 +123,7 @@ impl Handle {
                 Some(joining) => command.arg(joining.consumer).arg(joining.life),
                 None => command.arg("").arg(0),
             };
-            match self.link.ask(command).await? {
+            match self.connection.ask(command).await? {
                 Value::Int(1) => {
                     let filters_change = before.is_some_and(|before| before.filters != wanted.filters);
                     let start = |topic: &SmolStr| match before {
@@ -173,7 +173,7 @@ impl Handle {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        let replies = self.link.run(&pipeline).await?;
+        let replies = self.connection.run(&pipeline).await?;
         definition
             .topics
             .iter()
@@ -226,7 +226,7 @@ impl Handle {
         let mut missing = Vec::new();
         for topic in &definition.topics {
             let look = self.ensure(group, topic, Start::New, "", Create::No);
-            if self.link.ask(look).await? == Value::Nil {
+            if self.connection.ask(look).await? == Value::Nil {
                 let of = Difference::new("topic", None, topic.to_string());
                 missing.push(Change::new(self.place_name(group, topic), Action::Create, vec![of]));
             }
@@ -250,7 +250,7 @@ impl Handle {
             None => {
                 let mut ask = redis::cmd("EXISTS");
                 ask.arg(self.keys.tombstone(group.as_str()));
-                if self.link.ask(ask).await? != Value::Int(0) {
+                if self.connection.ask(ask).await? != Value::Int(0) {
                     return Ok(None);
                 }
                 tracing::error!(%group, "the server has lost this group and what waited for it; was it emptied, or restarted without persistence?");
@@ -278,7 +278,7 @@ enum Create {
     New = 2,
 }
 
-/// Reads what [`Handle::define`] wrote, with its text.
+/// Reads what [`Client::define`] wrote, with its text.
 pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definition)>> {
     if *value == Value::Nil {
         return Ok(None);

@@ -11,14 +11,14 @@ use std::time::Duration;
 use redis::Value;
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
+use super::blocking::Reader;
 use super::codec::{self, EntryId, args, number, parts};
-use super::ear::Listening;
+use super::connection::jitter;
 use super::group::{Joining, Place};
-use super::link::jitter;
 use super::member::{Holder, How, Member, Settled};
-use super::reader::Reader;
+use super::pubsub::Listening;
 use super::scripts;
-use super::turns::Turns;
 use crate::bounds;
 use crate::delivery::Settle;
 use crate::error::{ErrorKind, Result};
@@ -40,7 +40,7 @@ pub(super) struct Topic {
 
 /// The active member's state.
 pub(super) struct Active {
-    pub(super) turns: Turns,
+    pub(super) backlog: Backlog,
     /// What waited before is read first, page by page: of the log, of the replays.
     pub(super) loading: [Option<EntryId>; 2],
     /// The last entry that was read: of the log, of the replays.
@@ -128,7 +128,7 @@ impl Keyed {
     pub(super) fn is_over(&self) -> bool {
         self.feed.stopped().is_cancelled()
             || self.member.closed.is_cancelled()
-            || self.member.handle.link.closed.is_cancelled()
+            || self.member.client.connection.closed.is_cancelled()
     }
 
     fn settle_in(&mut self, places: Vec<Place>) {
@@ -164,7 +164,7 @@ impl Keyed {
 
     async fn look_again(&mut self) -> Result<bool> {
         let joining = Joining { consumer: &self.member.consumer, life: self.member.life_millis() };
-        match self.member.handle.look_again(&self.member.group, &self.spec, joining).await {
+        match self.member.client.look_again(&self.member.group, &self.spec, joining).await {
             Ok(Some(places)) => {
                 self.settle_in(places);
                 Ok(true)
@@ -231,12 +231,12 @@ impl Keyed {
         let settled = std::mem::take(&mut *self.member.lanes.lock().expect("not poisoned"));
         for Settled { item, how } in settled {
             let active = self.topics.iter_mut().filter_map(|topic| topic.active.as_mut());
-            let Some(active) = active.into_iter().find(|active| active.turns.has(item)) else { continue };
+            let Some(active) = active.into_iter().find(|active| active.backlog.has(item)) else { continue };
             match how {
-                How::Done => active.turns.finish(item),
+                How::Done => active.backlog.finish(item),
                 How::Again(after, made) => {
                     let at = (!after.is_zero()).then(|| bounds::from_now(after));
-                    active.turns.again(item, made, at);
+                    active.backlog.again(item, made, at);
                 }
                 How::Lost => active.unsure.push(item),
             }
@@ -248,7 +248,7 @@ impl Keyed {
         for replay in [false, true] {
             let which = usize::from(replay);
             let Some(active) = &self.topics[at].active else { return Ok(false) };
-            if active.turns.has_ready() || !active.turns.has_space() {
+            if active.backlog.has_ready() || !active.backlog.has_space() {
                 return Ok(false);
             }
             let loading = active.loading[which];
@@ -271,11 +271,11 @@ impl Keyed {
         let place = self.topics[at].place.clone();
         let source = if replay { &place.replay } else { &place.log };
         let most = if loading.is_some() { PAGE } else { (member.credit * 2).clamp(16, 500) };
-        let owner = member.handle.keys.owner(&source.topic, member.group.as_str());
+        let owner = member.client.keys.owner(&source.topic, member.group.as_str());
         let mut command = scripts::FETCH.on(&[&source.stream, &source.due, &owner]);
         command.arg(&*place.name).arg(member.consumer.as_str()).arg(most);
         command.arg(loading.map(|after| after.to_string()).unwrap_or_default());
-        let answer = match member.handle.link.ask(command).await {
+        let answer = match member.client.connection.ask(command).await {
             Ok(Value::Array(answer)) => answer,
             Ok(_) => {
                 self.lose(at);
@@ -329,10 +329,10 @@ impl Keyed {
             match &topic.active {
                 None => until = until.min(topic.next_try),
                 Some(active) => {
-                    until = active.turns.next_due().map_or(until, |due| until.min(due));
-                    if active.turns.has_ready() {
+                    until = active.backlog.next_due().map_or(until, |due| until.min(due));
+                    if active.backlog.has_ready() {
                         full = true;
-                    } else if active.turns.has_space() {
+                    } else if active.backlog.has_space() {
                         reads.push((topic.place.log.stream.clone(), topic.last));
                     }
                 }
@@ -351,7 +351,7 @@ impl Keyed {
             return Ok(());
         }
         if self.reader.is_none() {
-            self.reader = Some(Reader::open(&self.member.handle.link).await?);
+            self.reader = Some(Reader::open(&self.member.client.connection).await?);
         }
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let block = reader.patience(block);

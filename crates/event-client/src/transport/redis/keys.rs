@@ -140,8 +140,8 @@ impl Keys {
     }
 
     /// Channel: frames for callers and servers of one handle.
-    pub(super) fn inbox(&self, handle: &str) -> SmolStr {
-        format_smolstr!("{}:inbox:{handle}", self.channels)
+    pub(super) fn inbox(&self, client: &str) -> SmolStr {
+        format_smolstr!("{}:inbox:{client}", self.channels)
     }
 
     /// Channel: callers of a subject that no longer wait.

@@ -62,7 +62,7 @@ pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::Cancellati
         tokio::select! {
             () = member.signals.room.notified() => {}
             () = tokio::time::sleep_until(end) => {}
-            () = member.handle.link.closed.cancelled() => return,
+            () = member.client.connection.closed.cancelled() => return,
         }
     }
     if is_idle(&member) {
@@ -85,8 +85,8 @@ fn is_idle(member: &Member) -> bool {
 /// It takes no more.
 async fn leave(member: &Member) {
     let mut command = redis::cmd("ZREM");
-    command.arg(member.handle.keys.members(member.group.as_str())).arg(member.consumer.as_str());
-    if let Err(error) = member.handle.link.ask(command).await {
+    command.arg(member.client.keys.members(member.group.as_str())).arg(member.consumer.as_str());
+    if let Err(error) = member.client.connection.ask(command).await {
         tracing::debug!(group = %member.group, %error, "cannot leave; the membership ends by itself");
     }
 }
@@ -95,7 +95,7 @@ async fn leave(member: &Member) {
 async fn give_up(member: &Member) {
     let owned = std::mem::take(&mut *member.owned.lock().expect("not poisoned"));
     let mut pipeline = Pipeline::new();
-    let keys = &member.handle.keys;
+    let keys = &member.client.keys;
     let wake = keys.wake(member.group.as_str());
     for owned in owned {
         let mut command = scripts::OWN.on(&[&keys.owner(&owned.topic, member.group.as_str())]);
@@ -109,7 +109,7 @@ async fn give_up(member: &Member) {
         pipeline.add_command(command);
     }
     if !pipeline.is_empty() {
-        drop(member.handle.link.run(&pipeline).await);
+        drop(member.client.connection.run(&pipeline).await);
     }
 }
 
@@ -127,7 +127,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
             None => batches.push((held.source.clone(), held.name.clone(), vec![(token, held.id)])),
         }
     }
-    let keys = &member.handle.keys;
+    let keys = &member.client.keys;
     let consumer = member.consumer.as_str();
     let mut pipeline = Pipeline::new();
     for (source, name, entries) in &batches {
@@ -152,7 +152,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
         return Ok(());
     }
     let safe = member.safe_from(Instant::now());
-    let mut replies = member.handle.link.run(&pipeline).await?.into_iter();
+    let mut replies = member.client.connection.run(&pipeline).await?.into_iter();
     for (_, _, entries) in batches {
         let answer = parts(reply(replies.next().unwrap_or_default()).unwrap_or_default());
         let mut table = member.table.lock().expect("not poisoned");

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::client::Client;
 use super::codec::EntryId;
-use super::connection::Handle;
 use super::keys::Source;
 use crate::bounds;
 use crate::confirm::Confirm;
@@ -19,7 +19,7 @@ use crate::subject::Group;
 
 /// A subscription's place in its group.
 pub(super) struct Member {
-    pub(super) handle: Arc<Handle>,
+    pub(super) client: Arc<Client>,
     pub(super) group: Group,
     /// Unique in the server; ends with the lease in milliseconds, so that others know when it has run out.
     pub(super) consumer: SmolStr,
@@ -130,7 +130,7 @@ impl Signals {
     }
 
     /// What a message on the group's channel says: `due TOPIC MS`, `changed`, or nothing: anything.
-    pub(super) fn hear(&self, message: &[u8]) {
+    pub(super) fn on_message(&self, message: &[u8]) {
         let mut words = std::str::from_utf8(message).unwrap_or_default().split(' ');
         match (words.next(), words.next(), words.next()) {
             (Some("due"), Some(topic), millis) => {
@@ -181,11 +181,11 @@ pub(super) struct Holder(pub(super) Arc<Member>);
 
 impl Settle for Holder {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        self.0.handle.clerk.settle(&self.0, token, settlement)
+        self.0.client.settler.settle(&self.0, token, settlement)
     }
 
     fn in_progress(&self, token: Token) -> Confirm<()> {
-        self.0.handle.clerk.renew(&self.0, token)
+        self.0.client.settler.renew(&self.0, token)
     }
 }
 
@@ -194,13 +194,13 @@ impl Member {
     pub(super) async fn hand_back(self: &Arc<Self>) {
         self.closed.cancel();
         // What the reader was just fetching is released by itself.
-        let patience = self.handle.config.publish_timeout;
+        let patience = self.client.config.publish_timeout;
         let _ = tokio::time::timeout(patience, self.ended.cancelled()).await;
         let held: Vec<Token> =
             self.table.lock().expect("not poisoned").iter().map(|(token, _)| token as Token).collect();
         let released: Vec<_> = held
             .into_iter()
-            .map(|token| self.handle.clerk.settle(self, token, Settlement::Release))
+            .map(|token| self.client.settler.settle(self, token, Settlement::Release))
             .collect();
         for confirm in released {
             let _ = confirm.await;

@@ -25,49 +25,49 @@ use crate::message::Message;
 use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
-mod active;
 mod admin;
+mod backlog;
+mod blocking;
 mod broadcast;
-mod clock;
+mod client;
 mod codec;
 mod config;
 mod connection;
-mod dead;
+mod dead_letters;
+mod delayed;
 mod deliver;
 mod diagnose;
-mod ear;
+mod dial;
 mod error;
 mod fetch;
 mod filters;
+mod frame;
 mod group;
-mod janitor;
+mod housekeeping;
 mod keyed;
 mod keys;
 mod lease;
-mod link;
 mod member;
-mod packet;
-mod probe;
+mod ownership;
 mod publish;
-mod reader;
+mod pubsub;
 mod reply;
 mod requests;
 mod scripts;
 mod serve;
-mod server;
+mod server_info;
 mod settle;
-mod skip;
 mod status;
 mod subscribe;
-mod turns;
+mod unmatched;
 
+use client::{Client, Opened};
 use config::Config;
-use connection::{Handle, Opened};
 use error::closed;
 
 /// One handle on a server.
 pub(super) struct RedisTransport {
-    handle: Arc<Handle>,
+    client: Arc<Client>,
     capabilities: Capabilities,
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
     /// Closing happens once; whoever comes later waits for it.
@@ -83,26 +83,26 @@ impl RedisTransport {
     /// [`ErrorKind::Unavailable`] when it cannot be reached.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
         let config = Config::read(url)?;
-        let Opened { handle, writer } = Handle::open(config).await?;
+        let Opened { client, writer } = Client::open(config).await?;
         let mut capabilities = Capabilities::new("redis");
         capabilities.persistent = true;
         capabilities.shared = true;
-        capabilities.max_durability = handle.facts.durability;
-        capabilities.durability = handle.facts.durability;
-        capabilities.max_payload = handle.config.max_payload;
-        capabilities.dedup_window = handle.config.dedup_window;
+        capabilities.max_durability = client.facts.durability;
+        capabilities.durability = client.facts.durability;
+        capabilities.max_payload = client.config.max_payload;
+        capabilities.dedup_window = client.config.dedup_window;
         capabilities.delayed = true;
         capabilities.expiry = true;
         capabilities.replay = true;
         capabilities.cross_topic = true;
         capabilities.keyed_members = 1;
-        capabilities.persistent = handle.facts.persistent;
+        capabilities.persistent = client.facts.persistent;
         let finished = tokio::sync::Mutex::default();
-        Ok(Self { handle, capabilities, writer: Mutex::new(Some(writer)), finished })
+        Ok(Self { client, capabilities, writer: Mutex::new(Some(writer)), finished })
     }
 
-    fn live(&self, operation: &'static str) -> Result<&Arc<Handle>> {
-        if self.handle.closing.is_cancelled() { Err(closed().during(operation)) } else { Ok(&self.handle) }
+    fn live(&self, operation: &'static str) -> Result<&Arc<Client>> {
+        if self.client.closing.is_cancelled() { Err(closed().during(operation)) } else { Ok(&self.client) }
     }
 }
 
@@ -115,24 +115,24 @@ impl Transport for RedisTransport {
         if let Err(error) = self.capabilities.check(&message) {
             return Confirm::ready(Err(error.during("publish").with("subject", &message.subject)));
         }
-        if !self.handle.kept.covers(message.durability) {
+        if !self.client.kept.covers(message.durability) {
             let text = "the server was set to keep less than it did when this connection was made; set `appendonly yes` and `appendfsync always` there for `fsync`";
             let error = Error::new(ErrorKind::Unsupported, text).with("subject", &message.subject);
             return Confirm::ready(Err(error.during("publish")));
         }
-        match &*self.handle.outbox.lock().expect("not poisoned") {
-            Some(outbox) => outbox.publish(&message, &self.handle.keys, &self.handle.config),
+        match &*self.client.outbox.lock().expect("not poisoned") {
+            Some(outbox) => outbox.publish(&message, &self.client.keys, &self.client.config),
             None => Confirm::ready(Err(closed().during("publish"))),
         }
     }
 
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
-            let handle = self.live("subscribe")?;
+            let client = self.live("subscribe")?;
             let spec = spec.checked().map_err(|error| error.during("subscribe"))?;
             match spec.mode.clone() {
-                Mode::Broadcast => broadcast::broadcast(handle, spec).await,
-                Mode::Group(group) => subscribe::group(handle, group, spec).await,
+                Mode::Broadcast => broadcast::broadcast(client, spec).await,
+                Mode::Group(group) => subscribe::group(client, group, spec).await,
             }
             .map_err(|error| error.during("subscribe"))
         })
@@ -152,16 +152,16 @@ impl Transport for RedisTransport {
             if *finished {
                 return Ok(());
             }
-            let handle = &self.handle;
-            handle.closing.cancel();
+            let client = &self.client;
+            client.closing.cancel();
             let services: Vec<_> =
-                handle.services.lock().expect("not poisoned").iter().filter_map(Weak::upgrade).collect();
+                client.services.lock().expect("not poisoned").iter().filter_map(Weak::upgrade).collect();
             for service in services {
                 service.close();
-                let _ = tokio::time::timeout(handle.config.publish_timeout, service.ended.cancelled()).await;
+                let _ = tokio::time::timeout(client.config.publish_timeout, service.ended.cancelled()).await;
             }
-            handle.calls.close(handle).await;
-            let members: Vec<_> = std::mem::take(&mut *handle.members.lock().expect("not poisoned"))
+            client.calls.close(client).await;
+            let members: Vec<_> = std::mem::take(&mut *client.members.lock().expect("not poisoned"))
                 .iter()
                 .filter_map(Weak::upgrade)
                 .collect();
@@ -169,12 +169,12 @@ impl Transport for RedisTransport {
                 member.hand_back().await;
             }
             // Without its queue the writer ends when everything is answered.
-            drop(handle.outbox.lock().expect("not poisoned").take());
+            drop(client.outbox.lock().expect("not poisoned").take());
             let writer = self.writer.lock().expect("not poisoned").take();
             if let Some(writer) = writer {
-                let _ = tokio::time::timeout(handle.config.publish_timeout, writer).await;
+                let _ = tokio::time::timeout(client.config.publish_timeout, writer).await;
             }
-            handle.link.closed.cancel();
+            client.connection.closed.cancel();
             *finished = true;
             Ok(())
         })
@@ -183,17 +183,17 @@ impl Transport for RedisTransport {
 
 impl Drop for RedisTransport {
     fn drop(&mut self) {
-        self.handle.closing.cancel();
-        for member in self.handle.members.lock().expect("not poisoned").iter().filter_map(Weak::upgrade) {
+        self.client.closing.cancel();
+        for member in self.client.members.lock().expect("not poisoned").iter().filter_map(Weak::upgrade) {
             member.closed.cancel();
         }
-        self.handle.link.closed.cancel();
+        self.client.connection.closed.cancel();
     }
 }
 
 impl fmt::Debug for RedisTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts: Vec<_> = self.handle.config.hosts.iter().map(ToString::to_string).collect();
+        let hosts: Vec<_> = self.client.config.hosts.iter().map(ToString::to_string).collect();
         f.debug_struct("RedisTransport").field("hosts", &hosts).finish_non_exhaustive()
     }
 }

@@ -22,9 +22,9 @@ use tokio::time::Instant;
 
 use super::codec::{self, EntryId, number, parts, text};
 use super::config::Config;
+use super::connection::{Connection, Live};
 use super::error::{Failure, closed, odd, reply};
 use super::keys::Keys;
-use super::link::{Link, Live};
 use super::scripts;
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
@@ -63,10 +63,14 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn open(link: Arc<Link>, keys: Keys, config: &Config) -> (Self, tokio::task::JoinHandle<()>) {
+    pub(super) fn open(
+        connection: Arc<Connection>,
+        keys: Keys,
+        config: &Config,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
         let (queue, received) = mpsc::unbounded_channel();
         let sender = Arc::new(Sender {
-            link: link.clone(),
+            connection: connection.clone(),
             keys,
             waiting: AtomicUsize::new(0),
             replicas: config.wait_replicas,
@@ -76,7 +80,7 @@ impl Outbox {
             alone: Mutex::default(),
             heard: Notify::new(),
         });
-        let (died, orphaned) = (link.closed.clone(), sender.clone());
+        let (died, orphaned) = (connection.closed.clone(), sender.clone());
         let writing = supervise::run("redis publish", write(sender.clone(), received), move || {
             died.cancel();
             drop(orphaned.take_alone());
@@ -146,7 +150,7 @@ fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, c
 
 /// What the writer and its callers share.
 struct Sender {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     keys: Keys,
     /// Bytes that are handed in and not answered.
     waiting: AtomicUsize,
@@ -156,7 +160,7 @@ struct Sender {
     registered: Mutex<Registered>,
     /// A publish that was sent past the writer.
     alone: Mutex<Option<Sending>>,
-    /// It has something to say to the writer.
+    /// Wakes the writer to poll `alone`.
     heard: Notify,
 }
 
@@ -223,7 +227,7 @@ impl Wake for Sender {
 impl Sender {
     /// Hands a publish to the connection at once, where that is possible; its reply is the writer's to read.
     fn send_alone(self: &Arc<Self>, publish: Publish) -> Option<Publish> {
-        let Some(live) = self.link.now() else { return Some(publish) };
+        let Some(live) = self.connection.now() else { return Some(publish) };
         let mut sending = self.pipeline(live, vec![publish]);
         let waker = Waker::from(self.clone());
         // Held until it has its place: the writer may be woken before.
@@ -258,7 +262,7 @@ impl Sender {
     async fn send_part(&self, mut part: Vec<Publish>, flying: &mut FuturesUnordered<Sending>) {
         loop {
             let patience = self.patience.saturating_sub(part[0].at.elapsed());
-            let live = match self.link.live(patience).await {
+            let live = match self.connection.live(patience).await {
                 Ok(live) => live,
                 Err(failure) => {
                     let pipeline = Pipeline::default();
@@ -307,9 +311,9 @@ impl Sender {
         if replicas > 0 {
             pipeline.cmd("WAIT").arg(replicas).arg(bounds::millis(self.patience) / 2);
         }
-        let link = self.link.clone();
+        let connection = self.connection.clone();
         Box::pin(async move {
-            let replies = link.run_on(live, &pipeline).await;
+            let replies = connection.run_on(live, &pipeline).await;
             Sent { batch, pipeline, before, replicas, replies }
         })
     }

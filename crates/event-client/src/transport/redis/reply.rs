@@ -16,9 +16,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::AbortHandle;
 
 use super::codec::number;
+use super::connection::Connection;
 use super::error::{Failure, reply};
-use super::link::Link;
-use super::packet;
+use super::frame;
 use super::serve::{Active, Service};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
@@ -52,9 +52,9 @@ impl Respond for Reply {
                 "the caller reads slower than frames are sent; await each confirmation before the next frame",
             );
         }
-        let inbox = self.service.handle.keys.inbox(&self.service.handle.id);
+        let inbox = self.service.client.keys.inbox(&self.service.client.id);
         let from = std::mem::take(&mut self.first).then_some(inbox.as_str());
-        let bytes = packet::frame(&frame, &self.key.1, from);
+        let bytes = frame::frame(&frame, &self.key.1, from);
         if frame.last {
             self.active.finished.store(true, Ordering::Relaxed);
             self.service.active.lock().expect("not poisoned").remove(&self.key);
@@ -62,11 +62,11 @@ impl Respond for Reply {
         let (answer, confirm) = Confirm::channel();
         let letter =
             Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: Some(answer) };
-        let post = &self.service.handle.post;
+        let reply_sender = &self.service.client.reply_sender;
         match self.active.window.try_acquire() {
             Ok(room) => {
                 room.forget();
-                post.send(letter);
+                reply_sender.send(letter);
             }
             Err(_) => self.park(letter),
         }
@@ -78,11 +78,11 @@ impl Respond for Reply {
         if self.active.finished.swap(true, Ordering::Relaxed) || self.active.gone.is_cancelled() {
             return;
         }
-        let bytes = packet::notice("abandoned", &self.key.1);
+        let bytes = frame::notice("abandoned", &self.key.1);
         let letter = Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: None };
-        let (handle, parked) = (self.service.handle.clone(), self.parked.clone());
+        let (client, parked) = (self.service.client.clone(), self.parked.clone());
         if !parked.load(Ordering::Acquire) {
-            handle.post.send(letter);
+            client.reply_sender.send(letter);
             return;
         }
         tokio::spawn(async move {
@@ -90,7 +90,7 @@ impl Respond for Reply {
             while parked.load(Ordering::Acquire) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            handle.post.send(letter);
+            client.reply_sender.send(letter);
         });
     }
 }
@@ -98,14 +98,14 @@ impl Respond for Reply {
 impl Reply {
     /// The caller has enough for now: the frame waits until it has taken some.
     fn park(&self, letter: Letter) {
-        let (handle, active, parked) =
-            (self.service.handle.clone(), self.active.clone(), self.parked.clone());
+        let (client, active, parked) =
+            (self.service.client.clone(), self.active.clone(), self.parked.clone());
         parked.store(true, Ordering::Release);
         tokio::spawn(async move {
             tokio::select! {
                 room = active.window.acquire() => {
                     room.expect("the window is never closed").forget();
-                    handle.post.send(letter);
+                    client.reply_sender.send(letter);
                 }
                 () = active.gone.cancelled() => letter.conclude(Ok(0)),
             }
@@ -129,7 +129,7 @@ const BATCH: usize = 128;
 const WINDOW: usize = 4;
 
 /// Where frames are handed in. What waits is bounded by the window of each answer and the credit of each service.
-pub(super) struct Post(mpsc::UnboundedSender<Letter>);
+pub(super) struct ReplySender(mpsc::UnboundedSender<Letter>);
 
 /// A frame for a caller's channel.
 pub(super) struct Letter {
@@ -143,11 +143,11 @@ pub(super) struct Letter {
 type Sent = (Vec<Letter>, Result<Vec<Value>, Failure>);
 type Sending = Pin<Box<dyn Future<Output = Sent> + Send>>;
 
-impl Post {
-    pub(super) fn open(link: Arc<Link>) -> Self {
+impl ReplySender {
+    pub(super) fn open(connection: Arc<Connection>) -> Self {
         let (queue, received) = mpsc::unbounded_channel();
-        let died = link.closed.clone();
-        tokio::spawn(supervise::run("redis reply", run(link, received), move || died.cancel()));
+        let died = connection.closed.clone();
+        tokio::spawn(supervise::run("redis reply", run(connection, received), move || died.cancel()));
         Self(queue)
     }
 
@@ -157,7 +157,7 @@ impl Post {
     }
 }
 
-async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Letter>) {
+async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Letter>) {
     let mut flying: FuturesUnordered<Sending> = FuturesUnordered::new();
     let mut open = true;
     while open || !flying.is_empty() {
@@ -170,7 +170,7 @@ async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Letter>) {
         if batch.is_empty() {
             continue;
         }
-        let mut sending = send(link.clone(), batch);
+        let mut sending = send(connection.clone(), batch);
         // The first poll hands it to the connection, so that order is kept.
         match futures_util::poll!(&mut sending) {
             std::task::Poll::Ready(sent) => conclude(sent),
@@ -179,13 +179,13 @@ async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Letter>) {
     }
 }
 
-fn send(link: Arc<Link>, batch: Vec<Letter>) -> Sending {
+fn send(connection: Arc<Connection>, batch: Vec<Letter>) -> Sending {
     Box::pin(async move {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         for letter in &batch {
             pipeline.cmd("PUBLISH").arg(letter.caller.as_str()).arg(&letter.bytes[..]);
         }
-        let replies = link.run(&pipeline).await;
+        let replies = connection.run(&pipeline).await;
         (batch, replies)
     })
 }

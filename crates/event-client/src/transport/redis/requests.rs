@@ -13,15 +13,15 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Handle, Patience};
+use super::client::{Client, Patience};
 use super::error::closed;
-use super::packet::{self, Packet};
+use super::frame::{self, Packet};
 use super::{RedisTransport, scripts, serve};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
-use crate::transport::wire;
+use crate::transport::headers;
 use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve};
 
 /// Frames of one answer that may be on their way or wait for the caller.
@@ -44,8 +44,8 @@ pub(super) struct Calls {
 
 impl Calls {
     /// A frame for one of ours.
-    fn hear(&self, packet: Packet) {
-        let Some(number) = packet.get(packet::REQUEST).and_then(|number| number.parse().ok()) else { return };
+    fn on_message(&self, packet: Packet) {
+        let Some(number) = packet.get(frame::REQUEST).and_then(|number| number.parse().ok()) else { return };
         let waiting = self.waiting.lock().expect("not poisoned");
         if let Some(call) = waiting.get(&number) {
             let _ = call.send(packet);
@@ -53,28 +53,28 @@ impl Calls {
     }
 
     /// Waits until every call has been told that the handle closes.
-    pub(super) async fn close(&self, handle: &Handle) {
+    pub(super) async fn close(&self, client: &Client) {
         self.running.close();
-        let _ = tokio::time::timeout(handle.config.publish_timeout, self.running.wait()).await;
+        let _ = tokio::time::timeout(client.config.publish_timeout, self.running.wait()).await;
     }
 }
 
 /// Listens to the handle's own channel.
-pub(super) async fn start(handle: &Arc<Handle>) -> Result<()> {
-    let told = Arc::downgrade(handle);
-    let listening = handle
-        .ear
-        .on(handle.keys.inbox(&handle.id), move |message| {
-            let Some(handle) = told.upgrade() else { return };
+pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
+    let told = Arc::downgrade(client);
+    let listening = client
+        .subscriber
+        .on(client.keys.inbox(&client.id), move |message| {
+            let Some(client) = told.upgrade() else { return };
             let packet = Packet::read(Bytes::copy_from_slice(message));
-            if packet.get(packet::CREDIT).is_some() {
-                serve::credit(&handle, &packet);
+            if packet.get(frame::CREDIT).is_some() {
+                serve::credit(&client, &packet);
             } else {
-                handle.calls.hear(packet);
+                client.calls.on_message(packet);
             }
         })
         .await?;
-    let closing = handle.link.closed.clone();
+    let closing = client.connection.closed.clone();
     tokio::spawn(async move {
         closing.cancelled().await;
         drop(listening);
@@ -85,18 +85,18 @@ pub(super) async fn start(handle: &Arc<Handle>) -> Result<()> {
 impl Requests for RedisTransport {
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
         Box::pin(async move {
-            let handle = self.live("request")?;
+            let client = self.live("request")?;
             self.capabilities.check(&request).map_err(|error| error.during("request"))?;
-            call(handle, request, within).await.map_err(|error| error.during("request"))
+            call(client, request, within).await.map_err(|error| error.during("request"))
         })
     }
 
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
-            let handle = self.live("serve")?;
-            let mut patience = Patience::new(handle);
+            let client = self.live("serve")?;
+            let mut patience = Patience::new(client);
             loop {
-                match serve::serve(handle, spec.clone()).await {
+                match serve::serve(client, spec.clone()).await {
                     Err(error) if patience.lasts(&error).await => {}
                     result => return result.map_err(|error| error.during("serve")),
                 }
@@ -107,7 +107,7 @@ impl Requests for RedisTransport {
 
 /// One call on its way.
 struct Call {
-    handle: Arc<Handle>,
+    client: Arc<Client>,
     number: u64,
     subject: Subject,
     /// Its bytes in the queue, by which it is found there.
@@ -124,22 +124,22 @@ struct Call {
     heard: Instant,
 }
 
-async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Result<Replies> {
+async fn call(client: &Arc<Client>, request: Message, within: Duration) -> Result<Replies> {
     let start = Instant::now();
     let within = bounds::bounded(within);
-    let number = handle.calls.next.fetch_add(1, Ordering::Relaxed);
-    let inbox = handle.keys.inbox(&handle.id);
+    let number = client.calls.next.fetch_add(1, Ordering::Relaxed);
+    let inbox = client.keys.inbox(&client.id);
     let deadline = Timestamp::now().as_millisecond().saturating_add(bounds::signed_millis(within));
-    let bytes = packet::request(&request, number, &inbox, deadline);
+    let bytes = frame::request(&request, number, &inbox, deadline);
     let (sender, incoming) = mpsc::unbounded_channel();
-    handle.calls.waiting.lock().expect("not poisoned").insert(number, sender);
+    client.calls.waiting.lock().expect("not poisoned").insert(number, sender);
     // Forgotten wherever this future is dropped.
-    let place = Place { handle: handle.clone(), number };
+    let place = Place { client: client.clone(), number };
     let subject = request.subject;
     let mut command =
-        scripts::CALL.on(&[&handle.keys.queue(subject.as_str()), &handle.keys.servers(subject.as_str())]);
+        scripts::CALL.on(&[&client.keys.queue(subject.as_str()), &client.keys.servers(subject.as_str())]);
     command.arg(&bytes[..]).arg(bounds::millis(within).max(1));
-    let queued = match tokio::time::timeout(within, handle.link.ask(command)).await {
+    let queued = match tokio::time::timeout(within, client.connection.ask(command)).await {
         Ok(answer) => answer?,
         Err(_) => return Err(timeout(&subject)),
     };
@@ -150,7 +150,7 @@ async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Resul
     let (frames, replies) = mpsc::channel(WINDOW + 1);
     let gone = CancellationToken::new();
     let call = Call {
-        handle: handle.clone(),
+        client: client.clone(),
         number,
         subject,
         request: bytes,
@@ -163,7 +163,7 @@ async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Resul
         unpaid: 0,
         heard: start,
     };
-    handle.calls.running.spawn(async move {
+    client.calls.running.spawn(async move {
         let _place = place;
         call.run().await;
     });
@@ -172,13 +172,13 @@ async fn call(handle: &Arc<Handle>, request: Message, within: Duration) -> Resul
 
 /// A call's place among those that wait.
 struct Place {
-    handle: Arc<Handle>,
+    client: Arc<Client>,
     number: u64,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.handle.calls.waiting.lock().expect("not poisoned").remove(&self.number);
+        self.client.calls.waiting.lock().expect("not poisoned").remove(&self.number);
     }
 }
 
@@ -201,7 +201,7 @@ impl Call {
                 biased;
                 Some(packet) = self.incoming.recv() => Next::Frame(packet),
                 () = self.gone.cancelled() => Next::End(None),
-                () = self.handle.closing.cancelled() => Next::End(Some(closed())),
+                () = self.client.closing.cancelled() => Next::End(Some(closed())),
                 () = tokio::time::sleep_until(self.deadline) => Next::End(Some(timeout(&self.subject))),
                 () = tokio::time::sleep_until(suspicion) => Next::Ask,
             };
@@ -225,17 +225,17 @@ impl Call {
     async fn take(&mut self, packet: Packet) -> Option<Option<Error>> {
         self.heard = Instant::now();
         self.taken = true;
-        if let Some(from) = packet.get(packet::FROM) {
+        if let Some(from) = packet.get(frame::FROM) {
             self.server = Some(from.to_owned());
         }
-        match packet.get(wire::FRAME) {
+        match packet.get(headers::FRAME) {
             Some("working") => None,
             Some("abandoned") => {
                 let text = "the server let go of the request without an answer";
                 self.send(Err(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))).await;
                 self.gone.cancel();
                 // There is nobody to tell.
-                self.handle.calls.waiting.lock().expect("not poisoned").remove(&self.number);
+                self.client.calls.waiting.lock().expect("not poisoned").remove(&self.number);
                 self.taken = false;
                 self.request = Bytes::new();
                 Some(None)
@@ -263,7 +263,7 @@ impl Call {
                 room.send(frame.map_err(|error| error.during("request")));
             },
             () = self.gone.cancelled() => {}
-            () = self.handle.closing.cancelled() => {}
+            () = self.client.closing.cancelled() => {}
             () = tokio::time::sleep_until(self.deadline) => {}
         }
     }
@@ -271,24 +271,24 @@ impl Call {
     /// The caller has taken so many: the server may send as many more.
     async fn pay(&mut self) {
         let Some(server) = &self.server else { return };
-        let mut writer = packet::Writer::default();
-        writer.header(wire::REPLY_TO, self.handle.keys.inbox(&self.handle.id));
-        writer.header(packet::REQUEST, self.number.to_string());
-        let credit = writer.header(packet::CREDIT, self.unpaid.to_string()).finish(b"");
+        let mut writer = frame::Writer::default();
+        writer.header(headers::REPLY_TO, self.client.keys.inbox(&self.client.id));
+        writer.header(frame::REQUEST, self.number.to_string());
+        let credit = writer.header(frame::CREDIT, self.unpaid.to_string()).finish(b"");
         self.unpaid = 0;
         let mut command = redis::cmd("PUBLISH");
         command.arg(server).arg(&credit[..]);
-        let _ = self.handle.link.ask(command).await;
+        let _ = self.client.connection.ask(command).await;
     }
 
     /// Nothing was heard for long: does the request still wait, or has somebody died with it?
     async fn ask(&mut self) -> Option<Error> {
         self.heard = Instant::now();
-        let keys = &self.handle.keys;
+        let keys = &self.client.keys;
         let mut command =
             scripts::QUEUED.on(&[&keys.queue(self.subject.as_str()), &keys.servers(self.subject.as_str())]);
         command.arg(&self.request[..]);
-        match self.handle.link.ask(command).await {
+        match self.client.connection.ask(command).await {
             Ok(Value::Int(0)) => {
                 self.request = Bytes::new();
                 let text = "the server went away before it answered";
@@ -310,15 +310,15 @@ impl Call {
         if self.request.is_empty() {
             return;
         }
-        let keys = &self.handle.keys;
+        let keys = &self.client.keys;
         let mut pipeline = Pipeline::new();
         if !self.taken {
             pipeline.cmd("LREM").arg(keys.queue(self.subject.as_str())).arg(1).arg(&self.request[..]);
         }
-        let mut writer = packet::Writer::default();
-        writer.header(wire::REPLY_TO, keys.inbox(&self.handle.id));
-        let cancel = writer.header(packet::REQUEST, self.number.to_string()).finish(b"");
+        let mut writer = frame::Writer::default();
+        writer.header(headers::REPLY_TO, keys.inbox(&self.client.id));
+        let cancel = writer.header(frame::REQUEST, self.number.to_string()).finish(b"");
         pipeline.cmd("PUBLISH").arg(keys.cancels(self.subject.as_str()).as_str()).arg(&cancel[..]);
-        let _ = self.handle.link.run(&pipeline).await;
+        let _ = self.client.connection.run(&pipeline).await;
     }
 }

@@ -13,12 +13,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::blocking::{LONGEST, Reader};
+use super::client::Client;
 use super::codec::parts;
-use super::connection::Handle;
-use super::ear::Listening;
-use super::link::jitter;
-use super::packet::{self, Packet};
-use super::reader::{LONGEST, Reader};
+use super::connection::jitter;
+use super::frame::{self, Packet};
+use super::pubsub::Listening;
 use super::reply::Reply;
 use super::requests::{BEAT, LIFE, WINDOW};
 use super::scripts;
@@ -26,7 +26,7 @@ use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 use crate::supervise;
-use crate::transport::wire;
+use crate::transport::headers;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
 /// Most requests taken in one go.
@@ -34,7 +34,7 @@ const BATCH: usize = 8;
 
 /// One member of a service.
 pub(super) struct Service {
-    pub(super) handle: Arc<Handle>,
+    pub(super) client: Arc<Client>,
     name: SmolStr,
     subjects: Vec<Subject>,
     requests: mpsc::Sender<IncomingRequest>,
@@ -57,7 +57,7 @@ pub(super) struct Active {
     pub(super) finished: AtomicBool,
 }
 
-pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+pub(super) async fn serve(client: &Arc<Client>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
     if spec.subjects.is_empty() {
         return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
             .with("service", spec.service));
@@ -66,8 +66,8 @@ pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Rec
     let (requests, incoming) = mpsc::channel(credit);
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let service = Arc::new(Service {
-        name: format_smolstr!("{}-{}-{}", spec.service, handle.id, NEXT.fetch_add(1, Ordering::Relaxed)),
-        handle: handle.clone(),
+        name: format_smolstr!("{}-{}-{}", spec.service, client.id, NEXT.fetch_add(1, Ordering::Relaxed)),
+        client: client.clone(),
         subjects: spec.subjects,
         requests,
         credit: Arc::new(Semaphore::new(credit)),
@@ -79,17 +79,17 @@ pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Rec
     let mut listening = Vec::new();
     for subject in &service.subjects {
         let told = Arc::downgrade(&service);
-        let on = handle.ear.on(handle.keys.cancels(subject.as_str()), move |message| {
+        let on = client.subscriber.on(client.keys.cancels(subject.as_str()), move |message| {
             if let Some(service) = told.upgrade() {
                 service.cancelled(&Packet::read(Bytes::copy_from_slice(message)));
             }
         });
         listening.push(on.await?);
     }
-    let reader = Reader::open(&handle.link).await?;
+    let reader = Reader::open(&client.connection).await?;
     service.beat().await?;
     {
-        let mut services = handle.services.lock().expect("not poisoned");
+        let mut services = client.services.lock().expect("not poisoned");
         services.retain(|service| service.strong_count() > 0);
         services.push(Arc::downgrade(&service));
     }
@@ -103,14 +103,14 @@ pub(super) async fn serve(handle: &Arc<Handle>, spec: Serve) -> Result<mpsc::Rec
 }
 
 /// Credit for one of this handle's answers.
-pub(super) fn credit(handle: &Handle, packet: &Packet) {
-    let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) else {
+pub(super) fn credit(client: &Client, packet: &Packet) {
+    let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) else {
         return;
     };
-    let frames = packet.get(packet::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
+    let frames = packet.get(frame::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
     let key = (SmolStr::new(caller), SmolStr::new(request));
     let services: Vec<_> =
-        handle.services.lock().expect("not poisoned").iter().filter_map(std::sync::Weak::upgrade).collect();
+        client.services.lock().expect("not poisoned").iter().filter_map(std::sync::Weak::upgrade).collect();
     for service in services {
         if let Some(active) = service.active.lock().expect("not poisoned").get(&key) {
             active.window.add_permits(std::cmp::min(frames, WINDOW));
@@ -131,7 +131,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         tokio::select! {
             () = told.requests.closed() => {}
             () = told.closed.cancelled() => {}
-            () = told.handle.closing.cancelled() => {}
+            () = told.client.closing.cancelled() => {}
         }
         told.closed.cancel();
         told.wake.notify_one();
@@ -148,7 +148,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         }
         let taken = match &mut reader {
             Some(reader) => service.take(reader, turn, room.num_permits()).await,
-            None => match Reader::open(&service.handle.link).await {
+            None => match Reader::open(&service.client.connection).await {
                 Ok(opened) => {
                     reader = Some(opened);
                     continue;
@@ -181,15 +181,15 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         }
     }
     service.leave().await;
-    if service.handle.closing.is_cancelled() {
+    if service.client.closing.is_cancelled() {
         service.abandon_all().await;
     } else {
         // What is in hand may still be answered.
         let empty = || service.active.lock().expect("not poisoned").is_empty();
-        while !empty() && !service.handle.closing.is_cancelled() {
+        while !empty() && !service.client.closing.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
-                () = service.handle.closing.cancelled() => {}
+                () = service.client.closing.cancelled() => {}
             }
         }
         service.abandon_all().await;
@@ -213,11 +213,11 @@ async fn beat(service: Arc<Service>) {
         let mut pipeline = Pipeline::new();
         for ((caller, request), active) in &*service.active.lock().expect("not poisoned") {
             if active.since.elapsed() >= BEAT && !active.finished.load(Ordering::Relaxed) {
-                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&packet::notice("working", request)[..]);
+                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&frame::notice("working", request)[..]);
             }
         }
         if !pipeline.is_empty() {
-            let _ = service.handle.link.run(&pipeline).await;
+            let _ = service.client.connection.run(&pipeline).await;
         }
     }
 }
@@ -232,19 +232,19 @@ impl Service {
     async fn beat(&self) -> Result<()> {
         let mut pipeline = Pipeline::new();
         for subject in &self.subjects {
-            let mut command = scripts::BEAT.on(&[&self.handle.keys.servers(subject.as_str())]);
+            let mut command = scripts::BEAT.on(&[&self.client.keys.servers(subject.as_str())]);
             command.arg(self.name.as_str()).arg(bounds::millis(LIFE));
             pipeline.add_command(command);
         }
-        self.handle.link.ask_all(&pipeline).await.map(drop)
+        self.client.connection.ask_all(&pipeline).await.map(drop)
     }
 
     async fn leave(&self) {
         let mut pipeline = Pipeline::new();
         for subject in &self.subjects {
-            pipeline.cmd("ZREM").arg(self.handle.keys.servers(subject.as_str())).arg(self.name.as_str());
+            pipeline.cmd("ZREM").arg(self.client.keys.servers(subject.as_str())).arg(self.name.as_str());
         }
-        let _ = self.handle.link.run(&pipeline).await;
+        let _ = self.client.connection.run(&pipeline).await;
     }
 
     /// The next requests of any subject, at most `most`; subjects take turns at being first.
@@ -259,7 +259,7 @@ impl Service {
         let mut command = redis::cmd("BLMPOP");
         command.arg(block.as_secs_f64()).arg(count);
         for at in 0..count {
-            command.arg(self.handle.keys.queue(self.subjects[(turn + at) % count].as_str()));
+            command.arg(self.client.keys.queue(self.subjects[(turn + at) % count].as_str()));
         }
         command.arg("LEFT").arg("COUNT").arg(most);
         let mut answer = parts(reader.wait(&command, block, &self.wake).await?).into_iter();
@@ -267,7 +267,7 @@ impl Service {
             return Ok(None);
         };
         let subject =
-            self.subjects.iter().find(|subject| self.handle.keys.queue(subject.as_str()).as_bytes() == key);
+            self.subjects.iter().find(|subject| self.client.keys.queue(subject.as_str()).as_bytes() == key);
         let bytes = |value| match value {
             Value::BulkString(bytes) => Some(Bytes::from(bytes)),
             _ => None,
@@ -277,27 +277,27 @@ impl Service {
 
     /// Popped while leaving: another member takes them.
     async fn put_back(&self, subject: &Subject, requests: &[Bytes]) {
-        let queue = self.handle.keys.queue(subject.as_str());
+        let queue = self.client.keys.queue(subject.as_str());
         let mut pipeline = Pipeline::new();
         pipeline.cmd("LPUSH").arg(&queue);
         for bytes in requests.iter().rev() {
             pipeline.arg(&bytes[..]);
         }
         pipeline.cmd("PEXPIRE").arg(&queue).arg(bounds::millis(LIFE)).arg("NX");
-        let _ = self.handle.link.run(&pipeline).await;
+        let _ = self.client.connection.run(&pipeline).await;
     }
 
     fn begin(self: &Arc<Self>, subject: &Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
         let packet = Packet::read(bytes);
         let within = packet
-            .get(wire::DEADLINE)
-            .and_then(wire::time)
+            .get(headers::DEADLINE)
+            .and_then(headers::time)
             .map_or(Duration::from_secs(30), bounds::left_until);
         if within.is_zero() {
             return; // nobody waits
         }
-        let caller = SmolStr::new(packet.get(wire::REPLY_TO).unwrap_or_default());
-        let request = SmolStr::new(packet.get(packet::REQUEST).unwrap_or_default());
+        let caller = SmolStr::new(packet.get(headers::REPLY_TO).unwrap_or_default());
+        let request = SmolStr::new(packet.get(frame::REQUEST).unwrap_or_default());
         let key = (caller, request);
         let active = Arc::new(Active {
             since: Instant::now(),
@@ -326,14 +326,14 @@ impl Service {
             _permit: permit,
         };
         let message = Arc::new(packet.message(subject));
-        let responder = Responder::new(Box::new(reply), gone, self.handle.config.max_payload);
+        let responder = Responder::new(Box::new(reply), gone, self.client.config.max_payload);
         // Refused only when nobody takes requests any more; then the responder drops and says so.
         drop(self.requests.try_send(IncomingRequest { message, within, responder }));
     }
 
     /// A caller no longer waits.
     fn cancelled(&self, packet: &Packet) {
-        if let (Some(caller), Some(request)) = (packet.get(wire::REPLY_TO), packet.get(packet::REQUEST)) {
+        if let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) {
             let key = (SmolStr::new(caller), SmolStr::new(request));
             if let Some(active) = self.active.lock().expect("not poisoned").get(&key) {
                 active.gone.cancel();
@@ -347,11 +347,11 @@ impl Service {
         for ((caller, request), active) in self.active.lock().expect("not poisoned").drain() {
             active.gone.cancel();
             if !active.finished.swap(true, Ordering::Relaxed) {
-                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&packet::notice("abandoned", &request)[..]);
+                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&frame::notice("abandoned", &request)[..]);
             }
         }
         if !pipeline.is_empty() {
-            let _ = self.handle.link.run(&pipeline).await;
+            let _ = self.client.connection.run(&pipeline).await;
         }
     }
 }

@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::codec::{args, number, parts};
+use super::connection::Connection;
 use super::error::{Failure, closed, lease_lost, reply};
-use super::link::Link;
 use super::member::{Held, How, Member};
 use super::scripts;
 use crate::bounds::millis;
@@ -33,7 +33,7 @@ const BATCH: usize = 512;
 const WINDOW: usize = 2;
 
 /// Where settlements are handed in.
-pub(super) struct Clerk(mpsc::UnboundedSender<Job>);
+pub(super) struct Settler(mpsc::UnboundedSender<Job>);
 
 struct Job {
     member: Arc<Member>,
@@ -53,11 +53,11 @@ enum What {
     Renew,
 }
 
-impl Clerk {
-    pub(super) fn open(link: Arc<Link>) -> Self {
+impl Settler {
+    pub(super) fn open(connection: Arc<Connection>) -> Self {
         let (queue, received) = mpsc::unbounded_channel();
-        let died = link.closed.clone();
-        tokio::spawn(supervise::run("redis settle", run(link, received), move || died.cancel()));
+        let died = connection.closed.clone();
+        tokio::spawn(supervise::run("redis settle", run(connection, received), move || died.cancel()));
         Self(queue)
     }
 
@@ -98,7 +98,7 @@ impl Clerk {
 
 type Sent = (Vec<Group>, Result<Vec<Value>, Failure>);
 
-async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Job>) {
+async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Job>) {
     let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
     let mut again: VecDeque<Job> = VecDeque::new();
     let mut open = true;
@@ -109,7 +109,7 @@ async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Job>) {
         } else {
             tokio::select! {
                 biased;
-                Some((groups, replies)) = flying.next() => again.extend(conclude(&link, groups, replies)),
+                Some((groups, replies)) = flying.next() => again.extend(conclude(&connection, groups, replies)),
                 count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => open = count > 0,
             }
         }
@@ -119,9 +119,9 @@ async fn run(link: Arc<Link>, mut queue: mpsc::UnboundedReceiver<Job>) {
         let groups = gather(batch);
         let mut pipeline = Pipeline::with_capacity(groups.len());
         groups.iter().for_each(|group| group.write(&mut pipeline));
-        let link = link.clone();
+        let connection = connection.clone();
         flying.push(Box::pin(async move {
-            let replies = link.run(&pipeline).await;
+            let replies = connection.run(&pipeline).await;
             (groups, replies)
         }));
     }
@@ -200,7 +200,7 @@ impl Group {
             Kind::Park => {
                 let mut command = scripts::PARK.on(&keys);
                 command.arg(&*held.name).arg(consumer);
-                command.arg(member.handle.keys.wake(member.group.as_str()).as_str());
+                command.arg(member.client.keys.wake(member.group.as_str()).as_str());
                 command.arg(format!("due {}", source.topic));
                 for job in &self.jobs {
                     let What::Park { after, error } = &job.what else { continue };
@@ -212,14 +212,14 @@ impl Group {
                 command
             }
             Kind::Reject => {
-                let dead = member.handle.keys.dead(&source.topic, member.group.as_str());
-                let groups = member.handle.keys.dead_groups(&source.topic);
+                let dead = member.client.keys.dead(&source.topic, member.group.as_str());
+                let groups = member.client.keys.dead_groups(&source.topic);
                 let mut command = scripts::REJECT.on(&[keys[0], keys[1], keys[2], &dead, &groups]);
                 command.arg(&*held.name).arg(consumer).arg(copy).arg(member.group.as_str());
-                command.arg(member.handle.config.dead_letters).arg(held.id).arg(held.attempt);
+                command.arg(member.client.config.dead_letters).arg(held.id).arg(held.attempt);
                 if let What::Reject(rejection) = &self.jobs[0].what {
                     command.arg(rejection.reason.as_str());
-                    command.arg(crate::transport::wire::escape(&rejection.error).to_string());
+                    command.arg(crate::transport::headers::escape(&rejection.error).to_string());
                 }
                 command.arg(millis(held.since.elapsed()));
                 command
@@ -258,7 +258,7 @@ impl Group {
 }
 
 fn warn_of_full_letters(job: &Job, letters: i64) {
-    let most = job.member.handle.config.dead_letters;
+    let most = job.member.client.config.dead_letters;
     if letters > 0 && letters as u64 >= most && (letters as u64).is_multiple_of(100) {
         tracing::warn!(
             group = %job.member.group, topic = %job.held.source.topic, dead_letters = letters,
@@ -268,7 +268,7 @@ fn warn_of_full_letters(job: &Job, letters: i64) {
 }
 
 /// Tells everybody; answers what must be tried again.
-fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
+fn conclude(connection: &Connection, groups: Vec<Group>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
     let mut again = Vec::new();
     let failed = |error: &Error, text: &'static str| {
         Err(Error::new(error.kind(), text).because(error.to_string()).during("settle"))
@@ -289,7 +289,8 @@ fn conclude(link: &Link, groups: Vec<Group>, replies: Result<Vec<Value>, Failure
         Err(Failure::Unknown(error)) => {
             for mut group in groups {
                 let in_time = |job: &mut Job| {
-                    job.again = job.at.elapsed() < link.server.answer_timeout && !link.closed.is_cancelled();
+                    job.again = job.at.elapsed() < connection.server.answer_timeout
+                        && !connection.closed.is_cancelled();
                     job.again
                 };
                 again.extend(group.jobs.extract_if(.., in_time));

@@ -2,8 +2,8 @@
 
 use redis::Pipeline;
 
+use super::client::Client;
 use super::codec::{EntryId, number, parts, text};
-use super::connection::Handle;
 use super::error::{odd, reply};
 use super::filters::Filters;
 use super::group::{Definition, read_definition};
@@ -17,13 +17,13 @@ const PAGE: usize = 1000;
 /// Beyond so many unread entries of a topic the rest is estimated.
 const EXACT: usize = 50_000;
 
-impl Handle {
+impl Client {
     /// Every group with its definition.
     pub(super) async fn definitions(&self) -> Result<Vec<(Group, Definition)>> {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(self.keys.groups());
         let mut all = Vec::new();
-        for pair in parts(self.link.ask(ask).await?).chunks(2) {
+        for pair in parts(self.connection.ask(ask).await?).chunks(2) {
             let (Ok(group), Some(value)) = (Group::new(text(&pair[0])), pair.get(1)) else { continue };
             if let Some((_, definition)) = read_definition(value)? {
                 all.push((group, definition));
@@ -54,7 +54,7 @@ impl Handle {
         // Members whose life has not run out, by the server's clock.
         pipeline.cmd("TIME");
         pipeline.cmd("ZRANGE").arg(keys.members(group.as_str())).arg(0).arg(-1).arg("WITHSCORES");
-        let mut replies = self.link.run(&pipeline).await?;
+        let mut replies = self.connection.run(&pipeline).await?;
         let members = parts(reply(replies.pop().unwrap_or_default())?);
         let now = parts(reply(replies.pop().unwrap_or_default())?).first().map_or(0, number) * 1000;
         status.members = members
@@ -102,7 +102,7 @@ impl Handle {
         loop {
             let mut command = scripts::SCAN.on(&[&self.keys.log(topic)]);
             command.arg(after).arg(PAGE);
-            let page = parts(self.link.ask(command).await?);
+            let page = parts(self.connection.ask(command).await?);
             let count = page.len() / 2;
             for pair in page.chunks(2) {
                 let [id, subject] = pair else { continue };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use smol_str::format_smolstr;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Handle, Patience};
+use super::client::{Client, Patience};
 use super::group::Joining;
 use super::member::Member;
 use super::{fetch, keyed, lease};
@@ -17,23 +17,23 @@ use crate::subscription::Subscription;
 use crate::supervise;
 use crate::transport::Subscribe;
 
-pub(super) async fn group(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Subscription> {
-    let mut patience = Patience::new(handle);
+pub(super) async fn group(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Subscription> {
+    let mut patience = Patience::new(client);
     loop {
-        match join(handle, group.clone(), spec.clone()).await {
+        match join(client, group.clone(), spec.clone()).await {
             Err(error) if patience.lasts(&error).await => {}
             outcome => return outcome,
         }
     }
 }
 
-async fn join(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Subscription> {
+async fn join(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Subscription> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let lease = bounds::millis(spec.lease);
     let member = Arc::new(Member {
-        consumer: format_smolstr!("{}-{number}.{lease}", handle.id),
-        handle: handle.clone(),
+        consumer: format_smolstr!("{}-{number}.{lease}", client.id),
+        client: client.clone(),
         lease: spec.lease,
         credit: spec.credit.max(1),
         keyed: spec.keyed,
@@ -48,15 +48,15 @@ async fn join(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Sub
     });
     // Heard from before it is read, so that no change is missed in between.
     let told = Arc::downgrade(&member);
-    let wake = handle.ear.on(handle.keys.wake(member.group.as_str()), move |message| {
+    let wake = client.subscriber.on(client.keys.wake(member.group.as_str()), move |message| {
         if let Some(member) = told.upgrade() {
-            member.signals.hear(message);
+            member.signals.on_message(message);
         }
     });
     let mut listening = vec![wake.await?];
     if spec.filters.iter().any(|filter| filter.topic().is_none()) {
         let told = Arc::downgrade(&member);
-        let topics = handle.ear.on(handle.keys.system(), move |message| {
+        let topics = client.subscriber.on(client.keys.system(), move |message| {
             if let Some(member) = told.upgrade()
                 && !message.starts_with(b"delay")
             {
@@ -66,10 +66,10 @@ async fn join(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Sub
         listening.push(topics.await?);
     }
     let joining = Joining { consumer: &member.consumer, life: member.life_millis() };
-    let (_, places) = handle.define(&member.group, &spec, Some(joining), false).await?;
+    let (_, places) = client.define(&member.group, &spec, Some(joining), false).await?;
     let (feed, subscription) = Subscription::channel(member.credit);
     {
-        let mut members = handle.members.lock().expect("not poisoned");
+        let mut members = client.members.lock().expect("not poisoned");
         members.retain(|member| member.strong_count() > 0);
         members.push(Arc::downgrade(&member));
     }
@@ -82,7 +82,7 @@ async fn join(handle: &Arc<Handle>, group: Group, spec: Subscribe) -> Result<Sub
         tokio::select! {
             () = stopped.cancelled() => {}
             () = told.closed.cancelled() => {}
-            () = told.handle.link.closed.cancelled() => {}
+            () = told.client.connection.closed.cancelled() => {}
             () = told.ended.cancelled() => {}
         }
         // A reader that blocks is called back.

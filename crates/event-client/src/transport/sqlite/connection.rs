@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 use super::config::{MAX_PAYLOAD, Storage};
 use super::error::{Sql, explain, lost};
 use super::group::GroupFeed;
-use super::keeper;
+use super::housekeeping;
 use super::member::Member;
-use super::peers::Peers;
-use super::remote::{self, Calls};
+use super::processes::Processes;
+use super::rpc::{self, Calls};
 use super::schema;
-use super::tail::Tail;
+use super::tail_cache::TailCache;
 use super::writer::{Inbox, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
@@ -41,8 +41,8 @@ pub(super) struct Database {
     pub(super) storage: Storage,
     pub(super) inbox: Inbox,
     pub(super) readers: SqlitePool,
-    pub(super) tail: Tail,
-    pub(super) peers: Peers,
+    pub(super) tail: TailCache,
+    pub(super) processes: Processes,
     /// Goes up when there may be something new to deliver.
     pub(super) changed: watch::Sender<u64>,
     /// Groups with a subscription in this process.
@@ -196,7 +196,7 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         .test_before_acquire(false)
         .acquire_timeout(Duration::from_secs(10))
         .connect_lazy_with(options.pragma("query_only", "ON"));
-    let peers = Peers::join(&path).map_err(|error| {
+    let processes = Processes::join(&path).map_err(|error| {
         Error::new(ErrorKind::Unavailable, "cannot announce this process beside the database file")
             .with("file", path.display())
             .because(error)
@@ -211,8 +211,8 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         storage,
         inbox: Inbox::default(),
         readers,
-        tail: Tail::default(),
-        peers,
+        tail: TailCache::default(),
+        processes,
         changed: watch::Sender::new(0),
         groups: Mutex::default(),
         members: Mutex::default(),
@@ -228,12 +228,12 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
     let writing = Writer::new(database.clone(), writer).run();
     tokio::spawn(supervise::run("sqlite writer", writing, move || died.break_off()));
     let kept = database.clone();
-    tokio::spawn(supervise::again("sqlite keeper", move || keeper::run(kept.clone())));
+    tokio::spawn(supervise::again("sqlite keeper", move || housekeeping::run(kept.clone())));
     let heard = database.clone();
-    tokio::spawn(supervise::again("sqlite peers", move || keeper::hear(heard.clone())));
+    tokio::spawn(supervise::again("sqlite peers", move || housekeeping::hear(heard.clone())));
     let called = database.clone();
-    tokio::spawn(supervise::again("sqlite calls", move || remote::run(called.clone(), called.here.clone())));
-    database.peers.call();
+    tokio::spawn(supervise::again("sqlite calls", move || rpc::run(called.clone(), called.here.clone())));
+    database.processes.call();
     Ok(database)
 }
 
@@ -242,7 +242,7 @@ impl Database {
     fn break_off(&self) {
         self.inbox.close();
         self.closing.cancel();
-        self.peers.leave();
+        self.processes.leave();
         self.finished.cancel();
         self.wake_here();
     }
@@ -293,7 +293,7 @@ impl Database {
     /// The same in every process.
     pub(super) fn wake_everywhere(&self) {
         self.wake_all_here();
-        self.peers.call();
+        self.processes.call();
     }
 
     /// Claims the right to purge; `false` when a purge runs.

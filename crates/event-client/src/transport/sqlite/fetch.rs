@@ -11,13 +11,13 @@ use super::claim::{Claim, Claimed, Fresh};
 use super::codec::{self, Reader};
 use super::connection::json;
 use super::error::{Sql, damaged};
+use super::failover;
 use super::group::{self, reload};
-use super::keyed::{Lanes, Parked, Turn};
+use super::keyed::{KeyQueue, Parked, Turn};
 use super::lease::{self, Lease};
 use super::member::{Entry, Held, Member};
 use super::scan::{Stored, is_expired};
 use super::schema::PARKED;
-use super::takeover;
 use crate::confirm::Confirm;
 use crate::error::Result;
 use crate::subject::Subject;
@@ -30,7 +30,7 @@ const CANDIDATES: i64 = 256;
 
 /// Fetches and hands over; answers whether there was anything.
 pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
-    if member.lanes.is_some() && !takeover::activate(member).await? {
+    if member.lanes.is_some() && !failover::activate(member).await? {
         return Ok(false);
     }
     let mut fetched = hand_over_ready(member, feed);
@@ -221,7 +221,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         let turn = match parked.entry.message.key.clone() {
             None => Turn::Go(parked),
             Some(key) => {
-                let mut lanes: std::sync::MutexGuard<'_, Lanes> = lanes.lock().expect("not poisoned");
+                let mut lanes: std::sync::MutexGuard<'_, KeyQueue> = lanes.lock().expect("not poisoned");
                 lanes.turn(&key, parked, in_file.contains(key.as_str()), member.room)
             }
         };

@@ -10,10 +10,10 @@ use super::claim::Fresh;
 use super::codec;
 use super::connection::Database;
 use super::error::Sql;
+use super::failover::{self, Seen};
 use super::filters::Filters;
 use super::member::Member;
 use super::schema::PARKED;
-use super::takeover::{self, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Group;
@@ -132,7 +132,7 @@ pub(super) async fn ensure_group(
         return Ok(Ensured::Group(id));
     }
     if was_keyed != keyed {
-        let others = takeover::members(connection, &[id]).await?;
+        let others = failover::members(connection, &[id]).await?;
         if !others.is_empty() {
             return Ok(Ensured::Others(others));
         }

@@ -12,7 +12,7 @@ const MOST: usize = 256;
 
 /// Keys with a message out. Others need no memory.
 #[derive(Debug, Default)]
-pub(super) struct Lanes {
+pub(super) struct KeyQueue {
     lanes: HashMap<SmolStr, Lane>,
     parked: usize,
     /// Waiting messages whose key has become free.
@@ -49,7 +49,7 @@ pub(super) enum Turn {
     File(Parked),
 }
 
-impl Lanes {
+impl KeyQueue {
     /// Whether the key has a message out.
     pub(super) fn is_busy(&self, key: &str) -> bool {
         self.lanes.contains_key(key)

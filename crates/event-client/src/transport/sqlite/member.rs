@@ -14,7 +14,7 @@ use super::codec;
 use super::connection::Database;
 use super::error::{closed, lease_lost};
 use super::group::GroupFeed;
-use super::keyed::{Lanes, Parked};
+use super::keyed::{KeyQueue, Parked};
 use super::lease::Lease;
 use super::publish;
 use super::schema::PARKED;
@@ -42,7 +42,7 @@ pub(super) struct Member {
     pub(super) filters: Vec<Pattern>,
     pub(super) provision: Provision,
     /// Of a keyed subscription.
-    pub(super) lanes: Option<Mutex<Lanes>>,
+    pub(super) lanes: Option<Mutex<KeyQueue>>,
     state: Mutex<State>,
     /// Signalled when a delivery was settled.
     pub(super) settled: Notify,
@@ -161,7 +161,7 @@ impl Member {
     pub(super) fn restart(&self, id: i64) {
         self.state.lock().expect("not poisoned").outstanding.clear();
         if let Some(lanes) = &self.lanes {
-            *lanes.lock().expect("not poisoned") = Lanes::default();
+            *lanes.lock().expect("not poisoned") = KeyQueue::default();
         }
         self.id.store(id, Ordering::Release);
         self.active.store(false, Ordering::Release);

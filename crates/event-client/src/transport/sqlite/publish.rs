@@ -11,7 +11,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::codec::{self, SEGMENT_BYTES, SEGMENT_COUNT};
 use super::connection::{Answers, Script};
 use super::error::{Sql, damaged};
-use super::tail::{self, Written};
+use super::tail_cache::{self, Written};
 use crate::bounds;
 use crate::confirm::Answer;
 use crate::error::Error;
@@ -325,7 +325,7 @@ impl Batch {
         );
         let segments = std::mem::take(&mut self.segments);
         if segments.len() <= ROWS
-            && segments.iter().map(|segment| segment.data.len()).sum::<usize>() <= tail::MAX_BYTES
+            && segments.iter().map(|segment| segment.data.len()).sum::<usize>() <= tail_cache::MAX_BYTES
         {
             self.tail = segments.iter().map(|segment| segment.written(self.now)).collect();
         }

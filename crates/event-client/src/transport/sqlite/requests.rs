@@ -1,5 +1,5 @@
 //! Request and reply. Within a process a private bus in memory carries them; other processes are reached by
-//! [`remote`](super::remote).
+//! [`rpc`](super::rpc).
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
 use super::SqliteTransport;
-use super::remote;
+use super::rpc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::supervise;
@@ -23,7 +23,7 @@ impl Requests for SqliteTransport {
             match self.calls.requests().call(request.clone(), within).await {
                 // A member in this process would have been the shortest way.
                 Err(error) if error.kind() == ErrorKind::NoResponder => {
-                    remote::call(&open, request, within).await
+                    rpc::call(&open, request, within).await
                 }
                 answered => answered,
             }
@@ -37,7 +37,7 @@ impl Requests for SqliteTransport {
                 (spec.credit.max(1), spec.service.clone(), spec.subjects.clone());
             let largest = self.capabilities.max_payload;
             let mut incoming = self.calls.requests().serve(spec).await?;
-            let id = remote::announce(&open, &service, &subjects).await?;
+            let id = rpc::announce(&open, &service, &subjects).await?;
             // In between, so that the others learn when the receiver is dropped. A request's place in the member's
             // credit is held by its responder, so this queue lets nobody take more.
             let (sender, receiver) = mpsc::channel(credit);
@@ -55,11 +55,11 @@ impl Requests for SqliteTransport {
                     }
                 }
                 drop(incoming);
-                remote::withdraw(&open, id).await;
+                rpc::withdraw(&open, id).await;
             };
             tokio::spawn(supervise::run("sqlite serve", serving, move || {
                 // The others must not wait for a member that is no more.
-                tokio::spawn(async move { remote::withdraw(&withdrawn.0, withdrawn.1).await });
+                tokio::spawn(async move { rpc::withdraw(&withdrawn.0, withdrawn.1).await });
             }));
             Ok(receiver)
         })

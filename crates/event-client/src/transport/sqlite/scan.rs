@@ -11,7 +11,7 @@ use super::codec::{self, Reader};
 use super::connection::{Database, Script};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
-use super::tail::Written;
+use super::tail_cache::Written;
 use crate::message::Message;
 use crate::subject::{Pattern, Subject};
 

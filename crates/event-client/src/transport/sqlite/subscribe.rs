@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::codec;
 use super::connection::Open;
 use super::error::lost;
+use super::failover;
 use super::fetch;
 use super::group::{self, Ensured, GroupFeed, ensure_group, group_gone, join};
 use super::member::{Member, Terms};
-use super::takeover;
 use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
 use crate::subscription::{Feed, Health, Subscription};
@@ -33,7 +33,7 @@ pub(super) async fn group(
     fsync: bool,
     provision: Provision,
 ) -> Result<(Arc<Member>, Subscription)> {
-    let process = open.peers.me().to_owned();
+    let process = open.processes.me().to_owned();
     let Subscribe { lease, credit, keyed, .. } = spec;
     let filters = spec.filters.clone();
     let until = codec::now_and(lease);
@@ -53,7 +53,7 @@ pub(super) async fn group(
     let mut joined = attempt().await?;
     if let Err(others) = &joined {
         // Those that died have no say, and are not always buried yet.
-        takeover::bury(&open, others).await?;
+        failover::dead_letter(&open, others).await?;
         joined = attempt().await?;
     }
     let (id, member) = joined.map_err(|_| group::disagree(&group, keyed).during("subscribe"))?;
@@ -111,7 +111,7 @@ pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<
     };
     let mut provided = attempt().await?;
     if let (_, Ensured::Others(others)) = &provided {
-        takeover::bury(open, others).await?;
+        failover::dead_letter(open, others).await?;
         provided = attempt().await?;
     }
     match (provided, spec.mode) {
@@ -218,7 +218,7 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
     }
     forget();
     // Its row runs out by itself when this fails.
-    let left = open.write("unsubscribe", move |connection| Box::pin(takeover::reap(connection, id)));
+    let left = open.write("unsubscribe", move |connection| Box::pin(failover::reap(connection, id)));
     let _ = left.await;
     open.wake_everywhere();
 }
@@ -226,7 +226,7 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
 /// Takes part again after the leases were lost.
 async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
     let (group, old) = (member.feed.id, member.id.load(Ordering::Acquire));
-    let process = open.peers.me().to_owned();
+    let process = open.processes.me().to_owned();
     let until = codec::now_and(member.lease);
     let joined = open.write("subscribe", move |connection| {
         Box::pin(async move {

@@ -214,9 +214,9 @@ impl Writer {
                 tokio::task::yield_now().await;
             }
         }
-        database.peers.leave();
+        database.processes.leave();
         finish(self.connection, &database.readers).await;
-        database.peers.call();
+        database.processes.call();
         database.finished.cancel();
     }
 
@@ -325,7 +325,7 @@ impl Writer {
         }
         if stored.any || again {
             self.database.wake_here();
-            self.database.peers.call();
+            self.database.processes.call();
         }
     }
 

@@ -1,6 +1,6 @@
 //! What is held: its leases are renewed, and in the end it is given back.
 
-use super::intake::{Arrived, Unwanted};
+use super::receive::{Received, Unwanted};
 use super::*;
 
 impl Fetcher {
@@ -10,25 +10,25 @@ impl Fetcher {
         let incarnation = self.member.connection.incarnation();
         let mut last = HashMap::new();
         let mut tokens = Vec::new();
-        for (token, entry) in self.member.hand().iter() {
+        for (token, entry) in self.member.in_flight().iter() {
             if entry.lease_until <= asked {
                 continue; // lost: to renew it might take it from another
             }
-            let said = say(&self.member.connection, &entry.source, entry.ack.clone(), PROGRESS);
-            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone(), said));
+            let seq = send(&self.member.connection, &entry.source, entry.ack.clone(), PROGRESS);
+            last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone(), seq));
             tokens.push((token, Arc::as_ptr(&entry.source) as usize));
         }
-        for (source, ack, said) in last.into_values() {
+        for (source, ack, seq) in last.into_values() {
             let member = self.member.clone();
             let at = Arc::as_ptr(&source) as usize;
             let tokens: Vec<_> = tokens.iter().filter(|(_, of)| *of == at).map(|(token, _)| *token).collect();
             tokio::spawn(async move {
-                let sure = member.sure(source, ack, PROGRESS, said).await.is_ok();
-                if sure && member.connection.incarnation() == incarnation {
+                let confirm = member.confirm(source, ack, PROGRESS, seq).await.is_ok();
+                if confirm && member.connection.incarnation() == incarnation {
                     let until = asked + member.certain();
-                    let mut hand = member.hand();
+                    let mut in_flight = member.in_flight();
                     for token in tokens {
-                        if let Some(entry) = hand.get(token) {
+                        if let Some(entry) = in_flight.get(token) {
                             entry.lease_until = entry.lease_until.max(until);
                         }
                     }
@@ -49,7 +49,7 @@ impl Fetcher {
             match message.status {
                 Some(status) => drop(self.pulls.status(&message, status)),
                 None => {
-                    if let Arrived::Entry(entry) = self.read(message, now, Unwanted::Take).await {
+                    if let Received::Entry(entry) = self.read(message, now, Unwanted::Take).await {
                         self.accept(vec![entry]);
                         self.release_untaken().await;
                     }
@@ -62,13 +62,13 @@ impl Fetcher {
     pub(super) async fn release_untaken(&mut self) {
         let waiting: Vec<_> = self.ready.drain(..).collect();
         let tokens: Vec<_> = if *self.member.closing.borrow() {
-            self.member.hand().iter().map(|(token, _)| token).collect()
+            self.member.in_flight().iter().map(|(token, _)| token).collect()
         } else {
             waiting
         };
         let mut tokens: Vec<_> = {
-            let mut hand = self.member.hand();
-            tokens.into_iter().filter_map(|token| Some((hand.get(token)?.sequence, token))).collect()
+            let mut in_flight = self.member.in_flight();
+            tokens.into_iter().filter_map(|token| Some((in_flight.get(token)?.sequence, token))).collect()
         };
         tokens.sort_unstable();
         self.release(tokens.into_iter().map(|(_, token)| token)).await;
@@ -91,7 +91,7 @@ impl Fetcher {
                 () = gone.cancelled() => {}
                 () = closed.cancelled() => return,
                 () = async { drop(closing.wait_for(|closing| *closing).await) } => {
-                    let tokens: Vec<_> = self.member.hand().iter().map(|(token, _)| token).collect();
+                    let tokens: Vec<_> = self.member.in_flight().iter().map(|(token, _)| token).collect();
                     self.release(tokens.into_iter()).await;
                     return;
                 }

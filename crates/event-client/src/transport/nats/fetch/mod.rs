@@ -12,22 +12,22 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::subjects::Subjects;
-use super::doubt::say;
+use super::double_ack::send;
 use super::group::{Record, Standing};
-use super::member::{Entry, Member, Order, Seen, Source};
-use super::pull::{EXPIRES, Pulls, Said, part};
+use super::member::{Command, Entry, Member, Seen, Source};
+use super::outage::Outage;
+use super::poison::{self, Disconnects};
+use super::pull::{EXPIRES, PullStatus, Pulls, part};
 use super::settle::{ACK, Attempt, PROGRESS};
-use super::trouble::Trouble;
-use super::unreadable::{self, Breaks};
-use super::{dead, wire};
+use super::{codec, dead_letters};
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
 
-mod intake;
 mod leases;
+mod receive;
 mod sources;
 mod subjects;
 
@@ -48,13 +48,13 @@ pub(super) struct Fetcher {
     /// The group's record, told as it changes.
     changes: Subscriber,
     news: Subscriber,
-    orders: mpsc::UnboundedReceiver<Order>,
+    commands: mpsc::UnboundedReceiver<Command>,
     pulls: Pulls,
     /// May go as soon as there is room.
     ready: VecDeque<Token>,
-    breaks: Breaks,
+    disconnects: Disconnects,
     /// A warning was logged and not yet taken back.
-    trouble: Trouble,
+    outage: Outage,
     subjects: Subjects,
     /// Until when room is gathered.
     gathering: Option<Instant>,
@@ -73,7 +73,7 @@ impl Fetcher {
         member: &Arc<Member>,
         feed: Feed,
         record: Record,
-        orders: mpsc::UnboundedReceiver<Order>,
+        commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self> {
         let connection = &member.connection;
         let inbox = connection.client.new_inbox();
@@ -90,11 +90,11 @@ impl Fetcher {
             member: member.clone(),
             feed,
             record,
-            pulls: Pulls::new(connection.courier.clone(), inbox),
-            orders,
+            pulls: Pulls::new(connection.outbound.clone(), inbox),
+            commands,
             ready: VecDeque::new(),
-            breaks: Breaks::new(connection),
-            trouble: Trouble::default(),
+            disconnects: Disconnects::new(connection),
+            outage: Outage::default(),
             subjects: Subjects::default(),
             gathering: None,
         };
@@ -106,16 +106,16 @@ impl Fetcher {
         let mut connects = self.member.connection.connects.clone();
         connects.mark_unchanged();
         if let Err(error) = self.scan().await {
-            self.trouble(&error.to_string());
+            self.begin_outage(&error.to_string());
         }
         self.feed.report(Health::Live);
         let turn = self.fetch(closing, &mut connects).await;
         {
-            let _hand = self.member.hand();
+            let _hand = self.member.in_flight();
             self.member.live.store(false, Ordering::Release);
         }
         if let Turn::Gone = turn {
-            self.member.hand().clear();
+            self.member.in_flight().clear();
             self.finish();
             return;
         }
@@ -149,7 +149,7 @@ impl Fetcher {
                 return Turn::Stop;
             }
             self.hand_out();
-            // Looked at once: a slot that is given back meanwhile is heard of below.
+            // Read once; slots that are released after this wake the `room` branch below.
             let free = self.feed.free().saturating_sub(self.ready.len());
             let full = free == 0 || !self.ready.is_empty();
             let wake = self.pull(free);
@@ -164,25 +164,25 @@ impl Fetcher {
                     {
                         batch.push(message);
                     }
-                    self.arrive(&mut batch).await
+                    self.receive_all(&mut batch).await
                 }
-                order = self.orders.recv() => match order {
-                    Some(order) => self.obey(order).await,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.on_command(command).await,
                     None => Turn::Stop,
                 },
                 () = self.feed.room(again), if full || (free < again && again <= self.feed.credit()) => Turn::Go,
                 changed = self.changes.next() => if changed.is_some() { self.reload().await } else { Turn::Stop },
                 news = self.news.next() => {
                     if news.is_some() && let Err(error) = self.scan().await {
-                        self.trouble(&error.to_string());
+                        self.begin_outage(&error.to_string());
                     }
                     Turn::Go
                 }
                 _ = connects.changed() => {
                     // The server has forgotten every pull of the last connection.
                     self.pulls.forget();
-                    let turn = self.look_around().await;
-                    self.look_at_breaks().await;
+                    let turn = self.verify_all().await;
+                    self.check_disconnects().await;
                     turn
                 }
                 () = tokio::time::sleep_until(next) => Turn::Go,
@@ -200,7 +200,7 @@ impl Fetcher {
                 renew = now + self.member.lease() / 3;
             }
             if now >= rescan {
-                if let Turn::Gone = self.look_around().await {
+                if let Turn::Gone = self.verify_all().await {
                     return Turn::Gone;
                 }
                 rescan = now + RESCAN;
@@ -223,8 +223,8 @@ impl Fetcher {
         self.gathering = None;
         let (wake, silent) = self.pulls.top_up_by(free, room);
         if silent {
-            self.trouble("a pull was not answered");
-            let _ = self.member.orders.send(Order::Doubt);
+            self.begin_outage("a pull was not answered");
+            let _ = self.member.commands.send(Command::Verify);
         }
         wake
     }
@@ -232,12 +232,12 @@ impl Fetcher {
     /// What the server says of a pull.
     fn status(&mut self, message: &async_nats::Message, status: StatusCode) {
         match self.pulls.status(message, status) {
-            Said::Well => self.well(),
-            Said::Trouble(text) => {
-                self.trouble(&text);
-                let _ = self.member.orders.send(Order::Doubt);
+            PullStatus::Alive => self.end_outage(),
+            PullStatus::Failed(text) => {
+                self.begin_outage(&text);
+                let _ = self.member.commands.send(Command::Verify);
             }
-            Said::Nothing => {}
+            PullStatus::Ignored => {}
         }
     }
 
@@ -246,33 +246,33 @@ impl Fetcher {
         while !self.ready.is_empty() {
             let Some(slot) = self.feed.try_slot() else { return };
             let Some(token) = self.ready.pop_front() else { return };
-            let mut hand = self.member.hand();
-            let Some(entry) = hand.get(token) else { continue };
+            let mut in_flight = self.member.in_flight();
+            let Some(entry) = in_flight.get(token) else { continue };
             if entry.is_expired() {
-                let entry = hand.remove(token).expect("just seen");
-                drop(hand);
+                let entry = in_flight.remove(token).expect("just seen");
+                drop(in_flight);
                 count_expired();
-                self.member.connection.courier.say(entry.ack, None, ACK);
+                self.member.connection.outbound.send_bare(entry.ack, None, ACK);
                 continue;
             }
             entry.out = true;
             let (message, info) = (entry.message.clone(), entry.info.clone());
-            drop(hand);
+            drop(in_flight);
             self.feed.push(Delivery::new(message, info, self.settle.clone(), token, slot));
         }
     }
 
-    async fn obey(&mut self, order: Order) -> Turn {
-        match order {
-            Order::Doubt => self.look_around().await,
+    async fn on_command(&mut self, command: Command) -> Turn {
+        match command {
+            Command::Verify => self.verify_all().await,
         }
     }
 
     /// Forgets what waits for a turn; the server gives it out again.
-    fn let_go(&mut self) {
-        let mut hand = self.member.hand();
+    fn drop_ready(&mut self) {
+        let mut in_flight = self.member.in_flight();
         for token in self.ready.drain(..) {
-            hand.remove(token);
+            in_flight.remove(token);
         }
     }
 
@@ -282,7 +282,7 @@ impl Fetcher {
             Ok(Standing::Deleted) => Turn::Gone,
             Ok(Standing::There(record)) => self.follow(record).await,
             Err(error) => {
-                self.trouble(&error.to_string());
+                self.begin_outage(&error.to_string());
                 Turn::Go
             }
         }
@@ -297,45 +297,45 @@ impl Fetcher {
         if moved {
             // Everything here was given up.
             self.pulls.clear();
-            self.let_go();
-            self.member.hand().clear();
+            self.drop_ready();
+            self.member.in_flight().clear();
         }
         if let Err(error) = self.scan().await {
-            self.trouble(&error.to_string());
+            self.begin_outage(&error.to_string());
         }
         Turn::Go
     }
 
     /// Sees that the group's record and all that is fetched from still stand; what was removed is made again.
-    async fn look_around(&mut self) -> Turn {
+    async fn verify_all(&mut self) -> Turn {
         match self.reload().await {
             Turn::Go => {}
             end => return end,
         }
         if let Err(error) = self.verify().await {
-            self.trouble(&error.to_string());
+            self.begin_outage(&error.to_string());
         }
         Turn::Go
     }
 
     /// The connection broke: was it something that came over it?
-    async fn look_at_breaks(&mut self) {
-        if self.breaks.are_odd(&self.member.connection, self.member.lease()) {
+    async fn check_disconnects(&mut self) {
+        if self.disconnects.are_odd(&self.member.connection, self.member.lease()) {
             let sources: Vec<_> = self.pulls.sources().cloned().collect();
             for source in sources {
-                if let Err(error) = self.breaks.bury_unreadable(&self.member, &source).await {
-                    self.trouble(&error.to_string());
+                if let Err(error) = self.disconnects.dead_letter_poison(&self.member, &source).await {
+                    self.begin_outage(&error.to_string());
                 }
             }
         }
     }
 
-    fn trouble(&mut self, what: &str) {
-        self.trouble.begins_for(&self.member.group, &self.feed, what);
+    fn begin_outage(&mut self, what: &str) {
+        self.outage.begins_for(&self.member.group, &self.feed, what);
     }
 
-    fn well(&mut self) {
-        self.trouble.ends_for(&self.member.group, &self.feed);
+    fn end_outage(&mut self) {
+        self.outage.ends_for(&self.member.group, &self.feed);
     }
 }
 

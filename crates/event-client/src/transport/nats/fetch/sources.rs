@@ -1,7 +1,7 @@
 //! What is fetched from: a consumer on each topic of the group, and what becomes of one that was removed.
 
 use super::*;
-use crate::transport::nats::topology;
+use crate::transport::nats::names;
 
 impl Fetcher {
     /// Finds the consumers to fetch from.
@@ -9,7 +9,7 @@ impl Fetcher {
         let connection = self.member.connection.clone();
         let group = &self.member.group;
         let provision = connection.config.provision;
-        let consumer = topology::consumer(group, self.record.epoch);
+        let consumer = names::consumer(group, self.record.epoch);
         for topic in connection.topics_of(&self.record).await? {
             let stream = connection.names.stream(&topic);
             if self.pulls.sources().any(|source| source.stream == stream && source.consumer == consumer) {
@@ -22,8 +22,8 @@ impl Fetcher {
         }
         let work = connection.names.work();
         if self.record.replays && !self.pulls.sources().any(|source| source.stream == work) {
-            dead::ensure_replays(&connection, group, &self.record).await?;
-            self.pulls.add(Source::new(work, topology::consumer(group, 0), true));
+            dead_letters::ensure_replays(&connection, group, &self.record).await?;
+            self.pulls.add(Source::new(work, names::consumer(group, 0), true));
         }
         Ok(())
     }
@@ -32,7 +32,7 @@ impl Fetcher {
     pub(super) async fn verify(&mut self) -> Result<()> {
         let connection = self.member.connection.clone();
         let group = self.member.group.clone();
-        let consumer = topology::consumer(&group, self.record.epoch);
+        let consumer = names::consumer(&group, self.record.epoch);
         let topics = connection.topics_of(&self.record).await?;
         let mut created = Vec::with_capacity(topics.len());
         for topic in &topics {
@@ -75,9 +75,9 @@ impl Fetcher {
             self.pulls.add(Source::of(stream, consumer.clone(), false, &info));
         }
         if self.record.replays {
-            let (work, name) = (connection.names.work(), topology::consumer(&group, 0));
+            let (work, name) = (connection.names.work(), names::consumer(&group, 0));
             if connection.consumer_info(&work, &name).await?.is_none() {
-                dead::ensure_replays(&connection, &group, &self.record).await?;
+                dead_letters::ensure_replays(&connection, &group, &self.record).await?;
             }
         }
         Ok(())

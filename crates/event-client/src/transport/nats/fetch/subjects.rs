@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use smol_str::SmolStr;
 
 use crate::subject::Subject;
+use crate::transport::nats::codec;
 use crate::transport::nats::group::Record;
-use crate::transport::nats::topology::Names;
-use crate::transport::nats::wire;
+use crate::transport::nats::names::Names;
 
 /// How many are remembered.
 const MOST: usize = 1024;
@@ -32,7 +32,7 @@ impl Subjects {
         let (subject, wanted) = match self.known.get(name) {
             Some(known) => known.clone(),
             None => {
-                let subject = wire::subject(names, name)?;
+                let subject = codec::subject(names, name)?;
                 let wanted = record.past.is_empty().then(|| record.wants(&subject, sequence));
                 if self.known.len() == MOST {
                     self.known.clear();

@@ -7,7 +7,7 @@ impl Connection {
     pub(in super::super) fn filters_of(&self, record: &Record, topic: &str) -> Vec<String> {
         let all = record.all_patterns();
         let reaching = all.iter().filter(|pattern| reaches(pattern, topic));
-        topology::cover(reaching, topic, self.at_least(2, 10))
+        names::cover(reaching, topic, self.at_least(2, 10))
             .iter()
             .map(|filter| self.names.event(filter))
             .collect()
@@ -27,7 +27,7 @@ impl Connection {
             return Ok(None);
         }
         let stream = self.names.stream(topic);
-        let name = topology::consumer(group, record.epoch);
+        let name = names::consumer(group, record.epoch);
         let filters = self.filters_of(record, topic);
         let from = from.unwrap_or_else(|| record.start_of(topic));
         self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await.map(Some)

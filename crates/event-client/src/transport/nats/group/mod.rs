@@ -11,8 +11,8 @@ use smol_str::SmolStr;
 
 use super::api::{Failure, nanos};
 use super::connection::Connection;
-use super::state::Stored;
-use super::topology::{self, Kind, token};
+use super::kv::Stored;
+use super::names::{self, Kind, token};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Pattern};

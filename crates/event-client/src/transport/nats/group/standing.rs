@@ -44,7 +44,7 @@ impl Connection {
     }
 
     /// What a topic's stream is; `None` when there is none.
-    pub(in super::super) async fn stream_of(&self, topic: &str) -> Result<Option<topology::StreamInfo>> {
+    pub(in super::super) async fn stream_of(&self, topic: &str) -> Result<Option<names::StreamInfo>> {
         match self.api(&format!("STREAM.INFO.{}", self.names.stream(topic)), &json!({})).await {
             Ok(info) => Ok(Some(info)),
             Err(Failure::Api(error)) if error.err_code == 10059 => Ok(None),
@@ -105,7 +105,7 @@ impl Connection {
                 let mark = progress.as_ref().and_then(|progress| progress.topics.get(&topic));
                 mark.map(|mark| mark.floor().saturating_sub(1))
             } else {
-                let name = topology::consumer(group, record.epoch);
+                let name = names::consumer(group, record.epoch);
                 let info = self.consumer_info(&self.names.stream(&topic), &name).await?;
                 info.map(|info| info.ack_floor.stream_seq)
             };

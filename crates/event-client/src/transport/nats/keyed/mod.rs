@@ -3,7 +3,7 @@
 //! A consumer that is acknowledged message by message cannot keep the order of keys: what was handed to a process that
 //! died, or was lost with a connection, comes again behind what came later, and the server takes acknowledgements from
 //! whoever was overtaken. So the leader reads each stream from where the group is, and itself writes down how far that
-//! is, in one record for the whole group (`progress.rs`):
+//! is, in one record for the whole group (`checkpoint.rs`):
 //!
 //! - **The record is the lease.** It is written with the sequence of its last writing as the condition. Whoever was
 //!   overtaken is refused from then on: nothing that a frozen process does when it wakes up settles anything.
@@ -36,13 +36,13 @@ use crate::subject::Group;
 use crate::subscription::Subscription;
 use crate::supervise;
 
-mod hand;
-mod lead;
-mod progress;
+mod backlog;
+mod checkpoint;
+mod leader;
+mod leadership;
 mod reader;
-mod task;
 
-pub(super) use progress::Mark;
+pub(super) use checkpoint::Mark;
 pub(super) use reader::REPLAYS;
 
 /// A subscription of a keyed group, as its deliveries and its connection see it; the rest is a task of its own.
@@ -50,7 +50,7 @@ pub(super) use reader::REPLAYS;
 pub(super) struct KeyedMember {
     connection: Arc<Connection>,
     group: Group,
-    orders: mpsc::UnboundedSender<Order>,
+    commands: mpsc::UnboundedSender<Command>,
     /// What it leads is its own until then.
     until: Mutex<Instant>,
     /// Deliveries with consumers.
@@ -64,7 +64,7 @@ pub(super) struct KeyedMember {
 }
 
 /// What the task is told.
-enum Order {
+enum Command {
     Settle(Token, Settlement, Answer<()>),
     Renew(Token, Answer<()>),
 }
@@ -77,21 +77,21 @@ pub(super) async fn subscribe(
     credit: usize,
 ) -> Result<Subscription> {
     let (feed, subscription) = Subscription::channel(credit);
-    let (orders, ordered) = mpsc::unbounded_channel();
+    let (commands, command_receiver) = mpsc::unbounded_channel();
     let member = Arc::new(KeyedMember {
         connection: connection.clone(),
         group,
-        orders,
+        commands,
         until: Mutex::new(Instant::now()),
         out: AtomicU64::new(0),
         live: AtomicBool::new(true),
         closing: watch::Sender::new(false),
         ended: watch::Sender::new(false),
     });
-    let task = task::Task::open(&member, feed, record, ordered).await?;
+    let task = leader::Leader::open(&member, feed, record, command_receiver).await?;
     let ended = member.clone();
     let participant: Arc<dyn Participant> = member;
-    connection.take_up(&participant);
+    connection.add_member(&participant);
     connection.tasks.spawn(async move {
         supervise::run("nats keyed group", task.run(), || {
             ended.live.store(false, Ordering::Release);
@@ -112,12 +112,12 @@ impl KeyedMember {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    fn order(&self, order: impl FnOnce(Answer<()>) -> Order) -> Confirm<()> {
+    fn command(&self, command: impl FnOnce(Answer<()>) -> Command) -> Confirm<()> {
         if self.connection.closed.is_cancelled() {
             return Confirm::ready(Err(closed().during("settle")));
         }
         let (answer, confirm) = Confirm::channel();
-        match self.orders.send(order(answer)) {
+        match self.commands.send(command(answer)) {
             Ok(()) => confirm,
             Err(_) => Confirm::ready(Err(lost())),
         }
@@ -126,11 +126,11 @@ impl KeyedMember {
 
 impl Settle for KeyedMember {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        self.order(|answer| Order::Settle(token, settlement, answer))
+        self.command(|answer| Command::Settle(token, settlement, answer))
     }
 
     fn in_progress(&self, token: Token) -> Confirm<()> {
-        self.order(|answer| Order::Renew(token, answer))
+        self.command(|answer| Command::Renew(token, answer))
     }
 
     /// By the clock: a process that stood still must not begin what another may have begun meanwhile.

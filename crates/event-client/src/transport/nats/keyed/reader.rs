@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 use smol_str::{SmolStr, format_smolstr};
 
-use super::progress::Mark;
+use super::checkpoint::Mark;
 use crate::delivery::DeliveryInfo;
 use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
@@ -20,8 +20,8 @@ use crate::subject::Group;
 use crate::transport::nats::api::nanos;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::{From, Record};
-use crate::transport::nats::state::Raw;
-use crate::transport::nats::{dead, unreadable, wire};
+use crate::transport::nats::kv::Raw;
+use crate::transport::nats::{codec, dead_letters, poison};
 
 /// The name of the replayed letters among the topics; no topic has such a one.
 pub(in super::super) const REPLAYS: &str = "@replays";
@@ -136,10 +136,10 @@ async fn look(
     for _ in 0..LOOK {
         let which = json!({ "seq": *next, "next_by_subj": connection.names.event(">") });
         let Some(raw) = connection.read_raw(&stream, which).await? else { break };
-        if let Some(why) = unreadable::defect(&raw) {
+        if let Some(why) = poison::defect(&raw) {
             let id =
                 format!("dlq/{stream}/{group}@{}/{}/{}", record.epoch, raw.seq, raw.time.as_nanosecond());
-            unreadable::bury_raw(connection, group, &stream, &raw, id, why).await?;
+            poison::bury_raw(connection, group, &stream, &raw, id, why).await?;
             found.push((raw.seq, None));
         } else {
             match read(connection, &stream, topic, &raw) {
@@ -185,11 +185,11 @@ fn read(connection: &Connection, stream: &str, topic: &str, raw: &Raw) -> Option
     let headers = raw.headers();
     let mut info = about(raw.seq, raw.time);
     let message = if topic == REPLAYS {
-        dead::copy(&headers, raw.payload().into(), &mut info)?
+        dead_letters::copy(&headers, raw.payload().into(), &mut info)?
     } else {
-        let subject = wire::subject(&connection.names, &raw.subject)?;
+        let subject = codec::subject(&connection.names, &raw.subject)?;
         let id = || MessageId::Text(format_smolstr!("{stream}/{}", raw.seq));
-        wire::message(Some(&headers), raw.payload().into(), subject, id)
+        codec::message(Some(&headers), raw.payload().into(), subject, id)
     };
     Some((message, info))
 }

@@ -1,0 +1,218 @@
+//! Dead letters: a stream of copies, each with why it is there; and their way back to the group that failed.
+
+use std::sync::Arc;
+
+use async_nats::HeaderMap;
+use jiff::Timestamp;
+use serde_json::json;
+use smol_str::{SmolStr, format_smolstr};
+
+use super::codec;
+use super::connection::Connection;
+use super::group::{From, Record};
+use super::kv::Raw;
+use super::names::{self, Kind};
+use crate::delivery::{DeliveryInfo, Reason, Rejection};
+use crate::error::{Error, ErrorKind, Result};
+use crate::message::{Message, MessageId};
+use crate::subject::{Group, Subject};
+use crate::transport::{DeadLetter, DeadLetterFilter, Provision, headers};
+
+/// What is known of a message that was given up.
+pub(super) struct DeadLettering {
+    pub(super) message: Arc<Message>,
+    pub(super) info: DeliveryInfo,
+    /// Unix milliseconds of the first attempt.
+    pub(super) first_ms: i64,
+    /// The same however often it is said.
+    pub(super) id: String,
+}
+
+/// Stores a copy of what `group` gave up; answers when it is safe.
+pub(super) async fn dead_letter(
+    connection: &Connection,
+    group: &Group,
+    dead_lettering: &DeadLettering,
+    rejection: Rejection,
+) -> Result<()> {
+    if connection.dead_ready.get().is_none() {
+        connection.ensure_stream(Kind::Dead).await?;
+        let _ = connection.dead_ready.set(());
+    }
+    let message = &dead_lettering.message;
+    let mut headers = codec::headers(message);
+    let mut put = |name: &str, value: &str| codec::put(&mut headers, name, value);
+    put(headers::SUBJECT, message.subject.as_str());
+    put(headers::DLQ_GROUP, group.as_str());
+    put(headers::DLQ_REASON, rejection.reason.as_str());
+    put(headers::DLQ_ERROR, &headers::escape(&rejection.error).to_string());
+    put(headers::DLQ_ATTEMPTS, &dead_lettering.info.attempt.to_string());
+    if let Some(at) = dead_lettering.info.published_at {
+        put(headers::PUBLISHED, &headers::millis(at));
+    }
+    put(headers::FIRST_ATTEMPT, &dead_lettering.first_ms.to_string());
+    if let Some(position) = dead_lettering.info.position {
+        put(codec::POSITION, &position.to_string());
+    }
+    // Said twice, it is stored once.
+    put(codec::DEDUP_ID, &dead_lettering.id);
+    let subject = connection.names.dead_letter(group, message.subject.topic());
+    let store = || connection.outbound.store(subject.clone(), headers.clone(), message.payload.clone());
+    match store().await {
+        // Nobody answers: the stream may have been deleted.
+        Err(error) if error.kind() == ErrorKind::Unavailable => {
+            connection.ensure_stream(Kind::Dead).await?;
+            store().await.map(drop)
+        }
+        stored => stored.map(drop),
+    }
+}
+
+/// The original behind a copy, and what is known of it.
+pub(super) fn copy(headers: &HeaderMap, payload: bytes::Bytes, info: &mut DeliveryInfo) -> Option<Message> {
+    let original = original(headers, payload)?;
+    info.position = codec::get(headers, codec::POSITION).and_then(|text| text.parse().ok());
+    if let Some(at) = codec::get(headers, headers::PUBLISHED).and_then(headers::time) {
+        info.published_at = Some(at);
+    }
+    info.replayed = true;
+    Some(original)
+}
+
+fn original(headers: &HeaderMap, payload: bytes::Bytes) -> Option<Message> {
+    let subject = Subject::new(codec::get(headers, headers::SUBJECT)?).ok()?;
+    let position = codec::get(headers, codec::POSITION).unwrap_or_default();
+    let id = || MessageId::Text(format_smolstr!("{subject}/{position}"));
+    Some(codec::message(Some(headers), payload, subject.clone(), id))
+}
+
+/// The group's place for replayed letters.
+pub(super) async fn ensure_replays(connection: &Connection, group: &Group, record: &Record) -> Result<()> {
+    connection.ensure_stream(Kind::Work).await?;
+    if record.keyed {
+        return Ok(()); // its leader reads by itself, see `keyed/`
+    }
+    let (stream, name) = (connection.names.work(), names::consumer(group, 0));
+    let filters = [connection.names.replayed(group)];
+    let made =
+        connection.put_consumer(&stream, &name, &filters, &From::All, record.lease(), Provision::Create);
+    made.await.map(drop)
+}
+
+/// A letter as the API told it.
+fn letter(raw: &Raw) -> Option<DeadLetter> {
+    let headers = raw.headers();
+    let message = original(&headers, raw.payload().into())?;
+    let get = |name| codec::get(&headers, name);
+    let group = Group::new(get(headers::DLQ_GROUP)?).ok()?;
+    let reason = Reason::ALL.into_iter().find(|reason| Some(reason.as_str()) == get(headers::DLQ_REASON));
+    let id = SmolStr::new(raw.seq.to_string());
+    let mut letter = DeadLetter::new(id, group, message, reason.unwrap_or(Reason::Permanent), raw.time);
+    letter.error = get(headers::DLQ_ERROR).map(headers::unescape).unwrap_or_default();
+    letter.attempts = get(headers::DLQ_ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let time = |name| get(name).and_then(headers::time).map(|at: Timestamp| at.min(raw.time));
+    letter.published_at = time(headers::PUBLISHED).unwrap_or(raw.time);
+    letter.first_attempt_at = time(headers::FIRST_ATTEMPT).unwrap_or(raw.time);
+    Some(letter)
+}
+
+impl Connection {
+    /// The chosen letters, oldest first.
+    pub(super) async fn letters(&self, filter: &DeadLetterFilter) -> Result<Vec<(DeadLetter, Raw)>> {
+        let stream = self.names.dead();
+        let subject = match &filter.group {
+            Some(group) => self.names.dead_letters_of(group),
+            None => format!("{}.dlq.>", self.config.namespace),
+        };
+        let limit = if filter.limit == 0 { usize::MAX } else { filter.limit };
+        let mut letters = Vec::new();
+        let mut next = 1;
+        while letters.len() < limit {
+            let which = json!({ "seq": next, "next_by_subj": subject });
+            let Some(raw) = self.read_raw(&stream, which).await? else { break };
+            next = raw.seq + 1;
+            if let Some(letter) = letter(&raw)
+                && chosen(&letter, filter)
+            {
+                letters.push((letter, raw));
+            }
+        }
+        Ok(letters)
+    }
+
+    /// Sends letters to their groups again, all or none of them.
+    pub(super) async fn replay(&self, filter: &DeadLetterFilter) -> Result<u64> {
+        let letters = self.letters(filter).await?;
+        let mut groups: Vec<&Group> = letters.iter().map(|(letter, _)| &letter.group).collect();
+        groups.sort();
+        groups.dedup();
+        for group in &groups {
+            if self.group(group).await?.is_none() {
+                return Err(
+                    Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
+                );
+            }
+        }
+        for group in groups {
+            self.open_replays(group).await?;
+        }
+        let mut count = 0;
+        for (letter, raw) in &letters {
+            let mut headers = HeaderMap::new();
+            for (name, values) in raw.headers().iter() {
+                let name: &str = name.as_ref();
+                if !name.starts_with("bus-dlq-") && !name.eq_ignore_ascii_case(codec::DEDUP_ID) {
+                    values.iter().for_each(|value| codec::put(&mut headers, name, value.as_str()));
+                }
+            }
+            codec::put(&mut headers, headers::REPLAYED, "1");
+            codec::put(&mut headers, codec::DEDUP_ID, &format!("replay/{}/{}", raw.seq, raw.time));
+            // Stored first: a crash in between leaves a letter whose second replay the id makes harmless.
+            let subject = self.names.replayed(&letter.group);
+            self.outbound.store(subject, headers, raw.payload().into()).await?;
+            self.delete_message(&self.names.dead(), raw.seq).await?;
+            count += 1;
+        }
+        if count > 0 {
+            self.tell_news();
+        }
+        Ok(count)
+    }
+
+    /// Deletes letters.
+    pub(super) async fn drop_letters(&self, filter: &DeadLetterFilter) -> Result<u64> {
+        let mut count = 0;
+        for (_, raw) in self.letters(filter).await? {
+            count += u64::from(self.delete_message(&self.names.dead(), raw.seq).await?);
+        }
+        Ok(count)
+    }
+
+    /// Has the group's members look for replays.
+    async fn open_replays(&self, group: &Group) -> Result<()> {
+        loop {
+            let Some(stored) = self.group(group).await? else { return Ok(()) };
+            ensure_replays(self, group, &stored.value).await?;
+            if stored.value.replays {
+                return Ok(());
+            }
+            let next = Record { replays: true, ..stored.value };
+            if self.write(&self.group_subject(group), &next, stored.sequence).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many letters each group has.
+    pub(super) async fn count_letters(&self, group: &Group) -> Result<u64> {
+        let subjects = self.subjects(&self.names.dead(), &self.names.dead_letters_of(group)).await?;
+        Ok(subjects.iter().map(|(_, count)| count).sum())
+    }
+}
+
+fn chosen(letter: &DeadLetter, filter: &DeadLetterFilter) -> bool {
+    (filter.ids.is_empty() || filter.ids.contains(&letter.id))
+        && filter.group.as_ref().is_none_or(|group| *group == letter.group)
+        && filter.subject.as_ref().is_none_or(|pattern| pattern.matches(&letter.message.subject))
+        && filter.reason.is_none_or(|reason| reason == letter.reason)
+}

@@ -1,0 +1,223 @@
+//! Leading: taking the group's record, writing it, and what the answers mean.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::checkpoint::{Again, Mark, Progress, rewind};
+use crate::confirm::Answer;
+use crate::delivery::Token;
+use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Group;
+use crate::transport::nats::connection::Connection;
+use crate::transport::nats::group::{Record, Standing};
+use crate::transport::nats::names::token;
+
+/// Whether this member leads.
+pub(super) enum Role {
+    StandBy {
+        /// When to look at the record again.
+        look: Instant,
+        looking: bool,
+        seen: Option<Seen>,
+    },
+    Leads {
+        /// Of the record as it was last written.
+        sequence: u64,
+    },
+}
+
+/// The group record as a standby member last saw it.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    sequence: u64,
+    /// Unchanged since.
+    since: Instant,
+    /// Seen last.
+    last: Instant,
+}
+
+/// The record was taken over.
+pub(super) struct Taken {
+    pub(super) sequence: u64,
+    pub(super) asked: Instant,
+    pub(super) progress: Progress,
+    pub(super) record: Record,
+    /// What is read again.
+    pub(super) again: BTreeMap<SmolStr, Again>,
+}
+
+/// What a member knows of the group by itself.
+pub(super) struct Known {
+    pub(super) own: Progress,
+    pub(super) record: Record,
+    /// How far the group was when this member led it.
+    pub(super) marks: BTreeMap<SmolStr, Mark>,
+}
+
+/// What looking at the record brought.
+pub(super) enum Claimed {
+    /// Somebody leads.
+    Led(Seen),
+    /// Somebody else was quicker.
+    Raced,
+    Taken(Box<Taken>),
+    /// The group is deleted.
+    Gone,
+}
+
+/// What a writing brought.
+pub(super) enum Outcome {
+    Stored(u64),
+    /// Refused, for an earlier writing of ours had arrived after all: this is its sequence.
+    Ours(u64),
+    /// Somebody else leads.
+    Lost,
+}
+
+/// What waits for a writing: answers since when, and messages that go out after it.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) answers: Vec<(Instant, Answer<()>)>,
+    pub(super) claims: Vec<(Token, OwnedSemaphorePermit)>,
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.answers.is_empty() && self.claims.is_empty()
+    }
+
+    /// What waited for a writing that failed waits for the next one.
+    pub(super) fn put_back(&mut self, mut earlier: Self) {
+        earlier.answers.append(&mut self.answers);
+        earlier.claims.append(&mut self.claims);
+        *self = earlier;
+    }
+
+    /// Answers every waiting settlement with `error`, and drops the claims.
+    pub(super) fn give_up(&mut self, error: fn() -> Error) -> Vec<Token> {
+        for (_, answer) in self.answers.drain(..) {
+            let _ = answer.send(Err(error().during("settle")));
+        }
+        self.claims.drain(..).map(|(token, _)| token).collect()
+    }
+
+    /// Answers those who waited too long; what they asked for is still written as soon as that can be.
+    pub(super) fn expire(&mut self, patience: Duration, error: &Error) {
+        let now = Instant::now();
+        let (late, rest) =
+            self.answers.drain(..).partition(|(since, _)| now.duration_since(*since) >= patience);
+        self.answers = rest;
+        let late: Vec<(Instant, Answer<()>)> = late;
+        for (_, answer) in late {
+            let _ = answer.send(Err(Error::new(error.kind(), error.to_string()).during("settle")));
+        }
+    }
+}
+
+fn subject(connection: &Connection, group: &Group) -> String {
+    connection.names.record("leader", &token(group.as_str()))
+}
+
+/// Takes the record if nobody leads.
+pub(super) async fn look(
+    connection: Arc<Connection>,
+    group: Group,
+    lease: Duration,
+    seen: Option<Seen>,
+    known: Known,
+) -> Result<Claimed> {
+    let subject = subject(&connection, &group);
+    let last = connection.read::<Progress>(&subject).await?;
+    let now = Instant::now();
+    if let Some(stored) = last.as_ref().filter(|stored| !stored.value.left) {
+        let since = match seen {
+            // Who did not look for a while does not know whether the leader could write meanwhile.
+            Some(seen) if seen.sequence == stored.sequence && now < seen.last + lease / 2 => seen.since,
+            _ => now,
+        };
+        if now.duration_since(since) < lease {
+            return Ok(Claimed::Led(Seen { sequence: stored.sequence, since, last: now }));
+        }
+    }
+    let record = match connection.standing(&group, &known.record).await? {
+        Standing::There(record) => record,
+        Standing::Deleted => return Ok(Claimed::Gone),
+    };
+    let (sequence, last) = match last {
+        Some(stored) => (stored.sequence, stored.value),
+        // Nobody has led it, or the server has lost how far it was.
+        None => {
+            let (epoch, changes) = (known.record.epoch, known.record.changes);
+            (0, Progress { epoch, changes, topics: known.marks, ..Progress::default() })
+        }
+    };
+    let mut topics = if last.epoch == record.epoch { last.topics } else { Default::default() };
+    let again = rewind(&mut topics, last.changes, &record);
+    let progress = Progress { topics, epoch: record.epoch, changes: record.changes, ..known.own };
+    let asked = Instant::now();
+    Ok(match connection.write(&subject, &progress, sequence).await? {
+        Some(sequence) => Claimed::Taken(Box::new(Taken { sequence, asked, progress, record, again })),
+        None => Claimed::Raced,
+    })
+}
+
+/// Writes the record.
+pub(super) async fn write(
+    connection: Arc<Connection>,
+    group: Group,
+    progress: Progress,
+    after: u64,
+    within: Duration,
+) -> Result<Outcome> {
+    let subject = subject(&connection, &group);
+    let step = async {
+        if let Some(sequence) = connection.write(&subject, &progress, after).await? {
+            return Ok(Outcome::Stored(sequence));
+        }
+        Ok(match connection.read::<Progress>(&subject).await? {
+            Some(last)
+                if last.value.connection == progress.connection && last.value.member == progress.member =>
+            {
+                Outcome::Ours(last.sequence)
+            }
+            _ => Outcome::Lost,
+        })
+    };
+    tokio::time::timeout(within, step).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Timeout, "the server did not confirm in time how far the group is"))
+    })
+}
+
+impl Connection {
+    /// How far a keyed group is; `None` when nobody has led it since it was made or moved.
+    pub(in super::super) async fn progress(&self, group: &Group, epoch: u64) -> Result<Option<Progress>> {
+        let stored = self.read::<Progress>(&subject(self, group)).await?;
+        Ok(stored.map(|stored| stored.value).filter(|progress| progress.epoch == epoch))
+    }
+
+    /// Takes the group from whoever leads it, for it has moved: nothing can be settled any more as it was before.
+    pub(in super::super) async fn depose(&self, group: &Group, epoch: u64) -> Result<()> {
+        let subject = subject(self, group);
+        loop {
+            let Some(last) = self.read::<Progress>(&subject).await? else { return Ok(()) };
+            if last.value.epoch >= epoch {
+                return Ok(());
+            }
+            let moved = Progress { left: true, epoch, ..Progress::default() };
+            if self.write(&subject, &moved, last.sequence).await?.is_some() {
+                self.tell_led(group);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Tells who stands by that nobody leads.
+    pub(super) fn tell_led(&self, group: &Group) {
+        self.outbound.send_bare(async_nats::Subject::from(self.names.led(group)), None, bytes::Bytes::new());
+    }
+}

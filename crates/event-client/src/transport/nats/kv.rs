@@ -1,0 +1,188 @@
+//! The state stream: the last word on each group, attempt, connection and leader, one subject each.
+
+use async_nats::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::api::{ApiError, Failure};
+use super::codec;
+use super::connection::Connection;
+use super::names::StreamInfo;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A record as it was stored.
+#[derive(Clone, Debug)]
+pub(super) struct Stored<T> {
+    pub(super) sequence: u64,
+    /// By the server's clock.
+    pub(super) time: Timestamp,
+    pub(super) value: T,
+}
+
+/// A message as the API tells it.
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    pub(super) seq: u64,
+    #[serde(default)]
+    pub(super) subject: String,
+    #[serde(default)]
+    pub(super) data: String,
+    #[serde(default)]
+    pub(super) hdrs: Option<String>,
+    pub(super) time: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Got {
+    message: Raw,
+}
+
+impl Raw {
+    pub(super) fn payload(&self) -> Vec<u8> {
+        STANDARD.decode(&self.data).unwrap_or_default()
+    }
+
+    /// The headers as they are.
+    pub(super) fn header_bytes(&self) -> Vec<u8> {
+        self.hdrs.as_ref().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default()
+    }
+
+    /// The headers; bytes that are not UTF-8 are replaced, for no connection may break on them.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for line in String::from_utf8_lossy(&self.header_bytes()).lines().skip(1) {
+            if let Some((name, value)) = line.split_once(':')
+                && let Ok(name) = name.parse::<async_nats::HeaderName>()
+                && let Ok(value) = value.trim().parse::<async_nats::HeaderValue>()
+            {
+                headers.append(name, value);
+            }
+        }
+        headers
+    }
+}
+
+impl Connection {
+    /// A message of a stream: `which` is `{"last_by_subj": …}` or `{"seq": …}`.
+    pub(super) async fn read_raw(&self, stream: &str, which: serde_json::Value) -> Result<Option<Raw>> {
+        match self.api::<Got>(&format!("STREAM.MSG.GET.{stream}"), &which).await {
+            Ok(got) => Ok(Some(got.message)),
+            Err(Failure::Api(error)) if error.err_code == 10037 || error.err_code == 10059 => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// The record under `subject`.
+    pub(super) async fn read<T: DeserializeOwned>(&self, subject: &str) -> Result<Option<Stored<T>>> {
+        let Some(raw) = self.read_raw(&self.names.state(), json!({ "last_by_subj": subject })).await? else {
+            return Ok(None);
+        };
+        let payload = raw.payload();
+        if payload.is_empty() {
+            return Ok(None);
+        }
+        let value = serde_json::from_slice(&payload).map_err(|error| {
+            Error::new(ErrorKind::Corrupt, "a record of the library's own is not understood")
+                .with("nats_subject", subject)
+                .because(error)
+        })?;
+        Ok(Some(Stored { sequence: raw.seq, time: raw.time, value }))
+    }
+
+    /// Writes a record when its last one is `after` (0: none); `None` when somebody else was first.
+    pub(super) async fn write(
+        &self,
+        subject: &str,
+        value: &impl serde::Serialize,
+        after: u64,
+    ) -> Result<Option<u64>> {
+        #[derive(Deserialize)]
+        struct Ack {
+            #[serde(default)]
+            seq: u64,
+            error: Option<ApiError>,
+        }
+        let mut headers = HeaderMap::new();
+        codec::put(&mut headers, "Nats-Expected-Last-Subject-Sequence", &after.to_string());
+        let payload = serde_json::to_vec(value).expect("plain data");
+        let bytes = self
+            .ask_with_headers(subject.to_owned(), headers, payload.into(), self.config.request_timeout)
+            .await?;
+        let ack: Ack = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::new(ErrorKind::Internal, "the server's confirmation is not understood").because(error)
+        })?;
+        match ack.error {
+            None => Ok(Some(ack.seq)),
+            Some(error) if error.err_code == 10071 => Ok(None),
+            Some(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes the records under `filter`.
+    pub(super) async fn purge(&self, stream: &str, filter: &str) -> Result<()> {
+        match self
+            .api::<serde_json::Value>(&format!("STREAM.PURGE.{stream}"), &json!({ "filter": filter }))
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(Failure::Api(error)) if error.err_code == 10059 => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// Removes what is older than `sequence` of the messages under `filter`.
+    pub(super) async fn purge_below(&self, stream: &str, filter: &str, sequence: u64) -> Result<()> {
+        let body = json!({ "filter": filter, "seq": sequence });
+        let _: serde_json::Value = self.api(&format!("STREAM.PURGE.{stream}"), &body).await?;
+        Ok(())
+    }
+
+    /// Removes one message; whether it was there.
+    pub(super) async fn delete_message(&self, stream: &str, sequence: u64) -> Result<bool> {
+        let body = json!({ "seq": sequence, "no_erase": true });
+        match self.api::<serde_json::Value>(&format!("STREAM.MSG.DELETE.{stream}"), &body).await {
+            Ok(_) => Ok(true),
+            Err(Failure::Api(error))
+                if error.code == 404 || error.err_code == 10043 || error.err_code == 10057 =>
+            {
+                Ok(false)
+            }
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// How many messages each subject under `filter` has.
+    pub(super) async fn subjects(&self, stream: &str, filter: &str) -> Result<Vec<(String, u64)>> {
+        let body = json!({ "subjects_filter": filter });
+        match self.api::<StreamInfo>(&format!("STREAM.INFO.{stream}"), &body).await {
+            Ok(info) => Ok(info.state.subjects.unwrap_or_default().into_iter().collect()),
+            Err(Failure::Api(error)) if error.err_code == 10059 => Ok(Vec::new()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    /// All records under `filter`, by subject.
+    pub(super) async fn read_all<T: DeserializeOwned>(
+        &self,
+        filter: &str,
+    ) -> Result<Vec<(String, Stored<T>)>> {
+        let subjects = self.subjects(&self.names.state(), filter).await?;
+        let mut records = futures_util::stream::iter(subjects)
+            .map(|(subject, _)| async move { (self.read::<T>(&subject).await, subject) })
+            .buffer_unordered(64);
+        let mut all = Vec::new();
+        while let Some((record, subject)) = records.next().await {
+            // One that went in between is none.
+            if let Some(record) = record? {
+                all.push((subject, record));
+            }
+        }
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(all)
+    }
+}

@@ -1,0 +1,183 @@
+//! What NATS' own tools ask of a service: `$SRV.PING`, `INFO` and `STATS`, as ADR-32 has it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use smol_str::SmolStr;
+
+use super::connection::Connection;
+use crate::request::is_health;
+use crate::subject::Subject;
+use crate::transport::Serve;
+
+/// Services of this connection, by their name for NATS.
+#[derive(Default)]
+pub(super) struct Services(Mutex<HashMap<String, Arc<Service>>>);
+
+struct Service {
+    name: String,
+    version: String,
+    id: String,
+    started: Timestamp,
+    endpoints: Mutex<Vec<Arc<Endpoint>>>,
+}
+
+/// One subject of a service, and what became of its requests.
+pub(super) struct Endpoint {
+    name: String,
+    subject: String,
+    left: AtomicBool,
+    requests: AtomicU64,
+    errors: AtomicU64,
+    nanos: AtomicU64,
+    last_error: Mutex<Option<SmolStr>>,
+}
+
+impl Endpoint {
+    /// A request was answered.
+    pub(super) fn count(&self, took: Duration, failed: Option<SmolStr>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(super::api::nanos(took), Ordering::Relaxed);
+        if let Some(error) = failed {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    }
+
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    fn stats(&self) -> Value {
+        let (requests, nanos) = (self.requests.load(Ordering::Relaxed), self.nanos.load(Ordering::Relaxed));
+        json!({
+            "name": self.name,
+            "subject": self.subject,
+            "queue_group": "q",
+            "num_requests": requests,
+            "num_errors": self.errors.load(Ordering::Relaxed),
+            // Null and not left out: some clients want the fields to be there.
+            "last_error": self.last_error.lock().unwrap_or_else(PoisonError::into_inner).as_deref(),
+            "processing_time": nanos,
+            "average_processing_time": nanos.checked_div(requests).unwrap_or(0),
+            "data": null,
+        })
+    }
+
+    fn info(&self) -> Value {
+        json!({ "name": self.name, "subject": self.subject, "queue_group": "q", "metadata": {} })
+    }
+}
+
+impl Service {
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.retain(|endpoint| !endpoint.left.load(Ordering::Acquire));
+        endpoints.clone()
+    }
+
+    /// The answer to `PING`, `INFO` or `STATS`; none when nothing is served any more.
+    fn answer(&self, verb: &str) -> Option<Value> {
+        let endpoints = self.endpoints();
+        if endpoints.is_empty() {
+            return None;
+        }
+        let mut answer = json!({
+            "type": format!("io.nats.micro.v1.{}_response", verb.to_ascii_lowercase()),
+            "name": self.name,
+            "id": self.id,
+            "version": self.version,
+            "metadata": {},
+        });
+        match verb {
+            "INFO" => {
+                answer["description"] = json!("");
+                answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.info()).collect();
+            }
+            "STATS" => {
+                // Three digits of a second: some clients read no more than six, and none read no digits.
+                answer["started"] = json!(self.started.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
+                answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.stats()).collect();
+            }
+            _ => {}
+        }
+        Some(answer)
+    }
+}
+
+/// A name as NATS takes it.
+fn plain(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' }).collect()
+}
+
+impl Connection {
+    /// Adds a subject to a service, which from then on answers for it. The question of its health is none of its
+    /// endpoints.
+    pub(super) async fn enlist(self: &Arc<Self>, spec: &Serve, subject: &Subject) -> Arc<Endpoint> {
+        let endpoint = Arc::new(Endpoint {
+            name: plain(subject.as_str()),
+            subject: self.names.request(subject),
+            left: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+            last_error: Mutex::default(),
+        });
+        if !self.config.services || is_health(subject) {
+            return endpoint;
+        }
+        let name = plain(&spec.service);
+        let (service, is_new) = {
+            let mut services = self.services.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = services.len();
+            let service = services.entry(name.clone()).or_insert_with(|| {
+                Arc::new(Service {
+                    id: uuid::Uuid::now_v7().simple().to_string(),
+                    name,
+                    version: spec.version.as_deref().unwrap_or("0.0.0").to_owned(),
+                    started: Timestamp::now(),
+                    endpoints: Mutex::default(),
+                })
+            });
+            let service = service.clone();
+            (service, services.len() > known)
+        };
+        service.endpoints.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint.clone());
+        if is_new {
+            self.answer_for(&service).await;
+        }
+        endpoint
+    }
+
+    async fn answer_for(self: &Arc<Self>, service: &Arc<Service>) {
+        for verb in ["PING", "INFO", "STATS"] {
+            for of in
+                [String::new(), format!(".{}", service.name), format!(".{}.{}", service.name, service.id)]
+            {
+                // A server that forbids it is served all the same, only unseen by its tools.
+                let Ok(mut questions) = self.client.subscribe(format!("$SRV.{verb}{of}")).await else {
+                    continue;
+                };
+                let (service, outbound, closed) =
+                    (service.clone(), self.outbound.clone(), self.closed.clone());
+                self.vital("nats service questions", async move {
+                    loop {
+                        let question = tokio::select! {
+                            question = questions.next() => question,
+                            () = closed.cancelled() => None,
+                        };
+                        let Some(question) = question else { return };
+                        if let (Some(reply), Some(answer)) = (question.reply, service.answer(verb)) {
+                            outbound.send_bare(reply, None, answer.to_string().into());
+                        }
+                    }
+                });
+            }
+        }
+    }
+}

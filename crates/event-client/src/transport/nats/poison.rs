@@ -1,0 +1,259 @@
+//! Messages of others that no handler can be given: their subject is none of ours, or the client cannot read them.
+//!
+//! The server lets anybody write header bytes that the client library takes for the end of the protocol: the connection
+//! is dropped, and made again, and the message comes again when its lease ends, in front of all that came after it. So
+//! after a break that the server did not cause, what was on its way is looked at through JetStream's API, whose words
+//! carry headers as base64; what nobody can read becomes a dead letter, and the group goes on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{HeaderName, StatusCode};
+use futures_util::StreamExt;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::codec;
+use super::connection::Connection;
+use super::dead_letters;
+use super::kv::Raw;
+use super::member::{Member, Source};
+use super::settle::{ACK, Attempt};
+use crate::delivery::{DeliveryInfo, Reason, Rejection};
+use crate::error::Result;
+use crate::message::{Message, MessageId, Position};
+use crate::subject::{Group, Subject};
+
+/// Most messages of one consumer that are looked at after one break; the next break goes on behind them.
+const MOST: u64 = 4096;
+/// Of which so many at a time.
+const AT_ONCE: usize = 64;
+
+/// What a subscription remembers of the breaks of its connection.
+#[derive(Default)]
+pub(super) struct Disconnects {
+    server: String,
+    last: Option<Instant>,
+    /// How far each stream is known to be readable.
+    read_to: HashMap<String, u64>,
+}
+
+impl Disconnects {
+    pub(super) fn new(connection: &Connection) -> Self {
+        Self { server: connection.client.server_info().server_id, ..Self::default() }
+    }
+
+    /// The connection came back; whether the server was there all the time, or it broke not long ago as well.
+    pub(super) fn are_odd(&mut self, connection: &Connection, lease: Duration) -> bool {
+        let now = Instant::now();
+        let server = connection.client.server_info().server_id;
+        let before = self.last.replace(now);
+        let soon = before.is_some_and(|before| now < before + lease * 2);
+        std::mem::replace(&mut self.server, server.clone()) == server || soon
+    }
+
+    /// Looks for what nobody can read among what a consumer has handed out, and buries it; how many there were.
+    pub(super) async fn dead_letter_poison(
+        &mut self,
+        member: &Arc<Member>,
+        source: &Arc<Source>,
+    ) -> Result<usize> {
+        let connection = &member.connection;
+        let Some(info) = connection.consumer_info(&source.stream, &source.consumer).await? else {
+            return Ok(0);
+        };
+        let read_to = self.read_to.entry(source.stream.to_string()).or_default();
+        let first = info.ack_floor.stream_seq.max(*read_to) + 1;
+        let last = info.delivered.stream_seq.min(first.saturating_add(MOST));
+        if info.num_ack_pending == 0 || last < first {
+            return Ok(0);
+        }
+        let unseen = (first..=last).filter(|sequence| member.in_flight().at(source, *sequence).is_none());
+        let unseen: Vec<u64> = unseen.collect();
+        let mut looks = futures_util::stream::iter(unseen)
+            .map(|sequence| connection.read_raw(&source.stream, json!({ "seq": sequence })))
+            .buffered(AT_ONCE);
+        let mut found = Vec::new();
+        while let Some(raw) = looks.next().await {
+            if let Some(raw) = raw?
+                && let Some(why) = defect(&raw)
+            {
+                found.push((raw, why));
+            }
+        }
+        for (raw, why) in &found {
+            let message = original(connection, &source.stream, raw);
+            dead_letter(member, source, raw.seq, raw.time, message, why).await?;
+        }
+        *read_to = last;
+        Ok(found.len())
+    }
+}
+
+/// Why the client cannot read the message: the rules are its own.
+pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
+    if raw.subject.contains('\u{fffd}') {
+        return Some("its subject is not UTF-8");
+    }
+    let bytes = raw.header_bytes();
+    if bytes.is_empty() {
+        return None;
+    }
+    let Ok(text) = str::from_utf8(&bytes) else { return Some("its headers are not UTF-8") };
+    let mut lines = text.lines();
+    let Some(status) = lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) else {
+        return Some("its headers do not begin with NATS/1.0");
+    };
+    let status = status.trim().split_once(' ').map_or(status.trim(), |(status, _)| status.trim());
+    if !status.is_empty() && status.parse::<StatusCode>().is_err() {
+        return Some("the status in front of its headers is none");
+    }
+    let mut first = true;
+    for line in lines.filter(|line| !line.is_empty()) {
+        // A line that begins with space goes on with the last one.
+        if !std::mem::take(&mut first) && line.starts_with(char::is_whitespace) {
+            continue;
+        }
+        match line.split_once(':') {
+            None => return Some("a line of its headers has no colon"),
+            Some((name, _)) if name.parse::<HeaderName>().is_err() => {
+                return Some("a name among its headers breaks the rules");
+            }
+            Some(_) => {}
+        }
+    }
+    None
+}
+
+/// What can be saved of it.
+fn original(connection: &Connection, stream: &str, raw: &Raw) -> Message {
+    let id = || MessageId::Text(format!("{stream}/{}", raw.seq).into());
+    let subject =
+        codec::subject(&connection.names, &raw.subject).unwrap_or_else(|| topic_of(connection, stream));
+    codec::message(Some(&raw.headers()), raw.payload().into(), subject, id)
+}
+
+/// A subject for what has none of ours.
+pub(super) fn topic_of(connection: &Connection, stream: &str) -> Subject {
+    let topic = connection.names.topic(stream).unwrap_or("unknown");
+    Subject::new(topic).unwrap_or_else(|_| Subject::new("unknown").expect("a subject"))
+}
+
+/// Stores a dead letter for the group, then settles the message; once, whoever sees it first.
+pub(super) async fn dead_letter(
+    member: &Member,
+    source: &Arc<Source>,
+    sequence: u64,
+    time: jiff::Timestamp,
+    message: Message,
+    why: &str,
+) -> Result<()> {
+    let connection = &member.connection;
+    let record = connection.attempt_subject(source, sequence);
+    let buried = connection.read::<Attempt>(&record).await?.is_some_and(|stored| stored.value.error == why);
+    if !buried {
+        // The server looks at the place alone.
+        let ack = format!(
+            "$JS.ACK.{}.{}.1.{sequence}.1.{}.0",
+            source.stream,
+            source.consumer,
+            time.as_nanosecond()
+        );
+        let id = format!(
+            "dlq/{}/{}/{sequence}/{}/unreadable",
+            source.stream,
+            source.consumer,
+            time.as_nanosecond()
+        );
+        let first = store(connection, &member.group, sequence, time, message, id, why).await?;
+        let mark = Attempt { delivered: 1, attempts: 1, due: 0, first, error: why.into() };
+        connection.write(&record, &mark, 0).await?;
+        let until = tokio::time::Instant::now() + connection.config.request_timeout;
+        connection.outbound.ask(ack.into(), None, ACK, until).await?;
+    }
+    Ok(())
+}
+
+/// Stores a dead letter of a message as the API told it; `id` is the same however often it is said.
+pub(super) async fn bury_raw(
+    connection: &Connection,
+    group: &Group,
+    stream: &str,
+    raw: &Raw,
+    id: String,
+    why: &str,
+) -> Result<()> {
+    let message = original(connection, stream, raw);
+    store(connection, group, raw.seq, raw.time, message, id, why).await.map(drop)
+}
+
+/// Stores a dead letter and says so; when, in Unix milliseconds.
+async fn store(
+    connection: &Connection,
+    group: &Group,
+    sequence: u64,
+    time: jiff::Timestamp,
+    message: Message,
+    id: String,
+    why: &str,
+) -> Result<i64> {
+    let mut info = DeliveryInfo::new(1);
+    info.position = Some(Position(u128::from(sequence)));
+    info.published_at = Some(time);
+    let subject = message.subject.clone();
+    let now = jiff::Timestamp::now().as_millisecond();
+    let dead_lettering = dead_letters::DeadLettering { message: Arc::new(message), info, first_ms: now, id };
+    dead_letters::dead_letter(connection, group, &dead_lettering, Rejection::new(Reason::Undecodable, why))
+        .await?;
+    tracing::warn!(
+        %group, %subject, position = sequence, error = why,
+        "a message of another client cannot be read; it is a dead letter"
+    );
+    metrics::counter!("event_client_unreadable_total", "transport" => "nats").increment(1);
+    Ok(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn raw(headers: &[u8]) -> Raw {
+        let body = json!({
+            "subject": "shop.evt.orders.a", "seq": 7, "hdrs": STANDARD.encode(headers), "time": "2026-01-01T00:00:00Z",
+        });
+        serde_json::from_value(body).expect("as the API tells it")
+    }
+
+    #[test]
+    fn what_breaks_the_client_is_known() {
+        for good in [
+            &b""[..],
+            b"NATS/1.0\r\n\r\n",
+            b"NATS/1.0\r\nA: b\r\n c\r\nD:\r\n\r\n",
+            b"NATS/1.0 503 no\r\n\r\n",
+        ] {
+            assert_eq!(defect(&raw(good)), None, "{}", String::from_utf8_lossy(good));
+        }
+        for bad in [
+            &b"NATS/1.0\r\nA: \xff\r\n\r\n"[..],
+            b"HTTP/1.1\r\n\r\n",
+            b"NATS/1.0 odd\r\n\r\n",
+            b"NATS/1.0\r\nno colon\r\n\r\n",
+        ] {
+            assert!(defect(&raw(bad)).is_some(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_can_be_looked_at(bytes: Vec<u8>) {
+            let raw = raw(&bytes);
+            let _ = (defect(&raw), raw.headers());
+        }
+    }
+}

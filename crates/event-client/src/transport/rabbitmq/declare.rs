@@ -1,0 +1,231 @@
+//! Commands to the broker outside of any subscription: declaring, counting, purging, deleting.
+//!
+//! A command that fails closes its channel, so they run one after another on a channel that is replaced when needed.
+
+use std::sync::Arc;
+
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
+
+use super::connection::{COMMAND, Link};
+use super::error::{amqp, is_locked, is_missing, timeout as late};
+use super::names::Names;
+use crate::error::Result;
+
+/// The channel for commands of one connection.
+#[derive(Debug)]
+pub(super) struct Declarer {
+    link: Arc<Link>,
+    channel: Mutex<Option<Channel>>,
+}
+
+/// What a passive declaration tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    pub(super) ready: u64,
+    pub(super) consumers: u64,
+}
+
+pub(super) const DURABLE: QueueDeclareOptions = QueueDeclareOptions {
+    passive: false,
+    durable: true,
+    exclusive: false,
+    auto_delete: false,
+    nowait: false,
+};
+
+/// Arguments of a queue.
+pub(super) fn arguments<const N: usize>(pairs: [(&str, AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in pairs {
+        table.insert(name.into(), value);
+    }
+    table
+}
+
+pub(super) fn word(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+pub(super) fn number(value: u64) -> AMQPValue {
+    AMQPValue::LongLongInt(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+impl Declarer {
+    pub(super) fn new(link: Arc<Link>) -> Self {
+        Self { link, channel: Mutex::new(None) }
+    }
+
+    /// Runs `step` on the channel; one at a time. A failed step costs the channel.
+    pub(super) async fn run<T>(
+        &self,
+        what: &str,
+        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
+    ) -> Result<T> {
+        self.try_run(what, step).await?.map_err(amqp)
+    }
+
+    async fn try_run<T>(
+        &self,
+        what: &str,
+        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
+    ) -> Result<lapin::Result<T>> {
+        let mut kept = self.channel.lock().await;
+        let channel = match kept.take().filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => self.link.channel().await?,
+        };
+        match timeout(COMMAND, step(&channel)).await {
+            Ok(result) => {
+                if result.is_ok() {
+                    *kept = Some(channel);
+                }
+                Ok(result)
+            }
+            Err(_) => Err(late(what)),
+        }
+    }
+
+    pub(super) async fn declare(&self, queue: ShortString, arguments: FieldTable) -> Result<()> {
+        let shown = queue.clone();
+        self.run("declare a queue", async |channel| channel.queue_declare(queue, DURABLE, arguments).await)
+            .await
+            .map(drop)
+            .map_err(|error| error.with("queue", shown))
+    }
+
+    /// RabbitMQ, 3.10 and 4.3 alike, writes the name of a new quorum queue down only with the next one: killed within seconds, it comes
+    /// back with a queue that never answers. So there is a next one, for a moment.
+    pub(super) async fn settle_names(&self, names: &Names) {
+        let queue = names.lock(&format!("settle-{}", crate::transport::consumer_name()));
+        let arguments = arguments([("x-queue-type", word("quorum")), ("x-expires", number(60_000))]);
+        let done = async {
+            self.declare(queue.clone(), arguments).await?;
+            self.delete(queue).await
+        };
+        if let Err(error) = done.await {
+            tracing::debug!(%error, "a queue's name is settled later");
+        }
+    }
+
+    pub(super) async fn exchange(&self, exchange: ShortString, kind: ExchangeKind) -> Result<()> {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let shown = exchange.clone();
+        self.run("declare an exchange", async |channel| {
+            channel.exchange_declare(exchange, kind, options, FieldTable::default()).await
+        })
+        .await
+        .map_err(|error| error.with("exchange", shown))
+    }
+
+    /// Whether there is an exchange of this name.
+    pub(super) async fn has_exchange(&self, exchange: ShortString) -> Result<bool> {
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let told = self
+            .try_run("look for an exchange", async |channel| {
+                let table = FieldTable::default();
+                channel.exchange_declare(exchange, ExchangeKind::Topic, options, table).await
+            })
+            .await?;
+        match told {
+            Ok(()) => Ok(true),
+            Err(error) if is_missing(&error) => Ok(false),
+            Err(error) => Err(amqp(error)),
+        }
+    }
+
+    pub(super) async fn bind(
+        &self,
+        queue: &ShortString,
+        exchange: ShortString,
+        key: ShortString,
+    ) -> Result<()> {
+        let queue = queue.clone();
+        self.run("bind a queue", async |channel| {
+            channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default()).await
+        })
+        .await
+    }
+
+    pub(super) async fn unbind(
+        &self,
+        queue: &ShortString,
+        exchange: ShortString,
+        key: ShortString,
+    ) -> Result<()> {
+        let queue = queue.clone();
+        self.run("unbind a queue", async |channel| {
+            channel.queue_unbind(queue, exchange, key, FieldTable::default()).await
+        })
+        .await
+    }
+
+    /// Ready messages of a queue; `None` when there is no such queue.
+    pub(super) async fn counts(&self, queue: ShortString) -> Result<Option<Counts>> {
+        let options = QueueDeclareOptions { passive: true, ..DURABLE };
+        let told = self
+            .try_run("count a queue", async |channel| {
+                channel.queue_declare(queue, options, FieldTable::default()).await
+            })
+            .await?;
+        match told {
+            Ok(queue) => Ok(Some(Counts {
+                ready: queue.message_count().into(),
+                consumers: queue.consumer_count().into(),
+            })),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(amqp(error)),
+        }
+    }
+
+    /// Consumers of a queue; none when there is no such queue.
+    pub(super) async fn consumers(&self, queue: ShortString) -> Result<u64> {
+        Ok(self.counts(queue).await?.map_or(0, |counts| counts.consumers))
+    }
+
+    /// Forgets what is ready in a queue, which may be missing.
+    pub(super) async fn purge(&self, queue: ShortString) -> Result<()> {
+        let done = self
+            .try_run("purge a queue", async |channel| {
+                channel.queue_purge(queue, QueuePurgeOptions::default()).await
+            })
+            .await?;
+        match done {
+            Err(error) if !is_missing(&error) => Err(amqp(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes a queue, which may be missing.
+    pub(super) async fn delete(&self, queue: ShortString) -> Result<()> {
+        let done = self
+            .try_run("delete a queue", async |channel| {
+                channel.queue_delete(queue, QueueDeleteOptions::default()).await
+            })
+            .await?;
+        match done {
+            Err(error) if !is_missing(&error) => Err(amqp(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Declares an exclusive queue; `false` when another connection has it.
+    pub(super) async fn claim(&self, queue: ShortString) -> Result<bool> {
+        let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
+        let done = self
+            .try_run("take a lock", async |channel| {
+                channel.queue_declare(queue, options, FieldTable::default()).await
+            })
+            .await?;
+        match done {
+            Ok(_) => Ok(true),
+            Err(error) if is_locked(&error) => Ok(false),
+            Err(error) => Err(amqp(error)),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Answering: one request's frames in their order, each when the caller has room for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{FieldTable, ShortString};
+use smol_str::SmolStr;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::client_bus::{ClientBus, numbered};
+use super::codec;
+use super::requests::WINDOW;
+use crate::confirm::{Answer, Confirm};
+use crate::error::{Error, ErrorKind, Result};
+use crate::status::Status;
+use crate::transport::headers;
+use crate::transport::{Frame, Respond};
+
+/// A caller learns who has its request when the answer takes longer than this.
+const NOTICE: Duration = Duration::from_millis(20);
+/// And is made sure of so often.
+const LOOK: Duration = Duration::from_secs(2);
+
+pub(super) enum Step {
+    Frame(Frame, Answer<()>),
+    Abandon,
+}
+
+/// The responder's side: frames in their order, each when the caller has room for it.
+pub(super) struct Outgoing {
+    pub(super) frames: mpsc::UnboundedSender<Step>,
+    pub(super) room: Arc<Semaphore>,
+    pub(super) unread: usize,
+}
+
+impl Respond for Outgoing {
+    fn send(&mut self, frame: Frame) -> Confirm<()> {
+        self.unread += 1;
+        if self.unread > WINDOW * 4 + self.room.available_permits() && self.room.available_permits() == 0 {
+            // Counted roughly: only who never waits for a confirmation comes here.
+            self.unread = WINDOW * 4;
+            return Confirm::ready(Err(Error::new(
+                ErrorKind::Full,
+                "the caller does not read so fast; await confirmations",
+            )));
+        }
+        let (answer, confirm) = Confirm::channel();
+        let room = self.room.clone();
+        match self.frames.send(Step::Frame(frame, answer)) {
+            Ok(()) => {
+                if room.available_permits() > 0 {
+                    self.unread = 0;
+                }
+                confirm
+            }
+            Err(_) => Confirm::ready(Ok(())),
+        }
+    }
+
+    fn abandoned(&mut self) {
+        let _ = self.frames.send(Step::Abandon);
+    }
+}
+
+/// Sends one request's answer.
+pub(super) struct Answering {
+    pub(super) client_bus: Arc<ClientBus>,
+    pub(super) at: (SmolStr, u64),
+    /// The correlation id of a caller that is not of this library.
+    pub(super) foreign: Option<ShortString>,
+    pub(super) inbox: ShortString,
+    pub(super) gone: CancellationToken,
+    pub(super) deadline: Instant,
+    pub(super) closed: CancellationToken,
+}
+
+impl Answering {
+    pub(super) async fn run(self, mut steps: mpsc::UnboundedReceiver<Step>) {
+        let mut notice = Instant::now() + NOTICE;
+        let in_hand = self.client_bus.served.0.lock().expect("not poisoned").get(&self.at).cloned();
+        let room = in_hand.map(|request| request.room).expect("just put there");
+        loop {
+            let step = tokio::select! {
+                biased;
+                step = steps.recv() => step,
+                () = sleep_until(notice) => {
+                    notice = Instant::now() + LOOK;
+                    if self.foreign.is_some() {
+                        continue;
+                    }
+                    let _ = self.tell(self.properties("taken"), b"").await;
+                    continue;
+                }
+                () = sleep_until(self.deadline), if !self.gone.is_cancelled() => {
+                    self.gone.cancel();
+                    continue;
+                }
+                () = self.closed.cancelled() => Some(Step::Abandon),
+            };
+            match step {
+                Some(Step::Frame(frame, answer)) => {
+                    let last = frame.last;
+                    if !last {
+                        // A caller that is gone reads nothing; what is sent to it may as well be forgotten.
+                        tokio::select! {
+                            permit = room.acquire() => permit.expect("never closed").forget(),
+                            () = self.gone.cancelled() => {}
+                            () = self.closed.cancelled() => {}
+                        }
+                    }
+                    let mut sent = Ok(());
+                    if !self.gone.is_cancelled() {
+                        sent = self.tell(self.frame(&frame), &frame.payload).await;
+                    }
+                    // The broker may be set to take less than our `max_payload`.
+                    let refused = sent.as_ref().err().filter(|error| error.kind() == ErrorKind::TooLarge);
+                    let status = refused.map(|error| Frame::status(&Status::from(error)));
+                    if let Some(status) = &status {
+                        let _ = self.tell(self.frame(status), b"").await;
+                    }
+                    let _ = answer.send(sent);
+                    if last || status.is_some() {
+                        return;
+                    }
+                }
+                Some(Step::Abandon) | None => {
+                    let _ = self.tell(self.properties("abandoned"), b"").await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn properties(&self, kind: &str) -> BasicProperties {
+        let properties = numbered(kind, self.at.1).with_reply_to(self.inbox.clone());
+        match &self.foreign {
+            Some(id) => properties.with_correlation_id(id.clone()),
+            None => properties,
+        }
+    }
+
+    fn frame(&self, frame: &Frame) -> BasicProperties {
+        let mut table = FieldTable::default();
+        table.insert(headers::FRAME.into(), codec::text(if frame.last { "last" } else { "more" }));
+        codec::write_frame(self.properties("frame"), &frame.content_type, &frame.headers, table)
+    }
+
+    async fn tell(&self, properties: BasicProperties, payload: &[u8]) -> Result<()> {
+        if self.at.0.is_empty() {
+            return Ok(()); // nobody asked for an answer
+        }
+        let mut tries = 0;
+        loop {
+            match self.client_bus.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
+                // The broker returns what goes to its direct reply-to, and delivers it all the same.
+                Ok(taken) => {
+                    if !taken && self.foreign.is_none() {
+                        self.gone.cancel();
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    tries += 1;
+                    if tries == 3 || matches!(error.kind(), ErrorKind::Closed | ErrorKind::TooLarge) {
+                        return Err(error.during("reply"));
+                    }
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.client_bus.served.0.lock().expect("not poisoned").remove(&self.at);
+    }
+}

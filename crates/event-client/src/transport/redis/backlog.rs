@@ -1,0 +1,179 @@
+//! Keyed: what the active member of a topic knows: whose turn it is, who waits behind whom, and until when.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::codec::{Entry, EntryId};
+use super::keys::Source;
+use crate::message::Message;
+use crate::transport::key_queue::KeyQueue;
+
+/// Most messages that wait in memory behind busy keys, and their bytes. Beyond it nothing new is read.
+const MOST: usize = 10_000;
+const MOST_BYTES: usize = 64 << 20;
+
+/// A message that is not settled.
+pub(super) struct Item {
+    pub(super) source: Arc<Source>,
+    pub(super) id: EntryId,
+    pub(super) message: Arc<Message>,
+    pub(super) origin: EntryId,
+    pub(super) replayed: bool,
+    pub(super) ill_named: bool,
+    /// Attempts made.
+    pub(super) made: u32,
+    not_before: Option<Instant>,
+}
+
+#[derive(Default)]
+pub(super) struct Backlog {
+    items: HashMap<u64, Item>,
+    lanes: KeyQueue<u64>,
+    ready: VecDeque<u64>,
+    delayed: BinaryHeap<Reverse<(Instant, u64)>>,
+    bytes: usize,
+}
+
+impl Backlog {
+    /// Takes in an entry, behind those of its key.
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        source: &Arc<Source>,
+        entry: Entry,
+        made: u32,
+        not_before: Option<Instant>,
+    ) {
+        let key = entry.message.key.clone();
+        self.bytes += entry.message.size();
+        let item = Item {
+            source: source.clone(),
+            id: entry.id,
+            message: Arc::new(entry.message),
+            origin: entry.origin,
+            replayed: entry.replayed,
+            ill_named: entry.ill_named,
+            made,
+            not_before,
+        };
+        self.items.insert(number, item);
+        let head = match &key {
+            Some(key) => self.lanes.offer(key, number),
+            None => Some(number),
+        };
+        if let Some(number) = head {
+            self.go(number, false);
+        }
+    }
+
+    /// It is an item's turn, now or when its time has come.
+    fn go(&mut self, number: u64, first: bool) {
+        match self.items.get(&number).and_then(|item| item.not_before) {
+            Some(at) => self.delayed.push(Reverse((at, number))),
+            None if first => self.ready.push_front(number),
+            None => self.ready.push_back(number),
+        }
+    }
+
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.items.contains_key(&number)
+    }
+
+    pub(super) fn item(&self, number: u64) -> Option<&Item> {
+        self.items.get(&number)
+    }
+
+    /// Settled for good: the next of its key may go.
+    pub(super) fn finish(&mut self, number: u64) {
+        let Some(item) = self.items.remove(&number) else { return };
+        self.bytes -= item.message.size();
+        if let Some(key) = &item.message.key
+            && let Some(next) = self.lanes.finish(key)
+        {
+            self.go(next, false);
+        }
+    }
+
+    /// To be tried again; its key waits for it.
+    pub(super) fn again(&mut self, number: u64, made: u32, at: Option<Instant>) {
+        let Some(item) = self.items.get_mut(&number) else { return };
+        item.made = made;
+        item.not_before = at;
+        self.go(number, true);
+    }
+
+    /// The next whose turn it is.
+    pub(super) fn next(&mut self, now: Instant) -> Option<u64> {
+        while let Some(Reverse((at, number))) = self.delayed.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.delayed.pop();
+            if let Some(item) = self.items.get_mut(&number) {
+                item.not_before = None;
+                self.ready.push_front(number);
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    /// It could not go after all.
+    pub(super) fn put_back(&mut self, number: u64) {
+        self.ready.push_front(number);
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.delayed.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Whether more may be read.
+    pub(super) fn has_space(&self) -> bool {
+        self.items.len() < MOST && self.bytes < MOST_BYTES
+    }
+
+    /// Keys of nothing are kept.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.lanes.waiting() == 0 && self.bytes == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smol_str::SmolStr;
+
+    use super::*;
+    use crate::subject::Subject;
+
+    #[test]
+    fn one_of_a_key_at_a_time_and_retries_first() {
+        let source = super::super::keys::Keys::new(&"t".into(), 0).source("a", "g", false);
+        let entry = |seq, key: Option<&str>| {
+            let mut message = Message::new(Subject::new("a.b").unwrap(), "", "x");
+            message.key = key.map(SmolStr::new);
+            let id = EntryId { ms: 1, seq };
+            Entry { id, message, origin: id, replayed: false, ill_named: false, extra: Vec::new() }
+        };
+        let now = Instant::now();
+        let mut backlog = Backlog::default();
+        for (number, key) in [(1, Some("k")), (2, Some("k")), (3, None)] {
+            backlog.add(number, &source, entry(number, key), 0, None);
+        }
+        assert_eq!((backlog.next(now), backlog.next(now), backlog.next(now)), (Some(1), Some(3), None));
+        backlog.again(1, 1, Some(now + std::time::Duration::from_secs(5)));
+        assert_eq!(backlog.next(now), None);
+        assert_eq!(backlog.next(now + std::time::Duration::from_secs(6)), Some(1));
+        backlog.finish(1);
+        assert_eq!(backlog.next(now), Some(2));
+        backlog.finish(2);
+        backlog.finish(3);
+        assert!(backlog.is_empty());
+    }
+}

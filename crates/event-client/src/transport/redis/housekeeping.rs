@@ -1,0 +1,121 @@
+//! Housekeeping, by whoever comes first: old messages that every group has, consumers that are gone.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use redis::{Pipeline, Value};
+use smol_str::SmolStr;
+
+use super::client::Client;
+use super::codec::{number, parts, text};
+use super::connection::jitter;
+use super::scripts;
+use crate::bounds;
+use crate::error::{ErrorKind, Result};
+use crate::supervise;
+
+/// A consumer without a sign of life for so many rounds is gone.
+const GONE: u32 = 60;
+
+pub(super) fn start(client: &Arc<Client>) {
+    let (weak, closing, every) = (Arc::downgrade(client), client.closing.clone(), client.config.housekeeping);
+    tokio::spawn(supervise::again("redis housekeeping", move || run(weak.clone(), closing.clone(), every)));
+}
+
+async fn run(client: Weak<Client>, closing: tokio_util::sync::CancellationToken, every: Duration) {
+    let mut reported: Vec<(SmolStr, String)> = Vec::new();
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = tokio::time::sleep(jitter(every)) => {}
+        }
+        let Some(client) = client.upgrade() else { return };
+        if let Err(error) = round(&client, &mut reported).await {
+            tracing::debug!(%error, "housekeeping failed; the next round comes");
+        }
+    }
+}
+
+async fn round(client: &Client, reported: &mut Vec<(SmolStr, String)>) -> Result<()> {
+    let mut held_back = Vec::new();
+    for topic in client.topics().await? {
+        if let Some(group) = client.trim(&topic).await? {
+            held_back.push((topic.clone(), group));
+        }
+        client.remove_consumers(&topic).await?;
+    }
+    for (topic, group) in held_back.iter().filter(|known| !reported.contains(known)) {
+        tracing::warn!(
+            %topic, group,
+            "this group keeps messages beyond their retention: nobody reads it, or it is far behind; delete it if it is abandoned"
+        );
+    }
+    metrics::gauge!("event_client_groups_holding_back", "transport" => "redis").set(held_back.len() as f64);
+    *reported = held_back;
+    Ok(())
+}
+
+impl Client {
+    /// Trims a topic's log; answers the group that holds it back.
+    async fn trim(&self, topic: &str) -> Result<Option<String>> {
+        let config = &self.config;
+        let mut command =
+            scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic), &self.keys.floors(topic)]);
+        command.arg(bounds::millis(config.retention_age)).arg(config.retention_messages);
+        // Whatever the number of processes, a topic is looked after about once a round.
+        command.arg(bounds::millis(config.housekeeping) / 2);
+        let answer = parts(self.connection.ask(command).await?);
+        let Some(held) = answer.get(2) else { return Ok(None) };
+        let trimmed = answer.first().map_or(0, number);
+        if trimmed > 0 {
+            tracing::debug!(topic, trimmed, "old messages were removed");
+        }
+        Ok(Some(text(held).to_owned()).filter(|group| !group.is_empty()))
+    }
+
+    /// Removes consumers that have been silent for long and have nothing pending.
+    async fn remove_consumers(&self, topic: &str) -> Result<()> {
+        let gone = self.config.housekeeping * GONE;
+        for group in groups(&self.info(topic).await?) {
+            let mut ask = redis::cmd("XINFO");
+            ask.arg("CONSUMERS").arg(self.keys.log(topic)).arg(&group);
+            let mut pipeline = Pipeline::new();
+            for consumer in parts(self.connection.ask(ask).await?) {
+                let consumer = parts(consumer);
+                let field = |name: &str| {
+                    consumer.chunks(2).find(|pair| text(&pair[0]) == name).and_then(|pair| pair.get(1))
+                };
+                let name = field("name").map(text).unwrap_or_default();
+                // Only ours have a lease in their names.
+                let ours = name.rsplit_once('.').is_some_and(|(_, lease)| lease.parse::<u64>().is_ok());
+                let silent = field("idle").map_or(0, number) as u128 > gone.as_millis();
+                if ours && silent && field("pending").map_or(1, number) == 0 {
+                    let mut command = scripts::LEAVE.on(&[&self.keys.log(topic)]);
+                    command.arg(&group).arg(name);
+                    pipeline.add_command(command);
+                }
+            }
+            self.connection.ask_all(&pipeline).await?;
+        }
+        Ok(())
+    }
+
+    async fn info(&self, topic: &str) -> Result<Value> {
+        let mut ask = redis::cmd("XINFO");
+        ask.arg("GROUPS").arg(self.keys.log(topic));
+        match self.connection.ask(ask).await {
+            // The stream is not there yet.
+            Err(error) if error.kind() == ErrorKind::Internal => Ok(Value::Nil),
+            answer => answer,
+        }
+    }
+}
+
+fn groups(info: &Value) -> Vec<String> {
+    let Value::Array(groups) = info else { return Vec::new() };
+    let name = |group: &Value| match group {
+        Value::Array(fields) => fields.get(1).map(|name| text(name).to_owned()),
+        _ => None,
+    };
+    groups.iter().filter_map(name).collect()
+}

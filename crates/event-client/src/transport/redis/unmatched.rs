@@ -1,0 +1,92 @@
+//! Entries that a group does not want: other subjects of its topics, and what has expired.
+
+use std::sync::{Arc, Mutex};
+
+use redis::{Pipeline, Value};
+use tokio::time::Instant;
+
+use super::codec::{Entry, EntryId, args};
+use super::fetch::run_all;
+use super::group::Place;
+use super::keys::Source;
+use super::member::{Held, Member};
+use super::scripts;
+use crate::delivery::{Settlement, Token};
+
+/// Entries that were judged by patterns that had changed: source, the group's name, entries with attempts, and when
+/// they were asked for.
+pub(super) type Misjudged = (Arc<Source>, Arc<str>, Vec<(Entry, u32)>, Instant);
+
+/// What is to be judged again; `None` when the member reads no more.
+pub(super) type Stale = Arc<Mutex<Option<Vec<Misjudged>>>>;
+
+/// Hands entries back to the group that a member which reads no more cannot judge.
+pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Misjudged) {
+    for (entry, attempt) in entries {
+        let held = Held {
+            source: source.clone(),
+            name: name.clone(),
+            id: entry.id,
+            attempt,
+            since: asked,
+            safe_until: member.safe_from(asked),
+            item: None,
+        };
+        let token = member.table.lock().expect("not poisoned").insert(held) as Token;
+        drop(member.client.settler.settle(member, token, Settlement::Release));
+    }
+}
+
+/// Acknowledges entries that the patterns do not want; when these have changed, the entries are judged again.
+pub(super) fn skip(
+    member: &Arc<Member>,
+    place: &Place,
+    entries: Vec<(Entry, u32)>,
+    asked: Instant,
+    stale: &Stale,
+) {
+    let keys = &member.client.keys;
+    let settings = keys.settings(&place.log.topic, member.group.as_str());
+    let mut command = scripts::SKIP.on(&[&place.log.stream, &settings]);
+    command.arg(place.version.as_str()).arg(&*place.name);
+    args(&mut command, entries.iter().map(|(entry, _)| entry.id));
+    let (member, stale) = (member.clone(), stale.clone());
+    let (source, name) = (place.log.clone(), place.name.clone());
+    tokio::spawn(async move {
+        match member.client.connection.ask(command).await {
+            Ok(Value::Int(0)) => {
+                let misjudged = (source, name, entries, asked);
+                match &mut *stale.lock().expect("not poisoned") {
+                    Some(stale) => stale.push(misjudged),
+                    None => return hand_back(&member, misjudged),
+                }
+                member.signals.changed();
+            }
+            Ok(_) => {}
+            // They come again when the lease has run out.
+            Err(error) => tracing::debug!(group = %member.group, %error, "cannot skip what is not wanted"),
+        }
+    });
+}
+
+/// Acknowledges entries that have expired, and counts them.
+pub(super) fn expire(member: &Arc<Member>, source: &Arc<Source>, name: &Arc<str>, ids: &[EntryId]) {
+    metrics::counter!("event_client_expired_total", "transport" => "redis").increment(ids.len() as u64);
+    let mut pipeline = Pipeline::new();
+    let mut command = redis::cmd("XACK");
+    command.arg(&source.stream).arg(&**name);
+    args(&mut command, ids.iter().copied());
+    pipeline.add_command(command);
+    for (key, name) in [(&source.due, "ZREM"), (&source.notes, "HDEL")] {
+        let mut command = redis::cmd(name);
+        command.arg(key);
+        args(&mut command, ids.iter().copied());
+        pipeline.add_command(command);
+    }
+    let member = member.clone();
+    tokio::spawn(async move {
+        if let Err(error) = run_all(&member, &pipeline).await {
+            tracing::debug!(group = %member.group, %error, "cannot settle what has expired");
+        }
+    });
+}

@@ -1,0 +1,174 @@
+//! When a consumer is gone: what it held goes back to its group, and for a keyed group the next member takes over.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+
+use super::codec;
+use super::connection::{Database, Script, json};
+use super::error::{Sql, damaged};
+use super::member::Member;
+use super::{lease, scan};
+use crate::error::Result;
+
+/// Makes `member` the one that works for its keyed group, if the place is free; answers whether it is.
+pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
+    if member.active.load(Ordering::Acquire) {
+        return Ok(true);
+    }
+    let (group, id) = (member.feed.id, member.id.load(Ordering::Acquire));
+    const FREE: &str =
+        "(keyed = 0 OR active IS NULL OR active = ? OR NOT EXISTS (SELECT 1 FROM member WHERE id = active))";
+    let free = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {FREE} FROM consumer_group WHERE id = ?")))
+        .bind(id)
+        .bind(group)
+        .fetch_optional(&member.database.readers)
+        .await
+        .and_then(|row| row.map(|row| row.try_get::<bool, _>(0)).transpose())
+        .map_err(|error| member.database.explain(&error, "fetch"))?;
+    match free {
+        None => {
+            super::group::restore(member).await?;
+            return Ok(false);
+        }
+        Some(false) => return Ok(false),
+        Some(true) => {}
+    }
+    let ours = member
+        .database
+        .write("fetch", move |connection| {
+            Box::pin(async move {
+                let sql = format!(
+                    "UPDATE consumer_group SET active = ? WHERE {FREE} AND id = ? AND EXISTS (SELECT 1 FROM member WHERE id = ?) RETURNING id"
+                );
+                let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+                    .bind(id)
+                    .bind(id)
+                    .bind(group)
+                    .bind(id)
+                    .fetch_optional(connection)
+                    .await?;
+                Ok(row.is_some())
+            })
+        })
+        .await?;
+    if ours {
+        member.active.store(true, Ordering::Release);
+        member.feed.redeliver.store(true, Ordering::Release);
+    }
+    Ok(ours)
+}
+
+impl Member {
+    /// After a refused claim: whether it was refused for good, because others took over.
+    pub(super) async fn is_fenced(&self) -> Sql<bool> {
+        let id = self.id.load(Ordering::Acquire);
+        let row = sqlx::query(
+            "SELECT EXISTS (SELECT 1 FROM member WHERE id = ?), \
+             (SELECT keyed = 0 OR active = ? FROM consumer_group WHERE id = ?)",
+        )
+        .bind(id)
+        .bind(id)
+        .bind(self.feed.id)
+        .fetch_one(&self.database.readers)
+        .await?;
+        let (exists, active): (bool, Option<bool>) = (row.try_get(0)?, row.try_get(1)?);
+        if !exists {
+            self.lost.store(true, Ordering::Release);
+        }
+        if active != Some(true) {
+            self.active.store(false, Ordering::Release);
+        }
+        Ok(!exists || active != Some(true))
+    }
+}
+
+/// A member's row as the keeper sees it.
+pub(super) struct Seen {
+    pub(super) id: i64,
+    pub(super) process: String,
+    pub(super) until: i64,
+}
+
+/// The members of `groups`.
+pub(super) async fn members(connection: &mut SqliteConnection, groups: &[i64]) -> Sql<Vec<Seen>> {
+    let rows =
+        sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?))")
+            .bind(json(groups.iter().copied()))
+            .fetch_all(connection)
+            .await?;
+    rows.iter()
+        .map(|row| Ok(Seen { id: row.try_get(0)?, process: row.try_get(1)?, until: row.try_get(2)? }))
+        .collect()
+}
+
+/// Gives back what members hold whose lease ran out or whose process is gone.
+pub(super) async fn dead_letter(database: &Arc<Database>, seen: &[Seen]) -> Result<()> {
+    let now = codec::now();
+    for member in seen {
+        let gone = !database.processes.lives(&member.process);
+        if !gone && member.until > now {
+            continue;
+        }
+        let id = member.id;
+        let buried = database.write("renew", move |connection| {
+            Box::pin(async move {
+                // It may have been renewed, or buried by another, since it was seen.
+                let still = sqlx::query("SELECT 1 FROM member WHERE id = ? AND (? OR until <= ?)")
+                    .bind(id)
+                    .bind(gone)
+                    .bind(now)
+                    .fetch_optional(&mut *connection)
+                    .await?;
+                if still.is_some() {
+                    reap(connection, id).await?;
+                }
+                Ok(still.is_some())
+            })
+        });
+        if buried.await? {
+            tracing::warn!(member = id, process = %member.process, "a consumer is gone; its deliveries go to others");
+            database.wake_everywhere();
+        }
+    }
+    Ok(())
+}
+
+/// Gives what `member` holds back to its group and ends the membership. The attempts count: it had its chance.
+pub(super) async fn reap(connection: &mut SqliteConnection, member: i64) -> Sql<()> {
+    let leases = sqlx::query("SELECT grp, at, pending FROM lease WHERE member = ?")
+        .bind(member)
+        .fetch_all(&mut *connection)
+        .await?;
+    for row in leases {
+        let (group, at): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let seqs = lease::decode(row.try_get(2)?).ok_or_else(|| damaged("a lease cannot be read"))?;
+        let found = scan::find(connection, &seqs).await?;
+        let mut script = Script::default();
+        script.rows(
+            "INSERT INTO redelivery (grp, seq, key, attempts, due, subject, published, first_at, replayed, error, data) SELECT * FROM",
+            11,
+            "",
+            found,
+            |script, stored| {
+                let mut record = Vec::new();
+                codec::encode(&mut record, &stored.message, None);
+                script.bind(group).bind(stored.seq);
+                script.bind(stored.message.key.as_ref().map(|key| key.to_string()));
+                script.bind(1).bind(0).bind(stored.message.subject.as_str()).bind(stored.published);
+                script.bind(at).bind(0).bind("the consumer went away").bind(record);
+            },
+        );
+        script.run(connection).await?;
+    }
+    let mut script = Script::default();
+    script.statement("DELETE FROM lease WHERE member = ?");
+    script.bind(member);
+    script.statement("UPDATE redelivery SET member = NULL, due = 0 WHERE member = ?");
+    script.bind(member);
+    script.statement("DELETE FROM member WHERE id = ?");
+    script.bind(member);
+    script.run(connection).await.map(drop)
+}

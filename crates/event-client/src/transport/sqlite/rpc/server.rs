@@ -1,0 +1,218 @@
+//! The server's side: takes the requests of other processes, has them answered here and sends the frames back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smol_str::SmolStr;
+use sqlx::Row;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::super::codec::{self, Reader};
+use super::super::connection::{Database, Script};
+use super::super::error::{Sql, damaged};
+use super::FRAMES;
+use super::frame::write_frame;
+use crate::error::Result;
+use crate::message::Message;
+use crate::subject::Subject;
+use crate::transport::{Frame, MemoryTransport, Transport};
+
+/// Requests that one look takes.
+const TAKEN: i64 = 256;
+/// How often a server looks whether a caller that reads slowly has read on.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Tells the other processes of a new member.
+pub(in super::super) async fn announce(
+    database: &Arc<Database>,
+    service: &str,
+    subjects: &[Subject],
+) -> Result<SmolStr> {
+    let id = crate::transport::consumer_name();
+    let (me, service) = (database.processes.me().to_owned(), service.to_owned());
+    let (row, subjects) = (id.to_string(), subjects.to_vec());
+    database.calls.announced.fetch_add(1, Ordering::AcqRel);
+    let announced = database.write("serve", move |connection| {
+        Box::pin(async move {
+            let mut script = Script::default();
+            script.rows(
+                "INSERT INTO rpc_server (id, process, service, subject, used) SELECT *, 0 FROM",
+                4,
+                "",
+                subjects,
+                |script, subject| {
+                    script.bind(row.as_str()).bind(me.as_str()).bind(service.as_str()).bind(subject.as_str());
+                },
+            );
+            script.run(connection).await.map(drop)
+        })
+    });
+    announced.await?;
+    Ok(id)
+}
+
+/// The member is gone.
+pub(in super::super) async fn withdraw(database: &Arc<Database>, id: SmolStr) {
+    database.calls.announced.fetch_sub(1, Ordering::AcqRel);
+    let gone = database.write("serve", move |connection| {
+        Box::pin(async move {
+            sqlx::query("DELETE FROM rpc_server WHERE id = ?")
+                .bind(id.as_str())
+                .execute(connection)
+                .await
+                .map(drop)
+        })
+    });
+    // A bus that closes takes all its rows away by itself.
+    let _ = gone.await;
+}
+
+/// Takes requests of other processes, and lets go of those whose caller has.
+pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) -> Result<()> {
+    let explain = |error: sqlx::Error| database.explain(&error, "serve");
+    let me = database.processes.me().to_owned();
+    let rows = sqlx::query("SELECT id, taken FROM rpc_request WHERE process = ?")
+        .bind(me.as_str())
+        .fetch_all(&database.readers)
+        .await
+        .map_err(explain)?;
+    let rows = rows.iter().map(|row| Ok((SmolStr::new(row.try_get::<&str, _>(0)?), row.try_get(1)?)));
+    let rows = rows.collect::<Sql<Vec<(SmolStr, bool)>>>().map_err(explain)?;
+    let asked: HashSet<&SmolStr> = rows.iter().map(|(id, _)| id).collect();
+    database.calls.running.lock().expect("not poisoned").retain(|id, gone| {
+        let wanted = asked.contains(id);
+        if !wanted {
+            gone.cancel();
+        }
+        wanted
+    });
+    if rows.iter().all(|(_, taken)| *taken) {
+        return Ok(());
+    }
+    let taken = database.write("serve", move |connection| {
+        Box::pin(async move {
+            sqlx::query(
+                "UPDATE rpc_request SET taken = 1 WHERE id IN (SELECT id FROM rpc_request WHERE process = ? AND taken = 0 ORDER BY id LIMIT ?) \
+                 RETURNING id, caller, subject, expires, data",
+            )
+            .bind(me)
+            .bind(TAKEN)
+            .fetch_all(connection)
+            .await
+        })
+    });
+    for row in taken.await? {
+        let read = || -> Option<(SmolStr, String, i64, Message)> {
+            let subject = Subject::new(row.try_get::<&str, _>(2).ok()?).ok()?;
+            let data = Bytes::copy_from_slice(row.try_get(4).ok()?);
+            let (message, _) = Reader::new(data).record(subject)?;
+            Some((
+                row.try_get::<&str, _>(0).ok()?.into(),
+                row.try_get(1).ok()?,
+                row.try_get(3).ok()?,
+                message,
+            ))
+        };
+        let (id, caller, expires, message) =
+            read().ok_or_else(|| explain(damaged("a request cannot be read")))?;
+        let gone = CancellationToken::new();
+        database.calls.running.lock().expect("not poisoned").insert(id.clone(), gone.clone());
+        let (database, here) = (database.clone(), here.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = answer(&database, &here, &id, &caller, expires, message) => {}
+                () = gone.cancelled() => {}
+                () = database.closing.cancelled() => {}
+            }
+            database.calls.running.lock().expect("not poisoned").remove(&id);
+        });
+    }
+    // There may be more than one look takes.
+    database.calls.called.notify_one();
+    Ok(())
+}
+
+/// Has a request answered by a member here and sends its frames back.
+async fn answer(
+    database: &Arc<Database>,
+    here: &MemoryTransport,
+    id: &SmolStr,
+    caller: &str,
+    expires: i64,
+    message: Message,
+) {
+    let Ok(within) = u64::try_from(expires.saturating_sub(codec::now())).map(Duration::from_nanos) else {
+        return;
+    };
+    let mut replies = match here.requests().call(message, within).await {
+        Ok(replies) => replies,
+        Err(error) => return drop(send(database, id, caller, expires, vec![Err(error)]).await),
+    };
+    let mut sent = 0;
+    while let Some(frame) = replies.next().await {
+        let mut last = frame.as_ref().map_or(true, |frame| frame.last);
+        let mut frames = vec![frame];
+        // What is there already travels together.
+        while !last
+            && frames.len() < FRAMES / 4
+            && let Some(Some(frame)) = futures_util::FutureExt::now_or_never(replies.next())
+        {
+            last = frame.as_ref().map_or(true, |frame| frame.last);
+            frames.push(frame);
+        }
+        sent += frames.len();
+        match send(database, id, caller, expires, frames).await {
+            // A row is deleted when its frame is in the caller's hands: what is left says how far it is.
+            Ok(mut unread) => {
+                while unread >= FRAMES && sent >= FRAMES {
+                    sleep(LOOK).await;
+                    unread = unread_frames(database, id).await.unwrap_or(0);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "an answer could not be sent");
+                return;
+            }
+        }
+    }
+}
+
+async fn unread_frames(database: &Database, id: &str) -> Sql<usize> {
+    let row =
+        sqlx::query("SELECT count(*) FROM rpc_frame WHERE request = ?").bind(id).fetch_one(&database.readers);
+    row.await?.try_get::<i64, _>(0).map(|count| count as usize)
+}
+
+/// Writes frames for the caller; answers how many it has not read.
+async fn send(
+    database: &Arc<Database>,
+    id: &SmolStr,
+    caller: &str,
+    expires: i64,
+    frames: Vec<Result<Frame>>,
+) -> Result<usize> {
+    let frames: Vec<_> = frames.iter().map(write_frame).collect();
+    let (id, caller) = (id.to_string(), caller.to_owned());
+    let sent = database.write("reply", move |connection| {
+        Box::pin(async move {
+            let mut script = Script::default();
+            // Nobody waits any more when the request is gone.
+            let tail = "WHERE EXISTS (SELECT 1 FROM rpc_request WHERE id = column1)";
+            let head = "INSERT INTO rpc_frame (request, caller, expires, data) SELECT * FROM";
+            script.rows(head, 4, tail, frames, |script, data| {
+                script.bind(id.as_str()).bind(caller.as_str()).bind(expires).bind(data);
+            });
+            let unread = script.statement("SELECT count(*) FROM rpc_frame WHERE request = ?");
+            script.bind(id.as_str());
+            let answers = script.run(connection).await?;
+            answers[unread].first().map_or(Ok(0), |row| row.try_get::<i64, _>(0))
+        })
+    });
+    let unread = sent.await?;
+    database.processes.call();
+    Ok(unread as usize)
+}
