@@ -159,34 +159,58 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     let config = &connection.bus.config;
     crate::transport::headers::check(&request)?;
     check_size(&request, config)?;
-    let subject = request.subject.clone();
-    let start = Instant::now();
-    let deadline = bounds::later(start, within);
-    let (server, permit) = loop {
+    let request = Arc::new(request);
+    let deadline = bounds::later(Instant::now(), within);
+    loop {
+        let (server, permit) = member(connection, &request.subject, deadline).await?;
+        // A member that leaves in this moment has begun nothing: the next one is asked.
+        if let Some(replies) = hand_over(connection, &request, deadline, server, permit)? {
+            return Ok(replies);
+        }
+    }
+}
+
+/// Waits for a member that has room.
+async fn member(
+    connection: &Connection,
+    subject: &Subject,
+    deadline: Instant,
+) -> Result<(Arc<Server>, OwnedSemaphorePermit)> {
+    loop {
         // Registered before the look, so that room made in between is not missed.
-        let freed = match connection.bus.calls.find(&subject) {
-            Found::Room(server, permit) => break (server, permit),
-            Found::Nobody => return Err(nobody(&subject)),
+        let freed = match connection.bus.calls.find(subject) {
+            Found::Room(server, permit) => return Ok((server, permit)),
+            Found::Nobody => return Err(nobody(subject)),
             Found::Busy(freed) => freed,
         };
         let mut freed = std::pin::pin!(freed.notified());
         freed.as_mut().enable();
-        match connection.bus.calls.find(&subject) {
-            Found::Room(server, permit) => break (server, permit),
-            Found::Nobody => return Err(nobody(&subject)),
+        match connection.bus.calls.find(subject) {
+            Found::Room(server, permit) => return Ok((server, permit)),
+            Found::Nobody => return Err(nobody(subject)),
             Found::Busy(_) => {}
         }
         tokio::select! {
             () = freed => {}
-            () = tokio::time::sleep_until(deadline) => return Err(timeout(&subject)),
+            () = tokio::time::sleep_until(deadline) => return Err(timeout(subject)),
             () = connection.closed.cancelled() => return Err(closed()),
         }
-    };
+    }
+}
+
+/// Gives a request to a member; `None` when it has left.
+fn hand_over(
+    connection: &Connection,
+    request: &Arc<Message>,
+    deadline: Instant,
+    server: Arc<Server>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Option<Replies>> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         drop(permit);
         server.has_room();
-        return Err(timeout(&subject));
+        return Err(timeout(&request.subject));
     }
     // One place more than frames may take, so that an error always finds room.
     let (frames, replies) = mpsc::channel(FRAMES + 1);
@@ -208,16 +232,15 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
         gone: gone.clone(),
         caller: connection.closed.clone(),
         server: server.closed.clone(),
-        subject: subject.clone(),
+        subject: request.subject.clone(),
     };
-    let responder = Responder::new(Box::new(respond), gone.clone(), config.max_payload);
-    let incoming = IncomingRequest { message: Arc::new(request), within: left, responder };
+    let responder = Responder::new(Box::new(respond), gone.clone(), connection.bus.config.max_payload);
+    let incoming = IncomingRequest { message: request.clone(), within: left, responder };
     if server.requests.try_send(incoming).is_err() {
-        // It left in this very moment: nothing was begun.
-        return Err(nobody(&subject));
+        return Ok(None);
     }
     tokio::spawn(watch.run());
-    Ok(Replies::new(replies, Some(gone)))
+    Ok(Some(Replies::new(replies, Some(gone))))
 }
 
 fn nobody(subject: &Subject) -> Error {
