@@ -19,6 +19,9 @@ const BATCH: u64 = 64;
 
 /// Acknowledgements that may be unconfirmed.
 const WINDOW: usize = 256;
+/// Events that a group may have fetched and not settled: those of the window, and as many again that are on their way, so
+/// that a commit settles many.
+const CREDIT: usize = 4 * WINDOW;
 
 pub(crate) async fn run(global: &Global, args: Subscribe, output: Output) -> anyhow::Result<()> {
     receive(global, &args.patterns, args.group.as_deref(), args.from.0, args.limit, output).await
@@ -43,6 +46,9 @@ async fn receive(
         None => transport::Subscribe::broadcast(filters),
     };
     spec.start = start;
+    if group.is_some() {
+        spec.credit = CREDIT;
+    }
     let subscription = bus.subscribe(spec).await?;
     if !output.is_json() {
         note(&output.dim(&format!("receiving {} (Ctrl-C ends it)", patterns.join(" "))));
