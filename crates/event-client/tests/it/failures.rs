@@ -46,6 +46,11 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
 impl Lines {
     /// Listens on this thread: on a runtime of one thread that is everything.
     pub(crate) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
+        // With a single subscriber alive, `tracing` decides by the thread that happens to ask, which may be another
+        // test's, and a line is never seen again. Two that stay alive keep it from that.
+        static KEPT: std::sync::LazyLock<[tracing::Dispatch; 2]> =
+            std::sync::LazyLock::new(|| [(); 2].map(|()| tracing_subscriber::registry().into()));
+        std::sync::LazyLock::force(&KEPT);
         let lines = Self::default();
         let guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(lines.clone()));
         (lines, guard)
