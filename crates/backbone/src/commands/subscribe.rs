@@ -19,8 +19,8 @@ const BATCH: u64 = 64;
 
 /// Acknowledgements that may be unconfirmed.
 const WINDOW: usize = 256;
-/// Events that a group may have fetched and not settled: those of the window, and as many again that are on their way, so
-/// that a commit settles many.
+/// Events that a group may have fetched and not settled. Several windows: the transport fetches the next events while
+/// acknowledgements are on their way, and one commit settles many.
 const CREDIT: usize = 4 * WINDOW;
 
 pub(crate) async fn run(global: &Global, args: Subscribe, output: Output) -> anyhow::Result<()> {

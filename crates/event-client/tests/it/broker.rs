@@ -145,6 +145,15 @@ pub(crate) async fn does_everything(bus: &Arc<dyn Transport>) {
     assert_eq!(bus.admin().groups().await.expect("listed").len(), 2);
 }
 
+/// A user of the namespace `backbone` is denied another one.
+pub(crate) async fn keeps_to_its_namespace(url: &str) {
+    let error = match open(&format!("{url}?namespace=other")).await {
+        Ok(bus) => bus.publish(message("orders.placed", "x")).await.expect_err("not its namespace"),
+        Err(error) => error,
+    };
+    assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
+}
+
 /// The text between two others on an operator's page, as it is printed there.
 pub(crate) fn printed<'a>(page: &'a str, before: &str, after: &str) -> &'a str {
     let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("the page lacks {before:?}"));

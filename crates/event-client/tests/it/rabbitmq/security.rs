@@ -131,21 +131,20 @@ async fn a_server_that_will_not_do_is_refused_with_what_is_needed() {
 async fn the_printed_rights_suffice() {
     let page = include_str!("../../../../../ops/brokers/rabbitmq.md").replace("NS", "backbone");
     let rights = printed(&page, "## Security", "## ");
-    let pattern = |of: &str| printed(printed(rights, of, "\n\n"), "`^", "`").replace("\\\\", "\\");
+    let pattern = |of: &str| printed(printed(rights, of, "\n\n"), "`", "`");
     let (exchange, own) = (pattern("needs `write` on"), pattern("`write` and `read` on"));
     let default = pattern("the default exchange");
-    let (exchange, own, default) = (format!("^{exchange}"), format!("^{own}"), format!("^{default}"));
     for generation in Generation::ALL {
         let server = Rabbit::shared(generation).await;
         let vhost = format!("printed-{generation:?}").to_lowercase();
         server.vhost(&vhost).await.expect("a vhost");
         server.user("service", "pw").await.expect("a user");
-        server.permit("service", &vhost, [&own, &format!("{own}|{default}"), &own]).await.expect("rights");
+        server.permit("service", &vhost, [own, &format!("{own}|{default}"), own]).await.expect("rights");
         let bus = open(&server.url_of("service", "pw", &vhost)).await.expect("opened");
         does_everything(&bus).await;
         bus.close().await.expect("closed");
         server.user("publisher", "pw").await.expect("a user");
-        server.permit("publisher", &vhost, [&exchange, &exchange, "^$"]).await.expect("rights");
+        server.permit("publisher", &vhost, [exchange, exchange, "^$"]).await.expect("rights");
         let bus = open(&server.url_of("publisher", "pw", &vhost)).await.expect("opened");
         bus.publish(message("orders.placed", "x")).await.expect("published");
         let error = bus.subscribe(group("g", "orders.>")).await.expect_err("it may not consume");
