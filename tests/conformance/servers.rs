@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use event_client::{Error, ErrorKind, Result};
 use event_conformance::{Server, Storage};
@@ -78,6 +79,10 @@ where
 
     fn swallow(&self) {
         self.proxy.swallow(Direction::Both);
+    }
+
+    fn slow(&self, latency: Duration) {
+        self.proxy.slow(Direction::Both, latency, 0);
     }
 
     fn heal(&self) {

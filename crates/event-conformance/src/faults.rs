@@ -12,7 +12,6 @@ use event_client::{Error, ErrorKind};
 use crate::case::cases;
 use crate::exam::{Exam, open};
 use crate::message::{SHORT, With, broadcast, group, key, keyed, message, on, text};
-use crate::requests::{body, frame, serve};
 
 cases! {
     nothing_confirmed_is_lost_when_the_server_is_killed.own_server().within(300);
@@ -27,15 +26,13 @@ cases! {
     a_broadcast_resumes_after_a_kill.own_server().within(120);
     what_was_in_hand_at_a_kill_is_not_lost.own_server().within(120);
     the_order_of_keys_survives_kills_and_cuts.own_server().within(240);
-    requests_fail_without_a_server_and_work_again.own_server().within(120);
-    requests_work_again_after_a_cut.own_server().within(120);
 }
 
 /// A pause long enough for calls to be waiting and short enough for no lease to end that matters.
 const PAUSE: Duration = Duration::from_secs(3);
 
 /// Whether an error says that a later try may succeed.
-fn passes(error: &Error) -> bool {
+pub(crate) fn passes(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
@@ -323,55 +320,4 @@ async fn the_order_of_keys_survives_kills_and_cuts(exam: Exam) {
     assert!(repeats <= 4 * 16, "{repeats} repeats of {} messages in three faults", KEYS * ROUNDS);
     exam.waits_for("the publisher to end");
     publishing.await.expect("the publisher panicked");
-}
-
-/// A call without a server fails in time; who served before serves again when the broker is back.
-async fn requests_fail_without_a_server_and_work_again(exam: Exam) {
-    let _serving = echo(&exam).await;
-    asked(&exam, "before").await;
-    exam.ok("a kill", exam.server().kill()).await;
-    exam.waits_for("the answer to a call without a server");
-    let error = ask(&exam, "lost").await.expect_err("there is no server");
-    assert!(passes(&error), "{error:?}");
-    exam.ok("the server to start", exam.server().start()).await;
-    asked(&exam, "after").await;
-}
-
-async fn requests_work_again_after_a_cut(exam: Exam) {
-    let _serving = echo(&exam).await;
-    asked(&exam, "before").await;
-    for round in 0..3 {
-        exam.server().cut();
-        asked(&exam, &format!("after cut {round}")).await;
-    }
-}
-
-/// Serves requests with their own bytes, until it is dropped.
-async fn echo(exam: &Exam) -> tokio_util::task::AbortOnDropHandle<()> {
-    let mut requests = serve(exam, exam.bus().as_ref(), &["shop.quote"], 4).await;
-    tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
-        while let Some(mut request) = requests.recv().await {
-            let mut answer = frame("", true);
-            answer.payload = request.message.payload.clone();
-            // A caller may be gone with its connection.
-            let _ = request.responder.send(answer).await;
-        }
-    }))
-}
-
-async fn ask(exam: &Exam, text: &str) -> Result<String, Error> {
-    let mut replies = exam.requests().call(on("shop.quote", text), Duration::from_secs(2)).await?;
-    Ok(body(&replies.next().await.expect("an answer is a frame or an error")?))
-}
-
-/// Asks until an answer comes: for a moment nobody may be there.
-async fn asked(exam: &Exam, text: &str) {
-    loop {
-        exam.waits_for(format!("the answer to {text:?}"));
-        match ask(exam, text).await {
-            Ok(answer) => return assert_eq!(answer, text),
-            Err(error) => assert!(passes(&error) || error.kind() == ErrorKind::NoResponder, "{error:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

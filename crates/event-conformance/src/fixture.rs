@@ -60,6 +60,9 @@ pub trait Server: Send + Sync + 'static {
     /// [`heal`](Self::heal).
     fn swallow(&self);
 
+    /// A slow network: bytes arrive later by `latency`, in each direction, until [`heal`](Self::heal).
+    fn slow(&self, latency: Duration);
+
     /// A good network again.
     fn heal(&self);
 }

@@ -44,6 +44,7 @@ mod plain;
 mod provision;
 mod publish;
 mod redelivery;
+mod request_faults;
 mod requests;
 mod settle;
 mod start;
@@ -88,6 +89,7 @@ pub fn cases() -> Vec<Case> {
         crash::cases(),
         chaos::cases(),
         faults::cases(),
+        request_faults::cases(),
         supervision::cases(),
     ]
     .concat()

@@ -1,5 +1,6 @@
 //! Serving: members of a queue group take requests while they have room, and say so when they have none.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -29,6 +30,8 @@ use crate::transport::{IncomingRequest, Responder, Serve, headers};
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How long the server may take to learn that a member has left.
 const LEAVING: Duration = Duration::from_secs(2);
+/// The server may be about to send a request whose member it chose before it read the UNSUB.
+const LINGER: Duration = Duration::from_millis(50);
 /// Requests of plain clients that wait for room.
 const BACKLOG: usize = 1024;
 
@@ -105,21 +108,34 @@ impl Counter {
             self.take(&connection, request);
         }
         self.endpoint.leave();
-        // What the server sent before it knew: its callers must not wait for nothing.
-        let rest = async {
-            if requested.drain().await.is_ok() {
-                while let Some(request) = requested.next().await {
-                    let headers = match deadline(&request) {
-                        Some(_) => busy(),
-                        None => error_headers(503, "the service has left"),
-                    };
-                    if let Some(reply) = request.reply {
-                        outbound.answer(reply, headers);
-                    }
-                }
+        let Some(connection) = self.connection.upgrade() else { return };
+        // Callers of requests that the server sent before it read the UNSUB must not wait in vain. `drain()` of
+        // async-nats 0.51 forgets the subscription before the server has read the UNSUB, and drops them. An UNSUB with
+        // a count beyond the server's range ends the subscription at the server at once (2.9 and 2.15), and the client
+        // keeps it until it is dropped.
+        if requested.unsubscribe_after(u64::MAX).await.is_err() {
+            return;
+        }
+        let mut arrived = pin!(tokio::time::timeout(LEAVING, async {
+            if connection.round_trip().await.is_ok() {
+                tokio::time::sleep(LINGER).await;
             }
-        };
-        let _ = tokio::time::timeout(LEAVING, rest).await;
+        }));
+        loop {
+            let request = tokio::select! {
+                biased;
+                request = requested.next() => request,
+                _ = &mut arrived => break,
+            };
+            let Some(request) = request else { break };
+            let headers = match deadline(&request) {
+                Some(_) => busy(),
+                None => error_headers(503, "the service has left"),
+            };
+            if let Some(reply) = request.reply {
+                outbound.answer(reply, headers);
+            }
+        }
     }
 
     fn take(&self, connection: &Arc<Connection>, request: NatsMessage) {
