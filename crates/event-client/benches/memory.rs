@@ -49,20 +49,20 @@ fn bus() -> MemoryTransport {
     MemoryTransport::private(config).expect("a valid configuration")
 }
 
-fn spec(credit: usize, keyed: bool) -> Subscribe {
+fn spec(max_in_flight: usize, keyed: bool) -> Subscribe {
     let mut spec =
         Subscribe::group(Group::new("bench").expect("valid"), [Pattern::new("orders.>").expect("valid")]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec.keyed = keyed;
     spec
 }
 
 /// Takes a backlog in: consume with ack, by `consumers` tasks.
-async fn drain(credit: usize, keyed: bool, consumers: usize) -> Round {
+async fn drain(max_in_flight: usize, keyed: bool, consumers: usize) -> Round {
     let bus = bus();
     let subject = Subject::new("orders.placed.v1").expect("valid");
     let payload = bytes::Bytes::from(vec![7u8; 256]);
-    let subscription = bus.subscribe(spec(credit, keyed)).await.expect("subscribes");
+    let subscription = bus.subscribe(spec(max_in_flight, keyed)).await.expect("subscribes");
     // The first half warms every buffer up to its size; the second is measured.
     let mut result = (0.0, 0.0);
     for _ in 0..2 {
@@ -112,9 +112,9 @@ async fn publish(groups: usize) -> Round {
 }
 
 /// A publisher and a consumer at the same time.
-async fn through(credit: usize) -> Round {
+async fn through(max_in_flight: usize) -> Round {
     let bus = Arc::new(bus());
-    let subscription = bus.subscribe(spec(credit, false)).await.expect("subscribes");
+    let subscription = bus.subscribe(spec(max_in_flight, false)).await.expect("subscribes");
     let allocated = ALLOCATIONS.load(Relaxed);
     let start = Instant::now();
     let publisher = tokio::spawn({

@@ -23,7 +23,7 @@ use test_servers::Nats;
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Calls, Failure, Outcome, SUBJECT, Side, Table, at_once, calls, consume, full,
+    BenchResult, Bus, CONTENT_TYPE, Calls, Failure, SUBJECT, Side, Table, at_once, calls, consume, full,
     generation, latency, print_latency, publish_typed, publish_window, quantiles, requests, serve_typed,
     setting, spec, wanted,
 };
@@ -91,7 +91,7 @@ impl Raw {
     }
 
     /// Atomic batches of a whole window: the best shape where each message costs an fsync.
-    async fn publish_batches(&self, total: usize, size: usize, window: usize) -> Outcome {
+    async fn publish_batches(&self, total: usize, size: usize, window: usize) -> BenchResult {
         let body = Bytes::from(vec![7u8; size]);
         let start = Instant::now();
         let mut left = total;
@@ -115,7 +115,7 @@ impl Raw {
     }
 
     /// A sliding window of publishes that are not confirmed yet.
-    async fn publish(&self, total: usize, size: usize, window: usize) -> Outcome {
+    async fn publish(&self, total: usize, size: usize, window: usize) -> BenchResult {
         if batches() && window > 1 {
             return self.publish_batches(total, size, window).await;
         }
@@ -150,7 +150,7 @@ impl Raw {
     }
 
     /// Acknowledges each without waiting; the last one is confirmed.
-    async fn consume(&self, group: &str, total: usize) -> Outcome {
+    async fn consume(&self, group: &str, total: usize) -> BenchResult {
         let start = Instant::now();
         let consumer = self.consumer(group).await?;
         let mut messages = consumer.stream().max_messages_per_batch(CREDIT).messages().await?;
@@ -162,7 +162,7 @@ impl Raw {
     }
 
     /// Has each acknowledgement confirmed, so many at a time. One inbox takes all confirmations.
-    async fn consume_sure(&self, group: &str, total: usize, workers: usize) -> Outcome {
+    async fn consume_sure(&self, group: &str, total: usize, workers: usize) -> BenchResult {
         let start = Instant::now();
         let consumer = self.consumer(group).await?;
         let messages = consumer.stream().max_messages_per_batch(CREDIT).messages().await?;
@@ -225,14 +225,14 @@ async fn raw_requests(url: &str, rounds: usize) -> Result<Calls, Failure> {
 }
 
 /// Everything that there is, from the first on.
-fn all(group: &str, credit: usize) -> Subscribe {
-    let mut spec = spec(group, credit);
+fn all(group: &str, max_in_flight: usize) -> Subscribe {
+    let mut spec = spec(group, max_in_flight);
     spec.start = Start::Earliest;
     spec
 }
 
 /// The transport with each acknowledgement confirmed before its worker goes on.
-async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> Outcome {
+async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> BenchResult {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
     at_once(workers, || {

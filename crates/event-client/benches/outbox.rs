@@ -18,7 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool};
 use sqlx::{Pool, query_as, query_scalar};
 use tokio::sync::oneshot;
 
-type Outcome<T = f64> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+type BenchResult<T = f64> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 /// What the loop reads of a row.
 type Staged = (i64, String, Option<String>, String);
 
@@ -34,7 +34,7 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 /// Transactions of a thousand, over five thousand keys.
-async fn stage<D: Dialect>(pool: &Pool<D>, total: usize) -> Outcome {
+async fn stage<D: Dialect>(pool: &Pool<D>, total: usize) -> BenchResult {
     let start = Instant::now();
     for batch in 0..total / 1000 {
         let note = "x".repeat(180);
@@ -47,7 +47,7 @@ async fn stage<D: Dialect>(pool: &Pool<D>, total: usize) -> Outcome {
 }
 
 /// From a full outbox to an empty one.
-async fn relay<D: Dialect>(pool: &Pool<D>, bus: &Bus, total: usize, batch: u32) -> Outcome {
+async fn relay<D: Dialect>(pool: &Pool<D>, bus: &Bus, total: usize, batch: u32) -> BenchResult {
     let (stop, stopped) = oneshot::channel::<()>();
     let start = Instant::now();
     let relay = outbox::Relay::new(pool.clone(), bus.clone()).batch(batch).dedup(false);
@@ -68,7 +68,7 @@ async fn relay<D: Dialect>(pool: &Pool<D>, bus: &Bus, total: usize, batch: u32) 
 }
 
 /// Publishes what the loop has read.
-async fn publish(bus: &Bus, rows: &[Staged]) -> Outcome<Vec<i64>> {
+async fn publish(bus: &Bus, rows: &[Staged]) -> BenchResult<Vec<i64>> {
     let mut confirms = Vec::with_capacity(rows.len());
     for (_, id, key, payload) in rows {
         let mut message =
@@ -83,7 +83,7 @@ async fn publish(bus: &Bus, rows: &[Staged]) -> Outcome<Vec<i64>> {
     Ok(rows.iter().map(|row| row.0).collect())
 }
 
-async fn raw_postgres(pool: &PgPool, bus: &Bus, total: usize, batch: u32) -> Outcome {
+async fn raw_postgres(pool: &PgPool, bus: &Bus, total: usize, batch: u32) -> BenchResult {
     let start = Instant::now();
     loop {
         let select = "SELECT position, id, aggregateid, payload FROM outbox
@@ -97,7 +97,7 @@ async fn raw_postgres(pool: &PgPool, bus: &Bus, total: usize, batch: u32) -> Out
     }
 }
 
-async fn raw_sqlite(pool: &SqlitePool, bus: &Bus, total: usize, batch: u32) -> Outcome {
+async fn raw_sqlite(pool: &SqlitePool, bus: &Bus, total: usize, batch: u32) -> BenchResult {
     let start = Instant::now();
     loop {
         let select = "SELECT position, id, aggregateid, payload FROM outbox
@@ -112,14 +112,14 @@ async fn raw_sqlite(pool: &SqlitePool, bus: &Bus, total: usize, batch: u32) -> O
     }
 }
 
-async fn sqlite(folder: &Path) -> Outcome<SqlitePool> {
+async fn sqlite(folder: &Path) -> BenchResult<SqlitePool> {
     let options = SqliteConnectOptions::new().filename(folder.join("service.db")).create_if_missing(true);
     let pool = SqlitePool::connect_with(options.journal_mode(SqliteJournalMode::Wal)).await?;
     outbox::create_tables(&pool).await?;
     Ok(pool)
 }
 
-async fn postgres(server: &test_servers::Postgres, name: String) -> Outcome<PgPool> {
+async fn postgres(server: &test_servers::Postgres, name: String) -> BenchResult<PgPool> {
     let url = server.database(&name).await?;
     let pool = PgPoolOptions::new().max_connections(4).connect(&url).await?;
     outbox::create_tables(&pool).await?;
@@ -127,7 +127,7 @@ async fn postgres(server: &test_servers::Postgres, name: String) -> Outcome<PgPo
 }
 
 /// From commit to confirmed by the bus, one event at a time, in milliseconds; by a relay that sleeps in between.
-async fn latency(pool: &PgPool, bus: &Bus, rounds: usize) -> Outcome<Vec<f64>> {
+async fn latency(pool: &PgPool, bus: &Bus, rounds: usize) -> BenchResult<Vec<f64>> {
     let (stop, stopped) = oneshot::channel::<()>();
     let relay = outbox::Relay::new(pool.clone(), bus.clone());
     let relay = tokio::spawn(relay.run_until(async { stopped.await.unwrap_or_default() }));
@@ -164,7 +164,7 @@ fn report(name: &str, mut raw: Vec<f64>, mut ours: Vec<f64>) {
 }
 
 #[tokio::main]
-async fn main() -> Outcome<()> {
+async fn main() -> BenchResult<()> {
     let (rounds, total) = (setting("BENCH_ROUNDS", 5), setting("BENCH_MESSAGES", 50_000));
     let batch = u32::try_from(setting("BENCH_BATCH", 1000))?;
     let server = test_servers::Postgres::options().start().await?;

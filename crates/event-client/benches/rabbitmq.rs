@@ -23,7 +23,7 @@ use test_servers::Rabbit;
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, consume, found, full, generation, latency,
+    BenchResult, Bus, CONTENT_TYPE, Failure, SUBJECT, Side, Table, consume, found, full, generation, latency,
     print_latency, publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec, wanted,
 };
 
@@ -80,7 +80,7 @@ impl Raw {
     }
 
     /// A sliding window: a publish is handed over by its first poll and awaited when the window is full.
-    async fn publish(&self, total: usize, size: usize, window: usize) -> Outcome {
+    async fn publish(&self, total: usize, size: usize, window: usize) -> BenchResult {
         let channel = self.confirming().await?;
         let body: Arc<[u8]> = vec![7u8; size].into();
         let start = Instant::now();
@@ -107,7 +107,7 @@ impl Raw {
     }
 
     /// Acknowledges 64 with one word.
-    async fn consume(&self, queue: &str, total: usize) -> Outcome {
+    async fn consume(&self, queue: &str, total: usize) -> BenchResult {
         let start = Instant::now();
         let channel = self.consume.create_channel().await?;
         channel.basic_qos(256, BasicQosOptions::default()).await?;

@@ -17,9 +17,9 @@ use test_servers::Redis;
 mod common;
 
 use common::{
-    Bus, CONTENT_TYPE, Failure, Outcome, SUBJECT, Side, Table, at_once, consume, full, generation, latency,
-    message, print_latency, publish_typed, publish_window, quantiles, requests, serve_typed, setting, spec,
-    wanted,
+    BenchResult, Bus, CONTENT_TYPE, Failure, SUBJECT, Side, Table, at_once, consume, full, generation,
+    latency, message, print_latency, publish_typed, publish_window, quantiles, requests, serve_typed,
+    setting, spec, wanted,
 };
 
 /// Entries of one read, acknowledged with the next: as many as services handle at once.
@@ -45,7 +45,7 @@ fn xadd(key: &str, body: &[u8]) -> Cmd {
 }
 
 /// Pipelines, four on their way, together no more unconfirmed messages than ours may have.
-async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome {
+async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> BenchResult {
     let connection = connection(url).await?;
     let body = vec![7u8; size];
     let start = Instant::now();
@@ -76,7 +76,7 @@ async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> Outcome
 }
 
 /// Tasks on one multiplexed connection, each awaiting its reply: the plain way.
-async fn raw_tasks(url: &str, key: &str, total: usize, size: usize, tasks: usize) -> Outcome {
+async fn raw_tasks(url: &str, key: &str, total: usize, size: usize, tasks: usize) -> BenchResult {
     let connection = connection(url).await?;
     let start = Instant::now();
     at_once(tasks, || {
@@ -92,7 +92,7 @@ async fn raw_tasks(url: &str, key: &str, total: usize, size: usize, tasks: usize
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-async fn tasks(bus: &Bus, total: usize, size: usize, tasks: usize) -> Outcome {
+async fn tasks(bus: &Bus, total: usize, size: usize, tasks: usize) -> BenchResult {
     let start = Instant::now();
     at_once(tasks, || {
         let bus = bus.clone();
@@ -108,7 +108,7 @@ async fn tasks(bus: &Bus, total: usize, size: usize, tasks: usize) -> Outcome {
 }
 
 /// Reads a batch and acknowledges it with the next read; replies stay undecoded values.
-async fn raw_consume(url: &str, key: &str, total: usize) -> Outcome {
+async fn raw_consume(url: &str, key: &str, total: usize) -> BenchResult {
     let mut connection = connection(url).await?;
     redis::cmd("XGROUP").arg("DESTROY").arg(key).arg("raw").exec_async(&mut connection).await?;
     redis::cmd("XGROUP").arg("CREATE").arg(key).arg("raw").arg("0").exec_async(&mut connection).await?;

@@ -18,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+type BenchResult<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const ROUNDS: usize = 7;
 
@@ -59,7 +59,7 @@ async fn echo(Req(Echo(number)): Req<Echo>) -> Result<u64, event_client::Error> 
 }
 
 /// A bus with `messages` events of about 256 bytes on it.
-async fn filled(url: &str, codec: Codec, messages: u64) -> Outcome<Bus> {
+async fn filled(url: &str, codec: Codec, messages: u64) -> BenchResult<Bus> {
     let bus = Bus::connect_with(url, Settings { codec, ..Settings::default() }).await?;
     let note = "x".repeat(64);
     let mut window = bus.window(1024);
@@ -73,9 +73,9 @@ async fn filled(url: &str, codec: Codec, messages: u64) -> Outcome<Bus> {
 }
 
 /// Takes everything from the bare subscription.
-async fn bare(bus: &Bus, group: &str, messages: u64) -> Outcome<f64> {
+async fn bare(bus: &Bus, group: &str, messages: u64) -> BenchResult<f64> {
     let mut spec = Subscribe::group(Group::new(group)?, [Pattern::new("orders.>")?]);
-    (spec.start, spec.credit) = (Start::Earliest, 256);
+    (spec.start, spec.max_in_flight) = (Start::Earliest, 256);
     let began = Instant::now();
     let subscription = bus.subscribe(spec).await?;
     let mut last = None;
@@ -89,11 +89,15 @@ async fn bare(bus: &Bus, group: &str, messages: u64) -> Outcome<f64> {
 }
 
 /// Takes everything through a service; `layers` adds the usual three.
-async fn served(bus: &Bus, group: &str, messages: u64, layers: bool) -> Outcome<f64> {
+async fn served(bus: &Bus, group: &str, messages: u64, layers: bool) -> BenchResult<f64> {
     let counter = Arc::new(Counter { left: AtomicU64::new(messages), done: Notify::new() });
     let handler = handle.concurrency(256).start(Start::Earliest).group(group);
     let service = Service::new("bench").bus(bus.clone()).on(handler);
-    let service = if layers { service.layer((TraceLayer, MetricsLayer, Timeout::secs(10))) } else { service };
+    let service = if layers {
+        service.layer((TraceLayer, MetricsLayer, Timeout::new(Duration::from_secs(10))))
+    } else {
+        service
+    };
     let began = Instant::now();
     let running = service.with_state(Arc::clone(&counter)).start().await?;
     counter.done.notified().await;
@@ -102,7 +106,7 @@ async fn served(bus: &Bus, group: &str, messages: u64, layers: bool) -> Outcome<
     Ok(rate)
 }
 
-async fn requests(bus: &Bus, calls: usize) -> Outcome<(Duration, Duration)> {
+async fn requests(bus: &Bus, calls: usize) -> BenchResult<(Duration, Duration)> {
     let running = Service::new("echo").bus(bus.clone()).reply(echo).start().await?;
     let mut times = Vec::with_capacity(calls);
     for number in 0..calls as u64 {
@@ -121,7 +125,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 #[tokio::main]
-async fn main() -> Outcome<()> {
+async fn main() -> BenchResult<()> {
     let folder = tempfile::tempdir()?;
     for (name, messages) in [("memory", 200_000_u64), ("sqlite", 60_000)] {
         for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {

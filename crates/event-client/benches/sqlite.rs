@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection, Row};
 
 type Bus = Arc<dyn Transport>;
-type Outcome = Result<f64, Box<dyn std::error::Error + Send + Sync>>;
+type BenchResult = Result<f64, Box<dyn std::error::Error + Send + Sync>>;
 
 const PAYLOAD: usize = 256;
 
@@ -34,10 +34,10 @@ fn message() -> Message {
     )
 }
 
-fn spec(name: &str, credit: usize) -> Subscribe {
+fn spec(name: &str, max_in_flight: usize) -> Subscribe {
     let mut spec =
         Subscribe::group(Group::new(name).expect("valid"), [Pattern::new("orders.>").expect("valid")]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec
 }
 
@@ -60,7 +60,7 @@ async fn raw(folder: &Path) -> Result<SqliteConnection, sqlx::Error> {
 }
 
 /// The best shape of sqlx: transactions of `size` rows, each statement with up to 100 of them.
-async fn raw_publish(connection: &mut SqliteConnection, total: usize, size: usize) -> Outcome {
+async fn raw_publish(connection: &mut SqliteConnection, total: usize, size: usize) -> BenchResult {
     let rows = size.min(100);
     let sql: &'static str = Box::leak(
         format!("INSERT INTO log (topic, ts, id, payload) VALUES {}", vec!["(?,?,?,?)"; rows].join(","))
@@ -82,7 +82,7 @@ async fn raw_publish(connection: &mut SqliteConnection, total: usize, size: usiz
 }
 
 /// Reads 500 at a time and stores the place.
-async fn raw_consume(connection: &mut SqliteConnection) -> Outcome {
+async fn raw_consume(connection: &mut SqliteConnection) -> BenchResult {
     let start = Instant::now();
     let (mut place, mut total, mut bytes) = (0i64, 0usize, 0usize);
     loop {
@@ -104,7 +104,7 @@ async fn raw_consume(connection: &mut SqliteConnection) -> Outcome {
 }
 
 /// `tasks` publish in turn, each awaiting its confirmation.
-async fn publish(bus: &Bus, total: usize, tasks: usize) -> Outcome {
+async fn publish(bus: &Bus, total: usize, tasks: usize) -> BenchResult {
     let start = Instant::now();
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..tasks {
@@ -123,7 +123,7 @@ async fn publish(bus: &Bus, total: usize, tasks: usize) -> Outcome {
 }
 
 /// One task with a sliding window.
-async fn publish_window(bus: &Bus, total: usize, window: usize) -> Outcome {
+async fn publish_window(bus: &Bus, total: usize, window: usize) -> BenchResult {
     let start = Instant::now();
     let mut waiting = std::collections::VecDeque::with_capacity(window);
     for _ in 0..total {
@@ -143,8 +143,8 @@ async fn publish_window(bus: &Bus, total: usize, window: usize) -> Outcome {
 }
 
 /// Takes a backlog in, acknowledging each message; counts until every acknowledgement is stored.
-async fn consume(bus: &Bus, total: usize, credit: usize, name: &str) -> Outcome {
-    let mut spec = spec(name, credit);
+async fn consume(bus: &Bus, total: usize, max_in_flight: usize, name: &str) -> BenchResult {
+    let mut spec = spec(name, max_in_flight);
     spec.start = transport::Start::Earliest;
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;

@@ -79,7 +79,6 @@ pub mod telemetry;
 pub mod testing;
 mod trail;
 pub mod transport;
-mod units;
 pub mod url;
 
 pub use bounds::LONGEST;
@@ -88,7 +87,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::Event;
 pub use event_macros::{Event, Request};
 pub use request::{CallError, Request};
-pub use units::Units;
 
 /// What the derive macros need; not for use by hand.
 #[doc(hidden)]

@@ -32,7 +32,7 @@ pub enum Health {
 #[derive(Clone)]
 pub struct Subscription {
     queue: async_channel::Receiver<Delivery>,
-    credit: Arc<Semaphore>,
+    max_in_flight: Arc<Semaphore>,
     health: watch::Receiver<Health>,
     stop: CancellationToken,
     missed: Arc<AtomicU64>,
@@ -65,7 +65,7 @@ pub struct Feed {
     queue: async_channel::Sender<Delivery>,
     /// Only to give back what nobody took when the transport ends the subscription.
     untaken: async_channel::Receiver<Delivery>,
-    credit: Arc<Semaphore>,
+    max_in_flight: Arc<Semaphore>,
     health: watch::Sender<Health>,
     stop: CancellationToken,
     gone: CancellationToken,
@@ -75,20 +75,20 @@ pub struct Feed {
 }
 
 impl Subscription {
-    /// A connected pair. At most `credit` deliveries exist unsettled at any time.
-    pub fn channel(credit: usize) -> (Feed, Self) {
-        let credit = credit.max(1);
+    /// A connected pair. At most `max_in_flight` deliveries exist unsettled at any time.
+    pub fn channel(max_in_flight: usize) -> (Feed, Self) {
+        let max_in_flight = max_in_flight.max(1);
         // The queue holds what the credit allows, so a `try_send` under credit always has room.
-        let (sender, queue) = async_channel::bounded(credit);
+        let (sender, queue) = async_channel::bounded(max_in_flight);
         let (health_sender, health) = watch::channel(Health::Starting);
         let gone = CancellationToken::new();
         let stop = gone.child_token();
-        let permits = Arc::new(Semaphore::new(credit));
+        let permits = Arc::new(Semaphore::new(max_in_flight));
         let missed = Arc::new(AtomicU64::new(0));
         let feed = Feed {
             queue: sender,
             untaken: queue.clone(),
-            credit: permits.clone(),
+            max_in_flight: permits.clone(),
             health: health_sender,
             stop: stop.clone(),
             gone: gone.clone(),
@@ -96,7 +96,7 @@ impl Subscription {
             unlogged: Mutex::default(),
         };
         let last = Arc::new(Last { queue: queue.clone(), _gone: gone.drop_guard() });
-        (feed, Self { queue, credit: permits, health, stop, missed, _last: last })
+        (feed, Self { queue, max_in_flight: permits, health, stop, missed, _last: last })
     }
 
     /// The next delivery; `None` when the subscription has ended.
@@ -122,8 +122,12 @@ impl Subscription {
 
     /// Waits until nothing that was delivered is unsettled; to be called after [`Subscription::stop`].
     pub(crate) async fn settled(&self) {
-        let all = self.queue.capacity().and_then(|credit| u32::try_from(credit).ok()).unwrap_or(u32::MAX);
-        drop(self.credit.acquire_many(all).await);
+        let all = self
+            .queue
+            .capacity()
+            .and_then(|max_in_flight| u32::try_from(max_in_flight).ok())
+            .unwrap_or(u32::MAX);
+        drop(self.max_in_flight.acquire_many(all).await);
     }
 
     /// How many messages a broadcast subscription has not got, because it was slower than the transport keeps them;
@@ -142,29 +146,29 @@ impl Subscription {
 impl Feed {
     /// Waits for room for at least one delivery.
     pub async fn slot(&self) -> OwnedSemaphorePermit {
-        self.credit.clone().acquire_owned().await.expect("the credit is never closed")
+        self.max_in_flight.clone().acquire_owned().await.expect("the credit is never closed")
     }
 
     /// Waits until so many deliveries may be fetched, or all that the credit allows.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) async fn room(&self, deliveries: usize) {
-        let slots = u32::try_from(deliveries.min(self.credit())).unwrap_or(u32::MAX);
-        drop(self.credit.acquire_many(slots).await);
+        let slots = u32::try_from(deliveries.min(self.max_in_flight())).unwrap_or(u32::MAX);
+        drop(self.max_in_flight.acquire_many(slots).await);
     }
 
     /// How many deliveries may exist unsettled.
-    pub(crate) fn credit(&self) -> usize {
+    pub(crate) fn max_in_flight(&self) -> usize {
         self.queue.capacity().expect("it is bounded")
     }
 
     /// Takes room if there is some now.
     pub fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
-        self.credit.clone().try_acquire_owned().ok()
+        self.max_in_flight.clone().try_acquire_owned().ok()
     }
 
     /// How many deliveries may be fetched now.
     pub fn free(&self) -> usize {
-        self.credit.available_permits()
+        self.max_in_flight.available_permits()
     }
 
     /// How many deliveries nobody has taken yet.

@@ -77,7 +77,7 @@ async fn a_retry_in_a_group_is_not_seen_again(exam: Exam) {
 /// Buffers are bounded: publishers and others go on, and the slow one goes on with what is still there.
 async fn a_slow_subscriber_holds_up_nobody(exam: Exam) {
     let mut spec = broadcast();
-    spec.credit = 4;
+    spec.max_in_flight = 4;
     let slow = exam.subscribe(spec).await;
     let quick = exam.subscribe(broadcast()).await;
     for n in 0..2000 {
@@ -102,7 +102,7 @@ async fn what_a_slow_subscriber_misses_is_counted(exam: Exam) {
     /// More than any transport keeps for one subscriber.
     const MOST: usize = 128 << 20;
     let mut spec = broadcast();
-    spec.credit = 4;
+    spec.max_in_flight = 4;
     let slow = exam.subscribe(spec).await;
     let quick = exam.subscribe(broadcast()).await;
     let (mut published, mut seen, mut bytes) = (0_u64, 0_u64, 0);

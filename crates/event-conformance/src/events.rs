@@ -37,7 +37,7 @@ pub(crate) struct Weighed {
 struct Shipped {}
 
 pub(crate) fn bus(exam: &Exam, settings: Settings) -> Bus {
-    Bus::over(exam.bus().clone(), settings).expect("the default durability")
+    Bus::with_transport(exam.bus().clone(), settings).expect("the default durability")
 }
 
 /// A way for handlers to tell what they saw.
@@ -73,7 +73,7 @@ async fn events_of_every_mode_and_encoding_come_back(exam: Exam) {
             );
             let event = Weighed { grams: 0.1 + 0.2 };
             let publish = bus.publish(event.clone()).id("order/17:α \"%41\"").key("Ключ 1%");
-            let sent = publish.about("scale 7").header("tenant", "größe").into_message().expect("a message");
+            let sent = publish.entity("scale 7").header("tenant", "größe").into_message().expect("a message");
             exam.ok("publish", bus.publish_message(sent.clone())).await;
             let delivery = exam.next(&subscription).await;
             let got = delivery.message();
@@ -179,7 +179,7 @@ async fn what_no_reader_takes_is_refused(exam: Exam) {
         }
         let nameless = ours.publish(fine.clone()).id("").into_future();
         exam.refused(ErrorKind::Encode, "an empty id", nameless).await;
-        let about = ours.publish(fine.clone()).about("").into_future();
+        let about = ours.publish(fine.clone()).entity("").into_future();
         exam.refused(ErrorKind::Encode, "an empty subject", about).await;
         let attribute = ours.publish(fine.clone()).header("ce-source", "/other").into_future();
         exam.refused(ErrorKind::InvalidName, "an attribute as a header", attribute).await;
@@ -223,7 +223,7 @@ async fn an_event_that_expires_on_the_last_day_is_delivered(exam: Exam) {
 /// An event's identity is its source and its id.
 async fn the_same_id_of_two_sources_is_two_events(exam: Exam) {
     async fn see(State(seen): State<UnboundedSender<String>>, attempt: Attempt, Msg(_): Msg<Weighed>) {
-        let _ = seen.send(attempt.key().to_owned());
+        let _ = seen.send(attempt.idempotency_key().to_owned());
     }
     let (seen, mut keys) = channel();
     let service = Service::new("books").bus(bus(&exam, Settings::default())).on(see.concurrency(1));

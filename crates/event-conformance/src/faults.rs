@@ -11,7 +11,7 @@ use event_client::{Error, ErrorKind};
 
 use crate::case::cases;
 use crate::exam::{Exam, open};
-use crate::message::{SHORT, With, broadcast, group, key, keyed, message, on, text};
+use crate::message::{SHORT, With, broadcast, group, key, keyed, message, text};
 
 cases! {
     nothing_confirmed_is_lost_when_the_server_is_killed.own_server().within(300);

@@ -48,10 +48,10 @@ pub(crate) fn key(delivery: &Delivery) -> String {
     delivery.message().key.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
-/// A group over the topic that most cases use, with room for `credit` deliveries.
-pub(crate) fn group(name: &str, credit: usize) -> Subscribe {
+/// A group over the topic that most cases use, with room for `max_in_flight` deliveries.
+pub(crate) fn group(name: &str, max_in_flight: usize) -> Subscribe {
     let mut spec = Subscribe::group(group_name(name), [pattern("orders.>")]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec
 }
 

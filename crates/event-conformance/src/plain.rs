@@ -63,7 +63,7 @@ async fn plain_data_reaches_handlers_that_take_it(exam: Exam) {
         let (grams, meta) = told(&exam, "the handler of the type", &mut weighed).await;
         assert_eq!(grams, 2.5);
         assert_eq!(
-            (&meta.id, meta.source.as_str(), meta.kind.as_str()),
+            (&meta.id, meta.source.as_str(), meta.event_type.as_str()),
             (&sent.id, PLAIN_SOURCE, "orders.weighed.v1")
         );
         let time = meta.time.expect("the time of the publication");
@@ -88,7 +88,7 @@ async fn plain_data_is_the_same_event_in_each_attempt(exam: Exam) {
         meta: service::Meta,
         Msg(_): Msg<Weighed>,
     ) -> Result<(), &'static str> {
-        let _ = seen.send((attempt.key().to_owned(), meta.0));
+        let _ = seen.send((attempt.idempotency_key().to_owned(), meta.0));
         if attempt.number() < 3 { Err("again") } else { Ok(()) }
     }
     let (seen, mut attempts) = channel();

@@ -37,10 +37,10 @@ pub(crate) async fn serve(
     exam: &Exam,
     bus: &dyn Transport,
     subjects: &[&str],
-    credit: usize,
+    max_in_flight: usize,
 ) -> Receiver<IncomingRequest> {
     let subjects = subjects.iter().map(|name| subject(name)).collect();
-    let spec = Serve::new("shop", subjects, credit);
+    let spec = Serve::new("shop", subjects, max_in_flight);
     exam.ok("serve", bus.requests().serve(spec)).await
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::{self, App};
 use crate::ingest::{Consumer, Ingest};
 use crate::live::Live;
-use crate::store::{Group, LogStore, Page, Query, SqliteOptions, SqliteStore};
+use crate::store::{LogStore, Page, Query, RecordBatch, SqliteOptions, SqliteStore};
 
 /// How long viewers may take to leave.
 const LEAVING: Duration = Duration::from_secs(2);
@@ -123,7 +123,7 @@ impl Aggregator {
     /// # Errors
     /// When the queue is full, the store cannot write, or the aggregator shuts down; then nothing was kept.
     pub async fn store(&self, records: Vec<LogRecord>) -> Result<()> {
-        self.app.ingest.offer(Group { delivery: None, records }).await
+        self.app.ingest.offer(RecordBatch { delivery: None, records }).await
     }
 
     /// Asks the store.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, Result, span};
+use crate::{Error, Result, duration};
 
 /// The longest length of time that is kept or waited for: a hundred years. Times to live beyond it are cut to it.
 pub(crate) const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
@@ -23,8 +23,8 @@ pub(crate) fn within(what: &str, length: Duration, least: Duration, most: Durati
     }
     Err(Error::invalid(format!(
         "{what} of {} is not between {} and {}",
-        span::format(length),
-        span::format(least),
-        span::format(most)
+        duration::format(length),
+        duration::format(least),
+        duration::format(most)
     )))
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::sync::{OnceLock, mpsc};
 use std::thread;
 
-type Order = (Command, mpsc::Sender<io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// A command that runs `program` as `user` (or as whoever we are) and dies with us.
 pub(crate) fn command(program: &std::path::Path, user: Option<&str>) -> Command {
@@ -24,9 +24,9 @@ pub(crate) fn command(program: &std::path::Path, user: Option<&str>) -> Command 
 
 /// Starts the child. Returns when it runs, which is a moment and blocks nothing but that.
 pub(crate) fn spawn(command: Command) -> Result<Child> {
-    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    static SPAWNER: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
-        let (sender, orders) = mpsc::channel::<Order>();
+        let (sender, orders) = mpsc::channel::<SpawnRequest>();
         thread::Builder::new()
             .name("test-servers".to_owned())
             .spawn(move || {

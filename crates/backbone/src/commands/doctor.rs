@@ -8,7 +8,7 @@ use event_client::codec::Codec;
 use event_client::envelope::{Meta, Mode, write};
 use event_client::message::{Durability, Message, MessageId};
 use event_client::subject::{Pattern, Subject};
-use event_client::transport::{DeadLetterFilter, Finding, GroupStatus, Subscribe, Verdict};
+use event_client::transport::{DeadLetterFilter, Finding, GroupStatus, Severity, Subscribe};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -26,20 +26,20 @@ pub(crate) async fn run(global: &Global, output: Output) -> anyhow::Result<ExitC
         Err(error) => vec![Finding::bad("connect", format!("{error:#}"))],
     };
     findings.push(super::task::examine(global).await);
-    for Finding { check, verdict, text, .. } in &findings {
+    for Finding { check, severity, text, .. } in &findings {
         if output.is_json() {
-            let ok = *verdict != Verdict::Bad;
-            output.json(&json!({"check": check, "ok": ok, "verdict": verdict, "text": text}))?;
+            let ok = *severity != Severity::Bad;
+            output.json(&json!({"check": check, "ok": ok, "verdict": severity, "text": text}))?;
         } else {
-            let mark = match verdict {
-                Verdict::Good => output.verdict(true, "ok    "),
-                Verdict::Advice => output.caution("advice"),
-                Verdict::Bad => output.verdict(false, "bad   "),
+            let mark = match severity {
+                Severity::Good => output.verdict(true, "ok    "),
+                Severity::Advice => output.caution("advice"),
+                Severity::Bad => output.verdict(false, "bad   "),
             };
             output.line(&format!("{mark} {check:<12} {text}"))?;
         }
     }
-    let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
+    let bad = findings.iter().any(|finding| finding.severity == Severity::Bad);
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

@@ -47,7 +47,7 @@ async fn receive(
     };
     spec.start = start;
     if group.is_some() {
-        spec.credit = CREDIT;
+        spec.max_in_flight = CREDIT;
     }
     let subscription = bus.subscribe(spec).await?;
     if !output.is_json() {

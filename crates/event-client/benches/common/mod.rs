@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 pub(crate) type Bus = Arc<dyn Transport>;
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Messages in a second.
-pub(crate) type Outcome = Result<f64, Failure>;
+pub(crate) type BenchResult = Result<f64, Failure>;
 /// Microseconds of single calls, and calls in a second with many at once.
 pub(crate) type Calls = (Vec<f64>, f64);
 
@@ -49,10 +49,10 @@ pub(crate) fn message(size: usize) -> Message {
     Message::new(Subject::new(SUBJECT).expect("valid"), CONTENT_TYPE, vec![7u8; size])
 }
 
-pub(crate) fn spec(name: &str, credit: usize) -> Subscribe {
+pub(crate) fn spec(name: &str, max_in_flight: usize) -> Subscribe {
     let mut spec =
         Subscribe::group(Group::new(name).expect("valid"), [Pattern::new("orders.>").expect("valid")]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec
 }
 
@@ -66,7 +66,7 @@ pub(crate) async fn found(bus: &Bus, name: &str) -> Result<(), Failure> {
 }
 
 /// One task with a sliding window of unconfirmed publishes.
-pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window: usize) -> Outcome {
+pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window: usize) -> BenchResult {
     let start = Instant::now();
     let mut waiting: VecDeque<Confirm<Receipt>> = VecDeque::with_capacity(window);
     let model = message(size);
@@ -87,7 +87,7 @@ pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window:
 }
 
 /// Takes a backlog in, `workers` at a time, each acknowledging what it took.
-pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> Outcome {
+pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> BenchResult {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
     at_once(workers, || {
@@ -217,7 +217,7 @@ pub(crate) async fn full(url: &str, codec: Codec) -> Result<FullBus, Failure> {
 }
 
 /// Publishes typed events whose note has so many bytes, 256 unconfirmed.
-pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> Outcome {
+pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> BenchResult {
     let note = "x".repeat(size);
     let start = Instant::now();
     let mut window = bus.window(256);
@@ -231,7 +231,7 @@ pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> O
 }
 
 /// Handles all typed events of a group, 64 at a time and 384 in hand, as many as raw clients have on their way.
-pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> Outcome {
+pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> BenchResult {
     let counter = Arc::new(Counter { left: AtomicU64::new(total as u64), done: Notify::new() });
     let start = Instant::now();
     let service =
@@ -298,7 +298,7 @@ impl Table {
         name: &str,
         side: Side,
         total: usize,
-        work: impl Future<Output = Outcome>,
+        work: impl Future<Output = BenchResult>,
     ) -> Result<(), Failure> {
         let before = (cpu("self"), cpu(&self.server));
         let rate = work.await?;

@@ -69,6 +69,6 @@ impl Bus {
                 url.default_option(option, value);
             }
         }
-        Self::over(transport::open(url).await?, settings)
+        Self::with_transport(transport::open(url).await?, settings)
     }
 }

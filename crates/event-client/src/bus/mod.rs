@@ -80,14 +80,14 @@ impl Bus {
     /// As [`transport::open`], and [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
     pub async fn connect_with(url: &str, settings: Settings) -> Result<Self> {
         let url: BusUrl = url.parse()?;
-        Self::over(transport::open(url).await?, settings)
+        Self::with_transport(transport::open(url).await?, settings)
     }
 
     /// A bus over a transport that is already open, such as one of your own.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
-    pub fn over(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self> {
+    pub fn with_transport(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self> {
         let most = transport.capabilities().max_durability;
         if settings.durability > most {
             return Err(Error::new(
@@ -107,9 +107,9 @@ impl Bus {
     /// The same connection with other settings; the window is its own.
     ///
     /// # Errors
-    /// As [`Bus::over`].
+    /// As [`Bus::with_transport`].
     pub fn with_settings(&self, settings: Settings) -> Result<Self> {
-        Self::over(self.0.transport.clone(), settings)
+        Self::with_transport(self.0.transport.clone(), settings)
     }
 
     /// How this handle publishes.
@@ -178,7 +178,7 @@ impl Bus {
         Call::new(Door::Bus(self), request)
     }
 
-    /// A way out for requests that layers can be put around: `bus.client().layer(Timeout::secs(2))`.
+    /// A way out for requests that layers can be put around: `bus.client().layer(Timeout::new(Duration::from_secs(2)))`.
     pub fn client(&self) -> Client {
         Client::new(self.clone())
     }

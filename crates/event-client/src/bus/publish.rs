@@ -74,7 +74,7 @@ impl<'a, E: Event> Publish<'a, E> {
     }
 
     /// Names the entity that it is about (CloudEvents `subject`).
-    pub fn about(mut self, entity: impl Into<SmolStr>) -> Self {
+    pub fn entity(mut self, entity: impl Into<SmolStr>) -> Self {
         self.options.about = Some(entity.into());
         self
     }

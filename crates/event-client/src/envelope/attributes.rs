@@ -25,7 +25,7 @@ impl Meta {
             }
             "id" => self.id = value.into(),
             "source" => self.source = value.into(),
-            "type" => self.kind = value.into(),
+            "type" => self.event_type = value.into(),
             "time" => self.time = time()?,
             "subject" => self.subject = Some(value.into()),
             "datacontenttype" => self.datacontenttype = Some(value.into()),
@@ -63,7 +63,7 @@ impl Meta {
         let required = [
             ("id", matches!(&self.id, MessageId::Text(text) if text.is_empty())),
             ("source", self.source.is_empty()),
-            ("type", self.kind.is_empty()),
+            ("type", self.event_type.is_empty()),
         ];
         if let Some((name, _)) = required.iter().find(|(_, missing)| *missing) {
             return Err(flaw(kind, format!("the event has no `{name}`")));

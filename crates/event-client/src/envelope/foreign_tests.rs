@@ -331,7 +331,7 @@ fn what_is_not_read_is_not_written() {
         |name: &'static str| move |meta: &mut Meta| meta.extensions.push((name.into(), "a".into()));
     write(&|meta| meta.id = "".into());
     write(&|meta| meta.source = "".into());
-    write(&|meta| meta.kind = "".into());
+    write(&|meta| meta.event_type = "".into());
     write(&|meta| meta.subject = Some("".into()));
     write(&|meta| meta.dataschema = Some("".into()));
     write(&|meta| meta.datacontenttype = Some("".into()));

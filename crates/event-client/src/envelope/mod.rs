@@ -70,7 +70,7 @@ pub struct Meta {
     /// Who published it: `/namespace/service`.
     pub source: SmolStr,
     /// What happened: `orders.placed.v1`.
-    pub kind: SmolStr,
+    pub event_type: SmolStr,
     /// When it happened.
     pub time: Option<Timestamp>,
     /// The entity it is about.
@@ -96,10 +96,10 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Attributes of a new event of type `kind` from `source`, happening now.
-    pub fn new(id: MessageId, source: impl Into<SmolStr>, kind: impl Into<SmolStr>) -> Self {
+    /// Attributes of a new event of type `event_type` from `source`, happening now.
+    pub fn new(id: MessageId, source: impl Into<SmolStr>, event_type: impl Into<SmolStr>) -> Self {
         let mut meta = Self::empty();
-        (meta.id, meta.source, meta.kind) = (id, source.into(), kind.into());
+        (meta.id, meta.source, meta.event_type) = (id, source.into(), event_type.into());
         meta.time = Some(Timestamp::now());
         meta
     }
@@ -108,7 +108,7 @@ impl Meta {
         Self {
             id: MessageId::Text(SmolStr::default()),
             source: SmolStr::default(),
-            kind: SmolStr::default(),
+            event_type: SmolStr::default(),
             time: None,
             subject: None,
             datacontenttype: None,
@@ -168,7 +168,7 @@ impl Meta {
         visit("specversion", "1.0");
         spell("id", &self.id, &mut visit);
         visit("source", &self.source);
-        visit("type", &self.kind);
+        visit("type", &self.event_type);
         if let Some(time) = &self.time {
             show("time", time, &mut visit);
         }
@@ -268,7 +268,7 @@ impl Envelope {
                 let mut meta = Meta::empty();
                 meta.id = message.id.clone();
                 meta.source = SmolStr::new_static(PLAIN_SOURCE);
-                meta.kind = message.subject.as_str().into();
+                meta.event_type = message.subject.as_str().into();
                 meta.time = at;
                 meta.partitionkey.clone_from(&message.key);
                 let trace = |name| message.headers.get(name);

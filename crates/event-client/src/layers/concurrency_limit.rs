@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_layer::Layer;
 
-use super::gate::{Entry, Gate, Gated, Permit, wait_for};
+use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
 use super::operation::Operation;
 
 /// Bounds how many calls run at a time over everything that this value and its clones are put around: several
@@ -34,23 +34,23 @@ impl ConcurrencyLimit {
 }
 
 impl<S> Layer<S> for ConcurrencyLimit {
-    type Service = Gated<Self, S>;
+    type Service = AdmissionService<Self, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Gated::new(self.clone(), inner)
+        AdmissionService::new(self.clone(), inner)
     }
 }
 
-impl Gate for ConcurrencyLimit {
+impl Admission for ConcurrencyLimit {
     type Permit = OwnedSemaphorePermit;
 
-    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<OwnedSemaphorePermit> {
+    fn enter<T: Operation>(&mut self, operation: &T) -> Decision<OwnedSemaphorePermit> {
         if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-            return Entry::Now(permit);
+            return Decision::Admit(permit);
         }
         let permits = self.permits.clone();
         let permit = async move { permits.acquire_owned().await.expect("never closed") };
-        Entry::Wait(wait_for(operation, "the concurrency limit left no room before the deadline", permit))
+        Decision::Wait(wait_for(operation, "the concurrency limit left no room before the deadline", permit))
     }
 }
 

@@ -14,8 +14,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::into_error;
-use super::operation::{Judged, Kind, Operation, label};
-use super::per_name::PerName;
+use super::operation::{Classify, Kind, Operation, label};
+use super::registry::Registry;
 use crate::error::{Error, Result};
 use crate::telemetry;
 
@@ -31,7 +31,7 @@ impl<S> Layer<S> for MetricsLayer {
 
     fn layer(&self, inner: S) -> Self::Service {
         telemetry::describe();
-        MetricsService { inner, instruments: PerName::default() }
+        MetricsService { inner, instruments: Registry::default() }
     }
 }
 
@@ -39,7 +39,7 @@ impl<S> Layer<S> for MetricsLayer {
 #[derive(Clone)]
 pub struct MetricsService<S> {
     inner: S,
-    instruments: PerName<Instruments>,
+    instruments: Registry<Instruments>,
 }
 
 /// Distinct endings that are kept apart: outcomes, status codes and error kinds, 35 at the most today.
@@ -106,7 +106,7 @@ impl<S, T> Service<T> for MetricsService<S>
 where
     T: Operation,
     S: Service<T>,
-    S::Response: Judged,
+    S::Response: Classify,
     S::Error: Into<BoxError>,
 {
     type Response = S::Response;
@@ -160,7 +160,7 @@ pin_project! {
 impl<F, R, E> Future for MetricsFuture<F>
 where
     F: Future<Output = Result<R, E>>,
-    R: Judged,
+    R: Classify,
     E: Into<BoxError>,
 {
     type Output = Result<R>;

@@ -8,9 +8,9 @@
 //! # async fn charge(Msg(_): Msg<OrderPlaced>) {}
 //! # async fn doc(bus: Bus) -> event_client::Result<()> {
 //! let service = Service::new("billing").bus(bus.clone()).on(charge);
-//! service.layer((TraceLayer, MetricsLayer, Timeout::secs(10))).start().await?;
+//! service.layer((TraceLayer, MetricsLayer, Timeout::new(Duration::from_secs(10)))).start().await?;
 //!
-//! let client = bus.client().layer((MetricsLayer, CircuitBreaker::new(), Retry::attempts(3), Timeout::millis(300)));
+//! let client = bus.client().layer((MetricsLayer, CircuitBreaker::new(), Retry::attempts(3), Timeout::new(Duration::from_millis(300))));
 //! # Ok(()) }
 //! ```
 //!
@@ -19,16 +19,16 @@
 //! outside of it bounds each attempt.
 //!
 //! A layer of your own is any [`tower::Layer`]; to work on both sides it is generic over an [`Operation`] and its
-//! [`Judged`] result.
+//! [`Classify`] result.
 
+mod admission;
 mod circuit_breaker;
 mod concurrency_limit;
 mod deduplicate;
-mod gate;
 mod metrics;
 mod operation;
-mod per_name;
 mod rate_limit;
+mod registry;
 mod retry;
 mod timeout;
 mod trace;
@@ -37,7 +37,7 @@ pub use circuit_breaker::{CircuitBreaker, CircuitCell, CircuitState, CircuitStor
 pub use concurrency_limit::ConcurrencyLimit;
 pub use deduplicate::Deduplicate;
 pub use metrics::MetricsLayer;
-pub use operation::{Judged, Kind, Operation, Verdict};
+pub use operation::{Class, Classify, Kind, Operation};
 pub use rate_limit::RateLimit;
 pub use retry::Retry;
 pub use timeout::Timeout;

@@ -154,7 +154,7 @@ impl Operation for Outgoing {
 
 /// How an operation ended, as far as a layer cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Verdict {
+pub enum Class {
     /// Well.
     Success,
     /// The operation's own fault: what was called works, and the same again would be refused again.
@@ -164,9 +164,9 @@ pub enum Verdict {
 }
 
 /// The result of an [`Operation`]: an [`Outcome`] or an [`Answer`].
-pub trait Judged {
+pub trait Classify {
     /// How it ended.
-    fn verdict(&self) -> Verdict;
+    fn class(&self) -> Class;
 
     /// The word for metrics and spans: `ack`, `retry`, `OK`, `NOT_FOUND`.
     fn label(&self) -> &'static str;
@@ -182,12 +182,12 @@ pub trait Judged {
         Self: Sized;
 }
 
-impl Judged for Outcome {
-    fn verdict(&self) -> Verdict {
+impl Classify for Outcome {
+    fn class(&self) -> Class {
         match self {
-            Self::Ack | Self::Release => Verdict::Success,
-            Self::Reject { .. } => Verdict::Refused,
-            Self::Retry { .. } => Verdict::Failed,
+            Self::Ack | Self::Release => Class::Success,
+            Self::Reject { .. } => Class::Refused,
+            Self::Retry { .. } => Class::Failed,
         }
     }
 
@@ -207,12 +207,12 @@ impl Judged for Outcome {
     }
 }
 
-impl Judged for Answer {
-    fn verdict(&self) -> Verdict {
+impl Classify for Answer {
+    fn class(&self) -> Class {
         match self.code() {
-            crate::status::Code::Ok => Verdict::Success,
-            code if code.is_server_fault() => Verdict::Failed,
-            _ => Verdict::Refused,
+            crate::status::Code::Ok => Class::Success,
+            code if code.is_server_fault() => Class::Failed,
+            _ => Class::Refused,
         }
     }
 
@@ -226,15 +226,15 @@ impl Judged for Answer {
 }
 
 /// How an operation ended that may have ended in a layer's error.
-pub(super) fn verdict<R: Judged>(result: &Result<R, Error>) -> Verdict {
+pub(super) fn classify<R: Classify>(result: &Result<R, Error>) -> Class {
     match result {
-        Ok(response) => response.verdict(),
-        Err(error) if error.is_temporary() || error.kind() == ErrorKind::Internal => Verdict::Failed,
-        Err(_) => Verdict::Refused,
+        Ok(response) => response.class(),
+        Err(error) if error.is_temporary() || error.kind() == ErrorKind::Internal => Class::Failed,
+        Err(_) => Class::Refused,
     }
 }
 
-pub(super) fn label<R: Judged>(result: &Result<R, Error>) -> &'static str {
+pub(super) fn label<R: Classify>(result: &Result<R, Error>) -> &'static str {
     match result {
         Ok(response) => response.label(),
         Err(error) => error.kind().as_str(),

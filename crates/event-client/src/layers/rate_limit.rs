@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tower_layer::Layer;
 
-use super::gate::{Entry, Gate, Gated, Permit, wait_for};
-use super::operation::{Judged, Operation};
+use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
+use super::operation::{Classify, Operation};
 use crate::bounds;
 use crate::error::{Error, ErrorKind};
 
@@ -67,27 +67,27 @@ impl Default for RateLimit {
 }
 
 impl<S> Layer<S> for RateLimit {
-    type Service = Gated<Self, S>;
+    type Service = AdmissionService<Self, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Gated::new(self.clone(), inner)
+        AdmissionService::new(self.clone(), inner)
     }
 }
 
-impl Gate for RateLimit {
+impl Admission for RateLimit {
     type Permit = Turn;
 
-    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<Turn> {
+    fn enter<T: Operation>(&mut self, operation: &T) -> Decision<Turn> {
         match self.book(Instant::now(), operation.deadline()) {
-            Some(Duration::ZERO) => Entry::Now(Turn),
+            Some(Duration::ZERO) => Decision::Admit(Turn),
             Some(wait) => {
                 let turn = async move {
                     tokio::time::sleep(wait).await;
                     Turn
                 };
-                Entry::Wait(wait_for(operation, "the rate limit left no turn before the deadline", turn))
+                Decision::Wait(wait_for(operation, "the rate limit left no turn before the deadline", turn))
             }
-            None => Entry::Refused(
+            None => Decision::Refused(
                 Error::new(ErrorKind::Full, "the rate limit leaves no turn before the deadline")
                     .with("name", operation.name()),
             ),
@@ -100,7 +100,7 @@ impl Gate for RateLimit {
 pub struct Turn;
 
 impl Permit for Turn {
-    fn leave<R: Judged>(self, _: &crate::Result<R>) {}
+    fn leave<R: Classify>(self, _: &crate::Result<R>) {}
 }
 
 impl fmt::Debug for RateLimit {

@@ -6,7 +6,7 @@ use tokio::time::Sleep;
 use tower::retry::Policy;
 use tower_layer::Layer;
 
-use super::operation::{Judged, Operation, Verdict, verdict};
+use super::operation::{Class, Classify, Operation, classify};
 use crate::bounds;
 use crate::error::{Error, ErrorKind};
 use crate::service::RetryPolicy;
@@ -59,19 +59,19 @@ pub struct Attempts {
     made: u32,
 }
 
-impl<T: Operation, R: Judged> Policy<T, R, Error> for Attempts {
+impl<T: Operation, R: Classify> Policy<T, R, Error> for Attempts {
     type Future = Sleep;
 
     fn retry(&mut self, operation: &mut T, result: &mut Result<R, Error>) -> Option<Sleep> {
         self.made += 1;
-        if verdict(result) != Verdict::Failed || self.policy.is_last(self.made) {
+        if classify(result) != Class::Failed || self.policy.is_last(self.made) {
             return None;
         }
         let nobody_was_there = matches!(result, Err(error) if error.kind() == ErrorKind::NoResponder);
         if !operation.is_repeatable() && !nobody_was_there {
             return None;
         }
-        let wait = match result.as_ref().ok().and_then(Judged::retry_after) {
+        let wait = match result.as_ref().ok().and_then(Classify::retry_after) {
             Some(asked) if asked > self.policy.cap => return None,
             Some(asked) => asked,
             None => self.policy.wait(self.made),

@@ -28,16 +28,6 @@ impl Timeout {
     pub const fn new(bound: Duration) -> Self {
         Self(bound)
     }
-
-    /// A bound in seconds.
-    pub const fn secs(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-
-    /// A bound in milliseconds.
-    pub const fn millis(milliseconds: u64) -> Self {
-        Self(Duration::from_millis(milliseconds))
-    }
 }
 
 impl<S> Layer<S> for Timeout {

@@ -13,7 +13,7 @@ use tracing::Span;
 use tracing::field::{Empty, display};
 
 use super::into_error;
-use super::operation::{Judged, Kind, Operation, label};
+use super::operation::{Classify, Kind, Operation, label};
 use crate::error::{Error, Result};
 
 /// Puts a span of level INFO around every call, with OpenTelemetry's messaging fields, `trace_id` and `span_id` of
@@ -41,7 +41,7 @@ impl<S, T> Service<T> for TraceService<S>
 where
     T: Operation,
     S: Service<T>,
-    S::Response: Judged,
+    S::Response: Classify,
     S::Error: Into<BoxError>,
 {
     type Response = S::Response;
@@ -108,7 +108,7 @@ pin_project! {
 impl<F, R, E> Future for TraceFuture<F>
 where
     F: Future<Output = Result<R, E>>,
-    R: Judged,
+    R: Classify,
     E: Into<BoxError>,
 {
     type Output = Result<R>;

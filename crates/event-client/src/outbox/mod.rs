@@ -43,7 +43,7 @@ use std::sync::LazyLock;
 
 use tokio::sync::watch;
 
-pub use crate::sql::{Bell, Counts, Dialect, Look, Row, create_tables};
+pub use crate::sql::{Counts, Dialect, Look, Notifier, Row, create_tables};
 pub use relay::Relay;
 pub use set_aside::{SetAside, counts, discard, retry, set_aside};
 pub use stage::{Stage, stage, stage_all};

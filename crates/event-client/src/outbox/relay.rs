@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::send::{Refused, Sent, send};
-use super::{Bell, Dialect, Row, STAGED};
+use super::{Dialect, Notifier, Row, STAGED};
 use crate::bounds;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
@@ -51,7 +51,7 @@ pub struct Relay<D: Dialect> {
     /// Until when we may publish, on our own clock.
     claimed: Option<Instant>,
     cursor: D::Cursor,
-    bell: D::Bell,
+    notifier: D::Notifier,
     /// What the database is still to be told of the last batch.
     sent: Sent,
     pruned: Option<Instant>,
@@ -63,7 +63,7 @@ impl<D: Dialect> Relay<D> {
         let dedup = !bus.capabilities().dedup_window.is_zero();
         Self {
             cursor: D::Cursor::default(),
-            bell: D::bell(&pool),
+            notifier: D::notifier(&pool),
             sent: Sent::default(),
             pool,
             bus,
@@ -134,11 +134,11 @@ impl<D: Dialect> Relay<D> {
             match self.pass(connection).await {
                 Ok(Found::Some) => {
                     (failures, look) = (0, FIRST_LOOK);
-                    self.bell.disarm().await;
+                    self.notifier.disarm().await;
                 }
                 Ok(Found::StandBy) => {
                     failures = 0;
-                    self.bell.disarm().await;
+                    self.notifier.disarm().await;
                     tokio::select! {
                         () = &mut shutdown => break Ok(()),
                         () = sleep(self.poll) => {}
@@ -146,9 +146,9 @@ impl<D: Dialect> Relay<D> {
                 }
                 Ok(Found::Nothing { open }) => {
                     failures = 0;
-                    let was_armed = self.bell.is_armed();
-                    self.bell.arm().await;
-                    let armed = self.bell.is_armed();
+                    let was_armed = self.notifier.is_armed();
+                    self.notifier.listen().await;
+                    let armed = self.notifier.is_armed();
                     if armed && !was_armed {
                         continue;
                     }
@@ -156,7 +156,7 @@ impl<D: Dialect> Relay<D> {
                     tokio::select! {
                         biased;
                         () = &mut shutdown => break Ok(()),
-                        () = self.bell.rung() => look = FIRST_LOOK,
+                        () = self.notifier.notified() => look = FIRST_LOOK,
                         () = signal(&mut staged), if !armed => look = FIRST_LOOK,
                         () = sleep(if armed && !open { self.poll } else { look }) => {}
                     }
@@ -273,7 +273,7 @@ impl<D: Dialect> Relay<D> {
 
     async fn hand_back(&mut self) -> Result<()> {
         let sql = explain::<D>("relay");
-        self.bell.disarm().await;
+        self.notifier.disarm().await;
         let mut connection = self.pool.acquire().await.map_err(&sql)?;
         self.note(&mut connection).await?;
         if self.claimed.is_some() {

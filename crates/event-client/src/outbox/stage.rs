@@ -93,7 +93,7 @@ impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
     }
 
     /// Names the entity that it is about (CloudEvents `subject`).
-    pub fn about(mut self, entity: impl Into<SmolStr>) -> Self {
+    pub fn entity(mut self, entity: impl Into<SmolStr>) -> Self {
         self.draft.about = Some(entity.into());
         self
     }

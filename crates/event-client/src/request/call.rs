@@ -42,7 +42,7 @@ impl<'a, T: Request> Call<'a, T> {
 
     /// The longest this may take, the whole of a streamed answer included; at most [`LONGEST`](crate::LONGEST).
     /// Default [`DEFAULT_DEADLINE`], for streams [`DEFAULT_STREAM_DEADLINE`].
-    pub fn within(mut self, bound: Duration) -> Self {
+    pub fn timeout(mut self, bound: Duration) -> Self {
         self.within = Some(bound);
         self
     }

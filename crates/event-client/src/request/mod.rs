@@ -29,7 +29,7 @@
 //! # async fn doc(bus: Bus) -> Result<(), Box<dyn std::error::Error>> {
 //! let pricing = Service::new("pricing").bus(bus.clone()).reply(quote).start().await?;
 //!
-//! let asked = bus.request(GetQuote { sku: "tea".into() }).within(Duration::from_millis(800)).await;
+//! let asked = bus.request(GetQuote { sku: "tea".into() }).timeout(Duration::from_millis(800)).await;
 //! match asked {
 //!     Ok(quote) => println!("{}", quote.cents),
 //!     Err(CallError::Remote(QuoteError)) => println!("not sold here"),

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::collect::Batching;
+use super::collector::Batching;
 use super::extract::{Attempt, Deadline, Emitter, FromIncoming, FromRef, State};
 use super::incoming::Incoming;
 use super::outcome::{IntoOutcome, Outcome};

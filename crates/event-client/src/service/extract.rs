@@ -47,7 +47,7 @@ pub trait FromPayload: Sized {
     fn route() -> Result<Route>;
 
     /// The request that it answers; `None` for events.
-    fn request() -> Option<Served> {
+    fn request() -> Option<Endpoint> {
         None
     }
 
@@ -66,7 +66,7 @@ pub trait FromPayload: Sized {
 
 /// A request that a handler answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Served {
+pub struct Endpoint {
     /// The subject: `pricing.get-quote.v1`.
     pub subject: &'static str,
     /// Whether asking twice is harmless.
@@ -97,7 +97,7 @@ impl<T: Event> FromPayload for Msg<T> {
     }
 
     fn from_payload(incoming: &Incoming) -> Result<Self> {
-        let kind = incoming.envelope.meta.kind.as_str();
+        let kind = incoming.envelope.meta.event_type.as_str();
         let version = version_of(kind, T::NAME).ok_or_else(|| {
             Error::new(
                 ErrorKind::UnknownType,
@@ -123,7 +123,7 @@ impl FromPayload for Dynamic {
     }
 
     fn from_payload(incoming: &Incoming) -> Result<Self> {
-        Ok(Self { kind: incoming.envelope.meta.kind.clone(), data: incoming.envelope.decode()? })
+        Ok(Self { kind: incoming.envelope.meta.event_type.clone(), data: incoming.envelope.decode()? })
     }
 }
 
@@ -192,7 +192,7 @@ impl Attempt {
     }
 
     /// The same for every attempt of this handler on this event: hand it to payment providers and the like.
-    pub fn key(&self) -> &str {
+    pub fn idempotency_key(&self) -> &str {
         &self.key
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::{FromIncoming, FromPayload, Route, Served};
+use super::extract::{Endpoint, FromIncoming, FromPayload, Route};
 use super::incoming::Incoming;
 use super::outcome::Outcome;
-use super::reply::{AnswerTo, Asked, Req};
+use super::reply::{AnswerTo, Req, RequestHandler};
 use super::retry::RetryPolicy;
 use super::versions::Versions;
 use crate::error::Result;
@@ -33,7 +33,7 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
     fn route(&self) -> Result<Route>;
 
     /// The request that it answers; `None` for handlers of events.
-    fn request(&self) -> Option<Served> {
+    fn request(&self) -> Option<Endpoint> {
         None
     }
 
@@ -46,8 +46,8 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
     }
 
     /// Its settings.
-    fn knobs(&self) -> Knobs {
-        Knobs::default()
+    fn options(&self) -> HandlerOptions {
+        HandlerOptions::default()
     }
 
     /// Handles up to `n` messages at a time in this process, and fetches no more than that and what
@@ -120,7 +120,7 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
 
 /// How a handler is run.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Knobs {
+pub struct HandlerOptions {
     /// Most messages at a time.
     pub concurrency: Option<usize>,
     /// In order per key.
@@ -145,7 +145,7 @@ pub struct Knobs {
     pub await_version: Option<Duration>,
 }
 
-impl Knobs {
+impl HandlerOptions {
     /// Messages at a time when nothing is said.
     pub const DEFAULT_CONCURRENCY: usize = 16;
     /// How long an unknown version waits when nothing is said.
@@ -171,7 +171,7 @@ impl Knobs {
     pub(crate) fn subscribe(&self, mut spec: Subscribe) -> Subscribe {
         spec.start = self.start;
         spec.keyed = self.keyed;
-        spec.credit = self.slots().saturating_add(self.prefetch).min(Self::MAX_SLOTS);
+        spec.max_in_flight = self.slots().saturating_add(self.prefetch).min(Self::MAX_SLOTS);
         spec.lease = self.lease.unwrap_or(Subscribe::DEFAULT_LEASE);
         spec
     }
@@ -180,7 +180,7 @@ impl Knobs {
 /// A handler with settings of its own.
 pub struct Configured<H, M, S> {
     handler: H,
-    knobs: Knobs,
+    options: HandlerOptions,
     _types: PhantomData<fn() -> (M, S)>,
 }
 
@@ -189,25 +189,25 @@ where
     H: Handler<M, S>,
 {
     fn new(handler: H) -> Self {
-        let knobs = handler.knobs();
-        Self { handler, knobs, _types: PhantomData }
+        let options = handler.options();
+        Self { handler, options, _types: PhantomData }
     }
 }
 
-macro_rules! knobs {
+macro_rules! options {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty)?) => $field:ident = $value:expr;)*) => {
         impl<H, M, S> Configured<H, M, S> {$(
             $(#[$doc])*
             #[must_use]
             pub fn $name(mut self $(, $argument: $type)?) -> Self {
-                self.knobs.$field = $value;
+                self.options.$field = $value;
                 self
             }
         )*}
     };
 }
 
-knobs! {
+options! {
     /// See [`Handler::concurrency`].
     concurrency(n: usize) => concurrency = Some(n);
     /// See [`Handler::prefetch`].
@@ -232,13 +232,13 @@ knobs! {
 
 impl<H: Clone, M, S> Clone for Configured<H, M, S> {
     fn clone(&self) -> Self {
-        Self { handler: self.handler.clone(), knobs: self.knobs.clone(), _types: PhantomData }
+        Self { handler: self.handler.clone(), options: self.options.clone(), _types: PhantomData }
     }
 }
 
 impl<H, M, S> fmt::Debug for Configured<H, M, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Configured").field("knobs", &self.knobs).finish_non_exhaustive()
+        f.debug_struct("Configured").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -252,7 +252,7 @@ where
         self.handler.route()
     }
 
-    fn request(&self) -> Option<Served> {
+    fn request(&self) -> Option<Endpoint> {
         self.handler.request()
     }
 
@@ -264,8 +264,8 @@ where
         self.handler.call(incoming, state)
     }
 
-    fn knobs(&self) -> Knobs {
-        self.knobs.clone()
+    fn options(&self) -> HandlerOptions {
+        self.options.clone()
     }
 }
 
@@ -304,7 +304,7 @@ macro_rules! functions {
                 P::route()
             }
 
-            fn request(&self) -> Option<Served> {
+            fn request(&self) -> Option<Endpoint> {
                 P::request()
             }
 
@@ -327,7 +327,7 @@ macro_rules! functions {
             }
         }
 
-        impl<T: crate::Request, $($extractor,)*> Asked for ($($extractor,)* Req<T>,) {}
+        impl<T: crate::Request, $($extractor,)*> RequestHandler for ($($extractor,)* Req<T>,) {}
     )*};
 }
 

@@ -8,8 +8,8 @@ use smol_str::{SmolStr, format_smolstr};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::exchange::Exchange;
 use super::handler::Identity;
+use super::reply_channel::Exchange;
 use crate::bus::Bus;
 use crate::context::Context;
 use crate::delivery::DeliveryInfo;

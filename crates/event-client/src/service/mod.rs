@@ -21,7 +21,7 @@
 //!     out: Emitter,
 //!     Msg(order): Msg<OrderPlaced>,
 //! ) -> anyhow_free::Result<()> {
-//!     gateway.charge(order.order_id, order.cents, attempt.key()).await?; // Err: backoff, then dead letter
+//!     gateway.charge(order.order_id, order.cents, attempt.idempotency_key()).await?; // Err: backoff, then dead letter
 //!     out.emit(OrderPaid { order_id: order.order_id }).await?;           // cause, correlation and trace filled in
 //!     Ok(())
 //! }
@@ -37,19 +37,19 @@
 //! ```
 
 mod batch;
-mod collect;
+mod collector;
 mod confirmed;
-mod exchange;
 mod extract;
 mod handler;
 mod health;
 mod incoming;
 mod outcome;
 mod reply;
+mod reply_channel;
+mod reply_stream;
 mod retry;
 mod running;
 mod server;
-mod sink;
 mod source;
 mod start;
 mod topology;
@@ -67,18 +67,18 @@ use tower::util::BoxCloneSyncService;
 use tower_layer::Layer;
 
 pub use batch::{Batch, BatchHandler, FromBatch, IntoOutcomes, Item};
-pub use collect::{Batched, Batching};
+pub use collector::{Batched, Batching};
 pub use extract::{
-    Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route, Served,
+    Attempt, Deadline, Dynamic, Emitter, Endpoint, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route,
     State,
 };
-pub use handler::{Configured, Handler, Identity, Knobs};
+pub use handler::{Configured, Handler, HandlerOptions, Identity};
 pub use incoming::Incoming;
 pub use outcome::{IntoOutcome, Outcome, OutcomeKind, Permanent, RetryAfter};
-pub use reply::{AnswerTo, Asked, Fault, IntoReplyError, OneWay, Req};
+pub use reply::{AnswerTo, IntoReplyError, OneWay, ReplyFailure, Req, RequestHandler};
+pub use reply_stream::ReplySink;
 pub use retry::RetryPolicy;
 pub use running::Running;
-pub use sink::ReplySink;
 pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
@@ -90,7 +90,7 @@ use crate::error::{Error, Result};
 use crate::subject::Pattern;
 use crate::transport::IncomingRequest;
 use source::Taker;
-use worker::Station;
+use worker::HandlerRuntime;
 
 /// The tower service that layers wrap: one message in, its outcome out.
 pub type BoxService = BoxCloneSyncService<Incoming, Outcome, Error>;
@@ -102,29 +102,29 @@ pub type BoxService = BoxCloneSyncService<Incoming, Outcome, Error>;
 pub struct Service<S = ()> {
     name: SmolStr,
     bus: Option<Bus>,
-    stations: Vec<Entry<S>>,
+    handlers: Vec<Registration<S>>,
     retry: RetryPolicy,
     drain: Duration,
     observer: Option<Arc<dyn worker::Observer>>,
     version: Option<SmolStr>,
 }
 
-struct Entry<S> {
+struct Registration<S> {
     route: Result<Route>,
-    request: Option<Served>,
+    request: Option<Endpoint>,
     versions: Option<Versions>,
-    knobs: Knobs,
+    options: HandlerOptions,
     open: Box<dyn FnOnce(Arc<S>) -> Box<dyn Work> + Send>,
 }
 
 /// A handler with everything around it, ready to be spawned on a subscription.
 trait Work: Send {
-    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()>;
+    fn spawn(self: Box<Self>, slots: usize, runtime: Arc<HandlerRuntime>, events: Taker) -> JoinSet<()>;
     fn serve(
         self: Box<Self>,
         slots: usize,
-        station: Arc<Station>,
-        served: Served,
+        runtime: Arc<HandlerRuntime>,
+        endpoint: Endpoint,
         inbox: mpsc::Receiver<IncomingRequest>,
     ) -> JoinSet<()>;
     /// For one more layer around it: costs a box per message, so an unlayered handler never pays it.
@@ -136,18 +136,18 @@ where
     T: tower_service::Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     T::Future: Send,
 {
-    fn spawn(self: Box<Self>, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()> {
-        worker::spawn(*self, slots, station, events)
+    fn spawn(self: Box<Self>, slots: usize, runtime: Arc<HandlerRuntime>, events: Taker) -> JoinSet<()> {
+        worker::spawn(*self, slots, runtime, events)
     }
 
     fn serve(
         self: Box<Self>,
         slots: usize,
-        station: Arc<Station>,
-        served: Served,
+        runtime: Arc<HandlerRuntime>,
+        endpoint: Endpoint,
         inbox: mpsc::Receiver<IncomingRequest>,
     ) -> JoinSet<()> {
-        server::spawn(*self, slots, station, served, inbox)
+        server::spawn(*self, slots, runtime, endpoint, inbox)
     }
 
     fn boxed(self: Box<Self>) -> BoxService {
@@ -171,7 +171,7 @@ impl<S: Send + Sync + 'static> Service<S> {
         Self {
             name: name.into(),
             bus: None,
-            stations: Vec::new(),
+            handlers: Vec::new(),
             retry: RetryPolicy::default(),
             drain: Duration::from_secs(25),
             observer: None,
@@ -229,7 +229,7 @@ impl<S: Send + Sync + 'static> Service<S> {
     /// Adds a handler that answers requests; its last argument, a [`Req<T>`], says which. The members of a service
     /// share the requests. Of the handler's settings only `.concurrency(n)` means something here.
     #[must_use]
-    pub fn reply<M: Asked + 'static, H: Handler<M, S>>(self, handler: H) -> Self {
+    pub fn reply<M: RequestHandler + 'static, H: Handler<M, S>>(self, handler: H) -> Self {
         let route = handler.route();
         self.add(route, None, handler)
     }
@@ -240,12 +240,12 @@ impl<S: Send + Sync + 'static> Service<S> {
         versions: Option<Versions>,
         handler: H,
     ) -> Self {
-        let knobs = handler.knobs();
-        self.stations.push(Entry {
+        let options = handler.options();
+        self.handlers.push(Registration {
             route,
             request: handler.request(),
             versions,
-            knobs,
+            options,
             open: Box::new(move |state| {
                 Box::new(tower::service_fn(move |incoming| {
                     let handling = handler.clone().call(incoming, state.clone());
@@ -265,13 +265,13 @@ impl<S: Send + Sync + 'static> Service<S> {
         <L::Service as tower_service::Service<Incoming>>::Error: Into<tower::BoxError>,
         <L::Service as tower_service::Service<Incoming>>::Future: Send,
     {
-        self.stations = self
-            .stations
+        self.handlers = self
+            .handlers
             .into_iter()
             .map(|entry| {
                 let layer = layer.clone();
                 let open = entry.open;
-                Entry {
+                Registration {
                     open: Box::new(move |state| {
                         let service = layer.layer(open(state).boxed());
                         Box::new(tower::ServiceExt::map_err(service, |error| {
@@ -304,20 +304,20 @@ impl<S: Send + Sync + 'static> Service<S> {
     #[must_use]
     pub fn with_state(self, state: S) -> Service {
         let state = Arc::new(state);
-        let stations = self.stations.into_iter().map(|entry| {
+        let handlers = self.handlers.into_iter().map(|entry| {
             let state = state.clone();
             let open = entry.open;
             let open: Box<dyn FnOnce(Arc<()>) -> Box<dyn Work> + Send> = Box::new(move |_| open(state));
-            Entry {
+            Registration {
                 open,
                 route: entry.route,
                 request: entry.request,
                 versions: entry.versions,
-                knobs: entry.knobs,
+                options: entry.options,
             }
         });
         Service {
-            stations: stations.collect(),
+            handlers: handlers.collect(),
             name: self.name,
             bus: self.bus,
             retry: self.retry,
@@ -332,7 +332,7 @@ impl<S> fmt::Debug for Service<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service")
             .field("name", &self.name)
-            .field("handlers", &self.stations.len())
+            .field("handlers", &self.handlers.len())
             .finish_non_exhaustive()
     }
 }

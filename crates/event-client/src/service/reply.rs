@@ -2,10 +2,10 @@
 
 use smol_str::SmolStr;
 
-use super::exchange::Exchange;
-use super::extract::{Dynamic, FromPayload, Msg, Raw, Route, Served};
+use super::extract::{Dynamic, Endpoint, FromPayload, Msg, Raw, Route};
 use super::incoming::Incoming;
 use super::outcome::{IntoOutcome, Outcome};
+use super::reply_channel::Exchange;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{CallError, ReplyError, Request, Shape};
 use crate::status::{Code, Status};
@@ -23,8 +23,8 @@ impl<T: Request> FromPayload for Req<T> {
         Ok(Route { name: SmolStr::new_static(T::SUBJECT), filters: Vec::new() })
     }
 
-    fn request() -> Option<Served> {
-        Some(Served { subject: T::SUBJECT, idempotent: T::IDEMPOTENT })
+    fn request() -> Option<Endpoint> {
+        Some(Endpoint { subject: T::SUBJECT, idempotent: T::IDEMPOTENT })
     }
 
     fn from_payload(incoming: &Incoming) -> Result<Self> {
@@ -38,7 +38,7 @@ impl<T: Request> FromPayload for Req<T> {
     label = "its last argument is not `Req<T>`",
     note = "a request handler is an `async fn(.., Req<T>) -> Result<T::Reply, E>`; handlers of events go to `.on(..)`"
 )]
-pub trait Asked {}
+pub trait RequestHandler {}
 
 /// A payload that nobody waits for an answer to: an event in one form or another.
 pub trait OneWay: FromPayload {}
@@ -84,16 +84,16 @@ where
                         exchange.keep(frame);
                         return Outcome::Ack;
                     }
-                    Err(error) => Fault::Status((&error).into()),
+                    Err(error) => ReplyFailure::Status((&error).into()),
                 }
             }
             Err(error) => error.into_reply_error(),
         };
         let (frame, code, text) = match &fault {
-            Fault::Error(error) => {
+            ReplyFailure::Error(error) => {
                 (exchange.error(error), error.code(), smol_str::format_smolstr!("{error}"))
             }
-            Fault::Status(status) => (exchange.status(status), status.code, status.message.clone()),
+            ReplyFailure::Status(status) => (exchange.status(status), status.code, status.message.clone()),
         };
         exchange.keep(frame);
         if code.is_server_fault() {
@@ -106,7 +106,7 @@ where
 
 /// A failure as it is answered: the request's own error, or a status.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Fault<E> {
+pub enum ReplyFailure<E> {
     /// Reaches the caller as [`CallError::Remote`].
     Error(E),
     /// Reaches the caller as [`CallError::Status`].
@@ -114,7 +114,7 @@ pub enum Fault<E> {
 }
 
 /// An error that a handler may return for a request with errors of type `E`: that type itself, a [`Status`], a
-/// [`Fault`] of either, this crate's [`Error`], another call's [`CallError`], or a boxed error (`INTERNAL`).
+/// [`ReplyFailure`] of either, this crate's [`Error`], another call's [`CallError`], or a boxed error (`INTERNAL`).
 #[diagnostic::on_unimplemented(
     message = "a handler of this request cannot fail with `{Self}`",
     label = "neither `{E}` nor convertible into an answer",
@@ -122,29 +122,29 @@ pub enum Fault<E> {
 )]
 pub trait IntoReplyError<E> {
     /// The failure that this error stands for.
-    fn into_reply_error(self) -> Fault<E>;
+    fn into_reply_error(self) -> ReplyFailure<E>;
 }
 
 impl<E: ReplyError> IntoReplyError<E> for E {
-    fn into_reply_error(self) -> Fault<E> {
-        Fault::Error(self)
+    fn into_reply_error(self) -> ReplyFailure<E> {
+        ReplyFailure::Error(self)
     }
 }
 
-impl<E: ReplyError> IntoReplyError<E> for Fault<E> {
+impl<E: ReplyError> IntoReplyError<E> for ReplyFailure<E> {
     fn into_reply_error(self) -> Self {
         self
     }
 }
 
 impl<E: ReplyError> IntoReplyError<E> for Status {
-    fn into_reply_error(self) -> Fault<E> {
-        Fault::Status(self)
+    fn into_reply_error(self) -> ReplyFailure<E> {
+        ReplyFailure::Status(self)
     }
 }
 
 impl<E: ReplyError> IntoReplyError<E> for Error {
-    fn into_reply_error(self) -> Fault<E> {
+    fn into_reply_error(self) -> ReplyFailure<E> {
         // A handler's own failure to decode or to find something is not the caller's fault.
         let code = match self.kind() {
             kind @ (ErrorKind::Timeout
@@ -153,18 +153,18 @@ impl<E: ReplyError> IntoReplyError<E> for Error {
             | ErrorKind::NoResponder) => kind.into(),
             _ => Code::Internal,
         };
-        Fault::Status(Status::new(code, smol_str::format_smolstr!("{self}")))
+        ReplyFailure::Status(Status::new(code, smol_str::format_smolstr!("{self}")))
     }
 }
 
 impl<E: ReplyError, X: ReplyError> IntoReplyError<E> for CallError<X> {
-    fn into_reply_error(self) -> Fault<E> {
-        Fault::Status(self.to_status())
+    fn into_reply_error(self) -> ReplyFailure<E> {
+        ReplyFailure::Status(self.to_status())
     }
 }
 
 impl<E: ReplyError> IntoReplyError<E> for Box<dyn std::error::Error + Send + Sync> {
-    fn into_reply_error(self) -> Fault<E> {
-        Fault::Status(Status::internal(smol_str::format_smolstr!("{self}")))
+    fn into_reply_error(self) -> ReplyFailure<E> {
+        ReplyFailure::Status(Status::internal(smol_str::format_smolstr!("{self}")))
     }
 }

@@ -37,17 +37,17 @@ pub struct Running {
 struct Handler {
     group: SmolStr,
     stats: Arc<Stats>,
-    source: Source,
+    source: StopHandle,
     workers: JoinSet<()>,
 }
 
 /// Where a handler's work comes from, and how it is stopped.
-pub(super) enum Source {
+pub(super) enum StopHandle {
     Events(Events),
     Requests(CancellationToken),
 }
 
-impl Source {
+impl StopHandle {
     fn stop(&self) {
         match self {
             Self::Events(events) => events.stop(),
@@ -56,7 +56,7 @@ impl Source {
     }
 }
 
-impl Drop for Source {
+impl Drop for StopHandle {
     fn drop(&mut self) {
         // Waiting layers are told even when the service is dropped without draining.
         if let Self::Requests(draining) = self {
@@ -68,8 +68,8 @@ impl Drop for Source {
 impl Handler {
     fn pulse(&self) -> Pulse {
         match &self.source {
-            Source::Events(events) => Pulse::Events(events.pulse()),
-            Source::Requests(draining) => Pulse::Requests(draining.clone()),
+            StopHandle::Events(events) => Pulse::Events(events.pulse()),
+            StopHandle::Requests(draining) => Pulse::Requests(draining.clone()),
         }
     }
 }
@@ -87,7 +87,13 @@ impl Running {
         }
     }
 
-    pub(super) fn add(&mut self, group: SmolStr, stats: Arc<Stats>, source: Source, workers: JoinSet<()>) {
+    pub(super) fn add(
+        &mut self,
+        group: SmolStr,
+        stats: Arc<Stats>,
+        source: StopHandle,
+        workers: JoinSet<()>,
+    ) {
         self.handlers.push(Handler { group, stats, source, workers });
     }
 

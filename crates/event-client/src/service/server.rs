@@ -10,11 +10,11 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use super::exchange::Exchange;
-use super::extract::Served;
+use super::extract::Endpoint;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
-use super::worker::{Station, panic_text};
+use super::reply_channel::Exchange;
+use super::worker::{HandlerRuntime, panic_text};
 use crate::bounds;
 use crate::codec::Codec;
 use crate::delivery::{DeliveryInfo, Reason};
@@ -32,8 +32,8 @@ type Inbox = Arc<Mutex<mpsc::Receiver<IncomingRequest>>>;
 pub(crate) fn spawn<S>(
     service: S,
     slots: usize,
-    station: Arc<Station>,
-    served: Served,
+    runtime: Arc<HandlerRuntime>,
+    endpoint: Endpoint,
     inbox: mpsc::Receiver<IncomingRequest>,
 ) -> JoinSet<()>
 where
@@ -43,14 +43,14 @@ where
     let inbox = Arc::new(Mutex::new(inbox));
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
-        let (service, station, inbox) = (service.clone(), station.clone(), inbox.clone());
-        let work = move || work(service.clone(), station.clone(), served, inbox.clone());
+        let (service, runtime, inbox) = (service.clone(), runtime.clone(), inbox.clone());
+        let work = move || work(service.clone(), runtime.clone(), endpoint, inbox.clone());
         workers.spawn(supervise::again("request worker", work));
     }
     workers
 }
 
-async fn work<S>(mut service: S, station: Arc<Station>, served: Served, inbox: Inbox)
+async fn work<S>(mut service: S, runtime: Arc<HandlerRuntime>, endpoint: Endpoint, inbox: Inbox)
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -58,26 +58,26 @@ where
     let pristine = service.clone();
     loop {
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
-        let Some(request) = next(&inbox, &station).await else { break };
+        let Some(request) = next(&inbox, &runtime).await else { break };
         match ready {
-            Ok(()) => station.serve(&mut service, &pristine, served, request).await,
+            Ok(()) => runtime.serve(&mut service, &pristine, endpoint, request).await,
             Err(error) => {
-                let exchange = Exchange::new(request.responder, Codec::Json, served);
+                let exchange = Exchange::new(request.responder, Codec::Json, endpoint);
                 let trail = || Trail::read(&request.message);
-                station.answer(&exchange, trail, Err(Status::from(&error))).await;
+                runtime.answer(&exchange, trail, Err(Status::from(&error))).await;
             }
         }
     }
     // Told to, or because the transport has closed: either way this handler no longer answers.
-    station.identity.draining.cancel();
+    runtime.identity.draining.cancel();
 }
 
 /// The next request; `None` when the service drains or the transport has closed.
-async fn next(inbox: &Inbox, station: &Station) -> Option<IncomingRequest> {
+async fn next(inbox: &Inbox, runtime: &HandlerRuntime) -> Option<IncomingRequest> {
     let mut inbox = inbox.lock().await;
     tokio::select! {
         biased;
-        () = station.identity.draining.cancelled() => {
+        () = runtime.identity.draining.cancelled() => {
             // Callers whose request has not started learn at once that another member should have it.
             inbox.close();
             while let Ok(unstarted) = inbox.try_recv() {
@@ -89,9 +89,9 @@ async fn next(inbox: &Inbox, station: &Station) -> Option<IncomingRequest> {
     }
 }
 
-impl Station {
+impl HandlerRuntime {
     /// Handles one request and answers it. Work that nobody waits for any more is dropped where it stands.
-    async fn serve<S>(&self, service: &mut S, pristine: &S, served: Served, request: IncomingRequest)
+    async fn serve<S>(&self, service: &mut S, pristine: &S, endpoint: Endpoint, request: IncomingRequest)
     where
         S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
     {
@@ -103,7 +103,7 @@ impl Station {
         }
         let envelope = Envelope::read_plain(&message, Some(jiff::Timestamp::now()));
         let codec = envelope.as_ref().ok().and_then(Envelope::codec).unwrap_or(self.bus.settings().codec);
-        let exchange = Arc::new(Exchange::new(responder, codec, served));
+        let exchange = Arc::new(Exchange::new(responder, codec, endpoint));
         let envelope = match envelope {
             Ok(envelope) => envelope,
             Err(error) => {
@@ -156,7 +156,7 @@ impl Station {
                 self.stats.panicked.fetch_add(1, Ordering::Relaxed);
                 let Trail { event_id, correlation_id, trace_id, span_id } = trail();
                 tracing::error!(
-                    service = %self.identity.service, subject = served.subject,
+                    service = %self.identity.service, subject = endpoint.subject,
                     event.id = event_id, correlation_id, trace_id, span_id,
                     panic = %panic_text(&*panic), "a request handler panicked"
                 );
@@ -185,7 +185,7 @@ impl Station {
             };
             (exchange.status(&status), outcome)
         });
-        let (service, subject) = (&self.identity.service, exchange.served.subject);
+        let (service, subject) = (&self.identity.service, exchange.endpoint.subject);
         let count = match &outcome {
             Outcome::Ack => &self.stats.acked,
             Outcome::Retry { error, .. } => {

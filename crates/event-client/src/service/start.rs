@@ -8,12 +8,12 @@ use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::{Route, Served};
-use super::handler::{Identity, Knobs};
+use super::extract::{Endpoint, Route};
+use super::handler::{HandlerOptions, Identity};
 use super::running::{self, Running};
 use super::source::Events;
 use super::versions::Patience;
-use super::worker::Station;
+use super::worker::HandlerRuntime;
 use super::{Service, Work};
 use crate::bus::{Bus, Settings};
 use crate::error::{Error, Result};
@@ -44,14 +44,14 @@ impl Service {
             return Err(failed(refused));
         }
         let mut names = HashSet::new();
-        let mut open: Vec<(Station, usize, Source, Box<dyn Work>)> = Vec::new();
-        for entry in self.stations {
+        let mut open: Vec<(HandlerRuntime, usize, Intake, Box<dyn Work>)> = Vec::new();
+        for entry in self.handlers {
             let route = entry.route.map_err(failed)?;
-            let retry = entry.knobs.retry.unwrap_or(self.retry);
-            let slots = entry.knobs.slots();
+            let retry = entry.options.retry.unwrap_or(self.retry);
+            let slots = entry.options.slots();
             let name = match entry.request {
-                Some(served) => SmolStr::new_static(served.subject),
-                None => entry.knobs.group(&self.name, &route.name),
+                Some(endpoint) => SmolStr::new_static(endpoint.subject),
+                None => entry.options.group(&self.name, &route.name),
             };
             if !names.insert(name.clone()) {
                 let text = match entry.request {
@@ -60,49 +60,60 @@ impl Service {
                 };
                 return Err(failed(Error::new(crate::ErrorKind::Config, text)));
             }
-            let within = entry.knobs.await_version.unwrap_or(Knobs::DEFAULT_AWAIT_VERSION);
+            let within = entry.options.await_version.unwrap_or(HandlerOptions::DEFAULT_AWAIT_VERSION);
             let patience = entry.versions.map(|versions| Arc::new(Patience::new(versions, within)));
             let source = match entry.request {
-                Some(served) => serve(&bus, &self.name, self.version.clone(), served, &entry.knobs).await,
-                None => subscribe(&bus, &name, &route, &entry.knobs, patience.as_ref()).await,
+                Some(endpoint) => {
+                    serve(&bus, &self.name, self.version.clone(), endpoint, &entry.options).await
+                }
+                None => subscribe(&bus, &name, &route, &entry.options, patience.as_ref()).await,
             };
             let source = source.map_err(|error| failed(error.with("handler", &name)))?;
             let filters: Vec<_> = route.filters.iter().map(Pattern::as_str).collect();
             tracing::info!(
                 service = %self.name, handler = %name, receives = filters.join(" "),
-                answers = entry.request.map(|served| served.subject), transport = bus.capabilities().name,
-                concurrency = entry.knobs.calls(), batch = entry.knobs.batch, keyed = entry.knobs.keyed,
+                answers = entry.request.map(|endpoint| endpoint.subject), transport = bus.capabilities().name,
+                concurrency = entry.options.calls(), batch = entry.options.batch, keyed = entry.options.keyed,
                 attempts = retry.attempts, "handler ready"
             );
             let identity = Arc::new(Identity {
                 service: self.name.clone(),
                 group: name,
                 attempts: retry.attempts,
-                broadcast: entry.knobs.broadcast,
-                plain: entry.knobs.plain,
-                concurrency: entry.knobs.calls(),
+                broadcast: entry.options.broadcast,
+                plain: entry.options.plain,
+                concurrency: entry.options.calls(),
                 draining: source.draining(),
             });
             let observer = self.observer.clone();
-            let station =
-                Station { bus: bus.clone(), identity, retry, stats: Arc::default(), patience, observer };
-            open.push((station, slots, source, (entry.open)(Arc::new(()))));
+            let runtime = HandlerRuntime {
+                bus: bus.clone(),
+                identity,
+                retry,
+                stats: Arc::default(),
+                patience,
+                observer,
+            };
+            open.push((runtime, slots, source, (entry.open)(Arc::new(()))));
         }
         let mut running = Running::new(self.name, bus, self.drain);
-        for (station, slots, source, work) in open {
-            let station = Arc::new(station);
+        for (runtime, slots, source, work) in open {
+            let runtime = Arc::new(runtime);
             let (workers, source) = match source {
-                Source::Events(events, spec) => {
-                    running.keep(events.keep(station.bus.clone(), spec));
-                    (work.spawn(slots, station.clone(), events.taker()), running::Source::Events(events))
+                Intake::Events(events, spec) => {
+                    running.keep(events.keep(runtime.bus.clone(), spec));
+                    (work.spawn(slots, runtime.clone(), events.taker()), running::StopHandle::Events(events))
                 }
-                Source::Requests(served, inbox) => {
-                    let draining = station.identity.draining.clone();
-                    running.watch(station.identity.group.clone(), draining.clone());
-                    (work.serve(slots, station.clone(), served, inbox), running::Source::Requests(draining))
+                Intake::Requests(endpoint, inbox) => {
+                    let draining = runtime.identity.draining.clone();
+                    running.watch(runtime.identity.group.clone(), draining.clone());
+                    (
+                        work.serve(slots, runtime.clone(), endpoint, inbox),
+                        running::StopHandle::Requests(draining),
+                    )
                 }
             };
-            running.add(station.identity.group.clone(), station.stats.clone(), source, workers);
+            running.add(runtime.identity.group.clone(), runtime.stats.clone(), source, workers);
         }
         running.answer_health().await?;
         Ok(running)
@@ -126,12 +137,12 @@ impl Service {
 }
 
 /// Where a handler's work comes from.
-enum Source {
+enum Intake {
     Events(Events, Subscribe),
-    Requests(Served, mpsc::Receiver<IncomingRequest>),
+    Requests(Endpoint, mpsc::Receiver<IncomingRequest>),
 }
 
-impl Source {
+impl Intake {
     fn draining(&self) -> CancellationToken {
         match self {
             Self::Events(events, _) => events.stopping().clone(),
@@ -144,15 +155,15 @@ async fn subscribe(
     bus: &Bus,
     group: &str,
     route: &Route,
-    knobs: &Knobs,
+    options: &HandlerOptions,
     patience: Option<&Arc<Patience>>,
-) -> Result<Source> {
-    let spec = if knobs.broadcast {
+) -> Result<Intake> {
+    let spec = if options.broadcast {
         Subscribe::broadcast(route.filters.clone())
     } else {
         Subscribe::group(Group::new(group)?, route.filters.clone())
     };
-    let spec = knobs.subscribe(spec);
+    let spec = options.subscribe(spec);
     let events = Events::open(bus, spec.clone()).await?;
     // Where members of a keyed group work side by side, a key goes to another of them by itself.
     if let Some(patience) = patience
@@ -161,17 +172,17 @@ async fn subscribe(
     {
         events.stand_back_when_asked(bus.clone(), spec.clone(), patience.clone());
     }
-    Ok(Source::Events(events, spec))
+    Ok(Intake::Events(events, spec))
 }
 
 async fn serve(
     bus: &Bus,
     service: &SmolStr,
     version: Option<SmolStr>,
-    served: Served,
-    knobs: &Knobs,
-) -> Result<Source> {
-    if *knobs != (Knobs { concurrency: knobs.concurrency, ..Knobs::default() }) {
+    endpoint: Endpoint,
+    options: &HandlerOptions,
+) -> Result<Intake> {
+    if *options != (HandlerOptions { concurrency: options.concurrency, ..HandlerOptions::default() }) {
         return Err(Error::new(
             crate::ErrorKind::Config,
             "a request is answered once or not at all: a handler of requests takes `.concurrency(n)` and no other setting",
@@ -180,9 +191,9 @@ async fn serve(
     let spec = Serve {
         service: service.clone(),
         version,
-        subjects: vec![Subject::new(served.subject)?],
-        credit: knobs.slots(),
+        subjects: vec![Subject::new(endpoint.subject)?],
+        max_in_flight: options.slots(),
     };
     let inbox = bus.transport().requests().serve(spec).await?;
-    Ok(Source::Requests(served, inbox))
+    Ok(Intake::Requests(endpoint, inbox))
 }

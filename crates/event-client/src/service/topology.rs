@@ -13,11 +13,11 @@ impl<S> Service<S> {
     /// What is wrong with a handler's route or group name.
     pub fn topology(&self) -> Result<Topology> {
         let mut topology = Topology::default();
-        for entry in &self.stations {
+        for entry in &self.handlers {
             let route = entry.route.as_ref().map_err(|error| Error::new(error.kind(), error.to_string()))?;
-            if entry.request.is_none() && !entry.knobs.broadcast {
-                let group = Group::new(entry.knobs.group(&self.name, &route.name))?;
-                topology.add(&entry.knobs.subscribe(Subscribe::group(group, route.filters.clone())));
+            if entry.request.is_none() && !entry.options.broadcast {
+                let group = Group::new(entry.options.group(&self.name, &route.name))?;
+                topology.add(&entry.options.subscribe(Subscribe::group(group, route.filters.clone())));
             }
         }
         Ok(topology)

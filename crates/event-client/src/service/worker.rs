@@ -34,7 +34,7 @@ use crate::trail::Trail;
 const CRASH_MARGIN: u32 = 5;
 
 /// What a worker needs beside the handler.
-pub(crate) struct Station {
+pub(crate) struct HandlerRuntime {
     pub(crate) bus: Bus,
     pub(crate) identity: Arc<Identity>,
     pub(crate) retry: RetryPolicy,
@@ -96,7 +96,7 @@ impl Stats {
 }
 
 /// Starts `slots` workers on one subscription. Each takes a delivery only when its service is ready for it.
-pub(super) fn spawn<S>(service: S, slots: usize, station: Arc<Station>, events: Taker) -> JoinSet<()>
+pub(super) fn spawn<S>(service: S, slots: usize, runtime: Arc<HandlerRuntime>, events: Taker) -> JoinSet<()>
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -104,14 +104,14 @@ where
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
         // Kept apart from what a panic left behind.
-        let (service, station, events) = (service.clone(), station.clone(), events.clone());
-        let work = move || work(service.clone(), station.clone(), events.clone());
+        let (service, runtime, events) = (service.clone(), runtime.clone(), events.clone());
+        let work = move || work(service.clone(), runtime.clone(), events.clone());
         workers.spawn(supervise::again("service worker", work));
     }
     workers
 }
 
-async fn work<S>(mut service: S, station: Arc<Station>, mut events: Taker)
+async fn work<S>(mut service: S, runtime: Arc<HandlerRuntime>, mut events: Taker)
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
     S::Future: Send,
@@ -123,16 +123,16 @@ where
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
         let Some(delivery) = events.next().await else { break };
         let (ending, context) = match ready {
-            Ok(()) => station.attempt(&mut service, &pristine, &delivery).await,
+            Ok(()) => runtime.attempt(&mut service, &pristine, &delivery).await,
             Err(error) => (Outcome::retry(error).into(), None),
         };
         if let Ending::Defer(_) = ending {
             events.stand_back();
         }
-        let confirm = station.settle(delivery, ending, context.as_ref());
-        unconfirmed.add(confirm, &station.identity.group, &station.stats).await;
+        let confirm = runtime.settle(delivery, ending, context.as_ref());
+        unconfirmed.add(confirm, &runtime.identity.group, &runtime.stats).await;
     }
-    unconfirmed.rest(&station.identity.group, &station.stats).await;
+    unconfirmed.rest(&runtime.identity.group, &runtime.stats).await;
 }
 
 /// How a delivery ends.
@@ -150,7 +150,7 @@ impl From<Outcome> for Ending {
     }
 }
 
-impl Station {
+impl HandlerRuntime {
     /// Runs the handler once, if it knows the event's version; panics end here. Answers the context of the handling
     /// too, where there was any.
     async fn attempt<S>(
@@ -176,7 +176,8 @@ impl Station {
             let reader = Reader { group: &self.identity.group, broadcast: self.identity.broadcast };
             let meta = read.as_ref().ok().map(|envelope| &envelope.meta);
             let stored = info.published_at.or(meta.and_then(|meta| meta.time)).filter(|_| !info.replayed);
-            match patience.judge(&reader, &message.subject, meta.map(|meta| meta.kind.as_str()), stored) {
+            match patience.judge(&reader, &message.subject, meta.map(|meta| meta.event_type.as_str()), stored)
+            {
                 Fate::Handle => {}
                 Fate::Foreign => return (Ending::Foreign, None),
                 Fate::Wait(pause) => return (Ending::Defer(pause), None),

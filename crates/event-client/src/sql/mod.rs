@@ -58,16 +58,16 @@ pub struct Counts {
 }
 
 /// Rings when another process has committed staged events.
-pub trait Bell: Send {
+pub trait Notifier: Send {
     /// Sees to it that every transaction rings that stages something from now on. What was committed before
     /// did not: look once more when it succeeds.
-    fn arm(&mut self) -> BoxFuture<'_, ()>;
+    fn listen(&mut self) -> BoxFuture<'_, ()>;
 
     /// Whether it will ring.
     fn is_armed(&self) -> bool;
 
     /// Resolves when it rings, or when it can no longer be relied on. Pending for ever while it is not armed.
-    fn rung(&mut self) -> BoxFuture<'_, ()>;
+    fn notified(&mut self) -> BoxFuture<'_, ()>;
 
     /// Nobody needs to ring while the relay works.
     fn disarm(&mut self) -> BoxFuture<'_, ()>;
@@ -79,7 +79,7 @@ pub trait Dialect: sqlx::Database {
     /// What a relay remembers from look to look.
     type Cursor: Default + Send;
     /// How this database wakes a relay.
-    type Bell: Bell;
+    type Notifier: Notifier;
 
     /// Creates the tables of outbox and inbox where they are missing.
     fn create_tables(connection: &mut Self::Connection) -> BoxFuture<'_, sqlx::Result<()>>;
@@ -96,7 +96,7 @@ pub trait Dialect: sqlx::Database {
     ) -> BoxFuture<'c, sqlx::Result<Look>>;
 
     /// A bell for a relay on `pool`.
-    fn bell(pool: &sqlx::Pool<Self>) -> Self::Bell;
+    fn notifier(pool: &sqlx::Pool<Self>) -> Self::Notifier;
 
     /// Takes or renews the right to publish for the time of `lease`; `false` while another holder's lasts.
     fn claim<'c>(

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{Sqlite, SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{Row as _, query};
 
-use super::{Bell, COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row, now};
+use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Notifier, Row, now};
 use crate::bounds;
 use crate::error::ErrorKind;
 
@@ -38,7 +38,7 @@ const TABLES: [&str; 7] = [
 
 impl Dialect for Sqlite {
     type Cursor = ();
-    type Bell = NoBell;
+    type Notifier = NoNotifier;
 
     fn create_tables(connection: &mut SqliteConnection) -> BoxFuture<'_, sqlx::Result<()>> {
         Box::pin(async move {
@@ -79,8 +79,8 @@ impl Dialect for Sqlite {
         })
     }
 
-    fn bell(_: &SqlitePool) -> NoBell {
-        NoBell
+    fn notifier(_: &SqlitePool) -> NoNotifier {
+        NoNotifier
     }
 
     fn claim<'c>(
@@ -222,10 +222,10 @@ fn list<T: serde::Serialize>(values: &Vec<T>) -> String {
 
 /// SQLite tells nobody of a commit: a relay is woken within its process, and looks now and then.
 #[derive(Debug)]
-pub struct NoBell;
+pub struct NoNotifier;
 
-impl Bell for NoBell {
-    fn arm(&mut self) -> BoxFuture<'_, ()> {
+impl Notifier for NoNotifier {
+    fn listen(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(ready(()))
     }
 
@@ -233,7 +233,7 @@ impl Bell for NoBell {
         false
     }
 
-    fn rung(&mut self) -> BoxFuture<'_, ()> {
+    fn notified(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(pending())
     }
 

@@ -25,7 +25,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let t = TestBus::start(Service::new("billing").on(charge)).await; // inside #[tokio::test]
-//! t.publish(OrderPlaced { order_id: 7 }).await.settled().await; // the second of backoff takes no time
+//! t.publish(OrderPlaced { order_id: 7 }).await.until_idle().await; // the second of backoff takes no time
 //! assert_eq!(t.handler("billing.orders.placed").outcomes(), [Retry, Ack]);
 //! assert_eq!(t.emitted::<OrderPaid>().once(), OrderPaid { order_id: 7 });
 //! assert!(t.dead_letters().await.is_empty());
@@ -149,7 +149,7 @@ impl TestBus {
     ///
     /// # Panics
     /// When that does not come, naming the groups and what they wait for: after a week of paused time, or 30 s.
-    pub async fn settled(&self) -> &Self {
+    pub async fn until_idle(&self) -> &Self {
         let deadline = bounds::from_now(self.bound);
         let mut look_again = Duration::from_millis(1);
         loop {

@@ -78,7 +78,7 @@ impl Records {
         let subjects = E::subjects().unwrap_or_else(|error| panic!("{error}"));
         let read = |message: &Message| {
             let decoded = Envelope::read(message).and_then(|envelope| {
-                let version = version_of(&envelope.meta.kind, E::NAME).unwrap_or(E::VERSION);
+                let version = version_of(&envelope.meta.event_type, E::NAME).unwrap_or(E::VERSION);
                 Ok((E::decode(version, &envelope)?, envelope.meta))
             });
             decoded

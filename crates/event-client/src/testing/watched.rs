@@ -28,7 +28,7 @@ impl Watched {
         emits: bool,
         settings: Settings,
     ) -> Bus {
-        Bus::over(Arc::new(Self { memory, records, emits }), settings)
+        Bus::with_transport(Arc::new(Self { memory, records, emits }), settings)
             .expect("the default durability is no promise")
     }
 }

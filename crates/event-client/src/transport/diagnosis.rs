@@ -15,8 +15,9 @@ const SKEW: Duration = Duration::from_secs(1);
 pub struct Finding {
     /// What was looked at, in one or two words: `version`.
     pub check: SmolStr,
-    /// What is thought of it.
-    pub verdict: Verdict,
+    /// How serious it is. Serialized as `verdict`.
+    #[serde(rename = "verdict")]
+    pub severity: Severity,
     /// What was seen, and what to do about it.
     pub text: String,
 }
@@ -24,7 +25,7 @@ pub struct Finding {
 /// What is thought of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub enum Severity {
     /// As it should be.
     Good,
     /// It works; in production it should be otherwise.
@@ -36,17 +37,17 @@ pub enum Verdict {
 impl Finding {
     /// All is well.
     pub fn good(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
-        Self { check: check.into(), verdict: Verdict::Good, text: text.into() }
+        Self { check: check.into(), severity: Severity::Good, text: text.into() }
     }
 
     /// It works and could be better.
     pub fn advice(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
-        Self { check: check.into(), verdict: Verdict::Advice, text: text.into() }
+        Self { check: check.into(), severity: Severity::Advice, text: text.into() }
     }
 
     /// Something is wrong.
     pub fn bad(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
-        Self { check: check.into(), verdict: Verdict::Bad, text: text.into() }
+        Self { check: check.into(), severity: Severity::Bad, text: text.into() }
     }
 }
 
@@ -111,11 +112,11 @@ mod tests {
     #[test]
     fn clocks_are_judged_by_what_lies_outside_the_question() {
         let at = |ms| Timestamp::from_millisecond(ms).unwrap();
-        assert_eq!(clock(at(10), at(12), at(14)).verdict, Verdict::Good);
-        assert_eq!(clock(at(10_000), at(9_500), at(10_001)).verdict, Verdict::Good);
+        assert_eq!(clock(at(10), at(12), at(14)).severity, Severity::Good);
+        assert_eq!(clock(at(10_000), at(9_500), at(10_001)).severity, Severity::Good);
         for server in [at(1_000), at(20_000)] {
             let finding = clock(at(10_000), server, at(10_100));
-            assert_eq!(finding.verdict, Verdict::Bad, "{finding:?}");
+            assert_eq!(finding.severity, Severity::Bad, "{finding:?}");
         }
         assert!(clock(at(10_000), at(1_000), at(10_100)).text.contains("9000 ms"));
     }
@@ -124,8 +125,8 @@ mod tests {
     fn nine_tenths_of_a_budget_are_too_many() {
         assert_eq!(room("x", "x", 5, None, ""), None);
         assert_eq!(room("x", "x", 5, Some(0), ""), None);
-        assert_eq!(room("x", "x", 899, Some(1_000), "").unwrap().verdict, Verdict::Good);
-        assert_eq!(room("x", "x", 900, Some(1_000), "").unwrap().verdict, Verdict::Bad);
+        assert_eq!(room("x", "x", 899, Some(1_000), "").unwrap().severity, Severity::Good);
+        assert_eq!(room("x", "x", 900, Some(1_000), "").unwrap().severity, Severity::Bad);
     }
 
     #[test]

@@ -36,7 +36,7 @@ mod topology;
 pub use admin::{Admin, DeadLetter, DeadLetterFilter, GroupStatus};
 pub(crate) use connect::URLS;
 pub use connect::open;
-pub use diagnosis::{Finding, Verdict};
+pub use diagnosis::{Finding, Severity};
 pub(crate) use headers::is_reserved;
 pub use memory::{MemoryConfig, MemoryTransport};
 pub use provision::Provision;
@@ -203,7 +203,7 @@ pub struct Subscribe {
     /// but for zero, which is refused.
     pub lease: Duration,
     /// Most unsettled deliveries at a time.
-    pub credit: usize,
+    pub max_in_flight: usize,
     /// In order per key, one at a time per key; messages without a key are free. All live members of a group must
     /// agree on it, or the newcomer is refused with [`ErrorKind::Config`](crate::ErrorKind::Config).
     pub keyed: bool,
@@ -238,7 +238,7 @@ impl Subscribe {
             filters: filters.into(),
             start: Start::New,
             lease: Self::DEFAULT_LEASE,
-            credit: 1,
+            max_in_flight: 1,
             keyed: false,
         }
     }
@@ -247,7 +247,7 @@ impl Subscribe {
     pub fn broadcast(filters: impl Into<Vec<Pattern>>) -> Self {
         Self {
             mode: Mode::Broadcast,
-            credit: 256,
+            max_in_flight: 256,
             ..Self::group(Group::new("broadcast").expect("a valid name"), filters)
         }
     }

@@ -43,13 +43,13 @@ pub struct Serve {
     /// The subjects it answers.
     pub subjects: Vec<Subject>,
     /// Most requests taken at a time; beyond it callers wait for another member or for their deadline.
-    pub credit: usize,
+    pub max_in_flight: usize,
 }
 
 impl Serve {
     /// A member of a service without a version.
-    pub fn new(service: impl Into<SmolStr>, subjects: Vec<Subject>, credit: usize) -> Self {
-        Self { service: service.into(), version: None, subjects, credit }
+    pub fn new(service: impl Into<SmolStr>, subjects: Vec<Subject>, max_in_flight: usize) -> Self {
+        Self { service: service.into(), version: None, subjects, max_in_flight }
     }
 }
 

@@ -45,7 +45,7 @@ async fn a_full_batch_starts_at_once_and_a_part_of_one_after_the_wait() {
     let t = TestBus::start(service).await;
     let start = Instant::now();
     publish(&t, 0..10).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(sizes(&seen), [4, 4, 2]);
     assert_eq!(seen.lock().unwrap().concat(), (0..10).collect::<Vec<_>>(), "in the order of arrival");
     assert_eq!(t.handler(GROUP).outcomes(), [Ack; 10]);
@@ -65,7 +65,7 @@ async fn no_more_batches_run_at_a_time_than_asked_for() {
     let handler = slow.batch(2, Duration::from_millis(1)).concurrency(3);
     let t = TestBus::start(Service::new("store").on(handler).with_state(gauge.clone())).await;
     publish(&t, 0..40).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(gauge.0.1.load(Ordering::SeqCst), 3);
 }
 
@@ -87,7 +87,7 @@ async fn each_item_is_settled_as_its_own_outcome_says() {
         ids.push(message.id.clone());
         t.bus().publish_message(message).await.unwrap();
     }
-    t.settled().await;
+    t.until_idle().await;
     let handled = t.handler(GROUP);
     let outcomes: Vec<_> = ids.iter().map(|id| handled.of(id).outcomes()).collect();
     assert_eq!(outcomes, [vec![Ack], vec![Reject], vec![Retry, Retry, Ack], vec![Ack]]);
@@ -103,7 +103,7 @@ async fn an_error_is_every_items_error() {
     let handler = fail.batch(3, Duration::from_millis(10)).retry(RetryPolicy::attempts(2));
     let t = TestBus::start(Service::new("store").on(handler)).await;
     publish(&t, 0..3).await;
-    t.settled().await;
+    t.until_idle().await;
     let dead = t.dead_letters().await;
     assert_eq!(dead.len(), 3);
     assert!(dead.iter().all(|letter| letter.reason == Reason::Exhausted && letter.attempts == 2));
@@ -118,7 +118,7 @@ async fn a_wrong_number_of_outcomes_is_an_error_and_nothing_is_taken_as_done() {
     let handler = miscount.batch(3, Duration::from_millis(10)).retry(RetryPolicy::never());
     let t = TestBus::start(Service::new("store").on(handler)).await;
     publish(&t, 0..3).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Reject; 3]);
     assert_eq!(t.handler(GROUP).errors(), ["the batch handler answered 1 outcomes for 3 items"; 3]);
 }
@@ -134,7 +134,7 @@ async fn what_does_not_decode_is_rejected_alone() {
     broken.payload = String::from_utf8(broken.payload.to_vec()).unwrap().replace(":100", ":\"many\"").into();
     t.bus().publish_message(broken.clone()).await.unwrap();
     publish(&t, [3]).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [vec![1, 3]]);
     let dead = t.dead_letters().await;
     assert_eq!((dead.len(), dead[0].reason, &dead[0].message), (1, Reason::Undecodable, &broken));
@@ -147,7 +147,7 @@ async fn a_panic_is_every_items_panic_and_the_next_batch_runs() {
     }
     let t = TestBus::start(Service::new("store").on_batch(trip, 2, Duration::from_millis(10))).await;
     publish(&t, 0..2).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.running().counts()[GROUP].panicked, 2);
     assert_eq!(t.handler(GROUP).errors(), ["the handler panicked: tripped"; 2]);
     assert_eq!(t.handler(GROUP).outcomes(), [Retry, Retry, Ack, Ack]);
@@ -174,7 +174,7 @@ async fn keyed_batches_hold_one_item_of_a_key_and_keep_its_order() {
     for n in 0..40_i64 {
         t.publish(OrderPlaced { order_id: n as u64 % 4, cents: n }).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     let order = seen.lock().unwrap().concat();
     assert_eq!(order.len(), 40);
     for key in 0..4 {
@@ -197,7 +197,7 @@ async fn items_emit_with_their_own_cause_and_with_ids_that_last() {
     }
     let t = TestBus::start(Service::new("store").on_batch(pay, 2, Duration::from_millis(1))).await;
     publish(&t, 0..2).await;
-    t.settled().await;
+    t.until_idle().await;
     let emitted = t.emitted::<OrderPaid>();
     assert_eq!(emitted.len(), 4);
     for order_id in 0..2 {

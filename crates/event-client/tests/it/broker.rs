@@ -38,7 +38,7 @@ pub(crate) fn message(subject: &str, text: &str) -> Message {
 pub(crate) fn group(name: &str, pattern: &str) -> Subscribe {
     let mut spec =
         Subscribe::group(Group::new(name).expect("a group"), [Pattern::new(pattern).expect("a pattern")]);
-    spec.credit = 8;
+    spec.max_in_flight = 8;
     spec
 }
 
@@ -55,7 +55,7 @@ pub(crate) async fn plain_service(bus: &Arc<dyn Transport>) -> (Running, Unbound
         meta: service::Meta,
         Msg(order): Msg<OrderPlaced>,
     ) -> Outcome {
-        seen.send((attempt.key().to_owned(), meta.0, order)).expect("the test listens");
+        seen.send((attempt.idempotency_key().to_owned(), meta.0, order)).expect("the test listens");
         match count.fetch_add(1, Ordering::Relaxed) {
             0 => Outcome::Release,
             1 => Outcome::retry("once more"),
@@ -64,7 +64,7 @@ pub(crate) async fn plain_service(bus: &Arc<dyn Transport>) -> (Running, Unbound
     }
     let (seen, taken) = unbounded_channel();
     let quick = RetryPolicy::default().backoff(Duration::from_millis(1), Duration::from_millis(1));
-    let bus = Bus::over(bus.clone(), Settings::default()).expect("the default durability");
+    let bus = Bus::with_transport(bus.clone(), Settings::default()).expect("the default durability");
     let service = Service::new("billing").bus(bus).on(take.plain().retry(quick).concurrency(1));
     (service.with_state(Seen(seen, Arc::default())).start().await.expect("started"), taken)
 }
@@ -75,7 +75,7 @@ pub(crate) async fn same_event(taken: &mut UnboundedReceiver<Taken>, deliveries:
     for _ in 1..deliveries {
         assert_eq!(taken.recv().await.expect("another delivery"), first);
     }
-    assert_eq!((first.1.source.as_str(), first.1.kind.as_str()), ("unknown", "orders.placed.v1"));
+    assert_eq!((first.1.source.as_str(), first.1.event_type.as_str()), ("unknown", "orders.placed.v1"));
     assert!(first.1.time.is_some(), "{:?}", first.1);
     first
 }

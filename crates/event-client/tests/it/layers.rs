@@ -84,9 +84,11 @@ fn once() -> RetryPolicy {
 async fn the_stack_of_the_front_page() {
     let bank = Bank::default();
     let service = Service::new("billing").on(charge.concurrency(32).keyed()).retry(once());
-    let service = service.layer((TraceLayer, MetricsLayer, Timeout::secs(10))).with_state(bank.clone());
+    let service = service
+        .layer((TraceLayer, MetricsLayer, Timeout::new(Duration::from_secs(10))))
+        .with_state(bank.clone());
     let t = TestBus::start(service).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Ack]);
 }
 
@@ -94,10 +96,11 @@ async fn the_stack_of_the_front_page() {
 async fn a_timeout_is_retried_then_dead_lettered() {
     let bank = Bank::default();
     bank.slow(11_000);
-    let service = Service::new("billing").on(charge).retry(once()).layer(Timeout::secs(10));
+    let service =
+        Service::new("billing").on(charge).retry(once()).layer(Timeout::new(Duration::from_secs(10)));
     let t = TestBus::start(service.with_state(bank.clone())).await;
     let start = Instant::now();
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes().len(), 2);
     assert!(t.handler(GROUP).errors()[0].contains("longer than the 10s"), "{:?}", t.handler(GROUP).errors());
     assert_eq!(t.handler(GROUP).outcomes()[1], Reject);
@@ -109,14 +112,15 @@ async fn a_timeout_is_retried_then_dead_lettered() {
 async fn a_timeout_around_a_request_handler_answers_deadline_exceeded() {
     let (bus, bank) = (memory(), Bank::default());
     bank.slow(3_000);
-    let service = Service::new("pricing").bus(bus.clone()).reply(quote).layer(Timeout::secs(2));
+    let service =
+        Service::new("pricing").bus(bus.clone()).reply(quote).layer(Timeout::new(Duration::from_secs(2)));
     let _service = service.with_state(bank).start().await.unwrap();
     match bus.request(sku("tea")).await.unwrap_err() {
         CallError::Status(status) => assert_eq!(status.code, Code::DeadlineExceeded),
         other => panic!("{other:?}"),
     }
     // On the caller's side it is the caller's deadline.
-    let client = bus.client().layer(Timeout::millis(500));
+    let client = bus.client().layer(Timeout::new(Duration::from_millis(500)));
     let start = Instant::now();
     let error = client.request(sku("tea")).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
@@ -129,11 +133,11 @@ async fn retry_in_place_keeps_the_delivery() {
     bank.down(true);
     let service = Service::new("billing").on(charge).retry(once()).layer(Retry::attempts(3));
     let t = TestBus::start(service.with_state(bank.clone())).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(bank.calls(), 6, "three in place for each of two attempts");
     assert_eq!(t.handler(GROUP).outcomes().len(), 2);
     bank.down(false);
-    t.publish(placed(2)).await.settled().await;
+    t.publish(placed(2)).await.until_idle().await;
     assert_eq!(bank.calls(), 7);
 }
 
@@ -192,7 +196,7 @@ async fn an_open_circuit_holds_events_back_without_spending_their_attempts() {
     assert_eq!(breaker.state(GROUP).as_str(), "open");
     assert_eq!(bank.calls(), 2, "nothing is called while it is open");
     bank.down(false);
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes().last(), Some(&Ack));
     assert!(
         (60..62).contains(&start.elapsed().as_secs()),
@@ -262,7 +266,7 @@ async fn a_rate_slows_events_and_refuses_requests_that_cannot_wait() {
     for id in 0..21 {
         t.publish(placed(id)).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     assert!((2000..2100).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
     assert_eq!(t.handler(GROUP).outcomes(), [Ack; 21]);
 
@@ -272,7 +276,7 @@ async fn a_rate_slows_events_and_refuses_requests_that_cannot_wait() {
     let client = bus.client().layer(RateLimit::per_second(1).burst(1));
     client.request(sku("tea")).await.unwrap();
     let start = Instant::now();
-    let error = client.request(sku("tea")).within(Duration::from_millis(500)).await.unwrap_err();
+    let error = client.request(sku("tea")).timeout(Duration::from_millis(500)).await.unwrap_err();
     assert_eq!((error.code(), start.elapsed()), (Code::ResourceExhausted, Duration::ZERO));
     client.request(sku("tea")).await.unwrap();
     assert_eq!(start.elapsed().as_millis() / 10, 100, "the other waits for its turn");
@@ -302,22 +306,22 @@ async fn a_message_that_was_handled_is_not_handled_again() {
     let t = TestBus::start(service.with_state(bank.clone())).await;
     for _ in 0..3 {
         t.bus().publish(placed(1)).id("the-same").await.unwrap();
-        t.settled().await;
+        t.until_idle().await;
     }
     assert_eq!((bank.calls(), t.handler(GROUP).outcomes()), (1, vec![Ack; 3]));
     tokio::time::sleep(Duration::from_secs(601)).await;
     t.bus().publish(placed(1)).id("the-same").await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(bank.calls(), 2, "forgotten after its time");
 
     // What failed was not handled: neither a retry nor a replay is skipped.
     bank.down(true);
     t.bus().publish(placed(2)).id("another").await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!((bank.calls(), t.dead_letters().await.len()), (4, 1));
     bank.down(false);
     assert_eq!(t.replay_dead_letters().await, 1);
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(bank.calls(), 5);
 }
 
@@ -353,11 +357,11 @@ async fn a_panic_goes_through_all_layers_and_leaves_them_whole() {
         RateLimit::per_second(1000),
         limit.clone(),
         Retry::attempts(2),
-        Timeout::secs(10),
+        Timeout::new(Duration::from_secs(10)),
     );
     let service = Service::new("billing").on(sometimes).retry(once()).layer(layers);
     let t = TestBus::start(service).await;
-    t.publish(placed(1)).await.publish(placed(2)).await.settled().await;
+    t.publish(placed(1)).await.publish(placed(2)).await.until_idle().await;
     let counts = t.running().counts()[GROUP];
     assert_eq!((counts.acked, counts.rejected, counts.panicked), (1, 1, 2));
     assert_eq!(limit.running(), 0, "its permit came back");

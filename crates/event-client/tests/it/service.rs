@@ -38,7 +38,7 @@ async fn outcomes_are_values() {
         }
     }
     let t = TestBus::start(Service::new("billing").on(all_four).with_state(Calls::default())).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     let handled = t.handler(GROUP);
     assert_eq!(handled.outcomes(), [Release, Retry, Retry, Ack], "{:?}", handled.errors());
     let waited = handled.attempts()[2].at - handled.attempts()[1].at;
@@ -62,12 +62,12 @@ async fn errors_say_whether_to_try_again() {
         }
     }
     let t = TestBus::start(Service::new("billing").on(pay)).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     let dead = t.dead_letters().await;
     assert_eq!((dead[0].reason, dead[0].error.as_str()), (Reason::Permanent, "declined: code 51"));
     assert_eq!(dead[0].attempts, 1);
     let start = Instant::now();
-    t.publish(placed(2)).await.settled().await;
+    t.publish(placed(2)).await.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Reject, Retry, Ack]);
     assert_eq!(start.elapsed().as_secs(), 30);
 }
@@ -78,7 +78,7 @@ async fn a_panic_is_isolated_counted_and_tried_again() {
         assert!(order.order_id != 1 || attempt.number() > 1, "tripped over {}", order.order_id);
     }
     let t = TestBus::start(Service::new("billing").on(trip.concurrency(1))).await;
-    t.publish(placed(1)).await.publish(placed(2)).await.settled().await;
+    t.publish(placed(1)).await.publish(placed(2)).await.until_idle().await;
     let counts = t.running().counts()[GROUP];
     assert_eq!((counts.panicked, counts.retried, counts.acked, counts.rejected), (1, 1, 2, 0));
     assert_eq!(t.handler(GROUP).errors(), ["the handler panicked: tripped over 1"]);
@@ -92,7 +92,7 @@ async fn spent_retries_make_a_dead_letter_with_the_original_bytes() {
     let t = TestBus::start(Service::new("billing").on(fail.retry(RetryPolicy::attempts(3)))).await;
     let mut sent = t.bus().publish(placed(1)).header("tenant", "acmé").into_message().unwrap();
     t.bus().publish_message(sent.clone()).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Retry, Retry, Reject]);
     let dead = t.dead_letters().await.remove(0);
     sent.durability = dead.message.durability;
@@ -116,11 +116,11 @@ async fn a_replay_reaches_the_failing_group_only_and_counts_from_one() {
     let mended = Mended::default();
     let service = Service::new("billing").on(fragile).on(sturdy.group("billing.sturdy"));
     let t = TestBus::start(service.with_state(mended.clone())).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(t.dead_letters().await.len(), 1);
     mended.0.store(1, Ordering::Relaxed);
     assert_eq!(t.replay_dead_letters().await, 1);
-    t.settled().await;
+    t.until_idle().await;
     assert!(t.dead_letters().await.is_empty());
     assert_eq!(t.handler(GROUP).outcomes(), [Reject, Ack]);
     assert_eq!(t.handler("billing.sturdy").outcomes(), [Ack]);
@@ -134,7 +134,7 @@ async fn two_handlers_of_one_event_are_groups_of_their_own() {
     async fn works(Msg(_): Msg<OrderPlaced>) {}
     let service = Service::new("billing").on(fails.retry(RetryPolicy::attempts(2))).on(works.group("audit"));
     let t = TestBus::start(service).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Retry, Reject]);
     assert_eq!(t.handler("audit").outcomes(), [Ack]);
 }
@@ -166,7 +166,7 @@ async fn a_keyed_handler_keeps_the_order_of_each_key_through_failures() {
     for n in 0..60_i64 {
         t.publish(OrderPlaced { order_id: n as u64 % 6, cents: n }).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     let seen = seen.lock().unwrap();
     assert_eq!(seen.len(), 60);
     assert!(!seen.is_sorted(), "other keys went on while one waited");
@@ -197,7 +197,7 @@ async fn emitted_events_carry_their_cause_and_keep_their_ids_over_attempts() {
     let sent = t.bus().publish(placed(1)).into_message().unwrap();
     let origin = event_client::envelope::Envelope::read(&sent).unwrap().meta;
     t.bus().publish_message(sent.clone()).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     let emitted = t.emitted::<OrderPaid>();
     let ids: Vec<_> = emitted.metas().iter().map(|meta| meta.id.clone()).collect();
     assert_eq!(ids.len(), 4);
@@ -222,7 +222,7 @@ async fn every_process_sees_a_broadcast() {
     let t = TestBus::start(Service::new("board").on(listen.broadcast()).with_state(one.clone())).await;
     let other = Service::new("board").on(listen.broadcast()).with_state(two.clone());
     let other = other.bus(t.bus().clone()).start().await.unwrap();
-    t.publish(placed(1)).await.publish(placed(2)).await.settled().await;
+    t.publish(placed(1)).await.publish(placed(2)).await.until_idle().await;
     while other.counts()["board.orders.placed"].acked < 2 {
         tokio::task::yield_now().await;
     }
@@ -247,7 +247,7 @@ async fn draining_finishes_what_runs_and_hands_back_the_rest() {
     let left = t.bus().admin().groups().await.unwrap().remove(0);
     assert_eq!((left.waiting, left.in_flight), (2, 0));
     t.restart(service()).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(seen.lock().unwrap().len(), 3, "nothing twice, nothing lost");
 }
 
@@ -273,7 +273,7 @@ async fn draining_gives_up_at_its_bound_and_names_what_it_left() {
     assert!(error.to_string().contains("billing.orders.placed (1)"), "{error}");
     assert_eq!(start.elapsed().as_secs(), 3);
     t.restart(service()).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.handler(GROUP).outcomes(), [Ack], "it was delivered again");
 }
 
@@ -282,10 +282,10 @@ async fn a_group_without_members_keeps_what_comes_meanwhile() {
     let seen = Seen::default();
     let service = || Service::new("billing").on(see).with_state(seen.clone());
     let mut t = TestBus::start(service()).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     t.stop().await.unwrap();
     t.publish(placed(2)).await.publish(placed(3)).await;
     t.restart(service()).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [1, 2, 3]);
 }

@@ -177,7 +177,7 @@ fn the_lag_of_a_group_is_exported() {
         runtime.block_on(async {
             let bus = memory();
             let mut spec = group("g", "orders.>");
-            spec.credit = 2;
+            spec.max_in_flight = 2;
             let subscription = bus.transport().subscribe(spec).await.unwrap();
             bus.publish_all((1..=4).map(placed)).await.unwrap();
             let next = async || subscription.next().await.expect("a delivery");

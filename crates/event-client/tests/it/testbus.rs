@@ -33,7 +33,7 @@ async fn records_outcomes_and_emitted_events_without_waiting() {
     })))
     .await;
     let start = Instant::now();
-    t.publish(placed(7)).await.settled().await;
+    t.publish(placed(7)).await.until_idle().await;
     assert_eq!(t.handler("billing.orders.placed").outcomes(), [Retry, Retry, Ack]);
     assert_eq!(t.handler("billing.orders.placed").errors(), ["the bank is down"; 2]);
     assert_eq!(t.emitted::<OrderPaid>().once(), OrderPaid { order_id: 7 });
@@ -52,7 +52,7 @@ async fn an_already_paused_clock_is_fine_and_delayed_messages_are_waited_for() {
     let t = TestBus::start(Service::new("billing").on(flaky)).await;
     let start = Instant::now();
     t.bus().publish(placed(1)).delay(Duration::from_secs(3600)).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(t.handler("billing.orders.placed").outcomes(), [Retry, Retry, Ack]);
     assert!(start.elapsed() >= Duration::from_secs(3599));
 }
@@ -66,7 +66,7 @@ async fn expired_messages_do_not_hold_it_up() {
         .expires_in(Duration::from_secs(30))
         .await
         .unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert!(t.handler("billing.orders.placed").attempts().is_empty());
 }
 
@@ -80,7 +80,7 @@ async fn broadcast_handlers_are_waited_for() {
     for id in 1..=3 {
         t.publish(placed(id)).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     // A broadcast is never tried again and never kept.
     assert_eq!(t.handler("board.orders.placed").outcomes(), [Ack, Reject, Ack]);
     assert!(t.dead_letters().await.is_empty());
@@ -95,7 +95,7 @@ async fn real_time_waits_for_signals() {
         }
     }
     let t = TestBus::real_time(Service::new("billing").on(once)).await;
-    t.publish(placed(1)).await.settled().await;
+    t.publish(placed(1)).await.until_idle().await;
     assert_eq!(t.handler("billing.orders.placed").outcomes(), [Retry, Ack]);
 }
 
@@ -106,7 +106,7 @@ async fn a_handler_that_never_ends_is_named() {
     }
     let t = TestBus::start(Service::new("billing").on(stuck)).await;
     t.publish(placed(1)).await;
-    let panic = std::panic::AssertUnwindSafe(t.settled()).catch_unwind().await.unwrap_err();
+    let panic = std::panic::AssertUnwindSafe(t.until_idle()).catch_unwind().await.unwrap_err();
     let text = panic.downcast_ref::<String>().unwrap();
     assert!(
         text.contains("`billing.orders.placed` has 0 waiting") && text.contains("1 being handled"),
@@ -117,7 +117,7 @@ async fn a_handler_that_never_ends_is_named() {
 #[tokio::test]
 async fn wrong_expectations_say_what_happened_instead() {
     let t = TestBus::start(Service::new("billing").on(flaky)).await;
-    t.publish(placed(1)).await.publish(placed(2)).await.settled().await;
+    t.publish(placed(1)).await.publish(placed(2)).await.until_idle().await;
     let text = |call: &dyn Fn()| {
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).unwrap_err();
         panic.downcast_ref::<String>().unwrap().clone()

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use percent_encoding::percent_decode_str;
 use reqwest::{Method, Url};
 
-use super::{App, reply};
+use super::{App, error_response};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest answer that is passed on.
@@ -32,7 +32,7 @@ pub(super) async fn remove(State(app): State<Arc<App>>, Path(name): Path<String>
 }
 
 async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
-    let failed = |text: String| reply::refuse(StatusCode::INTERNAL_SERVER_ERROR, text);
+    let failed = |text: String| error_response::refuse(StatusCode::INTERNAL_SERVER_ERROR, text);
     let Some(base) = &app.config.file_storage_url else {
         return failed("no file storage is configured: set FILE_STORAGE_URL".into());
     };
@@ -41,7 +41,7 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
         return failed("FILE_STORAGE_URL has to be a URL such as http://files:9000".into());
     };
     let Some(url) = address_of(base, name) else {
-        return reply::refuse(
+        return error_response::refuse(
             StatusCode::BAD_REQUEST,
             "a file's name has no control characters and is no dots",
         );
@@ -55,7 +55,7 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
     };
     let status = answer.status();
     if let (StatusCode::NOT_FOUND, Some(name)) = (status, name) {
-        return reply::refuse(StatusCode::NOT_FOUND, format!("File '{name}' not found"));
+        return error_response::refuse(StatusCode::NOT_FOUND, format!("File '{name}' not found"));
     }
     if !status.is_success() {
         return failed(format!("the file storage answered {status}"));

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{App, entry};
+use super::{App, logthon_entry};
 
 /// Records of a service that Logthon kept when nobody said otherwise.
 const MAX_SIZE: u64 = 1000;
@@ -18,7 +18,7 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         Ok(counts) => Json(json!({
             "status": "healthy",
             "service": "logthon",
-            "timestamp": entry::local(Timestamp::now()),
+            "timestamp": logthon_entry::local(Timestamp::now()),
             "connected_clients": connected(&app),
             "log_counts": counts,
         }))

@@ -13,11 +13,11 @@ use serde_json::json;
 
 use super::pages::{Document, Pages};
 use super::query::{self, Parameters};
-use super::{App, entry, page, reply};
+use super::{App, error_response, logthon_entry, page};
 use crate::error::Result;
 use crate::ingest::problem::Problem;
 use crate::ingest::submission;
-use crate::store::{Cursor, Filter, Group, Order, Query as Question};
+use crate::store::{Cursor, Filter, Order, Query as Question, RecordBatch};
 
 const ADDED: ([(header::HeaderName, &str); 1], &str) =
     ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"success","message":"Log entry added"}"#);
@@ -26,20 +26,20 @@ const ADDED: ([(header::HeaderName, &str); 1], &str) =
 pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|encoding| !is_identity(encoding)) {
         let text = format!("a body with Content-Encoding {encoding:?} is not taken: send it as it is");
-        return reply::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
+        return error_response::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
     }
     let body = match read(&app, &headers, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
     if !is_json(&headers) {
-        return reply::unprocessable(submission::unmarked(&body));
+        return error_response::unprocessable(submission::unmarked(&body));
     }
     let records = match submission::read(&body) {
         Ok(records) => records,
-        Err(problems) => return reply::unprocessable(problems),
+        Err(problems) => return error_response::unprocessable(problems),
     };
-    match app.ingest.offer(Group { delivery: None, records }).await {
+    match app.ingest.offer(RecordBatch { delivery: None, records }).await {
         Ok(()) => ADDED.into_response(),
         Err(error) => error.into_response(),
     }
@@ -49,7 +49,7 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> std::result::Result
     let most = app.config.max_body;
     let too_large = || {
         let text = format!("the body is larger than {most} bytes: send less at once");
-        reply::refuse(StatusCode::PAYLOAD_TOO_LARGE, text)
+        error_response::refuse(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     let announced =
         headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -64,12 +64,12 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> std::result::Result
             Err(if whole {
                 too_large()
             } else {
-                reply::refuse(StatusCode::BAD_REQUEST, "the body ended too early")
+                error_response::refuse(StatusCode::BAD_REQUEST, "the body ended too early")
             })
         }
         Err(_) => {
             let text = format!("the body did not come within {:?}", app.config.body_timeout);
-            Err(reply::refuse(StatusCode::REQUEST_TIMEOUT, text))
+            Err(error_response::refuse(StatusCode::REQUEST_TIMEOUT, text))
         }
     }
 }
@@ -127,7 +127,9 @@ pub(super) async fn list(
     let limit = match which.limit.as_deref().map(|text| (text, text.trim().parse::<i64>())) {
         None => 100,
         Some((_, Ok(limit))) => limit,
-        Some((text, Err(_))) => return reply::unprocessable(vec![Problem::not_an_integer("limit", text)]),
+        Some((text, Err(_))) => {
+            return error_response::unprocessable(vec![Problem::not_an_integer("limit", text)]);
+        }
     };
     match entries(&app, which.service, limit).await {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
@@ -151,7 +153,7 @@ async fn entries(app: &Arc<App>, service: Option<String>, limit: i64) -> Result<
     }
     let document = Document {
         head: r#"{"logs":["#,
-        record: entry::text_of,
+        record: logthon_entry::text_of,
         tail: Box::new(|end| format!(r#"],"count":{}}}"#, end.count)),
         bytes: usize::MAX,
     };
@@ -189,7 +191,7 @@ pub(super) async fn clear(
         let fields =
             fields.into_iter().chain([("client.address", client.into())]).chain(agent).chain(forwarded);
         trace.attributes.extend(fields.map(|(name, value)| (name.to_owned(), value)));
-        if let Err(error) = app.ingest.offer(Group { delivery: None, records: vec![trace] }).await {
+        if let Err(error) = app.ingest.offer(RecordBatch { delivery: None, records: vec![trace] }).await {
             tracing::warn!(error = error.chain(), "the record of it could not be stored");
         }
     }

@@ -1,15 +1,15 @@
 //! The HTTP door: Logthon's API under all its spellings, our own API, and the page.
 
-pub(crate) mod entry;
+mod aliases;
+mod error_response;
 mod feed;
 mod files;
 mod info;
 mod logs;
+pub(crate) mod logthon_entry;
 mod page;
 mod pages;
 mod query;
-mod reply;
-mod spelling;
 mod tail;
 mod websocket;
 
@@ -55,10 +55,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let mut router = Router::new();
     for (path, methods) in routes {
         // The first to ask for a spelling has it: `/api/logs` is the logs, not the page.
-        for spelling in
-            spelling::spellings(path).into_iter().filter(|spelling| taken.insert(spelling.clone()))
-        {
-            router = router.route(&spelling, methods.clone());
+        for alias in aliases::aliases(path).into_iter().filter(|alias| taken.insert(alias.clone())) {
+            router = router.route(&alias, methods.clone());
         }
     }
     router.with_state(app)

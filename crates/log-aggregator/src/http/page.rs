@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use super::{App, reply};
+use super::{App, error_response};
 
 /// Everything from here, nothing inline, no frame around it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -29,7 +29,7 @@ pub(super) async fn asset(Path(file): Path<String>) -> Response {
         "app.js" => guarded("text/javascript; charset=utf-8", SCRIPT),
         "app.css" => guarded("text/css; charset=utf-8", STYLE),
         "icon.svg" => guarded("image/svg+xml", ICON),
-        _ => reply::refuse(StatusCode::NOT_FOUND, "Not Found"),
+        _ => error_response::refuse(StatusCode::NOT_FOUND, "Not Found"),
     }
 }
 

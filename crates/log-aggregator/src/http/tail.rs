@@ -21,7 +21,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::feed::{Batch, Feed};
 use super::query::Parameters;
-use super::{App, query, reply};
+use super::{App, error_response, query};
 use crate::error::Result;
 use crate::store::Seq;
 
@@ -34,7 +34,7 @@ pub(super) async fn tail(
     Query(parameters): Parameters,
 ) -> Response {
     let Ok(slot) = Arc::clone(&app.viewers).try_acquire_owned() else {
-        return reply::refuse(StatusCode::SERVICE_UNAVAILABLE, "the limit of viewers is reached");
+        return error_response::refuse(StatusCode::SERVICE_UNAVAILABLE, "the limit of viewers is reached");
     };
     let id = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     match open(&app, parameters, id, slot).await {

@@ -17,7 +17,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::feed::{Batch, Feed};
-use super::{App, entry, reply};
+use super::{App, error_response, logthon_entry};
 use crate::store::{Filter, Stored};
 
 /// A viewer that takes nothing for so long is let go.
@@ -27,7 +27,7 @@ const PARTING: Duration = Duration::from_secs(1);
 
 pub(super) async fn watch(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Response {
     let Ok(slot) = Arc::clone(&app.viewers).try_acquire_owned() else {
-        return reply::refuse(StatusCode::FORBIDDEN, "the limit of viewers is reached");
+        return error_response::refuse(StatusCode::FORBIDDEN, "the limit of viewers is reached");
     };
     upgrade
         .max_message_size(64 * 1024)
@@ -86,7 +86,7 @@ async fn serve(
         };
         let sent = match batch {
             Ok(Some(Batch::Stored(records))) => {
-                send_all(out, records.iter().map(|stored| entry::text_of(stored).into())).await
+                send_all(out, records.iter().map(|stored| logthon_entry::text_of(stored).into())).await
             }
             Ok(Some(Batch::Fresh(missed, records))) => {
                 let told = (missed > 0).then(|| too_slow(missed).into());
@@ -124,5 +124,5 @@ fn too_slow(count: u64) -> String {
     let text = format!("this viewer was too slow: {count} records were not shown; they are stored");
     let mut record = LogRecord::new("logthon", "WARNING", text);
     record.attributes.insert("missed".into(), count.into());
-    entry::text_of(&Stored { seq: 0, record })
+    logthon_entry::text_of(&Stored { seq: 0, record })
 }

@@ -8,7 +8,7 @@ use event_client::envelope::Envelope;
 use event_client::event::Event as _;
 use event_client::log::{LogBatch, LogRecord};
 use event_client::message::MessageId;
-use event_client::service::{Knobs, Versions};
+use event_client::service::{HandlerOptions, Versions};
 use event_client::subscription::Subscription;
 use event_client::transport::{Start, Subscribe};
 use jiff::{SignedDuration, Timestamp};
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::Ingest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Group;
+use crate::store::RecordBatch;
 
 /// The durable group: several aggregators share the batches.
 pub(crate) const GROUP: &str = "log-aggregator";
@@ -62,7 +62,7 @@ impl Consumer {
         let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
         // Where the bus keeps no history there is nothing shipped before.
         let start = if bus.capabilities().replay { Start::Earliest } else { Start::New };
-        let spec = Subscribe { start, credit: CREDIT, ..Subscribe::group(group, vec![pattern]) };
+        let spec = Subscribe { start, max_in_flight: CREDIT, ..Subscribe::group(group, vec![pattern]) };
         let subscription = join(bus, spec).await.map_err(failed)?;
         let work = TaskTracker::new();
         let (deliveries, tracker) = (subscription.clone(), work.clone());
@@ -105,11 +105,12 @@ async fn take(delivery: Delivery, ingest: Ingest) {
         MessageId::Uuid(id) => *id,
         MessageId::Text(text) => Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()),
     };
-    let settled = match ingest.push(Group { delivery: Some(delivered), records: records_of(batch) }).await {
-        Ok(()) => delivery.ack().await,
-        Err(error) if error.kind() == ErrorKind::Closed => delivery.release().await,
-        Err(error) => delivery.retry(AGAIN, error.chain()).await,
-    };
+    let settled =
+        match ingest.push(RecordBatch { delivery: Some(delivered), records: records_of(batch) }).await {
+            Ok(()) => delivery.ack().await,
+            Err(error) if error.kind() == ErrorKind::Closed => delivery.release().await,
+            Err(error) => delivery.retry(AGAIN, error.chain()).await,
+        };
     if let Err(error) = settled {
         // It comes again and is recognised.
         tracing::debug!(%error, "a batch of logs was not settled");
@@ -126,12 +127,12 @@ enum Refused {
 fn read(delivery: &Delivery) -> std::result::Result<LogBatch, Refused> {
     let undecodable = |e: event_client::Error| Refused::Dead(Reason::Undecodable, e.to_string());
     let envelope = Envelope::read(delivery.message()).map_err(undecodable)?;
-    let kind = &envelope.meta.kind;
+    let kind = &envelope.meta.event_type;
     if Versions::of::<LogBatch>().unknown(kind).is_some() {
         let stored = delivery.info().published_at.or(envelope.meta.time);
         let waited = stored.map(|at| Timestamp::now().duration_since(at));
-        let may_wait =
-            SignedDuration::try_from(Knobs::DEFAULT_AWAIT_VERSION).is_ok_and(|most| waited < Some(most));
+        let may_wait = SignedDuration::try_from(HandlerOptions::DEFAULT_AWAIT_VERSION)
+            .is_ok_and(|most| waited < Some(most));
         return Err(if may_wait {
             Refused::Newer
         } else {

@@ -23,16 +23,16 @@ pub(super) fn decode(body: &[u8]) -> Text<'_> {
         Kind::Utf16(order) => {
             let (pairs, rest) = body.as_chunks::<2>();
             let units = pairs.iter().map(|pair| match order {
-                Order::Little => u16::from_le_bytes(*pair),
-                Order::Big => u16::from_be_bytes(*pair),
+                ByteOrder::Little => u16::from_le_bytes(*pair),
+                ByteOrder::Big => u16::from_be_bytes(*pair),
             });
             collect(char::decode_utf16(units).map(Result::ok), rest)
         }
         Kind::Utf32(order) => {
             let (fours, rest) = body.as_chunks::<4>();
             let units = fours.iter().map(|four| match order {
-                Order::Little => u32::from_le_bytes(*four),
-                Order::Big => u32::from_be_bytes(*four),
+                ByteOrder::Little => u32::from_le_bytes(*four),
+                ByteOrder::Big => u32::from_be_bytes(*four),
             });
             collect(units.map(char::from_u32), rest)
         }
@@ -55,11 +55,11 @@ fn collect<'a>(signs: impl Iterator<Item = Option<char>>, rest: &[u8]) -> Text<'
 
 enum Kind {
     Utf8,
-    Utf16(Order),
-    Utf32(Order),
+    Utf16(ByteOrder),
+    Utf32(ByteOrder),
 }
 
-enum Order {
+enum ByteOrder {
     Little,
     Big,
 }
@@ -67,16 +67,16 @@ enum Order {
 /// The encoding, and how long its mark is.
 fn detect(body: &[u8]) -> (Kind, usize) {
     match body {
-        [0, 0, 0xfe, 0xff, ..] => (Kind::Utf32(Order::Big), 4),
-        [0xff, 0xfe, 0, 0, ..] => (Kind::Utf32(Order::Little), 4),
-        [0xfe, 0xff, ..] => (Kind::Utf16(Order::Big), 2),
-        [0xff, 0xfe, ..] => (Kind::Utf16(Order::Little), 2),
+        [0, 0, 0xfe, 0xff, ..] => (Kind::Utf32(ByteOrder::Big), 4),
+        [0xff, 0xfe, 0, 0, ..] => (Kind::Utf32(ByteOrder::Little), 4),
+        [0xfe, 0xff, ..] => (Kind::Utf16(ByteOrder::Big), 2),
+        [0xff, 0xfe, ..] => (Kind::Utf16(ByteOrder::Little), 2),
         [0xef, 0xbb, 0xbf, ..] => (Kind::Utf8, 3),
         // JSON begins with ASCII, so zeros around the first sign tell how wide signs are.
-        [0, 0, _, _, ..] => (Kind::Utf32(Order::Big), 0),
-        [0, _, _, _, ..] | [0, _] => (Kind::Utf16(Order::Big), 0),
-        [_, 0, 0, 0, ..] => (Kind::Utf32(Order::Little), 0),
-        [_, 0, _, _, ..] | [_, 0] => (Kind::Utf16(Order::Little), 0),
+        [0, 0, _, _, ..] => (Kind::Utf32(ByteOrder::Big), 0),
+        [0, _, _, _, ..] | [0, _] => (Kind::Utf16(ByteOrder::Big), 0),
+        [_, 0, 0, 0, ..] => (Kind::Utf32(ByteOrder::Little), 0),
+        [_, 0, _, _, ..] | [_, 0] => (Kind::Utf16(ByteOrder::Little), 0),
         _ => (Kind::Utf8, 0),
     }
 }

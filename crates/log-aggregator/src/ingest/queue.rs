@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::live::Live;
-use crate::store::{Group, LogStore};
+use crate::store::{LogStore, RecordBatch};
 
 /// Groups that may wait at once.
 const MOST_GROUPS: usize = 8192;
@@ -31,7 +31,7 @@ pub(crate) struct Ingest {
 }
 
 struct Waiting {
-    group: Group,
+    group: RecordBatch,
     answer: oneshot::Sender<Result<()>>,
     _room: OwnedSemaphorePermit,
 }
@@ -51,7 +51,7 @@ impl Ingest {
     }
 
     /// Keeps a group; returns when it is durable. Refuses at once when the queue is full.
-    pub(crate) async fn offer(&self, group: Group) -> Result<()> {
+    pub(crate) async fn offer(&self, group: RecordBatch) -> Result<()> {
         let room = Arc::clone(&self.bytes).try_acquire_many_owned(weight(&group)).map_err(|_| busy())?;
         let (answer, stored) = oneshot::channel();
         self.waiting.try_send(Waiting { group, answer, _room: room }).map_err(|refused| match refused {
@@ -62,7 +62,7 @@ impl Ingest {
     }
 
     /// Keeps a group; waits for room when the queue is full. For senders that can wait.
-    pub(crate) async fn push(&self, group: Group) -> Result<()> {
+    pub(crate) async fn push(&self, group: RecordBatch) -> Result<()> {
         let room = Arc::clone(&self.bytes).acquire_many_owned(weight(&group)).await.map_err(|_| closed())?;
         let (answer, stored) = oneshot::channel();
         self.waiting.send(Waiting { group, answer, _room: room }).await.map_err(|_| closed())?;
@@ -70,7 +70,7 @@ impl Ingest {
     }
 }
 
-fn weight(group: &Group) -> u32 {
+fn weight(group: &RecordBatch) -> u32 {
     let bytes: usize = group.records.iter().map(LogRecord::weight).sum();
     // A group that alone is larger than the whole room has to fit when nothing else waits.
     u32::try_from(bytes.min(MOST_BYTES)).unwrap_or(u32::MAX)

@@ -174,14 +174,14 @@ fn of_object(json: &str) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
-    fn is(spelling: &str, expected: &str) {
-        let found = of_json(spelling);
-        assert_eq!(found.map(|time| time.to_string()).as_deref(), Some(expected), "{spelling}");
+    fn is(alias: &str, expected: &str) {
+        let found = of_json(alias);
+        assert_eq!(found.map(|time| time.to_string()).as_deref(), Some(expected), "{alias}");
     }
 
     #[test]
     fn numbers_are_read_in_every_unit_to_the_last_digit() {
-        for (spelling, expected) in [
+        for (alias, expected) in [
             ("1767225600", "2026-01-01T00:00:00Z"),
             ("\"1767225600\"", "2026-01-01T00:00:00Z"),
             ("1767225600.5", "2026-01-01T00:00:00.5Z"),
@@ -201,13 +201,13 @@ mod tests {
             ("20261130120000", "2026-11-30T12:00:00Z"),
             ("\" 20261130120000 \"", "2026-11-30T12:00:00Z"),
         ] {
-            is(spelling, expected);
+            is(alias, expected);
         }
     }
 
     #[test]
     fn texts_are_read_as_loggers_write_them() {
-        for (spelling, expected) in [
+        for (alias, expected) in [
             ("2026-11-30T12:00:00.016764227Z", "2026-11-30T12:00:00.016764227Z"),
             ("2026-11-30T12:00:00.1234567899999Z", "2026-11-30T12:00:00.123456789Z"),
             ("2026-11-30T12:00:00.12345678901+01:00", "2026-11-30T11:00:00.123456789Z"),
@@ -235,7 +235,7 @@ mod tests {
             ("1969-12-31T23:59:59Z", "1969-12-31T23:59:59Z"),
             ("9999-01-01T00:00:00Z", "9999-01-01T00:00:00Z"),
         ] {
-            is(&format!("\"{spelling}\""), expected);
+            is(&format!("\"{alias}\""), expected);
         }
         is(r#"{"epochSecond":1511962690,"nanoOfSecond":11000000}"#, "2017-11-29T13:38:10.011Z");
         is(r#"{"seconds":1767225600,"nanos":5}"#, "2026-01-01T00:00:00.000000005Z");

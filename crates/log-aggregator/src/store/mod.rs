@@ -94,7 +94,7 @@ impl Stored {
 
 /// Records that become durable together.
 #[derive(Clone, Debug, Default)]
-pub struct Group {
+pub struct RecordBatch {
     /// Names the delivery that brought the records, if it can come twice: a group whose name the store has
     /// seen in the last day or two is left out.
     pub delivery: Option<Uuid>,
@@ -189,7 +189,7 @@ pub type Counts = BTreeMap<String, u64>;
 pub trait LogStore: Send + Sync + fmt::Debug + 'static {
     /// Keeps every record of every group, or none and says why. When it returns, they survive a crash and a
     /// power cut. Answers what was kept, numbered: repeated deliveries are missing from it.
-    fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>>;
+    fn append(&self, groups: Vec<RecordBatch>) -> BoxFuture<'_, Result<Vec<Stored>>>;
 
     /// The records that a query asks for, in its order.
     fn select(&self, query: Query) -> BoxFuture<'_, Result<Page>>;

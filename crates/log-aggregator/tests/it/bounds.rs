@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use event_client::log::LogRecord;
-use log_aggregator::store::{Group, LogStore as _, SqliteOptions, SqliteStore};
+use log_aggregator::store::{LogStore as _, RecordBatch, SqliteOptions, SqliteStore};
 use serde_json::Value;
 
 use crate::support::{Door, Process, Served};
@@ -41,7 +41,7 @@ async fn answers_of_eight_hundred_megabytes_fit_through_little_memory() {
     let store = SqliteStore::open(options).await.expect("opens");
     for chunk in (0..RECORDS).collect::<Vec<_>>().chunks(20) {
         let records = chunk.iter().copied().map(large).collect();
-        store.append(vec![Group { delivery: None, records }]).await.expect("kept");
+        store.append(vec![RecordBatch { delivery: None, records }]).await.expect("kept");
     }
     store.close().await;
     drop(store);

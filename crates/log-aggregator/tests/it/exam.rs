@@ -7,7 +7,7 @@ use std::sync::Arc;
 use event_client::log::{Attributes, LogRecord, Severity};
 use jiff::{Timestamp, ToSpan};
 use log_aggregator::store::{
-    Cursor, Filter, Group, LogStore, Order, Query, SqliteOptions, SqliteStore, Stored,
+    Cursor, Filter, LogStore, Order, Query, RecordBatch, SqliteOptions, SqliteStore, Stored,
 };
 use uuid::Uuid;
 
@@ -55,7 +55,7 @@ fn record(service: &str, level: &str, message: &str) -> LogRecord {
 }
 
 async fn keep(store: &Arc<dyn LogStore>, records: Vec<LogRecord>) -> Vec<Stored> {
-    store.append(vec![Group { delivery: None, records }]).await.expect("they are kept")
+    store.append(vec![RecordBatch { delivery: None, records }]).await.expect("they are kept")
 }
 
 async fn select(store: &Arc<dyn LogStore>, order: Order, filter: Filter) -> Vec<Stored> {
@@ -116,7 +116,7 @@ async fn a_reopened_store_has_everything_and_numbers_on(dir: &Path, open: Open) 
 
 async fn a_delivery_that_comes_twice_is_kept_once(dir: &Path, open: Open) {
     let store = open(dir.to_owned()).await;
-    let group = Group { delivery: Some(Uuid::now_v7()), records: vec![record("s", "INFO", "once")] };
+    let group = RecordBatch { delivery: Some(Uuid::now_v7()), records: vec![record("s", "INFO", "once")] };
     assert_eq!(store.append(vec![group.clone()]).await.expect("kept").len(), 1);
     assert_eq!(store.append(vec![group.clone(), group.clone()]).await.expect("fine").len(), 0);
     drop(store);
@@ -364,7 +364,7 @@ async fn a_closed_store_says_so(dir: &Path, open: Open) {
     let store = open(dir.to_owned()).await;
     keep(&store, vec![record("a", "INFO", "1")]).await;
     store.close().await;
-    let group = Group { delivery: None, records: vec![record("a", "INFO", "2")] };
+    let group = RecordBatch { delivery: None, records: vec![record("a", "INFO", "2")] };
     let error = store.append(vec![group]).await.expect_err("closed");
     assert_eq!(error.kind(), log_aggregator::ErrorKind::Closed);
     let reading = store.select(Query { limit: 1, ..Query::default() }).await;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use event_client::log::LogRecord;
-use log_aggregator::store::{Group, LogStore as _, Query, SqliteOptions, SqliteStore};
+use log_aggregator::store::{LogStore as _, Query, RecordBatch, SqliteOptions, SqliteStore};
 use log_aggregator::{Aggregator, Config, ErrorKind};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
@@ -47,7 +47,7 @@ async fn a_locked_file_answers_503_and_is_over_when_the_lock_is() {
     let store = SqliteStore::open(SqliteOptions { dir: dir.path().into(), max_day_bytes: None })
         .await
         .expect("opens");
-    let group = || vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] }];
+    let group = || vec![RecordBatch { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] }];
     store.append(group()).await.expect("kept");
     let url = format!("sqlite:{}", today(dir.path()).display());
     let mut other =
@@ -68,7 +68,8 @@ async fn a_locked_file_answers_503_and_is_over_when_the_lock_is() {
 async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
     let dir = tempfile::tempdir().expect("a directory");
     let options = || SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
-    let group = |text: &str| vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
+    let group =
+        |text: &str| vec![RecordBatch { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
     let store = SqliteStore::open(options()).await.expect("opens");
     store.append(group("good")).await.expect("kept");
     store.close().await;
@@ -86,7 +87,7 @@ async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
 #[tokio::test]
 async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
     let record = |text: &str| vec![LogRecord::new("a", "INFO", text)];
-    let group = |text: &str| vec![Group { delivery: None, records: record(text) }];
+    let group = |text: &str| vec![RecordBatch { delivery: None, records: record(text) }];
     let messages = async |store: &SqliteStore| {
         let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer").records;
         let mut messages: Vec<_> = found.into_iter().map(|stored| stored.record.message).collect();
@@ -117,7 +118,8 @@ async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
 async fn an_old_day_that_was_deleted_is_forgotten_and_the_others_are_served() {
     let dir = tempfile::tempdir().expect("a directory");
     let options = || SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
-    let group = |text: &str| vec![Group { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
+    let group =
+        |text: &str| vec![RecordBatch { delivery: None, records: vec![LogRecord::new("a", "INFO", text)] }];
     let store = SqliteStore::open(options()).await.expect("opens");
     store.append(group("old")).await.expect("kept");
     store.close().await;
@@ -261,7 +263,7 @@ async fn count_statements() {
     let dir = tempfile::tempdir().expect("a directory");
     let options = SqliteOptions { dir: dir.path().into(), max_day_bytes: None };
     let store = SqliteStore::open(options).await.expect("opens");
-    let group = Group { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] };
+    let group = RecordBatch { delivery: None, records: vec![LogRecord::new("a", "INFO", "m")] };
     store.append(vec![group]).await.expect("kept");
     let found = store.select(Query { limit: 9, ..Query::default() }).await.expect("an answer");
     assert_eq!(found.records.len(), 1);

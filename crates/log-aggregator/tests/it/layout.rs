@@ -5,7 +5,7 @@ use std::path::Path;
 use event_client::log::LogRecord;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use log_aggregator::store::{Group, LogStore as _, Order, Query, SqliteOptions, SqliteStore};
+use log_aggregator::store::{LogStore as _, Order, Query, RecordBatch, SqliteOptions, SqliteStore};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -61,7 +61,7 @@ async fn latest(store: &SqliteStore) -> Vec<(String, String)> {
 
 async fn keep(store: &SqliteStore, message: &str) {
     let records = vec![LogRecord::new("s", "INFO", message)];
-    assert_eq!(store.append(vec![Group { delivery: None, records }]).await.expect("kept").len(), 1);
+    assert_eq!(store.append(vec![RecordBatch { delivery: None, records }]).await.expect("kept").len(), 1);
 }
 
 #[tokio::test]

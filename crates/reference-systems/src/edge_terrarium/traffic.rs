@@ -37,7 +37,7 @@ pub async fn traffic(bus: &Bus, logthon: &str, load: Load) -> Result<Expected, E
         let content = format!("file {number} of the custom client");
         let service = "custom-client".to_owned();
         let asked = CreateFile { filename: filename.clone(), content, service };
-        let made = bus.request(asked).within(Duration::from_secs(5)).await?;
+        let made = bus.request(asked).timeout(Duration::from_secs(5)).await?;
         if made.filename != filename {
             return Err(format!("asked for {filename}, got {}", made.filename).into());
         }

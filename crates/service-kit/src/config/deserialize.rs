@@ -16,7 +16,7 @@ pub(super) fn settings<T: DeserializeOwned>(tree: &Tree, names: &Names) -> Resul
 
 /// An error on its way up: the innermost key and origin stay.
 #[derive(Debug)]
-struct Fault {
+struct ValueError {
     kind: Kind,
     key: Option<String>,
     missing: Option<&'static str>,
@@ -24,7 +24,7 @@ struct Fault {
     message: String,
 }
 
-impl Fault {
+impl ValueError {
     fn new(kind: Kind, message: impl fmt::Display) -> Self {
         Self { kind, key: None, missing: None, origin: None, message: message.to_string() }
     }
@@ -62,15 +62,15 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ValueError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for ValueError {}
 
-impl de::Error for Fault {
+impl de::Error for ValueError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Self::new(Kind::InvalidValue, message)
     }
@@ -106,9 +106,9 @@ struct Table<'t> {
 }
 
 impl<'de> de::Deserializer<'de> for Table<'_> {
-    type Error = Fault;
+    type Error = ValueError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         self.entries(None, visitor)
     }
 
@@ -117,7 +117,7 @@ impl<'de> de::Deserializer<'de> for Table<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ValueError> {
         self.entries(Some(fields), visitor)
     }
 
@@ -132,7 +132,7 @@ impl Table<'_> {
         self,
         fields: Option<&'static [&'static str]>,
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ValueError> {
         let entries = Entries { table: &self.key, fields, left: self.tree.0.iter(), value: None };
         visitor.visit_map(entries).map_err(|fault| fault.missing_in(&self.key))
     }
@@ -147,28 +147,29 @@ struct Entries<'t> {
 }
 
 impl<'de> de::MapAccess<'de> for Entries<'_> {
-    type Error = Fault;
+    type Error = ValueError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, ValueError> {
         for (name, node) in self.left.by_ref() {
             let key = join(self.table, name);
             if let Some(fields) = self.fields.filter(|fields| !fields.contains(&name.as_str())) {
                 if node.is_shared() {
                     continue; // meant for another process of the same environment
                 }
-                let fault = Fault::new(Kind::UnknownKey, format!("unknown key; {}", suggest(name, fields)));
+                let fault =
+                    ValueError::new(Kind::UnknownKey, format!("unknown key; {}", suggest(name, fields)));
                 return Err(fault.at(&key, node.origin()));
             }
             self.value = Some((key, node));
-            let deserializer: StrDeserializer<'_, Fault> = name.as_str().into_deserializer();
+            let deserializer: StrDeserializer<'_, ValueError> = name.as_str().into_deserializer();
             return seed.deserialize(deserializer).map(Some);
         }
         Ok(None)
     }
 
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ValueError> {
         let (key, node) =
-            self.value.take().ok_or_else(|| Fault::new(Kind::InvalidValue, "value before key"))?;
+            self.value.take().ok_or_else(|| ValueError::new(Kind::InvalidValue, "value before key"))?;
         let one = One { node, key: key.clone() };
         seed.deserialize(one).map_err(|fault| fault.at(&key, node.origin()))
     }
@@ -193,7 +194,7 @@ impl<'t> One<'t> {
         }
     }
 
-    fn number<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn number<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         let Some(text) = self.words() else { return self.plain(visitor) };
         if let Ok(number) = text.parse::<u64>() {
             visitor.visit_u64(number)
@@ -202,11 +203,11 @@ impl<'t> One<'t> {
         } else if let Ok(number) = text.parse::<f64>() {
             visitor.visit_f64(number)
         } else {
-            Err(Fault::new(Kind::InvalidValue, format!("expected a number, got {text:?}")))
+            Err(ValueError::new(Kind::InvalidValue, format!("expected a number, got {text:?}")))
         }
     }
 
-    fn plain<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn plain<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         match self.node {
             Node::Table(tree) => Table { tree, key: self.key }.entries(None, visitor),
             Node::Leaf(leaf) => match &leaf.value {
@@ -225,38 +226,38 @@ impl<'t> One<'t> {
 
 macro_rules! numbers {
     ($($method:ident)*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> { self.number(visitor) })*
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> { self.number(visitor) })*
     };
 }
 
 impl<'de> de::Deserializer<'de> for One<'_> {
-    type Error = Fault;
+    type Error = ValueError;
 
     numbers! {
         deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128 deserialize_u8
         deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 deserialize_f32 deserialize_f64
     }
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         self.plain(visitor)
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         match self.words().map(str::to_ascii_lowercase).as_deref() {
             None => self.plain(visitor),
             Some("true" | "1" | "yes" | "on") => visitor.visit_bool(true),
             Some("false" | "0" | "no" | "off") => visitor.visit_bool(false),
             Some(other) => {
-                Err(Fault::new(Kind::InvalidValue, format!("expected true or false, got {other:?}")))
+                Err(ValueError::new(Kind::InvalidValue, format!("expected true or false, got {other:?}")))
             }
         }
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ValueError> {
         match (self.words(), self.leaf()) {
             (Some(text), Some(leaf)) => {
                 let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
@@ -273,10 +274,10 @@ impl<'de> de::Deserializer<'de> for One<'_> {
         _: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ValueError> {
         match self.node {
             Node::Table(tree) => Table { tree, key: self.key }.entries(Some(fields), visitor),
-            Node::Leaf(_) => Err(Fault::new(
+            Node::Leaf(_) => Err(ValueError::new(
                 Kind::InvalidValue,
                 format!("expected a table with the keys {}", fields.join(", ")),
             )),
@@ -288,7 +289,7 @@ impl<'de> de::Deserializer<'de> for One<'_> {
         name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ValueError> {
         match self.node {
             Node::Table(tree) => {
                 let entries =
@@ -296,10 +297,10 @@ impl<'de> de::Deserializer<'de> for One<'_> {
                 MapAccessDeserializer::new(entries).deserialize_enum(name, variants, visitor)
             }
             Node::Leaf(Leaf { value: Value::Text(text), .. }) => {
-                visitor.visit_enum(IntoDeserializer::<Fault>::into_deserializer(text.as_str()))
+                visitor.visit_enum(IntoDeserializer::<ValueError>::into_deserializer(text.as_str()))
             }
             Node::Leaf(_) => {
-                Err(Fault::new(Kind::InvalidValue, format!("expected one of {}", variants.join(", "))))
+                Err(ValueError::new(Kind::InvalidValue, format!("expected one of {}", variants.join(", "))))
             }
         }
     }
@@ -308,10 +309,12 @@ impl<'de> de::Deserializer<'de> for One<'_> {
         self,
         name: &'static str,
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, ValueError> {
         let secret = name == secret::MARK;
         visitor.visit_newtype_struct(self).map_err(|fault| match secret {
-            true => Fault::new(Kind::InvalidValue, "expected text (the value is not shown: it is a secret)"),
+            true => {
+                ValueError::new(Kind::InvalidValue, "expected text (the value is not shown: it is a secret)")
+            }
             false => fault,
         })
     }
@@ -328,9 +331,12 @@ struct Items<'t> {
 }
 
 impl<'de> de::SeqAccess<'de> for Items<'_> {
-    type Error = Fault;
+    type Error = ValueError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, ValueError> {
         let Some(node) = self.items.next() else { return Ok(None) };
         let one = One { node, key: self.key.to_owned() };
         seed.deserialize(one).map(Some).map_err(|fault| fault.at(self.key, node.origin()))

@@ -21,7 +21,7 @@ pub use timing::Timing;
 
 use crate::{
     Error, Result,
-    store::{Firing, NewTask, ScheduleRecord, TaskStore, Topic},
+    store::{Channel, Firing, NewTask, ScheduleRecord, TaskStore},
 };
 
 /// A look without a hint: a change of the machine's clock is noticed within this time.
@@ -70,7 +70,7 @@ impl Beat {
         }
         tracing::info!("scheduler started");
         let store = self.store;
-        let mut changes = store.hints().watch(Topic::Schedules);
+        let mut changes = store.notifier().watch(Channel::Schedules);
         tokio::pin!(shutdown);
         loop {
             changes.mark_unchanged();

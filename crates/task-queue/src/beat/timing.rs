@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 use super::CronExpression;
-use crate::{Error, Result, bounds::LONGEST, span};
+use crate::{Error, Result, bounds::LONGEST, duration};
 
 /// When a schedule fires. Its text, `cron 0 2 * * mon-fri` or `every 30s`, is what stores keep.
 ///
@@ -76,7 +76,7 @@ impl fmt::Display for Timing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cron(expression) => write!(f, "cron {}", expression.text()),
-            Self::Every(interval) => write!(f, "every {}", span::format(*interval)),
+            Self::Every(interval) => write!(f, "every {}", duration::format(*interval)),
         }
     }
 }
@@ -87,7 +87,7 @@ impl FromStr for Timing {
     fn from_str(text: &str) -> Result<Self> {
         match text.trim().split_once(' ') {
             Some(("cron", expression)) => Self::cron(expression),
-            Some(("every", interval)) => match span::parse(interval) {
+            Some(("every", interval)) => match duration::parse(interval) {
                 Some(interval) => Self::every(interval),
                 None => Err(Error::invalid(format!(
                     "`{interval}` is no length of time such as `30s` or `2h 30m`"

@@ -84,7 +84,7 @@ impl<T> AsyncResult<T> {
     /// # Errors
     /// [`ErrorKind::Timeout`] when it has not within `timeout`; it goes on.
     pub async fn wait(&self, timeout: Duration) -> Result<TaskRecord> {
-        let text = || format!("task {} has not ended within {}", self.id(), crate::span::format(timeout));
+        let text = || format!("task {} has not ended within {}", self.id(), crate::duration::format(timeout));
         match tokio::time::timeout(timeout, self.client.ended(self.id())).await {
             Ok(ended) => ended?,
             Err(_) => return Err(Error::new(ErrorKind::Timeout, text())),

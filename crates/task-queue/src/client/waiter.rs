@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     Result,
-    store::{TaskStore, Topic},
+    store::{Channel, TaskStore},
 };
 
 /// A look without a notice, in case one was lost.
@@ -50,7 +50,7 @@ impl Waiter {
         }
         // A watcher that is gone (its runtime shut down) is replaced by a look of our own.
         if ended.await.is_err() {
-            let mut notices = store.hints().watch(Topic::Ended);
+            let mut notices = store.notifier().watch(Channel::Ended);
             while store.ended(vec![id]).await?.is_empty() {
                 let _ = tokio::time::timeout(POLL, notices.changed()).await;
             }
@@ -81,7 +81,7 @@ impl Drop for Watch {
 
 async fn watch(store: Arc<dyn TaskStore>, shared: Arc<Mutex<Shared>>) {
     let mut watch = Watch { shared, over: false };
-    let mut notices = store.hints().watch(Topic::Ended);
+    let mut notices = store.notifier().watch(Channel::Ended);
     loop {
         let open: Vec<Uuid> = {
             let mut shared = lock(&watch.shared);

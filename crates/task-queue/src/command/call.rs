@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::output::Output;
 use crate::{
-    Error, Result, TaskClient, span,
+    Error, Result, TaskClient, duration,
     store::{Json, NewTask, State, TaskRecord, TaskStore},
     task::by_name,
 };
@@ -93,7 +93,7 @@ impl OptionArgs {
                 "warning: no worker has registered `{name}`: its tasks wait in queue `{}` for one that does, each for \
                  {} after it falls due, and then are dead; `inspect registered` lists what workers run",
                 task.queue,
-                span::in_days(store.patience())
+                duration::in_days(store.patience())
             )));
         }
         Ok((task, kind.and_then(|kind| kind.expires)))
@@ -137,7 +137,7 @@ fn time_from_now(text: &str) -> Result<Timestamp> {
 /// A length of time; plain numbers are seconds, as in Celery.
 pub(super) fn length(text: &str) -> Result<Duration> {
     let text = if text.parse::<u64>().is_ok() { format!("{text}s") } else { text.to_owned() };
-    span::parse(&text)
+    duration::parse(&text)
         .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time such as `30s` or `2h 30m`")))
 }
 
@@ -157,7 +157,7 @@ impl ResultArgs {
         let record = match self.timeout.as_deref() {
             None => task.record().await?,
             Some(text) => {
-                let wait = span::parse(text)
+                let wait = duration::parse(text)
                     .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time")))?;
                 task.wait(wait).await?
             }

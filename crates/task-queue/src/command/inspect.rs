@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::output::{Output, brief, relative};
 use crate::{
-    Error, ErrorKind, Result, span,
+    Error, ErrorKind, Result, duration,
     store::{Filter, State, TaskRecord, TaskStore, Waiting, WorkerRecord},
 };
 
@@ -89,7 +89,7 @@ pub(super) fn tasks(output: Output, found: &[TaskRecord], none: &str) -> String 
 
 async fn waiting(store: &dyn TaskStore, output: Output) -> Result<()> {
     let waiting = store.waiting().await?;
-    let patience = span::in_days(store.patience());
+    let patience = duration::in_days(store.patience());
     output.show(&waiting, |waiting| {
         let row = |kind: &Waiting| {
             let taken = match (kind.workers, kind.known) {

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use terminal::{note, plain};
 
 use super::Shared;
-use crate::{Beat, Error, Result, Worker, bounds::SLOTS, span};
+use crate::{Beat, Error, Result, Worker, bounds::SLOTS, duration};
 
 /// Options of `worker`.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ impl WorkerArgs {
         register: impl FnOnce(Worker) -> Worker,
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
-        let grace = span::parse(&self.grace).ok_or_else(|| {
+        let grace = duration::parse(&self.grace).ok_or_else(|| {
             Error::invalid(format!("`--grace {}` is no length of time such as `30s`", self.grace))
         })?;
         let mut worker = register(Worker::new(store.clone())).grace(grace);

@@ -9,7 +9,7 @@ use super::{
     output::{Output, brief, relative},
 };
 use crate::{
-    Error, ErrorKind, Missed, Result, Schedule, Timing, span,
+    Error, ErrorKind, Missed, Result, Schedule, Timing, duration,
     store::{ScheduleRecord, TaskStore},
 };
 
@@ -97,7 +97,7 @@ impl AddArgs {
         let timing = match (&self.cron, &self.every) {
             (Some(cron), _) => Timing::cron(cron)?,
             (None, Some(every)) => {
-                let interval = span::parse(every).ok_or_else(|| {
+                let interval = duration::parse(every).ok_or_else(|| {
                     Error::invalid(format!("`--every {every}` is no length of time such as `30s`"))
                 })?;
                 Timing::every(interval)?

@@ -4,7 +4,7 @@
 //! only after what it says is durable, fences out workers it took for dead, and never hands one task to two
 //! workers at a time. The rules are examined by `exam`, the same for every store.
 
-mod hints;
+mod notify;
 mod record;
 pub mod sqlite;
 mod url;
@@ -15,12 +15,12 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-pub use hints::{Hints, Topic};
+pub use notify::{Channel, Notifier};
 pub(crate) use record::unique_key;
 pub use record::{
-    Attempt, Claim, Claimed, Enqueued, Filter, Firing, Held, Json, Leased, NewTask, Outcome, QueueStats,
-    Renewal, ScheduleRecord, Settled, Settlement, State, TaskKind, TaskRecord, Tended, Verdict, Waiting,
-    WorkerInfo, WorkerRecord,
+    Attempt, Claim, Claimed, Enqueued, Filter, Firing, Json, LeaseStatus, Leased, Maintenance, NewTask,
+    Outcome, QueueStats, Renewal, Resolution, ScheduleRecord, Settled, Settlement, State, TaskKind,
+    TaskRecord, Waiting, WorkerInfo, WorkerRecord,
 };
 pub use url::{StoreUrl, url_beside_bus};
 
@@ -63,10 +63,10 @@ pub trait TaskQueue: Send + Sync {
 
     /// Housekeeping that any worker does every second: hands on what dead workers held, ends what expired, deletes
     /// what is past its time to live, and buries due tasks of kinds that no worker has registered for too long.
-    fn tend(&self) -> Reply<'_, Tended>;
+    fn maintain(&self) -> Reply<'_, Maintenance>;
 
     /// Wake-ups: changes made by this process at once, those of other processes as soon as the store hears.
-    fn hints(&self) -> &Hints;
+    fn notifier(&self) -> &Notifier;
 }
 
 /// What an operator does to tasks.

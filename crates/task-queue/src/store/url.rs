@@ -66,7 +66,7 @@ impl StoreUrl {
 fn length(option: &str, text: &str) -> Result<Duration> {
     let bad =
         || Error::new(ErrorKind::Url, format!("`{option}={text}` is no length of time such as `8s` or `7d`"));
-    crate::span::parse(text).ok_or_else(bad)
+    crate::duration::parse(text).ok_or_else(bad)
 }
 
 /// The task store that goes with an event bus: `sqlite:dir/bus.db` has `sqlite:dir/bus-tasks.db`, a file of its

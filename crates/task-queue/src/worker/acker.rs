@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::grip::End;
+use super::running::End;
 use crate::{
     ErrorKind,
-    store::{Settled, Settlement, TaskStore, Verdict},
+    store::{Resolution, Settled, Settlement, TaskStore},
 };
 
 /// Ends settled in one transaction at most.
@@ -36,11 +36,11 @@ async fn settle(store: &dyn TaskStore, mut open: Vec<End>) {
                 Ok(Settled::Fenced) => {
                     let Settlement { id, fence, .. } = &end.settlement;
                     tracing::warn!(%id, fence, "a late end was refused: the lease had been lost");
-                    end.grip.count("tasks_fenced");
+                    end.task.count("tasks_fenced");
                 }
                 Err(error) if error.kind() == ErrorKind::Refused => {
                     tracing::error!(id = %end.settlement.id, %error, "the end of a task cannot be recorded");
-                    end.grip.count("tasks_dead");
+                    end.task.count("tasks_dead");
                 }
                 Err(error) => {
                     last = Some(error);
@@ -57,16 +57,16 @@ async fn settle(store: &dyn TaskStore, mut open: Vec<End>) {
 }
 
 fn recorded(end: &End) {
-    match end.settlement.verdict {
-        Verdict::Succeed(_) => end.grip.count("tasks_succeeded"),
-        Verdict::Bury => {
-            end.grip.count("tasks_failed");
-            end.grip.count("tasks_dead");
+    match end.settlement.resolution {
+        Resolution::Succeed(_) => end.task.count("tasks_succeeded"),
+        Resolution::DeadLetter => {
+            end.task.count("tasks_failed");
+            end.task.count("tasks_dead");
         }
-        Verdict::Again { counts: true, .. } => {
-            end.grip.count("tasks_failed");
-            end.grip.count("tasks_retried");
+        Resolution::Retry { counts: true, .. } => {
+            end.task.count("tasks_failed");
+            end.task.count("tasks_retried");
         }
-        Verdict::Again { counts: false, .. } | Verdict::Cancel | Verdict::Release => {}
+        Resolution::Retry { counts: false, .. } | Resolution::Cancel | Resolution::Release => {}
     }
 }

@@ -13,32 +13,32 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use super::{
-    grip::{End, Grip, StopReason, again},
     registry::Prepared,
+    running::{End, RunningTask, StopReason, again},
 };
 use crate::{
     client::TaskClient,
-    store::{Outcome, Verdict},
+    store::{Outcome, Resolution},
     task::{Disposition, States, TaskContext, TaskError, context::Run},
 };
 
 /// A task ready to run.
 pub(super) struct Job {
-    pub(super) grip: Arc<Grip>,
+    pub(super) task: Arc<RunningTask>,
     run: Prepared,
     context: TaskContext,
 }
 
 impl Job {
     pub(super) fn new(
-        grip: Arc<Grip>,
+        task: Arc<RunningTask>,
         run: Prepared,
         states: Arc<States>,
         client: TaskClient,
         worker: &str,
     ) -> Self {
-        let lease = &grip.lease;
-        let deadline = grip
+        let lease = &task.lease;
+        let deadline = task
             .options
             .timeout
             .map(|limit| Timestamp::now().saturating_add(limit).unwrap_or(Timestamp::MAX));
@@ -52,12 +52,12 @@ impl Job {
                 headers: lease.headers.clone(),
                 worker: worker.to_owned(),
                 deadline,
-                stop: grip.stop.clone(),
+                stop: task.stop.clone(),
                 states,
                 client,
             }),
         };
-        Self { grip, run, context }
+        Self { task, run, context }
     }
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Error(text, _) => f.write_str(text),
             Self::TimedOut(limit) => {
-                write!(f, "aborted at its time limit of {}", crate::span::format(*limit))
+                write!(f, "aborted at its time limit of {}", crate::duration::format(*limit))
             }
             Self::Panicked(text) => write!(f, "panicked: {text}"),
             Self::Stopped(StopReason::Cancelled) => f.write_str("cancelled while it ran"),
@@ -93,12 +93,12 @@ impl std::error::Error for Failure {}
 
 /// The service that apalis runs, each call on a task of its own.
 pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
-    let Job { grip, run, context } = job;
-    let name = grip.lease.name.clone();
+    let Job { task, run, context } = job;
+    let name = task.lease.name.clone();
     let begun = Instant::now();
     metrics::counter!("tasks_started", "task" => name.clone()).increment(1);
-    tracing::debug!(task = name, id = %grip.lease.id, attempt = context.attempt(), "task started");
-    let limit = grip.options.timeout;
+    tracing::debug!(task = name, id = %task.lease.id, attempt = context.attempt(), "task started");
+    let limit = task.options.timeout;
     let limited = async {
         match limit {
             Some(limit) => tokio::time::timeout(limit, run(context.clone())).await.map_err(|_| limit),
@@ -108,7 +108,7 @@ pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
     let guarded = AssertUnwindSafe(context.clone().enter(limited)).catch_unwind();
     let outcome = tokio::select! {
         biased;
-        () = grip.stop.cancelled() => Err(Failure::Stopped(grip.reason().unwrap_or(StopReason::Shutdown))),
+        () = task.stop.cancelled() => Err(Failure::Stopped(task.reason().unwrap_or(StopReason::Shutdown))),
         ended = guarded => match ended {
             Ok(Ok(Ok(result))) => Ok(Done(result.into())),
             Ok(Ok(Err(error))) => Err(failed(&error)),
@@ -118,7 +118,7 @@ pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
     };
     // Another attempt may begin: what this one has handed to other threads is to stop.
     if outcome.is_err() {
-        grip.stop.cancel();
+        task.stop.cancel();
     }
     metrics::histogram!("task_runtime_seconds", "task" => name).record(begun.elapsed().as_secs_f64());
     outcome
@@ -135,38 +135,42 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Decides what follows and passes it to the acker.
-pub(super) async fn conclude(grip: &Arc<Grip>, result: Result<Done, Failure>, ends: &mpsc::Sender<End>) {
+pub(super) async fn conclude(
+    task: &Arc<RunningTask>,
+    result: Result<Done, Failure>,
+    ends: &mpsc::Sender<End>,
+) {
     let failure = match result {
         Ok(Done(result)) => {
-            let verdict = Verdict::Succeed(Ok(result.as_ref().to_owned()));
-            return grip.end(ends, verdict, Some((Outcome::Succeeded, None))).await;
+            let resolution = Resolution::Succeed(Ok(result.as_ref().to_owned()));
+            return task.end(ends, resolution, Some((Outcome::Succeeded, None))).await;
         }
         Err(failure) => failure,
     };
-    let (verdict, outcome) = match &failure {
-        Failure::Error(_, Disposition::Retry) => (grip.retry(None), Outcome::Failed),
-        Failure::Error(_, Disposition::RetryAfter(wait)) => (grip.retry(Some(*wait)), Outcome::Failed),
+    let (resolution, outcome) = match &failure {
+        Failure::Error(_, Disposition::Retry) => (task.retry(None), Outcome::Failed),
+        Failure::Error(_, Disposition::RetryAfter(wait)) => (task.retry(Some(*wait)), Outcome::Failed),
         Failure::Error(_, Disposition::Snooze(wait)) => (again(*wait, false), Outcome::Snoozed),
-        Failure::Error(_, Disposition::Permanent) => (Verdict::Bury, Outcome::Failed),
-        Failure::TimedOut(_) => (grip.retry(None), Outcome::TimedOut),
-        Failure::Panicked(_) => (grip.retry(None), Outcome::Panicked),
-        Failure::Stopped(StopReason::Cancelled) => (Verdict::Cancel, Outcome::Cancelled),
+        Failure::Error(_, Disposition::Permanent) => (Resolution::DeadLetter, Outcome::Failed),
+        Failure::TimedOut(_) => (task.retry(None), Outcome::TimedOut),
+        Failure::Panicked(_) => (task.retry(None), Outcome::Panicked),
+        Failure::Stopped(StopReason::Cancelled) => (Resolution::Cancel, Outcome::Cancelled),
         // Refused by its fence if the lease was lost; no harm, and no attempt is counted.
         Failure::Stopped(StopReason::Shutdown | StopReason::Lost) => {
-            return grip.end(ends, Verdict::Release, None).await;
+            return task.end(ends, Resolution::Release, None).await;
         }
     };
-    let lease = &grip.lease;
-    match &verdict {
-        Verdict::Bury => {
+    let lease = &task.lease;
+    match &resolution {
+        Resolution::DeadLetter => {
             tracing::error!(task = lease.name, id = %lease.id, error = %failure, "task is dead");
         }
-        Verdict::Again { due, counts: true } => {
+        Resolution::Retry { due, counts: true } => {
             tracing::warn!(task = lease.name, id = %lease.id, error = %failure, %due, "task failed, retry stored");
         }
         _ => {
             tracing::info!(task = lease.name, id = %lease.id, reason = %failure, "task put off or cancelled")
         }
     }
-    grip.end(ends, verdict, Some((outcome, Some(failure.to_string())))).await;
+    task.end(ends, resolution, Some((outcome, Some(failure.to_string())))).await;
 }

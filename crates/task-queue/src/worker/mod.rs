@@ -9,13 +9,13 @@
 //! every user layer, by its result alone, under the fence it was leased with.
 
 mod acker;
+mod apalis;
 mod execute;
-mod feed;
-mod grip;
-mod lease;
-mod reader;
+mod fetch;
+mod heartbeat;
+mod housekeeping;
 mod registry;
-mod tend;
+mod running;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,8 +35,8 @@ use crate::{
     store::{TaskStore, WorkerInfo},
     task::{States, Task},
 };
-use grip::{Grips, StopReason};
 use registry::Registry;
+use running::{RunningTasks, StopReason};
 
 /// How long functions that were told to stop may take to get there; one that blocks its thread never does.
 const STUBBORN: Duration = Duration::from_secs(5);
@@ -155,24 +155,25 @@ impl Worker {
 
         let stopping = CancellationToken::new();
         let lease_over = CancellationToken::new();
-        let grips = Grips::default();
+        let running = RunningTasks::default();
         let (identity, _) = watch::channel(info.id);
         let (jobs, feed) = mpsc::channel(self.concurrency);
         let (ends, ended) = mpsc::channel(self.concurrency.max(256));
 
-        let mut heartbeat = lease::start(
+        let mut heartbeat = heartbeat::start(
             self.store.clone(),
             info.clone(),
             identity.clone(),
-            grips.clone(),
+            running.clone(),
             lease_over.clone(),
         )?;
         // Whoever drops this future ends every part of it.
         let (_no_work, _no_lease) = (stopping.clone().drop_guard(), lease_over.clone().drop_guard());
         let mut acker = AbortOnDropHandle::new(tokio::spawn(acker::run(self.store.clone(), ended)));
-        let mut tend = AbortOnDropHandle::new(tokio::spawn(tend::run(self.store.clone(), stopping.clone())));
+        let mut maintain =
+            AbortOnDropHandle::new(tokio::spawn(housekeeping::run(self.store.clone(), stopping.clone())));
         let mut reader = AbortOnDropHandle::new(tokio::spawn(
-            reader::Reader {
+            fetch::Fetcher {
                 store: self.store.clone(),
                 registry: Arc::new(self.registry),
                 states: Arc::new(self.states),
@@ -180,7 +181,7 @@ impl Worker {
                 info: info.clone(),
                 identity: identity.subscribe(),
                 slots: Arc::new(Semaphore::new(self.concurrency)),
-                grips: grips.clone(),
+                running: running.clone(),
                 jobs,
                 ends: ends.clone(),
                 stopping: stopping.clone(),
@@ -188,21 +189,21 @@ impl Worker {
             .run(),
         ));
 
-        let feed = feed::Feed::new(feed, ends);
+        let feed = apalis::ApalisBackend::new(feed, ends);
         let mut apalis = Box::pin(supervise(info.name.clone(), feed, stopping.clone()).fuse());
         let broken = tokio::select! {
             () = shutdown => None,
             () = &mut apalis => Some("executor"),
             _ = &mut reader => Some("reader"),
             _ = &mut acker => Some("acker"),
-            _ = &mut tend => Some("housekeeping"),
+            _ = &mut maintain => Some("housekeeping"),
             _ = &mut heartbeat => Some("heartbeat"),
         };
         stopping.cancel();
         if let Some(part) = broken {
             tracing::error!(worker = info.name, part, "a part of the worker has ended by itself: stopping");
             // Without a heartbeat, others may run these tasks as soon as the lease is over.
-            grips.stop_all(StopReason::Lost);
+            running.stop_all(StopReason::Lost);
             let _ = tokio::time::timeout(STUBBORN, &mut apalis).await;
             let text = format!(
                 "the {part} of worker {} has ended by itself; what it held runs again when its lease is over",
@@ -213,7 +214,7 @@ impl Worker {
         // Past the grace time the handlers are dropped and their tasks handed back.
         let cutoff = async {
             tokio::time::sleep(self.grace).await;
-            grips.stop_all(StopReason::Shutdown);
+            running.stop_all(StopReason::Shutdown);
             tokio::time::sleep(STUBBORN).await;
         };
         let drained = tokio::select! {
@@ -226,7 +227,7 @@ impl Worker {
         let settled = async {
             let _ = reader.await;
             let _ = acker.await;
-            let _ = tend.await;
+            let _ = maintain.await;
             lease_over.cancel();
             let _ = heartbeat.await;
         };
@@ -235,7 +236,7 @@ impl Worker {
             let text = format!(
                 "the store did not take what ended on worker {} within {}; those tasks run again",
                 info.name,
-                crate::span::format(patience)
+                crate::duration::format(patience)
             );
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
@@ -243,7 +244,7 @@ impl Worker {
             // Handing back what still runs would have it run twice at a time: it goes on when the lease lapses.
             tracing::error!(
                 worker = info.name,
-                held = grips.len(),
+                held = running.len(),
                 "task functions that block do not stop; not waiting"
             );
             return Ok(());
@@ -258,7 +259,7 @@ impl Worker {
 }
 
 /// Runs the apalis worker, and anew should it ever end by itself, until the worker shuts down.
-async fn supervise(name: String, feed: feed::Feed, stopping: CancellationToken) {
+async fn supervise(name: String, feed: apalis::ApalisBackend, stopping: CancellationToken) {
     let mut restarts = 0u32;
     while !stopping.is_cancelled() {
         match one_life(format!("{name}#{restarts}"), feed.clone(), stopping.clone()).await {
@@ -276,7 +277,7 @@ async fn supervise(name: String, feed: feed::Feed, stopping: CancellationToken) 
 /// where its type is concrete: across an await the compiler cannot see that it is `Send`.
 fn one_life(
     name: String,
-    feed: feed::Feed,
+    feed: apalis::ApalisBackend,
     stop: CancellationToken,
 ) -> BoxFuture<'static, Result<(), WorkerError>> {
     let worker = WorkerBuilder::new(name).backend(feed).parallelize(tokio::spawn).build(execute::execute);

@@ -14,7 +14,7 @@ use crate::{
 pub(super) type Prepared =
     Box<dyn FnOnce(TaskContext) -> BoxFuture<'static, Result<String, TaskError>> + Send>;
 
-struct Entry {
+struct Registered {
     options: TaskOptions,
     parameters: &'static [&'static str],
     check: fn(&States) -> Result<(), String>,
@@ -24,7 +24,7 @@ struct Entry {
 /// What a worker can run.
 #[derive(Default)]
 pub(super) struct Registry {
-    entries: BTreeMap<&'static str, Entry>,
+    entries: BTreeMap<&'static str, Registered>,
     twice: Vec<&'static str>,
 }
 
@@ -36,8 +36,12 @@ impl std::fmt::Debug for Registry {
 
 impl Registry {
     pub(super) fn add<T: Task>(&mut self, _: T) {
-        let entry =
-            Entry { options: T::OPTIONS, parameters: T::PARAMETERS, check: T::check, prepare: prepare::<T> };
+        let entry = Registered {
+            options: T::OPTIONS,
+            parameters: T::PARAMETERS,
+            check: T::check,
+            prepare: prepare::<T>,
+        };
         if self.entries.insert(T::NAME, entry).is_some() {
             self.twice.push(T::NAME);
         }
@@ -49,7 +53,8 @@ impl Registry {
 
     /// What is made known of each.
     pub(super) fn kinds(&self) -> Vec<TaskKind> {
-        let kind = |(name, entry): (&&str, &Entry)| TaskKind::new(name, entry.parameters, &entry.options);
+        let kind =
+            |(name, entry): (&&str, &Registered)| TaskKind::new(name, entry.parameters, &entry.options);
         self.entries.iter().map(kind).collect()
     }
 

@@ -12,9 +12,9 @@ use futures_util::future::BoxFuture;
 use task_queue::{
     Error, ErrorKind, Result, Worker,
     store::{
-        Claim, Claimed, Enqueued, Filter, Firing, Hints, NewTask, QueueStats, Renewal, Reply, ScheduleRecord,
-        ScheduleStore, Settled, Settlement, State, TaskControl, TaskKind, TaskQuery, TaskQueue, TaskRecord,
-        TaskStore, Tended, Waiting, WorkerInfo, WorkerRecord,
+        Claim, Claimed, Enqueued, Filter, Firing, Maintenance, NewTask, Notifier, QueueStats, Renewal, Reply,
+        ScheduleRecord, ScheduleStore, Settled, Settlement, State, TaskControl, TaskKind, TaskQuery,
+        TaskQueue, TaskRecord, TaskStore, Waiting, WorkerInfo, WorkerRecord,
     },
     task,
 };
@@ -84,15 +84,15 @@ impl TaskQueue for Faulty {
         retire(worker: Uuid) -> Reply<'_, u64>;
         claim(claim: Claim) -> Reply<'_, Claimed>;
         settle(settlements: Vec<Settlement>) -> BoxFuture<'_, Vec<Result<Settled>>>;
-        tend() -> Reply<'_, Tended>;
+        maintain() -> Reply<'_, Maintenance>;
     }
 
     fn lease(&self) -> Duration {
         self.inner.lease()
     }
 
-    fn hints(&self) -> &Hints {
-        self.inner.hints()
+    fn notifier(&self) -> &Notifier {
+        self.inner.notifier()
     }
 }
 

@@ -85,7 +85,7 @@ async fn a_kind_whose_workers_are_gone_is_waited_for_as_long() {
     triple.delay(1).on(&bench.client).await.unwrap().get(SOON).await.unwrap();
     worker.stop().await.unwrap();
     let task = triple.delay(2).on(&bench.client).await.unwrap();
-    bench.store.tend().await.unwrap();
+    bench.store.maintain().await.unwrap();
     assert_eq!(task.state().await.unwrap(), State::Queued);
     let waiting = bench.store.waiting().await.unwrap();
     assert_eq!((waiting[0].workers, waiting[0].known), (0, true));
@@ -94,7 +94,7 @@ async fn a_kind_whose_workers_are_gone_is_waited_for_as_long() {
     options.patience = Duration::from_millis(1);
     let impatient = SqliteStore::open(options).await.unwrap();
     until("nobody remembers it", || async {
-        impatient.tend().await.unwrap();
+        impatient.maintain().await.unwrap();
         impatient.get(task.id()).await.unwrap().unwrap().state == State::Dead
     })
     .await;

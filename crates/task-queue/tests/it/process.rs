@@ -181,7 +181,7 @@ async fn a_poison_pill_is_buried_and_its_neighbours_live() {
         Process::start(&site.url, &["worker", "-c", "1"]).crashed();
         // The next worker finds it again when the lease of the dead one is over.
         until("it was handed on", || async {
-            site.client.store().tend().await.unwrap();
+            site.client.store().maintain().await.unwrap();
             site.client.store().get(id).await.unwrap().unwrap().state != State::Running
         })
         .await;

@@ -99,7 +99,7 @@ async fn times_to_live_of_an_earlier_build_overflow_nothing() {
     for (id, kind) in [(expiring, ErrorKind::Expired), (cancelled, ErrorKind::Cancelled)] {
         assert_eq!(bench.client.result::<u32>(id).get(SOON).await.unwrap_err().kind(), kind);
     }
-    bench.store.tend().await.unwrap();
+    bench.store.maintain().await.unwrap();
     assert!(bench.store.get(brief).await.unwrap().is_some(), "it is kept");
     worker.stop().await.unwrap();
 }

@@ -26,7 +26,7 @@ impl<const SURE: bool> Ours<SURE> {
         let mut spec = Subscribe::group(Group::new(self.place.group())?, [filter]);
         spec.start = if self.transport.capabilities().replay { Start::Earliest } else { Start::New };
         // Raw asks NATS for more when half is on its way: as much here.
-        spec.credit = if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
+        spec.max_in_flight = if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
         Ok(spec)
     }
 }

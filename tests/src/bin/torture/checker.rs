@@ -26,14 +26,14 @@ pub(crate) struct Evidence {
 
 /// What the checker says: facts, and violations of promises.
 #[derive(Debug, Default)]
-pub(crate) struct Verdict {
+pub(crate) struct Report {
     pub(crate) facts: Vec<String>,
     pub(crate) violations: Vec<String>,
 }
 
 /// Checks it all.
-pub(crate) fn check(evidence: &Evidence) -> Verdict {
-    let mut verdict = Verdict::default();
+pub(crate) fn check(evidence: &Evidence) -> Report {
+    let mut verdict = Report::default();
     let mut confirmed: HashSet<(&str, u64)> = HashSet::new();
     for line in &evidence.published {
         match line {

@@ -16,9 +16,9 @@ use tower_layer::Layer;
 
 pub use store::{CircuitCell, CircuitState, CircuitStore, MemoryCircuits};
 
-use super::gate::{Entry, Gate, Gated, Permit, wait_for};
-use super::operation::{Judged, Kind, Operation, Verdict, verdict};
-use super::per_name::PerName;
+use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
+use super::operation::{Class, Classify, Kind, Operation, classify};
+use super::registry::Registry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 use store::{now, until};
@@ -40,7 +40,7 @@ pub struct CircuitBreaker {
     settings: Settings,
     name: Option<SmolStr>,
     store: Arc<dyn CircuitStore>,
-    circuits: PerName<Circuit>,
+    circuits: Registry<Circuit>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,32 +105,32 @@ impl Default for CircuitBreaker {
             settings: Settings { failures: 5, open_for: Duration::from_secs(60) },
             name: None,
             store: Arc::new(MemoryCircuits),
-            circuits: PerName::default(),
+            circuits: Registry::default(),
         }
     }
 }
 
 impl<S> Layer<S> for CircuitBreaker {
-    type Service = Gated<Self, S>;
+    type Service = AdmissionService<Self, S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Gated::new(self.clone(), inner)
+        AdmissionService::new(self.clone(), inner)
     }
 }
 
-impl Gate for CircuitBreaker {
+impl Admission for CircuitBreaker {
     type Permit = Pass;
 
-    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<Pass> {
+    fn enter<T: Operation>(&mut self, operation: &T) -> Decision<Pass> {
         let named = self.name.clone();
         let circuit = self.circuit(named.as_deref().unwrap_or(operation.name()));
         match circuit.try_pass() {
-            Ok(probe) => Entry::Now(Pass { circuit: circuit.clone(), probe }),
+            Ok(probe) => Decision::Admit(Pass { circuit: circuit.clone(), probe }),
             Err(wait) if operation.kind() == Kind::Process => {
                 let turn = circuit.clone().turn(wait);
-                Entry::Wait(wait_for(operation, "the circuit stayed open past the deadline", turn))
+                Decision::Wait(wait_for(operation, "the circuit stayed open past the deadline", turn))
             }
-            Err(wait) => Entry::Refused(
+            Err(wait) => Decision::Refused(
                 Error::new(
                     ErrorKind::Unavailable,
                     format!(
@@ -257,11 +257,11 @@ pub struct Pass {
 }
 
 impl Permit for Pass {
-    fn leave<R: Judged>(mut self, result: &Result<R>) {
+    fn leave<R: Classify>(mut self, result: &Result<R>) {
         let probe = std::mem::take(&mut self.probe);
-        match verdict(result) {
-            Verdict::Failed => self.circuit.failed(probe),
-            Verdict::Success | Verdict::Refused => self.circuit.succeeded(probe),
+        match classify(result) {
+            Class::Failed => self.circuit.failed(probe),
+            Class::Success | Class::Refused => self.circuit.succeeded(probe),
         }
     }
 }

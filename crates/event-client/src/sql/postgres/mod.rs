@@ -5,10 +5,10 @@
 //!   connection poolers, and it passes on from a relay that hangs as well as from one that died. It only saves
 //!   double work: each relay publishes a key's rows in order from the oldest, so the first copies are in order
 //!   whoever publishes. Row locks with SKIP LOCKED would not do: the rows skipped are the older ones of a key.
-//! - Waking: `bell` has stagers notify only while a relay sleeps.
+//! - Waking: `notifier` has stagers notify only while a relay sleeps.
 
-mod bell;
 mod cursor;
+mod notify;
 mod tables;
 
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::error::ErrorKind;
 
 impl Dialect for Postgres {
     type Cursor = cursor::Cursor;
-    type Bell = bell::Bell;
+    type Notifier = notify::Notifier;
 
     fn create_tables(connection: &mut PgConnection) -> BoxFuture<'_, sqlx::Result<()>> {
         Box::pin(tables::create(connection))
@@ -31,7 +31,7 @@ impl Dialect for Postgres {
 
     fn stage(connection: &mut PgConnection, rows: Vec<Row>) -> BoxFuture<'_, sqlx::Result<()>> {
         // One statement of one text however many rows there are, so that it stays prepared and takes one trip.
-        // Ordered, so that positions follow the rows. The second half rings the bell: see `bell`.
+        // Ordered, so that positions follow the rows. The second half rings the bell: see `notifier`.
         let insert = query(
             "WITH staged AS (
                 INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created)
@@ -52,7 +52,7 @@ impl Dialect for Postgres {
             .bind(rows.iter().map(|row| row.payload.clone()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.headers.clone()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.created).collect::<Vec<_>>())
-            .bind(bell::LOCK);
+            .bind(notify::LOCK);
         Box::pin(async move { insert.execute(connection).await.map(drop) })
     }
 
@@ -64,8 +64,8 @@ impl Dialect for Postgres {
         Box::pin(cursor.look(connection, limit))
     }
 
-    fn bell(pool: &PgPool) -> bell::Bell {
-        bell::Bell::new(pool.clone())
+    fn notifier(pool: &PgPool) -> notify::Notifier {
+        notify::Notifier::new(pool.clone())
     }
 
     fn claim<'c>(

@@ -41,7 +41,7 @@ struct Pool {
 struct Server {
     id: u64,
     requests: mpsc::Sender<IncomingRequest>,
-    credit: Arc<Semaphore>,
+    max_in_flight: Arc<Semaphore>,
     closed: CancellationToken,
     /// To be told of room: one for each subject.
     freed: Mutex<Vec<Arc<Notify>>>,
@@ -96,7 +96,7 @@ impl Rpc {
             if member.requests.is_closed() {
                 continue;
             }
-            if let Ok(permit) = member.credit.clone().try_acquire_owned() {
+            if let Ok(permit) = member.max_in_flight.clone().try_acquire_owned() {
                 let member = member.clone();
                 pool.next = at + 1;
                 return Found::Room(member, permit);
@@ -132,12 +132,12 @@ fn serve(connection: &Connection, spec: Serve) -> Result<mpsc::Receiver<Incoming
         return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
             .with("service", spec.service));
     }
-    let credit = spec.credit.max(1);
-    let (requests, incoming) = mpsc::channel(credit);
+    let max_in_flight = spec.max_in_flight.max(1);
+    let (requests, incoming) = mpsc::channel(max_in_flight);
     let server = Arc::new(Server {
         id: connection.bus.next_id(),
         requests,
-        credit: Arc::new(Semaphore::new(credit)),
+        max_in_flight: Arc::new(Semaphore::new(max_in_flight)),
         closed: connection.closed.child_token(),
         freed: Mutex::default(),
     });

@@ -27,7 +27,7 @@ const BATCH: usize = 512;
 
 pub(super) fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
     let spec = spec.checked()?;
-    let (feed, subscription) = Subscription::channel(spec.credit);
+    let (feed, subscription) = Subscription::channel(spec.max_in_flight);
     let connection = connection.clone();
     match spec.mode.clone() {
         Mode::Group(name) => {

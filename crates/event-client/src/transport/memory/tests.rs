@@ -16,9 +16,9 @@ fn message(key: &str) -> Message {
     message
 }
 
-fn spec(credit: usize) -> Subscribe {
+fn spec(max_in_flight: usize) -> Subscribe {
     let mut spec = Subscribe::group(Group::new("g").unwrap(), [Pattern::new("orders.>").unwrap()]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec
 }
 

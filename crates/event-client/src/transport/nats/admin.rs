@@ -10,7 +10,7 @@ use smol_str::SmolStr;
 
 use super::NatsTransport;
 use super::connection::Connection;
-use super::group::{From, Record};
+use super::group::{Record, StartAt};
 use super::keyed::{Mark, REPLAYS};
 use super::member::Source;
 use super::names::{self, Kind, token};
@@ -135,7 +135,7 @@ impl Connection {
             let old = stored.value;
             let new = Record {
                 epoch: old.epoch + 1,
-                from: From::new(start),
+                from: StartAt::new(start),
                 past: Vec::new(),
                 starts: Default::default(),
                 made: Default::default(),

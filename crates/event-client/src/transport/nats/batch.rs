@@ -62,7 +62,7 @@ struct Line {
 }
 
 /// What the server made of a batch.
-enum Outcome {
+enum BatchReply {
     /// Stored, the last message at this place.
     Stored(u64),
     /// Nothing of it is stored.
@@ -203,18 +203,18 @@ impl Connection {
         }
         let outcome = outcome(commit.expect("there is a last one").await, count);
         match outcome {
-            Ok(Outcome::Stored(last)) => {
+            Ok(BatchReply::Stored(last)) => {
                 for (back, item) in (0..count as u64).zip(items.into_iter().rev()) {
                     let position = Some(Position(u128::from(last - back)));
                     item.answer.send(Ok(Receipt { position, duplicate: false }));
                 }
             }
-            Ok(Outcome::Nobody) => {
+            Ok(BatchReply::Nobody) => {
                 for item in items {
                     publish::again(self, item.message, item.answer, item.deadline);
                 }
             }
-            Ok(Outcome::Refused(error)) => {
+            Ok(BatchReply::Refused(error)) => {
                 tracing::debug!(%error, topic, count, "a batch was refused; its messages are sent one by one");
                 self.batches.rest(topic);
                 self.store_singly(items).await;
@@ -230,15 +230,17 @@ impl Connection {
 }
 
 /// Reads the answer to a commit. Whatever it does not say plainly is unknown.
-fn outcome(answer: Result<Option<async_nats::Message>>, count: usize) -> Result<Outcome> {
-    let Some(reply) = answer? else { return Ok(Outcome::Nobody) };
+fn outcome(answer: Result<Option<async_nats::Message>>, count: usize) -> Result<BatchReply> {
+    let Some(reply) = answer? else { return Ok(BatchReply::Nobody) };
     let ack: Ack = serde_json::from_slice(&reply.payload).map_err(|error| {
         Error::new(ErrorKind::Internal, "the server's confirmation is not understood").because(error)
     })?;
     match ack {
-        Ack { error: Some(error), .. } => Ok(Outcome::Refused(error)),
+        Ack { error: Some(error), .. } => Ok(BatchReply::Refused(error)),
         // A server that knows no batches has stored each message, and confirms the last alone.
-        Ack { seq, count: stored, .. } if stored == count && seq >= count as u64 => Ok(Outcome::Stored(seq)),
+        Ack { seq, count: stored, .. } if stored == count && seq >= count as u64 => {
+            Ok(BatchReply::Stored(seq))
+        }
         _ => Err(Error::new(
             ErrorKind::Internal,
             "the server confirmed less than the whole batch; the outcome is unknown",

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::fetch::count_expired;
-use super::group::{Floor, From};
+use super::group::{Floor, StartAt};
 use super::member::Source;
 use super::outage::Outage;
 use super::poison::defect;
@@ -65,7 +65,7 @@ struct Place {
 }
 
 pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
-    let (feed, subscription) = Subscription::channel(spec.credit);
+    let (feed, subscription) = Subscription::channel(spec.max_in_flight);
     let inbox = connection.client.new_inbox();
     let listen = async |subject: String| {
         connection.client.subscribe(subject).await.map_err(|error| {
@@ -135,13 +135,13 @@ impl Listener {
         }
         let made = self.connection.stand(topic).await?;
         let from = match self.places.get(topic) {
-            Some(place) if place.made == made => From::Sequence(place.next),
+            Some(place) if place.made == made => StartAt::Sequence(place.next),
             // The stream was deleted and made again: all that is in it is new.
             Some(_) => {
                 self.places.remove(topic);
-                From::All
+                StartAt::All
             }
-            None => From::new(self.start),
+            None => StartAt::new(self.start),
         };
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });

@@ -9,7 +9,7 @@ use smol_str::{SmolStr, format_smolstr};
 
 use super::codec;
 use super::connection::Connection;
-use super::group::{From, Record};
+use super::group::{Record, StartAt};
 use super::kv::Raw;
 use super::names::{self, Kind};
 use crate::delivery::{DeliveryInfo, Reason, Rejection};
@@ -95,7 +95,7 @@ pub(super) async fn ensure_replays(connection: &Connection, group: &Group, recor
     let (stream, name) = (connection.names.work(), names::consumer(group, 0));
     let filters = [connection.names.replayed(group)];
     let made =
-        connection.put_consumer(&stream, &name, &filters, &From::All, record.lease(), Provision::Create);
+        connection.put_consumer(&stream, &name, &filters, &StartAt::All, record.lease(), Provision::Create);
     made.await.map(drop)
 }
 

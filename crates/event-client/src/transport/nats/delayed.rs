@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::codec;
 use super::connection::Connection;
-use super::group::From;
+use super::group::StartAt;
 use super::member::Source;
 use super::names::Kind;
 use super::pub_ack::PendingPublish;
@@ -79,7 +79,7 @@ async fn ensure(connection: &Connection, provision: Provision) -> Result<()> {
     connection.ensure_stream(Kind::Work).await?;
     let filter = format!("{}.sys.delay.>", connection.config.namespace);
     let stream = connection.names.work();
-    connection.put_consumer_with(&stream, CONSUMER, &[filter], &From::All, LEASE, -1, provision).await?;
+    connection.put_consumer_with(&stream, CONSUMER, &[filter], &StartAt::All, LEASE, -1, provision).await?;
     connection.work_ready.store(true, Ordering::Release);
     connection.tell_news();
     Ok(())

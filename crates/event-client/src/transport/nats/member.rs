@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::codec::AckInfo;
 use super::connection::Connection;
 use super::double_ack::AckLog;
-use super::group::{ConsumerInfo, From};
+use super::group::{ConsumerInfo, StartAt};
 use super::presence::{MemberStatus, Participant};
 use crate::bounds;
 use crate::delivery::{DeliveryInfo, Token};
@@ -96,17 +96,17 @@ impl Source {
 
     /// Where another consumer goes on in its place, in the stream that was created then; `None` when that is another
     /// stream than this one's.
-    pub(super) fn successor(&self, stream_created: Option<Timestamp>) -> Option<From> {
+    pub(super) fn successor(&self, stream_created: Option<Timestamp>) -> Option<StartAt> {
         let same_stream =
             stream_created.zip(self.created).is_some_and(|(stream, consumer)| stream <= consumer);
-        same_stream.then(|| From::Sequence(self.floor.load(Ordering::Relaxed) + 1))
+        same_stream.then(|| StartAt::Sequence(self.floor.load(Ordering::Relaxed) + 1))
     }
 }
 
 /// What is out.
 #[derive(Default)]
 pub(super) struct InFlight {
-    entries: Slab<Entry>,
+    entries: Slab<LeasedMessage>,
     generation: u32,
     /// What was settled for good last, by source, place and time of publication.
     settled: VecDeque<(usize, u64, i64)>,
@@ -127,7 +127,7 @@ pub(super) enum Seen {
 const REMEMBERED: usize = 1024;
 
 /// A message that this member leases.
-pub(super) struct Entry {
+pub(super) struct LeasedMessage {
     generation: u32,
     pub(super) source: Arc<Source>,
     pub(super) sequence: u64,
@@ -225,7 +225,7 @@ impl std::fmt::Debug for Member {
 
 impl InFlight {
     /// Takes a message in.
-    pub(super) fn insert(&mut self, mut entry: Entry) -> Token {
+    pub(super) fn insert(&mut self, mut entry: LeasedMessage) -> Token {
         self.generation = self.generation.wrapping_add(1);
         entry.generation = self.generation;
         u64::from(self.generation) << 32 | self.entries.insert(entry) as u64
@@ -235,13 +235,13 @@ impl InFlight {
         ((token & u64::from(u32::MAX)) as usize, (token >> 32) as u32)
     }
 
-    pub(super) fn get(&mut self, token: Token) -> Option<&mut Entry> {
+    pub(super) fn get(&mut self, token: Token) -> Option<&mut LeasedMessage> {
         let (index, generation) = Self::index(token);
         self.entries.get_mut(index).filter(|entry| entry.generation == generation)
     }
 
     /// Takes it out, settled or lost.
-    pub(super) fn remove(&mut self, token: Token) -> Option<Entry> {
+    pub(super) fn remove(&mut self, token: Token) -> Option<LeasedMessage> {
         let (index, generation) = Self::index(token);
         if self.entries.get(index)?.generation != generation {
             return None;
@@ -269,12 +269,12 @@ impl InFlight {
     }
 
     /// The message at this place, if it is here. Asked only of what comes again.
-    pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<&mut Entry> {
+    pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<&mut LeasedMessage> {
         let mut entries = self.entries.iter_mut().map(|(_, entry)| entry);
         entries.find(|entry| entry.sequence == sequence && entry.source.stream == source.stream)
     }
 
-    pub(super) fn iter(&mut self) -> impl Iterator<Item = (Token, &mut Entry)> {
+    pub(super) fn iter(&mut self) -> impl Iterator<Item = (Token, &mut LeasedMessage)> {
         self.entries
             .iter_mut()
             .map(|(index, entry)| (u64::from(entry.generation) << 32 | index as u64, entry))
@@ -292,7 +292,7 @@ impl InFlight {
     }
 }
 
-impl Entry {
+impl LeasedMessage {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         source: Arc<Source>,

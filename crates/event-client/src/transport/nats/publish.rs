@@ -25,23 +25,23 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Streams that this connection knows to be there.
 #[derive(Debug, Default)]
-pub(super) struct Topics(Mutex<HashMap<SmolStr, Topic>>);
+pub(super) struct Topics(Mutex<HashMap<SmolStr, StreamState>>);
 
-enum Topic {
+enum StreamState {
     /// The stream is there; whether it takes batches.
     Ready(bool),
     /// Being looked at; these wait for it, in order.
     Opening(Vec<(Message, PendingPublish, Instant)>),
 }
 
-impl std::fmt::Debug for Topic {
+impl std::fmt::Debug for StreamState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if matches!(self, Self::Ready(_)) { "ready" } else { "opening" })
     }
 }
 
 impl Topics {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SmolStr, Topic>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SmolStr, StreamState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -52,11 +52,11 @@ impl Topics {
 
     /// The stream is there.
     pub(super) fn is_ready(&self, topic: &str) -> bool {
-        matches!(self.lock().get(topic), Some(Topic::Ready(_)))
+        matches!(self.lock().get(topic), Some(StreamState::Ready(_)))
     }
 
     pub(super) fn ready(&self, topic: &str, batches: bool) {
-        self.lock().entry(topic.into()).or_insert(Topic::Ready(batches));
+        self.lock().entry(topic.into()).or_insert(StreamState::Ready(batches));
     }
 }
 
@@ -80,15 +80,15 @@ impl NatsTransport {
         }
         let mut topics = connection.topics_seen.lock();
         match topics.get_mut(message.subject.topic()) {
-            Some(Topic::Ready(batches)) => {
+            Some(StreamState::Ready(batches)) => {
                 let batches = *batches;
                 drop(topics);
                 dispatch(connection, message, answer, deadline, batches);
             }
-            Some(Topic::Opening(line)) => line.push((message, answer, deadline)),
+            Some(StreamState::Opening(line)) => line.push((message, answer, deadline)),
             None => {
                 let topic = SmolStr::new(message.subject.topic());
-                topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
+                topics.insert(topic.clone(), StreamState::Opening(vec![(message, answer, deadline)]));
                 drop(topics);
                 let opened = connection.clone();
                 connection.vital("nats topic", async move { open(&opened, topic, deadline).await });
@@ -109,13 +109,13 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
         }
     };
     let mut topics = connection.topics_seen.lock();
-    let Some(Topic::Opening(line)) = topics.remove(&topic) else { return };
+    let Some(StreamState::Opening(line)) = topics.remove(&topic) else { return };
     match result {
         Ok(batches) => {
             for (message, answer, deadline) in line {
                 dispatch(connection, message, answer, deadline, batches);
             }
-            topics.insert(topic, Topic::Ready(batches));
+            topics.insert(topic, StreamState::Ready(batches));
         }
         Err(error) => {
             drop(topics);
@@ -182,9 +182,9 @@ pub(super) fn again(
     let mut topics = connection.topics_seen.lock();
     let topic = SmolStr::new(message.subject.topic());
     match topics.get_mut(&topic) {
-        Some(Topic::Opening(line)) => line.push((message, answer, deadline)),
+        Some(StreamState::Opening(line)) => line.push((message, answer, deadline)),
         _ => {
-            topics.insert(topic.clone(), Topic::Opening(vec![(message, answer, deadline)]));
+            topics.insert(topic.clone(), StreamState::Opening(vec![(message, answer, deadline)]));
             drop(topics);
             let opened = connection.clone();
             connection.vital("nats topic", async move {

@@ -29,14 +29,14 @@ const HOLD: Duration = Duration::from_millis(100);
 /// Requests in the hands of this connection's servers, by their reply subject.
 #[derive(Default)]
 pub(super) struct Served {
-    calls: Mutex<HashMap<SmolStr, Arc<Held>>>,
+    calls: Mutex<HashMap<SmolStr, Arc<OpenRequest>>>,
     /// There is something to watch again.
     grown: tokio::sync::Notify,
     started: OnceCell<()>,
 }
 
 /// One request that is being answered.
-struct Held {
+struct OpenRequest {
     reply: NatsSubject,
     gone: CancellationToken,
     deadline: Instant,
@@ -54,12 +54,12 @@ struct Flow {
 }
 
 impl Served {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SmolStr, Arc<Held>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SmolStr, Arc<OpenRequest>>> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Held {
+impl OpenRequest {
     fn flow(&self) -> MutexGuard<'_, Flow> {
         self.flow.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,7 +68,7 @@ impl Held {
 /// The server's end of one answer.
 pub(super) struct Reply {
     connection: Arc<Connection>,
-    held: Arc<Held>,
+    held: Arc<OpenRequest>,
     endpoint: Arc<Endpoint>,
     _permit: OwnedSemaphorePermit,
 }
@@ -84,7 +84,7 @@ impl Reply {
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let now = Instant::now();
-        let held = Arc::new(Held {
+        let held = Arc::new(OpenRequest {
             reply: reply.clone(),
             gone: CancellationToken::new(),
             deadline: bounds::later(now, within),
@@ -223,7 +223,7 @@ impl Connection {
         }
     }
 
-    fn make_room(&self, held: &Arc<Held>) {
+    fn make_room(&self, held: &Arc<OpenRequest>) {
         let mut flow = held.flow();
         flow.room = (flow.room + FRAMES / 2).min(FRAMES);
         let mut ended = false;

@@ -48,9 +48,9 @@ pub(super) async fn serve(
     }
     let mut denied = connection.denied.subscribe();
     connection.serve_calls().await?;
-    let credit = spec.credit.max(1);
-    let (requests, incoming) = mpsc::channel(credit);
-    let room = Arc::new(Semaphore::new(credit));
+    let max_in_flight = spec.max_in_flight.max(1);
+    let (requests, incoming) = mpsc::channel(max_in_flight);
+    let room = Arc::new(Semaphore::new(max_in_flight));
     let left = CancellationToken::new();
     for subject in &spec.subjects {
         let name = connection.names.request(subject);

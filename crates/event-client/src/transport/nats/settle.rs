@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::dead_letters;
 use super::double_ack::{AckSeq, confirm, send, send_and_confirm};
 use super::error::{closed, lost};
-use super::member::{Entry, Member, Source};
+use super::member::{LeasedMessage, Member, Source};
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Settle, Settlement, Token};
@@ -80,7 +80,7 @@ impl Settle for Member {
 
 impl Member {
     /// Takes a delivery out of the hand, to settle it `for_good` or in steps.
-    fn take(&self, token: Token, for_good: bool) -> Result<Entry> {
+    fn take(&self, token: Token, for_good: bool) -> Result<LeasedMessage> {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
@@ -98,7 +98,7 @@ impl Member {
         Ok(entry)
     }
 
-    fn acknowledge(&self, entry: Entry) -> Confirm<()> {
+    fn acknowledge(&self, entry: LeasedMessage) -> Confirm<()> {
         let seq = send(&self.connection, &entry.source, entry.ack.clone(), ACK);
         if entry.recorded {
             self.forget_attempts(&entry);
@@ -107,7 +107,7 @@ impl Member {
     }
 
     /// Retry, reject and release take more than one step.
-    fn in_steps(&self, entry: Entry, settlement: Settlement, answer: Answer<()>) {
+    fn in_steps(&self, entry: LeasedMessage, settlement: Settlement, answer: Answer<()>) {
         let steps = Steps { connection: self.connection.clone(), group: self.group.clone() };
         let busy = self.begin();
         tokio::spawn(async move {
@@ -132,7 +132,7 @@ impl Member {
         Confirm::boxed(confirm(self.connection.clone(), source, ack, word, seq))
     }
 
-    fn forget_attempts(&self, entry: &Entry) {
+    fn forget_attempts(&self, entry: &LeasedMessage) {
         let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
         let connection = self.connection.clone();
         let busy = self.begin();
@@ -171,7 +171,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) async fn take(&self, entry: &Entry, settlement: Settlement) -> Result<()> {
+    pub(super) async fn take(&self, entry: &LeasedMessage, settlement: Settlement) -> Result<()> {
         let word = match settlement {
             Settlement::Ack => ACK,
             Settlement::Retry { after, error } => {
@@ -212,7 +212,7 @@ impl Steps {
     }
 
     /// Notes that the last delivery is no attempt; answers the word that gives it back for `after`.
-    async fn untried(&self, entry: &Entry, after: Duration) -> Result<Bytes> {
+    async fn untried(&self, entry: &LeasedMessage, after: Duration) -> Result<Bytes> {
         let now = Timestamp::now().as_millisecond();
         let due = if after.is_zero() { 0 } else { now.saturating_add(bounds::signed_millis(after)) };
         let before = entry.info.attempt.saturating_sub(1);
@@ -220,7 +220,7 @@ impl Steps {
         Ok(delayed(after))
     }
 
-    async fn record(&self, entry: &Entry, attempts: u32, due: i64, error: SmolStr) -> Result<()> {
+    async fn record(&self, entry: &LeasedMessage, attempts: u32, due: i64, error: SmolStr) -> Result<()> {
         let record = Attempt { delivered: entry.delivered, attempts, due, first: entry.first_ms, error };
         let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
         let payload = serde_json::to_vec(&record).expect("plain data");

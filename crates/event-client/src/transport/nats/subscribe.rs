@@ -27,9 +27,9 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
             connection.announce_presence().await?;
             let record = connection.join_group(&spec, connection.config.provision).await?;
             if spec.keyed {
-                return keyed::subscribe(connection, group, record, spec.credit).await;
+                return keyed::subscribe(connection, group, record, spec.max_in_flight).await;
             }
-            let (feed, subscription) = Subscription::channel(spec.credit);
+            let (feed, subscription) = Subscription::channel(spec.max_in_flight);
             let (commands, command_receiver) = mpsc::unbounded_channel();
             let member = Member::new(connection.clone(), group, record.lease(), commands);
             let fetcher = Fetcher::open(&member, feed, record, command_receiver).await?;

@@ -47,7 +47,7 @@ impl Inner {
         self.capabilities.check_start(spec.start)?;
         self.client_bus.inbox().await?;
         let open = self.listen(&spec).await?;
-        let (feed, subscription) = Subscription::channel(spec.credit);
+        let (feed, subscription) = Subscription::channel(spec.max_in_flight);
         self.start_mover();
         let listening = run(self.clone(), spec, feed, open);
         tokio::spawn(supervise::run("rabbitmq broadcast", listening, || {}));
@@ -83,8 +83,8 @@ impl Inner {
             );
             command("bind a queue", bind).await?;
         }
-        let credit = u16::try_from(spec.credit.max(1)).unwrap_or(u16::MAX);
-        command("set the credit", channel.basic_qos(credit, BasicQosOptions::default())).await?;
+        let max_in_flight = u16::try_from(spec.max_in_flight.max(1)).unwrap_or(u16::MAX);
+        command("set the credit", channel.basic_qos(max_in_flight, BasicQosOptions::default())).await?;
         let consume = channel.basic_consume(
             queue,
             "broadcast".into(),
@@ -199,7 +199,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                             }
                             _ => broken = true,
                         }
-                        if broken || ready.len() >= spec.credit {
+                        if broken || ready.len() >= spec.max_in_flight {
                             break;
                         }
                         match consumer.next().now_or_never() {

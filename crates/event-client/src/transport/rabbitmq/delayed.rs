@@ -81,8 +81,8 @@ impl Inner {
             return Ok(false);
         }
         let channel = self.consume.channel().await?;
-        let credit = u16::try_from(MOVED).unwrap_or(u16::MAX);
-        command("set the credit", channel.basic_qos(credit, BasicQosOptions::default())).await?;
+        let max_in_flight = u16::try_from(MOVED).unwrap_or(u16::MAX);
+        command("set the credit", channel.basic_qos(max_in_flight, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(self.names.due(), "due".into(), options, FieldTable::default());
         let mut consumer = command("consume", consume).await?;

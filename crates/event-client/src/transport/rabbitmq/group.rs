@@ -65,7 +65,7 @@ impl Inner {
             looked => looked?,
         }
         self.provide(&spec, self.config.provision).await?;
-        let (sender, subscription) = Subscription::channel(spec.credit);
+        let (sender, subscription) = Subscription::channel(spec.max_in_flight);
         let (commands, incoming) = mpsc::unbounded_channel();
         let id = self.client_bus.number();
         let entry = (group.to_string(), commands.clone());

@@ -177,8 +177,9 @@ impl Member {
     }
 
     pub(super) fn prefetch(&self) -> u16 {
-        let credit = self.spec.credit.max(1);
-        let most = if self.spec.keyed { credit + self.inner.config.keyed_backlog } else { credit };
+        let max_in_flight = self.spec.max_in_flight.max(1);
+        let most =
+            if self.spec.keyed { max_in_flight + self.inner.config.keyed_backlog } else { max_in_flight };
         u16::try_from(most).unwrap_or(u16::MAX)
     }
 

@@ -89,20 +89,20 @@ impl Member {
         if spec.subjects.is_empty() {
             return Err(Error::new(ErrorKind::Config, "a service serves at least one subject"));
         }
-        let credit = spec.credit.clamp(1, 60_000);
+        let max_in_flight = spec.max_in_flight.clamp(1, 60_000);
         let inbox = self.client_bus.inbox().await?;
-        let open = self.open(&spec.subjects, credit).await?;
-        let (sender, requests) = mpsc::channel(credit);
-        let slots = Arc::new(Semaphore::new(credit));
-        let serving = self.run(spec, credit, inbox, open, sender, slots);
+        let open = self.open(&spec.subjects, max_in_flight).await?;
+        let (sender, requests) = mpsc::channel(max_in_flight);
+        let slots = Arc::new(Semaphore::new(max_in_flight));
+        let serving = self.run(spec, max_in_flight, inbox, open, sender, slots);
         tokio::spawn(supervise::run("rabbitmq serve", serving, || {}));
         Ok(requests)
     }
 
-    async fn open(&self, subjects: &[Subject], credit: usize) -> Result<(Channel, Vec<Consumer>)> {
+    async fn open(&self, subjects: &[Subject], max_in_flight: usize) -> Result<(Channel, Vec<Consumer>)> {
         let channel = self.link.channel().await?;
         // Together no more than the credit, if every subject may have at least one.
-        let each = u16::try_from((credit / subjects.len()).max(1)).unwrap_or(u16::MAX);
+        let each = u16::try_from((max_in_flight / subjects.len()).max(1)).unwrap_or(u16::MAX);
         command("set the credit", channel.basic_qos(each, BasicQosOptions::default())).await?;
         let mut consumers = Vec::new();
         for subject in subjects {
@@ -123,7 +123,7 @@ impl Member {
     async fn run(
         self,
         spec: Serve,
-        credit: usize,
+        max_in_flight: usize,
         mut inbox: ShortString,
         open: (Channel, Vec<Consumer>),
         sender: mpsc::Sender<IncomingRequest>,
@@ -137,7 +137,7 @@ impl Member {
                 None => {
                     let made = async {
                         inbox = self.client_bus.inbox().await?;
-                        self.open(&spec.subjects, credit).await
+                        self.open(&spec.subjects, max_in_flight).await
                     };
                     tokio::select! {
                         made = made => match made {
@@ -164,13 +164,13 @@ impl Member {
                 let arrival = tokio::select! {
                     arrival = arrivals.next() => arrival,
                     () = sender.closed() => {
-                        self.leave(&spec, &channel, &slots, credit).await;
+                        self.leave(&spec, &channel, &slots, max_in_flight).await;
                         return;
                     }
                     () = self.closed.cancelled() => {
                         drop(sender);
                         // What is in hand is let go of, and says so.
-                        self.leave(&spec, &channel, &slots, credit).await;
+                        self.leave(&spec, &channel, &slots, max_in_flight).await;
                         return;
                     }
                 };
@@ -185,12 +185,12 @@ impl Member {
     }
 
     /// Takes no more, and stays until what it has is answered.
-    async fn leave(&self, spec: &Serve, channel: &Channel, slots: &Arc<Semaphore>, credit: usize) {
+    async fn leave(&self, spec: &Serve, channel: &Channel, slots: &Arc<Semaphore>, max_in_flight: usize) {
         for subject in &spec.subjects {
             let cancel = channel.basic_cancel(subject.as_str().into(), BasicCancelOptions::default());
             let _ = command("stop serving", cancel).await;
         }
-        let all = u32::try_from(credit).unwrap_or(u32::MAX);
+        let all = u32::try_from(max_in_flight).unwrap_or(u32::MAX);
         let done = slots.clone().acquire_many_owned(all);
         if self.closed.is_cancelled() {
             let _ = tokio::time::timeout(Duration::from_secs(2), done).await;

@@ -76,7 +76,7 @@ async fn listen(client: &Arc<Client>, spec: Subscribe) -> Result<Subscription> {
         });
         listening.push(topics.await?);
     }
-    let (feed, subscription) = Subscription::channel(spec.credit);
+    let (feed, subscription) = Subscription::channel(spec.max_in_flight);
     let mut tails = Tails {
         client: client.clone(),
         wild,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::codec::{Entry, EntryId};
 use super::fetch::Fetcher;
 use super::keys::Source;
-use super::member::Held;
+use super::member::Unsettled;
 use super::unmatched;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
 
@@ -65,7 +65,7 @@ impl Fetcher {
     }
 
     fn hold(&self, source: &Arc<Source>, name: &Arc<str>, id: EntryId, attempt: u32, asked: Instant) -> u64 {
-        let held = Held {
+        let held = Unsettled {
             source: source.clone(),
             name: name.clone(),
             id,

@@ -130,28 +130,28 @@ fn diagnose_info(info: &HashMap<String, String>, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transport::Verdict;
+    use crate::transport::Severity;
 
-    fn of(pairs: &[(&str, &str)]) -> Vec<(String, Verdict)> {
+    fn of(pairs: &[(&str, &str)]) -> Vec<(String, Severity)> {
         let info = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let mut findings = Vec::new();
         diagnose_info(&info, &mut findings);
-        findings.into_iter().map(|finding| (finding.check.to_string(), finding.verdict)).collect()
+        findings.into_iter().map(|finding| (finding.check.to_string(), finding.severity)).collect()
     }
 
     #[test]
     fn what_loses_messages_is_bad_and_what_may_is_advice() {
         let good = [("redis_version", "8.0"), ("maxmemory_policy", "noeviction")];
-        assert_eq!(of(&good)[1], ("memory".into(), Verdict::Advice));
+        assert_eq!(of(&good)[1], ("memory".into(), Severity::Advice));
         let with = |name, value| {
             let mut pairs = good.to_vec();
             pairs.push((name, value));
             of(&pairs)
         };
-        assert!(with("aof_last_write_status", "err").contains(&("disk".into(), Verdict::Bad)));
-        assert!(with("role", "slave").contains(&("role".into(), Verdict::Bad)));
-        assert!(of(&[("maxmemory_policy", "allkeys-lru")]).contains(&("memory".into(), Verdict::Bad)));
+        assert!(with("aof_last_write_status", "err").contains(&("disk".into(), Severity::Bad)));
+        assert!(with("role", "slave").contains(&("role".into(), Severity::Bad)));
+        assert!(of(&[("maxmemory_policy", "allkeys-lru")]).contains(&("memory".into(), Severity::Bad)));
         let full = [("maxmemory_policy", "noeviction"), ("maxmemory", "100"), ("used_memory", "95")];
-        assert!(of(&full).contains(&("memory".into(), Verdict::Bad)));
+        assert!(of(&full).contains(&("memory".into(), Severity::Bad)));
     }
 }

@@ -24,7 +24,7 @@ use crate::transport::Subscribe;
 const BATCH: usize = 500;
 
 /// A topic of the group.
-pub(super) struct Topic {
+pub(super) struct TopicCursor {
     pub(super) place: Place,
     /// When to look for retries and dead members' entries.
     next_take: Instant,
@@ -99,7 +99,7 @@ pub(super) struct Fetcher {
     spec: Subscribe,
     pub(super) feed: Feed,
     pub(super) settle: Arc<dyn Settle>,
-    pub(super) topics: Vec<Topic>,
+    pub(super) topics: Vec<TopicCursor>,
     /// Which topic is first, when there is not room for all.
     turn: usize,
     reader: Option<Reader>,
@@ -130,7 +130,7 @@ impl Fetcher {
                     .iter()
                     .find(|topic| topic.place.name == place.name && topic.place.log.topic == place.log.topic)
                     .map_or(place.delivered, |topic| topic.last);
-                Topic { place, next_take: now, last, maybe: true }
+                TopicCursor { place, next_take: now, last, maybe: true }
             })
             .collect();
     }
@@ -187,7 +187,7 @@ impl Fetcher {
                 return None;
             }
             // Many small reads cost more than one: with work waiting, some room is gathered for a moment.
-            if room > 0 && (room * 2 >= self.member.credit || self.feed.untaken() == 0) {
+            if room > 0 && (room * 2 >= self.member.max_in_flight || self.feed.untaken() == 0) {
                 return Some(room);
             }
             tokio::select! {
@@ -267,7 +267,7 @@ impl Fetcher {
 
     fn command(&self, most: usize, block: Option<Duration>) -> redis::Cmd {
         let mut command = redis::cmd("XREADGROUP");
-        let name = |topic: &Topic| topic.place.name.clone();
+        let name = |topic: &TopicCursor| topic.place.name.clone();
         command.arg("GROUP").arg(self.topics.first().map(name).as_deref().unwrap_or_default());
         command.arg(self.member.consumer.as_str()).arg("COUNT").arg(most.min(BATCH));
         if let Some(block) = block {

@@ -28,7 +28,7 @@ use crate::transport::Subscribe;
 /// Entries of one page of what waited before.
 const PAGE: usize = 200;
 
-pub(super) struct Topic {
+pub(super) struct TopicReader {
     pub(super) place: Place,
     /// `None` while another member is active.
     pub(super) active: Option<Active>,
@@ -117,7 +117,7 @@ pub(super) struct Keyed {
     spec: Subscribe,
     pub(super) feed: Feed,
     pub(super) settle: Arc<dyn Settle>,
-    pub(super) topics: Vec<Topic>,
+    pub(super) topics: Vec<TopicReader>,
     pub(super) next_item: u64,
     /// When to look for replays whose hint was missed.
     next_look: Instant,
@@ -143,12 +143,12 @@ impl Keyed {
         self.topics = places
             .into_iter()
             .map(|place| {
-                let same = |topic: &Topic| {
+                let same = |topic: &TopicReader| {
                     topic.place.name == place.name && topic.place.log.topic == place.log.topic
                 };
                 match old.iter().position(same).filter(|_| !place.lost) {
-                    Some(at) => Topic { place, ..old.swap_remove(at) },
-                    None => Topic { active: None, next_try: now, last: place.delivered, place },
+                    Some(at) => TopicReader { place, ..old.swap_remove(at) },
+                    None => TopicReader { active: None, next_try: now, last: place.delivered, place },
                 }
             })
             .collect();
@@ -270,7 +270,7 @@ impl Keyed {
         let which = usize::from(replay);
         let place = self.topics[at].place.clone();
         let source = if replay { &place.replay } else { &place.log };
-        let most = if loading.is_some() { PAGE } else { (member.credit * 2).clamp(16, 500) };
+        let most = if loading.is_some() { PAGE } else { (member.max_in_flight * 2).clamp(16, 500) };
         let owner = member.client.keys.owner(&source.topic, member.group.as_str());
         let mut command = scripts::FETCH.on(&[&source.stream, &source.due, &owner]);
         command.arg(&*place.name).arg(member.consumer.as_str()).arg(most);

@@ -24,9 +24,9 @@ pub(super) struct Member {
     /// Unique in the server; ends with the lease in milliseconds, so that others know when it has run out.
     pub(super) consumer: SmolStr,
     pub(super) lease: Duration,
-    pub(super) credit: usize,
+    pub(super) max_in_flight: usize,
     pub(super) keyed: bool,
-    pub(super) table: Mutex<Slab<Held>>,
+    pub(super) table: Mutex<Slab<Unsettled>>,
     pub(super) signals: Signals,
     /// Cancelled when its deliveries are handed back because the handle closes.
     pub(super) closed: CancellationToken,
@@ -50,7 +50,7 @@ pub(super) struct Owned {
 
 /// A delivery that is not settled.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
+pub(super) struct Unsettled {
     pub(super) source: Arc<Source>,
     /// The group's name in Redis when it was fetched: a moved group has another.
     pub(super) name: Arc<str>,
@@ -150,7 +150,7 @@ impl Signals {
 impl Member {
     /// How many more deliveries may be fetched: settlements on their way still count.
     pub(super) fn room(&self, free: usize) -> usize {
-        free.min(self.credit.saturating_sub(self.table.lock().expect("not poisoned").len()))
+        free.min(self.max_in_flight.saturating_sub(self.table.lock().expect("not poisoned").len()))
     }
 
     /// The latest time at which nobody can have taken away what is fetched or renewed now.
@@ -158,7 +158,7 @@ impl Member {
         asked + self.lease - self.lease / 8
     }
 
-    pub(super) fn held(&self, token: Token) -> Option<Held> {
+    pub(super) fn held(&self, token: Token) -> Option<Unsettled> {
         self.table.lock().expect("not poisoned").get(token as usize).cloned()
     }
 

@@ -13,7 +13,7 @@ use super::error::reply;
 use super::group::Place;
 use super::keyed::{Active, Keyed};
 use super::keys::Source;
-use super::member::{Held, Owned};
+use super::member::{Owned, Unsettled};
 use super::{scripts, unmatched};
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
@@ -148,7 +148,7 @@ impl Keyed {
         let Some(active) = &self.topics[at].active else { return };
         let Some(known) = active.backlog.item(item) else { return };
         let attempt = known.made + 1;
-        let held = Held {
+        let held = Unsettled {
             source: known.source.clone(),
             name: place.name.clone(),
             id: known.id,

@@ -62,7 +62,7 @@ pub(super) async fn serve(client: &Arc<Client>, spec: Serve) -> Result<mpsc::Rec
         return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
             .with("service", spec.service));
     }
-    let credit = spec.credit.max(1);
+    let credit = spec.max_in_flight.max(1);
     let (requests, incoming) = mpsc::channel(credit);
     static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
     let service = Arc::new(Service {

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::codec::{args, number, parts};
 use super::connection::Connection;
 use super::error::{Failure, closed, lease_lost, reply};
-use super::member::{Held, How, Member};
+use super::member::{How, Member, Unsettled};
 use super::scripts;
 use crate::bounds::millis;
 use crate::confirm::{Answer, Confirm};
@@ -38,7 +38,7 @@ pub(super) struct Settler(mpsc::UnboundedSender<Job>);
 struct Job {
     member: Arc<Member>,
     token: Token,
-    held: Held,
+    held: Unsettled,
     what: What,
     answer: Option<Answer<()>>,
     at: Instant,
@@ -96,7 +96,7 @@ impl Settler {
     }
 }
 
-type Sent = (Vec<Group>, Result<Vec<Value>, Failure>);
+type Sent = (Vec<Batch>, Result<Vec<Value>, Failure>);
 
 async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Job>) {
     let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
@@ -128,7 +128,7 @@ async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Job
 }
 
 /// Jobs that share a command.
-struct Group {
+struct Batch {
     kind: Kind,
     jobs: Vec<Job>,
 }
@@ -143,9 +143,9 @@ enum Kind {
     Renew,
 }
 
-fn gather(batch: Vec<Job>) -> Vec<Group> {
+fn gather(batch: Vec<Job>) -> Vec<Batch> {
     let now = Instant::now();
-    let mut groups: Vec<Group> = Vec::new();
+    let mut groups: Vec<Batch> = Vec::new();
     for job in batch {
         let kind = match &job.what {
             What::Ack
@@ -161,7 +161,7 @@ fn gather(batch: Vec<Job>) -> Vec<Group> {
             What::Reject(_) => Kind::Reject,
             What::Renew => Kind::Renew,
         };
-        let same = |group: &&mut Group| {
+        let same = |group: &&mut Batch| {
             let first = &group.jobs[0];
             kind != Kind::Reject
                 && group.kind == kind
@@ -171,13 +171,13 @@ fn gather(batch: Vec<Job>) -> Vec<Group> {
         };
         match groups.iter_mut().find(same) {
             Some(group) => group.jobs.push(job),
-            None => groups.push(Group { kind, jobs: vec![job] }),
+            None => groups.push(Batch { kind, jobs: vec![job] }),
         }
     }
     groups
 }
 
-impl Group {
+impl Batch {
     fn write(&self, pipeline: &mut Pipeline) {
         let Job { member, held, .. } = &self.jobs[0];
         let source = &held.source;
@@ -268,7 +268,7 @@ fn warn_of_full_letters(job: &Job, letters: i64) {
 }
 
 /// Tells everybody; answers what must be tried again.
-fn conclude(connection: &Connection, groups: Vec<Group>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
+fn conclude(connection: &Connection, groups: Vec<Batch>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
     let mut again = Vec::new();
     let failed = |error: &Error, text: &'static str| {
         Err(Error::new(error.kind(), text).because(error.to_string()).during("settle"))
@@ -304,7 +304,7 @@ fn conclude(connection: &Connection, groups: Vec<Group>, replies: Result<Vec<Val
     again
 }
 
-impl Group {
+impl Batch {
     /// Ends each of its jobs, and says once that there may be room.
     fn finish(self, result: impl Fn(usize) -> Result<()>) {
         let Some(member) = self.jobs.first().map(|job| job.member.clone()) else { return };

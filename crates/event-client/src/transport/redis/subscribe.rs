@@ -35,7 +35,7 @@ async fn join(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Sub
         consumer: format_smolstr!("{}-{number}.{lease}", client.id),
         client: client.clone(),
         lease: spec.lease,
-        credit: spec.credit.max(1),
+        max_in_flight: spec.max_in_flight.max(1),
         keyed: spec.keyed,
         table: Mutex::default(),
         signals: super::member::Signals::default(),
@@ -67,7 +67,7 @@ async fn join(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Sub
     }
     let joining = Joining { consumer: &member.consumer, life: member.life_millis() };
     let (_, places) = client.define(&member.group, &spec, Some(joining), false).await?;
-    let (feed, subscription) = Subscription::channel(member.credit);
+    let (feed, subscription) = Subscription::channel(member.max_in_flight);
     {
         let mut members = client.members.lock().expect("not poisoned");
         members.retain(|member| member.strong_count() > 0);

@@ -9,7 +9,7 @@ use super::codec::{Entry, EntryId, args};
 use super::fetch::run_all;
 use super::group::Place;
 use super::keys::Source;
-use super::member::{Held, Member};
+use super::member::{Member, Unsettled};
 use super::scripts;
 use crate::delivery::{Settlement, Token};
 
@@ -23,7 +23,7 @@ pub(super) type Stale = Arc<Mutex<Option<Vec<Misjudged>>>>;
 /// Hands entries back to the group that a member which reads no more cannot judge.
 pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Misjudged) {
     for (entry, attempt) in entries {
-        let held = Held {
+        let held = Unsettled {
             source: source.clone(),
             name: name.clone(),
             id: entry.id,

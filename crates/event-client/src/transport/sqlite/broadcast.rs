@@ -29,7 +29,7 @@ pub(super) async fn broadcast(
         let mut reader = open.readers.acquire().await.map_err(|error| open.explain(&error, "subscribe"))?;
         resolve(&mut reader, spec.start).await.map_err(|error| open.explain(&error, "subscribe"))?
     };
-    let (feed, subscription) = Subscription::channel(spec.credit);
+    let (feed, subscription) = Subscription::channel(spec.max_in_flight);
     let reading = async move {
         tokio::select! {
             () = tail(&open, &feed, position, spec.filters) => {}

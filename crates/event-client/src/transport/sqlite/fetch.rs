@@ -15,7 +15,7 @@ use super::failover;
 use super::group::{self, reload};
 use super::keyed::{KeyQueue, Parked, Turn};
 use super::lease::{self, Lease};
-use super::member::{Entry, Held, Member};
+use super::member::{LeaseSlot, Member, StoredMessage};
 use super::scan::{Stored, is_expired};
 use super::schema::PARKED;
 use crate::confirm::Confirm;
@@ -133,7 +133,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         metrics::counter!("event_client_expired_total").increment(expired.len() as u64);
     }
     for (row, entry) in claimed {
-        let held = Held::Row { id: row, member: id };
+        let held = LeaseSlot::Row { id: row, member: id };
         if let (Some(lanes), Some(key)) = (&member.lanes, entry.message.key.clone()) {
             lanes.lock().expect("not poisoned").take_row(&key, Parked { held, entry });
             continue;
@@ -175,14 +175,14 @@ async fn heads(member: &Member, now: i64) -> Sql<Vec<(i64, i64, Option<String>)>
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
 }
 
-fn read_row(row: &SqliteRow) -> Sql<(i64, Entry)> {
+fn read_row(row: &SqliteRow) -> Sql<(i64, StoredMessage)> {
     let subject: &str = row.try_get(3)?;
     let data = Bytes::copy_from_slice(row.try_get(7)?);
     let (message, _) = Subject::new(subject)
         .ok()
         .and_then(|subject| Reader::new(data).record(subject))
         .ok_or_else(|| damaged("a message to redeliver cannot be read"))?;
-    let entry = Entry {
+    let entry = StoredMessage {
         message: Arc::new(message),
         seq: row.try_get(1)?,
         attempt: u32::try_from(row.try_get::<i64, _>(2)?).unwrap_or(u32::MAX),
@@ -210,14 +210,14 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         for (lease, index, entry) in claimed {
             // Refused only by a defect: this task alone takes slots. Then the lease runs out.
             let Some(slot) = feed.try_slot() else { break };
-            feed.push(member.deliver(Held::Fresh { lease, index }, entry, slot));
+            feed.push(member.deliver(LeaseSlot::Fresh { lease, index }, entry, slot));
         }
         return Ok(true);
     };
     let in_file =
         keys_in_file(member, &claimed).await.map_err(|error| member.database.explain(&error, "fetch"))?;
     for (lease, index, entry) in claimed {
-        let parked = Parked { held: Held::Fresh { lease, index }, entry };
+        let parked = Parked { held: LeaseSlot::Fresh { lease, index }, entry };
         let turn = match parked.entry.message.key.clone() {
             None => Turn::Go(parked),
             Some(key) => {
@@ -235,7 +235,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     Ok(true)
 }
 
-type Taken = Vec<(Arc<Lease>, usize, Entry)>;
+type Taken = Vec<(Arc<Lease>, usize, StoredMessage)>;
 
 /// Which of the keys have messages waiting in the file.
 async fn keys_in_file(
@@ -333,7 +333,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
                 metrics::counter!("event_client_expired_total").increment(expired);
                 keep(member, &mut fresh, to);
                 let lease = Lease::new(lease, id, taken.iter().map(|stored| stored.seq).collect());
-                let entry = |stored: Stored| Entry {
+                let entry = |stored: Stored| StoredMessage {
                     message: stored.message,
                     seq: stored.seq,
                     attempt: 1,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
 
-use super::member::{Entry, Held};
+use super::member::{LeaseSlot, StoredMessage};
 
 /// Most fresh messages of one claim.
 const MOST: usize = 256;
@@ -35,8 +35,8 @@ struct Lane {
 /// A message in our hands behind another of its key.
 #[derive(Debug)]
 pub(super) struct Parked {
-    pub(super) held: Held,
-    pub(super) entry: Entry,
+    pub(super) held: LeaseSlot,
+    pub(super) entry: StoredMessage,
 }
 
 /// What to do with a fresh message of a key.

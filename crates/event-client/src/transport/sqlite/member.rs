@@ -66,13 +66,13 @@ struct State {
 }
 
 struct Outstanding {
-    held: Held,
-    entry: Entry,
+    held: LeaseSlot,
+    entry: StoredMessage,
 }
 
 /// Where a delivery's lease is written.
 #[derive(Clone, Debug)]
-pub(super) enum Held {
+pub(super) enum LeaseSlot {
     /// In a lease of fresh messages.
     Fresh { lease: Arc<Lease>, index: usize },
     /// In a row of `redelivery`.
@@ -81,7 +81,7 @@ pub(super) enum Held {
 
 /// A message and what is known of its past with this group.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct StoredMessage {
     pub(super) message: Arc<Message>,
     pub(super) seq: i64,
     /// This delivery's number.
@@ -96,7 +96,7 @@ pub(super) struct Terms {
     pub(super) lease: Duration,
     pub(super) fsync: bool,
     pub(super) keyed: bool,
-    pub(super) credit: usize,
+    pub(super) max_in_flight: usize,
     pub(super) filters: Vec<Pattern>,
     pub(super) provision: Provision,
 }
@@ -109,7 +109,7 @@ impl Member {
         terms: Terms,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Terms { lease, fsync, keyed, credit, filters, provision } = terms;
+        let Terms { lease, fsync, keyed, max_in_flight, filters, provision } = terms;
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             database,
@@ -125,7 +125,7 @@ impl Member {
             settled: Notify::new(),
             lost: AtomicBool::new(false),
             active: AtomicBool::new(false),
-            room: credit.saturating_mul(4).clamp(256, 4096),
+            room: max_in_flight.saturating_mul(4).clamp(256, 4096),
             stop,
             idle: CancellationToken::new(),
             left: CancellationToken::new(),
@@ -135,8 +135,8 @@ impl Member {
     /// A delivery of `entry`, on record until it is settled.
     pub(super) fn deliver(
         self: &Arc<Self>,
-        held: Held,
-        entry: Entry,
+        held: LeaseSlot,
+        entry: StoredMessage,
         slot: OwnedSemaphorePermit,
     ) -> Delivery {
         let mut info = DeliveryInfo::new(entry.attempt);
@@ -197,7 +197,7 @@ impl Member {
         });
         self.database.inbox.settle(Settled {
             feed: self.feed.clone(),
-            held: Held::Row { id: row, member },
+            held: LeaseSlot::Row { id: row, member },
             how: How::Done,
             fsync: false,
             lane,

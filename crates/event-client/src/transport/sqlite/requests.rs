@@ -33,14 +33,14 @@ impl Requests for SqliteTransport {
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
             let open = self.live("serve")?;
-            let (credit, service, subjects) =
-                (spec.credit.max(1), spec.service.clone(), spec.subjects.clone());
+            let (max_in_flight, service, subjects) =
+                (spec.max_in_flight.max(1), spec.service.clone(), spec.subjects.clone());
             let largest = self.capabilities.max_payload;
             let mut incoming = self.calls.requests().serve(spec).await?;
             let id = rpc::announce(&open, &service, &subjects).await?;
             // In between, so that the others learn when the receiver is dropped. A request's place in the member's
             // credit is held by its responder, so this queue lets nobody take more.
-            let (sender, receiver) = mpsc::channel(credit);
+            let (sender, receiver) = mpsc::channel(max_in_flight);
             let withdrawn = (open.clone(), id.clone());
             let serving = async move {
                 loop {

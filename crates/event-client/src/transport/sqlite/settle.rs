@@ -11,7 +11,7 @@ use super::connection::{Answers, Script, json};
 use super::error::lease_lost;
 use super::group::GroupFeed;
 use super::lease::Lease;
-use super::member::{Entry, Held, Member};
+use super::member::{LeaseSlot, Member, StoredMessage};
 use super::schema::PARKED;
 use super::writer::ids;
 use crate::confirm::Answer;
@@ -22,7 +22,7 @@ use crate::message::Message;
 /// A settlement on its way to the file.
 pub(super) struct Settled {
     pub(super) feed: Arc<GroupFeed>,
-    pub(super) held: Held,
+    pub(super) held: LeaseSlot,
     pub(super) how: How,
     pub(super) fsync: bool,
     pub(super) lane: Option<Lane>,
@@ -68,10 +68,10 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    pub(super) fn new(entry: &Entry) -> Self {
+    pub(super) fn new(entry: &StoredMessage) -> Self {
         let mut record = Vec::new();
         codec::encode(&mut record, &entry.message, None);
-        let Entry { message, seq, published, first_at, .. } = entry.clone();
+        let StoredMessage { message, seq, published, first_at, .. } = entry.clone();
         Self { message, seq, published, first_at, record }
     }
 
@@ -81,7 +81,7 @@ impl Copy {
 }
 
 impl How {
-    pub(super) fn again(entry: &Entry, attempts: u32, due: i64, error: Option<SmolStr>) -> Self {
+    pub(super) fn again(entry: &StoredMessage, attempts: u32, due: i64, error: Option<SmolStr>) -> Self {
         Self::Again(Box::new(Again { copy: Copy::new(entry), attempts, due, error }))
     }
 }
@@ -104,7 +104,7 @@ impl Plan {
     pub(super) fn new(items: Vec<Settled>) -> Self {
         let mut leases: HashMap<i64, (Arc<Lease>, Vec<usize>)> = HashMap::new();
         for item in &items {
-            if let Held::Fresh { lease, index } = &item.held {
+            if let LeaseSlot::Fresh { lease, index } = &item.held {
                 leases.entry(lease.id).or_insert_with(|| (lease.clone(), Vec::new())).1.push(*index);
             }
         }
@@ -152,7 +152,7 @@ impl Plan {
         let mut done: HashMap<i64, Vec<i64>> = HashMap::new();
         let mut back = Vec::new();
         for item in &self.items {
-            let Held::Row { id, member } = item.held else { continue };
+            let LeaseSlot::Row { id, member } = item.held else { continue };
             match &item.how {
                 How::Again(again) => back.push((id, member, again)),
                 How::Done | How::Dead(_) => done.entry(member).or_default().push(id),
@@ -184,14 +184,14 @@ impl Plan {
         let mut dead: [Vec<_>; 2] = Default::default();
         for item in &self.items {
             match (&item.how, &item.held) {
-                (How::Done, _) | (How::Again(_), Held::Row { .. }) => {}
-                (How::Again(row), Held::Fresh { lease, .. }) => {
+                (How::Done, _) | (How::Again(_), LeaseSlot::Row { .. }) => {}
+                (How::Again(row), LeaseSlot::Fresh { lease, .. }) => {
                     again.push((lease.id, lease.member, item, row))
                 }
-                (How::Dead(row), Held::Fresh { lease, .. }) => {
+                (How::Dead(row), LeaseSlot::Fresh { lease, .. }) => {
                     dead[0].push((lease.id, lease.member, item, row))
                 }
-                (How::Dead(row), Held::Row { id, member }) => dead[1].push((*id, *member, item, row)),
+                (How::Dead(row), LeaseSlot::Row { id, member }) => dead[1].push((*id, *member, item, row)),
             }
         }
         script.rows(
@@ -258,8 +258,8 @@ impl Plan {
         let mut again = false;
         for item in self.items.into_iter().rev() {
             let held = match &item.held {
-                Held::Fresh { lease, .. } => leases.contains(&lease.id),
-                Held::Row { id, .. } => rows.contains(id),
+                LeaseSlot::Fresh { lease, .. } => leases.contains(&lease.id),
+                LeaseSlot::Row { id, .. } => rows.contains(id),
             };
             if matches!(item.how, How::Again(_)) || item.lane.is_some() {
                 item.feed.redeliver.store(true, Ordering::Release);

@@ -34,7 +34,7 @@ pub(super) async fn group(
     provision: Provision,
 ) -> Result<(Arc<Member>, Subscription)> {
     let process = open.processes.me().to_owned();
-    let Subscribe { lease, credit, keyed, .. } = spec;
+    let Subscribe { lease, max_in_flight, keyed, .. } = spec;
     let filters = spec.filters.clone();
     let until = codec::now_and(lease);
     let attempt = async || {
@@ -75,12 +75,12 @@ pub(super) async fn group(
     {
         feed.note(cursor, Some((revision, &filters)));
     }
-    let (sender, subscription) = Subscription::channel(credit);
+    let (sender, subscription) = Subscription::channel(max_in_flight);
     let member = Member::new(
         Arc::clone(&open),
         feed,
         member,
-        Terms { lease, fsync, keyed, credit, filters, provision },
+        Terms { lease, fsync, keyed, max_in_flight, filters, provision },
         sender.stopped().clone(),
     );
     open.members

@@ -2,7 +2,7 @@
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
-use event_client::transport::Verdict;
+use event_client::transport::Severity;
 use serde_json::{Value, json};
 use test_servers::{Generation, Nats};
 
@@ -45,7 +45,7 @@ async fn a_stream_that_confirms_before_it_writes_keeps_no_promise() {
         assert!(error.to_string().contains("persist_mode"), "{options}: {error}");
         let findings = bus.admin().diagnose().await.expect("looked at");
         let found = findings.iter().find(|finding| finding.check == "durability").expect("it is told");
-        assert_eq!(found.verdict, Verdict::Bad, "{found:?}");
+        assert_eq!(found.severity, Severity::Bad, "{found:?}");
         assert!(found.text.contains("persist_mode"), "{found:?}");
     }
     // A neighbour is not harmed.

@@ -89,7 +89,7 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
         let order = bus.subscribe(keyed("order")).await.expect("subscribed");
         let mut listener =
             Subscribe::broadcast([event_client::subject::Pattern::new("orders.>").expect("a pattern")]);
-        listener.credit = 64;
+        listener.max_in_flight = 64;
         let listener = bus.subscribe(listener).await.expect("subscribed");
         for n in 0..6 {
             let text = format!("before {n}");

@@ -60,7 +60,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
     let server = Nats::options().generation(generation).start().await.expect("a server");
     let bus = open(&server.url()).await.expect("opened");
     let mut spec = group("g", "orders.>");
-    (spec.credit, spec.lease, spec.keyed) = (64, Duration::from_secs(2), keyed);
+    (spec.max_in_flight, spec.lease, spec.keyed) = (64, Duration::from_secs(2), keyed);
     // All of it is there before anybody reads: one batch has good and bad.
     bus.publish(message("orders.a", "0")).await.expect("stored");
     for (at, bytes) in UNREADABLE.iter().enumerate() {

@@ -65,7 +65,7 @@ async fn killed_between_publish_and_mark_it_repeats_the_id_and_the_inbox_knows_i
             query("INSERT INTO effects VALUES (?)").bind(order.order_id as i64).execute(&mut *tx).await?;
             tx.commit().await?;
         }
-        seen.lock().unwrap().push(attempt.key().to_owned());
+        seen.lock().unwrap().push(attempt.idempotency_key().to_owned());
         Ok(())
     }
     let (folder, pool) = database().await;

@@ -25,7 +25,7 @@ async fn an_id_counts_within_its_source() {
     for (source, id) in [("/a", "1"), ("/b", "1"), ("/a", "1"), ("/a", "b:1"), ("/a:b", "1"), ("/b", "1")] {
         publish(&t, source, id).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(count(&pool, EFFECTS).await, 4);
 }
 
@@ -39,6 +39,6 @@ async fn what_earlier_builds_noted_still_counts() {
     let t = TestBus::real_time(Service::new("books").on(book).with_state(pool.clone())).await;
     publish(&t, "/a", "order-7").await;
     publish(&t, "/a", "order-8").await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(count(&pool, EFFECTS).await, 1);
 }

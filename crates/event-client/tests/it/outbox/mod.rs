@@ -88,7 +88,7 @@ impl Working {
 
 pub(crate) async fn listen(bus: &Bus) -> Subscription {
     let mut spec = Subscribe::group(Group::new("test").unwrap(), [Pattern::new("orders.>").unwrap()]);
-    spec.credit = 10_000;
+    spec.max_in_flight = 10_000;
     bus.subscribe(spec).await.unwrap()
 }
 
@@ -119,7 +119,7 @@ async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {
     assert_eq!((count(&pool, WAITING).await, count(&pool, EFFECTS).await), (0, 0));
 
     let mut tx = pool.begin().await.unwrap();
-    let id = outbox::stage(&mut tx, placed(2)).header("tenant", "acmé").about("order/2").await.unwrap();
+    let id = outbox::stage(&mut tx, placed(2)).header("tenant", "acmé").entity("order/2").await.unwrap();
     tx.commit().await.unwrap();
     let message = next(&subscription).await;
     assert_eq!((message.id.clone(), message.key.as_deref()), (id, Some("2")));
@@ -172,7 +172,7 @@ async fn staged_in_a_handler_it_carries_cause_correlation_and_trace() {
         t.bus().publish_message(sent.clone()).await.unwrap();
         next(&subscription).await;
     }
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(count(&pool, EFFECTS).await, 1, "the failed attempt left nothing, the repeats did nothing");
     assert_eq!(count(&pool, WAITING).await, 1);
     let relay = Working::start(outbox::Relay::new(pool.clone(), t.running().bus().clone()));
@@ -182,7 +182,7 @@ async fn staged_in_a_handler_it_carries_cause_correlation_and_trace() {
     assert_eq!(meta.causationid, Some(sent.id));
     assert_eq!(meta.correlationid, origin.correlationid);
     assert_eq!(meta.traceparent.unwrap().trace_id, origin.traceparent.unwrap().trace_id);
-    assert_eq!((meta.source.as_str(), meta.kind.as_str()), ("/billing", "orders.paid.v1"));
+    assert_eq!((meta.source.as_str(), meta.event_type.as_str()), ("/billing", "orders.paid.v1"));
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ pub(crate) fn faulty(
     bus: &Bus,
     publish: impl Fn(&Arc<dyn Transport>, Message) -> Confirm<Receipt> + Send + Sync + 'static,
 ) -> Bus {
-    Bus::over(Arc::new(Faulty(bus.transport().clone(), publish)), Settings::default()).unwrap()
+    Bus::with_transport(Arc::new(Faulty(bus.transport().clone(), publish)), Settings::default()).unwrap()
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ async fn a_handler_s_effects_and_events_happen_once() {
     for _ in 0..3 {
         t.bus().publish_message(sent.clone()).await.unwrap();
     }
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!((count(&pool, EFFECTS).await, count(&pool, WAITING).await), (1, 1));
 }
 

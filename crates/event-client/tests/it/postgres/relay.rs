@@ -20,7 +20,7 @@ async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {
     outbox::stage(&mut tx, placed(1)).await.unwrap();
     tx.rollback().await.unwrap();
     let mut tx = pool.begin().await.unwrap();
-    let id = outbox::stage(&mut tx, placed(2)).header("tenant", "acmé").about("order/2").await.unwrap();
+    let id = outbox::stage(&mut tx, placed(2)).header("tenant", "acmé").entity("order/2").await.unwrap();
     tx.commit().await.unwrap();
     let message = next(&subscription).await;
     assert_eq!((message.id.clone(), message.key.as_deref()), (id, Some("2")));

@@ -2,7 +2,7 @@
 
 use event_client::ErrorKind;
 use event_client::subscription::Health;
-use event_client::transport::Verdict;
+use event_client::transport::Severity;
 use futures_util::StreamExt;
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -80,14 +80,14 @@ async fn a_handler_may_take_its_time_where_consumers_can_ask_for_it() {
 #[tokio::test]
 async fn the_doctor_names_the_risk() {
     for (generation, verdict, word) in
-        [(Generation::Old, Verdict::Advice, "30 minutes"), (Generation::New, Verdict::Good, "24 days")]
+        [(Generation::Old, Severity::Advice, "30 minutes"), (Generation::New, Severity::Good, "24 days")]
     {
         let own = Rabbit::shared(generation).await;
         let bus = open(&own.vhost("consumer-timeout").await.expect("a vhost")).await.expect("the bus opens");
         let findings = bus.admin().diagnose().await.expect("looked at");
         let found =
             findings.iter().find(|finding| finding.check == "consumer timeout").expect("it is looked at");
-        assert_eq!(found.verdict, verdict, "{found:?}");
+        assert_eq!(found.severity, verdict, "{found:?}");
         assert!(found.text.contains(word), "{found:?}");
     }
 }

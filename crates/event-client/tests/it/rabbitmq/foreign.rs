@@ -176,7 +176,10 @@ async fn binary_events_of_others_are_read() {
             ("1234-1234-1234", Some("k 1"))
         );
         let read = Envelope::read(message).expect("an event");
-        assert_eq!((read.meta.source.as_str(), read.meta.kind.as_str()), ("/größe", "orders.placed.v1"));
+        assert_eq!(
+            (read.meta.source.as_str(), read.meta.event_type.as_str()),
+            ("/größe", "orders.placed.v1")
+        );
         assert_eq!(read.meta.time.map(|at| at.as_second()), Some(seconds as i64), "{prefix}");
         let mut extensions = read.meta.extensions.clone();
         extensions.sort();
@@ -202,7 +205,7 @@ async fn a_plain_client_reads_a_binary_event() {
     let mut consumer =
         channel.basic_consume(queue, "".into(), options, FieldTable::default()).await.expect("consumes");
     let settings = Settings { source: "/größe 1".into(), mode: Mode::Binary, ..Settings::default() };
-    let bus = Bus::over(bus, settings).expect("a bus");
+    let bus = Bus::with_transport(bus, settings).expect("a bus");
     bus.publish(placed(7)).id("order 7").header("x-delivery-count", "9").await.expect("stored");
     let got = consumer.next().await.expect("a delivery").expect("no error");
     let content_type = got.properties.content_type().as_ref().map(|text| text.as_str());

@@ -8,7 +8,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 fn small_bus() -> Bus {
     let mut config = MemoryConfig::default();
     config.max_payload = 4096;
-    Bus::over(Arc::new(MemoryTransport::private(config).unwrap()), Default::default()).unwrap()
+    Bus::with_transport(Arc::new(MemoryTransport::private(config).unwrap()), Default::default()).unwrap()
 }
 
 /// The status that a caller gets instead, which names the limit.
@@ -43,13 +43,13 @@ async fn an_answer_that_is_too_large_is_told_to_the_caller_and_logged_by_the_ser
     let bus = small_bus();
     let service = Service::new("files").bus(bus.clone()).reply(read).start().await.unwrap();
     assert_eq!(bus.request(Read { bytes: 4000, fail: false }).await.unwrap().len(), 4000);
-    too_large(bus.request(Read { bytes: 4096, fail: false }).within(HOUR).await.unwrap_err());
+    too_large(bus.request(Read { bytes: 4096, fail: false }).timeout(HOUR).await.unwrap_err());
     let line = lines.with("a request failed", 1).await.remove(0);
     assert!(line["error"].contains("4096") && line.contains_key("correlation_id"), "{line:#?}");
     let counts = service.counts()["files.read.v1"];
     assert_eq!((counts.acked, counts.rejected), (1, 1));
     // An error of the request's own that is too large is told as well.
-    too_large(bus.request(Read { bytes: 4096, fail: true }).within(HOUR).await.unwrap_err());
+    too_large(bus.request(Read { bytes: 4096, fail: true }).timeout(HOUR).await.unwrap_err());
     assert_eq!(bus.request(Read { bytes: 1, fail: false }).await.unwrap(), "x", "the service goes on");
 }
 
@@ -66,7 +66,7 @@ async fn a_chunk_that_is_too_large_ends_the_stream_whatever_the_handler_makes_of
     let bus = small_bus();
     let service = Service::new("chat").bus(bus.clone()).reply(careless).start().await.unwrap();
     let words = ["first", "large", "last"].map(str::to_owned).into();
-    let mut stream = bus.request(Ask { words, then_fail: false }).within(HOUR).stream().await.unwrap();
+    let mut stream = bus.request(Ask { words, then_fail: false }).timeout(HOUR).stream().await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), Chunk("first".into()));
     too_large(stream.next().await.unwrap().unwrap_err());
     assert!(stream.next().await.is_none());
@@ -79,7 +79,7 @@ async fn a_chunk_that_is_too_large_ends_the_stream_whatever_the_handler_makes_of
 async fn a_request_that_is_too_large_is_refused_before_it_is_sent() {
     let bus = small_bus();
     let service = pricing(&bus).await;
-    match bus.request(sku(&"x".repeat(5000))).within(HOUR).await.unwrap_err() {
+    match bus.request(sku(&"x".repeat(5000))).timeout(HOUR).await.unwrap_err() {
         CallError::Bus(error) => {
             assert_eq!(error.kind(), ErrorKind::TooLarge);
             assert!(error.to_string().contains("4096"), "{error}");

@@ -13,7 +13,7 @@ use event_client::request::{CallError, ReplyError};
 use event_client::service::{Deadline, Handler, ReplySink, Req, Running, Service, State};
 use event_client::status::{Code, Status};
 use event_client::transport::{MemoryConfig, MemoryTransport};
-use event_client::{Bus, ErrorKind, Request, Units};
+use event_client::{Bus, ErrorKind, Request};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -68,7 +68,7 @@ impl Drop for Dropped {
 
 pub(crate) fn memory() -> Bus {
     let transport = MemoryTransport::private(MemoryConfig::default()).unwrap();
-    Bus::over(Arc::new(transport), Default::default()).unwrap()
+    Bus::with_transport(Arc::new(transport), Default::default()).unwrap()
 }
 
 pub(crate) fn sku(sku: &str) -> GetQuote {
@@ -173,7 +173,7 @@ async fn the_deadline_travels_and_the_work_is_dropped() {
     let service = Service::new("pricing").bus(bus.clone()).reply(slow);
     let service = service.with_state(Dropped(dropped.clone())).start().await.unwrap();
     let start = Instant::now();
-    let error = bus.request(sku("tea")).within(800.millis()).await.unwrap_err();
+    let error = bus.request(sku("tea")).timeout(Duration::from_millis(800)).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { .. }), "{error:?}");
     assert_eq!(error.to_string(), "`pricing.get-quote.v1` did not answer within 800ms");
     assert_eq!(start.elapsed().as_millis() / 10, 80);
@@ -211,7 +211,7 @@ async fn a_call_made_while_handling_inherits_what_is_left_and_the_flow() {
     async fn checkout(bus: Bus, Req(_): Req<Checkout>) -> Result<(u64, String), Status> {
         tokio::time::sleep(Duration::from_millis(300)).await;
         // Asks for a minute, has 700 ms.
-        let call = bus.request(Stock {}).within(Duration::from_secs(60));
+        let call = bus.request(Stock {}).timeout(Duration::from_secs(60));
         call.await.map_err(|error| error.to_status())
     }
     async fn stock(
@@ -230,7 +230,7 @@ async fn a_call_made_while_handling_inherits_what_is_left_and_the_flow() {
         trace: event_client::context::TraceParent::root(),
         tracestate: None,
     };
-    let call = bus.request(Checkout {}).within(Duration::from_secs(1)).context(flow);
+    let call = bus.request(Checkout {}).timeout(Duration::from_secs(1)).context(flow);
     let (left, correlation) = call.await.unwrap();
     assert!((600..=700).contains(&left), "{left}");
     assert_eq!(correlation, "the-flow");
@@ -246,7 +246,7 @@ async fn a_deadline_that_has_passed_sends_nothing() {
     }
     let service = Service::new("pricing").bus(bus.clone()).reply(count).with_state(asked.clone());
     let _service = service.start().await.unwrap();
-    let error = bus.request(sku("tea")).within(Duration::ZERO).await.unwrap_err();
+    let error = bus.request(sku("tea")).timeout(Duration::ZERO).await.unwrap_err();
     assert!(matches!(error, CallError::Deadline { within: Duration::ZERO, .. }), "{error:?}");
     assert_eq!(asked.load(Ordering::Relaxed), 0);
     bus.request(sku("tea")).await.unwrap();

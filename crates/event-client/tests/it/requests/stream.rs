@@ -64,7 +64,7 @@ async fn a_dropped_stream_stops_the_service_and_its_deadline_ends_it() {
     dropped.notified().await;
     assert!(start.elapsed() <= Duration::from_millis(100), "{:?}", start.elapsed());
 
-    let stream = bus.request(words(&[], false)).within(Duration::from_secs(1)).stream().await.unwrap();
+    let stream = bus.request(words(&[], false)).timeout(Duration::from_secs(1)).stream().await.unwrap();
     let mut all: Vec<_> = stream.collect().await;
     assert!(matches!(all.pop(), Some(Err(CallError::Deadline { .. }))));
     assert!((8..=10).contains(&all.len()), "{}", all.len());

@@ -47,9 +47,9 @@ fn keyed_message(key: &str, text: impl ToString) -> Message {
     message
 }
 
-fn group(name: &str, credit: usize) -> Subscribe {
+fn group(name: &str, max_in_flight: usize) -> Subscribe {
     let mut spec = Subscribe::group(Group::new(name).unwrap(), [Pattern::new("orders.>").unwrap()]);
-    spec.credit = credit;
+    spec.max_in_flight = max_in_flight;
     spec.lease = Duration::from_secs(5);
     spec
 }

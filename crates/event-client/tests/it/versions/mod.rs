@@ -78,7 +78,7 @@ async fn every_older_version_arrives_as_the_newest() {
     let t = TestBus::start(Service::new("books").on(see).with_state(seen.clone())).await;
     t.publish(SentV1 { euros: 3 }).await;
     t.publish(SentV2 { cents: 250 }).await;
-    t.publish(Sent { cents: 1, currency: "CHF".into() }).await.settled().await;
+    t.publish(Sent { cents: 1, currency: "CHF".into() }).await.until_idle().await;
     let sent = |cents, currency: &str| Sent { cents, currency: currency.into() };
     assert_eq!(*seen.lock().unwrap(), [sent(300, "EUR"), sent(250, "EUR"), sent(1, "CHF")]);
 }
@@ -102,7 +102,7 @@ async fn fate(change: impl FnOnce(&mut Message)) -> (Reason, String) {
     let mut message = t.bus().publish(placed(1)).into_message().unwrap();
     change(&mut message);
     t.bus().publish_message(message.clone()).await.unwrap();
-    t.publish(placed(2)).await.settled().await;
+    t.publish(placed(2)).await.until_idle().await;
     let counts = t.running().counts()["billing.orders.placed"];
     assert_eq!((counts.acked, counts.rejected, counts.retried), (1, 1, 0), "the good one is not harmed");
     let mut dead = t.dead_letters().await;
@@ -169,7 +169,7 @@ async fn a_subject_nobody_knows_concerns_nobody() {
     let t = TestBus::start(Service::new("billing").on(take)).await;
     let message = Message::new(Subject::new("orders.placed.again").unwrap(), "text/plain", "?");
     t.bus().publish_message(message).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert!(t.handler("billing.orders.placed").attempts().is_empty());
 }
 
@@ -207,7 +207,7 @@ async fn a_newer_version_waits_for_a_member_that_knows_it() {
     let counts = t.running().counts()["books.invoices.sent"];
     assert_eq!((counts.acked, counts.retried, counts.rejected), (2, 0, 0));
     t.restart(Service::new("books").on(third.keyed()).with_state(seen.clone())).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [1, 200, 3]);
     assert!(t.dead_letters().await.is_empty());
 }
@@ -217,7 +217,7 @@ async fn after_a_day_a_version_that_nobody_knows_is_a_dead_letter() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let mut t = TestBus::start(Service::new("books").on(second).with_state(seen.clone())).await;
     let start = Instant::now();
-    t.publish(cents(3)).await.settled().await;
+    t.publish(cents(3)).await.until_idle().await;
     let day = Duration::from_secs(24 * 3600);
     assert!(start.elapsed() >= day && start.elapsed() < day * 2, "{:?}", start.elapsed());
     let deliveries = t.handler("books.invoices.sent").attempts().len();
@@ -231,7 +231,7 @@ async fn after_a_day_a_version_that_nobody_knows_is_a_dead_letter() {
     );
     t.restart(Service::new("books").on(third).with_state(seen.clone())).await.unwrap();
     assert_eq!(t.replay_dead_letters().await, 1);
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [3]);
 }
 
@@ -250,7 +250,7 @@ async fn an_older_version_that_is_read_no_more_waits_as_well() {
     t.publish(SentV1 { euros: 3 }).await.publish(SentV2 { cents: 1 }).await;
     settlements(&t, "books.invoices.sent", 5).await;
     t.restart(Service::new("books").on(second).with_state(seen.clone())).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [1, 300]);
 }
 
@@ -263,7 +263,7 @@ async fn a_batch_has_only_versions_that_its_handler_knows() {
     let batches = all.batch(10, Duration::from_secs(1)).await_version(Duration::from_secs(60));
     let t = TestBus::start(Service::new("books").on(batches).with_state(seen.clone())).await;
     t.publish(SentV1 { euros: 3 }).await.publish(cents(4)).await.publish(SentV2 { cents: 5 }).await;
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [300, 5]);
     assert_eq!(t.dead_letters().await[0].reason, Reason::UnknownVersion);
 }
@@ -282,7 +282,7 @@ async fn handlers_of_anything_take_every_version() {
         .on_subject("invoices.sent.*", dynamic.group("audit.dynamic"))
         .on_subject("invoices.sent.*", raw.group("audit.raw"));
     let t = TestBus::start(service.with_state(seen.clone())).await;
-    t.publish(SentV1 { euros: 3 }).await.publish(cents(4)).await.settled().await;
+    t.publish(SentV1 { euros: 3 }).await.publish(cents(4)).await.until_idle().await;
     let mut seen = seen.lock().unwrap().clone();
     seen.sort();
     assert_eq!(
@@ -312,7 +312,7 @@ async fn a_typed_handler_on_a_pattern_hands_newer_versions_back_too() {
     t.publish(cents(3)).await;
     settlements(&t, "books", 3).await;
     t.restart(by_pattern(true)).await.unwrap();
-    t.settled().await;
+    t.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [3]);
 }
 
@@ -320,7 +320,7 @@ async fn a_typed_handler_on_a_pattern_hands_newer_versions_back_too() {
 async fn a_broadcast_passes_over_what_it_does_not_know() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let t = TestBus::start(Service::new("books").on(second.broadcast()).with_state(seen.clone())).await;
-    t.publish(cents(3)).await.publish(SentV2 { cents: 1 }).await.settled().await;
+    t.publish(cents(3)).await.publish(SentV2 { cents: 1 }).await.until_idle().await;
     assert_eq!(*seen.lock().unwrap(), [1]);
     let counts = t.running().counts()["books.invoices.sent"];
     assert_eq!((counts.acked, counts.released, counts.rejected), (1, 1, 0));
@@ -337,7 +337,7 @@ async fn a_subject_that_only_looks_like_a_version_concerns_nobody() {
         message.subject = Subject::new(subject).unwrap();
         t.bus().publish_message(message).await.unwrap();
     }
-    t.publish(placed(2)).await.settled().await;
+    t.publish(placed(2)).await.until_idle().await;
     assert!(t.dead_letters().await.is_empty());
     assert_eq!(t.running().counts()["billing.orders.placed"].acked, 1);
 }

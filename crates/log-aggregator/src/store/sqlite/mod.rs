@@ -21,7 +21,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use tokio::sync::{Mutex, RwLock};
 
-use super::{Counts, Group, LogStore, Page, Query, Seq, Stored};
+use super::{Counts, LogStore, Page, Query, RecordBatch, Seq, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use counts::Tally;
 use day::{Condition, Day, Writing};
@@ -108,7 +108,7 @@ impl SqliteStore {
         })
     }
 
-    async fn append(&self, groups: Vec<Group>) -> Result<Vec<Stored>> {
+    async fn append(&self, groups: Vec<RecordBatch>) -> Result<Vec<Stored>> {
         let mut writer = self.writer.lock().await;
         let now = Timestamp::now();
         let first = now.as_microsecond().max(writer.last + 1);
@@ -246,7 +246,7 @@ impl SqliteStore {
 }
 
 impl LogStore for SqliteStore {
-    fn append(&self, groups: Vec<Group>) -> BoxFuture<'_, Result<Vec<Stored>>> {
+    fn append(&self, groups: Vec<RecordBatch>) -> BoxFuture<'_, Result<Vec<Stored>>> {
         self.append(groups).boxed()
     }
 

@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::store::search::Search;
 use crate::store::{Filter, Order, Page, Query, Seq, Stored, nanoseconds};
 
-type Outcome<T> = std::result::Result<T, sqlx::Error>;
+type SqlResult<T> = std::result::Result<T, sqlx::Error>;
 
 /// What a record adds to the size of its texts.
 const OVERHEAD: usize = 256;
@@ -189,14 +189,14 @@ async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most
 
 /// A record counts as no more than the whole answer may have: a larger one is answered by itself, and what comes after
 /// it no longer fits.
-fn found_in(day: usize, row: &SqliteRow, whole: usize) -> Outcome<Found> {
+fn found_in(day: usize, row: &SqliteRow, whole: usize) -> SqlResult<Found> {
     let bytes = usize::try_from(row.try_get::<i64, _>(2)?).unwrap_or(0) + OVERHEAD;
     let bytes = bytes.min(whole);
     Ok(Found { day, time: row.try_get(0)?, seq: row.try_get(1)?, bytes })
 }
 
 /// Whether a row of a scan has all the words, by the rule of the live filter.
-fn says(row: &SqliteRow, search: &Search) -> Outcome<bool> {
+fn says(row: &SqliteRow, search: &Search) -> SqlResult<bool> {
     let mut texts: [&str; 7] = [""; 7];
     for (place, text) in texts.iter_mut().enumerate() {
         *text = row.try_get::<Option<&str>, _>(3 + place)?.unwrap_or_default();
@@ -286,9 +286,9 @@ fn candidates(sql: &mut QueryBuilder<Sqlite>, search: &Search) {
     sql.push("))");
 }
 
-fn stored_of(row: &SqliteRow) -> Outcome<Stored> {
+fn stored_of(row: &SqliteRow) -> SqlResult<Stored> {
     let undecodable = |e: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(e);
-    let time = |column| -> Outcome<Timestamp> {
+    let time = |column| -> SqlResult<Timestamp> {
         Timestamp::from_nanosecond(row.try_get::<i64, _>(column)?.into()).map_err(|e| undecodable(e.into()))
     };
     let record = LogRecord {

@@ -12,7 +12,7 @@ use sqlx::{Connection, SqliteConnection};
 use super::day::{Day, failed};
 use crate::error::Result;
 use crate::store::filter::attributes_text;
-use crate::store::{Group, Seq, Stored, nanoseconds};
+use crate::store::{RecordBatch, Seq, Stored, nanoseconds};
 
 const COLUMNS: usize = 15;
 /// Rows per statement. A few fixed shapes, so that each is prepared once; hundreds of rows in a statement
@@ -29,7 +29,7 @@ fn insert_of(rows: usize) -> String {
 pub(super) async fn append(
     connection: &mut SqliteConnection,
     earlier: Option<&Day>,
-    groups: Vec<Group>,
+    groups: Vec<RecordBatch>,
     first: Seq,
     now: Timestamp,
 ) -> Result<Vec<Stored>> {

@@ -27,10 +27,10 @@ pub struct TaskKind {
     /// Whether at most one unfinished task with the same arguments may exist.
     pub unique: bool,
     /// How long after enqueue a task expires that no worker has started.
-    #[serde(default, with = "crate::span::optional")]
+    #[serde(default, with = "crate::duration::optional")]
     pub expires: Option<Duration>,
     /// How long the record is kept after the end.
-    #[serde(with = "crate::span::text")]
+    #[serde(with = "crate::duration::text")]
     pub result_ttl: Duration,
 }
 

@@ -99,18 +99,18 @@ pub struct Attempt {
 
 /// What becomes of the task after an attempt.
 #[derive(Debug, Clone)]
-pub enum Verdict {
+pub enum Resolution {
     /// Done. `Err` tells why the result could not be kept.
     Succeed(std::result::Result<String, String>),
     /// Run again, not before `due`. `counts` says whether the attempt is counted against the retries.
-    Again {
+    Retry {
         /// Not before.
         due: Timestamp,
         /// Whether it counts as a failure.
         counts: bool,
     },
     /// Dead: retries are spent, or the error is permanent.
-    Bury,
+    DeadLetter,
     /// Cancelled while it ran.
     Cancel,
     /// Handed back unrun: no attempt is recorded.
@@ -129,7 +129,7 @@ pub struct Settlement {
     /// What happened; `None` for a release.
     pub attempt: Option<Attempt>,
     /// What follows.
-    pub verdict: Verdict,
+    pub resolution: Resolution,
 }
 
 /// What became of a settlement.

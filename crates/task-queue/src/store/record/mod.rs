@@ -10,10 +10,10 @@ mod worker;
 
 pub use json::Json;
 pub use kind::{TaskKind, Waiting};
-pub use lease::{Attempt, Claim, Claimed, Leased, Outcome, Settled, Settlement, Verdict};
+pub use lease::{Attempt, Claim, Claimed, Leased, Outcome, Resolution, Settled, Settlement};
 pub use schedule::{Firing, ScheduleRecord};
 pub use state::State;
 pub use task::{Enqueued, Filter, NewTask, QueueStats, TaskRecord};
-pub use worker::{Held, Renewal, Tended, WorkerInfo, WorkerRecord};
+pub use worker::{LeaseStatus, Maintenance, Renewal, WorkerInfo, WorkerRecord};
 
 pub(crate) use kind::unique_key;

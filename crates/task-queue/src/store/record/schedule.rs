@@ -38,10 +38,10 @@ pub struct ScheduleRecord {
     #[serde(default)]
     pub unique: Option<String>,
     /// How long after it is enqueued a task expires that no worker has started.
-    #[serde(default, with = "crate::span::optional")]
+    #[serde(default, with = "crate::duration::optional")]
     pub expires: Option<Duration>,
     /// How long the enqueued tasks' records are kept after their end.
-    #[serde(default = "default_result_ttl", with = "crate::span::text")]
+    #[serde(default = "default_result_ttl", with = "crate::duration::text")]
     pub result_ttl: Duration,
     /// Headers of the enqueued tasks, beside `schedule` and `nominal`.
     #[serde(default)]

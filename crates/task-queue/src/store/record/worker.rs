@@ -10,25 +10,25 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewal {
     /// The lease goes on; these running tasks were asked to stop.
-    Held(Held),
+    LeaseStatus(LeaseStatus),
     /// The store took the worker for dead: what it held is somebody else's.
     Lost,
 }
 
 /// What a live lease carries back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct LeaseStatus {
     /// Running tasks of this worker that were cancelled.
     pub cancelled: Vec<Uuid>,
 }
 
 /// What housekeeping did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tended {
+pub struct Maintenance {
     /// Tasks of dead workers put back in their queue.
     pub recovered: u64,
     /// Tasks of dead workers that reached their crash cap.
-    pub buried: u64,
+    pub dead_lettered: u64,
     /// Tasks that are dead because no worker has registered their kind for too long.
     pub unknown: u64,
     /// Tasks that expired unstarted.

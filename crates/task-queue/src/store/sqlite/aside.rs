@@ -4,7 +4,7 @@
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::fault::is_refusal;
+use super::error::is_refusal;
 use crate::store::now_ms;
 
 /// A change of all rows that it means, or of the one named by its `seq`.

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
-use super::{aside, db, fault::is_refusal, settle::result_ttl};
+use super::{aside, db, error::is_refusal, settle::result_ttl};
 use crate::{
     Error, ErrorKind, Result,
     store::{Claim, Claimed, Leased, from_ms, now_ms},

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{SqliteStore, db, query::one_of, settle::result_ttl, writer::Touched};
 use crate::{
     Error, ErrorKind, Result,
-    store::{Reply, State, TaskControl, Topic, now_ms},
+    store::{Channel, Reply, State, TaskControl, now_ms},
 };
 
 impl TaskControl for SqliteStore {
@@ -17,7 +17,7 @@ impl TaskControl for SqliteStore {
                 let was = cancel(connection, id).await.map_err(|error| db("cancelling a task", error))?;
                 let was =
                     was.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no task {id}")))?;
-                Ok((was.parse()?, &[Topic::Ended, Topic::Stops] as Touched))
+                Ok((was.parse()?, &[Channel::Ended, Channel::Stops] as Touched))
             })
         }))
     }
@@ -33,7 +33,7 @@ impl TaskControl for SqliteStore {
             Box::pin(async move {
                 let done = sqlx::query(statement).bind(queue).execute(connection).await;
                 done.map_err(|error| db("pausing or resuming a queue", error))?;
-                Ok(((), &[Topic::Work] as Touched))
+                Ok(((), &[Channel::Work] as Touched))
             })
         }))
     }
@@ -45,7 +45,7 @@ impl TaskControl for SqliteStore {
             query.push(" AND queue");
             one_of(&mut query, queues.to_vec());
         }
-        self.change(query, "purging queues", &[Topic::Ended])
+        self.change(query, "purging queues", &[Channel::Ended])
     }
 
     fn replay(&self, ids: &[Uuid]) -> Reply<'_, u64> {
@@ -56,7 +56,7 @@ impl TaskControl for SqliteStore {
         );
         query.push_bind(now_ms()).push(" WHERE state = 'dead'");
         only(&mut query, ids);
-        self.change(query, "replaying dead tasks", &[Topic::Work])
+        self.change(query, "replaying dead tasks", &[Channel::Work])
     }
 
     fn drop_dead(&self, ids: &[Uuid]) -> Reply<'_, u64> {

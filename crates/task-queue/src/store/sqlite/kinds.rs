@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{SqliteStore, db, writer::Touched};
 use crate::{
     Result,
-    store::{Reply, TaskKind, Tended, Topic, Waiting, from_ms, now_ms},
+    store::{Channel, Maintenance, Reply, TaskKind, Waiting, from_ms, now_ms},
 };
 
 /// How often, at most, a process looks for kinds that nobody knows: it reads the index of all that is due.
@@ -86,7 +86,7 @@ impl SqliteStore {
     }
 
     /// Buries due tasks that have waited for a worker with their kind for longer than the patience, now and then.
-    pub(super) async fn bury_unknown(&self, now: i64) -> Result<Tended> {
+    pub(super) async fn dead_letter_unknown(&self, now: i64) -> Result<Maintenance> {
         let patience = self.options.patience_ms();
         let again = now + CENSUS_MS.min(patience);
         // A time far ahead is from before the clock was set back.
@@ -94,19 +94,19 @@ impl SqliteStore {
         let turn =
             self.census.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| due(next).then_some(again));
         if turn.is_err() {
-            return Ok(Tended::default());
+            return Ok(Maintenance::default());
         }
         let late = |waiting: &Waiting| !waiting.known && waiting.oldest.as_millisecond() <= now - patience;
         let unknown: Vec<_> = self.read_waiting().await?.into_iter().filter(late).collect();
-        let mut tended = Tended::default();
+        let mut maintenance = Maintenance::default();
         for Waiting { queue, name, .. } in unknown {
             let kind = (name.clone(), queue.clone());
             let text = format!(
                 "no worker has registered `{name}` for {}: start one that does and replay this task",
-                crate::span::in_days(self.options.patience)
+                crate::duration::in_days(self.options.patience)
             );
             let dead_ttl = self.options.dead_ttl_ms();
-            let buried = self
+            let dead_lettered = self
                 .writer
                 .alone(move |connection| {
                     Box::pin(async move {
@@ -129,16 +129,16 @@ impl SqliteStore {
                         if tasks > 0 {
                             tracing::error!(task = name, queue, tasks, "tasks are dead: {text}");
                         }
-                        Ok((tasks, &[Topic::Ended] as Touched))
+                        Ok((tasks, &[Channel::Ended] as Touched))
                     })
                 })
                 .await?;
-            if buried > 0 {
-                tended.unknown += buried;
-                tended.dead.insert(kind, buried);
+            if dead_lettered > 0 {
+                maintenance.unknown += dead_lettered;
+                maintenance.dead.insert(kind, dead_lettered);
             }
         }
-        Ok(tended)
+        Ok(maintenance)
     }
 }
 

@@ -8,7 +8,7 @@ mod aside;
 mod claim;
 mod control;
 mod enqueue;
-mod fault;
+mod error;
 mod kinds;
 #[cfg(test)]
 mod plans;
@@ -34,9 +34,9 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-pub(crate) use fault::db;
+pub(crate) use error::db;
 
-use super::Hints;
+use super::Notifier;
 use crate::{
     Error, ErrorKind, Result,
     bounds::{LONGEST, ttl_ms, within},
@@ -124,7 +124,7 @@ pub struct SqliteStore {
     options: SqliteOptions,
     readers: SqlitePool,
     writer: writer::Writer,
-    hints: Arc<Hints>,
+    notifier: Arc<Notifier>,
     /// When this process looks next for kinds that nobody knows.
     census: AtomicI64,
 }
@@ -186,10 +186,10 @@ impl SqliteStore {
             .max_connections(4)
             .min_connections(0)
             .connect_lazy_with(connect.pragma("query_only", "on"));
-        let hints = Arc::new(Hints::default());
-        let wake = wake::Wake::open(&wake_path(path), hints.clone());
-        let writer = writer::Writer::start(connection, files, options.clone(), hints.clone(), wake)?;
-        Ok(Self { options, readers, writer, hints, census: AtomicI64::new(0) })
+        let notifier = Arc::new(Notifier::default());
+        let wake = wake::Wake::open(&wake_path(path), notifier.clone());
+        let writer = writer::Writer::start(connection, files, options.clone(), notifier.clone(), wake)?;
+        Ok(Self { options, readers, writer, notifier, census: AtomicI64::new(0) })
     }
 
     /// Where the database is.
@@ -212,7 +212,7 @@ async fn connect_patiently(
     let give_up = tokio::time::Instant::now() + patience;
     loop {
         match connect.connect().await {
-            Err(error) if fault::is_busy(&error) && tokio::time::Instant::now() < give_up => {
+            Err(error) if error::is_busy(&error) && tokio::time::Instant::now() < give_up => {
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await;
             }
             outcome => return outcome,

@@ -5,7 +5,7 @@ use sqlx::{Row, SqliteConnection};
 use super::{SqliteStore, db, enqueue, rows, writer::Touched};
 use crate::{
     Result,
-    store::{Firing, Reply, ScheduleRecord, ScheduleStore, Topic},
+    store::{Channel, Firing, Reply, ScheduleRecord, ScheduleStore},
 };
 
 impl ScheduleStore for SqliteStore {
@@ -13,7 +13,7 @@ impl ScheduleStore for SqliteStore {
         Box::pin(self.writer.alone(move |connection| {
             Box::pin(async move {
                 put(connection, schedule).await?;
-                Ok(((), &[Topic::Schedules] as Touched))
+                Ok(((), &[Channel::Schedules] as Touched))
             })
         }))
     }
@@ -25,7 +25,7 @@ impl ScheduleStore for SqliteStore {
                 let done =
                     sqlx::query("DELETE FROM schedules WHERE name = ?").bind(name).execute(connection).await;
                 let done = done.map_err(|error| db("removing a schedule", error))?;
-                Ok((done.rows_affected() > 0, &[Topic::Schedules] as Touched))
+                Ok((done.rows_affected() > 0, &[Channel::Schedules] as Touched))
             })
         }))
     }
@@ -56,8 +56,11 @@ impl ScheduleStore for SqliteStore {
                 let step = self.writer.alone(move |connection| {
                     Box::pin(async move {
                         let fired = fire(connection, &firing).await?;
-                        let touched: Touched =
-                            if fired > 0 { &[Topic::Work, Topic::Schedules] } else { &[Topic::Schedules] };
+                        let touched: Touched = if fired > 0 {
+                            &[Channel::Work, Channel::Schedules]
+                        } else {
+                            &[Channel::Schedules]
+                        };
                         Ok((fired, touched))
                     })
                 });

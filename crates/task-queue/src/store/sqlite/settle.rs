@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, aside, db, fault::is_refusal};
+use super::{SqliteStore, aside, db, error::is_refusal};
 use crate::{
     Error, ErrorKind, Result,
     bounds::LONGEST,
-    store::{Settled, Settlement, Verdict, ceil_ms, now_ms},
+    store::{Resolution, Settled, Settlement, ceil_ms, now_ms},
 };
 
 const ROWS: usize = 100;
@@ -22,7 +22,7 @@ impl SqliteStore {
     /// A result above the cap is replaced by a note that says so; the task itself has succeeded. An error's text
     /// above the cap is cut, with a note.
     pub(super) fn cap(&self, mut settlement: Settlement) -> Settlement {
-        if let Verdict::Succeed(Ok(result)) = &settlement.verdict
+        if let Resolution::Succeed(Ok(result)) = &settlement.resolution
             && result.len() > self.options.max_result
         {
             let text = format!(
@@ -30,7 +30,7 @@ impl SqliteStore {
                 result.len(),
                 self.options.max_result
             );
-            settlement.verdict = Verdict::Succeed(Err(text));
+            settlement.resolution = Resolution::Succeed(Err(text));
         }
         if let Some(error) = settlement.attempt.as_mut().and_then(|attempt| attempt.error.as_mut())
             && error.len() > ERROR
@@ -46,7 +46,7 @@ impl SqliteStore {
 
 /// Whether a settled task waits for a worker again.
 pub(super) fn queues_again(settlement: &Settlement) -> bool {
-    matches!(settlement.verdict, Verdict::Again { .. } | Verdict::Release)
+    matches!(settlement.resolution, Resolution::Retry { .. } | Resolution::Release)
 }
 
 /// The SQL for a task's attempts with one more, a JSON text, and for the count of those dropped for it.
@@ -106,8 +106,8 @@ async fn alone(
     .fetch_optional(&mut *connection)
     .await?;
     let Some(seq) = held else { return Ok(Ok(Settled::Fenced)) };
-    let doing = match (&settlement.verdict, settlement.attempt.as_ref().and_then(|a| a.error.as_deref())) {
-        (Verdict::Succeed(_), _) => "to record that it succeeded".to_owned(),
+    let doing = match (&settlement.resolution, settlement.attempt.as_ref().and_then(|a| a.error.as_deref())) {
+        (Resolution::Succeed(_), _) => "to record that it succeeded".to_owned(),
         (_, Some(error)) => format!("to record that it ended with `{error}`"),
         (_, None) => "to take it back".to_owned(),
     };
@@ -127,16 +127,16 @@ async fn update(
     );
     query.push_values(settlements, |mut row, settlement| {
         let error = settlement.attempt.as_ref().and_then(|attempt| attempt.error.as_deref());
-        let (state, due, counts, result, error) = match &settlement.verdict {
-            Verdict::Succeed(Ok(result)) => ("succeeded", None, false, Some(result.as_str()), None),
-            Verdict::Succeed(Err(note)) => ("succeeded", None, false, None, Some(note.as_str())),
-            Verdict::Again { due, counts } => {
+        let (state, due, counts, result, error) = match &settlement.resolution {
+            Resolution::Succeed(Ok(result)) => ("succeeded", None, false, Some(result.as_str()), None),
+            Resolution::Succeed(Err(note)) => ("succeeded", None, false, None, Some(note.as_str())),
+            Resolution::Retry { due, counts } => {
                 let due = ceil_ms(*due);
                 (if due > now { "scheduled" } else { "queued" }, Some(due), *counts, None, error)
             }
-            Verdict::Bury => ("dead", None, true, None, error),
-            Verdict::Cancel => ("cancelled", None, false, None, error),
-            Verdict::Release => ("queued", None, false, None, None),
+            Resolution::DeadLetter => ("dead", None, true, None, error),
+            Resolution::Cancel => ("cancelled", None, false, None, error),
+            Resolution::Release => ("queued", None, false, None, None),
         };
         let attempt =
             settlement.attempt.as_ref().map(|attempt| serde_json::to_string(attempt).expect("plain data"));

@@ -5,9 +5,9 @@ use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
-use crate::store::{Hints, Topic};
+use crate::store::{Channel, Notifier};
 
-const SLOTS: usize = Topic::ALL.len();
+const SLOTS: usize = Channel::ALL.len();
 type Marks = [u64; SLOTS];
 
 /// The wake file, and the watch on it that lives as long as this.
@@ -18,8 +18,8 @@ pub(super) struct Wake {
 
 impl Wake {
     /// Opens or makes the file and forwards every change of a slot to the hint of its topic.
-    pub(super) fn open(path: &Path, hints: Arc<Hints>) -> Self {
-        match Self::try_open(path, hints) {
+    pub(super) fn open(path: &Path, notifier: Arc<Notifier>) -> Self {
+        match Self::try_open(path, notifier) {
             Ok(wake) => wake,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "no wake-ups across processes, polling every second");
@@ -28,7 +28,7 @@ impl Wake {
         }
     }
 
-    fn try_open(path: &Path, hints: Arc<Hints>) -> Result<Self, Box<dyn std::error::Error>> {
+    fn try_open(path: &Path, notifier: Arc<Notifier>) -> Result<Self, Box<dyn std::error::Error>> {
         let file = private_files::open(path)?;
         if file.metadata()?.len() < (SLOTS * 8) as u64 {
             file.set_len((SLOTS * 8) as u64)?;
@@ -42,9 +42,9 @@ impl Wake {
             }
             let Ok(now) = marks(&reader) else { return };
             for (topic, _) in
-                Topic::ALL.iter().zip(now.iter().zip(seen)).filter(|(_, (new, old))| **new != *old)
+                Channel::ALL.iter().zip(now.iter().zip(seen)).filter(|(_, (new, old))| **new != *old)
             {
-                hints.notify(*topic);
+                notifier.notify(*topic);
             }
             seen = now;
         })?;
@@ -53,7 +53,7 @@ impl Wake {
     }
 
     /// Marks a topic as changed. A random mark differs from what any other process wrote last.
-    pub(super) fn touch(&mut self, topic: Topic) {
+    pub(super) fn touch(&mut self, topic: Channel) {
         if let Some(file) = &self.file {
             let mark = fastrand::u64(..).to_le_bytes();
             if let Err(error) = file.write_all_at(&mark, topic as u64 * 8) {

@@ -10,8 +10,8 @@ use super::{SqliteStore, aside, claim, db, kinds, settle};
 use crate::{
     Result,
     store::{
-        Attempt, Claim, Claimed, Enqueued, Held, Hints, NewTask, Outcome, Renewal, Reply, Settled,
-        Settlement, TaskKind, TaskQueue, Tended, Topic, WorkerInfo, from_ms, now_ms,
+        Attempt, Channel, Claim, Claimed, Enqueued, LeaseStatus, Maintenance, NewTask, Notifier, Outcome,
+        Renewal, Reply, Settled, Settlement, TaskKind, TaskQueue, WorkerInfo, from_ms, now_ms,
     },
 };
 
@@ -73,7 +73,7 @@ impl TaskQueue for SqliteStore {
         Box::pin(self.writer.alone(move |connection| {
             Box::pin(async move {
                 let released = retire(connection, worker).await;
-                Ok((released.map_err(|error| db("retiring the worker", error))?, &[Topic::Work] as _))
+                Ok((released.map_err(|error| db("retiring the worker", error))?, &[Channel::Work] as _))
             })
         }))
     }
@@ -93,21 +93,22 @@ impl TaskQueue for SqliteStore {
         })
     }
 
-    fn tend(&self) -> Reply<'_, Tended> {
+    fn maintain(&self) -> Reply<'_, Maintenance> {
         let (dead_ttl, patience) = (self.options.dead_ttl_ms(), self.options.patience_ms());
         Box::pin(async move {
             let now = now_ms();
-            let mut unknown = self.bury_unknown(now).await?;
+            let mut unknown = self.dead_letter_unknown(now).await?;
             if !self.needs_tending(now).await? {
                 return Ok(unknown);
             }
-            let mut tended = self
+            let mut maintenance = self
                 .writer
                 .alone(move |connection| {
                     Box::pin(async move {
-                        let tended = tend(connection, dead_ttl, patience).await;
-                        let tended = tended.map_err(|error| db("keeping house in the task store", error))?;
-                        Ok((tended, &[Topic::Work, Topic::Ended] as _))
+                        let maintenance = maintain(connection, dead_ttl, patience).await;
+                        let maintenance =
+                            maintenance.map_err(|error| db("keeping house in the task store", error))?;
+                        Ok((maintenance, &[Channel::Work, Channel::Ended] as _))
                     })
                 })
                 .await?;
@@ -121,19 +122,19 @@ impl TaskQueue for SqliteStore {
                         })
                     })
                     .await?;
-                tended.pruned += pruned;
+                maintenance.pruned += pruned;
                 if pruned < PRUNED as u64 {
                     break;
                 }
             }
-            tended.unknown = unknown.unknown;
-            tended.dead.append(&mut unknown.dead);
-            Ok(tended)
+            maintenance.unknown = unknown.unknown;
+            maintenance.dead.append(&mut unknown.dead);
+            Ok(maintenance)
         })
     }
 
-    fn hints(&self) -> &Hints {
-        &self.hints
+    fn notifier(&self) -> &Notifier {
+        &self.notifier
     }
 }
 
@@ -176,7 +177,7 @@ async fn renew(connection: &mut SqliteConnection, worker: Uuid, lease: i64) -> R
             .bind(worker)
             .fetch_all(connection)
             .await?;
-    Ok(Renewal::Held(Held { cancelled }))
+    Ok(Renewal::LeaseStatus(LeaseStatus { cancelled }))
 }
 
 async fn retire(connection: &mut SqliteConnection, worker: Uuid) -> Result<u64, sqlx::Error> {
@@ -188,19 +189,20 @@ async fn retire(connection: &mut SqliteConnection, worker: Uuid) -> Result<u64, 
     Ok(released.rows_affected())
 }
 
-async fn tend(
+async fn maintain(
     connection: &mut SqliteConnection,
     dead_ttl: i64,
     patience: i64,
-) -> Result<Tended, sqlx::Error> {
+) -> Result<Maintenance, sqlx::Error> {
     let now = now_ms();
-    let mut tended = Tended { expired: claim::expire(connection, now, dead_ttl).await?, ..Tended::default() };
+    let mut maintenance =
+        Maintenance { expired: claim::expire(connection, now, dead_ttl).await?, ..Maintenance::default() };
     let silent = sqlx::query("SELECT id, name, lease_until FROM workers WHERE lease_until <= ?")
         .bind(now)
         .fetch_all(&mut *connection)
         .await?;
     for worker in &silent {
-        recover(connection, worker, dead_ttl, &mut tended).await?;
+        recover(connection, worker, dead_ttl, &mut maintenance).await?;
     }
     sqlx::query("DELETE FROM firings WHERE nominal <= ? - ?")
         .bind(now)
@@ -217,7 +219,7 @@ async fn tend(
     .execute(&mut *connection)
     .await?;
     kinds::forget(connection, now, patience).await?;
-    Ok(tended)
+    Ok(maintenance)
 }
 
 async fn prune(connection: &mut SqliteConnection, now: i64) -> Result<u64, sqlx::Error> {
@@ -237,7 +239,7 @@ async fn recover(
     connection: &mut SqliteConnection,
     worker: &SqliteRow,
     dead_ttl: i64,
-    tended: &mut Tended,
+    maintenance: &mut Maintenance,
 ) -> Result<(), sqlx::Error> {
     let (worker, name, lapsed): (Uuid, String, i64) =
         (worker.get("id"), worker.get("name"), worker.get("lease_until"));
@@ -259,13 +261,13 @@ async fn recover(
     .await?;
     kinds::off_the_list(connection, worker, lapsed).await?;
     let tasks = handed.len() as u64;
-    let mut buried = 0;
+    let mut dead_lettered = 0;
     for (_, task, queue) in handed.into_iter().filter(|(state, ..)| state == "dead") {
-        buried += 1;
-        *tended.dead.entry((task, queue)).or_default() += 1;
+        dead_lettered += 1;
+        *maintenance.dead.entry((task, queue)).or_default() += 1;
     }
-    tended.buried += buried;
-    tended.recovered += tasks - buried;
-    tracing::warn!(%worker, name, tasks, buried, "handed on the tasks of a silent worker");
+    maintenance.dead_lettered += dead_lettered;
+    maintenance.recovered += tasks - dead_lettered;
+    tracing::warn!(%worker, name, tasks, dead_lettered, "handed on the tasks of a silent worker");
     Ok(())
 }

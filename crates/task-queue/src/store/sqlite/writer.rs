@@ -11,10 +11,10 @@ use sqlite_kit::Identity;
 use sqlx::{Executor, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Durability, SqliteOptions, claim, db, enqueue, fault::is_busy, settle, wake::Wake};
+use super::{Durability, SqliteOptions, claim, db, enqueue, error::is_busy, settle, wake::Wake};
 use crate::{
     Error, ErrorKind, Result,
-    store::{Claim, Claimed, Enqueued, Hints, NewTask, Settled, Settlement, Topic},
+    store::{Channel, Claim, Claimed, Enqueued, NewTask, Notifier, Settled, Settlement},
 };
 
 /// Waiting operations; callers beyond that wait for room.
@@ -25,7 +25,7 @@ const MERGED: usize = 1024;
 type Answer<T> = oneshot::Sender<Result<T>>;
 
 /// The topics a committed operation touches.
-pub(super) type Touched = &'static [Topic];
+pub(super) type Touched = &'static [Channel];
 
 enum Operation {
     Enqueue(Vec<NewTask>, Answer<Vec<Enqueued>>),
@@ -53,7 +53,7 @@ impl Writer {
         connection: SqliteConnection,
         files: Identity,
         options: SqliteOptions,
-        hints: Arc<Hints>,
+        notifier: Arc<Notifier>,
         wake: Wake,
     ) -> Result<Self> {
         let (operations, inbox) = mpsc::channel(BACKLOG);
@@ -68,7 +68,7 @@ impl Writer {
                     lost: false,
                 },
                 inbox,
-                hints,
+                notifier,
                 wake,
             ),
         )?;
@@ -134,12 +134,12 @@ where
 async fn run(
     mut connection: Connection,
     mut inbox: mpsc::Receiver<Operation>,
-    hints: Arc<Hints>,
+    notifier: Arc<Notifier>,
     mut wake: Wake,
 ) {
     let mut waiting = Vec::with_capacity(MERGED);
     while inbox.recv_many(&mut waiting, MERGED).await > 0 {
-        let batch = batch(&mut connection, waiting.drain(..), &hints, &mut wake);
+        let batch = batch(&mut connection, waiting.drain(..), &notifier, &mut wake);
         if AssertUnwindSafe(batch).catch_unwind().await.is_err() {
             // Whoever asked sees the answer missing. The next batch begins with a connection out of transactions.
             tracing::error!("the writer of the task store panicked; it goes on with the next operations");
@@ -151,7 +151,7 @@ async fn run(
 async fn batch(
     connection: &mut Connection,
     operations: impl Iterator<Item = Operation>,
-    hints: &Hints,
+    notifier: &Notifier,
     wake: &mut Wake,
 ) {
     let mut merged = Vec::new();
@@ -162,7 +162,7 @@ async fn batch(
                     transaction(connection, Commit::Durable, async |connection| alone.run(connection).await)
                         .await;
                 if let Ok(touched) = &outcome {
-                    announce(hints, wake, touched);
+                    announce(notifier, wake, touched);
                 }
                 alone.answer(outcome.map(|_| ()));
             }
@@ -170,12 +170,17 @@ async fn batch(
         }
     }
     if !merged.is_empty() {
-        commit_merged(connection, merged, hints, wake).await;
+        commit_merged(connection, merged, notifier, wake).await;
     }
 }
 
 /// Settles, enqueues and claims, in this order: a claim sees what the same transaction queued.
-async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hints: &Hints, wake: &mut Wake) {
+async fn commit_merged(
+    connection: &mut Connection,
+    merged: Vec<Operation>,
+    notifier: &Notifier,
+    wake: &mut Wake,
+) {
     let (mut tasks, mut enqueues) = (Vec::new(), Vec::new());
     let (mut ends, mut settles) = (Vec::new(), Vec::new());
     let (mut claims, mut claimers) = (Vec::new(), Vec::new());
@@ -204,7 +209,7 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
             let own: Vec<_> = tasks.by_ref().take(count).collect();
             let stored = hot(connection, &[], &own, &[]).await.map(|(_, enqueued, _)| enqueued);
             if stored.is_ok() {
-                announce(hints, wake, &[Topic::Work]);
+                announce(notifier, wake, &[Channel::Work]);
             }
             let _ = answer.send(stored);
         }
@@ -214,10 +219,10 @@ async fn commit_merged(connection: &mut Connection, merged: Vec<Operation>, hint
         Ok((settled, enqueued, claimed)) => {
             let queued = !tasks.is_empty() || ends.iter().any(settle::queues_again);
             if queued {
-                announce(hints, wake, &[Topic::Work]);
+                announce(notifier, wake, &[Channel::Work]);
             }
             if !ends.is_empty() {
-                announce(hints, wake, &[Topic::Ended]);
+                announce(notifier, wake, &[Channel::Ended]);
             }
             let mut enqueued = enqueued.into_iter();
             for (count, answer) in enqueues {
@@ -348,9 +353,9 @@ async fn transaction<T>(
     outcome
 }
 
-fn announce(hints: &Hints, wake: &mut Wake, topics: &[Topic]) {
+fn announce(notifier: &Notifier, wake: &mut Wake, topics: &[Channel]) {
     for topic in topics {
-        hints.notify(*topic);
+        notifier.notify(*topic);
         wake.touch(*topic);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use task_queue::{
     ErrorKind,
-    store::{Claim, Held, Leased, NewTask, Outcome, Renewal, State, Verdict},
+    store::{Claim, LeaseStatus, Leased, NewTask, Outcome, Renewal, Resolution, State},
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -85,8 +85,8 @@ async fn heartbeats_in_time(store: &Store, id: Uuid) -> bool {
             store.retire(w).await.unwrap();
             return false;
         }
-        assert_eq!(renewal, Renewal::Held(Held::default()));
-        store.tend().await.unwrap();
+        assert_eq!(renewal, Renewal::LeaseStatus(LeaseStatus::default()));
+        store.maintain().await.unwrap();
         tokio::time::sleep(LEASE / 8).await;
     }
     let state = store.get(id).await.unwrap().unwrap().state;
@@ -142,7 +142,7 @@ pub(crate) async fn what_has_started_does_not_expire(store: Store) {
     store.enqueue(vec![failing.clone()]).await.unwrap();
     let (w, lease) = taken(&store).await;
     assert_eq!(
-        settle(&store, vec![end(&lease, w, Verdict::Again { due: soon, counts: true })]).await,
+        settle(&store, vec![end(&lease, w, Resolution::Retry { due: soon, counts: true })]).await,
         [true]
     );
     store.enqueue(vec![orphan.clone()]).await.unwrap();

@@ -13,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use task_queue::store::{
-    Attempt, Claim, Leased, NewTask, Outcome, Settled, Settlement, TaskStore, Verdict, WorkerInfo,
+    Attempt, Claim, Leased, NewTask, Outcome, Resolution, Settled, Settlement, TaskStore, WorkerInfo,
     sqlite::{SqliteOptions, SqliteStore},
 };
 use tempfile::TempDir;
@@ -157,10 +157,10 @@ pub(crate) async fn claim_one(store: &Store, worker: Uuid) -> Leased {
     }
 }
 
-pub(crate) fn end(lease: &Leased, worker: Uuid, verdict: Verdict) -> Settlement {
-    let outcome = match verdict {
-        Verdict::Succeed(_) => Some(Outcome::Succeeded),
-        Verdict::Release => None,
+pub(crate) fn end(lease: &Leased, worker: Uuid, resolution: Resolution) -> Settlement {
+    let outcome = match resolution {
+        Resolution::Succeed(_) => Some(Outcome::Succeeded),
+        Resolution::Release => None,
         _ => Some(Outcome::Failed),
     };
     let attempt = outcome.map(|outcome| Attempt {
@@ -171,22 +171,22 @@ pub(crate) fn end(lease: &Leased, worker: Uuid, verdict: Verdict) -> Settlement 
         outcome,
         error: (outcome == Outcome::Failed).then(|| "went wrong".to_owned()),
     });
-    Settlement { id: lease.id, worker, fence: lease.fence, attempt, verdict }
+    Settlement { id: lease.id, worker, fence: lease.fence, attempt, resolution }
 }
 
-pub(crate) fn succeeded() -> Verdict {
-    Verdict::Succeed(Ok("42".to_owned()))
+pub(crate) fn succeeded() -> Resolution {
+    Resolution::Succeed(Ok("42".to_owned()))
 }
 
-pub(crate) fn again() -> Verdict {
-    Verdict::Again { due: Timestamp::now(), counts: true }
+pub(crate) fn again() -> Resolution {
+    Resolution::Retry { due: Timestamp::now(), counts: true }
 }
 
 /// Keeps house until a task is in a state.
 pub(crate) async fn tend_until(store: &Store, id: Uuid, state: task_queue::store::State) {
     let deadline = tokio::time::Instant::now() + crate::support::SOON;
     loop {
-        store.tend().await.unwrap();
+        store.maintain().await.unwrap();
         let now = store.get(id).await.unwrap().map(|task| task.state);
         if now == Some(state) {
             return;

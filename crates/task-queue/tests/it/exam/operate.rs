@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use task_queue::store::{Filter, Held, NewTask, Renewal, State, TaskKind, Topic, Verdict};
+use task_queue::store::{Channel, Filter, LeaseStatus, NewTask, Renewal, Resolution, State, TaskKind};
 use uuid::Uuid;
 
 use super::{Store, again, claim, claim_one, end, settle, succeeded, task, worker};
@@ -25,8 +25,8 @@ pub(crate) async fn cancel_waiting_and_running(store: Store) {
     assert_eq!(store.cancel(ids[1]).await.unwrap(), State::Queued);
     assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Scheduled);
     assert_eq!(store.cancel(ids[2]).await.unwrap(), State::Cancelled);
-    assert_eq!(store.renew(w).await.unwrap(), Renewal::Held(Held { cancelled: vec![ids[0]] }));
-    settle(&store, vec![end(&lease, w, Verdict::Cancel)]).await;
+    assert_eq!(store.renew(w).await.unwrap(), Renewal::LeaseStatus(LeaseStatus { cancelled: vec![ids[0]] }));
+    settle(&store, vec![end(&lease, w, Resolution::Cancel)]).await;
     for id in ids {
         assert_eq!(store.get(id).await.unwrap().unwrap().state, State::Cancelled);
     }
@@ -66,7 +66,7 @@ pub(crate) async fn replay_gives_fresh_counts(store: Store) {
     store.enqueue(vec![task("a"), task("a"), task("a")]).await.unwrap();
     let w = worker(&store).await;
     let leases = claim(&store, w, 3).await;
-    settle(&store, leases.iter().map(|lease| end(lease, w, Verdict::Bury)).collect()).await;
+    settle(&store, leases.iter().map(|lease| end(lease, w, Resolution::DeadLetter)).collect()).await;
     assert_eq!(store.replay(&[leases[0].id, Uuid::now_v7()]).await.unwrap(), 1);
     let back = claim_one(&store, w).await;
     assert_eq!((back.id, back.errors, back.crashes), (leases[0].id, 0, 0));
@@ -81,7 +81,7 @@ pub(crate) async fn replay_respects_unique_keys(store: Store) {
     store.enqueue(vec![keyed()]).await.unwrap();
     let w = worker(&store).await;
     let dead = claim_one(&store, w).await;
-    settle(&store, vec![end(&dead, w, Verdict::Bury)]).await;
+    settle(&store, vec![end(&dead, w, Resolution::DeadLetter)]).await;
     store.enqueue(vec![keyed()]).await.unwrap();
     assert_eq!(store.replay(&[]).await.unwrap(), 0);
     assert_eq!(store.get(dead.id).await.unwrap().unwrap().state, State::Dead);
@@ -98,8 +98,8 @@ pub(crate) async fn ended_tells_who_is_done(store: Store) {
 }
 
 pub(crate) async fn hints_follow_changes(store: Store) {
-    let mut work = store.hints().watch(Topic::Work);
-    let mut ended = store.hints().watch(Topic::Ended);
+    let mut work = store.notifier().watch(Channel::Work);
+    let mut ended = store.notifier().watch(Channel::Ended);
     store.enqueue(vec![task("a")]).await.unwrap();
     tokio::time::timeout(SOON, work.changed()).await.expect("a hint of work").unwrap();
     let w = worker(&store).await;
@@ -174,6 +174,6 @@ pub(crate) async fn everything_old_is_pruned_in_one_round(store: Store) {
     let w = worker(&store).await;
     let leases = claim(&store, w, 2_500).await;
     settle(&store, leases.iter().map(|lease| end(lease, w, succeeded())).collect()).await;
-    assert_eq!(store.tend().await.unwrap().pruned, 2_500);
+    assert_eq!(store.maintain().await.unwrap().pruned, 2_500);
     assert!(store.stats().await.unwrap().is_empty());
 }

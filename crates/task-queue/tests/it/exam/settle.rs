@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use task_queue::store::{NewTask, Outcome, State, Verdict};
+use task_queue::store::{NewTask, Outcome, Resolution, State};
 
 use super::{Store, again, claim, claim_one, end, settle, succeeded, task, worker};
 
@@ -13,21 +13,24 @@ pub(crate) async fn every_verdict_has_its_state(store: Store) {
     let leases = claim(&store, w, 6).await;
     let later = Timestamp::now() + Duration::from_secs(100);
     let verdicts = [
-        (Verdict::Succeed(Ok(r#"{"x":1}"#.to_owned())), State::Succeeded, 0),
-        (Verdict::Again { due: later, counts: true }, State::Scheduled, 1),
-        (Verdict::Again { due: later, counts: false }, State::Scheduled, 0),
-        (Verdict::Bury, State::Dead, 1),
-        (Verdict::Cancel, State::Cancelled, 0),
-        (Verdict::Release, State::Queued, 0),
+        (Resolution::Succeed(Ok(r#"{"x":1}"#.to_owned())), State::Succeeded, 0),
+        (Resolution::Retry { due: later, counts: true }, State::Scheduled, 1),
+        (Resolution::Retry { due: later, counts: false }, State::Scheduled, 0),
+        (Resolution::DeadLetter, State::Dead, 1),
+        (Resolution::Cancel, State::Cancelled, 0),
+        (Resolution::Release, State::Queued, 0),
     ];
-    let ends =
-        leases.iter().zip(&verdicts).map(|(lease, (verdict, ..))| end(lease, w, verdict.clone())).collect();
+    let ends = leases
+        .iter()
+        .zip(&verdicts)
+        .map(|(lease, (resolution, ..))| end(lease, w, resolution.clone()))
+        .collect();
     assert_eq!(settle(&store, ends).await, [true; 6]);
-    for (lease, (verdict, state, errors)) in leases.iter().zip(&verdicts) {
+    for (lease, (resolution, state, errors)) in leases.iter().zip(&verdicts) {
         let record = store.get(lease.id).await.unwrap().unwrap();
-        assert_eq!((record.state, record.errors), (*state, *errors), "{verdict:?}");
-        assert_eq!(record.finished.is_some(), state.is_final(), "{verdict:?}");
-        assert_eq!(record.attempts.is_empty(), matches!(verdict, Verdict::Release));
+        assert_eq!((record.state, record.errors), (*state, *errors), "{resolution:?}");
+        assert_eq!(record.finished.is_some(), state.is_final(), "{resolution:?}");
+        assert_eq!(record.attempts.is_empty(), matches!(resolution, Resolution::Release));
         let result = (*state == State::Succeeded).then(|| serde_json::json!({ "x": 1 }));
         assert_eq!(record.result.map(|json| json.value()), result);
         if *state == State::Scheduled {
@@ -41,7 +44,7 @@ pub(crate) async fn a_stale_fence_is_refused(store: Store) {
     store.enqueue(vec![task("a")]).await.unwrap();
     let w = worker(&store).await;
     let first = claim_one(&store, w).await;
-    assert_eq!(settle(&store, vec![end(&first, w, Verdict::Release)]).await, [true]);
+    assert_eq!(settle(&store, vec![end(&first, w, Resolution::Release)]).await, [true]);
     let second = claim_one(&store, w).await;
     assert_eq!(second.fence, first.fence + 1);
     assert_eq!(settle(&store, vec![end(&first, w, succeeded())]).await, [false], "same worker, older lease");
@@ -91,7 +94,8 @@ pub(crate) async fn snoozes_without_end_keep_the_newest_attempts(store: Store) {
     for _ in 0..230 {
         let lease = claim_one(&store, w).await;
         last = lease.fence;
-        settle(&store, vec![end(&lease, w, Verdict::Again { due: Timestamp::now(), counts: false })]).await;
+        settle(&store, vec![end(&lease, w, Resolution::Retry { due: Timestamp::now(), counts: false })])
+            .await;
     }
     let record = store.get(id).await.unwrap().unwrap();
     assert_eq!((record.attempts.len(), record.attempts_dropped, record.errors), (50, 180, 0));
@@ -124,10 +128,10 @@ pub(crate) async fn the_longest_times_to_live_settle(store: Store) {
     let leases = claim(&store, w, 9).await;
     assert_eq!(leases.len(), 3);
     assert_eq!(store.get(expired.id).await.unwrap().unwrap().state, State::Expired);
-    let verdicts = [succeeded(), Verdict::Cancel, Verdict::Bury];
-    let ends = leases.iter().zip(verdicts).map(|(lease, verdict)| end(lease, w, verdict)).collect();
+    let verdicts = [succeeded(), Resolution::Cancel, Resolution::DeadLetter];
+    let ends = leases.iter().zip(verdicts).map(|(lease, resolution)| end(lease, w, resolution)).collect();
     assert_eq!(settle(&store, ends).await, [true; 3]);
-    store.tend().await.unwrap();
+    store.maintain().await.unwrap();
     for lease in leases {
         assert!(store.get(lease.id).await.unwrap().is_some(), "it is kept");
     }

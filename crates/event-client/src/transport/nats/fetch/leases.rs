@@ -49,7 +49,7 @@ impl Fetcher {
             match message.status {
                 Some(status) => drop(self.pulls.status(&message, status)),
                 None => {
-                    if let Received::Entry(entry) = self.read(message, now, Unwanted::Take).await {
+                    if let Received::LeasedMessage(entry) = self.read(message, now, Unwanted::Take).await {
                         self.accept(vec![entry]);
                         self.release_untaken().await;
                     }

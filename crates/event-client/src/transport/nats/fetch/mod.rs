@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use self::subjects::Subjects;
 use super::double_ack::send;
 use super::group::{Record, Standing};
-use super::member::{Command, Entry, Member, Seen, Source};
+use super::member::{Command, LeasedMessage, Member, Seen, Source};
 use super::outage::Outage;
 use super::poison::{self, Disconnects};
 use super::pull::{EXPIRES, PullStatus, Pulls, part};
@@ -153,7 +153,7 @@ impl Fetcher {
             let free = self.feed.free().saturating_sub(self.ready.len());
             let full = free == 0 || !self.ready.is_empty();
             let wake = self.pull(free);
-            let again = if full { 1 } else { self.pulls.outstanding() + part(self.feed.credit()) };
+            let again = if full { 1 } else { self.pulls.outstanding() + part(self.feed.max_in_flight()) };
             let next = [Some(renew), Some(rescan), wake].into_iter().flatten().min().expect("two at least");
             let turn = tokio::select! {
                 message = self.messages.next() => {
@@ -170,7 +170,7 @@ impl Fetcher {
                     Some(command) => self.on_command(command).await,
                     None => Turn::Stop,
                 },
-                () = self.feed.room(again), if full || (free < again && again <= self.feed.credit()) => Turn::Go,
+                () = self.feed.room(again), if full || (free < again && again <= self.feed.max_in_flight()) => Turn::Go,
                 changed = self.changes.next() => if changed.is_some() { self.reload().await } else { Turn::Stop },
                 news = self.news.next() => {
                     if news.is_some() && let Err(error) = self.scan().await {
@@ -213,7 +213,7 @@ impl Fetcher {
     fn pull(&mut self, free: usize) -> Option<Instant> {
         // Many small pulls cost more than one. Where nothing waits to be taken, nothing is worth waiting for.
         let busy = self.feed.untaken() > 0;
-        let room = if busy { self.feed.credit() } else { free };
+        let room = if busy { self.feed.max_in_flight() } else { free };
         if free > 0 && free < part(room) && self.pulls.outstanding() == 0 {
             let until = *self.gathering.get_or_insert_with(|| Instant::now() + GATHER);
             if until > Instant::now() {

@@ -5,7 +5,7 @@ use super::*;
 /// What a message that arrived turned out to be.
 pub(super) enum Received {
     /// For us, and leased.
-    Entry(Entry),
+    LeasedMessage(LeasedMessage),
     /// Not for the group by its record as it was last read.
     Unmatched(Arc<Source>, Seen, async_nats::Message),
     Nothing,
@@ -44,7 +44,7 @@ impl Fetcher {
                 continue;
             }
             match self.read(message, now, Unwanted::Recheck).await {
-                Received::Entry(entry) => entries.push(entry),
+                Received::LeasedMessage(entry) => entries.push(entry),
                 Received::Unmatched(source, seen, message) => unmatched.push((source, seen, message)),
                 Received::Nothing => {}
             }
@@ -75,7 +75,7 @@ impl Fetcher {
         &mut self,
         unmatched: Vec<(Arc<Source>, Seen, async_nats::Message)>,
         now: Instant,
-        entries: &mut Vec<Entry>,
+        entries: &mut Vec<LeasedMessage>,
     ) -> Turn {
         match self.member.connection.standing(&self.member.group, &self.record).await {
             Ok(Standing::Deleted) => return Turn::Gone,
@@ -96,7 +96,7 @@ impl Fetcher {
             let Some(reply) = message.reply.clone() else { continue };
             let Some(info) = codec::AckInfo::read(&reply) else { continue };
             let read = self.decode(source, seen, &info, message, now, Unwanted::Skip).await;
-            if let Received::Entry(entry) = read {
+            if let Received::LeasedMessage(entry) = read {
                 entries.push(entry);
             }
         }
@@ -209,7 +209,7 @@ impl Fetcher {
             outbound.send_bare(reply, None, ACK);
             return Received::Nothing;
         };
-        let mut entry = Entry::new(
+        let mut entry = LeasedMessage::new(
             source,
             info,
             reply.clone(),
@@ -225,7 +225,7 @@ impl Fetcher {
             return Received::Nothing;
         }
         entry.again = seen == Seen::Perhaps;
-        Received::Entry(entry)
+        Received::LeasedMessage(entry)
     }
 
     pub(super) async fn attempts(&self, source: &Source, info: &codec::AckInfo<'_>) -> Option<Attempt> {
@@ -240,7 +240,7 @@ impl Fetcher {
     }
 
     /// Takes entries into the hand.
-    pub(super) fn accept(&mut self, entries: Vec<Entry>) {
+    pub(super) fn accept(&mut self, entries: Vec<LeasedMessage>) {
         let mut in_flight = self.member.in_flight();
         for entry in entries {
             let here = if entry.again { in_flight.at(&entry.source, entry.sequence) } else { None };

@@ -20,7 +20,7 @@ impl Connection {
         group: &Group,
         record: &Record,
         topic: &str,
-        from: Option<From>,
+        from: Option<StartAt>,
         provision: crate::transport::Provision,
     ) -> Result<Option<ConsumerInfo>> {
         if record.keyed {
@@ -39,7 +39,7 @@ impl Connection {
         stream: &str,
         name: &str,
         filters: &[String],
-        from: &From,
+        from: &StartAt,
         lease: Duration,
         provision: crate::transport::Provision,
     ) -> Result<ConsumerInfo> {
@@ -53,7 +53,7 @@ impl Connection {
         stream: &str,
         name: &str,
         filters: &[String],
-        from: &From,
+        from: &StartAt,
         lease: Duration,
         most_pending: i64,
         provision: crate::transport::Provision,
@@ -111,8 +111,8 @@ impl Connection {
                 });
                 // Servers of 2.9 refuse every change of a consumer that starts at a time.
                 match from {
-                    From::Time(time) => {
-                        From::Sequence(self.sequence_at(stream, *time).await?).write(&mut config)
+                    StartAt::Time(time) => {
+                        StartAt::Sequence(self.sequence_at(stream, *time).await?).write(&mut config)
                     }
                     other => other.write(&mut config),
                 }
@@ -152,7 +152,7 @@ impl Connection {
     /// The first message stored at or after `time`, or the next one: where a passing consumer would start.
     pub(in super::super) async fn sequence_at(&self, stream: &str, time: Timestamp) -> Result<u64> {
         #[derive(Deserialize)]
-        struct Passing {
+        struct AdmissionFuture {
             name: String,
             delivered: Floor,
         }
@@ -162,9 +162,9 @@ impl Connection {
             "num_replicas": 1,
             "inactive_threshold": nanos(Duration::from_secs(5)),
         });
-        From::Time(time).write(&mut config);
+        StartAt::Time(time).write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
-        let passing: Passing = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        let passing: AdmissionFuture = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
         self.delete_consumer(stream, &passing.name).await?;
         Ok(passing.delivered.stream_seq + 1)
     }

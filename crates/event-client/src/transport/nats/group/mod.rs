@@ -24,7 +24,7 @@ mod record;
 mod standing;
 
 use record::reaches;
-pub(super) use record::{From, Record};
+pub(super) use record::{Record, StartAt};
 pub(super) use standing::Standing;
 
 /// What a consumer says of itself.
@@ -217,8 +217,8 @@ impl Connection {
 
 /// A start of `now` is when the record was stored.
 fn dated(mut stored: Stored<Record>) -> Stored<Record> {
-    if let From::Now = stored.value.from {
-        stored.value.from = From::Time(stored.time);
+    if let StartAt::Now = stored.value.from {
+        stored.value.from = StartAt::Time(stored.time);
     }
     stored
 }

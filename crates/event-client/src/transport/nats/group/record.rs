@@ -25,7 +25,7 @@ pub(in super::super) struct Record {
     #[serde(default)]
     pub(in super::super) epoch: u64,
     /// Where its consumers start.
-    pub(in super::super) from: From,
+    pub(in super::super) from: StartAt,
     /// Filters that stand for what was published before they changed, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in super::super) past: Vec<Past>,
@@ -49,7 +49,7 @@ pub(in super::super) struct Record {
 /// Where a consumer starts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(in super::super) enum From {
+pub(in super::super) enum StartAt {
     /// When this very record was stored.
     Now,
     All,
@@ -68,7 +68,7 @@ pub(in super::super) struct Past {
     pub(in super::super) number: u64,
 }
 
-impl From {
+impl StartAt {
     pub(in super::super) fn new(start: Start) -> Self {
         match start {
             Start::New => Self::Now,
@@ -83,7 +83,7 @@ impl From {
     }
 }
 
-impl From {
+impl StartAt {
     /// As the server's words.
     pub(in super::super) fn write(&self, config: &mut Value) {
         match self {
@@ -108,7 +108,7 @@ impl Record {
             keyed: spec.keyed,
             lease_ms: bounds::millis(spec.lease),
             epoch: 0,
-            from: From::new(spec.start),
+            from: StartAt::new(spec.start),
             past: Vec::new(),
             starts: BTreeMap::new(),
             replays: false,
@@ -138,14 +138,16 @@ impl Record {
     }
 
     /// Where it begins in a topic.
-    pub(in super::super) fn start_of(&self, topic: &str) -> From {
+    pub(in super::super) fn start_of(&self, topic: &str) -> StartAt {
         if let Some(sequence) = self.starts.get(topic) {
-            return From::Sequence(*sequence);
+            return StartAt::Sequence(*sequence);
         }
         let earlier = self.past.iter().flat_map(|past| patterns(&past.filters));
         match self.past.first().and_then(|past| past.until.get(topic)) {
             // It came with later filters.
-            Some(until) if !earlier.into_iter().any(|old| reaches(&old, topic)) => From::Sequence(until + 1),
+            Some(until) if !earlier.into_iter().any(|old| reaches(&old, topic)) => {
+                StartAt::Sequence(until + 1)
+            }
             _ => self.from.clone(),
         }
     }
@@ -201,7 +203,7 @@ impl Record {
     /// Whether some sequence in it is of this topic's stream.
     pub(super) fn counts_in(&self, topic: &str) -> bool {
         self.starts.contains_key(topic)
-            || matches!(self.from, From::Sequence(_))
+            || matches!(self.from, StartAt::Sequence(_))
             || self.past.iter().any(|past| past.until.get(topic).is_some_and(|until| *until > 0))
     }
 

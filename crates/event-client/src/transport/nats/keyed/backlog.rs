@@ -25,7 +25,7 @@ const AHEAD: usize = 256;
 /// Everything unsettled that was read.
 #[derive(Default)]
 pub(super) struct Backlog {
-    entries: HashMap<Token, Entry>,
+    entries: HashMap<Token, QueuedMessage>,
     last: Token,
     bytes: usize,
     lanes: KeyQueue<Token>,
@@ -38,7 +38,7 @@ pub(super) struct Backlog {
 }
 
 /// One message.
-pub(super) struct Entry {
+pub(super) struct QueuedMessage {
     pub(super) topic: SmolStr,
     pub(super) sequence: u64,
     pub(super) message: Arc<Message>,
@@ -47,7 +47,7 @@ pub(super) struct Entry {
     pub(super) out: bool,
 }
 
-impl Entry {
+impl QueuedMessage {
     /// Nobody wants it any more.
     fn is_expired(&self) -> bool {
         !self.info.replayed && self.message.expires_at.is_some_and(|at| at <= Timestamp::now())
@@ -64,7 +64,8 @@ impl Backlog {
         let token = self.last;
         self.bytes += message.size();
         let key = message.key.clone();
-        let entry = Entry { topic: topic.clone(), sequence, message: Arc::new(message), info, out: false };
+        let entry =
+            QueuedMessage { topic: topic.clone(), sequence, message: Arc::new(message), info, out: false };
         self.entries.insert(token, entry);
         let head = match &key {
             Some(key) => self.lanes.offer(key, token),
@@ -152,7 +153,7 @@ impl Backlog {
     }
 
     /// What the consumer has, by its token.
-    pub(super) fn out(&mut self, token: Token) -> Option<&mut Entry> {
+    pub(super) fn out(&mut self, token: Token) -> Option<&mut QueuedMessage> {
         self.entries.get_mut(&token).filter(|entry| entry.out)
     }
 
@@ -239,7 +240,7 @@ impl Backlog {
         *self = Self { last: self.last, ..Self::default() };
     }
 
-    fn remove(&mut self, token: Token) -> Option<Entry> {
+    fn remove(&mut self, token: Token) -> Option<QueuedMessage> {
         let entry = self.entries.remove(&token)?;
         self.bytes = self.bytes.saturating_sub(entry.message.size());
         Some(entry)

@@ -71,7 +71,7 @@ pub(super) enum Claimed {
 }
 
 /// What a writing brought.
-pub(super) enum Outcome {
+pub(super) enum Written {
     Stored(u64),
     /// Refused, for an earlier writing of ours had arrived after all: this is its sequence.
     Ours(u64),
@@ -173,19 +173,19 @@ pub(super) async fn write(
     progress: Progress,
     after: u64,
     within: Duration,
-) -> Result<Outcome> {
+) -> Result<Written> {
     let subject = subject(&connection, &group);
     let step = async {
         if let Some(sequence) = connection.write(&subject, &progress, after).await? {
-            return Ok(Outcome::Stored(sequence));
+            return Ok(Written::Stored(sequence));
         }
         Ok(match connection.read::<Progress>(&subject).await? {
             Some(last)
                 if last.value.connection == progress.connection && last.value.member == progress.member =>
             {
-                Outcome::Ours(last.sequence)
+                Written::Ours(last.sequence)
             }
-            _ => Outcome::Lost,
+            _ => Written::Lost,
         })
     };
     tokio::time::timeout(within, step).await.unwrap_or_else(|_| {

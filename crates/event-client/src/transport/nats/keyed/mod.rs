@@ -74,9 +74,9 @@ pub(super) async fn subscribe(
     connection: &Arc<Connection>,
     group: Group,
     record: Record,
-    credit: usize,
+    max_in_flight: usize,
 ) -> Result<Subscription> {
-    let (feed, subscription) = Subscription::channel(credit);
+    let (feed, subscription) = Subscription::channel(max_in_flight);
     let (commands, command_receiver) = mpsc::unbounded_channel();
     let member = Arc::new(KeyedMember {
         connection: connection.clone(),

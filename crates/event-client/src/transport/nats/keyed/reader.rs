@@ -19,7 +19,7 @@ use crate::message::{Message, MessageId, Position};
 use crate::subject::Group;
 use crate::transport::nats::api::nanos;
 use crate::transport::nats::connection::Connection;
-use crate::transport::nats::group::{From, Record};
+use crate::transport::nats::group::{Record, StartAt};
 use crate::transport::nats::kv::Raw;
 use crate::transport::nats::{codec, dead_letters, poison};
 
@@ -56,7 +56,7 @@ pub(super) struct Wanted {
     pub(super) missing: Vec<u64>,
 }
 
-impl From {
+impl StartAt {
     fn at(next: u64) -> Self {
         Self::Sequence(next.max(1))
     }
@@ -113,7 +113,7 @@ pub(super) async fn open(
         let (consumer, next) = if is_replays {
             (None, next.unwrap_or(1))
         } else {
-            let from = next.filter(|next| *next > 0).map_or_else(|| record.start_of(&topic), From::at);
+            let from = next.filter(|next| *next > 0).map_or_else(|| record.start_of(&topic), StartAt::at);
             let passing =
                 connection.passing_consumer(&stream, &from, &connection.filters_of(&record, &topic)).await?;
             (Some(passing.name), next.unwrap_or(0).max(passing.delivered.stream_seq + 1))
@@ -204,7 +204,7 @@ pub(super) fn about(sequence: u64, published_at: Timestamp) -> DeliveryInfo {
 
 /// What the server says of a consumer that it has just made.
 #[derive(Deserialize)]
-pub(in super::super) struct Passing {
+pub(in super::super) struct AdmissionFuture {
     pub(in super::super) name: String,
     delivered: Delivered,
     #[serde(default)]
@@ -219,7 +219,12 @@ struct Delivered {
 
 impl Connection {
     /// A consumer in the server's memory that nobody acknowledges.
-    async fn passing_consumer(&self, stream: &str, from: &From, filters: &[String]) -> Result<Passing> {
+    async fn passing_consumer(
+        &self,
+        stream: &str,
+        from: &StartAt,
+        filters: &[String],
+    ) -> Result<AdmissionFuture> {
         let mut config = json!({
             "ack_policy": "none",
             "replay_policy": "instant",
@@ -269,7 +274,7 @@ impl Connection {
             return Ok((open, mark.map_or(0, Mark::floor)));
         }
         let from = match mark {
-            Some(mark) if mark.next > 0 => From::at(mark.next),
+            Some(mark) if mark.next > 0 => StartAt::at(mark.next),
             _ => record.start_of(topic),
         };
         let passing = self.passing_consumer(&stream, &from, &self.filters_of(record, topic)).await?;

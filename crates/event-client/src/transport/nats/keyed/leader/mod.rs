@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::backlog::Backlog;
 use super::checkpoint::{Again, Mark, Progress};
-use super::leadership::{self, Claimed, Known, Outcome, Pending, Role, Taken};
+use super::leadership::{self, Claimed, Known, Pending, Role, Taken, Written};
 use super::reader::{self, Opened, REPLAYS, Wanted};
 use super::{Command, KeyedMember};
 use crate::confirm::Answer;
@@ -120,7 +120,7 @@ type Found = (u64, Option<(Message, DeliveryInfo)>);
 /// A step that was done beside the loop.
 enum Done {
     Claimed(Result<Claimed>),
-    Written { term: u64, asked: Instant, left: bool, result: Result<Outcome> },
+    Written { term: u64, asked: Instant, left: bool, result: Result<Written> },
     Buried { term: u64, token: Token, result: Result<()>, answer: Answer<()> },
     Opened { reading: u64, result: Result<Vec<Opened>> },
     Replays { reading: u64, room: usize, result: Result<Vec<Found>> },

@@ -64,12 +64,12 @@ impl Leader {
         &mut self,
         asked: Instant,
         left: bool,
-        result: Result<Outcome>,
+        result: Result<Written>,
         settle: &Arc<dyn Settle>,
     ) {
         let written = self.writing.take().unwrap_or_default();
         match result {
-            Ok(Outcome::Stored(sequence)) => {
+            Ok(Written::Stored(sequence)) => {
                 self.role = Role::Leads { sequence };
                 self.wrote_at(asked);
                 for (_, answer) in written.answers {
@@ -90,12 +90,12 @@ impl Leader {
                     self.end_outage();
                 }
             }
-            Ok(Outcome::Ours(sequence)) => {
+            Ok(Written::Ours(sequence)) => {
                 self.role = Role::Leads { sequence };
                 self.pending.put_back(written);
                 self.dirty = true;
             }
-            Ok(Outcome::Lost) => {
+            Ok(Written::Lost) => {
                 tracing::info!(group = %self.member.group, "another member leads this group now");
                 self.pending.put_back(written);
                 self.follow();

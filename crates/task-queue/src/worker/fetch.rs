@@ -13,13 +13,13 @@ use uuid::Uuid;
 
 use super::{
     execute::Job,
-    grip::{End, Grip, Grips},
     registry::Registry,
+    running::{End, RunningTask, RunningTasks},
 };
 use crate::{
     ErrorKind,
     client::TaskClient,
-    store::{Claim, Claimed, Leased, Outcome, TaskStore, Topic, Verdict, WorkerInfo},
+    store::{Channel, Claim, Claimed, Leased, Outcome, Resolution, TaskStore, WorkerInfo},
     task::States,
 };
 
@@ -28,7 +28,7 @@ const POLL: Duration = Duration::from_secs(1);
 /// Tasks leased in one go at most.
 const BATCH: usize = 1000;
 
-pub(super) struct Reader {
+pub(super) struct Fetcher {
     pub(super) store: Arc<dyn TaskStore>,
     pub(super) registry: Arc<Registry>,
     pub(super) states: Arc<States>,
@@ -37,17 +37,17 @@ pub(super) struct Reader {
     /// The id under which the worker holds its lease now.
     pub(super) identity: watch::Receiver<Uuid>,
     pub(super) slots: Arc<Semaphore>,
-    pub(super) grips: Grips,
+    pub(super) running: RunningTasks,
     pub(super) jobs: mpsc::Sender<Job>,
     pub(super) ends: mpsc::Sender<End>,
     pub(super) stopping: CancellationToken,
 }
 
-impl Reader {
+impl Fetcher {
     pub(super) async fn run(mut self) {
         let stopping = self.stopping.clone();
         let mut free = Vec::new();
-        let mut work = self.store.hints().watch(Topic::Work);
+        let mut work = self.store.notifier().watch(Channel::Work);
         let mut failures = 0u32;
         let queues: Arc<[String]> = self.info.queues.clone().into();
         let kinds: Arc<[String]> = self.info.tasks.clone().into();
@@ -121,17 +121,22 @@ impl Reader {
             .record(wait.as_secs_f64().max(0.0));
         let options = self.registry.options(&lease.name);
         let prepared = self.registry.prepare(&lease);
-        let grip = Grip::new(lease, options, worker, &self.info.name, slot, &self.grips);
+        let task = RunningTask::new(lease, options, worker, &self.info.name, slot, &self.running);
         match prepared {
             Ok(run) => {
-                let job = Job::new(grip, run, self.states.clone(), self.client.clone(), &self.info.name);
+                let job = Job::new(task, run, self.states.clone(), self.client.clone(), &self.info.name);
                 if let Err(unsent) = self.jobs.send(job).await {
-                    unsent.0.grip.end(&self.ends, Verdict::Release, None).await;
+                    unsent.0.task.end(&self.ends, Resolution::Release, None).await;
                 }
             }
             Err(error) => {
-                tracing::warn!(task = grip.lease.name, id = %grip.lease.id, %error, "task cannot be run");
-                grip.end(&self.ends, Verdict::Bury, Some((Outcome::Failed, Some(error.to_string())))).await;
+                tracing::warn!(task = task.lease.name, id = %task.lease.id, %error, "task cannot be run");
+                task.end(
+                    &self.ends,
+                    Resolution::DeadLetter,
+                    Some((Outcome::Failed, Some(error.to_string()))),
+                )
+                .await;
             }
         }
     }

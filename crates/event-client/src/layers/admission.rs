@@ -17,22 +17,22 @@ use tower::BoxError;
 use tower_service::Service;
 
 use super::into_error;
-use super::operation::{Judged, Operation};
+use super::operation::{Classify, Operation};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Something to pass.
-pub trait Gate: Clone + Send + 'static {
+pub trait Admission: Clone + Send + 'static {
     /// Held while the call runs. Dropped without [`Permit::leave`] when the call is given up.
     type Permit: Permit;
 
     /// Asks to pass.
-    fn enter<T: Operation>(&mut self, operation: &T) -> Entry<Self::Permit>;
+    fn enter<T: Operation>(&mut self, operation: &T) -> Decision<Self::Permit>;
 }
 
 /// A permit to run.
 pub trait Permit: Send + 'static {
     /// The call has ended.
-    fn leave<R: Judged>(self, _result: &Result<R>)
+    fn leave<R: Classify>(self, _result: &Result<R>)
     where
         Self: Sized,
     {
@@ -40,12 +40,12 @@ pub trait Permit: Send + 'static {
 }
 
 /// A gate's answer.
-pub enum Entry<P> {
-    /// Go.
-    Now(P),
-    /// Go when this resolves.
+pub enum Decision<P> {
+    /// The call may start.
+    Admit(P),
+    /// The call may start when this future resolves.
     Wait(BoxFuture<'static, Result<P>>),
-    /// Do not go.
+    /// The call ends with this error.
     Refused(Error),
 }
 
@@ -80,28 +80,28 @@ pub(super) fn wait_for<T: Operation, P: Send + 'static>(
 
 /// A service behind a gate.
 #[derive(Clone)]
-pub struct Gated<G, S> {
+pub struct AdmissionService<G, S> {
     gate: G,
     inner: S,
 }
 
-impl<G, S> Gated<G, S> {
+impl<G, S> AdmissionService<G, S> {
     pub(super) fn new(gate: G, inner: S) -> Self {
         Self { gate, inner }
     }
 }
 
-impl<G, S, T> Service<T> for Gated<G, S>
+impl<G, S, T> Service<T> for AdmissionService<G, S>
 where
-    G: Gate,
+    G: Admission,
     T: Operation,
     S: Service<T> + Clone,
-    S::Response: Judged,
+    S::Response: Classify,
     S::Error: Into<BoxError>,
 {
     type Response = S::Response;
     type Error = Error;
-    type Future = Passing<G::Permit, S, T>;
+    type Future = AdmissionFuture<G::Permit, S, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         self.inner.poll_ready(cx).map_err(into_error)
@@ -109,22 +109,24 @@ where
 
     fn call(&mut self, operation: T) -> Self::Future {
         let state = match self.gate.enter(&operation) {
-            Entry::Now(permit) => State::Running { permit: Some(permit), call: self.inner.call(operation) },
-            Entry::Refused(error) => State::Refused { error: Some(error) },
-            Entry::Wait(wait) => {
+            Decision::Admit(permit) => {
+                State::Running { permit: Some(permit), call: self.inner.call(operation) }
+            }
+            Decision::Refused(error) => State::Refused { error: Some(error) },
+            Decision::Wait(wait) => {
                 // The service that was made ready goes with the call; its clone takes the next.
                 let next = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, next);
                 State::Waiting { wait, call: Some((inner, operation)) }
             }
         };
-        Passing { state, _types: PhantomData }
+        AdmissionFuture { state, _types: PhantomData }
     }
 }
 
 pin_project! {
     /// A call that waits at a gate or has passed it.
-    pub struct Passing<P, S: Service<T>, T> {
+    pub struct AdmissionFuture<P, S: Service<T>, T> {
         #[pin]
         state: State<P, S, T, S::Future>,
         _types: PhantomData<fn(T)>,
@@ -140,11 +142,11 @@ pin_project! {
     }
 }
 
-impl<P, S, T> Future for Passing<P, S, T>
+impl<P, S, T> Future for AdmissionFuture<P, S, T>
 where
     P: Permit,
     S: Service<T>,
-    S::Response: Judged,
+    S::Response: Classify,
     S::Error: Into<BoxError>,
 {
     type Output = Result<S::Response>;
@@ -179,22 +181,22 @@ where
     }
 }
 
-impl<G: fmt::Debug, S> fmt::Debug for Gated<G, S> {
+impl<G: fmt::Debug, S> fmt::Debug for AdmissionService<G, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gated").field("gate", &self.gate).finish_non_exhaustive()
     }
 }
 
-impl<P, S: Service<T>, T> fmt::Debug for Passing<P, S, T> {
+impl<P, S: Service<T>, T> fmt::Debug for AdmissionFuture<P, S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Passing").finish_non_exhaustive()
     }
 }
 
-impl<P> fmt::Debug for Entry<P> {
+impl<P> fmt::Debug for Decision<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Now(_) => "Now",
+            Self::Admit(_) => "Admit",
             Self::Wait(_) => "Wait",
             Self::Refused(_) => "Refused",
         })

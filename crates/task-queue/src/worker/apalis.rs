@@ -21,23 +21,23 @@ use tokio::sync::mpsc;
 
 use super::{
     execute::{Done, Failure, Job},
-    grip::{End, Grip},
+    running::{End, RunningTask},
 };
 
 /// Jobs on their way from the reader. Clones share the channel, for a restarted worker.
 #[derive(Clone)]
-pub(super) struct Feed {
+pub(super) struct ApalisBackend {
     jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
     ends: mpsc::Sender<End>,
 }
 
-impl Feed {
+impl ApalisBackend {
     pub(super) fn new(jobs: mpsc::Receiver<Job>, ends: mpsc::Sender<End>) -> Self {
         Self { jobs: Arc::new(Mutex::new(jobs)), ends }
     }
 }
 
-impl Backend for Feed {
+impl Backend for ApalisBackend {
     type Task = Task<Job>;
     type Error = Infallible;
 
@@ -60,16 +60,16 @@ impl Backend for Feed {
 }
 
 fn into_task(job: Job) -> Task<Job> {
-    let lease = &job.grip.lease;
+    let lease = &job.task.lease;
     TaskBuilder::new(())
         .task_id(TaskId::from_string(lease.id.to_string()))
         .attempt(lease.errors.saturating_add(lease.crashes) as usize)
-        .data(job.grip.clone())
+        .data(job.task.clone())
         .build()
         .map_args(|()| job)
 }
 
-impl BackendConfig for Feed {
+impl BackendConfig for ApalisBackend {
     type Args = Job;
     type Id = TaskId;
     type Kind = Ephemeral;
@@ -96,7 +96,7 @@ impl Acknowledge<Done> for Ack {
     type Future = BoxFuture<'static, Result<(), Infallible>>;
 
     fn ack(&mut self, result: &Result<Done, BoxDynError>, context: &ExecutionContext) -> Self::Future {
-        let grip: Option<Arc<Grip>> = context.data().get::<Arc<Grip>>().cloned();
+        let task: Option<Arc<RunningTask>> = context.data().get::<Arc<RunningTask>>().cloned();
         let ends = self.ends.clone();
         let failure = match result {
             Ok(done) => Ok(done.clone()),
@@ -107,8 +107,8 @@ impl Acknowledge<Done> for Ack {
             }),
         };
         Box::pin(async move {
-            if let Some(grip) = grip {
-                super::execute::conclude(&grip, failure, &ends).await;
+            if let Some(task) = task {
+                super::execute::conclude(&task, failure, &ends).await;
             }
             Ok(())
         })

@@ -20,7 +20,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Bell {
+pub struct Notifier {
     pool: PgPool,
     listener: Option<Listener>,
     failed: Option<tokio::time::Instant>,
@@ -34,7 +34,7 @@ struct Listener {
     armed: bool,
 }
 
-impl Bell {
+impl Notifier {
     pub(super) fn new(pool: PgPool) -> Self {
         Self { pool, listener: None, failed: None }
     }
@@ -83,8 +83,8 @@ impl Bell {
     }
 }
 
-impl crate::sql::Bell for Bell {
-    fn arm(&mut self) -> BoxFuture<'_, ()> {
+impl crate::sql::Notifier for Notifier {
+    fn listen(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if self.failed.is_some_and(|at| at.elapsed() < PAUSE) {
                 return;
@@ -102,7 +102,7 @@ impl crate::sql::Bell for Bell {
         self.listener.as_ref().is_some_and(|listener| listener.armed)
     }
 
-    fn rung(&mut self) -> BoxFuture<'_, ()> {
+    fn notified(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let Some(listener) = self.listener.as_mut().filter(|listener| listener.armed) else {
                 return std::future::pending().await;

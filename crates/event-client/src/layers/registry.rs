@@ -10,12 +10,12 @@ const MOST: usize = 4096;
 
 /// Values by name, shared by clones. Each clone remembers the one it used last, so the common case takes no lock.
 #[derive(Debug)]
-pub(super) struct PerName<V> {
+pub(super) struct Registry<V> {
     all: Arc<Mutex<HashMap<SmolStr, Arc<V>>>>,
     last: Option<(SmolStr, Arc<V>)>,
 }
 
-impl<V> PerName<V> {
+impl<V> Registry<V> {
     /// The value of `name`, made on first use.
     pub(super) fn get(&mut self, name: &str, make: impl FnOnce() -> V) -> &Arc<V> {
         if self.last.as_ref().is_none_or(|(last, _)| last != name) {
@@ -42,13 +42,13 @@ impl<V> PerName<V> {
     }
 }
 
-impl<V> Clone for PerName<V> {
+impl<V> Clone for Registry<V> {
     fn clone(&self) -> Self {
         Self { all: self.all.clone(), last: self.last.clone() }
     }
 }
 
-impl<V> Default for PerName<V> {
+impl<V> Default for Registry<V> {
     fn default() -> Self {
         Self { all: Arc::default(), last: None }
     }

@@ -2,7 +2,7 @@
 
 /// Every path under which `path` is served: as it is, as the platform's gateway passes it on (`/api/logs/…`,
 /// `/api/logthon/…`), as older releases had it (`/api/…`), each with and without a slash at the end.
-pub(super) fn spellings(path: &str) -> Vec<String> {
+pub(super) fn aliases(path: &str) -> Vec<String> {
     let mut all = Vec::new();
     for prefix in ["", "/api", "/api/logs", "/api/logthon"] {
         let bare = format!("{prefix}{}", path.trim_end_matches('/'));
@@ -14,15 +14,15 @@ pub(super) fn spellings(path: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::spellings;
+    use super::aliases;
 
     #[test]
     fn logs_have_eight_names() {
-        let logs = spellings("/logs");
+        let logs = aliases("/logs");
         for name in ["/logs", "/logs/", "/api/logs", "/api/logs/", "/api/logs/logs", "/api/logthon/logs/"] {
-            assert!(logs.iter().any(|spelling| spelling == name), "{name}");
+            assert!(logs.iter().any(|alias| alias == name), "{name}");
         }
         assert_eq!(logs.len(), 8);
-        assert_eq!(spellings("/")[0], "/");
+        assert_eq!(aliases("/")[0], "/");
     }
 }

@@ -4,9 +4,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::exchange::Exchange;
 use super::extract::FromIncoming;
 use super::incoming::Incoming;
+use super::reply_channel::Exchange;
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{Request, Streaming};
 
@@ -56,7 +56,7 @@ impl<T: Request<Shape = Streaming>> ReplySink<T> {
 impl<T: Request<Shape = Streaming>, S> FromIncoming<S> for ReplySink<T> {
     fn from_incoming(incoming: &Incoming, _: &S) -> Result<Self> {
         match &incoming.asked {
-            Some(asked) if asked.served.subject == T::SUBJECT => {
+            Some(asked) if asked.endpoint.subject == T::SUBJECT => {
                 Ok(Self { asked: asked.clone(), _request: PhantomData })
             }
             _ => Err(Error::new(

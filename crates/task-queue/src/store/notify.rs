@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 /// What may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Topic {
+pub enum Channel {
     /// There may be tasks to claim.
     Work,
     /// Tasks have ended.
@@ -15,31 +15,31 @@ pub enum Topic {
     Schedules,
 }
 
-impl Topic {
+impl Channel {
     /// Every topic, in the order of their slots.
     pub const ALL: [Self; 4] = [Self::Work, Self::Ended, Self::Stops, Self::Schedules];
 }
 
 /// One coalescing signal per topic: many notices before a look are one look.
 #[derive(Debug)]
-pub struct Hints {
-    topics: [watch::Sender<()>; Topic::ALL.len()],
+pub struct Notifier {
+    topics: [watch::Sender<()>; Channel::ALL.len()],
 }
 
-impl Default for Hints {
+impl Default for Notifier {
     fn default() -> Self {
         Self { topics: std::array::from_fn(|_| watch::Sender::new(())) }
     }
 }
 
-impl Hints {
+impl Notifier {
     /// Tells everyone who watches the topic to look again.
-    pub fn notify(&self, topic: Topic) {
+    pub fn notify(&self, topic: Channel) {
         self.topics[topic as usize].send_replace(());
     }
 
     /// A watcher; `changed()` completes once for all notices since the last time.
-    pub fn watch(&self, topic: Topic) -> watch::Receiver<()> {
+    pub fn watch(&self, topic: Channel) -> watch::Receiver<()> {
         self.topics[topic as usize].subscribe()
     }
 }

@@ -10,10 +10,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::grip::{Grips, StopReason};
+use super::running::{RunningTasks, StopReason};
 use crate::{
     Result,
-    store::{Renewal, TaskStore, Topic, WorkerInfo},
+    store::{Channel, Renewal, TaskStore, WorkerInfo},
 };
 
 /// Starts the heartbeat of a worker that has just registered. Completes the returned signal when it has ended,
@@ -22,12 +22,12 @@ pub(super) fn start(
     store: Arc<dyn TaskStore>,
     info: WorkerInfo,
     identity: watch::Sender<Uuid>,
-    grips: Grips,
+    running: RunningTasks,
     over: CancellationToken,
 ) -> Result<oneshot::Receiver<()>> {
     let (ended, end) = oneshot::channel();
     crate::thread::run("task-lease", async move {
-        beat(&*store, info, &identity, &grips, &over).await;
+        beat(&*store, info, &identity, &running, &over).await;
         let _ = ended.send(());
     })?;
     Ok(end)
@@ -37,11 +37,11 @@ async fn beat(
     store: &dyn TaskStore,
     mut info: WorkerInfo,
     identity: &watch::Sender<Uuid>,
-    grips: &Grips,
+    running: &RunningTasks,
     over: &CancellationToken,
 ) {
     let lease = store.lease();
-    let mut stops = store.hints().watch(Topic::Stops);
+    let mut stops = store.notifier().watch(Channel::Stops);
     // Counted from before the request, so that it never outlasts the store's own count.
     let mut ends = Instant::now() + lease;
     loop {
@@ -52,9 +52,9 @@ async fn beat(
         }
         let asked = Instant::now();
         match timeout_at(ends, store.renew(info.id)).await {
-            Ok(Ok(Renewal::Held(held))) if asked < ends => {
+            Ok(Ok(Renewal::LeaseStatus(held))) if asked < ends => {
                 ends = asked + lease;
-                held.cancelled.iter().for_each(|id| grips.stop(*id, StopReason::Cancelled));
+                held.cancelled.iter().for_each(|id| running.stop(*id, StopReason::Cancelled));
                 continue;
             }
             Ok(Err(error)) if Instant::now() < ends => {
@@ -66,7 +66,7 @@ async fn beat(
         }
         // Lost, or not known to be held any more: others may be running these tasks already.
         tracing::warn!(worker = info.name, id = %info.id, "lease lost: stopping what runs and registering anew");
-        grips.stop_all(StopReason::Lost);
+        running.stop_all(StopReason::Lost);
         while !over.is_cancelled() {
             info.id = Uuid::now_v7();
             let asked = Instant::now();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::Served;
+use super::extract::Endpoint;
 use crate::codec::Codec;
 use crate::confirm::Confirm;
 use crate::error::Result;
@@ -26,11 +26,11 @@ pub struct Exchange {
     streamed: AtomicBool,
     gone: CancellationToken,
     codec: Codec,
-    pub(crate) served: Served,
+    pub(crate) endpoint: Endpoint,
 }
 
 impl Exchange {
-    pub(crate) fn new(responder: Responder, codec: Codec, served: Served) -> Self {
+    pub(crate) fn new(responder: Responder, codec: Codec, endpoint: Endpoint) -> Self {
         let gone = responder.gone().clone();
         Self {
             responder: Mutex::new(responder),
@@ -38,7 +38,7 @@ impl Exchange {
             streamed: AtomicBool::new(false),
             gone,
             codec,
-            served,
+            endpoint,
         }
     }
 
@@ -49,7 +49,7 @@ impl Exchange {
 
     /// Whether the work may be done once more.
     pub(crate) fn is_repeatable(&self) -> bool {
-        self.served.idempotent && !self.streamed.load(Ordering::Relaxed)
+        self.endpoint.idempotent && !self.streamed.load(Ordering::Relaxed)
     }
 
     /// Keeps the frame that will end the answer.
@@ -122,6 +122,6 @@ impl Exchange {
 
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange").field("served", &self.served).finish_non_exhaustive()
+        f.debug_struct("Exchange").field("served", &self.endpoint).finish_non_exhaustive()
     }
 }

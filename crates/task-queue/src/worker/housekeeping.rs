@@ -17,9 +17,9 @@ const DEPTHS: u32 = 60;
 pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) {
     let mut seen = BTreeSet::<String>::new();
     for round in 0u32.. {
-        match store.tend().await {
-            Ok(tended) => {
-                for ((task, queue), tasks) in tended.dead {
+        match store.maintain().await {
+            Ok(maintenance) => {
+                for ((task, queue), tasks) in maintenance.dead {
                     metrics::counter!("tasks_dead", "task" => task, "queue" => queue).increment(tasks);
                 }
             }

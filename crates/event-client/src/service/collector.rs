@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::batch::{Batch, BatchHandler, Item};
 use super::extract::{FromPayload, Msg, Route};
-use super::handler::{Handler, Knobs};
+use super::handler::{Handler, HandlerOptions};
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::versions::Versions;
@@ -101,8 +101,8 @@ where
         }
     }
 
-    fn knobs(&self) -> Knobs {
-        Knobs { concurrency: Some(1), batch: Some(self.max), ..Knobs::default() }
+    fn options(&self) -> HandlerOptions {
+        HandlerOptions { concurrency: Some(1), batch: Some(self.max), ..HandlerOptions::default() }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    store::{Attempt, Leased, Outcome, Settlement, Verdict},
+    store::{Attempt, Leased, Outcome, Resolution, Settlement},
     task::{Backoff, TaskOptions},
 };
 
@@ -29,11 +29,11 @@ pub(super) enum StopReason {
 /// The end of one lease on its way to the store.
 pub(super) struct End {
     pub(super) settlement: Settlement,
-    pub(super) grip: Arc<Grip>,
+    pub(super) task: Arc<RunningTask>,
 }
 
 /// The hold on one task. The slot is given back when the end has been passed on.
-pub(super) struct Grip {
+pub(super) struct RunningTask {
     pub(super) lease: Leased,
     pub(super) options: TaskOptions,
     pub(super) stop: CancellationToken,
@@ -41,19 +41,19 @@ pub(super) struct Grip {
     worker_name: String,
     reason: Mutex<Option<StopReason>>,
     slot: Mutex<Option<OwnedSemaphorePermit>>,
-    grips: Grips,
+    running: RunningTasks,
 }
 
-impl Grip {
+impl RunningTask {
     pub(super) fn new(
         lease: Leased,
         options: TaskOptions,
         worker: Uuid,
         worker_name: &str,
         slot: OwnedSemaphorePermit,
-        grips: &Grips,
+        running: &RunningTasks,
     ) -> Arc<Self> {
-        let grip = Arc::new(Self {
+        let task = Arc::new(Self {
             lease,
             options,
             stop: CancellationToken::new(),
@@ -61,10 +61,10 @@ impl Grip {
             worker_name: worker_name.to_owned(),
             reason: Mutex::default(),
             slot: Mutex::new(Some(slot)),
-            grips: grips.clone(),
+            running: running.clone(),
         });
-        lock(&grips.held).insert(grip.lease.id, grip.clone());
-        grip
+        lock(&running.held).insert(task.lease.id, task.clone());
+        task
     }
 
     /// Why it was stopped, if it was.
@@ -78,10 +78,10 @@ impl Grip {
     }
 
     /// When a failed attempt runs again, or that it does not.
-    pub(super) fn retry(&self, wait: Option<std::time::Duration>) -> Verdict {
+    pub(super) fn retry(&self, wait: Option<std::time::Duration>) -> Resolution {
         let retry = self.lease.errors.saturating_add(1);
         if retry > self.lease.max_retries {
-            return Verdict::Bury;
+            return Resolution::DeadLetter;
         }
         let backoff: &Backoff = &self.options.backoff;
         again(wait.unwrap_or_else(|| backoff.delay(retry)), true)
@@ -91,7 +91,7 @@ impl Grip {
     pub(super) async fn end(
         self: &Arc<Self>,
         ends: &mpsc::Sender<End>,
-        verdict: Verdict,
+        resolution: Resolution,
         outcome: Option<(Outcome, Option<String>)>,
     ) {
         let attempt = outcome.map(|(outcome, error)| Attempt {
@@ -102,10 +102,15 @@ impl Grip {
             outcome,
             error,
         });
-        let settlement =
-            Settlement { id: self.lease.id, worker: self.worker, fence: self.lease.fence, attempt, verdict };
+        let settlement = Settlement {
+            id: self.lease.id,
+            worker: self.worker,
+            fence: self.lease.fence,
+            attempt,
+            resolution,
+        };
         // The acker outlives every grip; should it be gone, the store hands the task on when the worker retires.
-        let _ = ends.send(End { settlement, grip: self.clone() }).await;
+        let _ = ends.send(End { settlement, task: self.clone() }).await;
         self.forget();
         drop(lock(&self.slot).take());
     }
@@ -118,27 +123,27 @@ impl Grip {
 
     /// Off the list of held tasks, unless a later lease of the same task stands there.
     fn forget(&self) {
-        let mut held = lock(&self.grips.held);
-        if held.get(&self.lease.id).is_some_and(|grip| grip.lease.fence == self.lease.fence) {
+        let mut held = lock(&self.running.held);
+        if held.get(&self.lease.id).is_some_and(|task| task.lease.fence == self.lease.fence) {
             held.remove(&self.lease.id);
         }
     }
 }
 
-pub(super) fn again(wait: std::time::Duration, counts: bool) -> Verdict {
-    Verdict::Again { due: Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX), counts }
+pub(super) fn again(wait: std::time::Duration, counts: bool) -> Resolution {
+    Resolution::Retry { due: Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX), counts }
 }
 
 /// Everything a worker holds.
 #[derive(Clone, Default)]
-pub(super) struct Grips {
-    held: Arc<Mutex<HashMap<Uuid, Arc<Grip>>>>,
+pub(super) struct RunningTasks {
+    held: Arc<Mutex<HashMap<Uuid, Arc<RunningTask>>>>,
 }
 
-impl Grips {
+impl RunningTasks {
     pub(super) fn stop(&self, id: Uuid, reason: StopReason) {
-        if let Some(grip) = lock(&self.held).get(&id) {
-            grip.stop(reason);
+        if let Some(task) = lock(&self.held).get(&id) {
+            task.stop(reason);
         }
     }
 
@@ -147,7 +152,7 @@ impl Grips {
     }
 
     pub(super) fn stop_all(&self, reason: StopReason) {
-        lock(&self.held).values().for_each(|grip| grip.stop(reason));
+        lock(&self.held).values().for_each(|task| task.stop(reason));
     }
 }
 

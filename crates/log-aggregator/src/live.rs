@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use axum::extract::ws::Utf8Bytes;
 use tokio::sync::watch;
 
-use crate::http::entry;
+use crate::http::logthon_entry;
 use crate::store::Stored;
 
 const MOST_RECORDS: usize = 8192;
@@ -48,7 +48,7 @@ pub(crate) struct Fresh {
 impl Fresh {
     /// As Logthon's WebSocket pushes it.
     pub(crate) fn frame(&self) -> Utf8Bytes {
-        self.frame.get_or_init(|| entry::text_of(&self.stored).into()).clone()
+        self.frame.get_or_init(|| logthon_entry::text_of(&self.stored).into()).clone()
     }
 
     /// As our own API writes it.
