@@ -1,4 +1,4 @@
-# Shortcuts for daily work; `just` lists them. CI runs .ci/run, which needs none of this.
+# Shortcuts for daily work; `just` lists them. CI runs .ci/run, which does not use this file.
 
 default:
     @just --list

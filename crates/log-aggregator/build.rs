@@ -1,14 +1,14 @@
-//! Builds the viewer with Node when Node is there; without it the page says how to get the viewer.
+//! Builds the viewer's JavaScript with Node.js. If the build fails, the embedded page explains how to get the viewer.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// What the page says when the viewer could not be built.
+/// The page that is embedded when the viewer could not be built.
 const WITHOUT: &str = r#"<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Logs</title><link rel="stylesheet" href="ui/app.css"></head>
 <body><section id="empty"><h2>The viewer is not in this build</h2>
-<p>Install Node 18 or newer with npm and build again; meanwhile the records are at <a href="logs">logs</a> as JSON.</p>
+<p>Install Node 18 or newer with npm and build again; until then, <a href="logs">logs</a> returns the records as JSON.</p>
 </section></body></html>
 "#;
 
@@ -28,7 +28,7 @@ fn main() {
     let files = out.join("ui");
     fs::create_dir_all(&files).expect("OUT_DIR can be written");
     let copy = |name: &str| {
-        _ = fs::copy(Path::new("ui").join(name), files.join(name)).expect("the viewer's files are there")
+        _ = fs::copy(Path::new("ui").join(name), files.join(name)).expect("the viewer's files can be copied")
     };
     copy("app.css");
     copy("icon.svg");
@@ -39,7 +39,7 @@ fn main() {
         }
         Err(why) => {
             println!("cargo::warning=the log viewer is not built: {why}");
-            // A file that never is: every build tries again until the viewer is there.
+            // This file never exists, so Cargo runs this script in every build until the viewer can be built.
             println!("cargo::rerun-if-changed=ui/not-built-yet");
             fs::write(files.join("index.html"), WITHOUT).expect("OUT_DIR can be written");
             fs::write(files.join("app.js"), "").expect("OUT_DIR can be written");
@@ -49,16 +49,16 @@ fn main() {
 
 /// Bundles the TypeScript in a copy of the folder, so that the source tree stays as it is.
 fn script(work: &Path) -> Result<String, String> {
-    let said = |e: std::io::Error| e.to_string();
-    fs::create_dir_all(work.join("src")).map_err(said)?;
+    let text = |e: std::io::Error| e.to_string();
+    fs::create_dir_all(work.join("src")).map_err(text)?;
     for name in ["package.json", "package-lock.json", "tsconfig.json"] {
-        fs::copy(Path::new("ui").join(name), work.join(name)).map_err(said)?;
+        fs::copy(Path::new("ui").join(name), work.join(name)).map_err(text)?;
     }
-    for entry in fs::read_dir("ui/src").map_err(said)? {
-        let entry = entry.map_err(said)?;
-        fs::copy(entry.path(), work.join("src").join(entry.file_name())).map_err(said)?;
+    for entry in fs::read_dir("ui/src").map_err(text)? {
+        let entry = entry.map_err(text)?;
+        fs::copy(entry.path(), work.join("src").join(entry.file_name())).map_err(text)?;
     }
-    // Type checking is for those who change the viewer: `npm run check`.
+    // Types are not checked here: run `npm run check` after a change to the viewer.
     let quick = [
         "--omit=dev",
         "--no-audit",
@@ -69,7 +69,7 @@ fn script(work: &Path) -> Result<String, String> {
     ];
     npm(work, &[&["ci"], &quick[..]].concat())?;
     npm(work, &["run", "build"])?;
-    fs::read_to_string(work.join("dist/app.js")).map_err(said)
+    fs::read_to_string(work.join("dist/app.js")).map_err(text)
 }
 
 fn npm(work: &Path, arguments: &[&str]) -> Result<(), String> {

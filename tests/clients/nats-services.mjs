@@ -1,4 +1,4 @@
-// Finds, reads and calls a service as a program with NATS' own JavaScript client does; prints what it got as JSON.
+// Finds, queries and calls a service with NATS' own JavaScript client; prints the replies as JSON.
 //
 //   node nats-services.mjs URL SERVICE SUBJECT BODY
 
@@ -11,7 +11,7 @@ const client = new Svcm(connection).client({ maxWait: 2000, maxMessages: 1 });
 
 async function one(answers) {
   for await (const answer of await answers) return answer;
-  throw new Error("nobody answered");
+  throw new Error("no service answered");
 }
 
 const ping = await one(client.ping(service));

@@ -1,4 +1,5 @@
-//! The exam over every transport of this build: `cargo test -p backbone-tests --test conformance -- memory::`.
+//! Runs the exam (conformance cases) over every transport of this build:
+//! `cargo test -p backbone-tests --test conformance -- memory::`.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
     play_if_asked();
     let mut arguments = Arguments::from_args();
-    // Cases wait for leases, delays and restarts far more than they compute.
+    // Cases mostly wait for leases, delays and restarts, and compute little.
     arguments.test_threads.get_or_insert(AT_ONCE);
     let fixtures: Vec<Arc<dyn Fixture>> = vec![
         Arc::new(memory::Memory),
@@ -40,16 +41,17 @@ fn main() -> std::process::ExitCode {
     conclusion.exit_code()
 }
 
-/// Cases at a time, whatever the number of processors.
+/// The number of cases at a time, whatever the number of processors.
 const AT_ONCE: usize = 4;
 
-/// Whether to take this transport in at all, for listing its cases starts its server. Without a filter all are.
+/// Returns whether to include this transport, because listing its cases starts its server. Without a filter,
+/// all are included.
 fn is_asked_for(name: &str, arguments: &Arguments) -> bool {
     let asked = arguments.filter.as_deref().and_then(|filter| filter.split_once("::"));
     asked.is_none_or(|(asked, _)| asked == name)
 }
 
-/// Every case that is about this transport.
+/// Returns a trial for every case that applies to this transport.
 fn trials(fixture: &Arc<dyn Fixture>) -> (Vec<Trial>, Arc<Tally>) {
     let capabilities = capabilities(fixture);
     let applies = |case: &Case| case.applies(fixture.as_ref(), &capabilities);

@@ -1,4 +1,4 @@
-//! `memory:NAME` takes the exam, with a name for each case.
+//! Runs the exam on `memory:NAME`, with a name for each case.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};

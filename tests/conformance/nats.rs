@@ -1,4 +1,4 @@
-//! `nats://` takes the exam on real servers of both generations, with a namespace for each case.
+//! Runs the exam on `nats://` with real servers of both generations, with a namespace for each case.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,7 +23,8 @@ impl Fixture for Nats {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mut options = format!("?namespace=exam-{}", NEXT.fetch_add(1, Ordering::Relaxed));
         if self.0 == Generation::New {
-            // Publishes share atomic batches then; the older generation takes the exam without them.
+            // With this option publishes share atomic batches; the older generation runs the exam without
+            // them.
             options += "&sync=always";
         }
         if let Some(window) = settings.dedup_window {

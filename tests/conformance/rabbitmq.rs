@@ -1,4 +1,4 @@
-//! `amqp://` takes the exam on real servers of both generations, with a vhost for each case.
+//! Runs the exam on `amqp://` with real servers of both generations, with a vhost for each case.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use crate::servers::{own_server, wait};
 
 pub(crate) struct RabbitMq(pub(crate) Generation);
 
-/// Removed with the case.
+/// A vhost that is deleted with the case.
 struct Vhost(&'static Rabbit, String);
 
 impl Fixture for RabbitMq {

@@ -1,4 +1,4 @@
-//! `redis://` takes the exam on a real server that all cases share, with a namespace for each case.
+//! Runs the exam on `redis://` with a real server that all cases share, with a namespace for each case.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use test_servers::Generation;
 
 use crate::servers::{own_server, wait};
 
-/// One generation of the server.
+/// The fixture for one generation of the server.
 pub(crate) struct Redis(pub(crate) Generation);
 
 impl Fixture for Redis {
@@ -28,12 +28,13 @@ impl Fixture for Redis {
             options += &format!("&dedup_window={}ms", window.as_millis());
         }
         if settings.few_kept {
-            options += "&retention_messages=64&housekeeping=100ms";
+            options += "&retention_messages=64&housekeeping_interval=100ms";
         }
         if settings.own_server {
             let options = options + "&publish_timeout=5s";
-            // With `everysec` the server holds its writes back while the disk is busy: what it confirmed in that moment
-            // goes with it when it is killed. Only `always` promises what the cases of faults ask for.
+            // With `everysec` the server holds back its writes while the disk is busy: messages that it
+            // confirmed in that time are lost when it is killed. Only `always` promises the durability that
+            // the cases of faults need.
             let start = test_servers::Redis::options().generation(self.0).fsync().start();
             return own_server(start, |server| server.url() + &options);
         }

@@ -1,4 +1,5 @@
-//! What the fixtures of brokers share: a server of a case's own behind a failing network, and waiting for servers.
+//! Shared code of the brokers' fixtures: a separate server for one case behind a failing network, and
+//! blocking waits.
 
 use std::ops::Deref;
 use std::sync::LazyLock;
@@ -10,20 +11,20 @@ use futures_util::future::BoxFuture;
 use test_servers::{Direction, Process, Proxy};
 use tokio::runtime::Runtime;
 
-/// Waits for `future` from a place that cannot await: a fixture's methods. It runs on a runtime that outlives every
-/// case, as proxies need.
+/// Waits for `future` in a function that cannot await: a fixture's methods. The future runs on a runtime that
+/// outlives every case, as proxies need.
 pub(crate) fn wait<T: Send>(future: impl Future<Output = T> + Send) -> T {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime for servers"));
-    // A thread of its own: the caller's may already drive a runtime.
+    // A new thread, because the caller's thread may already drive a runtime.
     std::thread::scope(|scope| {
         scope.spawn(|| RUNTIME.block_on(future)).join().expect("waiting for a server does not panic")
     })
 }
 
-/// A storage on a server of its own: `start` starts it, `url` says how to reach it.
+/// Creates a storage on a separate server: `start` starts it, `url` returns its URL.
 ///
 /// # Errors
-/// When it does not start; the text says why.
+/// When the server does not start; the text contains the reason.
 pub(crate) fn own_server<S>(
     start: impl Future<Output = test_servers::Result<S>> + Send,
     url: impl FnOnce(&S) -> String,

@@ -1,4 +1,4 @@
-//! `sqlite:PATH` takes the exam, with a directory for each case.
+//! Runs the exam on `sqlite:PATH`, with a directory for each case.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! How many cases each transport ran, and which it could not: printed after the run.
+//! Counts the cases that each transport ran and lists those that do not apply; printed after the run.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,8 +8,8 @@ pub(crate) struct Tally {
     name: String,
     passed: AtomicUsize,
     failed: AtomicUsize,
-    /// Cases about abilities that the transport does not declare. The case that it refuses them runs in their place;
-    /// of one that it does declare, the case of the refusal is here.
+    /// Cases of abilities that the transport does not declare: a case of the refusal runs in their place. For
+    /// a declared ability, the case of the refusal is listed here.
     elsewhere: Vec<String>,
 }
 
@@ -25,7 +25,7 @@ impl Tally {
     }
 }
 
-/// A line for each transport of which anything ran.
+/// Prints a line for each transport with at least one case that ran.
 pub(crate) fn print(tallies: &[std::sync::Arc<Tally>]) {
     for tally in tallies {
         let [passed, failed] = [&tally.passed, &tally.failed].map(|count| count.load(Ordering::Relaxed));

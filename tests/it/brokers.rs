@@ -1,5 +1,5 @@
-//! The program on real brokers: the demonstration's counts are those of the embedded default, and the doctor says what
-//! is amiss with a server.
+//! Tests the program on real brokers: the demonstration's counts equal those of the embedded default, and the
+//! doctor reports a server's problems.
 
 use backbone_tests::{Cli, Said};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use test_servers::{Generation, Nats, Rabbit, Redis};
 
 use crate::demo;
 
-/// What the traffic asks for is as on every other bus.
+/// Runs the demonstration and checks its counts, which are the same on every bus.
 async fn demonstrate(url: &str) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Cli::at(url).command(&["demo", "--once", "--json"]);
@@ -33,11 +33,11 @@ async fn the_demonstration_adds_up_on_rabbitmq() {
     demonstrate(&Rabbit::shared(Generation::New).await.url()).await;
 }
 
-/// Verdict and text of one check.
+/// Returns the verdict and the text of one check.
 fn finding(said: &Said, check: &str) -> (String, String) {
     let mut lines = said.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let found = lines.find(|line| line["check"] == check);
-    let found = found.unwrap_or_else(|| panic!("nothing of {check} in {said:?}"));
+    let found = found.unwrap_or_else(|| panic!("no finding of {check} in {said:?}"));
     let text = |name: &str| found[name].as_str().unwrap().to_owned();
     (text("verdict"), text("text"))
 }

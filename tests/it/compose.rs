@@ -1,4 +1,5 @@
-//! The compose file: Docker Compose itself reads it, and what it refers to is there and is accepted by the servers.
+//! Tests the compose file: Docker Compose can read it, and the files that it names exist and are accepted by
+//! the servers.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +8,7 @@ use event_client::message::Durability;
 use serde_json::Value;
 use test_servers::{Generation, Rabbit, Redis};
 
-/// The compose file as Docker Compose understands it, with these variables.
+/// Returns the compose file as Docker Compose resolves it, with these variables.
 fn config(variables: &[(&str, &str)]) -> Value {
     let program = Generation::New.program("docker-compose", "docker-compose").expect("Docker Compose");
     let file = root().join("docker-compose.yml");
@@ -30,7 +31,7 @@ fn services(config: &Value) -> impl Iterator<Item = (&String, &Value)> {
     config["services"].as_object().expect("services").iter()
 }
 
-/// Without a variable, and moved to each broker that the file's head names.
+/// Checks the file without variables, and with each broker that the comment at its start names.
 #[test]
 fn docker_compose_accepts_it() {
     assert_eq!(config(&[])["services"]["backbone"]["environment"]["EVENT_BUS_URL"], Value::Null);
@@ -48,7 +49,7 @@ fn docker_compose_accepts_it() {
     }
 }
 
-/// Ports are published to this machine only, each service has a health check, and what is mounted exists.
+/// Ports are published to this machine only, each service has a health check, and mounted files exist.
 #[test]
 fn nothing_is_open_to_others_and_nothing_is_missing() {
     let config = config(&[]);
@@ -71,7 +72,7 @@ fn nothing_is_open_to_others_and_nothing_is_missing() {
     }
 }
 
-/// The servers take the files that are mounted, and promise with them what the files say.
+/// The servers accept the mounted files, and their settings take effect.
 #[tokio::test]
 async fn the_mounted_configurations_are_valid() {
     let lines = |name: &str| {

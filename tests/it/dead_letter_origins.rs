@@ -1,4 +1,4 @@
-//! What `backbone dlq` says of a dead letter: which event it was, and which flow it belongs to.
+//! Tests that `backbone dlq` shows a dead letter's event and the flow to which it belongs.
 
 use backbone_tests::Cli;
 use event_client::delivery::{Reason, Rejection};
@@ -8,7 +8,7 @@ use event_client::transport::Subscribe;
 use event_client::{Bus, ErrorKind};
 use serde_json::json;
 
-/// A dead letter of a structured event, and one of something that is none.
+/// Makes a dead letter of a structured event, and one of a message that is not an event.
 async fn bury(cli: &Cli) -> Result<(), event_client::Error> {
     let bus = Bus::connect(cli.url()).await?;
     let spec = Subscribe::group(Group::new("billing")?, [Pattern::new("orders.>")?]);

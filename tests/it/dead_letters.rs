@@ -1,4 +1,4 @@
-//! `backbone dlq`: what a service gave up on is listed, shown, replayed and dropped.
+//! Tests `backbone dlq`: a service's dead letters are listed, shown, replayed and dropped.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ struct OrderPlaced {
     order_id: u64,
 }
 
-/// Handles an order once the bank is open; before that it gives up at once.
+/// Handles an order once the bank is open; before that it rejects the order at once.
 async fn charge(State(open): State<watch::Receiver<bool>>, Msg(order): Msg<OrderPlaced>) -> Outcome {
     if *open.borrow() {
         Outcome::Ack
@@ -57,7 +57,8 @@ async fn dead_letters_are_listed_shown_replayed_and_dropped() {
     assert_eq!(cli.json(&["dlq", "ls", "--subject", "invoices.>"]).await.len(), 0);
 
     assert_eq!(cli.json(&["dlq", "drop", id(0)]).await[0], json!({"dropped": 1}));
-    // Replayed while the bank is closed, it dies again; once it is open, all are handled.
+    // Replayed while the bank is closed, the letter becomes a dead letter again; once it is open, all are
+    // handled.
     bank.send(true).unwrap();
     assert_eq!(cli.json(&["dlq", "replay", id(1)]).await[0], json!({"replayed": 1}));
     assert_eq!(

@@ -1,10 +1,10 @@
-//! `backbone demo --once`: every count must add up, and the program must say so by its status.
+//! Tests `backbone demo --once`: every count must match, and the exit status must report it.
 
 use backbone_tests::Cli;
 use serde_json::Value;
 use tokio::process::Command;
 
-/// Runs a demonstration, which must end well with every count as expected; answers its report.
+/// Runs a demonstration, which must succeed with every count as expected; returns its report.
 pub(crate) async fn report(mut command: Command) -> Value {
     command.env_remove("RUST_LOG").kill_on_drop(true);
     let output = tokio::time::timeout(std::time::Duration::from_secs(120), command.output()).await;
@@ -27,7 +27,7 @@ fn rows(report: &Value) -> &[Value] {
     report["counts"].as_array().unwrap()
 }
 
-/// How much of this was observed.
+/// Returns the observed count of `what`.
 pub(crate) fn count(report: &Value, what: &str) -> u64 {
     let rows = rows(report).iter().filter(|row| row["what"] == what);
     rows.map(|row| row["observed"].as_u64().unwrap()).sum()
@@ -39,7 +39,7 @@ async fn every_count_of_the_demonstration_adds_up() {
     let mut command = Cli::new(folder.path()).command(&["demo", "--once", "--json"]);
     command.env_remove("EVENT_BUS_URL");
     let report = report(command).await;
-    // The report covers what the demonstration promises.
+    // The report covers everything that the demonstration promises.
     for what in [
         "events published",
         "events handled",

@@ -1,4 +1,4 @@
-//! One binary for the tests of the whole: house rules now, end-to-end stories beside them.
+//! The tests of the whole workspace in one binary: house rules and end-to-end tests.
 
 mod brokers;
 mod cli;
@@ -6,6 +6,7 @@ mod compose;
 mod dead_letter_origins;
 mod dead_letters;
 mod demo;
+mod examples;
 mod house_rules;
 mod outbox;
 mod private_files;

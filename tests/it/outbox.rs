@@ -1,4 +1,4 @@
-//! `backbone outbox` on both databases, with events that the bus did not take.
+//! Tests `backbone outbox` on both databases, with events that the bus refused.
 
 use backbone_tests::Cli;
 use event_client::outbox::{self, Dialect};
@@ -17,7 +17,7 @@ struct OrderPlaced {
     note: String,
 }
 
-/// Three events too large for the bus are set aside; then the command line decides on each.
+/// Three events that are too large for the bus are set aside; then the command line retries or deletes each.
 async fn decide<D: Dialect>(pool: Pool<D>, url: &str, bus: &str) {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());

@@ -1,4 +1,5 @@
-//! What a process writes is readable by its user alone, whatever the umask and whatever an earlier version left.
+//! Tests that files of a process are readable by its own user only, whatever the umask, and whatever
+//! permissions an earlier version set.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Everything below `data` that somebody else could read or enter.
+/// Returns everything below `data` that another user could read or enter.
 fn open_to_others(data: &Path) -> Vec<String> {
     let paths = [vec![data.to_owned()], entries(data)].concat();
     let modes = paths.iter().map(|path| (path, path.metadata().unwrap().permissions().mode() & 0o777));
@@ -28,7 +29,7 @@ fn open_to_others(data: &Path) -> Vec<String> {
 }
 
 async fn up(cli: &Cli, data: &Path) -> Process {
-    // The usual umask: what is not private on purpose would be readable by everybody.
+    // The usual umask: files without explicit permissions would be readable by all users.
     let mut command = tokio::process::Command::new("sh");
     let program = cli.command(&[]);
     command.args(["-c", "umask 022; exec \"$0\" \"$@\""]).arg(program.as_std().get_program());
@@ -58,7 +59,7 @@ async fn everything_that_up_writes_is_private() {
     assert_eq!(open_to_others(&data), [""; 0]);
     first.kill().await;
 
-    // As an earlier version left them.
+    // Sets the permissions that an earlier version used.
     for path in [vec![data.clone()], entries(&data)].concat() {
         let mode = if path.is_dir() { 0o755 } else { 0o644 };
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -93,7 +94,7 @@ async fn a_folder_that_somebody_else_prepared_is_refused() {
     std::fs::remove_dir(&peers).unwrap();
     assert!(cli.run(&["pub", "n.a.v1", "1"]).await.ok);
 
-    // A link among the names of processes is not followed.
+    // A symbolic link in the folder of process names is not followed.
     let precious = folder.path().join("precious");
     std::fs::write(&precious, "precious").unwrap();
     std::fs::create_dir_all(&peers).unwrap();

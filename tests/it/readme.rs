@@ -1,4 +1,4 @@
-//! The README's commands work as written, and its programs compile and run.
+//! Tests that the README's commands work as written, and that its programs compile and run.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use backbone_tests::{Cli, Process, free_port, workspace_root};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Every command of the README's console blocks, without the prompt and the comment.
+/// Returns every command of the README's console blocks, without the prompt and the comment.
 fn commands() -> Vec<String> {
     let text = std::fs::read_to_string(workspace_root().join("README.md")).unwrap();
     let mut inside = false;
@@ -27,7 +27,7 @@ fn commands() -> Vec<String> {
 
 #[test]
 fn every_command_of_the_readme_is_run_by_a_test() {
-    // The demonstration is run by `demo.rs`; `ops/test` runs this very test and the exam; benches are only built.
+    // `demo.rs` runs the demonstration; `ops/test` runs this test and the exam; benchmarks are only built.
     let elsewhere = [
         "cargo test -p backbone-tests --test conformance",
         "BACKBONE_KILLS=100 cargo test -p backbone-tests --test conformance -- sqlite::crash::consumers_killed",
@@ -44,7 +44,7 @@ fn every_command_of_the_readme_is_run_by_a_test() {
     for command in commands() {
         assert!(
             elsewhere.contains(&command.as_str()) || here.contains(&command.as_str()),
-            "nobody runs: {command}"
+            "no test runs: {command}"
         );
     }
 }
@@ -56,7 +56,7 @@ async fn the_first_minute() {
     let port = free_port().to_string();
     let shell = |script: String| {
         let mut command = tokio::process::Command::new("sh");
-        // A folder of its own, as a fresh clone has; another port, as the usual one may be taken.
+        // A separate folder, as in a fresh clone; another port, because the usual one may be in use.
         command
             .current_dir(folder.path())
             .env("LOGTHON_PORT", &port)

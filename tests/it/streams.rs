@@ -1,4 +1,4 @@
-//! Many events through standard input and output: the pace, the order, closed pipes and honest exit codes.
+//! Tests many events through standard input and output: speed, order, closed pipes and correct exit codes.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -17,14 +17,14 @@ async fn feed(cli: &Cli, arguments: &[&str], input: &[u8]) -> Output {
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // A command that has ended reads no more: its exit code tells, not this write.
+    // A command that has ended reads no more: the exit code decides the test, not this write.
     let writing = tokio::spawn(async move { drop(stdin.write_all(&input).await) });
     let output = child.wait_with_output().await.unwrap();
     writing.await.unwrap();
     output
 }
 
-/// A shell line in which `backbone` is the program.
+/// Runs a shell script in which `backbone` is the program.
 async fn shell(cli: &Cli, script: &str) -> Output {
     let program = cli.command(&[]);
     let script = format!("backbone() {{ \"$PROGRAM\" \"$@\"; }}\n{script}");
@@ -56,7 +56,7 @@ async fn many_lines_are_stored_in_order_and_taken_in_order() {
         })
         .collect();
     assert_eq!(positions.len(), 5000);
-    assert!(positions.is_sorted(), "they are told in the order of the lines");
+    assert!(positions.is_sorted(), "the receipts are in the order of the lines");
     let taken = cli.json(&["sub", "n.>", "--group", "audit", "--limit", "5000"]).await;
     let order = taken.iter().map(|line| line["data"]["n"].as_u64().unwrap());
     assert!(order.eq(1..=5000));
@@ -84,7 +84,8 @@ async fn a_reading_command_whose_reader_left_ends_as_by_sigpipe() {
         assert!(text(&ran.stdout).ends_with("\n141\n"), "{command}: {ran:?}");
         assert!(!text(&ran.stderr).contains("panicked"), "{command}: {ran:?}");
     }
-    // Acknowledged is at most what the pipe took before its reader left; everything else still waits for the group.
+    // At most the lines that the pipe took before its reader left are acknowledged; all other messages still
+    // wait for the group.
     let lag = &cli.json(&["lag", "g"]).await[0];
     let left = lag["waiting"].as_u64().unwrap() + lag["in_flight"].as_u64().unwrap();
     assert!((2000..=3000).contains(&left), "{lag}");
@@ -104,10 +105,10 @@ async fn the_first_line_that_is_refused_ends_it_and_is_named() {
         assert!(!ran.status.success());
         let said = text(&ran.stderr);
         assert!(said.contains(says) && said.contains("2 events were stored"), "{said}");
-        assert_eq!(text(&ran.stdout).lines().count(), 2, "what was stored before is told");
+        assert_eq!(text(&ran.stdout).lines().count(), 2, "the receipts of the stored lines are printed");
     }
     assert_eq!(cli.json(&["replay", "n.>"]).await.len(), 6);
-    // A line that the bus refuses is no different.
+    // A line that the bus refuses has the same effect.
     let large = format!("1\n\"{}\"\n3\n", "x".repeat(2000));
     let small = format!("{}?max_payload=1024", cli.url());
     let ran = feed(&cli, &["--url", &small, "pub", "n.a.v1"], large.as_bytes()).await;
@@ -164,14 +165,14 @@ async fn a_replay_from_a_server_that_pauses_is_whole() {
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();
     output.read_line(&mut first).await.unwrap();
-    // It cannot be done: nobody has read its output yet, and 5 MB fit into no pipe.
+    // The replay cannot end: its output has not been read yet, and 5 MB do not fit into a pipe.
     server.pause().unwrap();
     let reading = tokio::spawn(async move {
         let mut rest = Vec::new();
         output.read_to_end(&mut rest).await.unwrap();
         rest
     });
-    // Longer than the silence after which a replay asks whether the server is well.
+    // Longer than the silence after which a replay checks the server's health.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     server.resume().unwrap();
     let rest = tokio::time::timeout(DEADLINE, reading).await.expect("it ends").unwrap();

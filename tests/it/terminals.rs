@@ -1,8 +1,8 @@
-//! Text that others have written cannot control the terminal of whoever looks at it, in any command.
+//! Tests that text from others cannot control the reader's terminal, in any command.
 
 use backbone_tests::Cli;
 
-/// Clears the screen, sets the title, reverses what follows, ends the line.
+/// Clears the screen, sets the title, reverses the following text, and ends the line.
 const HOSTILE: &str = "a\u{1b}[2Jb\u{1b}]0;title\u{7}c\u{202e}d\u{9b}e\nf\rg";
 
 #[tokio::test]

@@ -1,8 +1,8 @@
-//! A short run of the torture, drawn by a fixed seed. Long ones are for people: `torture --help`.
+//! Runs a short torture with a fixed seed. Long runs are started by hand: `torture --help`.
 
 use std::process::Command;
 
-/// Runs it and returns what it printed.
+/// Runs the program and returns its output.
 fn torture(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_torture")).args(arguments).output().expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,5 @@
-//! `backbone up`: Logthon's API on one port, durable, drained on a signal, and nobody's viewer in the way.
+//! Tests `backbone up`: Logthon's API on one port, durable, drained on a signal, and not blocked by a
+//! connected viewer.
 
 use std::time::Duration;
 
@@ -51,11 +52,11 @@ async fn an_acknowledged_log_survives_a_kill_right_after_its_answer() {
                     .as_object()
                     .is_none_or(|fields| fields.iter().all(|(name, value)| log["metadata"][name] == *value))
         };
-        assert!(stored.iter().any(|log| same(&log)), "{sent} is not among what was stored");
+        assert!(stored.iter().any(|log| same(&log)), "{sent} is not among the stored logs");
     }
     let from_clients =
         stored.iter().filter(|log| posts.iter().any(|post| log["service"] == post.service())).count();
-    assert_eq!(from_clients, posts.len(), "every post is there once, the broken ones repaired");
+    assert_eq!(from_clients, posts.len(), "every post is stored once, the broken ones repaired");
 }
 
 #[tokio::test]
@@ -96,7 +97,8 @@ async fn tasks_run_on_the_worker_that_is_up_and_logs_are_found_from_the_command_
     let result = cli.json(&["task", "result", &id]).await;
     assert_eq!(result[0]["state"], "succeeded", "{result:?}");
 
-    // A newcomer's tasks, before their worker stands: nobody touches them, and the doctor says whom they wait for.
+    // Tasks without a worker yet: they wait unchanged, and the doctor names the task type that lacks a
+    // worker.
     let said = cli.run(&["--json", "task", "call", "shop.restock", "-a", "[7]"]).await;
     assert!(said.ok && said.err.contains("no worker has registered `shop.restock`"), "{said:?}");
     let stranger: Value = serde_json::from_str(said.out.trim()).unwrap();

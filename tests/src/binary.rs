@@ -1,4 +1,5 @@
-//! Our programs as files to start: built on first use, because cargo hands a package only its own binaries.
+//! Builds our programs on first use and returns their paths, because cargo gives a package only its own
+//! binaries.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,14 +8,15 @@ use std::sync::Mutex;
 
 static BUILT: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
 
-/// The folder of programs that were built already and are up to date: `ops/test` sets it for its whole run.
+/// The folder of programs that are already built and up to date: `ops/test` sets it for its whole run.
 const PREBUILT: &str = "BACKBONE_PROGRAMS";
 
-/// The path of the program `name` of the workspace package `package`, built in the profile of this test.
+/// Returns the path of the program `name` of the workspace package `package`, built in the profile of this
+/// test.
 ///
-/// The first call for a package runs `cargo build`; later calls of the same process answer at once. The path
-/// comes from cargo's own report, so a `CARGO_TARGET_DIR` is honoured. Where `BACKBONE_PROGRAMS` names a folder,
-/// the program is taken from there and nothing is built.
+/// The first call for a package runs `cargo build`; later calls of the same process return at once. The path
+/// comes from cargo's own report, so `CARGO_TARGET_DIR` is respected. Where `BACKBONE_PROGRAMS` names a
+/// folder, the program is taken from there and nothing is built.
 ///
 /// # Panics
 /// When the build fails or the package has no such program; the compiler's messages are on standard error.
@@ -29,7 +31,7 @@ pub fn binary(package: &str, name: &str) -> PathBuf {
         return path;
     }
     let key = format!("{package}/{name}");
-    // A build that panicked leaves nothing half-done behind, so its poison is no reason to fail others.
+    // A build that panicked leaves no partial entry, so a poisoned lock is no reason to fail other tests.
     let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let built = built.get_or_insert_default();
     if let Some(path) = built.get(&key) {

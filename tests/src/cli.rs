@@ -1,4 +1,4 @@
-//! The `backbone` program as a user runs it: arguments in, status and output back.
+//! Runs the `backbone` program as a user does: arguments in, status and output back.
 
 use std::path::Path;
 use std::process::Output;
@@ -10,16 +10,16 @@ use tokio::time::timeout;
 
 use crate::binary;
 
-/// One `backbone` with its data in a folder of the test's own.
+/// The `backbone` program with its data in a folder of one test.
 #[derive(Debug)]
 pub struct Cli {
     url: String,
 }
 
-/// What a finished command said.
+/// The output and result of a finished command.
 #[derive(Debug)]
 pub struct Said {
-    /// Whether it ended well.
+    /// Whether it succeeded.
     pub ok: bool,
     /// Standard output.
     pub out: String,
@@ -28,22 +28,22 @@ pub struct Said {
 }
 
 impl Cli {
-    /// Commands on a bus in this folder.
+    /// Creates commands on a bus in this folder.
     pub fn new(folder: &Path) -> Self {
         Self { url: format!("sqlite:{}", folder.join("bus.db").display()) }
     }
 
-    /// Commands on this bus.
+    /// Creates commands on this bus.
     pub fn at(url: &str) -> Self {
         Self { url: url.to_owned() }
     }
 
-    /// The bus.
+    /// Returns the URL of the bus.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// A command that is not started yet.
+    /// Returns a command that is not started yet.
     ///
     /// # Panics
     /// When the program cannot be built.
@@ -72,7 +72,7 @@ impl Cli {
         Said { ok: status.success(), out: text(stdout), err: text(stderr) }
     }
 
-    /// Runs a command that must end well; answers its JSON lines.
+    /// Runs a command that must succeed; returns its JSON lines.
     ///
     /// # Panics
     /// When it fails, or a line is not JSON.

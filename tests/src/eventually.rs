@@ -1,15 +1,15 @@
-//! Waiting for a condition: look, look again, and say what was awaited when the deadline passes.
+//! Waits for a condition: polls it, and names it when the deadline passes.
 
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long to rest between two looks: short beside any deadline, long beside a look.
+/// The interval between two polls: short compared with any deadline, long compared with a poll.
 const REST: Duration = Duration::from_millis(10);
 
-/// Waits until `condition` answers true; `what` completes the sentence "waited for …".
+/// Waits until `condition` returns true; `what` completes the sentence "waited for …".
 ///
-/// The deadline is a bound for broken runs, not a measure: choose it generously (tens of seconds), a passing
-/// test never waits for it. The condition is looked at once more after the deadline.
+/// The deadline is a bound for failing runs, not a measurement: choose a generous one (tens of seconds),
+/// because a passing test never waits for it. The condition is checked once more after the deadline.
 ///
 /// # Panics
 /// When the condition is still false at the deadline.
@@ -46,8 +46,8 @@ mod tests {
     }
 
     #[tokio::test]
-    #[should_panic(expected = "for what never comes, in vain")]
+    #[should_panic(expected = "for a condition that is never true, in vain")]
     async fn says_what_it_waited_for() {
-        eventually(Duration::from_millis(1), "what never comes", || async { false }).await;
+        eventually(Duration::from_millis(1), "a condition that is never true", || async { false }).await;
     }
 }

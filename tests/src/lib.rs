@@ -1,6 +1,6 @@
-//! What end-to-end tests stand on: our own binaries, child processes that never outlive a test, waiting.
+//! Helpers of the end-to-end tests: our own binaries, child processes that never outlive a test, and waiting.
 //!
-//! Nothing here sleeps and hopes: a test waits for a line of output ([`Process::line`]), for an exit
+//! No helper waits for a fixed time: a test waits for a line of output ([`Process::line`]), for an exit
 //! ([`Process::exit`]), or for a condition with a deadline ([`eventually`]).
 
 mod binary;
@@ -17,7 +17,7 @@ pub use process::{Process, Signal};
 
 use std::path::{Path, PathBuf};
 
-/// The root folder of the workspace: where `Cargo.toml`, `README.md` and `ops/` are.
+/// Returns the root folder of the workspace: the folder of `Cargo.toml`, `README.md` and `ops/`.
 pub fn workspace_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()

@@ -1,4 +1,5 @@
-//! A child process of a test: its output is kept, waited on, shown on failure; it dies with its guard.
+//! A child process of a test: its output is stored, can be waited for, and is shown on failure; dropping the
+//! guard kills it.
 
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 pub use rustix::process::Signal;
 
-/// A running program. Dropping it kills it (SIGKILL), so a failing test leaves nothing behind.
+/// A running program. Dropping it kills it (SIGKILL), so that a failing test leaves no process behind.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -39,7 +40,7 @@ impl Process {
         Self { name, child, lines }
     }
 
-    /// The process id; none once its exit was seen.
+    /// Returns the process id; none once its exit was observed.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
     }
@@ -59,42 +60,44 @@ impl Process {
         })
     }
 
-    /// Everything written so far, both outputs, in the order it arrived.
+    /// Returns everything written so far, both outputs, in the order of arrival.
     pub fn output(&self) -> String {
         self.lines.borrow().join("\n")
     }
 
-    /// Sends a signal: [`Signal::TERM`] asks to stop, [`Signal::KILL`] is the crash of the story.
+    /// Sends a signal: [`Signal::TERM`] requests a stop, [`Signal::KILL`] simulates a crash.
     ///
     /// # Panics
-    /// When the process is gone already.
+    /// When the process has already ended.
     pub fn signal(&self, signal: Signal) {
         let id = self.id().unwrap_or_else(|| panic!("{} has ended; it wrote:\n{}", self.name, self.output()));
         let id = rustix::process::Pid::from_raw(id.cast_signed()).expect("a process id is not zero");
         rustix::process::kill_process(id, signal).expect("our own child can be signalled");
     }
 
-    /// Waits for the program to end, and for the last of its output.
+    /// Waits for the program to end, and for the last part of its output.
     ///
     /// # Panics
-    /// When it still runs at `deadline`; the message holds everything it wrote.
+    /// When it is still running at `deadline`; the message holds everything it wrote.
     pub async fn exit(&mut self, deadline: Duration) -> ExitStatus {
         let Ok(status) = timeout(deadline, self.child.wait()).await else {
             panic!("{} still runs after {deadline:?}; it wrote:\n{}", self.name, self.output());
         };
-        // The channel closes when both readers are done; a grandchild that holds the pipe open is not waited for.
+        // The channel closes when both readers are done; a grandchild that holds the pipe open is not
+        // awaited.
         let mut lines = self.lines.clone();
         let _ = timeout(Duration::from_secs(1), lines.wait_for(|_| false)).await;
         status.expect("an exit status can be read")
     }
 
-    /// Kills it (SIGKILL) and waits until the system has taken it away: its locks and ports are free then.
+    /// Kills it (SIGKILL) and waits until the system has removed it: its locks and ports are free then.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("our own child can be killed");
     }
 }
 
-/// Reads `output` to its end in the background; bytes that are not UTF-8 are replaced, never a reason to stop.
+/// Reads `output` to its end in the background; bytes that are not UTF-8 are replaced and never end the
+/// reading.
 fn collect(output: impl AsyncRead + Unpin + Send + 'static, lines: Arc<watch::Sender<Vec<String>>>) {
     tokio::spawn(async move {
         let mut reader = BufReader::new(output);
@@ -142,7 +145,7 @@ mod tests {
         let process = shell("echo ready; exec sleep 1000");
         let id = rustix::process::Pid::from_raw(process.id().unwrap().cast_signed()).unwrap();
         drop(process);
-        crate::eventually(DEADLINE, "the killed child to be gone", || async move {
+        crate::eventually(DEADLINE, "the killed child to end", || async move {
             rustix::process::test_kill_process(id).is_err()
         })
         .await;

@@ -1,4 +1,4 @@
-//! The command line as types.
+//! Command-line arguments of the `backbone` binary.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use event_client::transport::Start;
 use jiff::{SignedDuration, Timestamp};
 use service_kit::config::Url;
 
-/// Events, tasks and logs in one backbone.
+/// Event bus, task queue and log aggregator in one process, with command-line tools
 #[derive(Debug, Parser)]
 #[command(name = "backbone", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -22,29 +22,30 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  backbone up                                   everything in one process; the log viewer at http://127.0.0.1:5000
-  backbone demo --once                          real traffic through it, with a report
+  backbone up                                   run all parts in one process; log viewer at http://127.0.0.1:5000
+  backbone demo --once                          run two reference systems and print a report
   backbone pub orders.placed.v1 '{\"order_id\": 7, \"cents\": 1200}'
-  backbone sub 'orders.>' --group audit         handle events as the durable group `audit`
-  backbone tail 'orders.>' --since 10m          what happened, and what happens
-  backbone lag                                  how far every group is
+  backbone sub 'orders.>' --group audit         receive events as the durable group `audit`
+  backbone tail 'orders.>' --since 10m          show past events of the last 10 minutes, then new ones
+  backbone lag                                  show how many events wait in each group
   backbone dlq ls --group billing.orders.placed
 ";
 
-/// What every command takes.
+/// Arguments of every command.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// Where the bus is: `sqlite:PATH`, `nats://`, `redis://`, `amqp://` (or `tls://`, `rediss://`, `amqps://`), or `memory:`
-    /// for one process; default `sqlite:backbone-data/bus.db`
+    /// URL of the bus: `memory:` (one process), `sqlite:PATH`, `nats://`, `redis://` or `amqp://`, with TLS `tls://`,
+    /// `rediss://` or `amqps://`; default `sqlite:backbone-data/bus.db`. Options follow as `?name=value&…`; an unknown
+    /// one is refused with the list of all, and the documentation of `event_client::transport::docs` explains them
     #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
     pub(crate) url: Option<Url>,
-    /// One JSON object per line instead of text
+    /// Print one JSON object per line instead of text
     #[arg(long, global = true)]
     pub(crate) json: bool,
 }
 
 impl Global {
-    /// The bus to talk to.
+    /// Returns the URL of the bus.
     pub(crate) fn bus_url(&self) -> &str {
         self.url.as_ref().map_or(event_client::Bus::DEFAULT_URL, Url::expose)
     }
@@ -52,58 +53,61 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run everything in one process: bus, worker, scheduler, log aggregator and viewer
+    /// Run all parts in one process: bus, task worker, scheduler, log aggregator and log viewer
     Up(Up),
-    /// Run two real systems through it and report whether every count adds up
+    /// Run two reference systems on the backbone and report whether every count matches
     Demo(Demo),
     /// Publish an event
     Pub(Publish),
-    /// Receive events, as a durable group or just looking
+    /// Receive events, as a durable group or without acknowledging them
     Sub(Subscribe),
-    /// Show past and new events without taking any
+    /// Show past and new events without acknowledging them
     Tail(Tail),
-    /// Show a stretch of the past, or send it to one group again
+    /// Show stored events of a period, or deliver them to one group again
     Replay(Replay),
-    /// How far every group is
+    /// Show the state of every group: events that wait, are in flight, are retried or are dead
     Lag(Lag),
-    /// Dead letters
+    /// List, show, replay or delete dead letters
     #[command(subcommand)]
     Dlq(DeadLetters),
-    /// Events staged in a service's database: those that cannot be published
+    /// List, retry or delete events in a service's outbox that cannot be published
     #[command(subcommand)]
     Outbox(crate::commands::outbox::Outbox),
-    /// Tasks: worker, beat, call, result, inspect and more, in Celery's words
+    /// Run workers and the scheduler, call tasks and inspect them, with the names of Celery's commands
     #[command(subcommand)]
     Task(task_queue::command::TaskCommand),
-    /// Stored logs
+    /// Query or follow stored log records
     #[command(subcommand)]
     Logs(Logs),
-    /// JSON Schemas and golden samples of the shared events
+    /// Write or check the JSON Schemas and golden samples of the shared events
     #[command(subcommand)]
     Schema(Schema),
-    /// What services need to stand on the bus: show what is missing or differs, or make it so
+    /// Compare the topics and groups that services need with the bus, create them, or delete groups
     #[command(subcommand)]
     Topology(Topology),
-    /// Check the bus: reachable, writable, healthy, durable
+    /// Check whether the bus is reachable, writable, healthy and durable, and whether groups or tasks lack a consumer
     Doctor,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// Where everything is kept
+    /// Directory of the bus file, the task store and the logs
     #[arg(long, env = "BACKBONE_DATA_DIR", default_value = "backbone-data")]
     pub(crate) data_dir: PathBuf,
-    /// Address to listen on; anything but loopback needs --allow-unauthenticated
+    /// Address to listen on; an address other than loopback requires --allow-unauthenticated
     #[arg(long, env = "LOGTHON_HOST", default_value = "127.0.0.1")]
     pub(crate) host: String,
-    /// Listen on more than loopback although there is no login: whoever reaches the port reads, writes and deletes
+    /// Listen on addresses other than loopback although the server has no login: every client that can connect may
+    /// read, write and delete
     #[arg(long, visible_alias = "without-login", env = "LOGTHON_ALLOW_UNAUTHENTICATED",
           value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) allow_unauthenticated: bool,
-    /// Names by which clients address this server, beside localhost and addresses: `backbone,logs.example`; `*` is any
+    /// Host names that clients may use, in addition to localhost and addresses, separated by commas:
+    /// `backbone,logs.example`; `*` allows any name
     #[arg(long = "allowed-host", env = "LOGTHON_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
     pub(crate) allowed_hosts: Vec<String>,
-    /// Origins of pages that may send changes and open WebSockets: `https://ops.example:8443`
+    /// Origins of web pages that may send changes and open WebSockets, separated by commas:
+    /// `https://ops.example:8443`
     #[arg(
         long = "allowed-origin",
         env = "LOGTHON_ALLOWED_ORIGINS",
@@ -111,131 +115,136 @@ pub(crate) struct Up {
         value_name = "ORIGIN"
     )]
     pub(crate) allowed_origins: Vec<String>,
-    /// Port of Logthon's API and the log viewer; 0 takes a free one; default the variable PORT, else 5000
+    /// TCP port of Logthon's API and the log viewer; 0 selects a free port; default: the variable PORT, otherwise
+    /// 5000
     #[arg(long, env = "LOGTHON_PORT")]
     pub(crate) port: Option<u16>,
+    /// Time between the stop signal and the stop of the first part, during which /ready answers 503 and the port
+    /// still accepts connections; default 0s
+    #[arg(long, env = "BACKBONE_SHUTDOWN_NOTICE", default_value = "0s", value_name = "DURATION")]
+    pub(crate) shutdown_notice: SignedDuration,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// Stop by itself within 60 s, print the report, and fail unless every count adds up
+    /// Stop automatically within 60 s, print the report, and exit with an error unless every count matches
     #[arg(long)]
     pub(crate) once: bool,
-    /// Where everything is kept; with --once a temporary folder unless given
+    /// Directory of all data; default `backbone-demo`, with --once a temporary directory
     #[arg(long)]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Port of the log viewer; with --once a free one unless given
+    /// TCP port of the log viewer; default 5000, with --once a free port
     #[arg(long)]
     pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Publish {
-    /// Name and version: orders.placed.v1
+    /// Subject of the event, with its version: orders.placed.v1
     pub(crate) subject: String,
-    /// The data as JSON; `-` or nothing reads one JSON value per line from standard input, up to 256 lines ahead of the
-    /// confirmations; the first line that is refused ends it
+    /// Data of the event as JSON; with `-` or without this argument, one JSON value per line is read from standard
+    /// input, up to 256 lines ahead of the publish confirmations; the first refused line ends the command
     pub(crate) data: Option<String>,
-    /// The event's id, instead of a new one
+    /// Id of the event; default: a new id
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// Store one event per id within the dedup window
+    /// Store only one event with this id within the dedup window
     #[arg(long)]
     pub(crate) dedup: bool,
-    /// Ordering key
+    /// Ordering key; events with the same key are delivered in order
     #[arg(long)]
     pub(crate) key: Option<String>,
-    /// Deliver after this time: `5s`, `10m`
+    /// Time to wait before the delivery: `5s`, `10m`; default: none
     #[arg(long)]
     pub(crate) delay: Option<SignedDuration>,
-    /// Skip it when not delivered within this time
+    /// Time after which the event is not delivered any more: `30s`, `1h`; default: never
     #[arg(long)]
     pub(crate) expires_in: Option<SignedDuration>,
-    /// A free header, `name=value`; may be given several times
+    /// Additional header, `name=value`; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE")]
     pub(crate) headers: Vec<String>,
-    /// `json` or `msgpack`
+    /// Encoding of the data: `json` or `msgpack`
     #[arg(long, default_value = "json")]
     pub(crate) codec: event_client::codec::Codec,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Subscribe {
-    /// What to receive; `*` is one token, `>` the rest
+    /// Subject patterns to receive; `*` matches one token, `>` all remaining tokens
     #[arg(default_value = ">")]
     pub(crate) patterns: Vec<String>,
-    /// Take events as this durable group and acknowledge them; without it, only look
+    /// Durable group in which to receive and acknowledge events; without it, events are only shown
     #[arg(long)]
     pub(crate) group: Option<String>,
-    /// Where a new group starts: `new`, `earliest`, a time, `10m` ago, or a position
+    /// First event of a new group: `new`, `earliest`, a time, a duration ago such as `10m`, or a position
     #[arg(long, default_value = "new")]
     pub(crate) from: From,
-    /// Stop after so many events
+    /// Number of events after which to stop; default: no limit
     #[arg(long)]
     pub(crate) limit: Option<u64>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
-    /// What to show
+    /// Subject patterns to show; `*` matches one token, `>` all remaining tokens
     #[arg(default_value = ">")]
     pub(crate) patterns: Vec<String>,
-    /// Begin this far back: `10m`, a time, `earliest`
+    /// First event to show: `new`, `earliest`, a time, or a duration ago such as `10m`
     #[arg(long, default_value = "new")]
     pub(crate) since: From,
-    /// Stop after so many events
+    /// Number of events after which to stop; default: no limit
     #[arg(long)]
     pub(crate) limit: Option<u64>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
-    /// What to show
+    /// Subject patterns to show; `*` matches one token, `>` all remaining tokens
     #[arg(default_value = ">")]
     pub(crate) patterns: Vec<String>,
-    /// First: `earliest`, a time, `10m` ago, or a position
+    /// First event: `earliest`, a time, a duration ago such as `10m`, or a position
     #[arg(long, default_value = "earliest")]
     pub(crate) from: From,
-    /// Last: a time or `5m` ago; default now
+    /// End of the period: a time, or a duration ago such as `5m`; default now
     #[arg(long)]
     pub(crate) to: Option<Moment>,
-    /// Deliver everything since `--from` to this group again, instead of showing it
+    /// Group to which all events since `--from` are delivered again, instead of being shown
     #[arg(long)]
     pub(crate) group: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Lag {
-    /// Only this group
+    /// Group to show; default: all groups
     pub(crate) group: Option<String>,
 }
 
 const TOPOLOGY: &str = "\
 Examples:
-  billing --topology | backbone topology plan -    what the service lacks; exit code 2 when there is something
-  backbone topology apply billing.json             make it so, then the service may run with provision=verify
+  billing --topology | backbone topology plan -    show what the bus lacks for the service; exit code 2 if anything
+  backbone topology apply billing.json             create it, then the service may run with provision=verify
   backbone topology plan --group billing.orders --filter 'orders.>' --keyed
-  backbone topology delete billing.orders --yes    the group is gone for good, with all that waits for it
+  backbone topology delete billing.orders --yes    delete the group permanently, with all events that wait in it
 
-The JSON is what `Service::topology()` gives:
+The JSON is the output of `Service::topology()`:
   {\"topics\": [\"orders\"], \"groups\": [{\"group\": \"billing.orders\", \"filters\": [\"orders.>\"], \"keyed\": true}]}
 ";
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = TOPOLOGY)]
 pub(crate) enum Topology {
-    /// Show what is missing or differs, and change nothing; exit code 2 when there is something
+    /// Show missing and different objects without changing them; exit code 2 if there are any
     #[command(after_help = TOPOLOGY)]
     Plan(Needs),
-    /// Create what is missing and change what differs; never deletes anything
+    /// Create missing objects and change different ones; never deletes anything
     #[command(after_help = TOPOLOGY)]
     Apply(Needs),
-    /// Delete durable groups and all that waits for them; their dead letters stay
+    /// Delete durable groups and all events that wait in them; their dead letters are kept
     Delete {
-        /// The groups, as `backbone lag` lists them
+        /// Groups to delete, as `backbone lag` lists them
         #[arg(required = true)]
         groups: Vec<String>,
-        /// Do it; without it, only show what would be lost
+        /// Delete the groups; without this flag, only show what would be deleted
         #[arg(long)]
         yes: bool,
     },
@@ -243,111 +252,113 @@ pub(crate) enum Topology {
 
 #[derive(Debug, Args)]
 pub(crate) struct Needs {
-    /// A file with the topology as JSON; `-` is standard input
+    /// File with the topology as JSON; `-` reads standard input
     #[arg(required_unless_present_any = ["group", "topics"])]
     pub(crate) file: Option<PathBuf>,
-    /// A group, instead of a file
+    /// Group that is needed, instead of a file
     #[arg(long, requires = "filters")]
     pub(crate) group: Option<String>,
-    /// What the group receives; may be given several times
+    /// Subject pattern that the group receives; may be given several times
     #[arg(long = "filter", value_name = "PATTERN", requires = "group")]
     pub(crate) filters: Vec<String>,
-    /// The group keeps the order per key
+    /// The group keeps the order of events with the same key
     #[arg(long, requires = "group")]
     pub(crate) keyed: bool,
-    /// A topic that is published to; may be given several times
+    /// Topic to which the service publishes; may be given several times
     #[arg(long = "topic", value_name = "TOPIC")]
     pub(crate) topics: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetters {
-    /// List them
+    /// List dead letters
     Ls(Choice),
-    /// Show one with its data
+    /// Show one dead letter with its data
     Show {
-        /// The letter
+        /// Id of the dead letter
         id: String,
     },
-    /// Send them to the group that failed, and to no other
+    /// Deliver dead letters again to the group that failed on them, and to no other group
     Replay(Choice),
-    /// Delete them
+    /// Delete dead letters
     Drop(Choice),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Choice {
-    /// These letters
+    /// Ids of dead letters
     pub(crate) ids: Vec<String>,
-    /// Of this group
+    /// Only dead letters of this group
     #[arg(long)]
     pub(crate) group: Option<String>,
-    /// Whose subject matches
+    /// Only dead letters whose subject matches this pattern
     #[arg(long)]
     pub(crate) subject: Option<String>,
-    /// With this reason: exhausted, permanent, undecodable, unknown-type, unknown-version, unauthorised, crash-loop
+    /// Only dead letters with this reason: exhausted, permanent, undecodable, unknown-type, unknown-version,
+    /// unauthorised, crash-loop
     #[arg(long)]
     pub(crate) reason: Option<String>,
-    /// At most so many, oldest first
+    /// Maximum number of dead letters, oldest first; 0 is no limit
     #[arg(long, default_value_t = 0)]
     pub(crate) limit: usize,
-    /// All of them: needed to replay or drop without any condition
+    /// Select all dead letters; required to replay or drop without another condition
     #[arg(long)]
     pub(crate) all: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Logs {
-    /// Find stored records, the latest first
+    /// Find the latest stored records
     Query(LogFilter),
-    /// Show records as they are stored
+    /// Follow new records as they are stored
     Tail(LogFilter),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct LogFilter {
-    /// Words that all must appear
+    /// Words that all must appear in a record
     pub(crate) text: Option<String>,
-    /// Of this service; may be given several times
+    /// Only records of this service; may be given several times
     #[arg(long)]
     pub(crate) service: Vec<String>,
-    /// At least this level: debug, info, warn, error
+    /// Minimum level: debug, info, warn, error
     #[arg(long)]
     pub(crate) level: Option<String>,
-    /// Of this trace
+    /// Only records of this trace id
     #[arg(long)]
     pub(crate) trace: Option<String>,
-    /// Of this flow
+    /// Only records of this correlation id
     #[arg(long)]
     pub(crate) correlation: Option<String>,
-    /// Not older than this: `10m`, or a time
+    /// Only records since this time: a duration ago such as `10m`, or a time
     #[arg(long)]
     pub(crate) since: Option<Moment>,
-    /// At most so many; with `tail`, so many of the newest first
+    /// Maximum number of records, default 100; with `tail`, the number of newest stored records to show first,
+    /// default 10
     #[arg(long)]
     pub(crate) limit: Option<u32>,
-    /// The aggregator
+    /// URL of the log aggregator
     #[arg(long, env = "BACKBONE_LOGS_URL", hide_env_values = true, default_value = "http://127.0.0.1:5000")]
     pub(crate) server: Url,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Schema {
-    /// Write schemas and golden samples from the types in the code
+    /// Write schemas and golden samples generated from the types in the code
     Gen {
-        /// The folder
+        /// Directory of the schemas and samples
         #[arg(long, default_value = "schemas")]
         dir: PathBuf,
     },
-    /// Compare the folder with the code; fails when they differ
+    /// Compare the schemas and samples in a directory with the code; fails when they differ
     Check {
-        /// The folder
+        /// Directory of the schemas and samples
         #[arg(long, default_value = "schemas")]
         dir: PathBuf,
     },
 }
 
-/// A place to start from.
+/// A start position.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct From(pub(crate) Start);
 
@@ -366,7 +377,7 @@ impl FromStr for From {
     }
 }
 
-/// A time, or how long ago.
+/// A time, given as a timestamp or as a duration before now.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment(pub(crate) Timestamp);
 
@@ -378,7 +389,7 @@ impl FromStr for Moment {
             return Ok(Self(time));
         }
         let ago: SignedDuration = text.parse().map_err(|_| {
-            "takes a time such as 2026-01-31T12:00:00Z or how long ago, such as 10m".to_owned()
+            "expected a time such as 2026-01-31T12:00:00Z, or a duration ago such as 10m".to_owned()
         })?;
         let now = Timestamp::now();
         let time = if ago.is_negative() { now.checked_add(ago) } else { now.checked_sub(ago) };
@@ -386,7 +397,7 @@ impl FromStr for Moment {
     }
 }
 
-/// A duration that must not be negative.
+/// Converts a duration; a negative one is an error.
 pub(crate) fn duration(value: SignedDuration) -> anyhow::Result<Duration> {
-    Duration::try_from(value).map_err(|_| anyhow::anyhow!("a wait cannot be negative: {value:#}"))
+    Duration::try_from(value).map_err(|_| anyhow::anyhow!("a duration cannot be negative: {value:#}"))
 }

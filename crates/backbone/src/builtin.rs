@@ -1,5 +1,5 @@
-//! Tasks that every backbone worker runs, so that schedules are of use without writing Rust. They have a queue of their
-//! own, `backbone`, so that users' tasks and these never wait for each other.
+//! Tasks that every backbone worker runs, so that schedules are useful without Rust code. They have their own queue,
+//! `backbone`, so that they and users' tasks never wait for each other.
 
 use event_client::Bus;
 use event_client::codec::Codec;
@@ -11,14 +11,14 @@ use serde_json::value::RawValue;
 use task_queue::{State, TaskContext, TaskError, Worker, task};
 use uuid::Uuid;
 
-/// Adds them to a worker that has the bus as state.
+/// Registers the tasks on a worker whose state is the bus.
 pub(crate) fn register(worker: Worker) -> Worker {
     worker.register(publish_event).register(echo)
 }
 
 /// Publishes an event: `backbone task call backbone.publish_event -a '["orders.placed.v1", {"order_id": 7}]'`.
 ///
-/// The event's id comes from the task's, so that another attempt publishes the same event.
+/// The event's id is derived from the task's id, so that a retry publishes the same event.
 #[task(name = "backbone.publish_event", queue = "backbone")]
 async fn publish_event(
     State(bus): State<Bus>,
@@ -36,7 +36,7 @@ async fn publish_event(
     Ok(id.to_string())
 }
 
-/// Answers what it was given: to see that a worker works.
+/// Returns its argument, to test whether a worker runs.
 #[task(name = "backbone.echo", queue = "backbone")]
 async fn echo(value: Box<RawValue>) -> Result<Box<RawValue>, TaskError> {
     Ok(value)

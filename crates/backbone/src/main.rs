@@ -1,4 +1,4 @@
-//! The backbone binary: everything in one process, and the tools to look inside.
+//! The `backbone` binary: runs bus, tasks and logs in one process, and provides command-line tools for them.
 
 mod args;
 mod builtin;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => terminal::exit_code(error.as_ref(), &format!("{error:#}")),
     };
-    // A read that blocks on standard input must not hold up the end.
+    // A blocking read of standard input must not delay the exit.
     runtime.shutdown_background();
     code
 }

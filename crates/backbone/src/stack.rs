@@ -1,4 +1,4 @@
-//! Everything in one process: bus, worker, scheduler, log aggregator and its page.
+//! Runs all parts in one process: bus, task worker, scheduler, log aggregator and its web page.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,40 +21,41 @@ use task_queue::{Beat, Schedule, TaskClient, Worker};
 
 use crate::builtin;
 
-/// How often the lag of the groups is read for `/metrics`.
+/// Interval at which the lag of the groups is read for `/metrics`.
 const LAG: Duration = Duration::from_secs(10);
 
-/// What to start.
+/// Settings of a [`Stack`].
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
-    /// Where everything is kept.
+    /// Directory of all data.
     pub(crate) data_dir: PathBuf,
-    /// Where to listen.
+    /// Address and port to listen on, with the allowed hosts and origins.
     pub(crate) http: http::Settings,
-    /// The bus; a file in the data directory unless told.
+    /// URL of the bus; default: a SQLite file in the data directory.
     pub(crate) url: Option<Url>,
-    /// What of its own log this process prints.
+    /// Settings of the log lines that this process prints.
     pub(crate) log: telemetry::Settings,
-    /// How long draining may take.
-    pub(crate) drain: Duration,
-    /// How long to wait for log records that an earlier process left on the bus to be stored.
+    /// Time limits of the shutdown.
+    pub(crate) shutdown: service_kit::shutdown::Settings,
+    /// Longest time to wait until log records that an earlier process left on the bus are stored.
     pub(crate) leftovers: Duration,
 }
 
-/// The running whole. Parts are added to it before it runs; they stop before what they stand on.
+/// All running parts. Further parts can be added before [`run`](Self::run); the parts stop in the reverse order of
+/// their start, so that each stops before the parts that it uses.
 pub(crate) struct Stack {
     pub(crate) bus: Bus,
     pub(crate) tasks: Arc<dyn TaskStore>,
     pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) shipped: Arc<ShippingStats>,
-    /// Log records that were there before this process shipped its first, by service.
+    /// Numbers of stored log records before this process shipped its first one, by service.
     pub(crate) stored_before: BTreeMap<String, u64>,
     pub(crate) address: SocketAddr,
     pub(crate) parts: Parts,
 }
 
 impl Stack {
-    /// Opens everything and starts serving. `worker` adds to what the worker runs beside the built-in tasks.
+    /// Opens the bus and the stores, and starts all parts. `worker` registers further tasks beside the built-in ones.
     pub(crate) async fn start(
         options: Options,
         worker: impl FnOnce(Worker, &Bus) -> Worker,
@@ -63,9 +64,9 @@ impl Stack {
         let dir = &options.data_dir;
         private_files::create_folder(dir)
             .and_then(|()| private_files::narrow_folder(dir, is_ours))
-            .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+            .with_context(|| format!("cannot create the data directory {}", dir.display()))?;
         let shutdown = Shutdown::on_signals()?;
-        // Logging begins before there is a bus; the records wait for it.
+        // Logging starts before the bus is open; the records are queued until then.
         let (layer, shipper) = shipping("backbone");
         let metrics = telemetry::init(&options.log, vec![Box::new(layer)])?;
         let listener = http::bind(&options.http).await?;
@@ -94,17 +95,16 @@ impl Stack {
             async move { tasks.workers().await.map(drop) }
         });
 
-        // Before anything is shipped: a bus that keeps no history would have nobody to give it to.
+        // Subscribe before any record is shipped: a bus without history would drop records that no group receives.
         aggregator.consume(&bus).await?;
         let stored_before = stored(&bus, &aggregator, options.leftovers).await?;
-        let mut parts =
-            Parts::new(shutdown.clone(), service_kit::shutdown::Settings { drain: options.drain });
+        let mut parts = Parts::new(shutdown.clone(), options.shutdown);
         let shipping = shipper.start(bus.clone());
         let shipped = shipping.stats();
         let (closing, lag) = (bus.clone(), bus.export_lag(LAG));
         parts.add("bus", |stop| async move {
             stop.requested().await;
-            // What is logged until here is on the bus, for the aggregator to find when it is up again.
+            // All records logged so far are shipped to the bus, where the aggregator finds them at its next start.
             shipping.close(Duration::from_secs(5)).await;
             drop(lag);
             closing.close().await
@@ -123,13 +123,14 @@ impl Stack {
         Ok(Self { bus, tasks, aggregator, shipped, stored_before, address, parts })
     }
 
-    /// Runs until a signal or until a part ends, then drains.
+    /// Runs until a signal arrives or a part ends, then drains.
     pub(crate) async fn run(self) -> Report {
         self.parts.run().await
     }
 }
 
-/// What the aggregator has stored once it has taken in what was left on the bus, or `patience` is over.
+/// Returns the number of stored records of each service, after the aggregator has stored all records left on the bus
+/// or `patience` has passed.
 async fn stored(
     bus: &Bus,
     aggregator: &Aggregator,
@@ -147,9 +148,10 @@ async fn stored(
     Ok(aggregator.counts().await?)
 }
 
-/// The URL of the bus in the data directory, refused when the directory's name would mean something else there.
+/// Returns the URL of the bus file in the data directory; refuses a directory name that would have another meaning in
+/// a URL.
 fn bus_in(dir: &Path) -> anyhow::Result<String> {
-    // Without doubled slashes: two at the beginning are the authority of a URL.
+    // Remove doubled slashes: two at the beginning would start the authority of a URL.
     let path: PathBuf = dir.join("bus.db").components().collect();
     let escape = |text: &str| {
         let bytes = text.as_bytes();
@@ -161,18 +163,18 @@ fn bus_in(dir: &Path) -> anyhow::Result<String> {
         }
         _ => bail!(
             "the data directory {dir:?} cannot be part of a bus URL: choose a name in UTF-8 without `?`, `#`, `%` \
-             before two digits, and control characters"
+             before two hexadecimal digits, and control characters"
         ),
     }
 }
 
-/// Whether a name in the data directory is one that an earlier start has given.
+/// Returns whether an earlier start may have created this name in the data directory.
 fn is_ours(name: &str) -> bool {
     name == "logs" || name.starts_with("bus.db") || name.starts_with("bus-tasks.db")
 }
 
-/// Where the tasks are kept: in the store that `CELERY_BROKER_URL` names; else beside the bus's own file; else, when the bus
-/// is a broker, in the data directory.
+/// Returns the URL of the task store: the value of `CELERY_BROKER_URL`; otherwise beside the bus's own file;
+/// otherwise, when the bus is a broker, in the data directory.
 pub(crate) fn tasks_url(bus: &str, data_dir: &Path) -> anyhow::Result<String> {
     if std::env::var_os("CELERY_BROKER_URL").is_some_and(|value| !value.is_empty()) {
         return Ok(task_queue::command::resolve_url(None)?);
@@ -208,7 +210,7 @@ mod tests {
             http: http::Settings::default(),
             url: Some(Url::new("nats://app:hunter2@host:4222")),
             log: telemetry::Settings::default(),
-            drain: Duration::ZERO,
+            shutdown: service_kit::shutdown::Settings::default(),
             leftovers: Duration::ZERO,
         };
         let shown = format!("{options:?}");

@@ -1,4 +1,4 @@
-//! Speed and allocations of the memory transport: `cargo bench -p event-client --bench memory`.
+//! Benchmarks speed and allocations of the memory transport: `cargo bench -p event-client --bench memory`.
 #![allow(unsafe_code, reason = "an allocator that counts can only be written as an unsafe impl")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -34,7 +34,7 @@ static ALLOCATOR: Counting = Counting;
 const MESSAGES: usize = 200_000;
 const ROUNDS: usize = 7;
 
-/// A round's result: messages a second and allocations a message.
+/// A round's result: messages per second and allocations per message.
 type Round = (f64, f64);
 
 fn message(subject: &Subject, payload: &bytes::Bytes, key: usize) -> Message {
@@ -57,13 +57,13 @@ fn spec(max_in_flight: usize, keyed: bool) -> Subscribe {
     spec
 }
 
-/// Takes a backlog in: consume with ack, by `consumers` tasks.
+/// Consumes a backlog with acks, in `consumers` tasks.
 async fn drain(max_in_flight: usize, keyed: bool, consumers: usize) -> Round {
     let bus = bus();
     let subject = Subject::new("orders.placed.v1").expect("valid");
     let payload = bytes::Bytes::from(vec![7u8; 256]);
     let subscription = bus.subscribe(spec(max_in_flight, keyed)).await.expect("subscribes");
-    // The first half warms every buffer up to its size; the second is measured.
+    // The first half grows every buffer to its final size; the second half is measured.
     let mut result = (0.0, 0.0);
     for _ in 0..2 {
         for n in 0..MESSAGES {
@@ -92,7 +92,7 @@ async fn drain(max_in_flight: usize, keyed: bool, consumers: usize) -> Round {
     result
 }
 
-/// Publishes alone, with `groups` groups to hand to.
+/// Publishes only, with `groups` groups that receive each message.
 async fn publish(groups: usize) -> Round {
     let bus = bus();
     let subject = Subject::new("orders.placed.v1").expect("valid");
@@ -111,7 +111,7 @@ async fn publish(groups: usize) -> Round {
     (rate, (ALLOCATIONS.load(Relaxed) - allocated) as f64 / MESSAGES as f64)
 }
 
-/// A publisher and a consumer at the same time.
+/// Runs a publisher and a consumer at the same time.
 async fn through(max_in_flight: usize) -> Round {
     let bus = Arc::new(bus());
     let subscription = bus.subscribe(spec(max_in_flight, false)).await.expect("subscribes");

@@ -1,11 +1,13 @@
-//! The NATS transport beside raw async-nats on the same server: `cargo bench -p event-client --bench nats`.
+//! Benchmarks the NATS transport against raw async-nats on the same server:
+//! `cargo bench -p event-client --bench nats`.
 //!
-//! Raw sends the same bytes and headers to a stream with the same settings, reads through a durable pull consumer with
-//! the same settings and keeps as many on their way; where each message costs an fsync and the server takes atomic
-//! batches, raw publishes in those. Rounds alternate, so that a busy neighbour hurts both.
-//! `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the durability class (`sync_interval: always`),
-//! `BENCH_NEW=1` takes the newer server, `BENCH_ONLY=opaque,typed,latency,requests` some of the rows and `BENCH_SIZE=`
-//! one size of them.
+//! The raw client publishes the same bytes and headers to a stream with the same settings, reads through a
+//! durable pull consumer with the same settings and has the same number of messages in flight; where each
+//! message costs an fsync and the server accepts atomic batches, the raw client publishes in batches. Rounds
+//! alternate, so that other load on the machine slows both.
+//! `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the durability class
+//! (`sync_interval: always`), `BENCH_NEW=1` selects the newer server,
+//! `BENCH_ONLY=opaque,typed,latency,requests` some of the rows and `BENCH_SIZE=` one size of them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -28,9 +30,9 @@ use common::{
     setting, spec, wanted,
 };
 
-/// Messages that raw asks for; it asks again when half of them are on their way.
+/// Messages that the raw client pulls at a time; it pulls again when half of them have arrived.
 const CREDIT: usize = 256;
-/// Messages that ours may hold: as many as raw has on their way at most.
+/// Messages that the transport may hold: as many as the raw client has in flight at most.
 const HELD: usize = CREDIT + CREDIT / 2;
 
 async fn connect(url: &str) -> Result<Client, Failure> {
@@ -38,7 +40,7 @@ async fn connect(url: &str) -> Result<Client, Failure> {
     Ok(options.connect(url).await?)
 }
 
-/// What the transport puts beside the same message.
+/// The headers that the transport sends with the same message.
 fn headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert("content-type", CONTENT_TYPE);
@@ -47,24 +49,24 @@ fn headers() -> HeaderMap {
     headers
 }
 
-/// Whether the server fsyncs each message and takes atomic batches.
+/// Returns whether the server fsyncs each message and accepts atomic batches.
 fn batches() -> bool {
     setting("BENCH_FSYNC", 0) + setting("BENCH_NEW", 0) == 2
 }
 
-/// Whether a batch was taken.
+/// Checks that the server stored a batch.
 fn stored(reply: &async_nats::Message) -> Result<(), Failure> {
     let text = std::str::from_utf8(&reply.payload)?;
     if text.contains("error") { Err(text.into()) } else { Ok(()) }
 }
 
-/// The options of a namespace of our own.
+/// Returns the URL options for a separate namespace.
 fn options(namespace: &str) -> String {
     let sync = if setting("BENCH_FSYNC", 0) == 1 { "&sync=always" } else { "" };
     format!("namespace={namespace}{sync}")
 }
 
-/// Raw: one connection, and a stream as the transport makes them.
+/// The raw client: one connection, and a stream with the settings that the transport uses.
 struct Raw {
     client: Client,
     context: Context,
@@ -90,7 +92,7 @@ impl Raw {
         Ok(Self { client, context, stream, name: name.into(), subject })
     }
 
-    /// Atomic batches of a whole window: the best shape where each message costs an fsync.
+    /// Publishes a whole window as an atomic batch: the fastest way where each message costs an fsync.
     async fn publish_batches(&self, total: usize, size: usize, window: usize) -> BenchResult {
         let body = Bytes::from(vec![7u8; size]);
         let start = Instant::now();
@@ -114,7 +116,7 @@ impl Raw {
         Ok(total as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// A sliding window of publishes that are not confirmed yet.
+    /// Publishes with a sliding window of unconfirmed publishes.
     async fn publish(&self, total: usize, size: usize, window: usize) -> BenchResult {
         if batches() && window > 1 {
             return self.publish_batches(total, size, window).await;
@@ -149,7 +151,7 @@ impl Raw {
         Ok(self.stream.create_consumer(config).await?)
     }
 
-    /// Acknowledges each without waiting; the last one is confirmed.
+    /// Acknowledges each message without waiting; only the last ack is confirmed.
     async fn consume(&self, group: &str, total: usize) -> BenchResult {
         let start = Instant::now();
         let consumer = self.consumer(group).await?;
@@ -161,7 +163,8 @@ impl Raw {
         Ok(total as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Has each acknowledgement confirmed, so many at a time. One inbox takes all confirmations.
+    /// Waits for the confirmation of each ack, with `workers` acks at a time. One inbox receives all
+    /// confirmations.
     async fn consume_sure(&self, group: &str, total: usize, workers: usize) -> BenchResult {
         let start = Instant::now();
         let consumer = self.consumer(group).await?;
@@ -179,7 +182,7 @@ impl Raw {
         Ok(total as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Publish to read, idle, in microseconds.
+    /// Measures publish to read on an idle server, in microseconds.
     async fn latency(&self, rounds: usize) -> Result<Vec<f64>, Failure> {
         let consumer = self.consumer("latency").await?;
         let mut messages = consumer.stream().max_messages_per_batch(16).messages().await?;
@@ -200,7 +203,8 @@ impl Raw {
     }
 }
 
-/// Like [`requests`] of the transport: microseconds of each, one at a time, and calls in a second with 64 at once.
+/// Like [`requests`] of the transport: microseconds of each call, one at a time, and calls per second with 64
+/// at the same time.
 async fn raw_requests(url: &str, rounds: usize) -> Result<Calls, Failure> {
     let (client, other) = (connect(url).await?, connect(url).await?);
     let mut incoming = other.queue_subscribe("raw.rpc.shop.quote", "shop".into()).await?;
@@ -217,21 +221,21 @@ async fn raw_requests(url: &str, rounds: usize) -> Result<Calls, Failure> {
         client.request_with_headers("raw.rpc.shop.quote", headers(), vec![7u8; 256].into()).await?;
         Ok::<_, Failure>(())
     };
-    // The server may not know of the subscription yet.
+    // The server may not have registered the subscription yet.
     while call(client.clone()).await.is_err() {}
     let measured = calls(rounds, move || call(client.clone())).await;
     serving.abort();
     measured
 }
 
-/// Everything that there is, from the first on.
+/// A group that receives all messages from the first on.
 fn all(group: &str, max_in_flight: usize) -> Subscribe {
     let mut spec = spec(group, max_in_flight);
     spec.start = Start::Earliest;
     spec
 }
 
-/// The transport with each acknowledgement confirmed before its worker goes on.
+/// Consumes through the transport; each worker waits for the confirmation of its ack before it continues.
 async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> BenchResult {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
@@ -248,7 +252,7 @@ async fn consume_sure(bus: &Bus, total: usize, workers: usize, spec: Subscribe) 
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Opaque bytes through the transport.
+/// Runs the rows with opaque bytes through the transport.
 async fn opaque(
     table: &mut Table,
     url: &str,
@@ -279,14 +283,14 @@ async fn opaque(
     Ok(ours.close().await?)
 }
 
-/// Typed events through a whole service beside opaque bytes through the raw client.
+/// Runs the rows with typed events through a whole service, against opaque bytes through the raw client.
 async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
     for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {
         let raw = Raw::open(url, &format!("raw-typed-{round}-{spelling}")).await?;
         let bus = full(&format!("{url}?{}", options(&format!("typed-{round}-{spelling}"))), codec).await?;
         drop(bus.subscribe(all("g", 1)).await?);
         let name = format!("service publishes, {spelling}, {size} B");
-        // About as many bytes as the envelope brings to the event.
+        // The envelope adds about 300 bytes to the event.
         table.run(&name, Side::Raw, total, raw.publish(total, size + 300, 256)).await?;
         table.run(&name, Side::Ours, total, publish_typed(&bus, total, size)).await?;
         let name = format!("service handles, {spelling}, {size} B");
@@ -297,7 +301,7 @@ async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: u
     Ok(())
 }
 
-/// Makes room on the disk.
+/// Deletes all streams, to free disk space.
 async fn clear(url: &str) -> Result<(), Failure> {
     let context = jetstream::new(connect(url).await?);
     let names: Vec<String> = context.stream_names().try_collect().await?;

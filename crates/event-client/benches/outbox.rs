@@ -1,8 +1,10 @@
-//! The outbox's relay beside a loop of plain sqlx that does the same work: `cargo bench -p event-client --bench outbox`.
+//! Benchmarks the outbox's relay against a plain sqlx loop that does the same work:
+//! `cargo bench -p event-client --bench outbox`.
 //!
-//! The loop selects a batch, publishes it in a window and marks it with one statement: no claim, no order per key
-//! while transactions are open, no envelope, no bell. Rounds of both alternate, so that a busy neighbour hurts both.
-//! `BENCH_ROUNDS`, `BENCH_MESSAGES` and `BENCH_BATCH` change the length and the batch.
+//! The loop selects a batch, publishes it in a window and marks it with one statement: it has no claim, no
+//! order per key while transactions are open, no envelope and no wake-up signal. Rounds of both alternate, so
+//! that other load on the machine slows both. `BENCH_ROUNDS`, `BENCH_MESSAGES` and `BENCH_BATCH` change the
+//! length and the batch.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +21,7 @@ use sqlx::{Pool, query_as, query_scalar};
 use tokio::sync::oneshot;
 
 type BenchResult<T = f64> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-/// What the loop reads of a row.
+/// The columns that the loop reads of a row.
 type Staged = (i64, String, Option<String>, String);
 
 #[derive(Event, Serialize, Deserialize, JsonSchema)]
@@ -33,7 +35,7 @@ fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// Transactions of a thousand, over five thousand keys.
+/// Stages transactions of a thousand events, over five thousand keys.
 async fn stage<D: Dialect>(pool: &Pool<D>, total: usize) -> BenchResult {
     let start = Instant::now();
     for batch in 0..total / 1000 {
@@ -46,16 +48,16 @@ async fn stage<D: Dialect>(pool: &Pool<D>, total: usize) -> BenchResult {
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// From a full outbox to an empty one.
+/// Runs the relay from a full outbox until it is empty.
 async fn relay<D: Dialect>(pool: &Pool<D>, bus: &Bus, total: usize, batch: u32) -> BenchResult {
     let (stop, stopped) = oneshot::channel::<()>();
     let start = Instant::now();
     let relay = outbox::Relay::new(pool.clone(), bus.clone()).batch(batch).dedup(false);
     let relay = tokio::spawn(relay.run_until(async { stopped.await.unwrap_or_default() }));
-    // A look at the oldest costs the database next to nothing.
+    // Reading the oldest row costs the database very little.
     loop {
         let look = D::waiting(&mut *pool.acquire().await?, &mut D::Cursor::default(), 1).await?;
-        // Open: the relay is marking, or somebody stages.
+        // `open`: the relay is marking events, or another transaction stages some.
         if look.rows.is_empty() && !look.open {
             break;
         }
@@ -67,7 +69,7 @@ async fn relay<D: Dialect>(pool: &Pool<D>, bus: &Bus, total: usize, batch: u32) 
     Ok(rate)
 }
 
-/// Publishes what the loop has read.
+/// Publishes the rows that the loop has read.
 async fn publish(bus: &Bus, rows: &[Staged]) -> BenchResult<Vec<i64>> {
     let mut confirms = Vec::with_capacity(rows.len());
     for (_, id, key, payload) in rows {
@@ -126,7 +128,8 @@ async fn postgres(server: &test_servers::Postgres, name: String) -> BenchResult<
     Ok(pool)
 }
 
-/// From commit to confirmed by the bus, one event at a time, in milliseconds; by a relay that sleeps in between.
+/// Measures from commit to the bus's confirmation, one event at a time, in milliseconds; the relay sleeps in
+/// between.
 async fn latency(pool: &PgPool, bus: &Bus, rounds: usize) -> BenchResult<Vec<f64>> {
     let (stop, stopped) = oneshot::channel::<()>();
     let relay = outbox::Relay::new(pool.clone(), bus.clone());
@@ -152,7 +155,7 @@ async fn latency(pool: &PgPool, bus: &Bus, rounds: usize) -> BenchResult<Vec<f64
     Ok(times)
 }
 
-/// Best, median and worst of the rounds, and the ratio of the medians.
+/// Prints the best, median and worst of the rounds, and the ratio of the medians.
 fn report(name: &str, mut raw: Vec<f64>, mut ours: Vec<f64>) {
     let line = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);

@@ -1,8 +1,9 @@
-//! The RabbitMQ transport beside raw lapin on the same server: `cargo bench -p event-client --bench rabbitmq`.
+//! Benchmarks the RabbitMQ transport against raw lapin on the same server:
+//! `cargo bench -p event-client --bench rabbitmq`.
 //!
-//! Raw sends the same bytes and properties to a queue with the same arguments. Rounds alternate, so that a busy
-//! neighbour hurts both. `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_NEW=1` takes the newer server,
-//! `BENCH_ONLY=` takes rows whose names contain it.
+//! The raw client publishes the same bytes and properties to a queue with the same arguments. Rounds
+//! alternate, so that other load on the machine slows both. `BENCH_ROUNDS` and `BENCH_MESSAGES` change the
+//! length, `BENCH_NEW=1` selects the newer server, `BENCH_ONLY=` the rows whose names contain it.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -29,7 +30,7 @@ use common::{
 
 const EXCHANGE: &str = "raw.evt";
 
-/// Raw: one connection that publishes, one that consumes.
+/// The raw client: one connection that publishes, one that consumes.
 struct Raw {
     publish: Connection,
     consume: Connection,
@@ -47,7 +48,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// A queue with the arguments of a group's.
+    /// Declares a queue with the arguments of a group's queue.
     async fn queue(&self, name: &str) -> Result<(), Failure> {
         let channel = self.consume.create_channel().await?;
         let mut table = FieldTable::default();
@@ -79,7 +80,8 @@ impl Raw {
         Ok(channel)
     }
 
-    /// A sliding window: a publish is handed over by its first poll and awaited when the window is full.
+    /// Publishes with a sliding window: a publish is written by its first poll and awaited when the window is
+    /// full.
     async fn publish(&self, total: usize, size: usize, window: usize) -> BenchResult {
         let channel = self.confirming().await?;
         let body: Arc<[u8]> = vec![7u8; size].into();
@@ -106,7 +108,7 @@ impl Raw {
         Ok(total as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Acknowledges 64 with one word.
+    /// Acknowledges 64 deliveries with one `basic.ack` (`multiple`).
     async fn consume(&self, queue: &str, total: usize) -> BenchResult {
         let start = Instant::now();
         let channel = self.consume.create_channel().await?;
@@ -161,7 +163,7 @@ async fn confirmed(sending: Sending) -> Result<(), Failure> {
     }
 }
 
-/// What the transport puts beside the same message.
+/// The properties that the transport sends with the same message.
 fn properties() -> BasicProperties {
     let now = jiff::Timestamp::now();
     let mut table = FieldTable::default();
@@ -174,7 +176,7 @@ fn properties() -> BasicProperties {
         .with_headers(table)
 }
 
-/// Opaque bytes, one size.
+/// Runs the rows with opaque bytes of one size.
 async fn opaque(
     table: &mut Table,
     url: &str,
@@ -209,7 +211,7 @@ async fn opaque(
     Ok(())
 }
 
-/// Typed events through a whole service beside opaque bytes through raw lapin.
+/// Runs the rows with typed events through a whole service, against opaque bytes through raw lapin.
 async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
     for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {
         let raw = Raw::connect(url).await?;
@@ -220,7 +222,7 @@ async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: u
         raw.queue(&queue).await?;
         found(&transport, "g").await?;
         let name = format!("service publishes, {spelling}, {size} B");
-        // About as many bytes as the envelope brings to the event.
+        // The envelope adds about 300 bytes to the event.
         table.run(&name, Side::Raw, total, raw.publish(total, size + 300, 256)).await?;
         table.run(&name, Side::Ours, total, publish_typed(&bus, total, size)).await?;
         let name = format!("service handles, {spelling}, {size} B");

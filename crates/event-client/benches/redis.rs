@@ -1,8 +1,10 @@
-//! The Redis transport beside the raw client on the same server: `cargo bench -p event-client --bench redis`.
+//! Benchmarks the Redis transport against the raw client on the same server:
+//! `cargo bench -p event-client --bench redis`.
 //!
-//! Raw sends the same fields in the client's best shape. Rounds alternate, so that a busy neighbour hurts both.
-//! `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the durability class (`appendfsync always`),
-//! `BENCH_NEW=1` takes the newer server, `BENCH_ONLY=opaque,tasks,typed,latency,requests` some of the rows.
+//! The raw client sends the same fields in the way that is fastest for it. Rounds alternate, so that other
+//! load on the machine slows both. `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length, `BENCH_FSYNC=1` the
+//! durability class (`appendfsync always`), `BENCH_NEW=1` selects the newer server,
+//! `BENCH_ONLY=opaque,tasks,typed,latency,requests` some of the rows.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,9 +24,9 @@ use common::{
     setting, spec, wanted,
 };
 
-/// Entries of one read, acknowledged with the next: as many as services handle at once.
+/// Entries of one read, acknowledged with the next read: as many as services handle at a time.
 const BATCH: usize = 64;
-/// Commands of one pipeline: four of them are a window of 256.
+/// Commands of one pipeline: four pipelines are a window of 256.
 const COMMANDS: usize = 64;
 
 async fn connection(url: &str) -> Result<MultiplexedConnection, Failure> {
@@ -33,7 +35,7 @@ async fn connection(url: &str) -> Result<MultiplexedConnection, Failure> {
     Ok(redis::Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await?)
 }
 
-/// The fields of a message as the transport writes them.
+/// The `XADD` of a message, with the fields that the transport writes.
 fn xadd(key: &str, body: &[u8]) -> Cmd {
     let mut command = Cmd::with_capacity(11, body.len() + 256);
     let id = uuid::Uuid::now_v7();
@@ -44,7 +46,7 @@ fn xadd(key: &str, body: &[u8]) -> Cmd {
     command
 }
 
-/// Pipelines, four on their way, together no more unconfirmed messages than ours may have.
+/// Publishes in pipelines, four in flight: together no more unconfirmed messages than the transport may have.
 async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> BenchResult {
     let connection = connection(url).await?;
     let body = vec![7u8; size];
@@ -75,7 +77,7 @@ async fn raw_publish(url: &str, key: &str, total: usize, size: usize) -> BenchRe
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Tasks on one multiplexed connection, each awaiting its reply: the plain way.
+/// Publishes from tasks that share one multiplexed connection, each awaiting its reply: the simple way.
 async fn raw_tasks(url: &str, key: &str, total: usize, size: usize, tasks: usize) -> BenchResult {
     let connection = connection(url).await?;
     let start = Instant::now();
@@ -107,7 +109,7 @@ async fn tasks(bus: &Bus, total: usize, size: usize, tasks: usize) -> BenchResul
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Reads a batch and acknowledges it with the next read; replies stay undecoded values.
+/// Reads a batch and acknowledges it with the next read; the replies are not decoded.
 async fn raw_consume(url: &str, key: &str, total: usize) -> BenchResult {
     let mut connection = connection(url).await?;
     redis::cmd("XGROUP").arg("DESTROY").arg(key).arg("raw").exec_async(&mut connection).await?;
@@ -136,7 +138,8 @@ async fn raw_consume(url: &str, key: &str, total: usize) -> BenchResult {
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Publish to read, idle, in microseconds: a connection that blocks and one that publishes.
+/// Measures publish to read on an idle server, in microseconds, with one connection that blocks and one that
+/// publishes.
 async fn raw_latency(url: &str, key: &str, rounds: usize) -> Result<Vec<f64>, Failure> {
     let (mut reader, mut writer) = (connection(url).await?, connection(url).await?);
     let mut create = redis::cmd("XGROUP");
@@ -160,7 +163,7 @@ async fn raw_latency(url: &str, key: &str, rounds: usize) -> Result<Vec<f64>, Fa
     Ok(times)
 }
 
-/// Opaque bytes through the transport.
+/// Runs the rows with opaque bytes through the transport.
 async fn opaque(
     table: &mut Table,
     url: &str,
@@ -183,7 +186,7 @@ async fn opaque(
     Ok(ours.close().await?)
 }
 
-/// Publishers that wait for each confirmation.
+/// Runs publishers that wait for each confirmation.
 async fn one_by_one(
     table: &mut Table,
     url: &str,
@@ -201,7 +204,7 @@ async fn one_by_one(
     Ok(ours.close().await?)
 }
 
-/// Typed events through a whole service beside opaque bytes through the raw client.
+/// Runs the rows with typed events through a whole service, against opaque bytes through the raw client.
 async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: usize) -> Result<(), Failure> {
     for (spelling, codec) in [("json", Codec::Json), ("msgpack", Codec::MsgPack)] {
         let namespace = format!("typed-{round}-{size}-{spelling}");
@@ -210,7 +213,7 @@ async fn typed(table: &mut Table, url: &str, round: usize, size: usize, total: u
         spec.start = Start::Earliest;
         drop(bus.subscribe(spec).await?);
         let name = format!("service publishes, {spelling}, {size} B");
-        // About as many bytes as the envelope brings to the event.
+        // The envelope adds about 300 bytes to the event.
         table.run(&name, Side::Raw, total, raw_publish(url, &namespace, total, size + 300)).await?;
         table.run(&name, Side::Ours, total, publish_typed(&bus, total, size)).await?;
         let name = format!("service handles, {spelling}, {size} B");

@@ -1,7 +1,9 @@
-//! A full service with typed handlers beside the bare transport: `cargo bench -p event-client --bench service`.
+//! Benchmarks a full service with typed handlers against the bare transport:
+//! `cargo bench -p event-client --bench service`.
 //!
-//! Rounds of the bare subscription and of the service alternate, so that a busy neighbour hurts both. The same
-//! events, the same acknowledgement; the service also reads the envelope, decodes the event and runs the handler.
+//! Rounds of the bare subscription and of the service alternate, so that other load on the machine slows
+//! both. Both receive and acknowledge the same events; the service also reads the envelope, decodes the event
+//! and runs the handler.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +37,7 @@ struct OrderPlaced {
 #[request(name = "bench.echo", reply = u64)]
 struct Echo(u64);
 
-/// Counts up to a number, then says so.
+/// Counts down to zero, then notifies `done`.
 struct Counter {
     left: AtomicU64,
     done: Notify,
@@ -58,7 +60,7 @@ async fn echo(Req(Echo(number)): Req<Echo>) -> Result<u64, event_client::Error> 
     Ok(number)
 }
 
-/// A bus with `messages` events of about 256 bytes on it.
+/// Opens a bus that holds `messages` events of about 256 bytes.
 async fn filled(url: &str, codec: Codec, messages: u64) -> BenchResult<Bus> {
     let bus = Bus::connect_with(url, Settings { codec, ..Settings::default() }).await?;
     let note = "x".repeat(64);
@@ -72,7 +74,7 @@ async fn filled(url: &str, codec: Codec, messages: u64) -> BenchResult<Bus> {
     Ok(bus)
 }
 
-/// Takes everything from the bare subscription.
+/// Consumes all messages through the bare subscription.
 async fn bare(bus: &Bus, group: &str, messages: u64) -> BenchResult<f64> {
     let mut spec = Subscribe::group(Group::new(group)?, [Pattern::new("orders.>")?]);
     (spec.start, spec.max_in_flight) = (Start::Earliest, 256);
@@ -88,7 +90,7 @@ async fn bare(bus: &Bus, group: &str, messages: u64) -> BenchResult<f64> {
     Ok(messages as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Takes everything through a service; `layers` adds the usual three.
+/// Consumes all messages through a service; `layers` adds the usual three layers.
 async fn served(bus: &Bus, group: &str, messages: u64, layers: bool) -> BenchResult<f64> {
     let counter = Arc::new(Counter { left: AtomicU64::new(messages), done: Notify::new() });
     let handler = handle.concurrency(256).start(Start::Earliest).group(group);

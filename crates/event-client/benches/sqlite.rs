@@ -1,7 +1,8 @@
-//! The sqlite transport beside raw sqlx on the same disk: `cargo bench -p event-client --bench sqlite`.
+//! Benchmarks the sqlite transport against raw sqlx on the same disk:
+//! `cargo bench -p event-client --bench sqlite`.
 //!
-//! Rounds of the raw loop and of the transport alternate, so that a busy neighbour hurts both. `BENCH_DIR` names
-//! another folder for the files, `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length.
+//! Rounds of the raw loop and of the transport alternate, so that other load on the machine slows both.
+//! `BENCH_DIR` names another folder for the files, `BENCH_ROUNDS` and `BENCH_MESSAGES` change the length.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -59,7 +60,7 @@ async fn raw(folder: &Path) -> Result<SqliteConnection, sqlx::Error> {
     Ok(connection)
 }
 
-/// The best shape of sqlx: transactions of `size` rows, each statement with up to 100 of them.
+/// The fastest way with sqlx: transactions of `size` rows, each statement with up to 100 of them.
 async fn raw_publish(connection: &mut SqliteConnection, total: usize, size: usize) -> BenchResult {
     let rows = size.min(100);
     let sql: &'static str = Box::leak(
@@ -81,7 +82,7 @@ async fn raw_publish(connection: &mut SqliteConnection, total: usize, size: usiz
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Reads 500 at a time and stores the place.
+/// Reads 500 rows at a time and stores the position.
 async fn raw_consume(connection: &mut SqliteConnection) -> BenchResult {
     let start = Instant::now();
     let (mut place, mut total, mut bytes) = (0i64, 0usize, 0usize);
@@ -103,7 +104,7 @@ async fn raw_consume(connection: &mut SqliteConnection) -> BenchResult {
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// `tasks` publish in turn, each awaiting its confirmation.
+/// Publishes from `tasks` tasks, each awaiting its confirmation.
 async fn publish(bus: &Bus, total: usize, tasks: usize) -> BenchResult {
     let start = Instant::now();
     let mut running = tokio::task::JoinSet::new();
@@ -122,7 +123,7 @@ async fn publish(bus: &Bus, total: usize, tasks: usize) -> BenchResult {
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// One task with a sliding window.
+/// Publishes from one task with a sliding window.
 async fn publish_window(bus: &Bus, total: usize, window: usize) -> BenchResult {
     let start = Instant::now();
     let mut waiting = std::collections::VecDeque::with_capacity(window);
@@ -142,7 +143,7 @@ async fn publish_window(bus: &Bus, total: usize, window: usize) -> BenchResult {
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Takes a backlog in, acknowledging each message; counts until every acknowledgement is stored.
+/// Consumes a backlog, acknowledging each message; measures until every acknowledgement is stored.
 async fn consume(bus: &Bus, total: usize, max_in_flight: usize, name: &str) -> BenchResult {
     let mut spec = spec(name, max_in_flight);
     spec.start = transport::Start::Earliest;
@@ -159,7 +160,7 @@ async fn consume(bus: &Bus, total: usize, max_in_flight: usize, name: &str) -> B
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Publish to handler, one at a time, in milliseconds.
+/// Measures publish to handler, one message at a time, in milliseconds.
 async fn latency(
     publisher: &Bus,
     consumer: &Bus,
@@ -183,7 +184,7 @@ async fn latency(
     Ok(times)
 }
 
-/// The same with the consumer in a process of its own, which answers by publishing: half of the round trip.
+/// The same with the consumer in a separate process, which replies by publishing: half of the round trip.
 async fn latency_across(
     folder: &Path,
     rounds: usize,
@@ -196,7 +197,7 @@ async fn latency_across(
         .env("BENCH_ECHO", folder)
         .kill_on_drop(true)
         .spawn()?;
-    // Its first words say that it is there.
+    // The child's first message shows that it is ready.
     let hello = subscription.next().await.ok_or("the subscription ended")?;
     hello.ack().await?;
     let mut times = Vec::new();
@@ -227,7 +228,7 @@ async fn echo(folder: PathBuf) -> Result<(), event_client::Error> {
     Ok(())
 }
 
-/// Best, median and worst of the rounds, and the ratio of the medians.
+/// Prints the best, median and worst of the rounds, and the ratio of the medians.
 fn report(name: &str, mut raw: Vec<f64>, mut ours: Vec<f64>) {
     let line = |values: &mut Vec<f64>| {
         values.sort_by(f64::total_cmp);

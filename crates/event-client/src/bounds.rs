@@ -1,52 +1,53 @@
-//! Durations and times that users give, kept within what every clock, store and broker can hold.
+//! Limits for durations and times from the caller, so that every clock, store and broker can represent them.
 //!
-//! One place decides it, so that no sum of a user's number can overflow: a panic there would end a task that others need.
+//! All arithmetic with a caller's duration goes through this module, so that no sum can overflow: the panic would end a
+//! task that serves other callers too.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// The longest duration that the library keeps: 100 years of 365 days. A longer one counts as this one.
+/// The longest duration that the library uses: 100 years of 365 days. A longer duration is replaced by this one.
 ///
-/// It fits every clock, also in nanoseconds since 1970 as a signed 64-bit number, which is what SQLite's rows and NATS
-/// hold, and in milliseconds as a double, which is what Redis' sorted sets hold.
+/// Added to the present time it fits every clock: nanoseconds since 1970 in a signed 64-bit number, which SQLite's rows
+/// and NATS store, and milliseconds in a double, which Redis' sorted sets store.
 pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// `duration`, at most [`LONGEST`].
+/// Returns `duration`, but at most [`LONGEST`].
 pub(crate) fn bounded(duration: Duration) -> Duration {
     duration.min(LONGEST)
 }
 
-/// `duration` after `start`.
+/// The time `duration` after `start`.
 pub(crate) fn later(start: Instant, duration: Duration) -> Instant {
     start + bounded(duration)
 }
 
-/// `duration` from now.
+/// The time `duration` from now.
 pub(crate) fn from_now(duration: Duration) -> Instant {
     later(Instant::now(), duration)
 }
 
-/// `duration` from now by the wall clock.
+/// The time `duration` from now by the wall clock.
 pub(crate) fn time_from_now(duration: Duration) -> Timestamp {
     let duration = SignedDuration::try_from(bounded(duration)).unwrap_or(SignedDuration::MAX);
-    // The wall clock itself may be set to the calendar's end.
+    // The wall clock may be set so late that even a bounded duration passes the end of jiff's calendar.
     Timestamp::now().checked_add(duration).unwrap_or(Timestamp::MAX)
 }
 
-/// What is left until `time`, at most [`LONGEST`]; nothing when it has passed.
+/// The duration from now until `time`, at most [`LONGEST`]; zero when `time` has passed.
 pub(crate) fn left_until(time: Timestamp) -> Duration {
     bounded(Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default())
 }
 
-/// Whole milliseconds, rounded up: never earlier than asked for.
+/// Whole milliseconds, rounded up, so that a wait never ends early.
 pub(crate) fn millis(duration: Duration) -> u64 {
     let duration = bounded(duration);
     duration.as_secs() * 1000 + u64::from(duration.subsec_nanos().div_ceil(1_000_000))
 }
 
-/// Whole milliseconds, rounded up, for stores and brokers that count in signed numbers.
+/// Whole milliseconds, rounded up, for stores and brokers with signed numbers.
 pub(crate) fn signed_millis(duration: Duration) -> i64 {
     millis(duration).cast_signed()
 }
@@ -56,7 +57,7 @@ pub(crate) fn whole_millis(duration: Duration) -> Duration {
     Duration::from_millis(millis(duration))
 }
 
-/// Nanoseconds for stores and brokers that count in signed numbers.
+/// Nanoseconds, for stores and brokers with signed numbers.
 pub(crate) fn signed_nanos(duration: Duration) -> i64 {
     let duration = bounded(duration);
     duration.as_secs().cast_signed() * 1_000_000_000 + i64::from(duration.subsec_nanos())

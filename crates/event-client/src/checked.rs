@@ -1,7 +1,7 @@
-//! A serializer around a serializer that refuses the values which a reader of the encoding would refuse or change:
-//! nesting that decoding does not follow, and numbers that JSON cannot write.
+//! A wrapper for a serde serializer that refuses values which the decoder would refuse or change: nesting deeper than
+//! the decoder's limit, and numbers that JSON cannot represent.
 //!
-//! It keeps its state in the stack frames of the serialization, so a value that passes costs no allocation.
+//! Its state is in the stack frames of the serialization, so a valid value needs no allocation.
 
 use serde::ser::{
     Error, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
@@ -10,10 +10,10 @@ use serde::ser::{
 
 use crate::codec::MAX_DEPTH;
 
-/// A value that is checked while it is serialized. `FINITE` says that the encoding has no NaN and no infinity.
+/// A value that is checked while it is serialized. `FINITE` is true for an encoding without NaN and infinity.
 pub(crate) struct Checked<'a, T: ?Sized, const FINITE: bool> {
     value: &'a T,
-    /// Arrays and maps around it.
+    /// The number of arrays and maps around it.
     depth: usize,
 }
 
@@ -30,7 +30,7 @@ impl<T: Serialize + ?Sized, const FINITE: bool> Serialize for Checked<'_, T, FIN
     }
 }
 
-/// The serializer, and each compound value that it has begun.
+/// The wrapper for the serializer itself and for each compound serializer that it returns.
 struct Checking<S, const FINITE: bool> {
     inner: S,
     depth: usize,
@@ -43,7 +43,7 @@ impl<S, const FINITE: bool> Checking<S, FINITE> {
     }
 }
 
-/// The depth inside one more array or map; decoders follow one level less than their bound.
+/// The depth inside one more array or map. Decoders read one level less than their limit [`MAX_DEPTH`].
 #[inline]
 fn deeper<E: Error>(depth: usize) -> Result<usize, E> {
     match depth + 1 {
@@ -55,7 +55,9 @@ fn deeper<E: Error>(depth: usize) -> Result<usize, E> {
 #[inline]
 fn finite<E: Error, const FINITE: bool>(is_finite: bool) -> Result<(), E> {
     if FINITE && !is_finite {
-        return Err(E::custom("JSON has neither NaN nor infinity; use an `Option` or leave the event out"));
+        return Err(E::custom(
+            "JSON has neither NaN nor infinity; use an `Option` or do not publish the event",
+        ));
     }
     Ok(())
 }
@@ -226,7 +228,7 @@ macro_rules! fields {
             #[inline]
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), S::Error> {
                 let value = self.at(value);
-                // The error names the way to the field, from the outermost in.
+                // The error text becomes the path to the field, from the outermost field inwards.
                 self.inner.serialize_field(name, &value).map_err(|error| S::Error::custom(format_args!("{name}: {error}")))
             }
 

@@ -1,4 +1,4 @@
-//! How payloads become bytes: JSON or MessagePack, chosen per service, told apart on read by content type.
+//! Payload encodings: JSON or MessagePack. A service chooses one for writing; readers use the content type.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -8,8 +8,8 @@ use smol_str::SmolStr;
 use crate::checked::Checked;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Arrays and maps within each other at which decoding stops, instead of exhausting the stack: one level less is
-/// read, and written.
+/// The number of nested arrays and maps at which decoding stops, so that it does not exhaust the stack: the deepest
+/// value that can be read and written has one level less.
 pub const MAX_DEPTH: usize = 128;
 
 /// A payload encoding.
@@ -18,17 +18,18 @@ pub enum Codec {
     /// `application/json`.
     #[default]
     Json,
-    /// `application/msgpack`, structs as maps with names, so that the order of fields is not part of the contract,
-    /// and ids and times as text, so that readers in other languages see what the JSON Schema says.
+    /// `application/msgpack`. Structs are maps with field names, so that the order of fields is not part of the
+    /// contract; ids and times are text, so that readers in other languages get values that match the JSON Schema.
     MsgPack,
 }
 
 impl Codec {
-    /// Encodes `value` onto the end of `buffer`.
+    /// Encodes `value` and appends the bytes to `buffer`.
     ///
     /// # Errors
-    /// [`ErrorKind::Encode`] for what [`decode`](Self::decode) would refuse or change: nesting as deep as
-    /// [`MAX_DEPTH`], in JSON also NaN, infinity, and a map whose keys are not text. MessagePack has NaN and infinity.
+    /// [`ErrorKind::Encode`] for a value that [`decode`](Self::decode) would refuse or change: nesting as deep as
+    /// [`MAX_DEPTH`], in JSON also NaN, infinity, and a map whose keys are not text. MessagePack can represent NaN and
+    /// infinity.
     pub fn encode<T: Serialize + ?Sized>(self, value: &T, buffer: &mut Vec<u8>) -> Result<()> {
         let encoded = match self {
             Self::Json => serde_json::to_writer(&mut *buffer, &Checked::<_, true>::new(value))
@@ -47,13 +48,14 @@ impl Codec {
         })
     }
 
-    /// Decodes one value that fills `bytes`.
+    /// Decodes `bytes`, which must contain exactly one value.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] naming the type and what was wrong where; also for nesting beyond [`MAX_DEPTH`] and for bytes left over.
+    /// [`ErrorKind::Decode`], with the type, the fault and its place in the text; also for nesting as deep as
+    /// [`MAX_DEPTH`] and for bytes after the value.
     pub fn decode<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T> {
         let decoded = match self {
-            // serde_json follows at most 128 levels by itself.
+            // serde_json has its own limit of 128 levels.
             Self::Json => serde_json::from_slice(bytes).map_err(|error| error.to_string()),
             Self::MsgPack => {
                 let mut rest = bytes;
@@ -74,7 +76,7 @@ impl Codec {
         })
     }
 
-    /// No data, as this encoding writes it.
+    /// The encoded null value: the payload of an event without data.
     pub(crate) fn nothing(self) -> Bytes {
         Bytes::from_static(match self {
             Self::Json => b"null",
@@ -90,8 +92,8 @@ impl Codec {
         }
     }
 
-    /// The encoding that a MIME type names, in any case and with any parameters: `json`, `…+json`, and the spellings
-    /// of MessagePack in use.
+    /// The encoding that a MIME type names: `json`, `…+json`, `msgpack`, `x-msgpack` or `vnd.msgpack`, in upper or
+    /// lower case and with any parameters.
     pub fn from_content_type(content_type: &str) -> Option<Self> {
         let (_, subtype) = essence(content_type).split_once('/')?;
         let suffix = subtype.rsplit_once('+').map_or(subtype, |(_, suffix)| suffix);

@@ -1,4 +1,4 @@
-//! A confirmation on its way: the answer of a publish or a settlement.
+//! `Confirm`: the future for the confirmation of a publish or a settlement.
 
 use std::fmt;
 use std::future::Future;
@@ -10,10 +10,11 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Resolves when the transport has done what was asked.
+/// A future that resolves when the transport has completed the operation, such as a publish or a settlement.
 ///
-/// The request is already on its way when this value exists: dropping it gives up the answer, not the request.
-/// One concrete type instead of a boxed future, so that the cheap cases cost no allocation.
+/// The transport starts the operation before it returns this value: dropping the value discards the result and does
+/// not cancel the operation ([`Confirm::boxed`] is the exception). This is one concrete type instead of a boxed future,
+/// so that a ready result needs no allocation.
 #[must_use = "the outcome is only known when the confirmation is awaited"]
 pub struct Confirm<T>(State<T>);
 
@@ -23,36 +24,38 @@ enum State<T> {
     Boxed(BoxFuture<'static, Result<T>>),
 }
 
-/// The transport's end of a [`Confirm`]. Dropped unanswered, it answers [`ErrorKind::Closed`].
+/// The sender with which a transport resolves a [`Confirm`]. Dropping it unused resolves the confirmation to
+/// [`ErrorKind::Closed`].
 ///
-/// Many that are known at once are best answered from the newest to the oldest: who has published a window awaits the
-/// oldest, and wakes once to find all of them answered.
+/// A transport that can resolve many confirmations at once should do so from the newest to the oldest: a publisher of a
+/// window awaits the oldest one first, so its task is woken once and then finds all of them resolved.
 pub type Answer<T> = oneshot::Sender<Result<T>>;
 
 impl<T> Confirm<T> {
-    /// Already answered.
+    /// A confirmation that is already resolved to `result`.
     pub fn ready(result: Result<T>) -> Self {
         Self(State::Ready(Some(result)))
     }
 
-    /// A pair: give the first to whoever answers.
+    /// A sender and the confirmation that it resolves. The transport keeps the sender.
     pub fn channel() -> (Answer<T>, Self) {
         let (answer, waiting) = oneshot::channel();
         (answer, Self(State::Waiting(waiting)))
     }
 
-    /// Whether awaiting it is what asks for the answer.
+    /// Whether the operation makes progress only while the confirmation is awaited.
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0, State::Boxed(_))
     }
 
-    /// Answered by a future, for clients whose calls are futures themselves. It runs only while awaited.
+    /// A confirmation that resolves to the output of `future`, for client libraries whose calls are futures. The future
+    /// runs only while the confirmation is awaited.
     pub fn boxed(future: impl Future<Output = Result<T>> + Send + 'static) -> Self {
         Self(State::Boxed(Box::pin(future)))
     }
 }
 
-// Nothing in here is pinned structurally: the receiver is `Unpin` and the future is boxed.
+// No field is structurally pinned: the receiver is `Unpin` and the future is boxed.
 impl<T> Unpin for Confirm<T> {}
 
 impl<T> Future for Confirm<T> {

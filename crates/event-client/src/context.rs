@@ -1,4 +1,4 @@
-//! What is being handled right now: correlation, cause and trace, passed on to everything that it emits.
+//! The context of the event that a task handles: correlation, causation and trace, copied to every event it emits.
 
 use std::fmt;
 use std::future::Future;
@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 
-/// W3C trace context, level 1: which trace, which span in it.
+/// W3C trace context, level 1: a trace and a span in it.
 ///
-/// Spelled `00-<32 hex>-<16 hex>-<2 hex>` (<https://www.w3.org/TR/trace-context/>).
+/// The text form is `00-<32 hex>-<16 hex>-<2 hex>` (<https://www.w3.org/TR/trace-context/>).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceParent {
     /// 128 bits, never zero.
@@ -24,7 +24,7 @@ pub struct TraceParent {
 }
 
 impl TraceParent {
-    /// A new trace with its first span.
+    /// A new trace with its first span, sampled.
     pub fn root() -> Self {
         Self { trace_id: fastrand::u128(1..), span_id: fastrand::u64(1..), flags: 1 }
     }
@@ -38,7 +38,7 @@ impl TraceParent {
 
 impl fmt::Display for TraceParent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // One for every event that is published: a table instead of three formatted numbers.
+        // This runs for every published event: a digit table is faster than formatting three numbers.
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = *b"00-________________________________-________________-__";
         let mut spell = |at: usize, length: usize, number: u128| {
@@ -80,7 +80,7 @@ impl FromStr for TraceParent {
                 })
             };
             let (version, trace_id, span_id, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
-            // Later versions may append fields; version ff is forbidden, and 00 has exactly four.
+            // Later versions may append fields; version ff is forbidden, and version 00 has exactly four fields.
             let whole = parts.next().is_none() || version > 0;
             (version != 0xff && trace_id != 0 && span_id != 0 && whole).then_some(Self {
                 trace_id,
@@ -92,16 +92,16 @@ impl FromStr for TraceParent {
     }
 }
 
-/// Where an event that is emitted now comes from.
+/// Correlation, causation and trace that the library writes into every event emitted now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// The flow that everything here belongs to: the id of the event that started it.
+    /// The id of the event that started the flow to which the handled event belongs.
     pub correlation: MessageId,
-    /// The event being handled: the direct cause of what is emitted.
+    /// The id of the event being handled: the direct cause of the emitted events.
     pub causation: MessageId,
     /// The handler's own span.
     pub trace: TraceParent,
-    /// Vendor state of that trace, passed on untouched.
+    /// Vendor state of that trace (`tracestate`), passed on unchanged.
     pub tracestate: Option<SmolStr>,
 }
 
@@ -109,13 +109,60 @@ tokio::task_local! {
     static CURRENT: (Context, Option<Instant>);
 }
 
-/// When nobody waits any more for what this task does; the deadline of the request that it handles.
+/// The deadline of the request that this task handles: after it the caller no longer waits for the reply.
 pub fn deadline() -> Option<Instant> {
     CURRENT.try_with(|(_, deadline)| *deadline).ok().flatten()
 }
 
+/// The longest `x-request-id` that becomes a correlation id, in bytes; a longer one is ignored.
+const LONGEST_REQUEST_ID: usize = 128;
+
 impl Context {
-    /// The context of the event that this task handles, if it handles one.
+    /// The context of work that no event caused: a new flow and a new trace.
+    ///
+    /// The flow's id stands as the cause of its first events, which [`Context::causation`] cannot leave out.
+    pub fn root() -> Self {
+        let id = MessageId::now();
+        Self { correlation: id.clone(), causation: id, trace: TraceParent::root(), tracestate: None }
+    }
+
+    /// The context of an HTTP request, from its headers: `traceparent` and `tracestate`
+    /// (<https://www.w3.org/TR/trace-context/>) continue the caller's trace with a new span, `x-request-id` is the
+    /// correlation id. A header that is missing or malformed is replaced as in [`Context::root`].
+    ///
+    /// ```
+    /// # use event_client::context::Context;
+    /// let headers = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("x-request-id", "req-78")];
+    /// let context = Context::from_headers(|name| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value));
+    /// assert_eq!(context.correlation.to_string(), "req-78");
+    /// assert!(context.trace.to_string().starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"));
+    /// ```
+    ///
+    /// An axum middleware gives every event, request, staged event and log record of a request this context:
+    ///
+    /// ```ignore
+    /// async fn trace(request: Request, next: Next) -> Response {
+    ///     let headers = request.headers().clone();
+    ///     let context = Context::from_headers(|name| headers.get(name)?.to_str().ok());
+    ///     context.scope(next.run(request)).await
+    /// }
+    /// ```
+    pub fn from_headers<'h>(header: impl Fn(&str) -> Option<&'h str>) -> Self {
+        let mut context = Self::root();
+        if let Some(trace) = header("traceparent").and_then(|text| text.parse::<TraceParent>().ok()) {
+            context.trace = trace.child();
+            context.tracestate = header("tracestate").map(SmolStr::new);
+        }
+        let printable = |id: &&str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic());
+        if let Some(id) = header("x-request-id").filter(|id| id.len() <= LONGEST_REQUEST_ID).filter(printable)
+        {
+            context.correlation = id.into();
+            context.causation = context.correlation.clone();
+        }
+        context
+    }
+
+    /// Returns the context of the event that this task handles, if it handles one.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(|(context, _)| context.clone()).ok()
     }
@@ -125,7 +172,7 @@ impl Context {
         CURRENT.scope((self, None), future)
     }
 
-    /// Runs `future` in this context, with a deadline that bounds every request made by it.
+    /// Runs `future` in this context, with a deadline for every request that `future` makes.
     pub fn scope_until<F: Future>(self, deadline: Instant, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope((self, Some(deadline)), future)
     }
@@ -135,6 +182,20 @@ impl Context {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn malformed_headers_start_a_flow_and_a_trace() {
+        let long = "x".repeat(LONGEST_REQUEST_ID + 1);
+        for id in ["", "a b", "a\tb", "\u{e9}", &long] {
+            let context = Context::from_headers(|name| match name {
+                "traceparent" => Some("00-0-0-01"),
+                "tracestate" => Some("vendor=1"),
+                _ => Some(id),
+            });
+            assert_ne!(context.correlation.to_string(), id);
+            assert_eq!(context.tracestate, None, "the state belongs to the trace that was refused");
+        }
+    }
 
     #[test]
     fn the_specification_s_own_examples() {

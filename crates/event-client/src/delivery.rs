@@ -1,4 +1,4 @@
-//! A message in a consumer's hands, and how it is given back.
+//! A delivery: a message that a transport has leased to a consumer, and the ways to settle it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,68 +12,69 @@ use crate::bounds;
 use crate::confirm::Confirm;
 use crate::message::{Message, Position};
 
-/// A message leased to this consumer until it is settled.
+/// A message leased to this consumer until the consumer settles it.
 ///
-/// The transport renews the lease from the moment of the fetch. A delivery that is dropped unsettled is
-/// [released](Settlement::Release), so no code path can lose one.
+/// The transport renews the lease from the moment of the fetch. Dropping an unsettled delivery
+/// [releases](Settlement::Release) it, so no code path can lose a message.
 pub struct Delivery {
     message: Arc<Message>,
     info: DeliveryInfo,
-    /// `None` once settled.
+    /// `None` once settled, and for a delivery without a lease.
     settle: Option<(Arc<dyn Settle>, Token)>,
-    /// Held while unsettled: the subscription fetches no more than its credit.
+    /// Held until settled: it keeps the subscription from fetching more than `max_in_flight` messages.
     _slot: Option<OwnedSemaphorePermit>,
 }
 
-/// The transport's own name for an outstanding delivery of one subscription.
+/// A number by which the transport identifies an unsettled delivery of one subscription.
 pub type Token = u64;
 
-/// What the transport knows about a delivery beside the message.
+/// Attempt number, position and times of a delivery: the data that the transport adds to the message.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DeliveryInfo {
-    /// From 1; a crash of the consumer counts, a release does not.
+    /// Number of this attempt, from 1. A crash of the consumer counts as an attempt, a release does not.
     pub attempt: u32,
-    /// Where the message stands in its topic's log, if the transport has one.
+    /// Position of the message in its topic's log, if the transport has a log.
     pub position: Option<Position>,
-    /// When the transport stored it.
+    /// Time at which the transport stored the message.
     pub published_at: Option<Timestamp>,
-    /// Set when it was replayed from the dead letters.
+    /// Whether the message was replayed from the dead letters.
     pub replayed: bool,
 }
 
 impl DeliveryInfo {
-    /// Facts of a first or later delivery.
+    /// Data of attempt number `attempt`; position and time are unknown.
     pub fn new(attempt: u32) -> Self {
         Self { attempt, ..Self::default() }
     }
 }
 
-/// How a delivery ends.
+/// How a consumer settles a delivery.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Settlement {
-    /// Handled; never delivered to this group again.
+    /// Handled: the transport never delivers it to this group again.
     Ack,
-    /// Failed; deliver again to this group only, not before `after`, as the next attempt.
+    /// Failed: the transport delivers it again, to this group only, not before `after`, as the next attempt.
     Retry {
-        /// How long to wait, at most [`LONGEST`](crate::LONGEST).
+        /// The pause before the next attempt, at most [`LONGEST`](crate::LONGEST).
         after: Duration,
-        /// Why, kept with the message.
+        /// The error of this attempt, stored with the message.
         error: SmolStr,
     },
-    /// Failed for good: store as a dead letter with the original bytes, then settle, never the other way round.
+    /// Failed for good: the transport first stores a dead letter with the original bytes, then settles the delivery,
+    /// never in the other order.
     Reject(Rejection),
-    /// Not tried: back to the group at once, the attempt not counted.
+    /// Not tried: the message returns to the group at once, and the attempt is not counted.
     Release,
-    /// Not tried: back to the group, which gets it again not before `after`; the attempt is not counted. Of a keyed
-    /// group, the later messages of its key wait behind it.
+    /// Not tried: the transport delivers it to the group again, not before `after`, and the attempt is not counted. In
+    /// a keyed group the later messages of the same key wait for it.
     Defer {
-        /// How long to wait.
+        /// The pause before the next delivery, at most [`LONGEST`](crate::LONGEST).
         after: Duration,
     },
 }
 
-/// Why a message became a dead letter.
+/// The reason and the error text for which a message becomes a dead letter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejection {
     /// The class of failure.
@@ -83,10 +84,11 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// Longest error text kept with a dead letter: broker headers must fit one frame.
+    /// Longest error text in bytes that is stored with a dead letter: the headers of a message must fit into one frame
+    /// of the broker's protocol.
     pub const MAX_ERROR: usize = 4096;
 
-    /// A rejection with its text cut to size.
+    /// A rejection whose error text is cut to [`MAX_ERROR`](Self::MAX_ERROR) bytes.
     pub fn new(reason: Reason, error: impl fmt::Display) -> Self {
         let text = error.to_string();
         Self { reason, error: SmolStr::new(&text[..text.floor_char_boundary(Self::MAX_ERROR)]) }
@@ -100,18 +102,18 @@ impl Rejection {
 pub enum Reason {
     /// All attempts failed.
     Exhausted,
-    /// The handler said that trying again cannot help.
+    /// The handler returned a permanent error: a retry cannot succeed.
     Permanent,
-    /// The bytes are not what the content type or the handler's type says.
+    /// The payload does not decode as its content type or as the handler's type.
     Undecodable,
-    /// No handler knows the type.
+    /// No handler accepts the event type.
     UnknownType,
-    /// It is a version of the handler's event that no member of the group knew for as long as
-    /// [`Handler::await_version`](crate::service::Handler::await_version) says.
+    /// No member of the group could read this version of the handler's event within the time set with
+    /// [`Handler::await_version`](crate::service::Handler::await_version).
     UnknownVersion,
-    /// The sender may not send this.
+    /// The sender is not allowed to send this message.
     Unauthorised,
-    /// Consumers kept dying on it.
+    /// It was delivered more often than the retry policy allows attempts: consumers probably crash on it.
     CrashLoop,
 }
 
@@ -127,7 +129,7 @@ impl Reason {
         Self::CrashLoop,
     ];
 
-    /// The word stored and shown: `exhausted`.
+    /// The text that is stored with the dead letter and shown in reports: `exhausted`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exhausted => "exhausted",
@@ -141,18 +143,19 @@ impl Reason {
     }
 }
 
-/// The transport's side of settling: one per subscription.
+/// The settlement interface that a transport implements; one object per subscription.
 pub trait Settle: Send + Sync + 'static {
-    /// Settles `token`. Must not block. The work goes on when the confirmation is dropped.
+    /// Settles the delivery `token`. Must not block. The transport completes the settlement even if the confirmation
+    /// is dropped.
     ///
-    /// Answers [`ErrorKind::LeaseLost`](crate::ErrorKind::LeaseLost) when another consumer owns the message now.
+    /// The confirmation is [`ErrorKind::LeaseLost`](crate::ErrorKind::LeaseLost) when another consumer has the lease.
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()>;
 
-    /// Says that the handler is still working: renews the lease now.
+    /// Renews the lease of `token` now, because the handler is still working.
     fn in_progress(&self, token: Token) -> Confirm<()>;
 
-    /// Whether `token` may still be begun. A process that stood still beyond its lease must not begin what another
-    /// member has by now.
+    /// Whether the consumer may still start to handle `token`. A process that was suspended for longer than its lease
+    /// must not start a message that another member may have received meanwhile.
     fn is_ours(&self, token: Token) -> bool {
         let _ = token;
         true
@@ -160,7 +163,7 @@ pub trait Settle: Send + Sync + 'static {
 }
 
 impl Delivery {
-    /// Hands a leased message to a consumer; `slot` is one unit of the subscription's credit.
+    /// A delivery of a leased message; `slot` is one of the subscription's `max_in_flight` permits.
     pub fn new(
         message: Arc<Message>,
         info: DeliveryInfo,
@@ -171,7 +174,7 @@ impl Delivery {
         Self { message, info, settle: Some((settle, token)), _slot: Some(slot) }
     }
 
-    /// A delivery that nobody waits for: of a broadcast subscription.
+    /// A delivery of a broadcast subscription: it has no lease, and settling it has no effect.
     pub fn unleased(message: Arc<Message>, info: DeliveryInfo, slot: Option<OwnedSemaphorePermit>) -> Self {
         Self { message, info, settle: None, _slot: slot }
     }
@@ -181,42 +184,42 @@ impl Delivery {
         &self.message
     }
 
-    /// Attempt number, position and times.
+    /// Attempt number, position and publication time.
     pub fn info(&self) -> &DeliveryInfo {
         &self.info
     }
 
-    /// Whether it may be begun: its lease was not lost while it waited.
+    /// Whether the consumer may start to handle it: the lease was not lost while the delivery was queued.
     pub(crate) fn is_ours(&self) -> bool {
         self.settle.as_ref().is_none_or(|(settle, token)| settle.is_ours(*token))
     }
 
-    /// Handled. Await the confirmation to know that it is stored.
+    /// Settles it as handled. Await the confirmation to know that the transport has stored the acknowledgement.
     pub fn ack(self) -> Confirm<()> {
         self.settle(Settlement::Ack)
     }
 
-    /// Failed; deliver again after `after`.
+    /// Settles it as failed; the transport delivers it again after `after`.
     pub fn retry(self, after: Duration, error: impl Into<SmolStr>) -> Confirm<()> {
         self.settle(Settlement::Retry { after, error: error.into() })
     }
 
-    /// Failed for good.
+    /// Settles it as failed for good: it becomes a dead letter.
     pub fn reject(self, rejection: Rejection) -> Confirm<()> {
         self.settle(Settlement::Reject(rejection))
     }
 
-    /// Not tried; somebody else may.
+    /// Returns it untried to the group, which may receive it again at once; the attempt is not counted.
     pub fn release(self) -> Confirm<()> {
         self.settle(Settlement::Release)
     }
 
-    /// Not tried; somebody else may, after `after`.
+    /// Returns it untried to the group, which receives it again after `after`; the attempt is not counted.
     pub fn defer(self, after: Duration) -> Confirm<()> {
         self.settle(Settlement::Defer { after })
     }
 
-    /// Renews the lease now, beside the renewal that the transport does by itself.
+    /// Renews the lease now, in addition to the automatic renewal by the transport.
     pub fn in_progress(&self) -> Confirm<()> {
         match &self.settle {
             Some((settle, token)) => settle.in_progress(*token),
@@ -224,9 +227,10 @@ impl Delivery {
         }
     }
 
-    /// Settles as told.
+    /// Settles it with `settlement`.
     pub fn settle(mut self, mut settlement: Settlement) -> Confirm<()> {
-        // Every transport's settling shares a task: a number that overflows there would end it for everybody.
+        // In every transport one task settles for many deliveries: a duration that overflows there would end that task
+        // for all of them.
         if let Settlement::Retry { after, .. } | Settlement::Defer { after } = &mut settlement {
             *after = bounds::bounded(*after);
         }

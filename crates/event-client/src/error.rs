@@ -1,4 +1,4 @@
-//! The crate's one error: what kind, during which operation, about what, and why.
+//! The error type of this crate: a kind, the failed operation, a message, facts about the failure and its cause.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -6,50 +6,51 @@ use std::fmt;
 /// Result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as far as a caller can act on it.
+/// The class of a failure, by which a caller decides how to react.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A URL, option, name or combination of settings is wrong; starting again will not help.
+    /// A URL, option, name or combination of settings is wrong; a retry or restart does not help.
     Config,
-    /// The transport, server or build cannot do what was asked; the text says what would.
+    /// The transport, server or build does not support the operation; the text names an alternative.
     Unsupported,
     /// A subject, pattern, group or header name breaks the naming rules.
     InvalidName,
-    /// A message is larger than the transport takes.
+    /// A message is larger than the transport accepts.
     TooLarge,
     /// A value could not be encoded.
     Encode,
-    /// Bytes could not be decoded as what they claim to be.
+    /// Bytes could not be decoded as the declared type or encoding.
     Decode,
-    /// A type or version that nobody here knows.
+    /// No handler or decoder in this process knows the type or version.
     UnknownType,
-    /// Time ran out before an answer came; the outcome is unknown.
+    /// No answer arrived in time; the outcome is unknown.
     Timeout,
-    /// The transport, server or disk does not answer just now; a later try may succeed.
+    /// The transport, server or disk does not respond at the moment; a later attempt may succeed.
     Unavailable,
     /// A bounded buffer or the disk is full.
     Full,
-    /// The lease on a delivery was lost to another consumer; its effect must be idempotent.
+    /// The lease of a delivery has passed to another consumer, which may handle the message again; its effect must be
+    /// idempotent.
     LeaseLost,
-    /// Nobody serves the requested subject.
+    /// No member serves the requested subject.
     NoResponder,
-    /// What was named does not exist.
+    /// The named object does not exist.
     NotFound,
-    /// Credentials or permissions do not allow it.
+    /// Credentials or permissions do not allow the operation.
     Denied,
-    /// Stored data is damaged or of a foreign version.
+    /// Stored data is damaged or has an unknown format version.
     Corrupt,
     /// The bus, service or subscription has been closed.
     Closed,
-    /// The other side answered with an error of its own.
+    /// The responder returned an error of its own.
     Remote,
     /// A defect in this library or a panic in user code.
     Internal,
 }
 
 impl ErrorKind {
-    /// Lower-case words for messages and metrics labels.
+    /// The kind as lower-case text, for messages and metric labels.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Config => "configuration",
@@ -74,9 +75,9 @@ impl ErrorKind {
     }
 }
 
-/// An error with the operation that failed, the facts around it, and its cause.
+/// An error with the failed operation, a message, facts about the failure, and its cause.
 ///
-/// The text reads `operation: message (key=value, …): cause`.
+/// `Display` writes `operation: message (key=value, …): cause`.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -88,7 +89,7 @@ struct Inner {
 }
 
 impl Error {
-    /// A new error of `kind`; `message` says what happened and what to do, in lower case.
+    /// A new error of `kind`; `message` states the failure and the remedy, in lower case.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
@@ -99,7 +100,7 @@ impl Error {
         }))
     }
 
-    /// Names the operation that failed, once: the innermost name stays.
+    /// Names the failed operation. The first, innermost, name stays; later calls change nothing.
     #[must_use]
     pub fn during(mut self, operation: &'static str) -> Self {
         if self.0.operation.is_empty() {
@@ -108,7 +109,7 @@ impl Error {
         self
     }
 
-    /// Adds a fact, such as the subject or the file. Never a secret.
+    /// Adds a fact, such as the subject or the file. Do not add a secret: the text goes into logs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
         self.0.context.push((key, value.to_string()));
@@ -122,17 +123,17 @@ impl Error {
         self
     }
 
-    /// What kind of failure it is.
+    /// The class of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// The operation that failed, such as `"publish"`; empty when unknown.
+    /// The failed operation, such as `"publish"`; empty when unknown.
     pub fn operation(&self) -> &'static str {
         self.0.operation
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Whether the same call may succeed later without any change of configuration or data.
     pub fn is_temporary(&self) -> bool {
         matches!(
             self.0.kind,
@@ -171,7 +172,8 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        // `Display` already prints the cause, so chain printers start below it.
+        // `Display` already prints the direct cause, so a printer of the error chain must continue with the source of
+        // that cause.
         self.0.source.as_ref().and_then(|source| source.source())
     }
 }

@@ -1,41 +1,44 @@
-//! An event type: its name, version, key and schema, and how older versions become it.
+//! The `Event` trait: name, version, key and schema of an event type, and the conversion from older versions.
 //!
 //! # Deploying a new version
 //!
-//! A change that old readers cannot follow is a new version: a new type with `version = 2` and
+//! A change that old readers cannot decode needs a new version: a new type with `version = 2` and
 //! `upcast_from = OrderPlacedV1`. Publishers and consumers may be deployed in any order, and old and new members of a
-//! group run side by side:
+//! group may run at the same time:
 //!
 //! - A handler of `Msg<T>` or `Batch<T>` subscribes its group to every version of its event,
-//!   [`orders.placed.*`](Event::pattern). Members that know different versions therefore ask for the same, and a member
-//!   that restarts changes nothing. A group made by a build that subscribed single versions is widened by the first
-//!   member of this build; a member of such a build that starts again narrows it until the next member of this build
-//!   starts, so replace those builds before the first version 2 is published. With `provision=verify` run
-//!   `backbone topology apply` with this build's topology first.
-//! - A member that gets a version it does not know [hands it back](crate::delivery::Settlement::Defer): the attempt is not
-//!   counted, other messages go on, and it is delivered again, to whichever member takes it, after a pause that grows
-//!   from 0.1 s to a minute. A keyed group keeps the later messages of that key behind it; other keys go on. Where one
-//!   member of a keyed group works and the others stand by, the working member leaves the group for two seconds, so that
-//!   another takes over; it does so when other members stand, again when their number has changed, and else ever more
-//!   rarely, at least every half hour.
-//! - When no member knew the version for [`Handler::await_version`](crate::service::Handler::await_version), 24 h unless
-//!   said, the event becomes a dead letter with the reason `unknown-version`, from where it can be replayed once a member
-//!   knows it. The time counts from when the store took the event (its CloudEvents `time` where the store does not tell),
-//!   or from when the member that judges began to meet that version, if that was later: a group that stood still for
-//!   days gives up nothing the moment it comes back. A member begins anew when it restarts, and when it has not met the
-//!   version for twelve hours; for replayed letters it begins when it first meets one.
-//! - The log says which version a member hands back and since when, once a minute at most;
-//!   `event_client_unknown_version_total` counts them.
+//!   [`orders.placed.*`](Event::pattern). Members that know different versions therefore use the same pattern, and a
+//!   restart of a member does not change the group. Older builds of this library subscribed single versions: the first
+//!   member of this build widens the pattern of such a group, and a member of an older build that restarts narrows it
+//!   until the next member of this build starts. Therefore replace the older builds before you publish the first
+//!   version 2. With `provision=verify` first run `backbone topology apply` with the topology of this build.
+//! - A member that receives a version it does not know [defers](crate::delivery::Settlement::Defer) the message: the
+//!   attempt is not counted, the member continues with other messages, and the transport delivers the message again, to
+//!   any member of the group, after a pause that grows from 0.1 s to one minute. In a keyed group the later messages of
+//!   the same key wait for it; other keys continue. On a transport where one member of a keyed group works while the
+//!   others stand by, the working member leaves the group for two seconds, so that another member takes over. It leaves
+//!   when the group has other members, again when their number has changed, and otherwise at growing intervals of at
+//!   most half an hour.
+//! - If no member knows the version within the time set with
+//!   [`Handler::await_version`](crate::service::Handler::await_version) (default: 24 h), the event becomes a dead
+//!   letter with the reason `unknown-version`. It can be replayed once a member knows the version. The time starts when
+//!   the store received the event (at its CloudEvents `time` where the store does not record it), or when the deciding
+//!   member first received that version, whichever is later: a group that was down for days therefore does not reject
+//!   its backlog at once. The time starts again when the member restarts, and when it has not received the version for
+//!   twelve hours; for replayed dead letters it starts when the member first receives one.
+//! - The log names the deferred version and the time since when the member receives it, at most once per minute; the
+//!   counter `event_client_unknown_version_total` counts the deferred messages.
 //!
-//! So the consumer first is the quickest order, the publisher first delays the new events until a consumer knows them, and
-//! a roll-back of the consumer delays them until it is rolled forward. A version below `since` is treated the same. What is
-//! no version of the event, such as another type under its subject, is a dead letter `unknown-type` at once. Handlers of
-//! `Dynamic` and `Raw` take every version that their pattern matches; a broadcast handler passes over what it does not
-//! know.
+//! Deploying the consumer first is therefore the fastest order. Deploying the publisher first delays the new events
+//! until a consumer knows them, and rolling the consumer back delays them until it is rolled forward. A version below
+//! `since` is treated in the same way. Another event type under the event's subject becomes a dead letter with the
+//! reason `unknown-type` at once; a message whose subject matches the pattern but is not a version
+//! (`orders.placed.again`) is acknowledged. Handlers of `Dynamic` and `Raw` accept every version that their pattern
+//! matches; a broadcast handler skips versions that it does not know.
 //!
-//! What waits is bounded by what the transport may hold unsettled: `max_unsettled` of a group on NATS and 1024 messages if
-//! it is keyed, 10,000 messages of a keyed group and topic on Redis, `keyed_backlog` on RabbitMQ. Beyond that the group
-//! waits as a whole.
+//! The number of waiting messages is limited by the number of unsettled messages that the transport allows:
+//! `max_unsettled` per group on NATS, and 1024 messages if the group is keyed; 10,000 messages per keyed group and
+//! topic on Redis; `keyed_backlog` on RabbitMQ. At this limit the whole group waits.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -47,7 +50,7 @@ use crate::subject::{Pattern, Subject};
 
 pub use schemars::{JsonSchema, Schema};
 
-/// A fact that services publish and consume. Implemented by `#[derive(Event)]`.
+/// An event type that services publish and consume. Implemented by `#[derive(Event)]`.
 ///
 /// ```
 /// use event_client::Event;
@@ -77,25 +80,25 @@ pub use schemars::{JsonSchema, Schema};
     note = "write #[derive(Event, Serialize, Deserialize, JsonSchema)] and #[event(name = \"orders.placed\", version = 1)]"
 )]
 pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'static {
-    /// Stable name: topic and what happened, in the past tense: `orders.placed`.
+    /// Stable name: the topic and the occurrence in the past tense, such as `orders.placed`.
     const NAME: &'static str;
-    /// Major version, from 1. A change that old readers cannot follow is a new version.
+    /// Major version, from 1. A change that old readers cannot decode needs a new version.
     const VERSION: u32;
-    /// Name and version: `orders.placed.v1`. The subject, and the CloudEvents type.
+    /// Name and version: `orders.placed.v1`. It is the subject and the CloudEvents type.
     const SUBJECT: &'static str;
 
-    /// Events of one topic with the same key stay in order for keyed handlers.
+    /// The ordering key: keyed handlers receive events of one topic with the same key in order. Default: no key.
     fn key(&self) -> Option<SmolStr> {
         None
     }
 
-    /// This version and the older ones that it is made from, newest first.
+    /// This version and the older versions that are converted into it, newest first.
     fn lineage() -> Vec<Version>;
 
-    /// Decodes data of any version in the lineage.
+    /// Decodes data of any version in the lineage and converts it to this version.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownType`] for a version outside the lineage, [`ErrorKind::Decode`] for bytes that do not fit.
+    /// [`ErrorKind::UnknownType`] for a version outside the lineage, [`ErrorKind::Decode`] for invalid bytes.
     fn decode(version: u32, envelope: &Envelope) -> Result<Self>;
 
     /// The JSON Schema of the data.
@@ -103,18 +106,20 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
         schemars::schema_for!(Self)
     }
 
-    /// Every version of this event, those to come included: `orders.placed.*`. What a handler's group receives.
+    /// The pattern of every version of this event, including future ones: `orders.placed.*`. A handler's group
+    /// subscribes to it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`].
+    /// [`ErrorKind::InvalidName`] when [`Event::NAME`] breaks the naming rules.
     fn pattern() -> Result<Pattern> {
         Pattern::new(format!("{}.*", Self::NAME))
     }
 
-    /// The subjects that carry this event in any version that can be read.
+    /// The subjects of all versions in the lineage, newest first.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the chain of upcasters has a gap or changes its name; [`ErrorKind::InvalidName`].
+    /// [`ErrorKind::Config`] when the chain of upcasters has a gap, joins events with different names or does not reach
+    /// the oldest version; [`ErrorKind::InvalidName`] when a subject breaks the naming rules.
     fn subjects() -> Result<Vec<Subject>> {
         let lineage = Self::lineage();
         for step in lineage.windows(2) {
@@ -136,7 +141,7 @@ pub trait Event: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 'stat
             Some(oldest) if oldest.number != oldest.since => Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "`{}` starts at v{} with no way to read v{}; add `upcast_from`, or `since = {}` if older ones are gone",
+                    "`{}` starts at v{} and cannot read v{}; add `upcast_from`, or `since = {}` if no older event is stored any more",
                     oldest.name,
                     oldest.number,
                     oldest.number - 1,
@@ -157,12 +162,12 @@ pub struct Version {
     pub number: u32,
     /// Name and version.
     pub subject: &'static str,
-    /// The oldest version that may still be met.
+    /// The oldest version that may still be received.
     pub since: u32,
 }
 
-/// The version of the event `name` that `kind` says, such as 1 for `orders.placed.v1`; `None` for other events, and for
-/// what is no version: those count from 1 and are written without leading zeros.
+/// The version number in the type `kind` of the event `name`, such as 1 for `orders.placed.v1`. `None` for other
+/// events, and for a text that is not a version number: versions start at 1 and have no leading zeros.
 pub(crate) fn version_of(kind: &str, name: &str) -> Option<u32> {
     let digits = kind.strip_prefix(name)?.strip_prefix(".v")?;
     let canonical = !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! What travels: a subject, an id, headers and bytes, the same on every transport.
+//! The message type of every transport: a subject, an id, headers and a payload.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 
-/// Identity of a message. Ours are UUIDv7; foreign producers may send any text.
+/// Identity of a message. This library generates UUIDv7; other producers may send any text.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum MessageId {
-    /// A UUID, kept in 16 bytes.
+    /// A UUID, stored in 16 bytes.
     Uuid(Uuid),
     /// Any other text.
     Text(SmolStr),
@@ -36,7 +36,8 @@ impl From<Uuid> for MessageId {
 impl From<&str> for MessageId {
     fn from(text: &str) -> Self {
         match Uuid::try_parse(text) {
-            // Only the canonical spelling may be folded, or the text would not come back as it was sent.
+            // Only the canonical lower-case form is stored as a UUID: any other form would be printed differently
+            // from the text that was received.
             Ok(id) if text.len() == 36 && !text.bytes().any(|b| b.is_ascii_uppercase()) => Self::Uuid(id),
             _ => Self::Text(text.into()),
         }
@@ -91,7 +92,7 @@ impl<'de> serde::Deserialize<'de> for MessageId {
     }
 }
 
-/// Where a message stands in its transport's log. Comparable within one topic of one transport.
+/// Position of a message in its transport's log. Positions are comparable within one topic of one transport.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position(pub u128);
 
@@ -116,7 +117,8 @@ impl FromStr for Position {
     }
 }
 
-/// Free headers, in the order they were added. Names are lower case; small and rarely more than a few.
+/// Free headers (those that the application sets), in the order in which they were added. Names are lower case.
+/// Lookup is linear, because a message rarely has more than a few headers.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(SmolStr, SmolStr)>);
 
@@ -126,7 +128,7 @@ impl Headers {
         Self(Vec::new())
     }
 
-    /// The value of `name`, whatever its case.
+    /// Returns the value of `name`; the case of `name` does not matter.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -136,15 +138,15 @@ impl Headers {
     /// # Errors
     /// [`ErrorKind::InvalidName`] unless the name is 1 to 64 characters of `[a-zA-Z0-9_-]` and the value is
     /// at most 4 KiB without control characters, and for a reserved name: `content-type`, `bus-…`, `nats-…`, `x-death…`.
-    /// Names with `ce-` in front are the attributes of a binary event: a message that has such a header and no
-    /// `ce-type` is refused when it is published.
+    /// Names that start with `ce-` are the CloudEvents attributes of an event in binary mode: `publish` refuses a
+    /// message that has such a header and no `ce-type`.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let named = (1..=64).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
         if !named || value.len() > 4096 || value.chars().any(char::is_control) {
             return Err(Error::new(
                 ErrorKind::InvalidName,
-                "a header name takes 1 to 64 of a-z 0-9 _ -, its value at most 4096 bytes without control characters",
+                "a header name has 1 to 64 characters of a-z 0-9 _ -, a value at most 4096 bytes without control characters",
             )
             .with("header", format!("{:?}", &name[..name.floor_char_boundary(80)])));
         }
@@ -152,7 +154,7 @@ impl Headers {
         if crate::transport::is_reserved(&name) {
             return Err(Error::new(
                 ErrorKind::InvalidName,
-                "`content-type` and names with `bus-`, `nats-` or `x-death` in front have a meaning of their own; choose another",
+                "`content-type` and names that start with `bus-`, `nats-` or `x-death` are reserved; choose another name",
             )
             .with("header", name));
         }
@@ -163,16 +165,16 @@ impl Headers {
         Ok(())
     }
 
-    /// Adds free headers to those of an envelope.
+    /// Adds free headers to the headers that an envelope has written.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`] for names with `ce-` in front: the envelope has written them.
+    /// [`ErrorKind::InvalidName`] for names that start with `ce-`: only the envelope writes those.
     pub(crate) fn add_free(&mut self, free: &Self) -> Result<()> {
         for (name, value) in free.iter() {
             if name.starts_with("ce-") {
                 return Err(Error::new(
                     ErrorKind::InvalidName,
-                    "names with `ce-` in front are attributes of the event; choose another",
+                    "names that start with `ce-` are attributes of the event; choose another name",
                 )
                 .with("header", name));
             }
@@ -181,13 +183,13 @@ impl Headers {
         Ok(())
     }
 
-    /// Adds a header as it was stored; it was checked when it was first set.
+    /// Adds a stored header without checking it: `set` checked it before it was stored.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) fn restore(&mut self, name: SmolStr, value: SmolStr) {
         self.0.push((name, value));
     }
 
-    /// Puts headers into the order of `names`; others follow as they were.
+    /// Sorts headers into the order of `names`; headers that are not in `names` follow in their present order.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) fn sort_by<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
         let mut sorted = Vec::with_capacity(self.0.len());
@@ -205,12 +207,12 @@ impl Headers {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Whether there are none.
+    /// Whether there are no headers.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many there are.
+    /// The number of headers.
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -218,7 +220,7 @@ impl Headers {
 
 impl fmt::Debug for Headers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An `authorization` or token header must not reach a log through `{:?}`.
+        // `{:?}` must not write the value of an `authorization` or token header into a log.
         f.debug_map()
             .entries(self.iter().map(|(name, value)| {
                 (name, if name.contains("auth") || name.contains("token") { "***" } else { value })
@@ -227,40 +229,40 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// How safe a published message is when `publish` returns.
+/// Which failures a published message survives once `publish` has returned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Durability {
-    /// The bus's own class; see [`Capabilities::durability`](crate::transport::Capabilities::durability).
+    /// The default class of the bus; see [`Capabilities::durability`](crate::transport::Capabilities::durability).
     #[default]
     Default,
-    /// Survives a crash of the process, not of the machine.
+    /// Survives a crash of the process, but not a crash of the machine.
     PageCache,
-    /// Survives loss of power.
+    /// Survives loss of power: it is written to disk with fsync.
     Fsync,
 }
 
-/// One message on its way.
+/// One message, as an application publishes it and a transport delivers it.
 #[derive(Clone, PartialEq)]
 pub struct Message {
-    /// Where it goes: `orders.placed.v1`.
+    /// The subject it is published to: `orders.placed.v1`.
     pub subject: Subject,
-    /// Its identity, stable over repeats and retries.
+    /// Its identity; repeated publishes and retries keep it.
     pub id: MessageId,
     /// Messages of one topic with the same key stay in order for keyed consumers.
     pub key: Option<SmolStr>,
     /// MIME type of `payload`, such as `application/cloudevents+json`.
     pub content_type: SmolStr,
-    /// Free headers; attributes of the envelope in binary mode.
+    /// Free headers; in binary mode also the attributes of the envelope.
     pub headers: Headers,
-    /// The bytes.
+    /// The body.
     pub payload: Bytes,
-    /// Not delivered before this time.
+    /// The transport does not deliver it before this time.
     pub deliver_at: Option<Timestamp>,
-    /// Not delivered after this time; an expired message is skipped and counted.
+    /// The transport does not deliver it after this time; it skips and counts an expired message.
     pub expires_at: Option<Timestamp>,
-    /// Ask the transport to store one message per id within its dedup window.
+    /// The transport must store only one message per id within its dedup window.
     pub dedup: bool,
-    /// How safe it must be before `publish` returns.
+    /// The durability that it must have before `publish` returns.
     pub durability: Durability,
 }
 
@@ -270,7 +272,7 @@ impl Message {
         Self::with_id(MessageId::now(), subject, content_type.into(), payload.into())
     }
 
-    /// A message with a known id and no options, as a transport reads it.
+    /// A message with a given id and no options, as a transport builds it from stored data.
     pub(crate) fn with_id(id: MessageId, subject: Subject, content_type: SmolStr, payload: Bytes) -> Self {
         Self {
             subject,
@@ -286,7 +288,7 @@ impl Message {
         }
     }
 
-    /// Bytes it takes in a transport's buffer: payload, headers and names.
+    /// The number of bytes it takes in a transport's buffer: payload, subject, content type, key and headers.
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.subject.as_str().len()
@@ -298,7 +300,7 @@ impl Message {
 
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The payload is the user's data: its size is enough for a log line.
+        // The payload is user data and must not get into a log: only its size is written.
         f.debug_struct("Message")
             .field("subject", &self.subject)
             .field("id", &self.id)

@@ -1,8 +1,8 @@
-//! Canonical status codes: how the answer to a request says what went wrong, the same in every service.
+//! Canonical status codes: the error codes of replies to requests, the same in every service.
 //!
-//! The set and its meaning are gRPC's (<https://grpc.github.io/grpc/core/md_doc_statuscodes.html>). On the wire a
-//! status travels in the headers of a frame: `status` (the name; absent means `OK`), `status-message`
-//! (percent-encoded UTF-8, as in gRPC), and `status-details`, which says what the payload is: `error` for the
+//! The codes and their meanings are gRPC's (<https://grpc.github.io/grpc/core/md_doc_statuscodes.html>). On the wire a
+//! status is in the headers of a frame: `status` (the name; absent means `OK`), `status-message`
+//! (percent-encoded UTF-8, as in gRPC), and `status-details`, the type of the payload: `error` for the
 //! request's own error type, `details` for a JSON-like value.
 
 use std::fmt;
@@ -18,10 +18,10 @@ use crate::message::Headers;
 pub const STATUS: &str = "status";
 /// Frame header with the percent-encoded message.
 pub const STATUS_MESSAGE: &str = "status-message";
-/// Frame header that says what the payload of a failed frame is.
+/// Frame header with the type of a failed frame's payload: `error` or `details`.
 pub const STATUS_DETAILS: &str = "status-details";
 
-/// Longest message in bytes that travels in a header; three times that when every byte is escaped.
+/// Longest message in bytes that is written into a header; it becomes three times as long when every byte is escaped.
 const MAX_MESSAGE: usize = 1024;
 
 macro_rules! codes {
@@ -45,7 +45,7 @@ macro_rules! codes {
                 match self { $(Self::$code => $name),* }
             }
 
-            /// The HTTP status that a gateway answers with.
+            /// The HTTP status with which a gateway reports this code.
             pub const fn http(self) -> u16 {
                 match self { $(Self::$code => $http),* }
             }
@@ -58,46 +58,46 @@ codes! {
     Ok = 0, "OK", 200;
     /// The caller no longer wants the answer.
     Cancelled = 1, "CANCELLED", 499;
-    /// An error that says nothing about itself.
+    /// An error without further information.
     Unknown = 2, "UNKNOWN", 500;
-    /// The request itself is wrong, whatever the state of the system.
+    /// The request itself is invalid, in any state of the system.
     InvalidArgument = 3, "INVALID_ARGUMENT", 400;
-    /// Time ran out; the work may have been done.
+    /// The deadline passed; the service may have completed the operation.
     DeadlineExceeded = 4, "DEADLINE_EXCEEDED", 504;
-    /// What was asked for does not exist.
+    /// The requested object does not exist.
     NotFound = 5, "NOT_FOUND", 404;
-    /// What was to be made exists already.
+    /// The object to be created exists already.
     AlreadyExists = 6, "ALREADY_EXISTS", 409;
-    /// The caller is known and may not do this.
+    /// The caller is authenticated and not allowed to do this.
     PermissionDenied = 7, "PERMISSION_DENIED", 403;
-    /// A quota, rate or space is used up.
+    /// A quota, rate limit or storage is used up.
     ResourceExhausted = 8, "RESOURCE_EXHAUSTED", 429;
-    /// The system is not in the state that this needs; repeating does not help.
+    /// The system is not in the state that the operation requires; a repetition does not help.
     FailedPrecondition = 9, "FAILED_PRECONDITION", 400;
-    /// A conflict with somebody else's work; repeat from the start.
+    /// The operation conflicts with a concurrent one; repeat it from the start.
     Aborted = 10, "ABORTED", 409;
-    /// Past the end of a valid range.
+    /// The operation goes past the end of a valid range.
     OutOfRange = 11, "OUT_OF_RANGE", 400;
-    /// Not offered here.
+    /// The service does not offer this operation.
     Unimplemented = 12, "UNIMPLEMENTED", 501;
     /// A defect of the service.
     Internal = 13, "INTERNAL", 500;
-    /// Not available just now; repeat after a while.
+    /// The service is not available at the moment; repeat the request after a pause.
     Unavailable = 14, "UNAVAILABLE", 503;
     /// Data was lost or damaged for good.
     DataLoss = 15, "DATA_LOSS", 500;
-    /// The caller has not proved who it is.
+    /// The caller has not authenticated itself.
     Unauthenticated = 16, "UNAUTHENTICATED", 401;
 }
 
 impl Code {
-    /// The code's number, as gRPC counts.
+    /// The code's number in gRPC.
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// The code that best stands for an HTTP status. Several codes share one status, so this does not always lead
-    /// back to where [`Code::http`] started: 400 is `INVALID_ARGUMENT`, 409 `ABORTED`, 500 `INTERNAL`.
+    /// The code that best matches an HTTP status. Several codes share one status, so this is not the inverse of
+    /// [`Code::http`]: 400 becomes `INVALID_ARGUMENT`, 409 `ABORTED`, 500 `INTERNAL`.
     pub const fn from_http(status: u16) -> Self {
         match status {
             200..=299 => Self::Ok,
@@ -118,8 +118,8 @@ impl Code {
         }
     }
 
-    /// Whether the fault lies with the service or its surroundings rather than with the request: such failures
-    /// open a circuit breaker, and a repeat of the same request may succeed.
+    /// Whether the service or its environment caused the failure, not the request: such failures open a circuit
+    /// breaker, and the same request may succeed when it is repeated.
     pub const fn is_server_fault(self) -> bool {
         matches!(
             self,
@@ -184,11 +184,11 @@ impl From<ErrorKind> for Code {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Status {
-    /// What kind of failure.
+    /// The class of the failure.
     pub code: Code,
-    /// What happened, for people; cut to 1 KiB on the wire.
+    /// Description of the failure, for people; cut to 1 KiB on the wire.
     pub message: SmolStr,
-    /// Facts for programs.
+    /// Data about the failure, for programs.
     pub details: Option<serde_json::Value>,
 }
 
@@ -224,7 +224,7 @@ impl Status {
         Self { code, message: message.into(), details: None }
     }
 
-    /// Adds facts for programs.
+    /// Adds data for programs.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<serde_json::Value>) -> Self {
         self.details = Some(details.into());
@@ -244,9 +244,9 @@ impl Status {
         }
     }
 
-    /// Reads code and message from a frame's headers; `None` when the frame says nothing is wrong.
+    /// Reads code and message from a frame's headers; `None` when the status is absent or `OK`.
     pub(crate) fn read(headers: &Headers) -> Option<Self> {
-        // A code from the future is still an error.
+        // A code that a newer version added is still an error.
         let code = headers.get(STATUS)?.parse().unwrap_or(Code::Unknown);
         if code == Code::Ok {
             return None;

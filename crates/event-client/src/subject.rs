@@ -1,4 +1,4 @@
-//! Names: subjects that messages carry, patterns that subscriptions ask for, and groups that share work.
+//! Names: subjects of messages, patterns of subscriptions, and consumer groups.
 
 use std::fmt;
 
@@ -6,9 +6,9 @@ use smol_str::SmolStr;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest subject, pattern or group name in bytes: fits a RabbitMQ routing key with room for a prefix.
+/// Longest subject, pattern or group name in bytes: it fits into a RabbitMQ routing key and leaves room for a prefix.
 pub const MAX_NAME: usize = 200;
-/// Most tokens a subject may have.
+/// The highest number of tokens in a subject.
 pub const MAX_TOKENS: usize = 8;
 
 /// A valid subject such as `orders.placed.v1`: dot-separated tokens of `[a-z0-9_-]`.
@@ -18,50 +18,50 @@ pub const MAX_TOKENS: usize = 8;
 pub struct Subject(SmolStr);
 
 impl Subject {
-    /// Checks and takes a subject.
+    /// Checks `name` and makes a subject of it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`] for an empty, too long or ill-spelled name.
+    /// [`ErrorKind::InvalidName`] for a name that is empty or too long, or that has an invalid token.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
         let name = name.as_ref();
         check(name, false)?;
         Ok(Self(SmolStr::new(name)))
     }
 
-    /// The subject's text.
+    /// The subject as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first token: the unit of storage.
+    /// The first token: the unit of storage and of order.
     pub fn topic(&self) -> &str {
         self.0.split('.').next().unwrap_or_default()
     }
 }
 
-/// What a subscription asks for: a subject, or NATS-style wildcards.
+/// The subjects that a subscription receives: one subject, or NATS-style wildcards.
 ///
-/// `*` stands for exactly one token, `>` for one or more at the end: `orders.>` does not match `orders`.
+/// `*` matches exactly one token, `>` matches one or more tokens at the end: `orders.>` does not match `orders`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pattern(SmolStr);
 
 impl Pattern {
-    /// Checks and takes a pattern.
+    /// Checks `pattern` and makes a pattern of it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidName`] for ill-spelled tokens, or `>` anywhere but at the end.
+    /// [`ErrorKind::InvalidName`] for an empty or too long text, an invalid token, or `>` before the end.
     pub fn new(pattern: impl AsRef<str>) -> Result<Self> {
         let pattern = pattern.as_ref();
         check(pattern, true)?;
         Ok(Self(SmolStr::new(pattern)))
     }
 
-    /// The pattern's text.
+    /// The pattern as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it names one subject only.
+    /// Whether it has no wildcard and so matches one subject only.
     pub fn is_exact(&self) -> bool {
         !self.0.contains(['*', '>'])
     }
@@ -71,7 +71,7 @@ impl Pattern {
         self.0.split('.').next().filter(|token| !matches!(*token, "*" | ">"))
     }
 
-    /// Whether `subject` is covered.
+    /// Whether `subject` matches the pattern.
     pub fn matches(&self, subject: &Subject) -> bool {
         let mut tokens = subject.as_str().split('.');
         for want in self.0.split('.') {
@@ -92,12 +92,12 @@ impl From<&Subject> for Pattern {
     }
 }
 
-/// The name of a durable group: every group gets each event, one member of the group handles it.
+/// The name of a durable consumer group. Every group receives each event, and one member of the group handles it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Group(SmolStr);
 
 impl Group {
-    /// Checks and takes a group name, spelled like a subject.
+    /// Checks `name` and makes a group name of it; the rules are those of a subject.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`] as for a subject.
@@ -107,7 +107,7 @@ impl Group {
         Ok(Self(SmolStr::new(name)))
     }
 
-    /// The group's text.
+    /// The group name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -129,14 +129,14 @@ fn check(name: &str, wildcards: bool) -> Result<()> {
     for token in name.split('.') {
         count += 1;
         if ended {
-            return refuse("`>` may only stand at the end");
+            return refuse("`>` is only allowed at the end");
         }
         match token {
             "" => return refuse("the name has an empty token"),
             "*" if wildcards => {}
             ">" if wildcards => ended = true,
             _ if token.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) => {}
-            _ => return refuse("the name has a character that not every broker takes"),
+            _ => return refuse("the name has a character that is not allowed"),
         }
     }
     if count > MAX_TOKENS { refuse("the name has too many tokens") } else { Ok(()) }

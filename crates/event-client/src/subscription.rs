@@ -1,4 +1,4 @@
-//! The stream of deliveries between a transport and its consumers, bounded by credit.
+//! `Subscription` and `Feed`: the bounded queue of deliveries between a transport and its consumers.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,24 +11,25 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::delivery::Delivery;
 use crate::telemetry;
 
-/// The pause between two log lines about one subscription that misses messages.
+/// The shortest pause between two log lines about missed messages of one subscription.
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Whether a subscription makes progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Health {
-    /// Not yet connected for the first time.
+    /// The transport has not connected it for the first time yet.
     #[default]
     Starting,
-    /// Fetching.
+    /// The transport fetches messages for it.
     Live,
-    /// Being rebuilt after a fault; the text says which. A subscription that ended like this can be opened again.
+    /// The transport rebuilds it after a fault; the text describes the fault. If the subscription ends in this state,
+    /// the caller can open another one.
     Rebuilding(String),
-    /// Ended; no more deliveries will come.
+    /// It has ended; no more deliveries will come.
     Stopped,
 }
 
-/// Deliveries of one subscription. Clones share the stream: each delivery goes to one of them.
+/// The consumer's end of one subscription. Clones share the queue: each delivery goes to one of them.
 #[derive(Clone)]
 pub struct Subscription {
     queue: async_channel::Receiver<Delivery>,
@@ -36,7 +37,7 @@ pub struct Subscription {
     health: watch::Receiver<Health>,
     stop: CancellationToken,
     missed: Arc<AtomicU64>,
-    /// Tells the transport when the last clone goes.
+    /// Ends the subscription when the last clone is dropped.
     _last: Arc<Last>,
 }
 
@@ -52,7 +53,7 @@ impl Drop for Last {
     }
 }
 
-/// Closes the queue and lets go of what nobody took, which releases it.
+/// Closes the queue and drops the deliveries in it, which releases them.
 fn give_back(queue: &async_channel::Receiver<Delivery>) {
     queue.close();
     while let Ok(delivery) = queue.try_recv() {
@@ -60,25 +61,25 @@ fn give_back(queue: &async_channel::Receiver<Delivery>) {
     }
 }
 
-/// The transport's end of a [`Subscription`].
+/// The transport's end of a [`Subscription`]: it puts deliveries into the queue.
 pub struct Feed {
     queue: async_channel::Sender<Delivery>,
-    /// Only to give back what nobody took when the transport ends the subscription.
+    /// Used only to release the queued deliveries when the transport ends the subscription.
     untaken: async_channel::Receiver<Delivery>,
     max_in_flight: Arc<Semaphore>,
     health: watch::Sender<Health>,
     stop: CancellationToken,
     gone: CancellationToken,
     missed: Arc<AtomicU64>,
-    /// What was missed and not logged yet, and when the last line was.
+    /// The number of missed messages that are not logged yet, and the time of the last log line.
     unlogged: Mutex<(u64, Option<Instant>)>,
 }
 
 impl Subscription {
-    /// A connected pair. At most `max_in_flight` deliveries exist unsettled at any time.
+    /// Creates both ends. At most `max_in_flight` unsettled deliveries exist at any time.
     pub fn channel(max_in_flight: usize) -> (Feed, Self) {
         let max_in_flight = max_in_flight.max(1);
-        // The queue holds what the credit allows, so a `try_send` under credit always has room.
+        // The queue has as many places as there are permits, so `try_send` with a permit always has room.
         let (sender, queue) = async_channel::bounded(max_in_flight);
         let (health_sender, health) = watch::channel(Health::Starting);
         let gone = CancellationToken::new();
@@ -99,7 +100,7 @@ impl Subscription {
         (feed, Self { queue, max_in_flight: permits, health, stop, missed, _last: last })
     }
 
-    /// The next delivery; `None` when the subscription has ended.
+    /// Waits for the next delivery; `None` when the subscription has ended.
     pub async fn next(&self) -> Option<Delivery> {
         loop {
             let delivery = self.queue.recv().await.ok()?;
@@ -109,18 +110,18 @@ impl Subscription {
         }
     }
 
-    /// A delivery that is already here.
+    /// Returns a delivery that is already queued, without waiting.
     pub fn try_next(&self) -> Option<Delivery> {
         std::iter::from_fn(|| self.queue.try_recv().ok()).find(Delivery::is_ours)
     }
 
-    /// Stops fetching. What has been fetched and not taken goes back to the group; taken deliveries stay leased.
+    /// Stops fetching. Queued deliveries are released to the group; deliveries that a consumer has taken stay leased.
     pub fn stop(&self) {
         self.stop.cancel();
         give_back(&self.queue);
     }
 
-    /// Waits until nothing that was delivered is unsettled; to be called after [`Subscription::stop`].
+    /// Waits until every delivery is settled; to be called after [`Subscription::stop`].
     pub(crate) async fn settled(&self) {
         let all = self
             .queue
@@ -130,60 +131,61 @@ impl Subscription {
         drop(self.max_in_flight.acquire_many(all).await);
     }
 
-    /// How many messages a broadcast subscription has not got, because it was slower than the transport keeps them;
-    /// always 0 for a group. Where the transport cannot tell whether a message that is gone would have matched, it
-    /// counts. A log line and the metric [`BROADCAST_MISSED`](telemetry::BROADCAST_MISSED) say the same.
+    /// The number of messages that a broadcast subscription missed, because the transport dropped them before the
+    /// subscriber took them; always 0 for a group. A transport that cannot know whether a dropped message would have
+    /// matched counts it. A log line and the metric [`BROADCAST_MISSED`](telemetry::BROADCAST_MISSED) report the same
+    /// number.
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
     }
 
-    /// Whether the subscription makes progress; changes can be awaited.
+    /// The state of the subscription; the receiver can await changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.clone()
     }
 }
 
 impl Feed {
-    /// Waits for room for at least one delivery.
+    /// Waits for a permit for one delivery.
     pub async fn slot(&self) -> OwnedSemaphorePermit {
         self.max_in_flight.clone().acquire_owned().await.expect("the credit is never closed")
     }
 
-    /// Waits until so many deliveries may be fetched, or all that the credit allows.
+    /// Waits until `deliveries` permits are free, or all of them if `max_in_flight` is lower.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) async fn room(&self, deliveries: usize) {
         let slots = u32::try_from(deliveries.min(self.max_in_flight())).unwrap_or(u32::MAX);
         drop(self.max_in_flight.acquire_many(slots).await);
     }
 
-    /// How many deliveries may exist unsettled.
+    /// The number of deliveries that may be unsettled at a time.
     pub(crate) fn max_in_flight(&self) -> usize {
         self.queue.capacity().expect("it is bounded")
     }
 
-    /// Takes room if there is some now.
+    /// Takes a permit for one delivery if one is free now.
     pub fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
         self.max_in_flight.clone().try_acquire_owned().ok()
     }
 
-    /// How many deliveries may be fetched now.
+    /// The number of free permits: deliveries that the transport may fetch now.
     pub fn free(&self) -> usize {
         self.max_in_flight.available_permits()
     }
 
-    /// How many deliveries nobody has taken yet.
+    /// The number of queued deliveries that no consumer has taken yet.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) fn untaken(&self) -> usize {
         self.untaken.len()
     }
 
-    /// Hands over a delivery that holds a slot. It is released when the consumer is gone.
+    /// Queues a delivery that holds a permit. If the consumer has dropped the subscription, the delivery is released.
     pub fn push(&self, delivery: Delivery) {
-        // Refused only when closed; then the delivery drops and releases itself.
+        // `try_send` fails only when the queue is closed; dropping the delivery then releases it.
         drop(self.queue.try_send(delivery));
     }
 
-    /// Drops what nobody has taken yet: it is no longer ours to hand out.
+    /// Drops the queued deliveries that no consumer has taken yet, for example because their leases were lost.
     #[allow(dead_code, reason = "each broker folder may be compiled out")]
     pub(crate) fn take_back(&self) {
         while let Ok(delivery) = self.untaken.try_recv() {
@@ -191,18 +193,19 @@ impl Feed {
         }
     }
 
-    /// Cancelled when the consumer stops or is gone: fetch no more. Leases of taken deliveries are still renewed.
+    /// Cancelled when the consumer stops or drops the subscription: the transport must fetch no more. It still renews
+    /// the leases of taken deliveries.
     pub fn stopped(&self) -> &CancellationToken {
         &self.stop
     }
 
-    /// Cancelled when the last clone of the subscription is dropped: renew no more leases.
+    /// Cancelled when the last clone of the subscription is dropped: the transport must stop renewing leases.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Reports that the subscriber was too slow for `messages` messages of a broadcast: the transport no longer has
-    /// them. Counted at once, logged at most once a second.
+    /// Reports that the transport dropped `messages` messages of a broadcast before the subscriber took them.
+    /// They are counted at once and logged at most once per second.
     pub fn missed(&self, transport: &'static str, messages: u64) {
         if messages == 0 {
             return;
@@ -221,11 +224,11 @@ impl Feed {
     fn log_missed(&self) {
         tracing::warn!(
             missed = self.missed.load(Ordering::Relaxed),
-            "a broadcast subscriber is too slow: messages were gone before it took them; counted since it began"
+            "a broadcast subscriber is too slow and missed messages; `missed` is the number since it subscribed"
         );
     }
 
-    /// Reports progress or trouble.
+    /// Publishes a new health state; an unchanged state does not wake the receivers.
     pub fn report(&self, health: Health) {
         self.health.send_if_modified(|now| {
             let changed = *now != health;
@@ -242,10 +245,11 @@ impl Drop for Feed {
         if self.unlogged.get_mut().unwrap_or_else(PoisonError::into_inner).0 > 0 {
             self.log_missed();
         }
-        // Dropped by the panic of the task that had it: a defect of ours, after which another subscription may work.
-        let died = || Health::Rebuilding("the task behind the subscription died".into());
+        // If a panic of the transport's task drops the feed, that is a defect of this library, and another subscription
+        // may work: `Rebuilding` lets the caller open one.
+        let died = || Health::Rebuilding("the task that fetches for the subscription panicked".into());
         self.report(if std::thread::panicking() { died() } else { Health::Stopped });
-        // What the consumer has not taken must not be handled under a lease that nobody renews.
+        // Nothing renews the leases of the queued deliveries from here on, so a consumer must not start them.
         give_back(&self.untaken);
     }
 }

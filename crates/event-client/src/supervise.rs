@@ -1,9 +1,9 @@
-//! Tasks of the library's own: none ends by a panic without what it serves ending, or going on, visibly.
+//! Panic handling for the library's own tasks: each panic is logged and counted, and has one of these effects.
 //!
-//! - A task that serves one subscription takes the subscription with it: its health is `Stopped`, and whoever runs it
-//!   (a [`Service`](crate::service::Service), say) opens another.
-//! - A task that a whole connection needs takes the connection with it: everything on it answers that it is closed.
-//! - A task without state of its own ([`again`]) is started anew.
+//! - A task that serves one subscription ends the subscription: its health becomes `Rebuilding` or `Stopped`, and its
+//!   owner (for example a [`Service`](crate::service::Service)) opens another.
+//! - A task that serves a whole connection closes the connection: every operation on it returns that it is closed.
+//! - A task without state of its own ([`again`]) is restarted.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -13,10 +13,10 @@ use futures_util::FutureExt;
 
 use crate::service::panic_text;
 
-/// The longest pause before a task is started again that keeps dying.
+/// The longest pause before a task that panics repeatedly is restarted.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Runs `work`; when it panics, that is logged and counted, and `died` is called after everything that `work` held is
+/// Runs `work`. A panic is logged and counted, and then `died` is called, after everything that `work` owned has been
 /// dropped.
 pub(crate) async fn run(name: &'static str, work: impl Future<Output = ()>, died: impl FnOnce()) {
     if panicked(name, work).await {
@@ -24,7 +24,7 @@ pub(crate) async fn run(name: &'static str, work: impl Future<Output = ()>, died
     }
 }
 
-/// Runs what `work` makes, and makes it anew after a panic: for tasks whose state is kept elsewhere.
+/// Runs the future that `work` returns, and calls `work` again after a panic: for tasks whose state is elsewhere.
 pub(crate) async fn again<F: Future<Output = ()>>(name: &'static str, mut work: impl FnMut() -> F) {
     let mut pause = Duration::from_millis(20);
     while panicked(name, work()).await {
@@ -40,7 +40,7 @@ async fn panicked(name: &'static str, work: impl Future<Output = ()>) -> bool {
     metrics::counter!("event_client_task_panics_total", "task" => name).increment(1);
     tracing::error!(
         task = name, panic = %panic_text(&*panic),
-        "a task of the bus died, which is a defect of this library; what it served ends or is started again"
+        "a task of the bus panicked, which is a defect of this library; its subscription or connection ends, or it is restarted"
     );
     true
 }

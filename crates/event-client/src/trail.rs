@@ -1,4 +1,4 @@
-//! Which event a log line is about: its id, and the flow and trace that it belongs to.
+//! The log fields that identify an event: its id, its correlation id and its trace.
 
 use std::collections::BTreeMap;
 
@@ -8,9 +8,9 @@ use crate::context::{Context, TraceParent};
 use crate::envelope::Envelope;
 use crate::message::Message;
 
-/// The fields of a log line about one message, under the names that [log shipping](crate::log) knows.
+/// The fields of a log line about one message, with the names that [log shipping](crate::log) recognises.
 ///
-/// Made where a failure is logged, so that messages that are handled well pay nothing for it.
+/// It is built only where a failure is logged, so that messages without a failure cost nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Trail {
     pub(crate) event_id: String,
@@ -19,7 +19,7 @@ pub(crate) struct Trail {
     pub(crate) span_id: Option<String>,
 }
 
-/// Longest id in bytes that is taken from a body that is not a valid event.
+/// Longest id in bytes that is read from a body that is not a valid event; a longer one is cut.
 const LONGEST: usize = 256;
 
 /// The attributes that can be read from a JSON body that is not a valid event.
@@ -31,14 +31,14 @@ struct Remains {
 }
 
 impl Trail {
-    /// Of a message whose handling had a context.
+    /// The fields for an event that a handler processed in `context`.
     pub(crate) fn of(context: &Context) -> Self {
         let trail =
             Self { event_id: context.causation.to_string(), ..Self::default() }.traced(Some(context.trace));
         Self { correlation_id: Some(context.correlation.to_string()), ..trail }
     }
 
-    /// Of a message that no handler has seen: as much as its envelope, or what is left of it, says.
+    /// The fields for a message that no handler received: from its envelope, or from the readable part of a broken one.
     pub(crate) fn read(message: &Message) -> Self {
         if let Ok(envelope) = Envelope::read(message) {
             let meta = envelope.meta;
@@ -58,7 +58,7 @@ impl Trail {
         trail.traced(trace.and_then(|trace| trace.parse().ok()))
     }
 
-    /// Of an event in an outbox, from its row's headers.
+    /// The fields for an event in an outbox, from the headers in its row.
     pub(crate) fn staged(headers: &str) -> Self {
         let headers: BTreeMap<String, String> = serde_json::from_str(headers).unwrap_or_default();
         let trail = Self { correlation_id: headers.get("ce-correlationid").cloned(), ..Self::default() };

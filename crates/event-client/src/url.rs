@@ -1,4 +1,4 @@
-//! The bus URL: one line that decides the transport.
+//! The bus URL: it selects the transport and sets its options.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,12 +13,15 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A parsed bus URL such as `sqlite:data/bus.db?synchronous=full` or `memory:`.
 ///
-/// Passwords never show in `Display` or `Debug`.
+/// [`transport::docs`](crate::transport::docs) lists the URL forms and options of each transport. `Display` and `Debug`
+/// hide the user name, the password and the options.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BusUrl {
     scheme: String,
     rest: String,
     options: BTreeMap<String, String>,
+    /// The options that [`BusUrl::take`] was called for, in this order.
+    taken: Vec<String>,
 }
 
 impl BusUrl {
@@ -27,16 +30,20 @@ impl BusUrl {
         &self.scheme
     }
 
-    /// What stands between the scheme and the options: a path, a name, or `//user:password@host:port/…`.
+    /// The part between the scheme and the options: a path, a name, or `//user:password@host:port/…`.
     pub fn rest(&self) -> &str {
         &self.rest
     }
 
-    /// Takes an option out and parses it; what nobody takes is reported by [`BusUrl::finish`].
+    /// Removes an option and parses its value; `takes` describes the allowed values for the error text.
+    /// Call it for every option that the transport has: [`BusUrl::finish`] then refuses the options that remain.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the value does not parse; the text names the option and what it takes.
+    /// [`ErrorKind::Config`] when the value does not parse; the text names the option and its allowed values.
     pub fn take<T: FromStr>(&mut self, option: &str, takes: &str) -> Result<Option<T>> {
+        if self.taken.iter().all(|taken| taken != option) {
+            self.taken.push(option.to_owned());
+        }
         let Some(value) = self.options.remove(option) else { return Ok(None) };
         value.parse().map(Some).map_err(|_| {
             Error::new(ErrorKind::Config, format!("option `{option}` takes {takes}, not {value:?}"))
@@ -45,10 +52,11 @@ impl BusUrl {
         })
     }
 
-    /// Takes out an option that is a duration, such as `500ms`, `7d` or `1h 30m`.
+    /// Removes an option that is a duration, such as `500ms`, `7d` or `1h 30m`, and parses it.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the value is no duration, or is outside of `allowed`; the text names both.
+    /// [`ErrorKind::Config`] when the value is not a duration or is outside of `allowed`; in the second case the text
+    /// names the allowed range.
     pub(crate) fn take_duration(
         &mut self,
         option: &str,
@@ -66,23 +74,42 @@ impl BusUrl {
             .with("url", &*self))
     }
 
-    /// Gives an option the value that it has when the URL does not say.
+    /// Gives the option `old`, if the URL has it, its present name `new`, and logs a warning.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] when the URL has both.
+    pub(crate) fn renamed(&mut self, old: &str, new: &str) -> Result<()> {
+        let Some(value) = self.options.remove(old) else { return Ok(()) };
+        if self.options.contains_key(new) {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("`{old}` is the old name of option `{new}`; remove `{old}` from the URL"),
+            )
+            .during("connect")
+            .with("url", &*self));
+        }
+        tracing::warn!(url = %self, "option `{old}` of the bus URL is now called `{new}`; use the new name");
+        self.options.insert(new.to_owned(), value);
+        Ok(())
+    }
+
+    /// Sets an option that the URL does not set.
     pub(crate) fn default_option(&mut self, option: &str, value: String) {
         self.options.entry(option.to_owned()).or_insert(value);
     }
 
-    /// Refuses options that nobody took.
+    /// Refuses the URL if it has options that no call of [`BusUrl::take`] removed.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] naming the first unknown option and the known ones.
-    pub fn finish(&self, known: &[&str]) -> Result<()> {
+    /// [`ErrorKind::Config`], with the first unknown option and the options that were taken in the text.
+    pub fn finish(&self) -> Result<()> {
         match self.options.keys().next() {
             None => Ok(()),
             Some(unknown) => {
-                let known = if known.is_empty() {
+                let known = if self.taken.is_empty() {
                     "takes no options".into()
                 } else {
-                    format!("takes {}", known.join(", "))
+                    format!("takes {}", self.taken.join(", "))
                 };
                 Err(Error::new(
                     ErrorKind::Config,
@@ -95,14 +122,14 @@ impl BusUrl {
     }
 }
 
-/// A duration as a URL spells it: a number with a unit, or jiff's longer forms. Not negative.
+/// A duration in a URL: a number with a unit, or one of jiff's longer forms. It is not negative.
 struct Given(Duration);
 
 impl FromStr for Given {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        // jiff's durations know no days.
+        // jiff's `SignedDuration` does not parse days.
         if let Some(days) = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok()) {
             return Ok(Self(Duration::from_secs(days.saturating_mul(86_400))));
         }
@@ -111,7 +138,7 @@ impl FromStr for Given {
     }
 }
 
-/// A bound as people write it: `100ms`, `7d`.
+/// A bound in the form of a URL option: `100ms`, `7d`.
 fn shown(bound: Duration) -> String {
     const DAY: u64 = 86_400;
     if bound >= LONGEST {
@@ -131,7 +158,7 @@ impl FromStr for BusUrl {
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
         let refuse = |what: &str| {
-            // The text may hold a password, so only what stands before a colon is repeated.
+            // The text may contain a password, so the error repeats only the part before the first colon.
             let shown: String = text.chars().take_while(|c| *c != ':').take(40).collect();
             Error::new(ErrorKind::Config, format!("{what}; use {}", crate::transport::URLS))
                 .during("connect")
@@ -141,7 +168,7 @@ impl FromStr for BusUrl {
         if scheme.is_empty()
             || !scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
         {
-            return Err(refuse("the bus URL's scheme is ill-spelled"));
+            return Err(refuse("the bus URL's scheme is invalid"));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut options = BTreeMap::new();
@@ -152,7 +179,7 @@ impl FromStr for BusUrl {
                 return Err(refuse("an option of the bus URL is given twice"));
             }
         }
-        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: rest.to_owned(), options })
+        Ok(Self { scheme: scheme.to_ascii_lowercase(), rest: rest.to_owned(), options, taken: Vec::new() })
     }
 }
 
@@ -174,15 +201,69 @@ impl fmt::Debug for BusUrl {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
     use super::*;
 
     #[test]
     fn parts_and_options() {
         let mut url: BusUrl = "SQLite:data/bus.db?synchronous=full".parse().unwrap();
         assert_eq!((url.scheme(), url.rest()), ("sqlite", "data/bus.db"));
-        assert!(url.finish(&[]).unwrap_err().to_string().contains("synchronous"));
+        assert!(url.finish().unwrap_err().to_string().contains("`synchronous`; `sqlite:` takes no options"));
         assert_eq!(url.take::<String>("synchronous", "full or normal").unwrap().as_deref(), Some("full"));
-        url.finish(&[]).unwrap();
+        url.finish().unwrap();
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused_with_the_options_that_were_taken() {
+        let mut url: BusUrl = "a:?colour=red".parse().unwrap();
+        for option in ["size", "wait", "size"] {
+            assert_eq!(url.take::<u32>(option, "a number").unwrap(), None);
+        }
+        let error = url.finish().unwrap_err().to_string();
+        assert!(error.contains("unknown option `colour`; `a:` takes size, wait"), "{error}");
+    }
+
+    /// Collects the events of `tracing` as text.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_old_name_sets_the_option_with_one_warning_and_both_names_are_refused() {
+        // With a single subscriber alive, `tracing` decides by the thread that asks first, which may be another test's.
+        let _kept: [tracing::Dispatch; 2] = [(); 2].map(|()| tracing_subscriber::registry().into());
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let mut url: BusUrl = "a:?rounds=3".parse().unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            url.renamed("rounds", "turns").unwrap();
+            url.renamed("pace", "speed").unwrap();
+        });
+        let logged = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(logged.lines().count(), 1, "{logged}");
+        assert!(
+            logged.contains("WARN") && logged.contains("`rounds`") && logged.contains("`turns`"),
+            "{logged}"
+        );
+        assert_eq!(url.take::<u32>("turns", "a number").unwrap(), Some(3));
+        url.finish().unwrap();
+        let mut url: BusUrl = "a:?rounds=3&turns=4".parse().unwrap();
+        let error = url.renamed("rounds", "turns").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("`rounds` is the old name of option `turns`"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The operator's view: lag, members, moving and deleting groups.
+//! Cases for the operator's interface: lag, members, moving (seek) and deleting groups.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ cases! {
     ping_answers;
 }
 
-/// Waiting, in flight, waiting for a retry, given up.
+/// Counts waiting messages, messages in flight, messages that wait for a retry, and dead letters.
 async fn lag_counts_what_is_where(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2)).await;
     for n in 0..10 {
@@ -42,7 +42,7 @@ async fn lag_counts_what_is_where(exam: Exam) {
     assert_eq!((status.waiting, status.in_flight, status.retrying, status.dead), (6, 2, 1, 1), "{status:?}");
 }
 
-/// A group's lag is of its own messages.
+/// A group's lag counts only messages that match its filters.
 async fn lag_counts_what_matches_only(exam: Exam) {
     drop(exam.subscribe(group("g", 1).filters(&["orders.placed.*"])).await);
     for name in ["orders.placed.v1", "orders.paid.v1", "billing.placed.v1", "orders.placed.v2"] {
@@ -51,7 +51,7 @@ async fn lag_counts_what_matches_only(exam: Exam) {
     exam.until("g", "two to wait", |status| status.waiting == 2).await;
 }
 
-/// How old the oldest is, and nothing when all is settled.
+/// Reports the time of the oldest unsettled message, and none when everything is settled.
 async fn lag_tells_the_oldest_unsettled(exam: Exam) {
     let before = Timestamp::now() - jiff::SignedDuration::from_secs(2);
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -69,7 +69,7 @@ async fn lag_tells_the_oldest_unsettled(exam: Exam) {
     assert_eq!(exam.status("g").await.oldest_unsettled, None);
 }
 
-/// Who is connected, where the transport knows.
+/// Counts the connected members, where the transport can count them.
 async fn members_are_counted(exam: Exam) {
     let other = exam.another().await;
     let one = exam.subscribe(group("g", 1)).await;
@@ -81,7 +81,7 @@ async fn members_are_counted(exam: Exam) {
     exam.until("g", "no member", |status| status.members == 0).await;
 }
 
-/// Every durable group, however many handles there are.
+/// Lists every durable group once, for any number of handles.
 async fn groups_are_listed_with_their_filters(exam: Exam) {
     let other = exam.another().await;
     drop(exam.subscribe(group("b", 1)).await);
@@ -96,7 +96,7 @@ async fn groups_are_listed_with_their_filters(exam: Exam) {
     assert_eq!(filters, ["orders.paid.>", "orders.placed.*"]);
 }
 
-/// To the oldest kept: settled or not.
+/// A seek to the earliest message delivers every kept message again, settled or not.
 async fn seek_delivers_everything_again(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1).keyed()).await;
     for n in 0..5 {
@@ -112,7 +112,7 @@ async fn seek_delivers_everything_again(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Everything from there on.
+/// A seek to a position or a time delivers every message from there on.
 async fn seek_goes_to_a_position_or_time(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut positions = Vec::new();
@@ -133,7 +133,7 @@ async fn seek_goes_to_a_position_or_time(exam: Exam) {
     }
 }
 
-/// To what comes next: what waits is skipped.
+/// A seek to new messages skips the messages that wait.
 async fn seek_forward_skips(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     for n in 0..5 {
@@ -146,7 +146,7 @@ async fn seek_forward_skips(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "next");
 }
 
-/// Unsettled deliveries, retries included, are given up: who settles them later is told.
+/// A seek abandons unsettled deliveries, retries included: settling one later returns `LeaseLost`.
 async fn seek_gives_up_what_is_unsettled(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2)).await;
     for n in 0..2 {
@@ -164,7 +164,7 @@ async fn seek_gives_up_what_is_unsettled(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Another group does not notice.
+/// A seek of one group does not affect another group.
 async fn seek_moves_one_group_only(exam: Exam) {
     let (moved, other) = (exam.subscribe(group("moved", 1)).await, exam.subscribe(group("other", 1)).await);
     exam.publish(message("a")).await;
@@ -176,7 +176,7 @@ async fn seek_moves_one_group_only(exam: Exam) {
     assert_eq!(text(&exam.next(&other).await), "marker");
 }
 
-/// Moving or deleting what does not exist is an error.
+/// Moving or deleting a group that does not exist is an error.
 async fn an_unknown_group_is_not_found(exam: Exam) {
     let name = || group_name("no-such-group");
     let error = exam.refused(ErrorKind::NotFound, "seek", exam.admin().seek(name(), Start::New)).await;
@@ -184,7 +184,7 @@ async fn an_unknown_group_is_not_found(exam: Exam) {
     exam.refused(ErrorKind::NotFound, "delete", exam.admin().delete_group(name())).await;
 }
 
-/// All that waits for it goes, and its members' subscriptions end.
+/// Deleting a group deletes all messages that wait for it, and ends its members' subscriptions.
 async fn a_deleted_group_is_gone(exam: Exam) {
     let other = exam.another().await;
     let member = exam.ok("subscribe", other.subscribe(group("g", 1))).await;
@@ -201,7 +201,7 @@ async fn a_deleted_group_is_gone(exam: Exam) {
     assert!(member.next().await.is_none());
 }
 
-/// It starts as a new group does.
+/// A group that is created again under a deleted group's name starts as a new group does.
 async fn a_deleted_group_may_come_back_as_a_new_one(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     exam.publish(message("before")).await;
@@ -211,7 +211,7 @@ async fn a_deleted_group_may_come_back_as_a_new_one(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "after");
 }
 
-/// One round trip to the storage.
+/// A ping makes one round trip to the storage.
 async fn ping_answers(exam: Exam) {
     let took = exam.ok("ping", exam.admin().ping()).await;
     assert!(took < Duration::from_secs(10), "{took:?}");

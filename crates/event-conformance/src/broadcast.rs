@@ -1,4 +1,5 @@
-//! Broadcast: every subscriber sees every message, and nothing is owed to it.
+//! Cases for broadcast subscriptions: every subscriber receives every message, and nothing is stored for a
+//! subscriber.
 
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ cases! {
     delayed_messages_come_in_their_time.when(|can| can.delayed);
 }
 
-/// Whichever handle it is on.
+/// The handle of the subscriber makes no difference.
 async fn every_subscriber_sees_every_message(exam: Exam) {
     let other = exam.another().await;
     let mut subscriptions = vec![exam.subscribe(broadcast()).await, exam.subscribe(broadcast()).await];
@@ -39,7 +40,7 @@ async fn every_subscriber_sees_every_message(exam: Exam) {
     }
 }
 
-/// A subscriber starts with what is published after it subscribed.
+/// A subscriber starts with the first message published after it subscribed.
 async fn it_starts_with_what_comes_after(exam: Exam) {
     exam.publish(message("before")).await;
     let subscription = exam.subscribe(broadcast()).await;
@@ -47,7 +48,7 @@ async fn it_starts_with_what_comes_after(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "after");
 }
 
-/// It ends with the subscription: there is no group, and settling means nothing.
+/// A broadcast subscription leaves no group behind, and settling one of its deliveries has no effect.
 async fn it_settles_nothing_and_leaves_no_group(exam: Exam) {
     let subscription = exam.subscribe(broadcast()).await;
     for n in 0..3 {
@@ -61,7 +62,7 @@ async fn it_settles_nothing_and_leaves_no_group(exam: Exam) {
     assert!(groups.is_empty(), "{groups:?}");
 }
 
-/// Retries are a group's own business.
+/// A retry in a group is not delivered to broadcast subscribers.
 async fn a_retry_in_a_group_is_not_seen_again(exam: Exam) {
     let all = exam.subscribe(broadcast()).await;
     let member = exam.subscribe(group("g", 1)).await;
@@ -74,7 +75,8 @@ async fn a_retry_in_a_group_is_not_seen_again(exam: Exam) {
     assert_eq!(text(&exam.next(&all).await), "marker");
 }
 
-/// Buffers are bounded: publishers and others go on, and the slow one goes on with what is still there.
+/// Buffers are bounded: publishers and other subscribers are not delayed, and the slow subscriber continues
+/// with the oldest message that is still kept.
 async fn a_slow_subscriber_holds_up_nobody(exam: Exam) {
     let mut spec = broadcast();
     spec.max_in_flight = 4;
@@ -96,10 +98,11 @@ async fn a_slow_subscriber_holds_up_nobody(exam: Exam) {
     assert!(seen <= 2001, "{seen} deliveries");
 }
 
-/// A subscriber that is slower than messages are kept learns how many it has missed, and no fewer.
+/// A subscriber that is slower than the storage's retention gets the number of messages that it missed, and
+/// that number is not too small.
 async fn what_a_slow_subscriber_misses_is_counted(exam: Exam) {
     const LARGE: usize = 100 * 1024;
-    /// More than any transport keeps for one subscriber.
+    /// More bytes than any transport keeps for one subscriber.
     const MOST: usize = 128 << 20;
     let mut spec = broadcast();
     spec.max_in_flight = 4;
@@ -114,7 +117,7 @@ async fn what_a_slow_subscriber_misses_is_counted(exam: Exam) {
             }
             (published, bytes) = (published + 64, bytes + 64 * LARGE);
         } else {
-            // Some transports delete by the clock.
+            // Some transports delete old messages on a timer.
             exam.publish(message("small")).await;
             exam.next_of(&quick, "the quick subscriber's message").await;
             published += 1;
@@ -133,12 +136,12 @@ async fn what_a_slow_subscriber_misses_is_counted(exam: Exam) {
         exam.waits_for(format!("{published} published: {seen} seen, {} counted as missed", slow.missed()));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    assert!(seen < published, "it was to miss some of {published}");
+    assert!(seen < published, "it should have missed some of {published}");
     assert!(slow.missed() < published, "{} missed of {published}, and {seen} seen", slow.missed());
     assert_eq!(quick.missed(), 0, "the quick one has seen all");
 }
 
-/// From the oldest kept, a time or a position.
+/// A broadcast starts at the oldest kept message, at a time or at a position.
 async fn the_kept_messages_can_be_replayed(exam: Exam) {
     let since = Timestamp::now() - jiff::SignedDuration::from_secs(60);
     let mut positions = Vec::new();
@@ -162,7 +165,7 @@ async fn the_kept_messages_can_be_replayed(exam: Exam) {
     }
 }
 
-/// Without replay, a start in the past is refused.
+/// A transport without replay refuses a start in the past.
 async fn replay_is_refused(exam: Exam) {
     for start in [Start::Earliest, Start::Time(Timestamp::now()), Start::Position(Position(1))] {
         let spec = broadcast().start(start);
@@ -174,7 +177,7 @@ async fn replay_is_refused(exam: Exam) {
 async fn delayed_messages_come_in_their_time(exam: Exam) {
     let subscription = exam.subscribe(broadcast()).await;
     let mut late = message("late");
-    // Long enough for both to be published before it comes, also on a busy machine.
+    // Long enough for both to be published before the first is due, also on a busy machine.
     let due = Timestamp::now() + jiff::SignedDuration::from_millis(2000);
     late.deliver_at = Some(due);
     exam.publish(late).await;

@@ -1,4 +1,5 @@
-//! A named case: which sentence it examines, when it applies, and how it is run.
+//! A named case: the contract sentence that it tests, the condition under which it applies, and the code that
+//! runs it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Generous: a case that works takes a fraction of it, also on a busy machine.
+    /// Generous: a case that passes needs a fraction of it, also on a busy machine.
     const DEADLINE: Duration = Duration::from_secs(120);
 
     pub(crate) fn new(module: &str, name: &str, run: fn(Exam) -> BoxFuture<'static, ()>) -> Self {
@@ -35,7 +36,7 @@ impl Case {
         }
     }
 
-    /// Only for transports that say so.
+    /// Restricts the case to transports whose capabilities satisfy `applies`.
     pub(crate) fn when(mut self, applies: fn(&Capabilities) -> bool) -> Self {
         self.applies = applies;
         self
@@ -56,26 +57,26 @@ impl Case {
         self
     }
 
-    /// Only where the fixture gives a server of the case's own.
+    /// Restricts the case to fixtures that provide a server for one case alone.
     pub(crate) fn own_server(mut self) -> Self {
         self.settings.own_server = true;
         self
     }
 
-    /// `redelivery::unacked_message_returns`.
+    /// The case's name: `redelivery::unacked_message_returns`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether this fixture's transport, with these capabilities, is examined on it.
+    /// Returns whether the case runs for this fixture's transport with these capabilities.
     pub fn applies(&self, fixture: &dyn Fixture, capabilities: &Capabilities) -> bool {
         (self.applies)(capabilities) && (fixture.has_servers() || !self.settings.own_server)
     }
 
-    /// Runs the case on fresh storage, on a runtime of its own.
+    /// Runs the case on fresh storage, on its own runtime.
     ///
     /// # Errors
-    /// What went wrong, or what the case still waited for at its deadline.
+    /// The failure's text, or the step that the case was still waiting for at its deadline.
     pub fn run(&self, fixture: &Arc<dyn Fixture>) -> Result<(), String> {
         let runtime = runtime()?;
         let result = runtime.block_on(async {
@@ -98,7 +99,7 @@ impl Case {
     }
 }
 
-/// What the fixture's transport declares. Whoever lists the cases asks for it first.
+/// Returns the capabilities that the fixture's transport declares. Read them before listing the cases.
 ///
 /// # Errors
 /// When the storage cannot be made or opened.
@@ -137,7 +138,7 @@ impl fmt::Debug for Case {
     }
 }
 
-/// Lists a file's cases, each with what it needs: `delayed_message_waits.when(|can| can.delayed)`.
+/// Lists a file's cases, each with the capability it needs: `delayed_message_waits.when(|can| can.delayed)`.
 macro_rules! cases {
     ($($name:ident $(. $option:ident ( $($value:expr),* ))*;)*) => {
         pub(crate) fn cases() -> Vec<$crate::Case> {

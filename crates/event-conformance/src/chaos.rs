@@ -1,4 +1,5 @@
-//! Random consumers that fail, leave and vanish, and publishers that repeat themselves; seeded by `BACKBONE_SEED`.
+//! Cases with random consumers that fail, leave and vanish, and publishers that repeat messages; the seed is
+//! `BACKBONE_SEED`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -26,10 +27,10 @@ fn seed() -> u64 {
     std::env::var("BACKBONE_SEED").map_or(7, |text| text.parse().expect("BACKBONE_SEED is a number"))
 }
 
-/// What consumers did, in order: key, number, and whether that was the end of the message.
+/// The consumers' actions in order: key, number, and whether the action was final for the message.
 type Story = Arc<Mutex<Vec<(String, usize, bool)>>>;
 
-/// Settles at random until the subscription ends; notes what it did before it settles.
+/// Settles deliveries at random until the subscription ends; records each action before it settles.
 fn fail_at_random(
     exam: &Exam,
     subscription: Subscription,
@@ -62,7 +63,7 @@ fn fail_at_random(
     })
 }
 
-/// Publishes all, with members that come and go meanwhile; answers when the group has settled everything.
+/// Publishes all messages while members join and leave; returns when the group has settled everything.
 async fn run(exam: &Exam, name: &str, is_keyed: bool, story: &Story) {
     let spec = || if is_keyed { group(name, 8).keyed() } else { group(name, 8) };
     drop(exam.subscribe(spec()).await);
@@ -91,7 +92,7 @@ async fn run(exam: &Exam, name: &str, is_keyed: bool, story: &Story) {
     }
 }
 
-/// Each message ends exactly once, acknowledged or as a dead letter.
+/// Each message ends exactly once: acknowledged or as a dead letter.
 async fn failing_consumers_lose_and_repeat_nothing(exam: Exam) {
     let story = Story::default();
     run(&exam, "g", false, &story).await;
@@ -118,7 +119,8 @@ async fn failing_consumers_keep_the_order_of_keys(exam: Exam) {
     assert_eq!(next.values().sum::<usize>(), MESSAGES, "lost, seed {}", seed());
 }
 
-/// Consumers that vanish with deliveries in hand: everything ends at least once, and what ends twice was in their hands.
+/// Consumers vanish with deliveries in flight: every message ends at least once, and only messages that were
+/// in flight end twice.
 async fn vanishing_consumers_lose_nothing(exam: Exam) {
     let spec = || group("g", 4).lease(SHORT);
     drop(exam.subscribe(spec()).await);
@@ -155,7 +157,7 @@ async fn vanishing_consumers_lose_nothing(exam: Exam) {
     assert!(acked.values().all(|count| *count == 1), "acknowledged twice, seed {}: {acked:?}", seed());
 }
 
-/// A duplicator in front of the bus: every message is published up to three times, by several handles at once.
+/// Several handles publish every message up to three times at the same time; each is delivered once.
 async fn repeating_publishers_are_heard_once(exam: Exam) {
     let subscription = exam.subscribe(group("g", 16)).await;
     let other = exam.another().await;

@@ -1,4 +1,5 @@
-//! Closing: once, clearly, and for this handle alone.
+//! Cases for closing a handle: `close` may be called repeatedly, later calls fail with `Closed`, and other
+//! handles are unaffected.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,7 +21,7 @@ cases! {
     close_waits_for_what_was_published;
 }
 
-/// As often as wanted, also at the same time.
+/// `close` may be called several times, also at the same time.
 async fn close_is_idempotent(exam: Exam) {
     let bus = exam.another().await;
     exam.waits_for("two closes at the same time");
@@ -29,7 +30,7 @@ async fn close_is_idempotent(exam: Exam) {
     exam.ok("a third close", bus.close()).await;
 }
 
-/// Every call on a closed handle answers so.
+/// Every call on a closed handle fails with `ErrorKind::Closed`.
 async fn later_calls_answer_closed(exam: Exam) {
     let bus = exam.another().await;
     exam.ok("close", bus.close()).await;
@@ -50,7 +51,7 @@ async fn later_calls_answer_closed(exam: Exam) {
     exam.refused(closed, "ping", bus.admin().ping()).await;
 }
 
-/// Others get at once what the closed handle had; nothing is lost.
+/// The closed handle's unsettled deliveries go to other members at once; nothing is lost.
 async fn close_hands_back_what_is_unsettled(exam: Exam) {
     let closing = exam.another().await;
     let member = exam.ok("subscribe", closing.subscribe(group("g", 4))).await;
@@ -62,16 +63,16 @@ async fn close_hands_back_what_is_unsettled(exam: Exam) {
     exam.ok("close", closing.close()).await;
     let mut seen = HashSet::new();
     while seen.len() < 4 {
-        let delivery = exam.next_of(&staying, "what the closed handle had").await;
+        let delivery = exam.next_of(&staying, "the closed handle's delivery").await;
         seen.insert(text(&delivery));
         exam.ack(delivery).await;
     }
     exam.waits_for("the late ack to be refused");
-    assert!(taken.ack().await.is_err(), "a closed handle settled a message that is another's");
+    assert!(taken.ack().await.is_err(), "a closed handle settled a message that another member holds");
     exam.settled("g").await;
 }
 
-/// Consumers that wait learn that nothing more will come.
+/// `close` ends the subscriptions of consumers that wait for a delivery.
 async fn close_ends_subscriptions(exam: Exam) {
     let bus = exam.another().await;
     let member = exam.ok("subscribe", bus.subscribe(group("g", 1))).await;
@@ -80,31 +81,31 @@ async fn close_ends_subscriptions(exam: Exam) {
         tokio::spawn(async move { member.next().await.is_none() && listener.next().await.is_none() });
     exam.ok("close", bus.close()).await;
     exam.waits_for("the subscriptions to end");
-    assert!(waiting.await.expect("no panic"), "a delivery came from nowhere");
+    assert!(waiting.await.expect("no panic"), "a delivery arrived after the close");
 }
 
-/// Callers and servers that wait are told.
+/// `close` ends waiting calls and running responders.
 async fn close_answers_who_waits(exam: Exam) {
     let spec = Serve::new("s", vec![subject("shop.quote")], 1);
     let mut server = exam.ok("serve", exam.requests().serve(spec.clone())).await;
     let bus = exam.another().await;
     let call = bus.requests().call(on("shop.quote", "x"), Duration::from_secs(3600));
     let mut replies = exam.ok("the call", call).await;
-    exam.waits_for("the request at the server");
+    exam.waits_for("the request at the responder");
     let request = server.recv().await.expect("a request");
     let spec = Serve { subjects: vec![subject("shop.other")], ..spec };
     let mut serving = exam.ok("serve", bus.requests().serve(spec)).await;
     exam.ok("close", bus.close()).await;
-    exam.waits_for("the caller to be told");
+    exam.waits_for("the call to end");
     let end = replies.next().await;
-    assert!(!matches!(end, Some(Ok(_))), "nobody answered, and yet: {end:?}");
-    exam.waits_for("the server's receiver to end");
+    assert!(!matches!(end, Some(Ok(_))), "a reply although no responder sent one: {end:?}");
+    exam.waits_for("the responder's receiver to end");
     assert!(serving.recv().await.is_none());
-    exam.waits_for("the server to learn that the caller left");
+    exam.waits_for("the responder to be notified that the caller has left");
     request.responder.gone().cancelled().await;
 }
 
-/// A handle is closed for itself.
+/// Closing one handle does not close another.
 async fn close_leaves_other_handles_alone(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let other = exam.another().await;
@@ -115,7 +116,7 @@ async fn close_leaves_other_handles_alone(exam: Exam) {
     exam.ack(delivery).await;
 }
 
-/// What was published before is settled one way or the other: every confirmation is answered, and truly.
+/// Every message published before the close is confirmed or refused, and each answer is correct.
 async fn close_waits_for_what_was_published(exam: Exam) {
     let subscription = exam.subscribe(group("g", 64)).await;
     let bus = exam.another().await;

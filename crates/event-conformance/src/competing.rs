@@ -57,7 +57,7 @@ async fn members_work_at_the_same_time(exam: Exam) {
     exam.ack(also).await;
 }
 
-/// Clones share the stream: each delivery goes to one of them.
+/// Clones share one subscription: each delivery goes to one of them.
 async fn clones_of_a_subscription_share_it(exam: Exam) {
     let one = exam.subscribe(group("g", 2)).await;
     let two = one.clone();
@@ -70,7 +70,7 @@ async fn clones_of_a_subscription_share_it(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// What a member leaves behind unsettled goes to the others.
+/// Messages that a leaving member has not settled go to the other members.
 async fn a_leaving_member_leaves_its_share(exam: Exam) {
     let leaving = exam.subscribe(group("g", 4)).await;
     for n in 0..4 {
@@ -82,7 +82,7 @@ async fn a_leaving_member_leaves_its_share(exam: Exam) {
     drop(leaving);
     let mut seen = HashSet::new();
     for _ in 0..4 {
-        let delivery = exam.next_of(&staying, "what the other member had").await;
+        let delivery = exam.next_of(&staying, "the leaving member's delivery").await;
         assert_eq!(delivery.info().attempt, 1, "a release is not an attempt");
         seen.insert(text(&delivery));
         exam.ack(delivery).await;

@@ -1,4 +1,5 @@
-//! Processes that die by SIGKILL at the worst moment, and processes that share one storage.
+//! Cases with processes that are killed by SIGKILL at the worst moment, and with processes that share one
+//! storage.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -24,7 +25,7 @@ cases! {
     consumers_killed_again_and_again_under_load.when(|can| can.persistent && can.shared).within(1200);
 }
 
-/// The wait that a retry asked for is stored with it.
+/// A retry's delay is stored with the message.
 async fn a_retry_waits_out_its_time_after_its_consumer_was_killed(exam: Exam) {
     for order in [false, true] {
         let mut spec = group("g", 2).lease(SHORT);
@@ -33,7 +34,7 @@ async fn a_retry_waits_out_its_time_after_its_consumer_was_killed(exam: Exam) {
         exam.publish(keyed("k", "again")).await;
         let mut process = Process::start_with(&exam, Role::Retry, if order { "keyed" } else { "" });
         exam.waits_for("the other process to fail a message");
-        let due = process.says().await.expect("it says when it is due");
+        let due = process.says().await.expect("the process prints when the retry is due");
         let due = Timestamp::from_millisecond(due.parse().expect("milliseconds")).expect("a time");
         process.kill().await;
         let heir = exam.subscribe(spec).await;
@@ -48,7 +49,7 @@ async fn a_retry_waits_out_its_time_after_its_consumer_was_killed(exam: Exam) {
     }
 }
 
-/// What a killed process had in hand goes to another, counted as an attempt.
+/// A killed process's messages in flight go to another member, and the crash counts as an attempt.
 async fn consumer_killed_between_handler_and_ack(exam: Exam) {
     exam.found(group("g", 1).lease(SHORT)).await;
     for n in 0..3 {
@@ -61,7 +62,7 @@ async fn consumer_killed_between_handler_and_ack(exam: Exam) {
     let heir = exam.subscribe(group("g", 1).lease(SHORT)).await;
     let mut attempts = HashMap::new();
     while attempts.len() < 3 {
-        let delivery = exam.next_of(&heir, "what the killed process had").await;
+        let delivery = exam.next_of(&heir, "the killed process's delivery").await;
         attempts.insert(text(&delivery), delivery.info().attempt);
         exam.ack(delivery).await;
     }
@@ -69,7 +70,7 @@ async fn consumer_killed_between_handler_and_ack(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Every message whose confirmation the publisher saw is there, in order.
+/// Every message whose confirmation the publisher received is stored, in order.
 async fn publisher_killed_mid_window(exam: Exam) {
     exam.found(group("g", 256).keyed()).await;
     let mut process = Process::start(&exam, Role::Publish);
@@ -80,7 +81,7 @@ async fn publisher_killed_mid_window(exam: Exam) {
         confirmed += 1;
     }
     process.kill().await;
-    // What it said before it died and nobody had read yet.
+    // Lines that the process wrote before it was killed and that have not been read yet.
     while process.says().await.is_some() {
         confirmed += 1;
     }
@@ -94,7 +95,7 @@ async fn publisher_killed_mid_window(exam: Exam) {
     }
 }
 
-/// Each message is handled in one of them.
+/// Each message is handled in one of the processes.
 async fn two_processes_share_a_group(exam: Exam) {
     let mut processes = [Process::start(&exam, Role::Share), Process::start(&exam, Role::Share)];
     for process in &mut processes {
@@ -118,7 +119,8 @@ async fn two_processes_share_a_group(exam: Exam) {
     }
 }
 
-/// A waiting process learns of a new message by a signal, not by its lease or a slow poll.
+/// A waiting process is woken for a new message by a signal; it does not depend on its lease or on a slow
+/// poll.
 async fn another_process_picks_up_at_once(exam: Exam) {
     let mut process = Process::start(&exam, Role::Share);
     exam.waits_for("the other process to be ready");
@@ -130,7 +132,7 @@ async fn another_process_picks_up_at_once(exam: Exam) {
     }
 }
 
-/// A request finds its server in another process, and the answer its way back.
+/// A request reaches a responder in another process, and the reply returns to the caller.
 async fn another_process_answers_requests(exam: Exam) {
     let mut process = Process::start(&exam, Role::Serve);
     exam.waits_for("the other process to be ready");
@@ -144,7 +146,8 @@ async fn another_process_answers_requests(exam: Exam) {
     }
 }
 
-/// A server that dies is told to its caller, and is no responder afterwards.
+/// The caller of a responder that is killed gets an error, and the killed responder receives no later
+/// requests.
 async fn server_killed_with_a_request_in_hand(exam: Exam) {
     let mut process = Process::start(&exam, Role::Serve);
     exam.waits_for("the other process to be ready");
@@ -159,10 +162,10 @@ async fn server_killed_with_a_request_in_hand(exam: Exam) {
     exam.refused(ErrorKind::NoResponder, "a call to the dead server", call_of("anybody?")).await;
 }
 
-/// Two processes at work on many keys, one of them killed at a random moment, again and again: nothing lost, the order
-/// of each key kept, and nothing repeated but what was in flight.
+/// Two processes work on many keys and one of them is killed at a random moment, again and again: no message
+/// is lost, the order of each key is kept, and only messages in flight are repeated.
 ///
-/// `BACKBONE_KILLS` sets how often (default 5), `BACKBONE_SEED` the moments.
+/// `BACKBONE_KILLS` sets the number of kills (default 5), `BACKBONE_SEED` the moments.
 async fn consumers_killed_again_and_again_under_load(exam: Exam) {
     const KEYS: usize = 16;
     let number = |name: &str, default: u64| {
@@ -187,7 +190,7 @@ async fn consumers_killed_again_and_again_under_load(exam: Exam) {
                     result.expect("confirmed");
                 }
                 rounds += 1;
-                // A load, but not one that grows without end.
+                // Keep the backlog bounded.
                 while rounds.is_multiple_of(20) && exam.status("g").await.waiting > 2000 {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
@@ -219,7 +222,8 @@ async fn consumers_killed_again_and_again_under_load(exam: Exam) {
     exam.waits_for("the publisher to stop");
     let rounds = publishing.await.expect("the publisher panicked");
     exam.settled("g").await;
-    // Settled in the storage; a live process may still have to write that down, which the check allows for.
+    // The messages are settled in the storage; a live process may not have written that to the ledger yet,
+    // which the check allows for.
     for process in &mut processes {
         process.kill().await;
         killed.insert(process.pid);
@@ -229,12 +233,12 @@ async fn consumers_killed_again_and_again_under_load(exam: Exam) {
     println!("{kills} kills, seed {seed}: {report}");
 }
 
-/// One key's story so far.
+/// The state of one key so far.
 #[derive(Default)]
 struct Lane {
-    /// The number that has not been handled yet.
+    /// The lowest number that has not been handled yet.
     next: usize,
-    /// Who handled the one before, and whether it said that its ack was confirmed.
+    /// The process that handled the number before, and whether it wrote that its ack was confirmed.
     by: u32,
     acked: bool,
 }
@@ -297,9 +301,9 @@ mod tests {
             "handled k 0 1 1\n",                                                  // lost
             "handled k 1 1 1\nhandled k 0 1 1\n",                                 // order
             "handled k 0 1 1\nacked k 0 1 1\nhandled k 0 2 2\nhandled k 1 2 1\n", // repeated after its ack
-            "handled k 0 2 1\nhandled k 0 1 2\nhandled k 1 2 1\n",                // taken from the living
+            "handled k 0 2 1\nhandled k 0 1 2\nhandled k 1 2 1\n",                // taken from a live process
             "handled k 0 1 1\nhandled k 0 2 1\nhandled k 1 2 1\n",                // not counted
-            "handled k 0 1 1\nhandled k 1 1 1\nhandled k 0 1 2\n",                // an old one again
+            "handled k 0 1 1\nhandled k 1 1 1\nhandled k 0 1 2\n",                // an old number again
         ] {
             check(wrong).unwrap_err();
         }

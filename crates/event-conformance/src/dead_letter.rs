@@ -1,4 +1,5 @@
-//! Dead letters: kept with the original bytes and the reason, and sent again to the failing group only.
+//! Cases for dead letters: kept with the original bytes and the reason, and replayed to the failing group
+//! only.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ fn of(name: &str) -> DeadLetterFilter {
     DeadLetterFilter { group: Some(group_name(name)), ..DeadLetterFilter::default() }
 }
 
-/// Original bytes, reason, error, attempts and times.
+/// A letter keeps the original bytes, the reason, the error, the attempts and the times.
 async fn a_letter_keeps_the_message_and_why(exam: Exam) {
     let before = Timestamp::now() - SignedDuration::from_secs(2);
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -58,7 +59,7 @@ async fn a_letter_keeps_the_message_and_why(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Every class of failure comes back as it was told.
+/// Every reason is stored and returned unchanged.
 async fn every_reason_is_kept(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for reason in Reason::ALL {
@@ -74,7 +75,7 @@ async fn every_reason_is_kept(exam: Exam) {
     }
 }
 
-/// The error's text is kept up to its bound, and whole characters of it.
+/// The error's text is kept up to its limit and cut at a character boundary.
 async fn a_long_error_is_cut_and_a_short_one_kept(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for error in ["", "größe\nline", &"ä".repeat(5000)] {
@@ -85,7 +86,7 @@ async fn a_long_error_is_cut_and_a_short_one_kept(exam: Exam) {
     assert_eq!(kept, ["", "größe\nline", &"ä".repeat(Rejection::MAX_ERROR / 2)]);
 }
 
-/// Oldest first; every condition given must hold.
+/// Letters are listed oldest first; a letter must meet every condition of the filter.
 async fn letters_are_listed_oldest_first_and_filtered(exam: Exam) {
     let (a, b) = (exam.subscribe(group("a", 1)).await, exam.subscribe(group("b", 1)).await);
     for n in 0..3 {
@@ -116,7 +117,7 @@ async fn letters_are_listed_oldest_first_and_filtered(exam: Exam) {
     assert!(letters(&exam, unknown).await.is_empty());
 }
 
-/// To the group that failed, and to no other.
+/// A replay reaches the group that failed, and no other.
 async fn a_replay_reaches_the_failing_group_only(exam: Exam) {
     let (failing, healthy) =
         (exam.subscribe(group("failing", 1)).await, exam.subscribe(group("healthy", 1)).await);
@@ -133,7 +134,7 @@ async fn a_replay_reaches_the_failing_group_only(exam: Exam) {
     assert!(letters(&exam, DeadLetterFilter::default()).await.is_empty());
 }
 
-/// Attempts start at 1 again and the message says that it is replayed; its bytes are the original's.
+/// Attempts start at 1 again, the message is marked as replayed, and its bytes are the original's.
 async fn a_replay_starts_at_attempt_one_and_says_so(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut sent = keyed("k", "body");
@@ -152,7 +153,7 @@ async fn a_replay_starts_at_attempt_one_and_says_so(exam: Exam) {
     }
 }
 
-/// What fails again is a dead letter again.
+/// A replayed message that fails again becomes a dead letter again.
 async fn a_replayed_message_may_fail_again(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("bad")).await;
@@ -165,7 +166,7 @@ async fn a_replayed_message_may_fail_again(exam: Exam) {
     assert!(letters(&exam, of("g")).await.is_empty());
 }
 
-/// Nothing but what the filter chooses.
+/// A replay sends only the letters that the filter selects.
 async fn a_replay_takes_the_chosen_only(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for n in 0..4 {
@@ -183,7 +184,7 @@ async fn a_replay_takes_the_chosen_only(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Letters of one key come back in their order.
+/// Replayed letters of one key are delivered in their order.
 async fn a_replay_keeps_the_order_of_keys(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).keyed()).await;
     for n in 0..5 {
@@ -199,7 +200,7 @@ async fn a_replay_keeps_the_order_of_keys(exam: Exam) {
     }
 }
 
-/// A dedup id that is still remembered does not swallow a replay.
+/// A dedup id that is still stored does not suppress a replay.
 async fn a_replay_is_no_duplicate(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut sent = message("a");
@@ -210,7 +211,7 @@ async fn a_replay_is_no_duplicate(exam: Exam) {
     assert_eq!(text(&exam.next_of(&subscription, "the replayed message").await), "a");
 }
 
-/// An operator's replay counts for more than the publisher's expiry.
+/// A replay, which an operator requests, takes precedence over the publisher's expiry.
 async fn a_replayed_message_no_longer_expires(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut sent = message("a");
@@ -226,7 +227,7 @@ async fn a_replayed_message_no_longer_expires(exam: Exam) {
     assert_eq!(text(&exam.next_of(&subscription, "the replayed message").await), "a");
 }
 
-/// The letters of a deleted group stay until they are dropped; nobody can take their replay.
+/// The letters of a deleted group stay until they are dropped; no group can receive their replay.
 async fn a_replay_without_a_group_is_refused(exam: Exam) {
     let (gone, here) = (exam.subscribe(group("gone", 1)).await, exam.subscribe(group("here", 1)).await);
     exam.publish(message("a")).await;
@@ -242,7 +243,7 @@ async fn a_replay_without_a_group_is_refused(exam: Exam) {
     assert_eq!(exam.ok("replay", exam.admin().replay_dead_letters(all())).await, 1);
 }
 
-/// Dropping deletes the chosen ones and answers how many.
+/// Dropping deletes the selected letters and returns their number.
 async fn dropped_letters_are_gone(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for n in 0..4 {
@@ -261,7 +262,7 @@ async fn dropped_letters_are_gone(exam: Exam) {
     assert_eq!(exam.status("g").await.dead, 0);
 }
 
-/// A dead letter is there for every handle after its consumer has gone.
+/// A dead letter is visible to every handle after its consumer has closed.
 async fn letters_outlive_their_consumers(exam: Exam) {
     let other = exam.another().await;
     let subscription = exam.ok("subscribe", other.subscribe(group("g", 1))).await;

@@ -1,4 +1,4 @@
-//! Dedup: a stable id makes a repeated publish harmless.
+//! Cases for deduplication: with a stable id, a repeated publish adds no message.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -31,7 +31,7 @@ fn once(id: &str, body: &str) -> Message {
     message
 }
 
-/// The earlier message stands, nothing is added, and the publisher is told.
+/// The earlier message is kept, nothing is added, and the publisher's receipt reports a duplicate.
 async fn a_repeat_within_the_window_adds_nothing(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let first = exam.publish(once("id-1", "first")).await;
@@ -49,7 +49,7 @@ async fn a_repeat_within_the_window_adds_nothing(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A publisher that comes back after a crash may repeat itself.
+/// A publisher that restarts after a crash may publish the same message again.
 async fn a_repeat_from_another_handle_adds_nothing(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let publisher = exam.another().await;
@@ -61,7 +61,7 @@ async fn a_repeat_from_another_handle_adds_nothing(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "first");
 }
 
-/// Of many at the same time one stands.
+/// Of several publishes with one id at the same time, one adds a message.
 async fn concurrent_repeats_add_one(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let tasks = (0..16).map(|n| {
@@ -80,7 +80,7 @@ async fn concurrent_repeats_add_one(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "marker");
 }
 
-/// Repeats that travel in the same batch are seen as well.
+/// Repeats within one batch are detected too.
 async fn repeats_in_one_window_add_one(exam: Exam) {
     let subscription = exam.subscribe(group("g", 64)).await;
     exam.waits_for("the confirmations");
@@ -101,7 +101,7 @@ async fn repeats_in_one_window_add_one(exam: Exam) {
     assert_eq!(ids.len(), 20);
 }
 
-/// The id is remembered for the window, not for as long as the message waits.
+/// The id is kept for the window, which does not depend on when the message is settled.
 async fn a_settled_message_is_still_known(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(once("a", "acked")).await;
@@ -113,7 +113,7 @@ async fn a_settled_message_is_still_known(exam: Exam) {
     }
 }
 
-/// After the window the id is free again.
+/// After the window the id can be used again.
 async fn after_the_window_the_id_is_free(exam: Exam) {
     let window = exam.can().dedup_window;
     assert!(window <= Duration::from_secs(5), "the fixture gave a window of {window:?}");
@@ -134,7 +134,7 @@ async fn after_the_window_the_id_is_free(exam: Exam) {
     }
 }
 
-/// Only who asks for it gets it.
+/// Only messages with a dedup id are deduplicated.
 async fn without_asking_nothing_is_dropped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let sent = message("twice");
@@ -146,7 +146,7 @@ async fn without_asking_nothing_is_dropped(exam: Exam) {
     }
 }
 
-/// A transport without dedup says so instead of storing twice.
+/// A transport without dedup refuses a dedup id; it does not store the message twice.
 async fn dedup_is_refused(exam: Exam) {
     exam.refused(ErrorKind::Unsupported, "a dedup id", exam.bus().publish(once("id", "x"))).await;
 }

@@ -1,4 +1,4 @@
-//! Delayed publish: not before its time.
+//! Cases for delayed publish: no message is delivered before its time.
 
 use event_client::ErrorKind;
 use event_client::message::Message;
@@ -22,7 +22,7 @@ fn delayed(mut message: Message, millis: i64) -> Message {
     message
 }
 
-/// A message with `deliver_at` is not delivered before.
+/// A message with `deliver_at` is not delivered before that time.
 async fn a_delayed_message_waits_for_its_time(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let sent = delayed(message("later"), 800);
@@ -35,7 +35,7 @@ async fn a_delayed_message_waits_for_its_time(exam: Exam) {
     exam.ack(delivery).await;
 }
 
-/// Others go on, also of the same key.
+/// A delayed message does not delay others, not even those of its key.
 async fn a_delayed_message_holds_up_no_other(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1).keyed()).await;
     exam.publish(delayed(keyed("k", "later"), 3_600_000)).await;
@@ -43,10 +43,10 @@ async fn a_delayed_message_holds_up_no_other(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "now");
 }
 
-/// What is due first comes first.
+/// Delayed messages are delivered in the order of their times.
 async fn delayed_messages_come_in_the_order_of_their_times(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
-    // From one moment on, however long each publish takes.
+    // All times count from one moment, however long each publish takes.
     let now = Timestamp::now();
     for (name, millis) in [("third", 3000), ("first", 1000), ("second", 2000)] {
         let mut message = message(name);
@@ -60,14 +60,14 @@ async fn delayed_messages_come_in_the_order_of_their_times(exam: Exam) {
     }
 }
 
-/// A time in the past is delivered at once.
+/// A message whose time is in the past is delivered at once.
 async fn a_time_that_has_passed_is_no_delay(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(delayed(message("late"), -60_000)).await;
     assert_eq!(text(&exam.next(&subscription).await), "late");
 }
 
-/// The publisher may go before the time comes.
+/// The publisher may close before the message is due.
 async fn a_delayed_message_outlives_its_publisher(exam: Exam) {
     let publisher = exam.another().await;
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -76,7 +76,7 @@ async fn a_delayed_message_outlives_its_publisher(exam: Exam) {
     assert_eq!(text(&exam.next_of(&subscription, "the delayed message").await), "later");
 }
 
-/// A transport without delay says so instead of delivering at once.
+/// A transport without delay refuses a delayed message; it does not deliver it at once.
 async fn a_delay_is_refused(exam: Exam) {
     let late = delayed(message("later"), 60_000);
     exam.refused(ErrorKind::Unsupported, "a delayed message", exam.bus().publish(late)).await;

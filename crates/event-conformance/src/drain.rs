@@ -1,4 +1,5 @@
-//! Draining a subscription: stop fetching, hand back what was not begun, finish what runs.
+//! Cases for draining a subscription: stop fetching, release deliveries that were not started, finish the
+//! running ones.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,7 +20,7 @@ cases! {
     a_stop_amid_a_backlog_repeats_nothing;
 }
 
-/// After `stop` no more deliveries come.
+/// After `stop` no more deliveries arrive.
 async fn a_stopped_subscription_fetches_no_more(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2)).await;
     exam.publish(message("a")).await;
@@ -32,7 +33,7 @@ async fn a_stopped_subscription_fetches_no_more(exam: Exam) {
     assert_eq!(text(&exam.next(&other).await), "b");
 }
 
-/// Fetched and not taken: another member has it at once, as the same attempt.
+/// A delivery that was fetched but not taken goes to another member at once, with the same attempt number.
 async fn what_was_not_taken_goes_back_at_once(exam: Exam) {
     let draining = exam.subscribe(group("g", 8)).await;
     for n in 0..8 {
@@ -44,7 +45,7 @@ async fn what_was_not_taken_goes_back_at_once(exam: Exam) {
     draining.stop();
     let mut seen = HashSet::from([text(&running)]);
     while seen.len() < 8 {
-        let delivery = exam.next_of(&staying, "what was handed back").await;
+        let delivery = exam.next_of(&staying, "a released delivery").await;
         assert_eq!(delivery.info().attempt, 1);
         assert!(seen.insert(text(&delivery)), "{} came twice", text(&delivery));
         exam.ack(delivery).await;
@@ -53,7 +54,7 @@ async fn what_was_not_taken_goes_back_at_once(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Stop does not take away what runs.
+/// `stop` does not take away deliveries that are being handled.
 async fn what_was_taken_can_still_be_settled(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2)).await;
     for text in ["acked", "retried"] {
@@ -67,7 +68,7 @@ async fn what_was_taken_can_still_be_settled(exam: Exam) {
     assert_eq!((status.in_flight, status.retrying), (0, 1));
 }
 
-/// What goes back comes in the old order.
+/// Released messages are delivered again in their original order.
 async fn order_is_kept_over_a_drain(exam: Exam) {
     let draining = exam.subscribe(group("g", 4).keyed()).await;
     for n in 0..6 {
@@ -89,20 +90,20 @@ async fn order_is_kept_over_a_drain(exam: Exam) {
     }
 }
 
-/// Readiness can be told from a subscription's health.
+/// A subscription's health shows whether it is ready.
 async fn health_tells_live_and_stopped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut health = subscription.health();
     exam.waits_for("the subscription to be live");
-    health.wait_for(|health| *health == Health::Live).await.expect("told");
+    health.wait_for(|health| *health == Health::Live).await.expect("reported");
     subscription.stop();
     exam.waits_for("the subscription to be stopped");
-    // The transport's end may be gone already; then the last word is what counts.
+    // The transport's sender may have been dropped already; then the last value counts.
     let _ = health.wait_for(|health| *health == Health::Stopped).await;
     assert_eq!(*subscription.health().borrow(), Health::Stopped);
 }
 
-/// Members that come and go under load lose nothing and, as nobody crashed, repeat nothing.
+/// Members that join and leave under load lose no message and, because none of them crashes, repeat none.
 async fn draining_under_load_loses_nothing(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     let publisher = exam.bus().clone();
@@ -125,7 +126,8 @@ async fn draining_under_load_loses_nothing(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// What a member that stops has fetched of a long backlog comes once, although another takes from it meanwhile.
+/// The messages that a stopping member has fetched from a long backlog are delivered once, although another
+/// member fetches at the same time.
 async fn a_stop_amid_a_backlog_repeats_nothing(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     let confirmed: Vec<_> = (0..1500).map(|n| exam.bus().publish(message(n.to_string()))).collect();

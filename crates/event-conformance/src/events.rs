@@ -1,4 +1,5 @@
-//! Events above the messages: what is published comes back as the same event, and what no reader takes is refused.
+//! Cases for events: a published event is delivered as the same event, and an event that no reader accepts is
+//! refused.
 
 use event_client::bus::Settings;
 use event_client::codec::Codec;
@@ -40,14 +41,14 @@ pub(crate) fn bus(exam: &Exam, settings: Settings) -> Bus {
     Bus::with_transport(exam.bus().clone(), settings).expect("the default durability")
 }
 
-/// A way for handlers to tell what they saw.
+/// A channel on which handlers report what they received.
 pub(crate) fn channel<T>() -> (UnboundedSender<T>, UnboundedReceiver<T>) {
     unbounded_channel()
 }
 
 pub(crate) async fn told<T>(exam: &Exam, what: &str, seen: &mut UnboundedReceiver<T>) -> T {
     exam.waits_for(what);
-    seen.recv().await.expect("the handler is there")
+    seen.recv().await.expect("the handler has not been dropped")
 }
 
 /// Waits for a dead letter.
@@ -62,7 +63,7 @@ pub(crate) async fn dead(exam: &Exam) -> DeadLetter {
     }
 }
 
-/// Structured and binary, JSON and MessagePack, with text that headers cannot carry as it is.
+/// Covers structured and binary mode, JSON and MessagePack, with text that headers cannot carry unencoded.
 async fn events_of_every_mode_and_encoding_come_back(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for mode in [Mode::Structured, Mode::Binary] {
@@ -87,7 +88,8 @@ async fn events_of_every_mode_and_encoding_come_back(exam: Exam) {
     }
 }
 
-/// Names that a broker, a layout or an envelope uses: no header is accepted and gone, on copies neither.
+/// Names that a broker, a layout or an envelope uses: a header with such a name is kept or refused, never
+/// dropped without an error, and the same holds for copies.
 async fn a_header_is_kept_or_refused_by_name(exam: Exam) {
     const NAMES: &[&str] = &[
         "authorization",
@@ -166,7 +168,7 @@ async fn a_header_is_kept_or_refused_by_name(exam: Exam) {
     }
 }
 
-/// Refused with the reason, where it would be a dead letter of every group.
+/// An event that would become a dead letter in every group is refused, with the reason.
 async fn what_no_reader_takes_is_refused(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for mode in [Mode::Structured, Mode::Binary] {
@@ -196,7 +198,7 @@ async fn what_no_reader_takes_is_refused(exam: Exam) {
     assert_eq!(exam.next(&subscription).await.message().payload, "fine");
 }
 
-/// The calendar of others ends a little later than the library's.
+/// Other libraries' calendars end a little later than this library's.
 async fn an_event_that_expires_on_the_last_day_is_delivered(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut sent = on("orders.weighed.v1", "{\"grams\":1.0}");
@@ -220,7 +222,7 @@ async fn an_event_that_expires_on_the_last_day_is_delivered(exam: Exam) {
     exam.ack(delivery).await;
 }
 
-/// An event's identity is its source and its id.
+/// An event's identity is its source and its id together.
 async fn the_same_id_of_two_sources_is_two_events(exam: Exam) {
     async fn see(State(seen): State<UnboundedSender<String>>, attempt: Attempt, Msg(_): Msg<Weighed>) {
         let _ = seen.send(attempt.idempotency_key().to_owned());
@@ -238,7 +240,7 @@ async fn the_same_id_of_two_sources_is_two_events(exam: Exam) {
     exam.ok("drain", running.drain()).await;
 }
 
-/// The state of a trace goes with the trace: from an event to all that it causes.
+/// The trace state is passed on from an event to all events that it causes.
 async fn a_trace_state_is_passed_on(exam: Exam) {
     async fn ship(out: Emitter, Msg(_): Msg<Weighed>) -> event_client::Result<()> {
         out.emit(Shipped {}).await.map(drop)
@@ -265,7 +267,7 @@ async fn a_trace_state_is_passed_on(exam: Exam) {
         let mut sent = Message::new(crate::message::subject("orders.weighed.v1"), content_type, payload);
         (sent.id, sent.headers) = (meta.id.clone(), headers);
         exam.ok("publish", bus.publish_message(sent)).await;
-        let caused = told(&exam, "what was emitted", &mut metas).await;
+        let caused = told(&exam, "the emitted event", &mut metas).await;
         assert_eq!(caused.tracestate, meta.tracestate, "{mode:?}");
         let trace = |meta: &Meta| meta.traceparent.map(|trace| trace.trace_id);
         assert_eq!(trace(&caused), trace(&meta), "{mode:?}");
@@ -281,7 +283,7 @@ fn running_groups(mode: Mode) -> [String; 2] {
     [format!("{name}.orders.weighed"), format!("{name}.orders.shipped")]
 }
 
-/// A handler of events says how it would take it.
+/// The error of a handler of events names the setting that accepts plain data.
 async fn plain_data_without_an_envelope_is_a_dead_letter(exam: Exam) {
     async fn weigh(Msg(_): Msg<Weighed>) {}
     let service = Service::<()>::new("books").bus(bus(&exam, Settings::default())).on(weigh);

@@ -1,4 +1,4 @@
-//! What a case works with: handles on its storage, and steps that say what they wait for.
+//! The interface of a case: handles on its storage, and helpers that record the step that the case waits for.
 
 use std::fmt;
 use std::future::Future;
@@ -17,7 +17,7 @@ use event_client::{Error, ErrorKind};
 
 use crate::fixture::{Fixture, Server, Settings, Storage};
 
-/// One case's surroundings. Clones share them.
+/// The environment of one running case. Clones share it.
 #[derive(Clone)]
 pub struct Exam(Arc<Inner>);
 
@@ -43,7 +43,7 @@ impl Exam {
         })))
     }
 
-    /// Closes what was opened. A case that failed may have left anything behind.
+    /// Closes all handles. A case that failed may have left some open.
     pub(crate) async fn end(&self) {
         let others = std::mem::take(&mut *self.0.others.lock().expect("not poisoned"));
         for bus in others.iter().chain([&self.0.bus]) {
@@ -67,7 +67,7 @@ impl Exam {
         self.0.bus.capabilities()
     }
 
-    /// The server of a case that asked for its own.
+    /// The server of a case that has `own_server`.
     pub(crate) fn server(&self) -> &dyn Server {
         self.0.storage.server().expect("a case with `own_server` gets one")
     }
@@ -80,27 +80,27 @@ impl Exam {
         self.0.fixture.program().expect("a persistent and shared transport's fixture has a program")
     }
 
-    /// Another handle on the same storage, as another process would have it.
+    /// Opens another handle on the same storage, as another process would.
     pub(crate) async fn another(&self) -> Arc<dyn Transport> {
         let bus = self.ok("a second handle", open(self.url())).await;
         self.0.others.lock().expect("not poisoned").push(bus.clone());
         bus
     }
 
-    /// The storage's URL with one more option.
+    /// Returns the storage's URL with one more option.
     pub(crate) fn url_with(&self, option: &str) -> String {
         let separator = if self.url().contains('?') { '&' } else { '?' };
         format!("{}{separator}{option}", self.url())
     }
 
-    /// Another handle on the same storage, with one more option in its URL.
+    /// Opens another handle on the same storage, with one more option in its URL.
     pub(crate) async fn another_with(&self, option: &str) -> Arc<dyn Transport> {
         let bus = self.ok(format!("a handle with {option}"), open(&self.url_with(option))).await;
         self.0.others.lock().expect("not poisoned").push(bus.clone());
         bus
     }
 
-    /// Notes what the case waits for next.
+    /// Records the step that the case waits for next.
     pub(crate) fn waits_for(&self, what: impl Into<String>) {
         *self.0.step.lock().expect("not poisoned") = what.into();
     }
@@ -109,7 +109,7 @@ impl Exam {
         self.0.step.lock().expect("not poisoned").clone()
     }
 
-    /// Awaits something that must succeed.
+    /// Awaits a future that must succeed.
     pub(crate) async fn ok<T>(
         &self,
         what: impl fmt::Display,
@@ -119,7 +119,7 @@ impl Exam {
         future.await.unwrap_or_else(|error| panic!("{what}: {error:?}"))
     }
 
-    /// Awaits something that must be refused as `kind`.
+    /// Awaits a future that must be refused with `kind`.
     pub(crate) async fn refused<T>(
         &self,
         kind: ErrorKind,
@@ -130,7 +130,7 @@ impl Exam {
         match future.await {
             Ok(_) => panic!("{what}: was not refused, want `{}`", kind.as_str()),
             Err(error) if error.kind() == kind => {
-                assert!(!error.to_string().is_empty(), "{what}: the error says nothing");
+                assert!(!error.to_string().is_empty(), "{what}: the error has no text");
                 error
             }
             Err(error) => panic!("{what}: want `{}`, got {error:?}", kind.as_str()),
@@ -146,11 +146,11 @@ impl Exam {
         self.ok("the subscription", self.bus().subscribe(spec)).await
     }
 
-    /// Makes a group without members: what is published from here on was never on its way to one.
+    /// Creates a group without members, so that later messages have not been sent to a member.
     pub(crate) async fn found(&self, spec: Subscribe) {
         let Mode::Group(group) = spec.mode.clone() else { panic!("not a group: {spec:?}") };
         drop(self.subscribe(spec).await);
-        self.until(group.as_str(), "its first member to be gone", |status| status.members == 0).await;
+        self.until(group.as_str(), "its first member to leave", |status| status.members == 0).await;
     }
 
     pub(crate) async fn next(&self, subscription: &Subscription) -> Delivery {
@@ -169,7 +169,7 @@ impl Exam {
         self.ok("the confirmation of an ack", delivery.ack()).await;
     }
 
-    /// The group's status as the transport tells it.
+    /// Returns the group's status as the transport reports it.
     pub(crate) async fn status(&self, group: &str) -> GroupStatus {
         let group = Group::new(group).expect("a valid name");
         let all = self.ok("the groups", self.admin().groups()).await;
@@ -179,7 +179,7 @@ impl Exam {
         }
     }
 
-    /// Waits until the group's status is as it should be.
+    /// Waits until the group's status satisfies `holds`.
     pub(crate) async fn until(&self, group: &str, what: &str, holds: impl Fn(&GroupStatus) -> bool) {
         loop {
             let status = self.status(group).await;

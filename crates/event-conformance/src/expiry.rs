@@ -1,4 +1,4 @@
-//! Expiry: not after its time.
+//! Cases for expiry: no message is delivered after its expiry time.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn expiring(mut message: Message, millis: i64) -> Message {
     message
 }
 
-/// An expired message is skipped, and no longer waits.
+/// An expired message is skipped and no longer counted as waiting.
 async fn an_expired_message_is_skipped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(expiring(message("stale"), -1000)).await;
@@ -37,7 +37,7 @@ async fn an_expired_message_is_skipped(exam: Exam) {
     assert_eq!(exam.status("g").await.dead, 0);
 }
 
-/// It may expire while it waits for a free consumer.
+/// A message may expire while it waits for a free consumer.
 async fn a_message_that_expires_while_it_waits_is_skipped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("first")).await;
@@ -50,7 +50,7 @@ async fn a_message_that_expires_while_it_waits_is_skipped(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "fresh");
 }
 
-/// A retry that comes too late is none.
+/// A retry that is due after the message's expiry is not made.
 async fn a_message_that_expires_before_its_retry_is_skipped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(expiring(message("stale"), 2000)).await;
@@ -61,7 +61,7 @@ async fn a_message_that_expires_before_its_retry_is_skipped(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "fresh");
 }
 
-/// The next of the key goes on.
+/// An expired message does not block the next message of its key.
 async fn an_expired_message_does_not_hold_its_key(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1).keyed()).await;
     exam.publish(expiring(keyed("k", "stale"), -1000)).await;
@@ -69,7 +69,7 @@ async fn an_expired_message_does_not_hold_its_key(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "fresh");
 }
 
-/// Before its time it is delivered like any other.
+/// A message that has not expired is delivered like any other.
 async fn a_message_within_its_time_is_delivered(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let sent = expiring(message("fresh"), 3_600_000);
@@ -77,7 +77,7 @@ async fn a_message_within_its_time_is_delivered(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "fresh");
 }
 
-/// Broadcast subscribers do not see it either.
+/// Broadcast subscribers do not receive an expired message either.
 async fn an_expired_message_is_not_broadcast(exam: Exam) {
     let subscription = exam.subscribe(broadcast()).await;
     exam.publish(expiring(message("stale"), -1000)).await;
@@ -85,7 +85,7 @@ async fn an_expired_message_is_not_broadcast(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "fresh");
 }
 
-/// A transport without expiry says so instead of delivering for ever.
+/// A transport without expiry refuses an expiring message; it does not keep it for ever.
 async fn an_expiry_is_refused(exam: Exam) {
     let stale = expiring(message("stale"), 60_000);
     exam.refused(ErrorKind::Unsupported, "an expiring message", exam.bus().publish(stale)).await;

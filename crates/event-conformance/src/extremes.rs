@@ -1,4 +1,5 @@
-//! Durations and times at both ends: each is kept within a bound or refused by name, and nothing beside it suffers.
+//! Cases with extreme durations and times: each is limited to a bound or refused, and other messages are not
+//! affected.
 
 use std::time::Duration;
 
@@ -22,12 +23,12 @@ cases! {
     a_call_may_take_any_time;
 }
 
-/// Longer than any store or clock can hold.
+/// Longer than any store or clock can represent.
 const TOO_LONG: [Duration; 3] = [Duration::MAX, Duration::from_millis(i64::MAX as u64), LONGEST];
-/// Shorter than any clock can tell.
+/// Shorter than the resolution of any clock.
 const TOO_SHORT: Duration = Duration::from_nanos(1);
 
-/// One handler's wait is its own: what others settle is settled, and the subscription closes.
+/// A very long retry delays one message only: other deliveries can be settled, and the subscription closes.
 async fn the_longest_retry_ends_no_other_settlement(exam: Exam) {
     for order in [false, true] {
         let name = if order { "keyed" } else { "free" };
@@ -36,12 +37,12 @@ async fn the_longest_retry_ends_no_other_settlement(exam: Exam) {
         let subscription = exam.subscribe(spec).await;
         for (n, after) in TOO_LONG.into_iter().enumerate() {
             exam.publish(keyed(&format!("waits-{n}"), "waits")).await;
-            let delivery = exam.next_of(&subscription, "what is to wait").await;
+            let delivery = exam.next_of(&subscription, "the delivery to retry later").await;
             assert_eq!(text(&delivery), "waits");
             exam.ok(format!("a retry after {after:?}"), delivery.retry(after, "not before the end")).await;
             exam.publish(keyed(&format!("goes-{n}"), "goes")).await;
             let delivery =
-                exam.next_of(&subscription, &format!("what comes after a retry of {after:?}")).await;
+                exam.next_of(&subscription, &format!("the delivery after a retry of {after:?}")).await;
             assert_eq!(text(&delivery), "goes");
             exam.ack(delivery).await;
         }
@@ -51,7 +52,7 @@ async fn the_longest_retry_ends_no_other_settlement(exam: Exam) {
     }
 }
 
-/// Nothing and next to nothing are at once.
+/// A retry delay of zero or one nanosecond is delivered again at once.
 async fn the_shortest_retry_comes_again(exam: Exam) {
     for order in [false, true] {
         let mut spec = group(if order { "keyed" } else { "free" }, 1);
@@ -69,7 +70,7 @@ async fn the_shortest_retry_comes_again(exam: Exam) {
     }
 }
 
-/// A lease is kept within its bounds.
+/// A lease of any length is limited to the transport's bounds.
 async fn a_lease_of_any_length_works(exam: Exam) {
     for (n, lease) in [TOO_SHORT].into_iter().chain(TOO_LONG).enumerate() {
         for order in [false, true] {
@@ -78,7 +79,7 @@ async fn a_lease_of_any_length_works(exam: Exam) {
             spec.keyed = order;
             let subscription = exam.subscribe(spec).await;
             exam.publish(keyed("k", name.clone())).await;
-            // A lease that short may run out before its first renewal, then the message comes again.
+            // A lease that short may run out before its first renewal; then the message is delivered again.
             loop {
                 let delivery =
                     exam.next_of(&subscription, &format!("a delivery with a lease of {lease:?}")).await;
@@ -96,34 +97,34 @@ async fn a_lease_of_any_length_works(exam: Exam) {
     }
 }
 
-/// The far past is no delay, the far future one that holds up nobody.
+/// A time in the far past causes no delay; a time in the far future delays only its own message.
 async fn times_at_both_ends_of_the_calendar_are_delays(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let at = |text: &str, time| Message { deliver_at: Some(time), ..message(text) };
     exam.publish(at("at the end", Timestamp::MAX)).await;
     exam.publish(at("at the beginning", Timestamp::MIN)).await;
-    let delivery = exam.next_of(&subscription, "what was due in the year -9999").await;
+    let delivery = exam.next_of(&subscription, "the message that was due in the year -9999").await;
     assert_eq!(text(&delivery), "at the beginning");
     exam.ack(delivery).await;
     exam.publish(message("now")).await;
-    let delivery = exam.next_of(&subscription, "what comes after").await;
+    let delivery = exam.next_of(&subscription, "the message after it").await;
     assert_eq!(text(&delivery), "now");
     exam.ack(delivery).await;
 }
 
-/// What expired in the far past is skipped, what expires in the far future is not.
+/// A message that expired in the far past is skipped, one that expires in the far future is not.
 async fn times_at_both_ends_of_the_calendar_are_expiries(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     let until = |text: &str, time| Message { expires_at: Some(time), ..message(text) };
     exam.publish(until("until the beginning", Timestamp::MIN)).await;
     exam.publish(until("until the end", Timestamp::MAX)).await;
-    let delivery = exam.next_of(&subscription, "what lasts until the year 9999").await;
+    let delivery = exam.next_of(&subscription, "the message that expires in the year 9999").await;
     assert_eq!(text(&delivery), "until the end");
     exam.ack(delivery).await;
     exam.settled("g").await;
 }
 
-/// Before everything is the oldest message, after everything is what comes.
+/// A start before everything is the oldest message, a start after everything is the next message.
 async fn a_start_at_either_end_of_the_calendar_is_a_start(exam: Exam) {
     exam.publish(message("before")).await;
     let first = [Start::Time(Timestamp::MIN), Start::Position(Position(0))];
@@ -143,13 +144,14 @@ async fn a_start_at_either_end_of_the_calendar_is_a_start(exam: Exam) {
     }
 }
 
-/// No time at all is too late, all the time in the world is enough, and others are answered meanwhile.
+/// A call with a timeout of zero times out, a call with the longest timeout is answered, and other calls are
+/// answered meanwhile.
 async fn a_call_may_take_any_time(exam: Exam) {
     let spec = Serve::new("shop", vec![subject("shop.quote")], 8);
     let mut incoming = exam.ok("serve", exam.requests().serve(spec)).await;
     let server = tokio::spawn(async move {
         while let Some(mut request) = incoming.recv().await {
-            // A caller without time has gone.
+            // The caller without time has ended its call.
             let _ = request.responder.send(frame("here", true)).await;
         }
     });
@@ -166,7 +168,7 @@ async fn a_call_may_take_any_time(exam: Exam) {
             Ok(mut replies) => replies.next().await.unwrap_or_else(|| panic!("no answer within {within:?}")),
             Err(error) => Err(error),
         };
-        // A millisecond may be enough where that is the least that a transport counts in.
+        // One millisecond may be enough where a transport counts in milliseconds.
         if let Err(error) = refused {
             assert_eq!(error.kind(), ErrorKind::Timeout, "{within:?}: {error:?}");
         }

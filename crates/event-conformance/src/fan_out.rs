@@ -1,4 +1,4 @@
-//! Every group receives every message that matches, and settles it for itself alone.
+//! Cases with several groups: each receives every matching message and settles it independently.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn every_group_receives_every_message(exam: Exam) {
     }
 }
 
-/// What one group does with a message changes nothing for another.
+/// A settlement in one group does not change the message for another group.
 async fn groups_settle_for_themselves(exam: Exam) {
     let (a, b) = (exam.subscribe(group("a", 1)).await, exam.subscribe(group("b", 1)).await);
     for n in 0..3 {
@@ -49,7 +49,7 @@ async fn groups_settle_for_themselves(exam: Exam) {
     assert_eq!(exam.status("b").await.dead, 0);
 }
 
-/// A group is durable: what is published while no member is there waits for the next one.
+/// A group is durable: messages published while it has no member wait for the next member.
 async fn a_group_that_is_away_misses_nothing(exam: Exam) {
     exam.found(group("g", 1)).await;
     for n in 0..5 {
@@ -63,7 +63,7 @@ async fn a_group_that_is_away_misses_nothing(exam: Exam) {
     }
 }
 
-/// A group that settles nothing does not keep messages from others.
+/// A group that settles nothing does not delay other groups.
 async fn a_slow_group_holds_up_no_other(exam: Exam) {
     let slow = exam.subscribe(group("slow", 1)).await;
     let quick = exam.subscribe(group("quick", 4)).await;

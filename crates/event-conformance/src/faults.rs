@@ -1,5 +1,5 @@
-//! Servers that die, hang and come back, and networks that fail: what was confirmed is there, and everything goes on
-//! by itself.
+//! Cases with servers that are killed, paused and restarted, and with failing networks: confirmed messages
+//! are kept, and everything recovers automatically.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
@@ -28,15 +28,16 @@ cases! {
     the_order_of_keys_survives_kills_and_cuts.own_server().within(240);
 }
 
-/// A pause long enough for calls to be waiting and short enough for no lease to end that matters.
+/// A pause that is long enough for calls to be waiting, and too short for a lease that a case depends on to
+/// end.
 const PAUSE: Duration = Duration::from_secs(3);
 
-/// Whether an error says that a later try may succeed.
+/// Returns whether an error means that a later try may succeed.
 pub(crate) fn passes(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }
 
-/// Publishes until it is confirmed; answers how often it was not.
+/// Publishes until the message is confirmed; returns the number of failed tries.
 async fn insist(exam: &Exam, message: Message) -> usize {
     for failures in 0.. {
         exam.waits_for(format!("a confirmation after {failures} failures"));
@@ -49,7 +50,7 @@ async fn insist(exam: &Exam, message: Message) -> usize {
     unreachable!("it counts without end")
 }
 
-/// Repeats a call until it succeeds: just after a fault one may fail that a later one does not.
+/// Repeats a call until it succeeds: just after a fault, a call may fail that succeeds later.
 async fn again<T, F: Future<Output = Result<T, Error>>>(exam: &Exam, what: &str, call: impl Fn() -> F) -> T {
     loop {
         exam.waits_for(what);
@@ -61,12 +62,11 @@ async fn again<T, F: Future<Output = Result<T, Error>>>(exam: &Exam, what: &str,
     }
 }
 
-/// Waits until the group has settled everything, through whatever is left of a fault.
+/// Waits until the group has settled everything; tolerates calls that fail in the aftermath of a fault.
 async fn settled(exam: &Exam, name: &str) {
     loop {
         let all = again(exam, "the groups", || exam.admin().groups()).await;
-        let status =
-            all.iter().find(|status| status.group.as_str() == name).expect("the group is still there");
+        let status = all.iter().find(|status| status.group.as_str() == name).expect("the group still exists");
         if status.waiting == 0 && status.in_flight == 0 {
             break;
         }
@@ -75,7 +75,8 @@ async fn settled(exam: &Exam, name: &str) {
     }
 }
 
-/// Acknowledges; a lease that was lost meanwhile is no fault of the case.
+/// Acknowledges and returns whether the ack succeeded; a lease that was lost meanwhile does not fail the
+/// case.
 async fn settle(delivery: event_client::delivery::Delivery) -> bool {
     match delivery.ack().await {
         Ok(()) => true,
@@ -84,7 +85,7 @@ async fn settle(delivery: event_client::delivery::Delivery) -> bool {
     }
 }
 
-/// Waits until a message published now comes out of the subscription, whatever comes before it.
+/// Publishes a message and waits until the subscription delivers it; acknowledges the deliveries before it.
 async fn flows(exam: &Exam, subscription: &Subscription, mark: &str) {
     insist(exam, message(mark)).await;
     loop {
@@ -100,17 +101,18 @@ async fn flows(exam: &Exam, subscription: &Subscription, mark: &str) {
         "health to be live after {mark:?}; it is {:?}",
         subscription.health().borrow().clone()
     ));
-    health.wait_for(|health| *health == Health::Live).await.expect("the subscription lives");
+    health.wait_for(|health| *health == Health::Live).await.expect("the subscription has not ended");
 }
 
-/// A subscription through which a first message came.
+/// Opens a subscription and waits until it has delivered a first message.
 async fn flowing(exam: &Exam) -> Subscription {
     let subscription = exam.subscribe(group("g", 8).lease(SHORT)).await;
     flows(exam, &subscription, "before").await;
     subscription
 }
 
-/// A window of publishes is open when the server is killed: each is answered, and those confirmed are there.
+/// The server is killed while a window of publishes is open: each publish is answered, and the confirmed
+/// messages are stored.
 async fn nothing_confirmed_is_lost_when_the_server_is_killed(exam: Exam) {
     const MESSAGES: usize = 3000;
     const WINDOW: usize = 64;
@@ -122,7 +124,7 @@ async fn nothing_confirmed_is_lost_when_the_server_is_killed(exam: Exam) {
         if next < MESSAGES && window.len() < WINDOW {
             window.push_back((next, exam.bus().publish(message(next.to_string()))));
             next += 1;
-            // In the middle of the work, twice, with a full window.
+            // Kill the server twice in the middle of the work, with a full window.
             if next == MESSAGES / 3 || next == MESSAGES * 2 / 3 {
                 kills += 1;
                 exam.ok("a kill", exam.server().kill()).await;
@@ -152,7 +154,8 @@ async fn nothing_confirmed_is_lost_when_the_server_is_killed(exam: Exam) {
     }
 }
 
-/// Every call has a deadline: a publish fails while there is no server, and works when there is one again.
+/// Every call has a deadline: a publish fails while no server is running, and succeeds when one is running
+/// again.
 async fn a_publish_without_a_server_is_answered(exam: Exam) {
     exam.publish(message("before")).await;
     exam.ok("a kill", exam.server().kill()).await;
@@ -163,7 +166,7 @@ async fn a_publish_without_a_server_is_answered(exam: Exam) {
     insist(&exam, message("after")).await;
 }
 
-/// Nobody waits for ever for a server that is not there.
+/// Opening a handle fails in bounded time when no server is running.
 async fn a_new_handle_without_a_server_is_refused(exam: Exam) {
     exam.ok("a kill", exam.server().kill()).await;
     exam.waits_for("an answer to a handle without a server");
@@ -173,7 +176,7 @@ async fn a_new_handle_without_a_server_is_refused(exam: Exam) {
     exam.another().await;
 }
 
-/// A service that is told to stop stops, server or no server.
+/// A handle closes whether or not the server is running.
 async fn closing_without_a_server_ends(exam: Exam) {
     let other = exam.another().await;
     let subscription = exam.ok("a subscription", other.subscribe(group("g", 4))).await;
@@ -181,7 +184,7 @@ async fn closing_without_a_server_ends(exam: Exam) {
     let _in_hand = exam.next(&subscription).await;
     exam.ok("a kill", exam.server().kill()).await;
     exam.waits_for("the handle to close without a server");
-    // Whether it says so is its own affair; that it ends is not.
+    // `close` may succeed or fail here; it must end.
     let _ = other.close().await;
     exam.waits_for("the subscription to end");
     while subscription.next().await.is_some() {}
@@ -192,13 +195,17 @@ async fn a_subscription_resumes_after_a_kill(exam: Exam) {
     let subscription = flowing(&exam).await;
     let mut health = subscription.health();
     exam.ok("a kill", exam.server().kill()).await;
-    exam.waits_for("health to say that the subscription is being rebuilt");
-    let seen = health.wait_for(|health| *health != Health::Live).await.expect("it lives").clone();
+    exam.waits_for("health to report that the subscription is being rebuilt");
+    let seen = health
+        .wait_for(|health| *health != Health::Live)
+        .await
+        .expect("the subscription has not ended")
+        .clone();
     assert!(matches!(&seen, Health::Rebuilding(why) if !why.is_empty()), "{seen:?}");
     exam.ok("the server to start", exam.server().start()).await;
     flows(&exam, &subscription, "after").await;
-    // And the group is still one: nobody else got anything. A server that writes acks down a moment later than it
-    // confirms them, as NATS does, sends such a message again; that is no loss.
+    // The group is still one group: no other member received a delivery. A server that writes acks to disk a
+    // moment after it confirms them, as NATS does, sends such a message again; that is no loss.
     let acking = tokio::spawn(async move {
         while let Some(delivery) = subscription.next().await {
             settle(delivery).await;
@@ -232,18 +239,18 @@ async fn a_subscription_resumes_after_a_cut(exam: Exam) {
     }
 }
 
-/// No end is told that the connection is dead: only a watchdog finds out.
+/// Neither end is notified that the connection is dead: only a watchdog detects it.
 async fn a_subscription_resumes_after_a_half_open_connection(exam: Exam) {
     let subscription = flowing(&exam).await;
     let mut health = subscription.health();
     exam.server().swallow();
     exam.waits_for("the watchdog to notice that nothing comes");
-    health.wait_for(|health| *health != Health::Live).await.expect("it lives");
+    health.wait_for(|health| *health != Health::Live).await.expect("the subscription has not ended");
     exam.server().heal();
     flows(&exam, &subscription, "after").await;
 }
 
-/// What is published meanwhile may be missed: nothing is kept for a broadcast subscription.
+/// Messages published during the outage may be missed: nothing is stored for a broadcast subscription.
 async fn a_broadcast_resumes_after_a_kill(exam: Exam) {
     let subscription = exam.subscribe(broadcast()).await;
     exam.publish(message("before")).await;
@@ -254,16 +261,16 @@ async fn a_broadcast_resumes_after_a_kill(exam: Exam) {
         insist(&exam, message(n.to_string())).await;
         exam.waits_for(format!("a broadcast after the kill, {n} published"));
         let next = tokio::time::timeout(Duration::from_millis(200), subscription.next());
-        if next
-            .await
-            .is_ok_and(|delivery| delivery.expect("the subscription lives").message().payload != "before")
-        {
+        if next.await.is_ok_and(|delivery| {
+            delivery.expect("the subscription has not ended").message().payload != "before"
+        }) {
             break;
         }
     }
 }
 
-/// A handler that was at work when the server died: its message is settled, or comes again as another attempt.
+/// The server is killed while a handler holds a delivery: the message is settled, or is delivered again as
+/// another attempt.
 async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).lease(SHORT)).await;
     exam.publish(message("in hand")).await;
@@ -272,7 +279,7 @@ async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
     exam.ok("the server to start", exam.server().start()).await;
     exam.waits_for("the answer to an ack after the kill");
     if !settle(in_hand).await {
-        let again = exam.next_of(&subscription, "what was in hand to come again").await;
+        let again = exam.next_of(&subscription, "the message in flight to be delivered again").await;
         assert_eq!(text(&again), "in hand");
         assert!(again.info().attempt > 1, "a second delivery is a second attempt");
         settle(again).await;
@@ -281,7 +288,8 @@ async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
     settled(&exam, "g").await;
 }
 
-/// Keys keep their order over kills and cuts: what comes again is what was in hand, and nothing overtakes it.
+/// Keys keep their order over kills and cuts: only messages in flight are delivered again, and no later
+/// message overtakes them.
 async fn the_order_of_keys_survives_kills_and_cuts(exam: Exam) {
     const ROUNDS: usize = 120;
     const KEYS: usize = 4;
@@ -304,8 +312,8 @@ async fn the_order_of_keys_survives_kills_and_cuts(exam: Exam) {
             }
         }
     });
-    // A publish that was not confirmed may be there all the same, and then is there twice; a kill may take with it
-    // what the server knew of the last acknowledgements.
+    // A publish that was not confirmed may have been stored all the same, and then is stored twice; a kill
+    // may lose the server's record of the last acknowledgements.
     let (mut next, mut repeats) = (HashMap::<String, usize>::new(), 0);
     while next.len() < KEYS || next.values().any(|n| *n < ROUNDS) {
         let delivery =

@@ -1,4 +1,5 @@
-//! A group whose filters change: the latest subscription decides for all members, and no matching message is lost.
+//! Cases for a group whose filters change: the latest subscription sets the filters for all members, and no
+//! matching message is lost.
 
 use event_client::bus::Settings;
 use event_client::message::Message;
@@ -21,7 +22,7 @@ cases! {
     a_drained_service_is_replaced_by_its_next_version;
 }
 
-/// Filters before and after, a subject that the new ones match, and one that they do not.
+/// Filters before and after a change, a subject that the new filters match, and one that they do not match.
 struct Change {
     before: &'static [&'static str],
     after: &'static [&'static str],
@@ -46,7 +47,7 @@ const CHANGES: [Change; 6] = [
     Change { before: &["orders.a"], after: &["orders.a", "bills.>"], wanted: "bills.b", unwanted: None },
 ];
 
-/// Takes one message of this subject and acknowledges it.
+/// Receives one message of this subject and acknowledges it.
 async fn takes(exam: &Exam, member: &Subscription, subject: &str, what: &str) {
     let wanted = format!("{subject} {what}");
     exam.publish(on(subject, wanted.as_str())).await;
@@ -78,7 +79,8 @@ async fn decides(exam: Exam, keyed: bool) {
     }
 }
 
-/// Disjoint, narrower and wider filters take effect at once, although a member under the earlier ones has just left.
+/// Disjoint, narrower and wider filters take effect at once, although a member with the earlier filters has
+/// just left.
 async fn the_next_subscription_decides(exam: Exam) {
     decides(exam, false).await;
 }
@@ -88,7 +90,7 @@ async fn the_next_subscription_decides_for_a_keyed_group(exam: Exam) {
     decides(exam, true).await;
 }
 
-/// The same for services: the next version starts as soon as the one before has drained.
+/// The same for services: the next version starts as soon as the previous one has drained.
 async fn a_drained_service_is_replaced_by_its_next_version(exam: Exam) {
     async fn keep(State(seen): State<UnboundedSender<Message>>, Raw(message): Raw) {
         let _ = seen.send((*message).clone());
@@ -126,26 +128,28 @@ async fn follows(exam: Exam, keyed: bool) {
         drop(passing);
         exam.ok("close", other.close()).await;
         takes(&exam, &staying, change.wanted, "to the member that stayed").await;
-        // From here on it has seen the change.
+        // From here on the member uses the changed filters.
         if let Some(unwanted) = change.unwanted {
             exam.publish(on(unwanted, "not for the group")).await;
         }
-        takes(&exam, &staying, change.wanted, "after what is not wanted").await;
+        takes(&exam, &staying, change.wanted, "after the unwanted message").await;
         exam.settled(&name).await;
     }
 }
 
-/// A member that stays takes what the latest subscription asked for, after that one has gone.
+/// A member that stays receives the messages of the latest subscription's filters, after that subscription
+/// has ended.
 async fn a_live_member_follows_the_latest_filters(exam: Exam) {
     follows(exam, false).await;
 }
 
-/// The same for a keyed group, of which one member works.
+/// The same for a keyed group, in which one member is active at a time.
 async fn a_member_that_stands_by_follows_the_latest_filters(exam: Exam) {
     follows(exam, true).await;
 }
 
-/// Each subscription replaces one with other filters that is still there; all that it asks for reaches it.
+/// Each subscription replaces one that has other filters and is still open; every message that matches its
+/// own filters is delivered to it.
 async fn filters_that_change_again_and_again_lose_nothing(exam: Exam) {
     for keyed in [false, true] {
         let name = if keyed { "keyed" } else { "g" };
@@ -176,7 +180,8 @@ async fn filters_that_change_again_and_again_lose_nothing(exam: Exam) {
     }
 }
 
-/// What was published under earlier filters, however many times they have changed since, stays with the group.
+/// Messages published under earlier filters stay with the group, however many times the filters have changed
+/// since.
 async fn what_waits_under_earlier_filters_still_comes(exam: Exam) {
     let subjects: Vec<_> = (0..12).map(|n| format!("orders.s{n}")).collect();
     for subject in &subjects {

@@ -1,4 +1,4 @@
-//! Everything about a message comes back as it was sent.
+//! Cases for a message's content: every part is delivered as it was published.
 
 use bytes::Bytes;
 use event_client::message::{Message, MessageId};
@@ -16,7 +16,7 @@ cases! {
     long_subjects_travel;
 }
 
-/// Publishes and takes it back.
+/// Publishes a message and receives it again.
 async fn round_trip(exam: &Exam, sent: Message) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(sent.clone()).await;
@@ -42,7 +42,7 @@ async fn headers_come_back_in_order_with_utf8_values(exam: Exam) {
     round_trip(&exam, sent).await;
 }
 
-/// A header is found whatever the case of its name.
+/// A header is found regardless of the case of its name.
 async fn header_names_are_found_in_any_case(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let mut sent = message("x");
@@ -55,7 +55,7 @@ async fn header_names_are_found_in_any_case(exam: Exam) {
     assert_eq!(delivery.message().headers.len(), 1);
 }
 
-/// No fixed number of headers.
+/// The number of headers has no fixed limit.
 async fn many_headers_come_back(exam: Exam) {
     let mut sent = message("x");
     for n in 0..40 {
@@ -64,7 +64,7 @@ async fn many_headers_come_back(exam: Exam) {
     round_trip(&exam, sent).await;
 }
 
-/// No byte of a payload means anything to a transport.
+/// A transport interprets no byte of a payload.
 async fn payload_bytes_are_untouched(exam: Exam) {
     let every_byte: Vec<u8> = (0..=255).collect();
     for payload in [Vec::new(), vec![0], every_byte.repeat(40), b"\r\n\r\n\0'\";--".to_vec()] {
@@ -88,7 +88,7 @@ async fn ids_keys_and_content_types_come_back(exam: Exam) {
     }
 }
 
-/// Subjects up to the longest allowed.
+/// Subjects up to the maximum length are delivered.
 async fn long_subjects_travel(exam: Exam) {
     let long = format!("orders.{}", "x".repeat(193));
     assert_eq!(subject(&long).as_str().len(), 200);

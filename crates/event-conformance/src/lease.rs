@@ -1,4 +1,5 @@
-//! A delivery is leased from the fetch, the lease is renewed while it waits or runs, and a lost lease is told.
+//! Cases for leases: a delivery is leased from the fetch, the lease is renewed while the delivery waits or
+//! runs, and a settlement after a lost lease fails.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ cases! {
     a_second_opinion_does_not_settle_for_the_heir;
 }
 
-/// Waits so long that a lease that nobody renews would have ended, then shows that the other member got nothing of
-/// what was held: the first thing it gets is the marker.
+/// Waits three leases, in which a lease without renewal would have ended; then shows that the other member
+/// received none of the held messages: the marker is its first delivery.
 async fn nothing_moves_for(exam: &Exam, lease: Duration, other: &event_client::subscription::Subscription) {
     exam.waits_for("three leases to pass");
     let until = Instant::now() + lease * 3;
@@ -35,7 +36,7 @@ async fn nothing_moves_for(exam: &Exam, lease: Duration, other: &event_client::s
     exam.ack(delivery).await;
 }
 
-/// A slow handler keeps its message: the transport renews by itself.
+/// A slow handler keeps its message: the transport renews the lease automatically.
 async fn a_lease_is_renewed_while_the_handler_works(exam: Exam) {
     let other = exam.another().await;
     let slow = exam.subscribe(group("g", 1).lease(SHORT)).await;
@@ -47,7 +48,7 @@ async fn a_lease_is_renewed_while_the_handler_works(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// The lease runs from the fetch, so what waits in the buffer is renewed too.
+/// The lease starts at the fetch, so the lease of a delivery in the buffer is renewed too.
 async fn a_lease_is_renewed_while_a_delivery_waits_untaken(exam: Exam) {
     let other = exam.another().await;
     let busy = exam.subscribe(group("g", 3).lease(SHORT)).await;
@@ -67,7 +68,7 @@ async fn a_lease_is_renewed_while_a_delivery_waits_untaken(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A stopped subscription fetches no more, but what was taken stays leased.
+/// A stopped subscription fetches no more, but the deliveries taken from it stay leased.
 async fn a_lease_is_renewed_after_stop(exam: Exam) {
     let other = exam.another().await;
     let stopped = exam.subscribe(group("g", 1).lease(SHORT)).await;
@@ -80,7 +81,7 @@ async fn a_lease_is_renewed_after_stop(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A handler that outlives its subscription can renew for itself.
+/// A handler that runs longer than its subscription can renew the lease itself.
 async fn in_progress_holds_a_lease_that_nobody_renews(exam: Exam) {
     let lease = SHORT * 2;
     let other = exam.another().await;
@@ -100,7 +101,7 @@ async fn in_progress_holds_a_lease_that_nobody_renews(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Saying that work goes on is confirmed, and changes nothing else.
+/// `in_progress` is confirmed and changes nothing else.
 async fn in_progress_is_confirmed_while_it_is_ours(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("running")).await;
@@ -112,7 +113,7 @@ async fn in_progress_is_confirmed_while_it_is_ours(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Who settles after the lease was lost to another consumer is told so.
+/// Settling a delivery after its lease was lost to another consumer returns an error.
 async fn a_lost_lease_is_told(exam: Exam) {
     let other = exam.another().await;
     let slow = exam.ok("the first member", other.subscribe(group("g", 1).lease(SHORT))).await;
@@ -120,7 +121,7 @@ async fn a_lost_lease_is_told(exam: Exam) {
     let late = exam.next(&slow).await;
     drop(slow); // the handler outlives its subscription and renews nothing
     let heir = exam.subscribe(group("g", 1).lease(SHORT)).await;
-    let theirs = exam.next_of(&heir, "what the slow consumer lost").await;
+    let theirs = exam.next_of(&heir, "the slow consumer's lost delivery").await;
     assert_eq!(theirs.info().attempt, 2);
     exam.refused(ErrorKind::LeaseLost, "a renewal after the lease was lost", late.in_progress()).await;
     exam.refused(ErrorKind::LeaseLost, "an ack after the lease was lost", late.ack()).await;
@@ -128,7 +129,7 @@ async fn a_lost_lease_is_told(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A late settlement of the first consumer does nothing to the second consumer's delivery.
+/// A late settlement by the first consumer does not affect the second consumer's delivery.
 async fn a_second_opinion_does_not_settle_for_the_heir(exam: Exam) {
     let slow = exam.subscribe(group("g", 1)).await;
     exam.publish(message("a")).await;

@@ -1,18 +1,20 @@
-//! The exam that every transport passes: each sentence of the contract is at least one named case.
+//! The exam, the conformance test suite for transports: each sentence of the contract is at least one named
+//! case.
 //!
 //! ```text
 //!   Fixture ── fresh storage ──▶ Exam (handles, helpers) ──▶ Case `redelivery::unacked_message_returns`
 //! ```
 //!
-//! A case runs alone on its own storage, on the bare transport, once: a failing case is not tried again. It waits for
-//! signals; when one does not come, the case fails at its deadline and says what it waited for.
+//! A case runs alone on its own storage, directly on the transport, once: a failing case is not run again. It
+//! waits for signals; when a signal does not arrive, the case fails at its deadline and reports the step that
+//! it was waiting for.
 //!
-//! What a transport may lack is in its [`Capabilities`](event_client::transport::Capabilities). The cases of an
-//! ability that is not declared are left out *by name*, and in their place a case shows that it is refused with
-//! [`ErrorKind::Unsupported`](event_client::ErrorKind::Unsupported).
+//! Optional abilities of a transport are in its [`Capabilities`](event_client::transport::Capabilities). The
+//! cases of an ability that is not declared are skipped *by name*, and in their place a case shows that the
+//! ability is refused with [`ErrorKind::Unsupported`](event_client::ErrorKind::Unsupported).
 //!
-//! A transport takes the exam by giving a [`Fixture`] to [`cases`]; a program with processes of its own calls
-//! [`play_if_asked`] first in `main`.
+//! A transport runs the exam by passing a [`Fixture`] to [`cases`]; a program that starts itself as a second
+//! process calls [`play_if_asked`] first in `main`.
 
 mod case;
 mod exam;
@@ -57,7 +59,7 @@ pub use exam::Exam;
 pub use fixture::{Fixture, Server, Settings, Storage};
 pub use process::play_if_asked;
 
-/// The whole exam, in the order of the contract.
+/// Returns all cases, in the order of the contract.
 pub fn cases() -> Vec<Case> {
     [
         publish::cases(),

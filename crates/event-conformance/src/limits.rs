@@ -1,4 +1,4 @@
-//! Bounds: credit, payload, and what a refusal must not harm.
+//! Cases for bounds: credit and payload size, and the effects that a refusal must not have.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ cases! {
     a_lease_of_nothing_is_refused;
 }
 
-/// No more unsettled deliveries at a time than asked for.
+/// The number of unsettled deliveries never exceeds `max_in_flight`.
 async fn credit_is_never_exceeded(exam: Exam) {
     let subscription = exam.subscribe(group("g", 5)).await;
     for n in 0..100 {
@@ -63,7 +63,7 @@ async fn credit_is_never_exceeded(exam: Exam) {
     assert!(most.load(Ordering::SeqCst) <= 5, "{most:?} at a time");
 }
 
-/// Prefetch is part of the credit: the rest waits where another member can have it.
+/// Prefetched deliveries count against the credit: the remaining messages stay available to other members.
 async fn credit_counts_what_waits_untaken(exam: Exam) {
     let greedy = exam.subscribe(group("g", 3)).await;
     for n in 0..10 {
@@ -74,13 +74,13 @@ async fn credit_counts_what_waits_untaken(exam: Exam) {
     assert_eq!((status.in_flight, status.waiting), (3, 7));
     let other = exam.subscribe(group("g", 7)).await;
     for _ in 0..7 {
-        exam.ack(exam.next_of(&other, "what is beyond the first member's credit").await).await;
+        exam.ack(exam.next_of(&other, "a message beyond the first member's credit").await).await;
     }
     assert_eq!(exam.status("g").await.in_flight, 3);
     drop(greedy);
 }
 
-/// Ack, retry, reject, release and drop all give the slot back.
+/// Ack, retry, reject, release and drop each free the slot.
 async fn credit_comes_back_with_every_settlement(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for n in 0..5 {
@@ -103,7 +103,7 @@ fn of_size(bytes: usize) -> event_client::message::Message {
     message
 }
 
-/// Exactly `max_payload` is taken; a byte more is refused as too large.
+/// A message of exactly `max_payload` is accepted; one with a byte more is refused as too large.
 async fn the_largest_message_fits_and_one_byte_more_is_refused(exam: Exam) {
     let most = exam.can().max_payload;
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -118,7 +118,7 @@ async fn the_largest_message_fits_and_one_byte_more_is_refused(exam: Exam) {
     exam.refused(ErrorKind::TooLarge, "far too large", exam.bus().publish(of_size(most * 4))).await;
 }
 
-/// Others in the same window go their way.
+/// A refused message does not affect other messages in the same window.
 async fn a_refused_message_harms_nothing_else(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let too_large = of_size(exam.can().max_payload + 1);
@@ -141,17 +141,17 @@ async fn a_refused_message_harms_nothing_else(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A request that is too large is refused before anybody gets it.
+/// A request that is too large is refused before a responder receives it.
 async fn requests_have_the_same_limit(exam: Exam) {
     let spec = Serve::new("s", vec![subject("orders.placed.v1")], 1);
     let mut served = exam.ok("serve", exam.requests().serve(spec)).await;
     let too_large = of_size(exam.can().max_payload + 1);
     let call = exam.requests().call(too_large, Duration::from_secs(5));
     exam.refused(ErrorKind::TooLarge, "a request", call).await;
-    assert!(served.try_recv().is_err(), "the server got it");
+    assert!(served.try_recv().is_err(), "the responder received it");
 }
 
-/// A request in the server's hands, and its caller, who would wait for an hour.
+/// Makes a call with a timeout of an hour; returns the request at the responder and the caller's replies.
 async fn asked(
     exam: &Exam,
     serving: &mut Receiver<IncomingRequest>,
@@ -162,14 +162,15 @@ async fn asked(
     (incoming(exam, serving).await, replies)
 }
 
-/// A frame of exactly so many bytes, as a message's size is counted.
+/// Returns a frame of exactly `bytes` bytes, as a message's size is counted.
 fn frame_of(bytes: usize, last: bool) -> Frame {
     let mut frame = frame("", last);
     frame.payload = vec![b'x'; bytes - frame.size()].into();
     frame
 }
 
-/// A too large answer is told to both ends: the server by an error, the caller by a status.
+/// Checks that both ends are notified of a reply that is too large: the responder by an error, the caller by
+/// a status.
 async fn told(exam: &Exam, sent: Confirm<()>, replies: &mut Replies) {
     let most = exam.can().max_payload.to_string();
     let error = exam.refused(ErrorKind::TooLarge, "a byte too many", sent).await;
@@ -183,10 +184,10 @@ async fn told(exam: &Exam, sent: Confirm<()>, replies: &mut Replies) {
     assert!(replies.next().await.is_none());
 }
 
-/// Exactly `max_payload` is answered; a byte more becomes a status, at once.
+/// A reply of exactly `max_payload` is delivered; a byte more becomes a status, at once.
 async fn the_largest_answer_fits_and_one_byte_more_is_a_status_at_once(exam: Exam) {
     let most = exam.can().max_payload;
-    // In this process and from another handle the way back may be another.
+    // Replies may take another path within one process than from another handle.
     let other = exam.another().await;
     for (server, subject) in [(exam.bus().as_ref(), "orders.quote"), (other.as_ref(), "orders.price")] {
         let mut serving = serve(&exam, server, &[subject], 4).await;
@@ -205,7 +206,7 @@ async fn the_largest_answer_fits_and_one_byte_more_is_a_status_at_once(exam: Exa
     }
 }
 
-/// The chunks before it have arrived, and no more can follow.
+/// The chunks before the one that is too large have arrived, and no more can follow.
 async fn a_chunk_that_is_too_large_ends_the_answer_with_a_status(exam: Exam) {
     let mut serving = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 4).await;
     let (mut request, mut replies) = asked(&exam, &mut serving, "orders.quote").await;
@@ -216,7 +217,7 @@ async fn a_chunk_that_is_too_large_ends_the_answer_with_a_status(exam: Exam) {
     drop(request.responder.send(frame("two", true)));
 }
 
-/// Another request of the same service, asked at the same time, is answered.
+/// Another request of the same service, made at the same time, is answered.
 async fn an_answer_that_is_too_large_harms_no_other(exam: Exam) {
     let mut serving = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 4).await;
     let (mut first, mut replies) = asked(&exam, &mut serving, "orders.quote").await;
@@ -227,7 +228,7 @@ async fn an_answer_that_is_too_large_harms_no_other(exam: Exam) {
     assert_eq!(body(&reply(&exam, &mut others).await.expect("a frame")), "fine");
 }
 
-/// A lease must last.
+/// A lease of zero is refused.
 async fn a_lease_of_nothing_is_refused(exam: Exam) {
     let spec = group("g", 1).lease(Duration::ZERO);
     exam.refused(ErrorKind::Config, "no lease", exam.bus().subscribe(spec)).await;

@@ -1,4 +1,4 @@
-//! Messages, subscriptions and readings that the cases share.
+//! Messages, subscriptions and helper functions that the cases share.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use event_client::transport::{Mode, Start, Subscribe};
 /// The subject that most cases use.
 pub(crate) const SUBJECT: &str = "orders.placed.v1";
 
-/// A lease that a case lets run out.
+/// A short lease, for cases that let one run out.
 pub(crate) const SHORT: Duration = Duration::from_secs(1);
 
 pub(crate) fn subject(name: &str) -> Subject {
@@ -59,7 +59,7 @@ pub(crate) fn broadcast() -> Subscribe {
     Subscribe::broadcast([pattern("orders.>")])
 }
 
-/// Small changes to a subscription, in one line.
+/// Changes to a subscription, as methods that can be chained.
 pub(crate) trait With: Sized {
     fn keyed(self) -> Self;
     fn lease(self, lease: Duration) -> Self;
@@ -96,7 +96,7 @@ pub(crate) fn permanent(error: &str) -> Rejection {
     Rejection::new(Reason::Permanent, error)
 }
 
-/// A consumer that vanishes without a word: it settles nothing and nobody renews for it.
+/// Simulates a consumer that vanishes: its deliveries are never settled and their leases are not renewed.
 pub(crate) fn vanish(subscription: event_client::subscription::Subscription, deliveries: Vec<Delivery>) {
     deliveries.into_iter().for_each(std::mem::forget);
     drop(subscription);

@@ -1,4 +1,5 @@
-//! Order per key: one unsettled message of a key at a time, retries included, while other keys go on.
+//! Cases for order per key: at most one unsettled message of a key at a time, retries included, while other
+//! keys proceed.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -36,12 +37,12 @@ async fn one_message_of_a_key_at_a_time(exam: Exam) {
     let heads: HashSet<_> = [text(&first), text(&second)].into();
     assert_eq!(heads, HashSet::from(["a1".into(), "b1".into()]));
     exam.ack(first).await;
-    let third = exam.next_of(&subscription, "what follows the settled one").await;
+    let third = exam.next_of(&subscription, "the message after the settled one").await;
     assert!(["a2", "b2"].contains(&text(&third).as_str()), "{}", text(&third));
     assert!(subscription.try_next().is_none(), "more than one unsettled message of a key");
 }
 
-/// In the order of publication per key, with many keys, consumers and retries.
+/// The messages of a key are handled in the order of publication, with many keys, consumers and retries.
 async fn a_key_stays_in_order_with_many_consumers(exam: Exam) {
     let subscription = exam.subscribe(group("g", 16).keyed()).await;
     let seen: Arc<Mutex<HashMap<String, Vec<usize>>>> = Arc::default();
@@ -63,7 +64,8 @@ async fn a_key_stays_in_order_with_many_consumers(exam: Exam) {
                         let n = text(&delivery).parse().expect("a number");
                         seen.lock().expect("not poisoned").entry(key.clone()).or_default().push(n);
                     }
-                    // Before it is settled, for the next of this key may come at once.
+                    // Remove the key before settling, because the next message of this key may be delivered
+                    // right after the settlement.
                     at_work.lock().expect("not poisoned").remove(&key);
                     if fails {
                         let pause = Duration::from_millis(random.u64(0..4));
@@ -92,7 +94,7 @@ async fn a_key_stays_in_order_with_many_consumers(exam: Exam) {
     }
 }
 
-/// A retried message comes before the next of its key.
+/// A retried message is delivered before the next message of its key.
 async fn a_retry_keeps_its_place(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).keyed()).await;
     for n in 0..3 {
@@ -110,7 +112,7 @@ async fn a_retry_keeps_its_place(exam: Exam) {
     }
 }
 
-/// While a key waits for its retry, however long, other keys go on.
+/// While a key waits for its retry, however long, other keys proceed.
 async fn a_failing_key_stalls_no_other(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2).keyed()).await;
     for n in 0..50 {
@@ -130,7 +132,7 @@ async fn a_failing_key_stalls_no_other(exam: Exam) {
     assert_eq!((status.waiting, status.in_flight, status.retrying), (50, 0, 1));
 }
 
-/// A dead letter no longer holds its key.
+/// A dead letter no longer blocks its key.
 async fn a_rejected_message_lets_the_next_of_its_key_go(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).keyed()).await;
     exam.publish(keyed("k", "bad")).await;
@@ -139,7 +141,7 @@ async fn a_rejected_message_lets_the_next_of_its_key_go(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "good");
 }
 
-/// A message that was handed back comes before the next of its key.
+/// A released message is delivered before the next message of its key.
 async fn a_release_keeps_its_place(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).keyed()).await;
     exam.publish(keyed("k", "0")).await;
@@ -151,7 +153,8 @@ async fn a_release_keeps_its_place(exam: Exam) {
     }
 }
 
-/// A deferred message comes before the next of its key, uncounted, while other keys go on.
+/// A deferred message is delivered before the next message of its key, without counting an attempt, while
+/// other keys proceed.
 async fn a_deferred_message_keeps_its_place_and_stalls_no_other_key(exam: Exam) {
     let subscription = exam.subscribe(group("g", 2).keyed()).await;
     for n in 0..20 {
@@ -177,7 +180,8 @@ async fn a_deferred_message_keeps_its_place_and_stalls_no_other_key(exam: Exam) 
     exam.settled("g").await;
 }
 
-/// A member that leaves after it has deferred a message leaves it to the next one: first of its key, and uncounted.
+/// When a member leaves after it has deferred a message, the next member receives that message first of its
+/// key, and the deferral counts no attempt.
 async fn a_deferred_message_goes_to_the_next_owner_of_its_keys(exam: Exam) {
     let other = exam.another().await;
     let old = exam.ok("the old member", other.subscribe(group("g", 4).keyed())).await;
@@ -198,7 +202,8 @@ async fn a_deferred_message_goes_to_the_next_owner_of_its_keys(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// When a consumer dies, its message comes before the next of its key wherever it goes.
+/// When a consumer dies, its message is delivered before the next message of its key, whichever member
+/// receives it.
 async fn order_survives_a_takeover(exam: Exam) {
     let other = exam.another().await;
     let dying = exam.ok("the first member", other.subscribe(group("g", 1).keyed().lease(SHORT))).await;
@@ -216,7 +221,7 @@ async fn order_survives_a_takeover(exam: Exam) {
     }
 }
 
-/// Members of a keyed group on several handles keep the order together.
+/// Members of a keyed group on several handles keep the order of keys together.
 async fn keys_of_two_handles_stay_in_order(exam: Exam) {
     let other = exam.another().await;
     let one = exam.subscribe(group("g", 4).keyed()).await;
@@ -245,7 +250,7 @@ async fn keys_of_two_handles_stay_in_order(exam: Exam) {
     }
 }
 
-/// Messages without a key wait for nobody.
+/// Messages without a key do not wait for other messages.
 async fn messages_without_a_key_are_free(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4).keyed()).await;
     for n in 0..4 {
@@ -258,7 +263,7 @@ async fn messages_without_a_key_are_free(exam: Exam) {
     assert_eq!(held.iter().map(text).collect::<HashSet<_>>().len(), 4);
 }
 
-/// Live members of a group agree on keeping the order of keys.
+/// All live members of a group must agree on whether the group is keyed.
 async fn a_group_is_keyed_or_not(exam: Exam) {
     let _member = exam.subscribe(group("g", 1).keyed()).await;
     let other = exam.another().await;

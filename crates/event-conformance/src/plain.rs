@@ -1,4 +1,4 @@
-//! Messages without an envelope, at handlers that say they take them.
+//! Cases for messages without an envelope, delivered to handlers that accept plain data.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ fn quick() -> RetryPolicy {
     RetryPolicy::default().backoff(Duration::from_millis(1), Duration::from_millis(1))
 }
 
-/// `Msg` from bare JSON and MessagePack, `Raw` from anything, with derived attributes.
+/// `Msg` accepts bare JSON and MessagePack, `Raw` any bytes; the attributes are derived.
 async fn plain_data_reaches_handlers_that_take_it(exam: Exam) {
     async fn weigh(State(seen): Seen<(f64, Meta)>, meta: service::Meta, Msg(weighed): Msg<Weighed>) {
         let _ = seen.send((weighed.grams, meta.0));
@@ -80,7 +80,8 @@ async fn plain_data_reaches_handlers_that_take_it(exam: Exam) {
     exam.ok("drain", archive.drain()).await;
 }
 
-/// Id, time and key are derived alike each time, so effects can be made once.
+/// Id, time and key are derived in the same way on each attempt, so that a handler can deduplicate its
+/// effects.
 async fn plain_data_is_the_same_event_in_each_attempt(exam: Exam) {
     async fn weigh(
         State(seen): Seen<(String, Meta)>,
@@ -103,7 +104,7 @@ async fn plain_data_is_the_same_event_in_each_attempt(exam: Exam) {
     exam.ok("drain", running.drain()).await;
 }
 
-/// Who takes plain data takes events too, with their own attributes.
+/// A handler that accepts plain data accepts events too, with their own attributes.
 async fn events_reach_handlers_of_plain_data_as_events(exam: Exam) {
     async fn weigh(State(seen): Seen<(f64, Meta)>, meta: service::Meta, Msg(weighed): Msg<Weighed>) {
         let _ = seen.send((weighed.grams, meta.0));
@@ -115,7 +116,7 @@ async fn events_reach_handlers_of_plain_data_as_events(exam: Exam) {
     exam.ok("publish", ours.publish(Weighed { grams: 7.0 }).id("1").into_future()).await;
     let body =
         r#"{"specversion":"1.0","id":"2","source":"/others","type":"orders.weighed.v1","data":{"grams":8}}"#;
-    // As the NATS binding allows: a structured event and nothing that says so.
+    // As the NATS binding allows: a structured event without a header or content type that marks it as one.
     exam.publish(plain("orders.weighed.v1", "", body)).await;
     for want in [(7.0, "1", "/ours"), (8.0, "2", "/others")] {
         let (grams, meta) = told(&exam, "the handler", &mut weighed).await;
@@ -124,7 +125,7 @@ async fn events_reach_handlers_of_plain_data_as_events(exam: Exam) {
     exam.ok("drain", running.drain()).await;
 }
 
-/// A message that says it is an event is not taken for anything else.
+/// A message that is marked as an event is not accepted as plain data.
 async fn a_broken_event_is_no_plain_data(exam: Exam) {
     async fn keep(State(seen): Seen<Message>, Raw(message): Raw) {
         let _ = seen.send((*message).clone());

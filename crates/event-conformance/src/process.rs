@@ -1,4 +1,5 @@
-//! Cases with several processes: the program runs itself again in a role, and can be killed at any moment.
+//! Second processes for cases: the program starts itself again in a role, and a case can kill it at any
+//! moment.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -15,20 +16,22 @@ const ROLE: &str = "BACKBONE_EXAM_ROLE";
 const URL: &str = "BACKBONE_EXAM_URL";
 const LEDGER: &str = "BACKBONE_EXAM_LEDGER";
 
-/// What a second process does.
+/// The work of a second process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Role {
-    /// Takes one message, says so, and keeps it.
+    /// Takes one message, prints that it has it, and keeps it.
     Hold,
-    /// Takes messages of a group, one at a time, and says what it acknowledged.
+    /// Takes messages of a group, one at a time, and prints those that it acknowledged.
     Share,
-    /// Publishes in windows for ever and says what was confirmed.
+    /// Publishes in windows for ever and prints each confirmed message.
     Publish,
-    /// Works on a keyed group and writes what it did to the ledger.
+    /// Works on a keyed group and writes each action to the ledger.
     Work,
-    /// Fails one message, to be tried again after [`RETRY`], says when that is, and keeps its place in the group.
+    /// Fails one message with a retry after [`RETRY`], prints when the retry is due, and stays a member of
+    /// the group.
     Retry,
-    /// Answers requests with their own bytes, but keeps those that say `hang` and says so.
+    /// Answers requests with their own bytes; a request with the body `hang` is kept unanswered, and the
+    /// process prints that.
     Serve,
 }
 
@@ -47,13 +50,14 @@ impl Role {
     }
 }
 
-/// Long enough for another process to be there before it is over.
+/// Long enough for another process to start before the retry is due.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(4);
 
-/// Most unsettled deliveries of one working process.
+/// The maximum number of unsettled deliveries of one working process.
 pub(crate) const WORK_CREDIT: usize = 16;
 
-/// Plays a role when the exam started this process for it, and does not return then. Call it first in `main`.
+/// Plays a role when the exam started this process for one, and then does not return. Call it first in
+/// `main`.
 pub fn play_if_asked() {
     let Ok(name) = std::env::var(ROLE) else { return };
     let Some(role) = Role::ALL.into_iter().find(|role| role.name() == name) else {
@@ -117,7 +121,7 @@ async fn play(role: Role, url: &str) {
             let workers: Vec<_> = (0..8)
                 .map(|_| {
                     let subscription = subscription.clone();
-                    // Appended lines are whole and in one order for all processes that write the file.
+                    // Appended lines are not split and have one order for all processes that write the file.
                     let mut ledger = std::fs::File::options().append(true).open(&ledger).expect("a ledger");
                     tokio::spawn(async move {
                         let pid = std::process::id();
@@ -155,18 +159,18 @@ async fn serve(bus: &dyn Transport) {
         }
         let mut answer = frame("", true);
         answer.payload = request.message.payload.clone();
-        // The caller may have gone.
+        // The caller may have left.
         let _ = request.responder.send(answer).await;
     }
 }
 
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
-    // The exam may have stopped listening.
+    // The exam may have stopped reading the output.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-/// A running second process. Killed when dropped.
+/// A running second process. It is killed when dropped.
 pub(crate) struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -193,17 +197,17 @@ impl Process {
         Self { child, lines, pid }
     }
 
-    /// The next line it says; `None` when it has ended.
+    /// Returns the next line that the process prints; `None` when it has ended.
     pub(crate) async fn says(&mut self) -> Option<String> {
         self.lines.next_line().await.expect("its output is readable")
     }
 
-    /// SIGKILL, now; answers when it is dead. What it said before can still be read.
+    /// Kills the process with SIGKILL; returns when it has ended. Its earlier output can still be read.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.expect("killed");
     }
 
-    /// Whether it ended by itself.
+    /// Returns whether the process ended without being killed.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().expect("its state is known").is_some()
     }

@@ -1,4 +1,5 @@
-//! Who may create and change groups, and what `plan` and `apply` do about it.
+//! Cases for provisioning: the modes under which groups are created and changed, and the effects of `plan`
+//! and `apply`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ fn topology(specs: &[Subscribe]) -> Topology {
     topology
 }
 
-/// `off` and `verify` create nothing: a group that is missing is refused, and says what would help.
+/// `off` and `verify` create nothing: a missing group is refused, and the error names the remedy.
 async fn missing_group_is_not_created(exam: Exam) {
     for mode in ["off", "verify"] {
         let bus = provisioned(&exam, mode).await;
@@ -43,7 +44,7 @@ async fn missing_group_is_not_created(exam: Exam) {
     }
 }
 
-/// A group that is as it should be is used under every mode.
+/// A group that is as required is used under every mode.
 async fn existing_group_is_used(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     for mode in ["off", "verify", "create", "update"] {
@@ -57,7 +58,7 @@ async fn existing_group_is_used(exam: Exam) {
     }
 }
 
-/// `verify` refuses a group with other filters, shows the difference, and leaves it.
+/// `verify` refuses a group with other filters, reports the difference, and does not change the group.
 async fn other_filters_are_refused_by_verify(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     let bus = provisioned(&exam, "verify").await;
@@ -69,7 +70,7 @@ async fn other_filters_are_refused_by_verify(exam: Exam) {
     assert_eq!(exam.status("g").await.filters, group("g", 1).filters);
 }
 
-/// `off` uses the group as it is, its filters included.
+/// `off` uses the group unchanged, including its filters.
 async fn off_leaves_the_filters_as_they_are(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     let bus = provisioned(&exam, "off").await;
@@ -81,14 +82,14 @@ async fn off_leaves_the_filters_as_they_are(exam: Exam) {
     assert_eq!(exam.status("g").await.filters, group("g", 1).filters);
 }
 
-/// A mode that does not exist is refused by name.
+/// An unknown mode is refused, and the error names it.
 async fn unknown_mode_is_refused(exam: Exam) {
     let url = exam.url_with("provision=perhaps");
     let error = exam.refused(ErrorKind::Config, "opening", crate::exam::open(&url)).await;
     assert!(error.to_string().contains("off, verify, create or update"), "{error}");
 }
 
-/// `plan` names what is missing and makes nothing; `apply` makes it; then `verify` is content.
+/// `plan` lists missing objects and creates nothing; `apply` creates them; then `verify` succeeds.
 async fn apply_creates_what_plan_names(exam: Exam) {
     let wanted = topology(&[group("g", 1), group("keyed", 1).keyed()]);
     let planned = exam.ok("plan", exam.admin().plan(wanted.clone())).await;
@@ -109,7 +110,7 @@ async fn apply_creates_what_plan_names(exam: Exam) {
     assert_eq!(text(&exam.next(&keyed).await), "after apply");
 }
 
-/// `apply` changes a group's filters for what comes after; what waits for it still comes.
+/// `apply` changes a group's filters for later messages; messages that wait already are still delivered.
 async fn apply_changes_filters_and_keeps_what_waits(exam: Exam) {
     drop(exam.subscribe(group("g", 1)).await);
     exam.publish(message("waits")).await;
@@ -127,7 +128,7 @@ async fn apply_changes_filters_and_keeps_what_waits(exam: Exam) {
     exam.publish(message("not any more")).await;
     exam.publish(on("exam.other", "from now on")).await;
     let subscription = exam.subscribe(spec).await;
-    // Two topics: only within one is there an order.
+    // Two topics: there is an order only within one topic.
     let mut wanted = HashSet::from(["waits".to_owned(), "from now on".to_owned()]);
     while !wanted.is_empty() {
         let delivery = exam.next_of(&subscription, &format!("{wanted:?}")).await;
@@ -136,7 +137,7 @@ async fn apply_changes_filters_and_keeps_what_waits(exam: Exam) {
     }
 }
 
-/// Nothing is made of a topology that cannot be.
+/// An invalid topology is refused as a whole: nothing is created.
 async fn a_topology_with_ill_names_changes_nothing(exam: Exam) {
     let mut wanted = topology(&[group("g", 1), group("h", 1)]);
     wanted.groups[1].group = "No Such Name".into();

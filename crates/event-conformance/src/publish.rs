@@ -1,4 +1,5 @@
-//! Publishing: confirmed, in order, in windows, and no stronger a promise than can be kept.
+//! Cases for publishing: messages are confirmed, in order, in windows, and a durability that cannot be kept
+//! is refused.
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
@@ -34,7 +35,7 @@ async fn confirmed_message_is_delivered(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// A message that was confirmed is there for another handle after the publisher has closed.
+/// A confirmed message is available to another handle after the publisher has closed.
 async fn confirmed_message_outlives_its_publisher(exam: Exam) {
     let publisher = exam.another().await;
     exam.found(group("g", 1)).await;
@@ -44,7 +45,7 @@ async fn confirmed_message_outlives_its_publisher(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "kept");
 }
 
-/// A persistent transport keeps a confirmed message when everybody has gone.
+/// A persistent transport keeps a confirmed message when all handles are closed.
 async fn confirmed_message_outlives_every_handle(exam: Exam) {
     exam.found(group("g", 1)).await;
     exam.publish(message("kept")).await;
@@ -54,7 +55,8 @@ async fn confirmed_message_outlives_every_handle(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "kept");
 }
 
-/// Messages published one after another by one task keep their order per topic, awaited or not.
+/// Messages that one task publishes one after another keep their order per topic, whether or not each is
+/// awaited.
 async fn messages_of_one_task_keep_their_order_per_topic(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     let confirms: Vec<_> = (0..300).map(|n| exam.bus().publish(message(n.to_string()))).collect();
@@ -68,7 +70,7 @@ async fn messages_of_one_task_keep_their_order_per_topic(exam: Exam) {
     }
 }
 
-/// Many messages go in a window; each is confirmed for itself.
+/// Many messages are published in a window; each is confirmed separately.
 async fn a_window_confirms_every_message(exam: Exam) {
     let subscription = exam.subscribe(group("g", 64)).await;
     exam.waits_for("1000 confirmations");
@@ -85,7 +87,7 @@ async fn a_window_confirms_every_message(exam: Exam) {
     }
 }
 
-/// Publishers that wait at the same time share a round trip, and lose nothing by it.
+/// Publishers that wait at the same time share a round trip, and no message is lost.
 async fn concurrent_publishers_lose_nothing(exam: Exam) {
     let subscription = exam.subscribe(group("g", 32)).await;
     let other = exam.another().await;
@@ -116,7 +118,7 @@ async fn concurrent_publishers_lose_nothing(exam: Exam) {
     }
 }
 
-/// Dropping a confirmation gives up the answer, not the request.
+/// Dropping a confirmation discards the answer; the message is still published.
 async fn dropped_confirmation_gives_up_the_answer_alone(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     drop(exam.bus().publish(message("unawaited")));
@@ -136,10 +138,11 @@ async fn positions_grow_within_a_topic(exam: Exam) {
     }
 }
 
-/// A delivery says where its message stands, as the publisher was told, and when it was stored.
+/// A delivery carries its message's position, equal to the one in the publisher's receipt, and the time at
+/// which it was stored.
 async fn delivery_tells_where_and_when_it_was_stored(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
-    // Clocks of server and client may differ by a little.
+    // The clocks of server and client may differ slightly.
     let before = Timestamp::now() - jiff::SignedDuration::from_secs(2);
     let receipt = exam.publish(message("x")).await;
     let delivery = exam.next(&subscription).await;
@@ -151,7 +154,7 @@ async fn delivery_tells_where_and_when_it_was_stored(exam: Exam) {
     }
 }
 
-/// A class of durability that cannot be kept is refused, and nothing is stored.
+/// A durability that cannot be kept is refused, and nothing is stored.
 async fn durability_is_kept_or_refused(exam: Exam) {
     let subscription = exam.subscribe(group("g", 8)).await;
     let most = exam.can().max_durability;

@@ -1,4 +1,5 @@
-//! At least once: what was not settled comes back, counted, and to the failing group only.
+//! Cases for at-least-once delivery: an unsettled message is delivered again, its attempts are counted, and
+//! only its own group receives it.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -19,10 +20,10 @@ cases! {
     a_retry_waits_out_its_time_with_the_next_member;
 }
 
-/// Long enough for another member to be there before it is over.
+/// Long enough for another member to join before the retry is due.
 const WAIT: Duration = Duration::from_secs(3);
 
-/// A crashed or silent consumer's deliveries go to another member within the lease.
+/// The deliveries of a crashed or silent consumer go to another member within the lease.
 async fn unacked_message_returns(exam: Exam) {
     let other = exam.another().await;
     let dying = exam.ok("the first member", other.subscribe(group("g", 1).lease(SHORT))).await;
@@ -31,15 +32,16 @@ async fn unacked_message_returns(exam: Exam) {
     let heir = exam.subscribe(group("g", 1).lease(SHORT)).await;
     let died = Instant::now();
     vanish(dying, vec![taken]);
-    let delivery = exam.next_of(&heir, "what the dead consumer had").await;
+    let delivery = exam.next_of(&heir, "the dead consumer's delivery").await;
     assert_eq!(text(&delivery), "again");
-    // Twice the lease: renewed just before the end, and a busy machine.
+    // More than twice the lease: the lease may have been renewed just before the end, and the machine may be
+    // busy.
     assert!(died.elapsed() < SHORT * 5, "only after {:?}", died.elapsed());
     exam.ack(delivery).await;
     exam.settled("g").await;
 }
 
-/// A crash of the consumer counts as an attempt, so a message that kills its consumers can be told.
+/// A crash of the consumer counts as an attempt, so that a message that kills its consumers can be detected.
 async fn a_crash_counts_as_an_attempt(exam: Exam) {
     exam.found(group("g", 1).lease(SHORT)).await;
     exam.publish(message("poison")).await;
@@ -52,7 +54,7 @@ async fn a_crash_counts_as_an_attempt(exam: Exam) {
     }
 }
 
-/// The attempt grows by one each time, whoever has it.
+/// The attempt grows by one on each delivery, whichever member receives it.
 async fn attempts_grow_over_members_and_handles(exam: Exam) {
     let other = exam.another().await;
     exam.found(group("g", 1)).await;
@@ -95,7 +97,7 @@ async fn a_redelivery_is_the_same_message(exam: Exam) {
     assert_eq!((second.info().position, second.info().published_at), (position, at));
 }
 
-/// What a dead consumer had fetched and not begun returns as well.
+/// Messages that a dead consumer had fetched but not started are delivered again too.
 async fn every_prefetched_message_returns(exam: Exam) {
     let other = exam.another().await;
     let dying = exam.ok("the first member", other.subscribe(group("g", 8).lease(SHORT))).await;
@@ -112,14 +114,14 @@ async fn every_prefetched_message_returns(exam: Exam) {
     let heir = exam.subscribe(group("g", 8).lease(SHORT)).await;
     let mut seen = HashSet::new();
     while seen.len() < 8 {
-        let delivery = exam.next_of(&heir, "what the dead consumer had").await;
+        let delivery = exam.next_of(&heir, "the dead consumer's delivery").await;
         seen.insert(text(&delivery));
         exam.ack(delivery).await;
     }
     exam.settled("g").await;
 }
 
-/// The wait that a retry asked for is the message's: whoever is the next member waits for it.
+/// The delay of a retry belongs to the message: it also applies when another member receives the retry.
 async fn a_retry_waits_out_its_time_with_the_next_member(exam: Exam) {
     for order in [false, true] {
         let name = if order { "keyed" } else { "free" };

@@ -1,4 +1,5 @@
-//! Requests while servers and networks fail: no caller waits in vain, and calls work again by themselves.
+//! Cases for requests while servers and networks fail: every call ends in time, and later calls work again
+//! automatically.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ cases! {
     a_member_that_leaves_over_a_slow_network_loses_no_call.own_server().within(120);
 }
 
-/// A call without a server fails in time; who served before serves again when the broker is back.
+/// A call fails in time while there is no broker; a responder serves again when the broker is back.
 async fn requests_fail_without_a_server_and_work_again(exam: Exam) {
     let _serving = echo(&exam).await;
     asked(&exam, "before").await;
@@ -37,8 +38,8 @@ async fn requests_work_again_after_a_cut(exam: Exam) {
     }
 }
 
-/// Calls that the broker sends to a member until it learns that the member has left are handed to another member, or
-/// their callers are told.
+/// Requests that the broker sends to a member until it learns that the member has left are passed to another
+/// member, or their callers get an error.
 async fn a_member_that_leaves_over_a_slow_network_loses_no_call(exam: Exam) {
     let mut stays = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 256).await;
     let _serving = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
@@ -72,18 +73,18 @@ async fn a_member_that_leaves_over_a_slow_network_loses_no_call(exam: Exam) {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
         }
     }
-    // Far below any watch for silent servers.
+    // Far below the time after which a silent server is detected.
     assert!(left.elapsed() < Duration::from_secs(8), "after {:?}", left.elapsed());
 }
 
-/// Serves requests with their own bytes, until it is dropped.
+/// Answers requests with their own bytes, until it is dropped.
 async fn echo(exam: &Exam) -> tokio_util::task::AbortOnDropHandle<()> {
     let mut requests = serve(exam, exam.bus().as_ref(), &["shop.quote"], 4).await;
     tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
         while let Some(mut request) = requests.recv().await {
             let mut answer = frame("", true);
             answer.payload = request.message.payload.clone();
-            // A caller may be gone with its connection.
+            // A caller may have ended with its connection.
             let _ = request.responder.send(answer).await;
         }
     }))
@@ -94,7 +95,7 @@ async fn ask(exam: &Exam, text: &str) -> Result<String, Error> {
     Ok(body(&replies.next().await.expect("an answer is a frame or an error")?))
 }
 
-/// Asks until an answer comes: for a moment nobody may be there.
+/// Repeats a call until it is answered: for a moment there may be no responder.
 async fn asked(exam: &Exam, text: &str) {
     loop {
         exam.waits_for(format!("the answer to {text:?}"));

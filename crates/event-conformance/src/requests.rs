@@ -1,4 +1,5 @@
-//! Request and reply: one member answers, at once or in frames; deadlines and departures are told.
+//! Cases for request and reply: one member answers, in one frame or several; timeouts and departures are
+//! reported.
 
 use std::time::{Duration, Instant};
 
@@ -48,8 +49,8 @@ pub(crate) async fn call(exam: &Exam, request: Message) -> Replies {
     exam.ok("the call", exam.requests().call(request, ENOUGH)).await
 }
 
-/// A call with a deadline that soon passes, when it was made, and how long it has. Where a connection is made for the
-/// first one, a busy machine may take longer than that: then it has more time.
+/// Makes a call whose deadline soon passes; returns its replies, its start and its timeout. Where the first
+/// call opens a connection, a busy machine may take longer than the timeout: then the timeout is raised.
 async fn call_in_time(exam: &Exam, subject: &str) -> (Replies, Instant, Duration) {
     let mut within = Duration::from_millis(250);
     loop {
@@ -89,7 +90,7 @@ pub(crate) fn body(frame: &Frame) -> String {
     String::from_utf8_lossy(&frame.payload).into_owned()
 }
 
-/// One answer to one request; nothing after it.
+/// One request gets one reply, and no frame follows it.
 async fn a_request_is_answered(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let mut sent = on("shop.quote", "how much?");
@@ -105,7 +106,7 @@ async fn a_request_is_answered(exam: Exam) {
     assert!(replies.next().await.is_none());
 }
 
-/// Whoever serves it, wherever it is connected.
+/// A responder on any handle can answer.
 async fn another_handle_answers(exam: Exam) {
     let other = exam.another().await;
     let mut server = serve(&exam, other.as_ref(), &["shop.quote"], 1).await;
@@ -115,7 +116,7 @@ async fn another_handle_answers(exam: Exam) {
     assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), "42");
 }
 
-/// A typed error is a frame like another: status in the headers, details in the bytes.
+/// A typed error is a frame like any other: its status is in the headers, its details are in the bytes.
 async fn an_error_travels_as_a_frame(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let mut replies = call(&exam, on("shop.quote", "x")).await;
@@ -128,15 +129,16 @@ async fn an_error_travels_as_a_frame(exam: Exam) {
     assert_eq!(reply(&exam, &mut replies).await.expect("a frame"), sending);
 }
 
-/// Nobody serves the subject: the caller hears it at once, not at its deadline.
+/// When no member serves the subject, the call fails at once, not at its deadline.
 async fn no_responder_is_told_at_once(exam: Exam) {
     let before = Instant::now();
     let call = exam.requests().call(on("shop.quote", "x"), Duration::from_secs(3600));
-    exam.refused(ErrorKind::NoResponder, "a call that nobody serves", call).await;
+    exam.refused(ErrorKind::NoResponder, "a call without a responder", call).await;
     assert!(before.elapsed() < Duration::from_secs(10), "after {:?}", before.elapsed());
 }
 
-/// What reaches a member while it goes is another's, or is told that it went: never left to its deadline.
+/// Requests that reach a member while it leaves are passed to another member or refused; their callers do not
+/// wait until the deadline.
 async fn calls_do_not_wait_for_a_member_that_leaves(exam: Exam) {
     let (leaving, other) = (exam.another().await, exam.another().await);
     let mut stays = serve(&exam, other.as_ref(), &["shop.quote"], 256).await;
@@ -168,7 +170,7 @@ async fn calls_do_not_wait_for_a_member_that_leaves(exam: Exam) {
                 Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
             }
         }
-        // Far below any watch for silent servers.
+        // Far below the time after which a silent server is detected.
         assert!(left.elapsed() < Duration::from_secs(8), "after {:?}", left.elapsed());
     }
     answering.abort();
@@ -182,17 +184,17 @@ async fn a_member_that_left_is_no_responder(exam: Exam) {
         exam.waits_for("the departure to be known");
         match exam.requests().call(on("shop.quote", "x"), Duration::from_secs(2)).await {
             Err(error) if error.kind() == ErrorKind::NoResponder => return,
-            // It may have been sent before the departure was seen.
+            // The request may have been sent before the departure was noticed.
             Err(error) => assert!(error.is_temporary(), "{error:?}"),
             Ok(mut replies) => {
                 let end = replies.next().await;
-                assert!(!matches!(end, Some(Ok(_))), "who answered? {end:?}");
+                assert!(!matches!(end, Some(Ok(_))), "a reply from a member that has left: {end:?}");
             }
         }
     }
 }
 
-/// The server knows how long the caller will wait.
+/// The responder receives the call's deadline.
 async fn the_deadline_is_carried_to_the_server(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let within = Duration::from_secs(7);
@@ -204,17 +206,18 @@ async fn the_deadline_is_carried_to_the_server(exam: Exam) {
     drop(replies);
 }
 
-/// Without an answer in time the caller hears of a timeout.
+/// Without a reply in time, the caller gets a timeout.
 async fn a_passed_deadline_is_a_timeout(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let (mut replies, before, within) = call_in_time(&exam, "shop.quote").await;
     let _request = incoming(&exam, &mut server).await;
-    let error = reply(&exam, &mut replies).await.expect_err("nobody answered");
+    let error = reply(&exam, &mut replies).await.expect_err("no reply was sent");
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     assert!(before.elapsed() + Duration::from_millis(5) >= within, "after {:?}", before.elapsed());
 }
 
-/// Work that nobody waits for can be dropped.
+/// The responder is notified that the deadline has passed, so that it can stop work whose result is no longer
+/// needed.
 async fn the_server_learns_that_the_deadline_passed(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let _replies = call_in_time(&exam, "shop.quote").await;
@@ -223,7 +226,7 @@ async fn the_server_learns_that_the_deadline_passed(exam: Exam) {
     request.responder.gone().cancelled().await;
 }
 
-/// Dropping the replies tells the server.
+/// Dropping the replies notifies the responder.
 async fn the_server_learns_that_the_caller_left(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let replies = call(&exam, on("shop.quote", "x")).await;
@@ -256,11 +259,11 @@ async fn members_take_turns(exam: Exam) {
         answer(&exam, request.expect("a request"), "42").await;
         reply(&exam, &mut replies).await.expect("a frame");
     }
-    // Evenly on the whole: where members do not know of each other's turn, chance has a say.
+    // Even on average only: where members do not know each other's turns, the choice is random.
     assert!(counts.iter().all(|count| *count >= 3), "{counts:?}");
 }
 
-/// A member with no room is passed over.
+/// A member without free credit is skipped.
 async fn a_busy_member_leaves_it_to_another(exam: Exam) {
     let mut busy = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let mut first = call(&exam, on("shop.quote", "first")).await;
@@ -276,7 +279,7 @@ async fn a_busy_member_leaves_it_to_another(exam: Exam) {
     assert_eq!(body(&reply(&exam, &mut first).await.expect("a frame")), "done");
 }
 
-/// Beyond the credit a caller waits.
+/// A request beyond the credit waits.
 async fn a_request_waits_for_a_busy_member(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let mut first = call(&exam, on("shop.quote", "first")).await;
@@ -286,7 +289,7 @@ async fn a_request_waits_for_a_busy_member(exam: Exam) {
         let mut replies = bus.requests().call(on("shop.quote", "second"), ENOUGH).await?;
         replies.next().await.expect("an answer")
     });
-    // Not a wait for something to happen: a chance for what must not happen.
+    // This sleep gives an unwanted second request time to arrive.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(server.try_recv().is_err(), "more requests than the credit");
     answer(&exam, working, "done").await;
@@ -298,7 +301,7 @@ async fn a_request_waits_for_a_busy_member(exam: Exam) {
     assert_eq!(body(&frame), "done too");
 }
 
-/// Nor longer than its deadline.
+/// A request waits for a busy member no longer than its deadline.
 async fn a_request_does_not_wait_beyond_its_deadline(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await;
     let _first = call(&exam, on("shop.quote", "first")).await;
@@ -307,7 +310,7 @@ async fn a_request_does_not_wait_beyond_its_deadline(exam: Exam) {
     exam.waits_for("the timeout of the second call");
     let error = match exam.requests().call(on("shop.quote", "second"), Duration::from_millis(400)).await {
         Err(error) => error,
-        Ok(mut replies) => reply(&exam, &mut replies).await.expect_err("nobody had room"),
+        Ok(mut replies) => reply(&exam, &mut replies).await.expect_err("no member had free credit"),
     };
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
     assert!(before.elapsed() < ENOUGH);
@@ -346,7 +349,7 @@ async fn requests_at_the_same_time_do_not_mix(exam: Exam) {
     serving.abort();
 }
 
-/// A member may answer several subjects, and gets no others.
+/// A member may serve several subjects, and receives no others.
 async fn subjects_of_one_member_are_kept_apart(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["shop.quote", "shop.stock"], 4).await;
     for name in ["shop.quote", "shop.stock"] {
@@ -362,7 +365,7 @@ async fn subjects_of_one_member_are_kept_apart(exam: Exam) {
     }
 }
 
-/// Requests are not stored: no group sees one.
+/// Requests are not stored: no group receives one.
 async fn a_request_is_no_event(exam: Exam) {
     let subscription = exam.subscribe(crate::message::group("g", 1)).await;
     let mut server = serve(&exam, exam.bus().as_ref(), &["orders.quote"], 1).await;

@@ -1,4 +1,4 @@
-//! The ways in which a delivery ends.
+//! Cases for settlements: ack, retry, reject, release, defer and drop.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ cases! {
     the_work_goes_on_when_the_confirmation_is_dropped;
 }
 
-/// What was acknowledged is never delivered to this group again.
+/// An acknowledged message is never delivered to this group again.
 async fn an_ack_is_final(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("once")).await;
@@ -44,7 +44,7 @@ async fn a_retry_comes_back_as_the_next_attempt(exam: Exam) {
     }
 }
 
-/// Not before `after`, and other messages go on meanwhile.
+/// A retry is delivered no earlier than after `after`, and other messages are delivered meanwhile.
 async fn a_retry_waits_as_long_as_asked(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("slow")).await;
@@ -57,12 +57,12 @@ async fn a_retry_waits_as_long_as_asked(exam: Exam) {
     assert_eq!(text(&other), "other");
     exam.ack(other).await;
     let again = exam.next_of(&subscription, "the retry").await;
-    // Clocks of a server tick in milliseconds.
+    // A server's clock has a resolution of milliseconds.
     assert!(before.elapsed() + Duration::from_millis(5) >= pause, "back after {:?}", before.elapsed());
     assert_eq!((text(&again), again.info().attempt), ("slow".into(), 2));
 }
 
-/// What waits for its retry takes no credit.
+/// A message that waits for its retry uses no credit.
 async fn a_retry_holds_no_slot(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for n in 0..20 {
@@ -76,7 +76,7 @@ async fn a_retry_holds_no_slot(exam: Exam) {
     assert_eq!(exam.status("g").await.retrying, 20);
 }
 
-/// A released message goes back to the group at once, the attempt not counted.
+/// A released message goes back to the group at once, and the attempt is not counted.
 async fn a_release_comes_back_at_once_and_does_not_count(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("again")).await;
@@ -87,7 +87,7 @@ async fn a_release_comes_back_at_once_and_does_not_count(exam: Exam) {
     }
 }
 
-/// A delivery that is dropped unsettled is released: no code path can lose one.
+/// A delivery that is dropped unsettled is released, so that no code path can lose one.
 async fn a_dropped_delivery_is_released(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("again")).await;
@@ -96,7 +96,8 @@ async fn a_dropped_delivery_is_released(exam: Exam) {
     assert_eq!((text(&again), again.info().attempt), ("again".into(), 1));
 }
 
-/// A deferred message comes back not before its time, the attempt not counted, and other messages go on meanwhile.
+/// A deferred message is not delivered before its time, the attempt is not counted, and other messages are
+/// delivered meanwhile.
 async fn a_deferred_message_waits_and_does_not_count(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     exam.publish(message("newer")).await;
@@ -125,7 +126,7 @@ async fn a_deferred_message_waits_and_does_not_count(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// However many wait, and however long, they take no credit.
+/// Any number of deferred messages, for any time, use no credit.
 async fn a_deferred_message_holds_no_slot(exam: Exam) {
     let subscription = exam.subscribe(group("g", 1)).await;
     for n in 0..20 {
@@ -140,7 +141,7 @@ async fn a_deferred_message_holds_no_slot(exam: Exam) {
     assert_eq!((status.waiting, status.in_flight), (20, 0), "{status:?}");
 }
 
-/// A member that cannot handle a message leaves it to one that can.
+/// A member that cannot handle a message defers it, and another member receives it.
 async fn a_deferred_message_goes_to_another_member(exam: Exam) {
     let other = exam.another().await;
     let old = exam.ok("the old member", other.subscribe(group("g", 1))).await;
@@ -152,10 +153,10 @@ async fn a_deferred_message_goes_to_another_member(exam: Exam) {
         exam.waits_for("the deferred message at the new member");
         tokio::select! {
             delivery = old.next() => {
-                let delivery = delivery.expect("the old member goes on");
+                let delivery = delivery.expect("the old member continues");
                 exam.ok("defer", delivery.defer(Duration::from_millis(100))).await;
             }
-            delivery = new.next() => break delivery.expect("the new member goes on"),
+            delivery = new.next() => break delivery.expect("the new member continues"),
         }
     };
     assert_eq!((text(&delivery), delivery.info().attempt), ("newer".into(), 1));
@@ -173,7 +174,7 @@ async fn a_rejected_message_does_not_come_back(exam: Exam) {
     assert_eq!(exam.status("g").await.dead, 1);
 }
 
-/// Settling does not depend on anybody waiting for its confirmation.
+/// A settlement is carried out whether or not its confirmation is awaited.
 async fn the_work_goes_on_when_the_confirmation_is_dropped(exam: Exam) {
     let subscription = exam.subscribe(group("g", 4)).await;
     for text in ["acked", "rejected"] {

@@ -1,4 +1,4 @@
-//! Where a group starts, the same on every transport.
+//! Cases for a group's start position, which is the same on every transport.
 
 use event_client::ErrorKind;
 use event_client::message::Position;
@@ -20,7 +20,7 @@ cases! {
     latest_filters_stand_for_what_comes_after;
 }
 
-/// A new group starts with what is published after it first existed.
+/// A new group starts with the first message published after the group was created.
 async fn new_group_starts_with_what_comes_after(exam: Exam) {
     exam.publish(message("before")).await;
     let subscription = exam.subscribe(group("g", 1)).await;
@@ -28,7 +28,7 @@ async fn new_group_starts_with_what_comes_after(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "after");
 }
 
-/// The group exists durably when `subscribe` returns, for every handle.
+/// The group exists durably, for every handle, when `subscribe` returns.
 async fn group_exists_when_subscribe_returns(exam: Exam) {
     exam.found(group("g", 1)).await;
     let other = exam.another().await;
@@ -37,7 +37,7 @@ async fn group_exists_when_subscribe_returns(exam: Exam) {
     assert_eq!(text(&exam.next(&subscription).await), "at once");
 }
 
-/// An existing group goes on where it was, whatever start is asked.
+/// An existing group continues from its own position, whatever start the subscription requests.
 async fn existing_group_goes_on_where_it_was(exam: Exam) {
     let first = exam.subscribe(group("g", 1)).await;
     exam.publish(message("a")).await;
@@ -68,16 +68,16 @@ async fn earliest_starts_with_the_oldest_kept(exam: Exam) {
     }
 }
 
-/// A time is the first message stored at or after it.
+/// A start time is the first message stored at or after that time.
 async fn time_starts_with_the_first_stored_since(exam: Exam) {
     let watcher = exam.subscribe(group("watcher", 1)).await;
     let mut times = Vec::new();
     for n in 0..3 {
         exam.publish(message(n.to_string())).await;
         let delivery = exam.next(&watcher).await;
-        times.push(delivery.info().published_at.expect("a transport with replay tells the time"));
+        times.push(delivery.info().published_at.expect("a transport with replay reports the time"));
         exam.ack(delivery).await;
-        // The next message must be stored in a later tick of whatever clock the transport keeps.
+        // The next message must be stored in a later tick of the transport's clock.
         exam.waits_for("the clock to go on");
         let told = times[n];
         while Timestamp::now().as_millisecond() <= told.as_millisecond() + 1 {
@@ -93,16 +93,16 @@ async fn time_starts_with_the_first_stored_since(exam: Exam) {
     let later = Timestamp::now() + jiff::SignedDuration::from_secs(3600);
     let future = exam.subscribe(group("future", 1).start(Start::Time(later))).await;
     exam.publish(message("3")).await;
-    // A time to come is no message yet: the group starts with what comes.
+    // A time in the future matches no stored message: the group starts with the next message.
     assert_eq!(text(&exam.next(&future).await), "3");
 }
 
-/// A position is that message, and a position before everything is the oldest.
+/// A start position is the message at that position, and a position before all messages is the oldest.
 async fn position_starts_with_that_message(exam: Exam) {
     let mut positions = Vec::new();
     for n in 0..3 {
         let receipt = exam.publish(message(n.to_string())).await;
-        positions.push(receipt.position.expect("a transport with replay tells positions"));
+        positions.push(receipt.position.expect("a transport with replay reports positions"));
     }
     for (start, first) in [(positions[1], 1), (positions[2], 2), (Position(0), 0)] {
         let spec = group(&format!("g{first}"), 1).start(Start::Position(start));
@@ -115,7 +115,7 @@ async fn position_starts_with_that_message(exam: Exam) {
     }
 }
 
-/// Without replay, a new group that is to start in the past is refused, and is not made.
+/// Without replay, a new group with a start in the past is refused, and is not created.
 async fn a_start_in_the_past_is_refused(exam: Exam) {
     for start in [Start::Earliest, Start::Time(Timestamp::now()), Start::Position(Position(1))] {
         let spec = group("g", 1).start(start);
@@ -127,15 +127,16 @@ async fn a_start_in_the_past_is_refused(exam: Exam) {
     }
 }
 
-/// The latest subscription's filters decide for the group; what already waits stays.
+/// The latest subscription's filters apply to the group's later messages; messages that wait already stay.
 async fn latest_filters_stand_for_what_comes_after(exam: Exam) {
     exam.found(group("g", 4).filters(&["orders.placed.>"])).await;
     exam.publish(on("orders.placed.v1", "waits")).await;
     let subscription = exam.subscribe(group("g", 4).filters(&["orders.paid.>"])).await;
     exam.publish(on("orders.placed.v1", "no more")).await;
     exam.publish(on("orders.paid.v1", "from now on")).await;
-    // Held, not dropped: what is released comes again, perhaps before the other.
-    let waited = exam.next_of(&subscription, "what waited").await;
-    let asked_for = exam.next_of(&subscription, "what is asked for now").await;
+    // Keep the first delivery: dropping it would release it, and it could be delivered again before the other
+    // message.
+    let waited = exam.next_of(&subscription, "the message that waited").await;
+    let asked_for = exam.next_of(&subscription, "the message that matches the new filters").await;
     assert_eq!((text(&waited), text(&asked_for)), ("waits".into(), "from now on".into()));
 }

@@ -1,4 +1,4 @@
-//! Answers in several frames: in order, no faster than they are read, and with a told end whatever happens.
+//! Cases for replies in several frames: in order, with backpressure, and with an end that is always reported.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ cases! {
     a_server_that_leaves_midway_is_told;
 }
 
-/// Chunks, then the end.
+/// The chunks arrive in order, then the end.
 async fn several_frames_come_in_order(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
     let mut replies = call(&exam, on("chat.ask", "tell me")).await;
@@ -36,7 +36,8 @@ async fn several_frames_come_in_order(exam: Exam) {
     sender.await.expect("no panic");
 }
 
-/// Buffers are bounded: a sender that waits for its confirmations loses nothing.
+/// Buffers are bounded: a slow reader blocks the sender, which loses no frame when it awaits its
+/// confirmations.
 async fn a_slow_reader_slows_the_sender(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
     let mut replies = call(&exam, on("chat.ask", "tell me")).await;
@@ -50,15 +51,15 @@ async fn a_slow_reader_slows_the_sender(exam: Exam) {
     });
     for n in 0..3000 {
         if n == 10 {
-            tokio::time::sleep(Duration::from_millis(100)).await; // give the sender time to run ahead
-            assert!(*progress.borrow() < 2999, "three thousand frames were taken in with nobody reading");
+            tokio::time::sleep(Duration::from_millis(100)).await; // give the sender time to fill the buffers
+            assert!(*progress.borrow() < 2999, "three thousand frames were accepted although none was read");
         }
         assert_eq!(body(&reply(&exam, &mut replies).await.expect("a frame")), n.to_string());
     }
     sender.await.expect("no panic");
 }
 
-/// An end that is an error comes after the chunks.
+/// An end that is an error is delivered after the chunks.
 async fn a_stream_may_end_with_an_error(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
     let mut replies = call(&exam, on("chat.ask", "tell me")).await;
@@ -73,7 +74,7 @@ async fn a_stream_may_end_with_an_error(exam: Exam) {
     assert!(replies.next().await.is_none());
 }
 
-/// Dropped before the last frame, a responder answers with an error by itself.
+/// A responder that is dropped before its last frame sends an error automatically.
 async fn a_server_that_lets_go_is_told(exam: Exam) {
     let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
     for chunks in 0..2 {
@@ -91,7 +92,7 @@ async fn a_server_that_lets_go_is_told(exam: Exam) {
     }
 }
 
-/// So is a server that goes away with the request.
+/// The same when the responder's handle closes while a request is running.
 async fn a_server_that_leaves_midway_is_told(exam: Exam) {
     let other = exam.another().await;
     let mut server = serve(&exam, other.as_ref(), &["chat.ask"], 1).await;
@@ -100,6 +101,6 @@ async fn a_server_that_leaves_midway_is_told(exam: Exam) {
     exam.ok("a chunk", request.responder.send(frame("chunk", false))).await;
     exam.ok("close", other.close()).await;
     reply(&exam, &mut replies).await.expect("the chunk that was sent");
-    let error = reply(&exam, &mut replies).await.expect_err("the server is gone");
+    let error = reply(&exam, &mut replies).await.expect_err("the responder's handle was closed");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
 }

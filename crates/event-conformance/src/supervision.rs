@@ -1,4 +1,5 @@
-//! Whatever task of the library dies: nothing is deaf while it says that it is live, and who waits is told.
+//! Cases that kill the library's tasks: no subscription stays without messages while its health is live, and
+//! every waiting call ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ cases! {
     a_server_outlives_the_death_of_any_task.within(240);
 }
 
-/// A service as it lives with its bus: what ended is opened again.
+/// A service and its bus: a handle or subscription that has ended is opened again.
 struct Life<'a> {
     exam: &'a Exam,
     spec: Subscribe,
@@ -39,7 +40,8 @@ impl<'a> Life<'a> {
         self.bus.close().await
     }
 
-    /// Opens again what has ended; a handle that has ended closes like any other.
+    /// Opens a new subscription, on a new handle when the old one has ended; a handle that has ended can be
+    /// closed as usual.
     async fn renew(&mut self) {
         loop {
             match self.bus.subscribe(self.spec.clone()).await {
@@ -55,7 +57,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Publishes a message until that is confirmed.
+    /// Publishes a message until it is confirmed.
     async fn publish(&mut self, body: &str) {
         while let Err(error) = self.bus.publish(keyed("k", body)).await {
             if error.kind() == ErrorKind::Closed {
@@ -65,7 +67,7 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Publishes a message and handles it, whatever has ended meanwhile.
+    /// Publishes a message and handles it, and opens again a handle or subscription that ends meanwhile.
     async fn round(&mut self, body: &str) {
         self.publish(body).await;
         loop {
@@ -75,14 +77,14 @@ impl<'a> Life<'a> {
                     match delivery.ack().await {
                         Ok(()) if ours => return,
                         Ok(()) => {}
-                        // Whether the server took the acknowledgement is not known. If it did, the message does not come
-                        // again.
+                        // It is not known whether the server received the acknowledgement. If it did, the
+                        // message is not delivered again.
                         Err(_) => self.publish(body).await,
                     }
                 }
                 None => {
                     self.renew().await;
-                    // Nobody keeps a broadcast for a subscriber that was away.
+                    // A broadcast message is not kept for a subscriber that was away.
                     if self.spec.mode == event_client::transport::Mode::Broadcast {
                         self.publish(body).await;
                     }
@@ -93,7 +95,7 @@ impl<'a> Life<'a> {
 }
 
 async fn outlives(exam: &Exam, spec: Subscribe) {
-    // Only the tasks of handles of its own are to be counted.
+    // Count only the tasks of the handles that this case opens.
     let _ = exam.bus().close().await;
     for name in tasks() {
         kill(name);
@@ -117,8 +119,8 @@ async fn outlives(exam: &Exam, spec: Subscribe) {
     }
 }
 
-/// A task that goes on after its bus was closed holds the connection, and as a member of the group it takes messages that
-/// nobody handles.
+/// A task that still runs after its bus was closed keeps the connection open, and as a member of the group it
+/// takes messages that no handler receives.
 async fn none_is_left(exam: &Exam, after: &str) {
     exam.waits_for(format!("the library's tasks to end after {after:?}"));
     while !tasks().is_empty() {
@@ -126,18 +128,18 @@ async fn none_is_left(exam: &Exam, after: &str) {
     }
 }
 
-/// Messages are handled, and confirmed, after any death.
+/// Messages are handled, and confirmed, after the death of any task.
 async fn a_group_outlives_the_death_of_any_task(exam: Exam) {
     outlives(&exam, group("free", 4).lease(SHORT)).await;
     outlives(&exam, group("keyed", 4).keyed().lease(SHORT)).await;
 }
 
-/// Messages arrive after any death.
+/// Broadcast messages are delivered after the death of any task.
 async fn a_broadcast_outlives_the_death_of_any_task(exam: Exam) {
     outlives(&exam, broadcast()).await;
 }
 
-/// Requests are answered after any death, at either end.
+/// Requests are answered after the death of any task, at either end.
 async fn a_server_outlives_the_death_of_any_task(exam: Exam) {
     let url = exam.url().to_owned();
     let server = tokio::spawn(async move {

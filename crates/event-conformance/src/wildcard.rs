@@ -1,4 +1,4 @@
-//! Patterns: `*` is one token, `>` one or more at the end, on every transport alike.
+//! Cases for subject patterns: `*` is one token, `>` is one or more at the end, on every transport.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ const SUBJECTS: [&str; 9] = [
     "billing",
 ];
 
-/// Pattern, and the subjects of the list that it covers.
+/// Each pattern with the indexes of the subjects in the list that it matches.
 const WITHIN: [(&str, &[usize]); 9] = [
     ("orders", &[0]),
     ("orders.>", &[1, 2, 3, 4]),
@@ -84,7 +84,7 @@ async fn truth_table_across_topics(exam: Exam) {
     check(&exam, &ACROSS).await;
 }
 
-/// A transport that stores by topic and cannot read several says so.
+/// A transport that stores by topic and cannot read several topics refuses a wildcard in the first token.
 async fn a_wildcard_topic_is_refused(exam: Exam) {
     for (pattern, _) in ACROSS {
         let spec = group("g", 1).filters(&[pattern]);
@@ -92,7 +92,7 @@ async fn a_wildcard_topic_is_refused(exam: Exam) {
     }
 }
 
-/// Any of the patterns, and each message once.
+/// A subscription with several patterns receives a message that matches any of them, once.
 async fn several_patterns_deliver_a_message_once(exam: Exam) {
     let spec = group("g", 16).filters(&["orders.>", "orders.placed.v1", "billing", "orders.*.v1"]);
     let subscription = exam.subscribe(spec).await;
@@ -108,7 +108,7 @@ async fn several_patterns_deliver_a_message_once(exam: Exam) {
     exam.settled("g").await;
 }
 
-/// Patterns mean the same to a broadcast subscription.
+/// Patterns have the same meaning for a broadcast subscription.
 async fn broadcast_takes_the_same_patterns(exam: Exam) {
     let spec = broadcast().filters(&["orders.placed.>", "billing"]);
     let subscription = exam.subscribe(spec).await;
@@ -124,7 +124,7 @@ async fn broadcast_takes_the_same_patterns(exam: Exam) {
     }
 }
 
-/// Asking for nothing is a mistake, not a subscription.
+/// A subscription without patterns is an error.
 async fn a_subscription_without_patterns_is_refused(exam: Exam) {
     let mut spec = group("g", 1);
     spec.filters.clear();

@@ -1,4 +1,4 @@
-//! `#[derive(Event)]`.
+//! Expands `#[derive(Event)]`.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -92,7 +92,7 @@ pub(crate) fn derive(input: DeriveInput) -> Result<TokenStream> {
     })
 }
 
-/// Checks the spelling at compile time, by the rule of `event_client::subject`.
+/// Checks a name at compile time, by the rule of `event_client::subject`.
 pub(crate) fn check_name(name: &LitStr, least: usize) -> Result<()> {
     let text = name.value();
     let tokens: Vec<_> = text.split('.').collect();

@@ -1,4 +1,4 @@
-//! `#[derive(Request)]`.
+//! Expands `#[derive(Request)]`.
 
 use proc_macro2::TokenStream;
 use quote::quote;

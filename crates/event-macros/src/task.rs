@@ -1,4 +1,4 @@
-//! `#[task]`: turns an async function into a task kind of the same name.
+//! Expands `#[task]`: turns an async function into a task kind of the same name.
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
@@ -7,7 +7,7 @@ use syn::{
     ReturnType, Type, parse::Parser, spanned::Spanned,
 };
 
-/// What stands in the brackets of `#[task(...)]`.
+/// The options in the brackets of `#[task(...)]`.
 struct Options {
     name: Option<LitStr>,
     root: TokenStream,
@@ -91,12 +91,12 @@ fn expand_function(attribute: TokenStream, function: ItemFn) -> Result<TokenStre
                 #root::Call::new((#(#arguments,)*))
             }
 
-            /// A call that takes options (countdown, eta, queue and more) before it is awaited.
+            /// Returns a call that takes options (countdown, eta, queue and more) before it is awaited.
             #visibility fn apply_async(self, args: (#(#types,)*)) -> #root::Call<Self> {
                 #root::Call::new(args)
             }
 
-            /// The function itself, run here and now without any store.
+            /// Runs the function itself in the current task, without any store.
             #(#attributes)*
             #visibility async fn call(#(#inputs),*) #output #block
         }
@@ -128,7 +128,8 @@ fn expand_function(attribute: TokenStream, function: ItemFn) -> Result<TokenStre
     })
 }
 
-/// `State<T>` and `TaskContext` are taken from the run; so is what `#[extract]` marks.
+/// `State<T>`, `TaskContext` and parameters marked with `#[extract]` come from the run and not from the task's
+/// arguments.
 fn is_extractor(kind: &Type) -> bool {
     let Type::Path(path) = kind else { return false };
     path.path.segments.last().is_some_and(|last| last.ident == "State" || last.ident == "TaskContext")
@@ -183,7 +184,7 @@ fn parse_options(attribute: TokenStream) -> Result<Options> {
                 let number: LitInt = meta.value()?.parse()?;
                 let value: u32 = number
                     .base10_parse()
-                    .map_err(|_| Error::new(number.span(), "a whole number, 0 or more"))?;
+                    .map_err(|_| Error::new(number.span(), "expected a whole number, 0 or more"))?;
                 options.fields.push(quote!(#key: #value));
             }
             "priority" => {
@@ -215,16 +216,17 @@ fn parse_options(attribute: TokenStream) -> Result<Options> {
 
 fn non_empty(text: LitStr) -> Result<LitStr> {
     if text.value().trim().is_empty() {
-        Err(Error::new(text.span(), "a name, not an empty text"))
+        Err(Error::new(text.span(), "expected a name, not an empty text"))
     } else {
         Ok(text)
     }
 }
 
-/// A length of time written as `"30s"`, `"500ms"`, `"5m"`, `"2h"` or `"1d"`, checked at compile time.
+/// Parses a length of time written as `"30s"`, `"500ms"`, `"5m"`, `"2h"` or `"1d"`, at compile time.
 fn duration(value: Expr) -> Result<TokenStream> {
     let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &value else {
-        return Err(Error::new(value.span(), "a length of time in quotes, such as \"30s\" or \"500ms\""));
+        let text = "expected a length of time in quotes, such as \"30s\" or \"500ms\"";
+        return Err(Error::new(value.span(), text));
     };
     let millis = parse_millis(&text.value()).ok_or_else(|| {
         Error::new(text.span(), "not a length of time: write \"500ms\", \"30s\", \"5m\", \"2h\" or \"1d\"")
@@ -250,7 +252,7 @@ fn parse_millis(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// The error that the compiler would show, or nothing.
+    /// Returns the error that the compiler would show, or an empty text.
     fn error(attribute: TokenStream, item: TokenStream) -> String {
         let made = expand(attribute, item).to_string();
         made.split_once("compile_error !").map(|(_, text)| text.to_owned()).unwrap_or_default()

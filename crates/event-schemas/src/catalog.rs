@@ -1,4 +1,4 @@
-//! Every version of every shared event, in one readable list.
+//! Lists every version of every shared event, in one readable list.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use crate::{chat, edge, files, orders, platform};
 
 /// A fixed value of an event type, the same in every run.
 pub trait Sample: Event + PartialEq + fmt::Debug {
-    /// The value.
+    /// Returns the value.
     fn sample() -> Self;
 }
 
@@ -27,11 +27,11 @@ pub struct Entry {
     pub name: &'static str,
     /// Name and version: `orders.placed.v2`.
     pub subject: &'static str,
-    /// Makes its JSON Schema.
+    /// Generates its JSON Schema.
     pub schema: fn() -> Schema,
-    /// Writes its golden sample as a structured event.
+    /// Encodes its golden sample as a structured event.
     pub encode: fn(Codec) -> Result<Vec<u8>>,
-    /// Reads a golden sample back and compares it with the value in the code.
+    /// Decodes a golden sample and compares it with the value in the code.
     pub verify: fn(&str, &[u8]) -> Result<bool>,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// All shared events, oldest version first within a name.
+/// Returns all shared events, oldest version first within a name.
 pub fn catalog() -> Vec<Entry> {
     vec![
         entry::<files::FileUploaded>(),

@@ -1,4 +1,4 @@
-//! Chatbot: a streamed answer is paid from reserved credits, or the reservation is given back.
+//! The events of Chatbot: a streamed answer is paid from reserved credits, or the reservation is cancelled.
 
 use event_client::Event;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use crate::catalog::Sample;
 pub struct CreditsReserved {
     /// The streaming session.
     pub session_id: Uuid,
-    /// Whose credits.
+    /// The user whose credits are reserved.
     pub user_id: String,
     /// How many, a margin included.
     pub credits: u64,

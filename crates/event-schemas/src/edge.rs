@@ -1,4 +1,4 @@
-//! Edge-Terrarium: requests that its services answer and files that they make.
+//! The events of Edge-Terrarium: requests that its services answer and files that they create.
 
 use event_client::Event;
 use schemars::JsonSchema;
@@ -10,7 +10,7 @@ use crate::catalog::Sample;
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]
 #[event(name = "edge.request-served", version = 1, key = service)]
 pub struct RequestServed {
-    /// Who answered: `custom-client`, `service-sink`, `file-storage`.
+    /// The service that answered: `custom-client`, `service-sink`, `file-storage`.
     pub service: String,
     /// The method.
     pub method: String,
@@ -31,7 +31,7 @@ pub struct FileCreated {
     pub filename: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// The service that asked for it.
+    /// The service that requested it.
     pub service: String,
 }
 

@@ -1,8 +1,9 @@
-//! The JSON Schema of the envelope itself.
+//! Generates the JSON Schema of the event envelope.
 
 use serde_json::{Value, json};
 
-/// What every structured JSON event on the bus looks like: CloudEvents 1.0 with the extensions used here.
+/// Returns the schema of every structured JSON event on the bus: CloudEvents 1.0 with the extensions used
+/// here.
 pub(crate) fn schema() -> Value {
     let text = |description: &str| json!({"type": "string", "minLength": 1, "description": description});
     json!({
@@ -15,7 +16,7 @@ pub(crate) fn schema() -> Value {
         "properties": {
             "specversion": {"const": "1.0"},
             "id": text("Unique within source; a UUIDv7 from Rust services. Stable over retries."),
-            "source": text("Who published it: /service"),
+            "source": text("The publisher: /service"),
             "type": text("Name and version, equal to the subject it travels on: orders.placed.v2"),
             "time": {"type": "string", "format": "date-time", "description": "When it happened"},
             "subject": text("The entity it is about"),
@@ -30,7 +31,7 @@ pub(crate) fn schema() -> Value {
                 "description": "W3C trace context of the span that published it"
             },
             "tracestate": text("W3C vendor trace state"),
-            "expirytime": {"type": "string", "format": "date-time", "description": "After this nobody wants it"},
+            "expirytime": {"type": "string", "format": "date-time", "description": "The time after which the event is not delivered"},
             "data": {"description": "The payload, by the schema of its type"},
             "data_base64": {"type": "string", "description": "A binary payload instead of data"}
         },

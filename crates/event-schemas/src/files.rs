@@ -1,4 +1,4 @@
-//! SecureBox: the life of a file from upload to clean-up.
+//! The events of SecureBox: a file from its upload to its clean-up.
 
 use event_client::Event;
 use jiff::Timestamp;

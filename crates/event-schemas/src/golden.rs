@@ -1,4 +1,4 @@
-//! The files under `schemas/`: made from the code, and checked against it.
+//! Generates the files under `schemas/` from the code, and checks the folder against it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::catalog::{Entry, catalog};
 use crate::envelope;
 
-/// Every file that `schemas/` holds, by its path there.
+/// Returns every file of `schemas/`, by its path in that folder.
 ///
 /// # Errors
 /// When a sample cannot be encoded.
@@ -33,16 +33,17 @@ pub fn generate() -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(files)
 }
 
-/// How `schemas/` differs from the code.
+/// A difference between `schemas/` and the code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Drift {
-    /// The code makes this file, and it is not there.
+    /// The code generates this file, and it does not exist.
     Missing(String),
-    /// The file is not what the code makes.
+    /// The file differs from the generated one.
     Changed(String),
-    /// The code knows nothing of this file.
+    /// The code does not generate this file.
     Unknown(String),
-    /// Today's code does not read this golden sample, or reads another value; the text says why.
+    /// The current code does not decode this golden sample, or decodes another value; the text contains the
+    /// reason.
     Undecodable(String, String),
 }
 
@@ -64,7 +65,7 @@ impl fmt::Display for Drift {
     }
 }
 
-/// Compares a `schemas/` folder with the code; empty means they agree.
+/// Compares a `schemas/` folder with the code; the result is empty when they agree.
 ///
 /// # Errors
 /// When the folder cannot be read.
@@ -124,7 +125,7 @@ fn pretty(value: &Value) -> Vec<u8> {
     text
 }
 
-/// Keys in alphabetical order, whatever map a feature of serde_json makes of them.
+/// Sorts the keys, because a feature of serde_json decides whether its maps are sorted.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(map) => {

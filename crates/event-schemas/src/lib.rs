@@ -1,8 +1,8 @@
 //! The shared events of the reference systems, one file per domain, tested against `schemas/`.
 //!
-//! [`catalog`] lists every version of every event. From it come the files under `schemas/`: a JSON Schema per
-//! version for readers in any language, and golden samples in JSON and MessagePack that every later version of
-//! this code must still decode.
+//! [`catalog`] lists every version of every event. The files under `schemas/` are generated from it: a JSON
+//! Schema per version for readers in any language, and golden samples in JSON and MessagePack that every
+//! later version of this code must still decode.
 
 pub mod chat;
 pub mod edge;

@@ -1,4 +1,5 @@
-//! Logs: the batches in which services ship their records. The type is event-client's, whose shipper publishes it.
+//! The event of log shipping: a batch of a service's log records. The type is event-client's, whose log
+//! shipper publishes it.
 
 use event_client::log::{Attributes, Dropped, LogBatch, LogRecord, Severity};
 use jiff::Timestamp;
@@ -8,7 +9,8 @@ use uuid::Uuid;
 use crate::catalog::Sample;
 
 impl Sample for LogBatch {
-    /// One record with every field that a service fills in, and one with the fewest.
+    /// Returns a batch of two records: one with every field that a service sets, and one with the fewest
+    /// fields.
     fn sample() -> Self {
         let full = LogRecord {
             id: Uuid::from_u128(0x0193_4f2e_0000_7000_8000_0000_0000_0002),

@@ -1,4 +1,4 @@
-//! Gateway / Users / Orders: what happens to an order. `orders.placed` shows a change of version.
+//! The events of Gateway / Users / Orders: the states of an order. `orders.placed` shows a change of version.
 
 use event_client::Event;
 use schemars::JsonSchema;
@@ -13,7 +13,7 @@ use crate::catalog::Sample;
 pub struct OrderPlacedV1 {
     /// The order.
     pub order_id: Uuid,
-    /// Who ordered.
+    /// The user who placed the order.
     pub user_id: String,
     /// The sum in euros.
     pub euros: i64,
@@ -25,7 +25,7 @@ pub struct OrderPlacedV1 {
 pub struct OrderPlaced {
     /// The order.
     pub order_id: Uuid,
-    /// Who ordered.
+    /// The user who placed the order.
     pub user_id: String,
     /// The sum in cents.
     pub cents: i64,

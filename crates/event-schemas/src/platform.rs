@@ -1,4 +1,4 @@
-//! Django platform: services come, go, and are cut off by circuit breakers.
+//! The events of the Django platform: service instances that start and stop, and changes of circuit breakers.
 
 use event_client::Event;
 use schemars::JsonSchema;

@@ -1,4 +1,4 @@
-//! The aggregator as a whole: opened, served, fed, and brought to an end.
+//! The [`Aggregator`]: opens the store, serves HTTP, consumes log batches from the bus, and shuts down in order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::ingest::{Consumer, Ingest};
 use crate::live::Live;
 use crate::store::{LogStore, Page, Query, RecordBatch, SqliteOptions, SqliteStore};
 
-/// How long viewers may take to leave.
+/// Longest time that viewers get to disconnect at shutdown.
 const LEAVING: Duration = Duration::from_secs(2);
-/// More viewers than this nobody means.
+/// Upper bound of the setting `max_viewers`.
 const MOST_VIEWERS: usize = 100_000;
 
-/// Takes, keeps and shows log records.
+/// Receives, stores and shows log records.
 #[derive(Debug)]
 pub struct Aggregator {
     app: Arc<App>,
@@ -32,30 +32,30 @@ pub struct Aggregator {
 }
 
 impl Aggregator {
-    /// The durable group in which aggregators [take batches](Self::consume) from the bus.
+    /// The durable consumer group in which aggregators [consume log batches](Self::consume) from the bus.
     pub const GROUP: &str = crate::ingest::GROUP;
 
-    /// Opens the store in the configured directory and starts taking records.
+    /// Opens the store in the configured directory and starts to accept records.
     ///
     /// # Errors
-    /// When the directory cannot be used, or another process uses it.
+    /// When the directory cannot be used, or when another process uses it.
     pub async fn open(config: Config) -> Result<Self> {
         let options = SqliteOptions { dir: config.dir.clone(), max_day_bytes: config.max_day_bytes };
         let store = SqliteStore::open(options).await?;
         Self::on(config, Arc::new(store)).await
     }
 
-    /// The same on another store.
+    /// Starts an aggregator on the given store instead of SQLite.
     ///
     /// # Errors
-    /// When the HTTP client for `/files` cannot be made.
+    /// When the HTTP client for `/files` cannot be created.
     pub async fn on(mut config: Config, store: Arc<dyn LogStore>) -> Result<Self> {
         let live = Arc::new(Live::new());
         let (ingest, writer) = Ingest::start(Arc::clone(&store), Arc::clone(&live));
         let files = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(|e| Error::because(ErrorKind::Config, "cannot make the client for /files", e))?;
+            .map_err(|e| Error::because(ErrorKind::Config, "cannot create the HTTP client for /files", e))?;
         config.max_viewers = config.max_viewers.min(MOST_VIEWERS);
         let viewers = Arc::new(Semaphore::new(config.max_viewers));
         let app = App { config, store: Arc::clone(&store), ingest, live, viewers, files };
@@ -65,25 +65,26 @@ impl Aggregator {
             let mut started = LogRecord::new("logthon", "INFO", "Logthon service started");
             started.attributes.insert("version".into(), env!("CARGO_PKG_VERSION").into());
             started.attributes.insert("startup_time".into(), started.time.to_string().into());
-            // A store that cannot write now still serves what it has; each refusal will say so.
+            // A store that cannot write at the moment can still be read; each refused record gets its own error.
             if let Err(error) = this.store(vec![started]).await {
-                tracing::warn!(error = error.chain(), "the start could not be logged");
+                tracing::warn!(error = error.chain(), "cannot store the log record of the start");
             }
         }
         Ok(this)
     }
 
-    /// Every route, to be merged at the root of a server: Logthon's API in all its spellings, `/api/v1/query`,
-    /// `/api/v1/tail`, and the page. Who may ask is for the server to judge, as [`serve`](Self::serve) does.
+    /// Returns every route, for merging at the root of a server: Logthon's API under all its paths, `/api/v1/query`,
+    /// `/api/v1/tail`, and the page. The router does not check the origin or host of a request; the server has to, as
+    /// [`serve`](Self::serve) does.
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
     }
 
     /// Serves every route, and those of `beside`, by the rules of [`service_kit::http`] until `stop` is requested;
-    /// then viewers are sent home and open requests finished.
+    /// then it disconnects the viewers and finishes the open requests.
     ///
     /// # Errors
-    /// When the server fails by itself.
+    /// When the server fails.
     pub async fn serve(
         &self,
         listener: service_kit::http::Listener,
@@ -98,17 +99,19 @@ impl Aggregator {
         tokio::join!(serving, parting).0
     }
 
-    /// Ends every WebSocket, with code 1001, and every tail, and returns when they have left or 2 s are over.
+    /// Closes every WebSocket with code 1001 and ends every tail; returns when all viewers have disconnected, after 2
+    /// s at most.
     async fn dismiss_viewers(&self) {
         self.app.live.close();
         let all = u32::try_from(self.app.config.max_viewers).unwrap_or(u32::MAX);
-        // Whoever has not left by then is cut with its connection.
+        // A viewer that is still connected then is disconnected when the server closes its connection.
         drop(tokio::time::timeout(LEAVING, self.app.viewers.acquire_many(all)).await);
     }
 
-    /// Takes the log batches that services ship over the bus, as a member of the durable group `log-aggregator` on
-    /// `logs.>`. A batch is acknowledged when it is durable here, so the bus is the buffer; one that comes twice is
-    /// kept once. What cannot be read becomes a dead letter; what cannot be stored now is tried again until it can.
+    /// Consumes the log batches that services publish on the bus, as a member of the durable group `log-aggregator`
+    /// on `logs.>`. A batch is acknowledged after it is stored durably, so the bus is the buffer; a batch that is
+    /// delivered twice is stored once. A batch that cannot be decoded becomes a dead letter; a batch that cannot be
+    /// stored at the moment is retried until it can.
     ///
     /// # Errors
     /// When the bus refuses the subscription.
@@ -118,15 +121,15 @@ impl Aggregator {
         Ok(())
     }
 
-    /// Keeps records of this very process; returns when they are durable.
+    /// Stores records of this process; returns when they are durable.
     ///
     /// # Errors
-    /// When the queue is full, the store cannot write, or the aggregator shuts down; then nothing was kept.
+    /// When the queue is full, the store cannot write, or the aggregator shuts down; then no record was stored.
     pub async fn store(&self, records: Vec<LogRecord>) -> Result<()> {
         self.app.ingest.offer(RecordBatch { delivery: None, records }).await
     }
 
-    /// Asks the store.
+    /// Runs a query on the store.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -134,7 +137,7 @@ impl Aggregator {
         self.store.select(query).await
     }
 
-    /// How many records of each service are kept; see [`LogStore::counts`].
+    /// Returns the number of stored records of each service; see [`LogStore::counts`].
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -142,7 +145,7 @@ impl Aggregator {
         self.store.counts().await
     }
 
-    /// How many records are kept.
+    /// Returns the number of stored records.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -150,11 +153,11 @@ impl Aggregator {
         Ok(self.store.counts().await?.values().sum())
     }
 
-    /// Ends in order: viewers are sent home, nothing more is taken, what was taken is stored and answered, the
-    /// store is closed. Call it after the HTTP server has stopped accepting; `bound` limits the wait.
+    /// Shuts down in order: disconnects the viewers, stops accepting records, stores and answers the accepted ones,
+    /// closes the store. Call it after the HTTP server has stopped accepting connections; `bound` limits the wait.
     ///
     /// # Errors
-    /// When what was taken could not be stored within `bound`; its senders were not told that it was.
+    /// When accepted records could not be stored within `bound`; their senders did not receive a success.
     pub async fn drain(&self, bound: Duration) -> Result<()> {
         self.dismiss_viewers().await;
         let Some(writer) = self.writer.lock().await.take() else { return Ok(()) };
@@ -166,8 +169,8 @@ impl Aggregator {
             let _ = writer.await;
             self.store.close().await;
         });
-        ended
-            .await
-            .map_err(|_| Error::new(ErrorKind::Closed, format!("log records still wait after {bound:?}")))
+        ended.await.map_err(|_| {
+            Error::new(ErrorKind::Closed, format!("some log records were not stored within {bound:?}"))
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! What an aggregator can be told, with Logthon's names where they mean the same.
+//! Settings of an aggregator and the environment variables that set them; the names are Logthon's where the meaning
+//! is the same.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,41 +16,42 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Config {
     /// Directory of the log store.
     pub dir: PathBuf,
-    /// Where to listen, and for whom, for the program that serves the router: address (`LOGTHON_HOST`), port
-    /// (`LOGTHON_PORT`), `LOGTHON_ALLOW_UNAUTHENTICATED`, and the lists `LOGTHON_ALLOWED_HOSTS` and
-    /// `LOGTHON_ALLOWED_ORIGINS`, separated by commas. Default: port 5000 on loopback, where Logthon's was every
-    /// address: the API has no login.
+    /// Address and port to listen on, and the allowed clients, for the program that serves the router: address
+    /// (`LOGTHON_HOST`), port (`LOGTHON_PORT`), `LOGTHON_ALLOW_UNAUTHENTICATED`, and the comma-separated lists
+    /// `LOGTHON_ALLOWED_HOSTS` and `LOGTHON_ALLOWED_ORIGINS`. Default: port 5000 on loopback. Logthon listened on
+    /// every address; this default differs because the API has no login.
     pub http: http::Settings,
-    /// Viewers at once, over WebSocket and server-sent events together (`LOGTHON_MAX_WS_CONNECTIONS`). Default 100;
-    /// 100 000 at most.
+    /// Maximum number of simultaneous viewers, WebSocket and server-sent events together
+    /// (`LOGTHON_MAX_WS_CONNECTIONS`). Default 100; at most 100 000.
     pub max_viewers: usize,
-    /// How often a WebSocket viewer is asked whether it is there; one that has said nothing until the next time loses
-    /// its place. Default 20 s.
+    /// Interval between pings to a WebSocket viewer; a viewer that sends nothing between two pings is disconnected.
+    /// Default 20 s.
     pub ping: Duration,
-    /// Records that a WebSocket viewer gets first (`LOGTHON_INITIAL_LOGS`). Default 50.
+    /// Number of stored records that a WebSocket viewer receives first (`LOGTHON_INITIAL_LOGS`). Default 50.
     pub initial_logs: usize,
-    /// How long the page waits before it connects again (`LOGTHON_RECONNECT_DELAY`, milliseconds). Default 3 s,
-    /// at most an hour.
+    /// Time that the page waits before it reconnects (`LOGTHON_RECONNECT_DELAY`, milliseconds). Default 3 s, at most
+    /// an hour.
     pub reconnect_delay: Duration,
-    /// What `/storage/info` gives as `max_size`, by service (`LOGTHON_Custom_CLIENT_MAX_LOGS`,
+    /// The `max_size` that `/storage/info` reports, by service (`LOGTHON_Custom_CLIENT_MAX_LOGS`,
     /// `LOGTHON_SERVICE_SINK_MAX_LOGS`, `LOGTHON_LOGTHON_MAX_LOGS`). Default 1000 for every service. Unlike
-    /// Logthon's, this store drops nothing when that many are there.
+    /// Logthon's, this store deletes no record when that number is reached.
     pub max_logs: BTreeMap<String, u64>,
-    /// Base URL of the service behind `/files` (`FILE_STORAGE_URL`). Default: none, `/files` says so.
+    /// Base URL of the service behind `/files` (`FILE_STORAGE_URL`). Default: none; `/files` then answers with an
+    /// error.
     pub file_storage_url: Option<Url>,
-    /// Longest body of a submission in bytes; a longer one answers 413. Default 1 MiB.
+    /// Longest body of a submission in bytes; a longer one is answered with 413. Default 1 MiB.
     pub max_body: usize,
-    /// Longest time a sender may take over a body; then 408. Default 10 s.
+    /// Longest time in which a sender has to send a body; afterwards the answer is 408. Default 10 s.
     pub body_timeout: Duration,
-    /// Bound of a day's file, see [`SqliteOptions::max_day_bytes`](crate::store::SqliteOptions::max_day_bytes).
+    /// Size limit of a day's file, see [`SqliteOptions::max_day_bytes`](crate::store::SqliteOptions::max_day_bytes).
     pub max_day_bytes: Option<u64>,
-    /// Whether the aggregator logs its own start as service `logthon`, as the original does, and who cleared the logs.
-    /// Default true.
+    /// Whether the aggregator stores log records about itself as service `logthon`: its start, as the original does,
+    /// and each clearing of the logs with the client's address. Default true.
     pub announce: bool,
 }
 
 impl Config {
-    /// The defaults, with the store in `dir`.
+    /// Returns the defaults, with the store in `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
@@ -67,24 +69,25 @@ impl Config {
         }
     }
 
-    /// The defaults, changed by the variables of this process, see [`from_vars`](Self::from_vars).
+    /// Returns the defaults, changed by the environment variables of this process, see
+    /// [`from_vars`](Self::from_vars).
     ///
     /// # Errors
     /// As [`from_vars`](Self::from_vars).
     pub fn from_env(dir: impl Into<PathBuf>) -> Result<Self> {
-        // A variable of somebody else that is not UTF-8 is none of ours.
+        // A variable whose name is not UTF-8 does not belong to the aggregator.
         let vars = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
         });
         Self::from_vars(dir, vars)
     }
 
-    /// The defaults, changed by Logthon's variables; other variables are left alone.
+    /// Returns the defaults, changed by Logthon's variables; other variables are ignored.
     ///
     /// `LOGTHON_LOG_LEVEL` and `LOGTHON_ACCESS_LOG` belong to the program around the aggregator.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when a value is not what the variable asks for.
+    /// [`ErrorKind::Config`] when the value of a variable is not valid.
     pub fn from_vars<K, V>(dir: impl Into<PathBuf>, vars: impl IntoIterator<Item = (K, V)>) -> Result<Self>
     where
         K: AsRef<str>,
@@ -103,7 +106,7 @@ impl Config {
                 "LOGTHON_MAX_WS_CONNECTIONS" => config.max_viewers = number(name, value)?,
                 "LOGTHON_INITIAL_LOGS" => config.initial_logs = number::<usize>(name, value)?.min(10_000),
                 "LOGTHON_RECONNECT_DELAY" => {
-                    // A browser takes what is longer than 24 days as no time at all.
+                    // A browser's timer treats more than 24 days as zero.
                     config.reconnect_delay =
                         Duration::from_millis(number::<u64>(name, value)?.min(3_600_000));
                 }

@@ -1,4 +1,4 @@
-//! The one error of this crate: what kind, during what, and why.
+//! The error type of this crate: its kind, its context and its cause.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, as far as a caller can act on it.
+/// The kind of an error: a caller decides by it how to react.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting cannot be used; the text names it.
+    /// A setting is not valid; the text names it.
     Config,
-    /// A question or record that cannot be understood; the sender has to change it.
+    /// A query or record is not valid; the sender has to change it.
     Invalid,
-    /// The queue is full: nothing was taken, try again in a moment.
+    /// The queue is full: no record was stored; the caller can retry after a moment.
     Busy,
-    /// The disk, or the bound set on a day's file, is full: nothing was taken.
+    /// The disk is full, or a day's file has reached its size limit: no record was stored.
     Full,
-    /// The store cannot be read or written now: locked, read-only, corrupt or gone.
+    /// The store cannot be read or written at the moment: it is locked, read-only, corrupt or deleted.
     Unavailable,
     /// The aggregator is shutting down.
     Closed,
@@ -34,12 +34,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `kind`; `context` says what was being done or what is wrong, without a full stop.
+    /// Makes an error of `kind`; `context` names the operation that failed or the fault, without a full stop.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
         Self { kind, context: context.into(), source: None }
     }
 
-    /// The same, caused by `source`.
+    /// Makes an error of `kind` with `source` as its cause.
     pub fn because(
         kind: ErrorKind,
         context: impl Into<String>,
@@ -48,12 +48,12 @@ impl Error {
         Self { kind, context: context.into(), source: Some(Arc::from(source.into())) }
     }
 
-    /// What kind of error this is.
+    /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The error and all its causes on one line.
+    /// Returns the error and all its causes on one line.
     pub fn chain(&self) -> String {
         let mut text = self.context.clone();
         let mut cause = self.source();

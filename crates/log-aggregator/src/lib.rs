@@ -15,36 +15,37 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A record takes this way: `ingest` makes it from what was sent, repairs it if need be, and queues it;
-//! one writer commits everything that waits to the `store` at once; then the sender is answered and the
-//! record is shown to those who watch, through `live`. `http` is the door for all of it.
+//! A record passes through these modules: `ingest` makes it from the submitted body or log batch, repairs it if
+//! necessary, and queues it; one writer commits all queued records to the `store` in one transaction; after the
+//! commit the sender receives its answer, and `live` passes the record to the viewers. `http` serves all routes.
 //!
-//! What holds everywhere: nobody is told "stored" before the fsync; the writer never waits for a viewer; every
-//! queue and buffer is bounded in number and bytes; a record is never changed after it was stored.
+//! Invariants: no sender receives a success before the fsync; the writer never waits for a viewer; every queue and
+//! buffer is bounded in number and in bytes; a stored record is never changed.
 //!
-//! # What a body may be
+//! # Accepted bodies
 //!
-//! Logthon's fields are read and refused as Logthon does. Beyond that, over HTTP:
-//! - Several records may follow one another, with nothing, white space, a comma or RFC 7464's separator between them.
-//!   What follows the last and is no record is repaired as one, or kept as `raw` of the record before it.
-//! - UTF-8, UTF-16 and UTF-32 are told apart as Python's `json.loads` does it, with and without a byte order mark.
-//! - Names are compared without case and signs. Other loggers' names for message, level, time, service and ids are
-//!   known; a field that became one of those is no attribute, every other is. A name that is an attribute already gets a
-//!   number: `stack_2`. An object with another logger's names may leave out the service (`app` or `name` stand in for
-//!   it, else it is `unknown_service`) and the message.
-//! - Attributes keep their order and digits ([`event_client::log::Attributes`]).
+//! Logthon's fields are accepted and refused by Logthon's rules. In addition, over HTTP:
+//! - One body may contain several records, separated by nothing, white space, a comma or RFC 7464's separator. Text
+//!   after the last valid record is repaired into a record or, if that fails, kept in `raw` of the record before it.
+//! - UTF-8, UTF-16 and UTF-32 are detected as Python's `json.loads` detects them, with and without a byte order mark.
+//! - Field names are compared case-insensitively and without punctuation. The names that other loggers use for
+//!   message, level, time, service and ids are recognised; a field that sets one of these is not an attribute, every
+//!   other field is. If an attribute of that name exists already, the name gets a number: `stack_2`. An object with
+//!   another logger's names may omit the service (then `app` or `name` is used, otherwise `unknown_service`) and the
+//!   message.
+//! - Attributes keep their order and every digit of their numbers ([`event_client::log::Attributes`]).
 //!
 //! # Time
 //!
-//! A record has its event time, by the sender's clock, and its arrival time. It stands in the order of time, and is found
-//! by `since` and `until`, at the earlier of both ([`store::place_of`]).
+//! A record has an event time, from the sender's clock, and an arrival time. Records are ordered by time, and
+//! selected by `since` and `until`, by the earlier of the two ([`store::place_of`]).
 //!
-//! # Pages of other sites
+//! # Requests from other sites
 //!
-//! A deliberate difference from Logthon, which let any page that a browser of the machine shows watch, add and clear
-//! the logs: [`Aggregator::serve`] answers by the rules of [`service_kit::http`]. Clients that address the server by
-//! `localhost`, by an address or by a name that the settings allow, and send no `Origin`, as programs do, notice
-//! nothing.
+//! This differs from Logthon on purpose. Logthon let any web page that a local browser displays read, add and clear
+//! the logs. [`Aggregator::serve`] applies the rules of [`service_kit::http`] to every request. Nothing changes for
+//! clients that address the server by `localhost`, by an IP address or by an allowed host name, and that send no
+//! `Origin` header, as programs do.
 
 mod aggregator;
 mod config;

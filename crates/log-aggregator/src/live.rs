@@ -1,8 +1,9 @@
-//! What has just been stored, for those who watch: a ring that the writer never waits for.
+//! Passes newly stored records to the viewers through a ring buffer; the writer never waits for a viewer.
 //!
-//! The ring is bounded in records and bytes. A viewer holds nothing but its place in it; one that is too slow
-//! finds its place gone, learns how many records it missed, and goes on with the oldest there is. So a viewer
-//! that never reads costs the others and the writer nothing.
+//! The ring is bounded in records and in bytes. A viewer holds only its position in the ring. If the record at this
+//! position is dropped before the viewer reads it, the viewer receives the number of records that it missed and
+//! continues with the oldest record in the ring. A viewer that never reads therefore costs the writer and the other
+//! viewers nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,29 +16,29 @@ use crate::store::Stored;
 
 const MOST_RECORDS: usize = 8192;
 const MOST_BYTES: usize = 32 * 1024 * 1024;
-/// Records that a viewer takes at once, and bytes of them.
+/// Maximum number of records that a viewer takes at once; below, their maximum size in bytes.
 const HANDFUL: usize = 256;
 const HANDFUL_BYTES: usize = 1024 * 1024;
-/// The end that says that no more will come.
+/// Value of `end` after [`Live::close`]: no more records follow.
 const CLOSED: u64 = u64::MAX;
 
-/// The latest records in the order of arrival.
+/// The latest records, in the order of their arrival.
 #[derive(Debug)]
 pub(crate) struct Live {
     ring: Mutex<Ring>,
-    /// Place after the newest record: changes whenever there is something new.
+    /// Position after the newest record; it changes with every new record.
     end: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
 struct Ring {
-    /// Place of the oldest record that is still there, counted since the start.
+    /// Position of the oldest record in the ring, counted since the start.
     first: u64,
     records: VecDeque<Arc<Fresh>>,
     bytes: usize,
 }
 
-/// A record on its way to viewers; its texts are made once for all of them.
+/// A stored record for the viewers; each serialised text is made once and shared by all viewers.
 #[derive(Debug)]
 pub(crate) struct Fresh {
     pub(crate) stored: Stored,
@@ -46,32 +47,32 @@ pub(crate) struct Fresh {
 }
 
 impl Fresh {
-    /// As Logthon's WebSocket pushes it.
+    /// The text frame that Logthon's WebSocket sends.
     pub(crate) fn frame(&self) -> Utf8Bytes {
         self.frame.get_or_init(|| logthon_entry::text_of(&self.stored).into()).clone()
     }
 
-    /// As our own API writes it.
+    /// The JSON of `/api/v1`.
     pub(crate) fn json(&self) -> &str {
         self.json.get_or_init(|| serde_json::to_string(&self.stored).expect("a record is JSON"))
     }
 }
 
-/// What a viewer finds when it looks.
+/// The result of one read by a viewer.
 #[derive(Debug)]
 pub(crate) struct News {
-    /// How many records it was too slow for.
+    /// Number of records that were dropped before the viewer read them.
     pub(crate) missed: u64,
     pub(crate) records: Vec<Arc<Fresh>>,
 }
 
 impl Live {
-    /// An empty ring.
+    /// Makes an empty ring.
     pub(crate) fn new() -> Self {
         Self { ring: Mutex::default(), end: watch::Sender::new(0) }
     }
 
-    /// Shows records that are durable now.
+    /// Appends records that are stored durably.
     pub(crate) fn push(&self, kept: Vec<Stored>) {
         if kept.is_empty() {
             return;
@@ -97,8 +98,8 @@ impl Live {
         });
     }
 
-    /// A viewer of everything that is pushed from now on. Whoever also wants what is there already asks the
-    /// store afterwards, and leaves out what comes twice by its number.
+    /// Makes a viewer that receives all records pushed from now on. A caller that also wants the stored records
+    /// queries the store afterwards and removes duplicates by `seq`.
     pub(crate) fn watch(self: &Arc<Self>) -> Viewer {
         let end = self.end.subscribe();
         let ring = self.ring.lock().expect("no code panics while holding the ring");
@@ -107,13 +108,13 @@ impl Live {
         Viewer { live: Arc::clone(self), end, place }
     }
 
-    /// Sends every viewer home.
+    /// Ends every viewer.
     pub(crate) fn close(&self) {
         self.end.send_replace(CLOSED);
     }
 }
 
-/// One who watches.
+/// A reader of the ring.
 #[derive(Debug)]
 pub(crate) struct Viewer {
     live: Arc<Live>,
@@ -122,7 +123,7 @@ pub(crate) struct Viewer {
 }
 
 impl Viewer {
-    /// Waits for what is new. `None` when the aggregator ends.
+    /// Waits for new records. Returns `None` when the aggregator shuts down.
     pub(crate) async fn next(&mut self) -> Option<News> {
         let place = self.place;
         if *self.end.wait_for(|end| *end > place).await.ok()? == CLOSED {

@@ -1,6 +1,6 @@
-//! The aggregator alone, as a drop-in for Logthon: `log-aggregator [DIRECTORY]`, the rest from Logthon's
-//! variables. With `EVENT_BUS_URL` it also takes what services ship over that bus. `backbone up` runs the same
-//! beside the bus and the tasks.
+//! Runs the aggregator alone, as a drop-in replacement for Logthon: `log-aggregator [DIRECTORY]`; Logthon's
+//! environment variables set everything else. With `EVENT_BUS_URL` it also receives the log batches that services
+//! publish on that bus. `backbone up` runs the same aggregator beside the bus and the task workers.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -14,15 +14,16 @@ use log_aggregator::{Aggregator, Config};
 use service_kit::http;
 use service_kit::shutdown::{Parts, Shutdown};
 
-/// Takes, keeps and shows logs: Logthon's API and a page. Further settings are Logthon's variables, such as
-/// LOGTHON_HOST, LOGTHON_PORT, LOGTHON_ALLOWED_HOSTS and LOGTHON_ALLOWED_ORIGINS.
+/// Receive, store and show logs through Logthon's API and a web page. Logthon's environment variables set the rest,
+/// for example LOGTHON_HOST, LOGTHON_PORT, LOGTHON_ALLOWED_HOSTS and LOGTHON_ALLOWED_ORIGINS.
 #[derive(Debug, Parser)]
 #[command(name = "log-aggregator", version)]
 struct Arguments {
-    /// Where the logs are kept
+    /// Directory of the log store
     #[arg(default_value = "logs")]
     directory: PathBuf,
-    /// Listen on more than loopback although there is no login; as LOGTHON_ALLOW_UNAUTHENTICATED=true does
+    /// Listen on addresses other than loopback although the server has no login; same as
+    /// LOGTHON_ALLOW_UNAUTHENTICATED=true
     #[arg(long, visible_alias = "without-login")]
     allow_unauthenticated: bool,
 }
@@ -47,7 +48,7 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
     let bound = listener.local_addr().map_err(|e| e.to_string())?;
     let aggregator = Arc::new(Aggregator::open(config).await.map_err(|e| e.chain())?);
     let mut parts = Parts::new(shutdown, service_kit::shutdown::Settings::default());
-    // Unlike other services this one runs well without a bus: no URL means none, not the default one.
+    // The aggregator also works without a bus. An unset URL therefore means no bus, not the default bus.
     if std::env::var_os("EVENT_BUS_URL").is_some() {
         let bus = Bus::from_env("log-aggregator").await.map_err(|e| chain(&e))?;
         aggregator.consume(&bus).await.map_err(|e| e.chain())?;

@@ -1,34 +1,37 @@
-//! Files and folders that only their owner can read.
+//! Creates and opens files and folders that only their owner can read.
 //!
-//! Events, tasks and logs hold what users said and what programs leaked. Everything that is written here has mode 0600, its
-//! folders 0700, whatever the umask; what an earlier version made wider is narrowed when it is opened. Symbolic links
-//! are not followed at the last part of a path, and what belongs to another user is refused: in a folder that others can
-//! write (`/tmp`) they could lead a write anywhere.
+//! Events, tasks and logs contain personal data of users and secrets that programs print by mistake. Every file
+//! that this crate creates has mode 0600 and every folder 0700, whatever the umask; a file that an earlier version
+//! created with wider rights gets the narrower mode when it is opened. The last component of a path must not be a
+//! symbolic link, and files of another user are refused: in a folder that others can write (`/tmp`) they could
+//! redirect a write to any file.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Suffixes of the files that SQLite keeps beside a database. SQLite gives these files the mode of the database when it makes them.
+/// Suffixes of the files that SQLite keeps beside a database. SQLite gives these files the mode of the database
+/// when it creates them.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// Bits of a mode that others than the owner have.
+/// The mode bits that give rights to users other than the owner.
 const OTHERS: u32 = 0o077;
 
-/// Makes a folder, and those above it, with mode 0700. A folder that exists is left as it is, because it may hold
-/// files of other programs. [`narrow_folder`] narrows a folder of this program.
+/// Creates a folder, and its missing parent folders, with mode 0700. A folder that exists is left as it is, because
+/// it may contain files of other programs. [`narrow_folder`] narrows a folder of this program.
 ///
 /// # Errors
-/// When it cannot be made, or something else has its name.
+/// Fails when the folder cannot be created, or when a file of this name exists.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Takes the rights of others from a folder of ours in which every entry satisfies `is_ours`; leaves any other as it is.
+/// Removes the rights of other users from a folder of this user in which every entry satisfies `is_ours`; leaves
+/// any other folder as it is.
 ///
 /// # Errors
-/// When it cannot be read or changed.
+/// Fails when the folder cannot be read or its mode cannot be changed.
 pub fn narrow_folder(path: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<()> {
     let found = path.symlink_metadata()?;
     if !found.is_dir() || found.uid() != own_user() || found.mode() & OTHERS == 0 {
@@ -42,11 +45,12 @@ pub fn narrow_folder(path: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<
     std::fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
-/// Makes a folder with mode 0700 for what processes of one user share, or accepts it when it exists and can be trusted:
-/// it is no symbolic link, no other user can write into it, and it belongs to this user or to the owner of `beside`.
+/// Creates a folder with mode 0700 for files that processes of one user share. Accepts an existing folder when it
+/// can be trusted: it is no symbolic link, no other user can write into it, and it belongs to this user or to the
+/// owner of `beside`.
 ///
 /// # Errors
-/// [`ErrorKind::PermissionDenied`] for a folder that cannot be trusted, saying why.
+/// [`ErrorKind::PermissionDenied`] with the reason for a folder that cannot be trusted.
 pub fn shared_folder(path: &Path, beside: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -67,7 +71,7 @@ pub fn shared_folder(path: &Path, beside: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a file for reading and writing, making it with mode 0600 when it is missing.
+/// Opens a file for reading and writing; creates it with mode 0600 when it is missing.
 ///
 /// # Errors
 /// [`ErrorKind::PermissionDenied`] when the path is a link, no regular file, or belongs to another user.
@@ -82,20 +86,20 @@ pub fn open(path: &Path) -> io::Result<File> {
 /// Opens an existing file for writing; never follows a link.
 ///
 /// # Errors
-/// When it is missing, a link, or no regular file.
+/// Fails when the file is missing, a link, or no regular file.
 pub fn open_existing(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().write(true).custom_flags(no_follow()).open(path);
     let file = file.map_err(|error| explain(path, error))?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(denied(path, "is not a regular file")) }
 }
 
-/// Prepares a SQLite database: makes an empty file with mode 0600 when there is none, so that SQLite gives its
-/// companions the same mode, and narrows what an earlier version left. Does nothing to a database that this user may
-/// not write: opening it says why.
+/// Prepares a SQLite database: creates an empty file with mode 0600 when there is none, so that SQLite gives its
+/// companion files the same mode, and removes the rights of other users that an earlier version left on these
+/// files. Leaves a database of another user as it is: SQLite reports the error when it opens the file.
 ///
 /// # Errors
-/// [`ErrorKind::IsADirectory`] when the path is a folder, [`ErrorKind::PermissionDenied`] when it is something else than a
-/// regular file. A link to an existing database is followed: the user has named it.
+/// [`ErrorKind::IsADirectory`] when the path is a folder, [`ErrorKind::PermissionDenied`] when it is neither a
+/// folder nor a regular file. A link to an existing database is followed, because the user has named it.
 pub fn prepare_database(path: &Path) -> io::Result<()> {
     match path.metadata() {
         Ok(found) if found.is_dir() => {
@@ -104,7 +108,7 @@ pub fn prepare_database(path: &Path) -> io::Result<()> {
         Ok(found) if !found.is_file() => return Err(denied(path, "is not a regular file")),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            // Another process may be quicker: then it has made the file the same way.
+            // Another process may create the file first: it then does so with the same mode.
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(0o600).custom_flags(no_follow());
             options.open(path)?;
@@ -123,10 +127,10 @@ pub fn prepare_database(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the rights of others from a file of this user; leaves one of somebody else as it is.
+/// Removes the rights of other users from a file of this user; leaves a file of another user as it is.
 ///
 /// # Errors
-/// When it cannot be looked at or changed.
+/// Fails when the file's metadata cannot be read or its mode cannot be changed.
 pub fn narrow_file(path: &Path) -> io::Result<()> {
     let found = path.metadata()?;
     if found.is_file() && found.uid() == own_user() && found.mode() & OTHERS != 0 {
@@ -161,7 +165,7 @@ fn no_follow() -> i32 {
     (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::CLOEXEC).bits().cast_signed()
 }
 
-/// Replaces the system's text for a symbolic link ("too many levels of symbolic links"), which misleads.
+/// Replaces the system's misleading text for a symbolic link ("too many levels of symbolic links").
 fn explain(path: &Path, error: Error) -> Error {
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
         return denied(path, "is a symbolic link");
@@ -196,7 +200,7 @@ mod tests {
         std::fs::write(path.join("holiday.jpg"), "").unwrap();
         let ours = |name: &str| name.starts_with("bus");
         narrow_folder(&path, ours).unwrap();
-        assert_eq!(mode(&path), 0o755, "it holds what is not ours");
+        assert_eq!(mode(&path), 0o755, "it contains a file of another program");
         std::fs::remove_file(path.join("holiday.jpg")).unwrap();
         narrow_folder(&path, ours).unwrap();
         assert_eq!(mode(&path), 0o700);

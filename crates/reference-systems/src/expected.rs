@@ -1,13 +1,13 @@
-//! What traffic must have led to, once everything has settled.
+//! The expected results of the traffic, once everything has settled.
 
 use std::collections::BTreeMap;
 
-/// Counts that follow from the traffic alone.
+/// Counts that can be computed from the traffic alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Expected {
     /// Events published, by subject.
     pub published: BTreeMap<String, u64>,
-    /// Messages handled to a good end, by group.
+    /// Messages handled successfully, by group.
     pub handled: BTreeMap<String, u64>,
     /// Retries, by group.
     pub retried: BTreeMap<String, u64>,
@@ -20,14 +20,14 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Counts `by` more of `what` in one of the maps.
+    /// Adds `by` to the count of `what` in one of the maps.
     pub(crate) fn add(map: &mut BTreeMap<String, u64>, what: &str, by: u64) {
         if by > 0 {
             *map.entry(what.to_owned()).or_default() += by;
         }
     }
 
-    /// Both systems' expectations together.
+    /// Returns the sum of both systems' expectations.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         for (map, more) in [

@@ -1,7 +1,7 @@
-//! Real systems as small programs on the backbone, on whichever bus they are given.
+//! Example systems as small programs on the backbone, which run on any bus.
 //!
-//! Each system is a folder: its services and tasks, and `traffic` that uses it as its users do and says what must
-//! have happened, so that a demonstration or a test can compare.
+//! Each system is a folder: its services and tasks, and `traffic`, which uses the system as its users do and
+//! returns the expected results, so that a demonstration or a test can compare them.
 
 pub mod edge_terrarium;
 pub mod securebox;
@@ -10,5 +10,5 @@ mod expected;
 
 pub use expected::Expected;
 
-/// The error of set-up and traffic: whatever went wrong, in words.
+/// The error of set-up and traffic, with any cause.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

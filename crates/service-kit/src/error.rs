@@ -1,9 +1,9 @@
-//! The one error of this crate: a kind to act on, a sentence to read, the cause beneath.
+//! The error type of this crate: a kind, a message and a cause.
 
 use std::fmt;
 
-/// Why a process could not start or stop as asked. The text names the key, file, variable or address.
-#[derive(Debug, thiserror::Error)]
+/// A failure to start or stop a process. The text names the key, file, variable or address.
+#[derive(thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     kind: Kind,
@@ -11,7 +11,7 @@ pub struct Error {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// What went wrong, as far as a caller can act on it.
+/// The kind of an error: a caller decides by it how to react.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Kind {
@@ -19,23 +19,23 @@ pub enum Kind {
     Unreadable,
     /// A configuration file is not TOML.
     Syntax,
-    /// A key that nothing reads; the message suggests the nearest that something does.
+    /// A key that no setting has; the message suggests the most similar one.
     UnknownKey,
-    /// A value that does not fit its key.
+    /// A value that is not valid for its key.
     InvalidValue,
-    /// A key that has no default and was not set.
+    /// A key without a default is not set.
     MissingKey,
-    /// The address to listen on is taken by another process.
+    /// The address to listen on is in use by another process.
     AddressInUse,
-    /// The address to listen on is reachable from elsewhere, which was not asked for by name.
+    /// The address to listen on is reachable from other machines, and the settings do not allow that.
     NotLoopback,
-    /// The address to listen on cannot be had for another reason.
+    /// The address to listen on cannot be bound for another reason.
     Bind,
-    /// The server of a listener stopped by itself.
+    /// The server of a listener failed.
     Serve,
-    /// Telemetry could not be set up, or was set up before.
+    /// Telemetry could not be set up, or is already set up.
     Telemetry,
-    /// The signals that ask to stop could not be watched.
+    /// The handlers of the stop signals could not be installed.
     Signal,
 }
 
@@ -49,8 +49,33 @@ impl Error {
         self
     }
 
-    /// What went wrong, as far as a caller can act on it.
+    /// Returns the kind.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+}
+
+/// Writes the message and its causes, because `fn main() -> Result<(), Error>` prints an error with `Debug`.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_is_a_sentence_with_its_causes() {
+        let error =
+            Error::new(Kind::Bind, "cannot listen on 127.0.0.1:80").because(std::io::Error::other("denied"));
+        assert_eq!(format!("{error:?}"), "cannot listen on 127.0.0.1:80: denied");
     }
 }

@@ -1,6 +1,7 @@
-//! What every process does first and last: configuration, telemetry, health, shutdown.
+//! Provides the common start and end of a service process: configuration, telemetry, health checks, an HTTP server,
+//! and shutdown.
 //!
-//! A process reads its settings once, sets up its telemetry, starts its parts, and drains them:
+//! A process loads its settings once, sets up its telemetry, starts its parts, and drains them at shutdown:
 //!
 //! ```no_run
 //! use service_kit::{config::Loader, health::Health, http, shutdown::{Parts, Shutdown}, telemetry};
@@ -30,13 +31,13 @@
 //! }
 //! ```
 //!
-//! | module | what it is |
+//! | module | contents |
 //! |---|---|
-//! | [`config`] | defaults, then file, then environment, then flags; errors name the key and where it came from |
-//! | [`telemetry`] | log lines for people or machines, further layers, and metrics for Prometheus |
+//! | [`config`] | defaults, overridden by a file, the environment and flags, in this order; errors name the key and the source of its value |
+//! | [`telemetry`] | log lines as text or JSON, further `tracing` layers, and metrics for Prometheus |
 //! | [`health`] | `/health`, `/health/detailed`, `/ready`, `/metrics` as a router to merge |
-//! | [`http`] | a listener with a clear error when it cannot be had, and a server that judges who asks, and drains |
-//! | [`shutdown`] | the signal, and parts that stop in order within a bound |
+//! | [`http`] | a listener with a clear error when the address cannot be bound, and a server that checks host and origin of each request, and drains |
+//! | [`shutdown`] | the signals that request a stop, and parts that stop in order within a time limit |
 
 pub mod config;
 mod error;

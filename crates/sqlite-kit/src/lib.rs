@@ -1,8 +1,8 @@
-//! What every store in an SQLite file needs.
+//! Detects that the files of an open SQLite database were removed, moved or replaced.
 //!
-//! A process that has a file open goes on writing into it after the file was removed, moved or replaced: SQLite commits,
-//! `fsync` succeeds, and nobody else ever sees the data. So a store asks [`Identity::check`] between its commit and its
-//! confirmation.
+//! A process that has a file open continues to write into it after the file was removed, moved or replaced: SQLite
+//! commits, `fsync` succeeds, and no other process ever sees the data. Each store in an SQLite file therefore calls
+//! [`Identity::check`] between its commit and its confirmation.
 
 use std::fmt;
 use std::io;
@@ -10,30 +10,31 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// Times of folders are this coarse on the coarsest file systems: within it, a second change may leave no trace.
+/// The coarsest file systems store a folder's change time in steps of 2 seconds: a second change within this time
+/// may leave the stored time unchanged.
 const COARSE: Duration = Duration::from_secs(2);
 
-/// Which files a database is made of: the database itself, its log of writes (`-wal`) and the index of that log
-/// (`-shm`).
+/// The identity (device and inode) of the files of a database: the database itself, its write-ahead log (`-wal`)
+/// and the index of that log (`-shm`).
 #[derive(Debug)]
 pub struct Identity {
     parts: Vec<(PathBuf, Id)>,
-    /// Where all of them are; `None` where that is not one folder, because the path is a link.
+    /// The folder of all these files; `None` when the path is a link, because then they are not all in one folder.
     folder: Option<PathBuf>,
-    /// The folder at the last look at the files, when it had not changed for a while: while it is the same, no file in
-    /// it has been removed, moved or replaced.
+    /// The folder's state at the last check of the files, stored only when the folder had not changed for a while:
+    /// while this state is the same, no file in the folder has been removed, moved or replaced.
     calm: Mutex<Option<(Id, SystemTime)>>,
 }
 
 impl Identity {
-    /// Takes down which of the three files stand there. In WAL mode all of them do from the first read of an open
+    /// Records which of the three files exist. In WAL mode all three exist from the first read of an open
     /// connection until the last connection closes.
     ///
     /// # Errors
-    /// When the database itself is not there or cannot be looked at.
+    /// Fails when the database file does not exist or its metadata cannot be read.
     pub fn of(database: &Path) -> io::Result<Self> {
         let mut identity = Self::of_file(database)?;
-        // Where the path is a link, they are beside the file that it leads to.
+        // If the path is a link, `-wal` and `-shm` are beside the link's target.
         let database = database.canonicalize()?;
         for suffix in ["-wal", "-shm"] {
             let mut name = database.as_os_str().to_owned();
@@ -48,10 +49,10 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Takes down the database alone, for one that is closed now and then.
+    /// Records the database file alone, for a database that is closed from time to time.
     ///
     /// # Errors
-    /// When it is not there or cannot be looked at.
+    /// Fails when the file does not exist or its metadata cannot be read.
     pub fn of_file(database: &Path) -> io::Result<Self> {
         let path = std::path::absolute(database)?;
         let id = Id::of(&path)?;
@@ -59,13 +60,14 @@ impl Identity {
         Ok(Self { parts: vec![(path, id)], folder, calm: Mutex::new(None) })
     }
 
-    /// Whether the same files still stand there. Costs one `stat` while nothing changes in their folder, else one more
-    /// for each of them.
+    /// Checks that the same files still exist at their paths. Costs one `stat` while nothing changes in their
+    /// folder, else one more for each file.
     ///
     /// # Errors
-    /// Which one does not, and why.
+    /// [`Lost`] names the file that is missing or replaced, and the reason.
     pub fn check(&self) -> Result<(), Lost> {
-        // Before the files, so that a change between the two is seen the next time.
+        // The folder is read before the files, so that the next check notices a change that happens between the two
+        // reads.
         let folder = self.folder.as_deref().and_then(changed);
         let mut calm = self.calm.lock().unwrap_or_else(PoisonError::into_inner);
         if folder.is_some() && *calm == folder {
@@ -84,14 +86,15 @@ impl Identity {
         Ok(())
     }
 
-    /// Whether none of the files stands there any more. While one does, no other database may be opened there by the
-    /// same process: it would take the log of this one for its own.
+    /// Whether every one of the files was removed, moved or replaced. While one of them still exists at its path,
+    /// the same process must not open another database there: SQLite would use the old database's log for the new
+    /// one.
     pub fn is_gone(&self) -> bool {
         self.parts.iter().all(|(path, was)| Id::of(path).ok() != Some(*was))
     }
 }
 
-/// A file that is no longer where it was opened.
+/// The error of [`Identity::check`]: a file is no longer at the path where it was opened.
 #[derive(Debug)]
 pub struct Lost {
     path: PathBuf,
@@ -126,7 +129,7 @@ impl std::error::Error for Lost {
     }
 }
 
-/// What makes a file itself. The number of an inode is not given to another file while one has it open.
+/// The identity of a file. The file system does not reuse an inode number while a process has the file open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Id {
     device: u64,
@@ -145,14 +148,15 @@ impl Id {
         Self { device: found.dev(), inode: found.ino() }
     }
 
-    /// Other systems do not let an open database be removed.
+    /// Other systems do not allow a process to remove an open database.
     #[cfg(not(unix))]
     fn of(path: &Path) -> io::Result<Self> {
         std::fs::metadata(path).map(|_| Self { device: 0, inode: 0 })
     }
 }
 
-/// A folder and when an entry of it was last added, removed or renamed: its `ctime`, which nobody can set.
+/// A folder and the time when an entry of it was last added, removed or renamed: its `ctime`, which no program can
+/// set.
 #[cfg(unix)]
 fn changed(folder: &Path) -> Option<(Id, SystemTime)> {
     use std::os::unix::fs::MetadataExt;
@@ -170,7 +174,7 @@ fn changed(_: &Path) -> Option<(Id, SystemTime)> {
 mod tests {
     use super::*;
 
-    /// A folder with the three files, each held open as SQLite does.
+    /// A folder with the three files; each stays open, as under SQLite.
     fn database() -> (tempfile::TempDir, PathBuf, Vec<std::fs::File>) {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("bus.db");
@@ -199,7 +203,8 @@ mod tests {
         }
     }
 
-    /// While the folder is calm one look at it is enough, and a change ends that.
+    /// While the folder does not change, `check` reads only the folder; a change in the folder makes it read the
+    /// files.
     #[tokio::test]
     async fn a_change_in_a_calm_folder_is_noticed() {
         let (folder, path, _open) = database();
@@ -229,6 +234,6 @@ mod tests {
         identity.check().expect("the database itself is there");
         std::fs::remove_dir_all(folder.path()).expect("removed with its folder");
         assert!(identity.check().is_err() && identity.is_gone());
-        assert!(Identity::of(&path).is_err(), "what is not there has no identity");
+        assert!(Identity::of(&path).is_err(), "a file that does not exist has no identity");
     }
 }

@@ -1,7 +1,8 @@
-//! Enqueue, drain and idle latency of the SQLite store, durable (`synchronous=FULL`), with results stored.
+//! Measures the enqueue rate, the drain rate and the idle latency of the SQLite store, durable
+//! (`synchronous=FULL`), with stored results.
 //!
-//! `cargo bench -p task-queue` prints tasks per second and start latencies. Rates move with the machine: compare
-//! rows of one run with each other, not with another day's.
+//! `cargo bench -p task-queue` prints tasks per second and start latencies. Rates depend on the machine's load:
+//! compare rows of one run with each other, not with another day's.
 
 use std::{
     sync::{
@@ -23,7 +24,8 @@ use task_queue::{
 };
 use tokio::sync::{Notify, oneshot};
 
-/// Names the store when this program is run as a worker beside the bench.
+/// The environment variable with the store's path, set when this program runs as a worker process for the
+/// benchmark.
 const WORKER: &str = "TASK_BENCH_WORKER";
 
 #[derive(Clone, Default)]
@@ -36,7 +38,7 @@ async fn nothing(State(done): State<Counter>, number: u64) -> Result<u64, String
     Ok(number)
 }
 
-/// Answers how long after its enqueue it started, in microseconds.
+/// Returns the time from its enqueue to its start, in microseconds.
 #[task]
 async fn lateness(enqueued: i64) -> Result<i64, String> {
     Ok(Timestamp::now().as_microsecond() - enqueued)
@@ -93,12 +95,12 @@ async fn drain(concurrency: usize, count: u64) {
         done.0.1.notified().await;
     }
     drop(stop);
-    // Until the last result is stored.
+    // The measurement includes the storage of the last result.
     worker.await.expect("the worker ends").expect("the worker ends well");
     report(&format!("drain, concurrency {concurrency}"), count, begin.elapsed());
 }
 
-/// With a worker in this process, or in another one.
+/// Measures latency with a worker in this process, or in another one.
 async fn latency(count: usize, across: bool) {
     let (store, client, folder) = fresh().await;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -153,7 +155,7 @@ async fn main() {
         let worker = Worker::new(Arc::new(store)).register(lateness);
         return worker.run_until(std::future::pending()).await.expect("the worker works");
     }
-    // `cargo test --benches` only wants to know that it runs.
+    // `cargo test --benches` only checks that the benchmark runs, so it runs a hundredth of the work.
     let scale = if std::env::args().any(|argument| argument == "--bench") { 1 } else { 100 };
     enqueue(1, 2_000 / scale).await;
     enqueue(64, 20_000 / scale).await;

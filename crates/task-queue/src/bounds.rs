@@ -1,22 +1,22 @@
-//! The smallest and the largest of what users may give, so that no value overflows a sum further in.
+//! Defines the limits of values that users give, so that no later sum of them overflows.
 
 use std::time::Duration;
 
 use crate::{Error, Result, duration};
 
-/// The longest length of time that is kept or waited for: a hundred years. Times to live beyond it are cut to it.
+/// The longest duration that is stored or waited for: a hundred years. Longer times to live are reduced to it.
 pub(crate) const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
-/// The most tasks that one worker runs at once.
+/// The largest number of tasks that one worker runs at once.
 pub(crate) const SLOTS: usize = 65_536;
 /// The longest name of a task kind or a queue, and the longest unique key, in bytes.
 pub(crate) const NAME: usize = 1024;
 
-/// A time to live in whole milliseconds, cut to [`LONGEST`].
+/// A time to live in whole milliseconds, at most [`LONGEST`].
 pub(crate) fn ttl_ms(ttl: Duration) -> i64 {
     ttl.min(LONGEST).as_millis() as i64
 }
 
-/// Refuses a length of time outside of its bounds.
+/// Refuses a duration outside its limits.
 pub(crate) fn within(what: &str, length: Duration, least: Duration, most: Duration) -> Result<Duration> {
     if (least..=most).contains(&length) {
         return Ok(length);

@@ -1,10 +1,11 @@
-//! Lengths of time as people write them: `30s`, `1500ms`, `2h 30m`, through jiff's friendly format.
+//! Reads and writes durations in human form: `30s`, `1500ms`, `2h 30m`, through jiff's friendly format.
 
 use std::time::Duration;
 
 use jiff::{SignedDuration, Span};
 
-/// Reads `30s`, `5 minutes`, `PT1M`; days are 24 hours. `None` for anything else or for a negative time.
+/// Parses `30s`, `5 minutes`, `PT1M`; days are 24 hours. Returns `None` for any other text or for a negative
+/// duration.
 pub(crate) fn parse(text: &str) -> Option<Duration> {
     let text = text.trim();
     let length = match text.parse::<SignedDuration>() {
@@ -17,7 +18,7 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
     Duration::try_from(length).ok()
 }
 
-/// The shortest text that [`parse`] reads back.
+/// Formats a duration as the shortest text that [`parse`] reads back.
 pub(crate) fn format(length: Duration) -> String {
     match SignedDuration::try_from(length) {
         Ok(length) => format!("{length:#}"),
@@ -25,7 +26,7 @@ pub(crate) fn format(length: Duration) -> String {
     }
 }
 
-/// The same for people: whole days as such.
+/// Formats a duration for people: whole days as `7d`.
 pub(crate) fn in_days(length: Duration) -> String {
     const DAY: u64 = 86_400;
     match length.as_secs() {
@@ -34,7 +35,7 @@ pub(crate) fn in_days(length: Duration) -> String {
     }
 }
 
-/// A length of time in JSON, as text.
+/// Serde functions for a duration that is stored in JSON as text.
 pub(crate) mod text {
     use std::time::Duration;
 
@@ -46,11 +47,11 @@ pub(crate) mod text {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        super::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is no length of time")))
+        super::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a duration")))
     }
 }
 
-/// A length of time in JSON that may be absent.
+/// Serde functions for an optional duration in JSON.
 pub(crate) mod optional {
     use std::time::Duration;
 
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_days_are_told_as_such() {
+    fn whole_days_are_formatted_as_days() {
         let told = |secs| in_days(Duration::from_secs(secs));
         assert_eq!(
             (told(604_800), told(90_000), told(60)),

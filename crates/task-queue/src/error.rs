@@ -1,19 +1,19 @@
-//! The crate's one error: what failed, where, and what to do about it.
+//! Defines the crate's single error type: the failed operation, its object and, where possible, advice.
 
 use std::{fmt, sync::Arc};
 
-/// What every fallible function of this crate returns.
+/// The result type of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 type Source = Arc<dyn std::error::Error + Send + Sync>;
 
-/// What kind of thing went wrong, for code that wants to decide.
+/// The kind of an error, for callers that handle kinds differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The store did not answer: locked for longer than the busy timeout, disk full, I/O error.
+    /// The store cannot be used now: locked for longer than the busy timeout, disk full, I/O error.
     Unavailable,
-    /// The database file may not be written.
+    /// The process has no permission to write the database file.
     ReadOnly,
     /// The file is not a task store, or it is damaged.
     Corrupt,
@@ -25,29 +25,31 @@ pub enum ErrorKind {
     NotConfigured,
     /// Arguments or options that do not fit the task.
     Invalid,
-    /// Arguments larger than the store takes, or a result larger than it keeps.
+    /// The arguments or headers are larger than the store's limit, or the result is larger than the size that it
+    /// keeps.
     TooLarge,
-    /// The store cannot keep this record; a task that was stored before is set aside as dead with the reason.
+    /// The store cannot keep this record. When the task was stored before, the store marks it as dead with the
+    /// reason.
     Refused,
-    /// The lease is gone: another worker has the task, or the store took this worker for dead.
+    /// The lease is lost: another worker has the task, or this worker's lease has expired in the store.
     Fenced,
-    /// The result did not come in time. The task goes on.
+    /// The result did not arrive in time. The task continues.
     Timeout,
-    /// The task failed for good; the text is its last error.
+    /// The task became a dead letter; the text is its last error.
     Failed,
     /// The task was cancelled.
     Cancelled,
     /// The task expired before a worker started it.
     Expired,
-    /// No such task, schedule or queue (or its result is past its time to live).
+    /// The task, schedule or queue does not exist (or the result's time to live is over).
     NotFound,
-    /// Something with this name or unique key is there already.
+    /// A record or a task kind with this name or unique key exists already.
     Conflict,
-    /// A command's answer could not be printed.
+    /// A command could not print its answer.
     Output,
 }
 
-/// An error of the task queue. Cheap to clone, because one failed transaction answers many callers.
+/// An error of the task queue. Cheap to clone, because the error of one failed transaction goes to many callers.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -69,12 +71,12 @@ impl Error {
         Self::new(ErrorKind::Invalid, context)
     }
 
-    /// What kind of thing went wrong.
+    /// The kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// Whether the same call may work a little later without anybody changing anything.
+    /// Whether the same call may succeed a little later without any change by the caller or an operator.
     pub fn is_transient(&self) -> bool {
         self.kind == ErrorKind::Unavailable
     }
@@ -98,7 +100,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // The text of the direct source is part of our own, so the chain continues below it.
+        // This error's text already contains the text of the direct source, so the chain continues below it.
         self.source.as_deref().and_then(std::error::Error::source)
     }
 }

@@ -1,4 +1,4 @@
-//! Ages and waits in at most two units.
+//! Formats durations for people in at most two units, such as `3m 20s`.
 
 use jiff::SignedDuration;
 

@@ -1,9 +1,9 @@
-//! How commands print: tables for people, one JSON object per line for programs.
+//! Prints the output of commands: tables for people, one JSON object per line for programs.
 //!
-//! - Text that comes from outside passes [`plain`], so it cannot send control sequences to the terminal.
-//!   [`Output::table`] and [`Output::json`] do it by themselves.
-//! - A reader that closes the pipe (`| head`) is an [`Error`] of its own. [`exit_code`] turns it into status 141, as if
-//!   SIGPIPE had ended the process, so that status 0 always means that everything was done and printed.
+//! - Text from outside passes through [`plain`], so that it cannot send control sequences to the terminal.
+//!   [`Output::table`] and [`Output::json`] do this automatically.
+//! - When the reader closes the pipe (`| head`), printing returns an [`Error`]. [`exit_code`] turns it into status 141,
+//!   as if SIGPIPE had ended the process, so that status 0 always means that the command did and printed everything.
 //! - Nothing here panics when standard output or standard error is closed.
 
 mod age;
@@ -22,13 +22,14 @@ pub use progress::Progress;
 /// The status of a process that SIGPIPE ended, as shells report it: 128 + 13.
 pub const CLOSED_PIPE: u8 = 141;
 
-/// Prints one line on standard error. A closed standard error is ignored: there is nowhere left to report it.
+/// Prints one line on standard error. Ignores a closed standard error, because there is no other place to report
+/// it.
 pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// The exit code for an error that ends a command: [`CLOSED_PIPE`] without a message when the reader of standard output
-/// has gone, else 1 after `error: text` on standard error.
+/// The exit code for an error that ends a command: [`CLOSED_PIPE`] without a message when the reader of standard
+/// output has closed the pipe, else 1 after `error: text` on standard error.
 pub fn exit_code(error: &(dyn std::error::Error + 'static), text: &str) -> ExitCode {
     let mut cause = Some(error);
     while let Some(error) = cause {

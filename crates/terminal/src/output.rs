@@ -1,4 +1,4 @@
-//! Standard output: text for people or JSON lines for programs.
+//! Writes to standard output: text for people or JSON lines for programs.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -30,7 +30,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Where and how to print.
+/// The format of the output: JSON or text, coloured or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
@@ -44,12 +44,12 @@ impl Output {
         Self { json, colour }
     }
 
-    /// Whether programs read this.
+    /// Whether the output is JSON, for programs.
     pub fn is_json(self) -> bool {
         self.json
     }
 
-    /// One value as JSON on one line.
+    /// Prints one value as JSON on one line.
     ///
     /// # Errors
     /// When standard output cannot be written.
@@ -57,12 +57,12 @@ impl Output {
         self.line(&self.json_text(value))
     }
 
-    /// The text of [`Output::json`].
+    /// Returns the text that [`Output::json`] prints.
     pub fn json_text(self, value: &impl Serialize) -> String {
         plain_json(&serde_json::to_string(value).expect("answers are plain data"))
     }
 
-    /// One line of text, or several in one write. Text from outside must have passed [`plain`].
+    /// Prints one line of text, or several in one write. Text from outside must have passed through [`plain`].
     ///
     /// # Errors
     /// When standard output cannot be written.
@@ -74,7 +74,8 @@ impl Output {
             .map_err(Error)
     }
 
-    /// A value as JSON, a list as one line per element, or else the text that `people` makes of it.
+    /// Prints a value as JSON, a list as one line per element. Without JSON, prints the text that `people` makes of
+    /// the value.
     ///
     /// # Errors
     /// When standard output cannot be written.
@@ -82,7 +83,7 @@ impl Output {
         if !self.json {
             return self.line(people(value).trim_end());
         }
-        // As text all the way, so that numbers keep their digits.
+        // The list is split as text and not parsed into numbers, so that numbers keep their digits.
         let text = self.json_text(value);
         match serde_json::from_str::<Vec<&RawValue>>(&text) {
             Ok(items) => items.iter().try_for_each(|item| self.line(item.get())),
@@ -90,7 +91,7 @@ impl Output {
         }
     }
 
-    /// Columns under a header, as wide as their widest cell. Cells are made [`plain`].
+    /// Prints a table: columns under a header, each as wide as its widest cell. Cells pass through [`plain`].
     ///
     /// # Errors
     /// When standard output cannot be written.
@@ -98,7 +99,7 @@ impl Output {
         self.line(&self.table_text(header, rows))
     }
 
-    /// The text of [`Output::table`].
+    /// Returns the text that [`Output::table`] prints.
     pub fn table_text(self, header: &[&str], rows: &[Vec<String>]) -> String {
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect()).collect();

@@ -1,9 +1,9 @@
-//! Text from outside, made safe for a terminal.
+//! Escapes text from outside so that it cannot control a terminal.
 
 use std::fmt::Write;
 
-/// The text on one line with every character that could control a terminal shown as an escape: control characters
-/// (`\n`, `\u{1b}`), line separators, and the marks that reverse the direction of what follows.
+/// Returns the text on one line. Every character that could control a terminal becomes an escape: control
+/// characters (`\n`, `\u{1b}`), line separators, and the marks that reverse the direction of the text after them.
 pub fn plain(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -12,8 +12,9 @@ pub fn plain(text: &str) -> String {
     safe
 }
 
-/// JSON text on one line, without white space between its parts and with the characters of [`plain`] as JSON escapes. JSON
-/// itself lets DEL, C1 controls and direction marks through. The value stays the same: numbers keep their digits.
+/// Returns JSON text on one line, without white space between its parts and with the characters that [`plain`]
+/// escapes as JSON escapes. JSON itself allows DEL, C1 controls and direction marks. The value stays the same:
+/// numbers keep their digits.
 pub fn plain_json(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     let (mut quoted, mut escaped) = (false, false);
@@ -25,7 +26,7 @@ pub fn plain_json(json: &str) -> String {
             quoted = !quoted;
         }
         escaped = quoted && c == '\\' && !escaped;
-        // All of them lie in the basic plane: one unit of UTF-16.
+        // All these characters are in the basic plane, so each is one UTF-16 unit.
         if is_unsafe(c) {
             write!(safe, "\\u{:04x}", c as u32).expect("a string takes it")
         } else {

@@ -1,13 +1,13 @@
-//! A line on standard error that tells how far long work is.
+//! Draws a line on standard error that shows the progress of long work.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// How often the line is drawn at most.
+/// The shortest time between two redraws of the line.
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// One line that overwrites itself, drawn only where a person can see it: standard error is a terminal, and standard
-/// output, which would mix with it, is not.
+/// One line that overwrites itself. It is drawn only when standard error is a terminal, and standard output, which
+/// would mix with it, is not.
 #[derive(Debug)]
 pub struct Progress {
     shown: bool,
@@ -21,7 +21,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Draws `text`, five times a second at most.
+    /// Draws `text`, at most five times a second.
     pub fn update(&mut self, text: impl FnOnce() -> String) {
         if self.shown && self.drawn.is_none_or(|at| at.elapsed() >= INTERVAL) {
             self.drawn = Some(Instant::now());

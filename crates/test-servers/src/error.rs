@@ -1,9 +1,9 @@
-//! What can go wrong with a server, and what to do about it.
+//! The errors of starting and controlling a server, with advice in their text.
 
 use std::fmt;
 use std::io;
 
-/// Why a server could not be had or controlled. The text says what to do; [`kind`](Error::kind) is for code.
+/// A failure to start or control a server. The text contains the remedy; [`kind`](Error::kind) is for code.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -15,13 +15,13 @@ pub struct Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A program is not installed; the text has the line that installs it.
+    /// A program is not installed; the text contains the command that installs it.
     Missing,
-    /// The server ended, or was not ready in time; the text has the end of its log.
+    /// The server ended, or was not ready in time; the text contains the end of its log.
     Start,
-    /// The server did not end in time, or its answer did not come.
+    /// The server did not end in time, or did not answer in time.
     Control,
-    /// This generation of the server, or this machine, cannot do what the options ask for.
+    /// This generation of the server, or this machine, does not support one of the options.
     Unsupported,
     /// A file, a port or a process of the system could not be used.
     System,
@@ -36,7 +36,7 @@ impl Error {
         Self { kind: ErrorKind::System, text: text.into(), source: Some(source) }
     }
 
-    /// What sort of failure it is.
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }

@@ -1,4 +1,5 @@
-//! One server's folder: its data, its configuration, its log; removed with the server, swept up after a crash.
+//! One server's folder: its data, its configuration and its log; removed with the server, or by a later
+//! process after a crash.
 
 use crate::{Error, ErrorKind, Result};
 use std::fs::{self, File};
@@ -9,12 +10,12 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-/// How long the folder of a test that panicked stays.
+/// How long the folder of a test that panicked is kept.
 const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// The mark in a folder that stays that long.
+/// The name of the file that marks such a folder.
 const KEEP: &str = "keep";
 
-/// A folder of our own under the system's folder for temporary files. Dropping it removes it.
+/// A folder of this process under the system's folder for temporary files. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
@@ -24,13 +25,14 @@ pub(crate) struct Folder {
 }
 
 impl Folder {
-    /// A new folder with an empty `data` in it; `limit` puts `data` on a file system of so many MiB of its own.
+    /// Creates a folder with an empty `data` in it; `limit` puts `data` on a separate file system of that
+    /// many MiB.
     pub(crate) fn new(server: &str, limit: Option<u32>) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         static SWEEP: Once = Once::new();
         SWEEP.call_once(sweep);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Short, because sockets live here and their paths end at 108 bytes.
+        // A short path, because it contains sockets, whose paths are limited to 108 bytes.
         let path = root()?.join(format!("{server}-{}-{number}", std::process::id()));
         let data = path.join("data");
         fs::create_dir_all(&data)
@@ -49,13 +51,13 @@ impl Folder {
         &self.path
     }
 
-    /// It stays for a day, for whoever wants to know what happened.
+    /// Keeps the folder for a day, so that a failure can be investigated.
     pub(crate) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
         let _ = fs::write(self.path.join(KEEP), "");
     }
 
-    /// Where the server keeps what must survive it.
+    /// The folder for the server's data, which is kept over restarts.
     pub(crate) fn data(&self) -> PathBuf {
         self.path.join("data")
     }
@@ -79,7 +81,7 @@ impl Drop for Folder {
     }
 }
 
-/// The folder of all servers of all processes of this user.
+/// Returns the common folder for the servers of all processes of this user.
 pub(crate) fn root() -> Result<PathBuf> {
     let root = std::env::temp_dir().join(format!("backbone-servers-{}", rustix::process::getuid().as_raw()));
     fs::create_dir_all(root.join("ports"))
@@ -87,12 +89,12 @@ pub(crate) fn root() -> Result<PathBuf> {
     Ok(root)
 }
 
-/// Removes what processes left that were killed: their locks are free.
+/// Removes the folders of processes that were killed: the locks in them are free.
 fn sweep() {
     let entries = root().ok().and_then(|root| fs::read_dir(root).ok());
     for entry in entries.into_iter().flatten().flatten() {
         let path = entry.path();
-        // A folder that has no lock yet is being made.
+        // A folder without a lock is still being created.
         let Ok(lock) = File::open(path.join("lock")) else { continue };
         let kept = fs::metadata(path.join(KEEP)).and_then(|meta| meta.modified()).ok();
         let kept = kept.is_some_and(|at| at.elapsed().is_ok_and(|age| age < KEPT));

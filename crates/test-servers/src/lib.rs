@@ -1,4 +1,5 @@
-//! Real servers as children of a test: started on free loopback ports with their own data folder, gone with the test.
+//! Real servers as children of a test: started on free loopback ports with their own data folder, and removed
+//! with the test.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), test_servers::Error> {
@@ -16,15 +17,16 @@
 //! # }
 //! ```
 //!
-//! Each of [`Nats`], [`Redis`], [`Rabbit`] and [`Postgres`] is its [`Process`] (by deref) and what a client needs to
-//! reach it: URLs, certificates, credentials. A server is ready when it has answered in its own protocol.
+//! Each of [`Nats`], [`Redis`], [`Rabbit`] and [`Postgres`] derefs to its [`Process`] and adds the client's
+//! settings: URLs, certificates, credentials. A server is ready when it has answered in its own protocol.
 //!
-//! Nothing survives the test: a server dies with the process that started it, even when that is killed with SIGKILL;
-//! folders that such a process leaves are removed by the next one. `BACKBONE_KEEP_SERVERS=1` keeps folders, and the
-//! logs in them; the folder of a test that panics is kept for a day and named on standard error.
+//! Nothing outlives the test: a server ends with the process that started it, even when that process is
+//! killed with SIGKILL; the next process removes the folders that it leaves. `BACKBONE_KEEP_SERVERS=1` keeps
+//! folders, and the logs in them; the folder of a test that panics is kept for a day and named on standard
+//! error.
 //!
-//! Ports come from below the range that the system uses for outgoing connections: a client that retries while its
-//! server is down could otherwise connect to itself, and the server would find its port taken.
+//! Ports are below the range that the system uses for outgoing connections: otherwise a client that retries
+//! while its server is down could connect to itself, and the server would find its port in use.
 
 mod error;
 mod folder;
@@ -53,5 +55,5 @@ pub use redis::{Redis, RedisOptions};
 pub use sentinel::Sentinel;
 pub use tls::{Certificates, Tls};
 
-/// What every operation here returns.
+/// The result of every operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

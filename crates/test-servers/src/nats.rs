@@ -1,4 +1,4 @@
-//! A NATS server with JetStream.
+//! Starts a NATS server with JetStream.
 
 use crate::nats_jwt::{Keys, Operator};
 use crate::process::{Place, Process, started};
@@ -20,7 +20,7 @@ pub struct Nats {
     creds: Option<PathBuf>,
 }
 
-/// What a NATS server is started with; [`Nats::options`] has JetStream on, file storage, everybody welcome.
+/// Options for a NATS server; by default JetStream is on with file storage, and every client may connect.
 #[derive(Debug, Clone, Default)]
 pub struct NatsOptions {
     generation: Generation,
@@ -33,7 +33,7 @@ pub struct NatsOptions {
     lines: String,
 }
 
-/// A user, and in the server's own syntax what it may do: everything when that is empty.
+/// A user, and its permissions in the server's own syntax: all permissions when the text is empty.
 #[derive(Debug, Clone)]
 struct User {
     name: String,
@@ -41,7 +41,7 @@ struct User {
     permissions: String,
 }
 
-/// Who may connect.
+/// The clients that may connect.
 #[derive(Debug, Clone, Default)]
 enum Who {
     #[default]
@@ -53,15 +53,15 @@ enum Who {
 }
 
 impl Nats {
-    /// Options to start one with.
+    /// Returns the default options.
     pub fn options() -> NatsOptions {
         NatsOptions::default()
     }
 
-    /// The one server of this generation that all tests of this process share. Nobody may stop it.
+    /// Returns the server of this generation that all tests of this process share. Tests must not stop it.
     ///
     /// # Panics
-    /// When it cannot be started; the message says why and what to do.
+    /// When it cannot be started; the message contains the reason and the remedy.
     pub async fn shared(generation: Generation) -> &'static Self {
         static SHARED: [OnceCell<Nats>; 2] = [const { OnceCell::const_new() }; 2];
         let start = || async { Self::options().generation(generation).start().await };
@@ -69,7 +69,7 @@ impl Nats {
         server.unwrap_or_else(|error| panic!("no shared NATS server: {error}"))
     }
 
-    /// How to reach it, with the first user's name and password or the token: `nats://127.0.0.1:PORT`.
+    /// Returns the URL, with the first user's name and password or the token: `nats://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         match &self.options.who {
             Who::Users(users) => self.url_of(&users[0].name, &users[0].password),
@@ -78,27 +78,27 @@ impl Nats {
         }
     }
 
-    /// The same with another name and password.
+    /// Returns the URL with another name and password.
     pub fn url_of(&self, user: &str, password: &str) -> String {
         format!("{}://{user}:{password}@127.0.0.1:{}", self.scheme(), self.port())
     }
 
-    /// The same without any credentials.
+    /// Returns the URL without credentials.
     pub fn bare_url(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme(), self.port())
     }
 
-    /// The certificates, where it speaks TLS.
+    /// Returns the certificates, when TLS is on.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// The seed of the one key that may connect, where [`NatsOptions::nkey`] was asked for.
+    /// Returns the seed of the only key that may connect, when [`NatsOptions::nkey`] is set.
     pub fn nkey_seed(&self) -> Option<&str> {
         self.seed.as_deref()
     }
 
-    /// The credentials file that may connect, where [`NatsOptions::creds`] was asked for.
+    /// Returns the only credentials file that may connect, when [`NatsOptions::creds`] is set.
     pub fn creds_file(&self) -> Option<&Path> {
         self.creds.as_deref()
     }
@@ -116,21 +116,21 @@ impl Deref for Nats {
 }
 
 impl NatsOptions {
-    /// Which generation; default [`Generation::Old`].
+    /// Sets the generation; default [`Generation::Old`].
     #[must_use]
     pub fn generation(mut self, generation: Generation) -> Self {
         self.generation = generation;
         self
     }
 
-    /// TLS; default off.
+    /// Sets TLS; default off.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
         self
     }
 
-    /// Adds a user who may do everything. The first one is in [`Nats::url`].
+    /// Adds a user with all permissions. The first user is in [`Nats::url`].
     #[must_use]
     pub fn user(self, name: &str, password: &str) -> Self {
         self.user_with(name, password, String::new())
@@ -159,56 +159,56 @@ impl NatsOptions {
         self
     }
 
-    /// Only who knows this token may connect.
+    /// Allows only clients with this token to connect.
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
         self.who = Who::Token(token.to_owned());
         self
     }
 
-    /// Only one key pair may connect: [`Nats::nkey_seed`].
+    /// Allows only one key pair to connect: [`Nats::nkey_seed`].
     #[must_use]
     pub fn nkey(mut self) -> Self {
         self.who = Who::Nkey;
         self
     }
 
-    /// Operator mode: only the user of one credentials file may connect: [`Nats::creds_file`].
+    /// Sets operator mode: only the user of one credentials file may connect: [`Nats::creds_file`].
     #[must_use]
     pub fn creds(mut self) -> Self {
         self.who = Who::Creds;
         self
     }
 
-    /// Core NATS alone.
+    /// Runs core NATS without JetStream.
     #[must_use]
     pub fn without_jetstream(mut self) -> Self {
         self.without_jetstream = true;
         self
     }
 
-    /// JetStream syncs each message before it confirms (`sync_interval: always`); needs NATS 2.10.
+    /// Makes JetStream sync each message before it confirms (`sync_interval: always`); needs NATS 2.10.
     #[must_use]
     pub fn fsync(mut self) -> Self {
         self.fsync = true;
         self
     }
 
-    /// The largest message in bytes, headers included; NATS' default is 1 MiB.
+    /// Sets the maximum message size in bytes, headers included; NATS' default is 1 MiB.
     #[must_use]
     pub fn max_payload(mut self, bytes: u64) -> Self {
         self.max_payload = Some(bytes);
         self
     }
 
-    /// Its data may take so many MiB, on a file system of its own: for disks that are full. Needs root.
+    /// Limits the data to `mib` MiB, on a separate file system: for tests with a full disk. Needs root.
     #[must_use]
     pub fn data_limit(mut self, mib: u32) -> Self {
         self.data_limit = Some(mib);
         self
     }
 
-    /// Adds a line to its configuration file.
+    /// Adds a line to the configuration file.
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push_str(line);
@@ -216,7 +216,7 @@ impl NatsOptions {
         self
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the server and waits until it is ready.
     ///
     /// # Errors
     /// When it is not installed, too old for the options, or does not start.
@@ -266,7 +266,7 @@ impl NatsOptions {
         if self.tls == Tls::Off { Ok(None) } else { Certificates::make(&place.folder).map(Some) }
     }
 
-    /// The configuration file.
+    /// Returns the text of the configuration file.
     fn text(
         &self,
         place: &Place,
@@ -319,7 +319,7 @@ impl NatsOptions {
     }
 }
 
-/// A NATS server opens with `INFO`, before TLS.
+/// Checks readiness: a NATS server sends `INFO` first, before TLS.
 async fn greets(port: u16) -> io::Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     let mut start = [0; 5];

@@ -15,14 +15,14 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// A new user's keys.
+    /// Creates a new user's keys.
     pub(crate) fn user() -> Result<Self> {
         let pair = KeyPair::new_user();
         Ok(Self { public: pair.public_key(), seed: pair.seed().map_err(refused)? })
     }
 }
 
-/// One operator with one account (and the system's own account) and one user of it.
+/// One operator with one account (and the system account) and one user of that account.
 #[derive(Debug)]
 pub(crate) struct Operator {
     token: String,
@@ -57,7 +57,7 @@ impl Operator {
         Ok(Self { token, accounts, user: jwt, seed: user.seed })
     }
 
-    /// Its lines in the server's configuration.
+    /// Returns the operator's lines in the server's configuration.
     pub(crate) fn configuration(&self) -> String {
         let [(system, system_token), (account, token)] = &self.accounts;
         format!(
@@ -66,7 +66,7 @@ impl Operator {
         )
     }
 
-    /// The user's credentials file.
+    /// Returns the content of the user's credentials file.
     pub(crate) fn creds(&self) -> String {
         format!(
             "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\

@@ -1,14 +1,15 @@
-//! Free loopback ports that stay ours while a server is down.
+//! Reserves free loopback ports, which stay reserved while a server is down.
 
 use crate::{Error, ErrorKind, Result};
 use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Below the range of outgoing connections (32768 and up on Linux), above what daemons use.
+/// Below the range of outgoing connections (32768 and up on Linux), above the ports of daemons.
 const RANGE: std::ops::Range<u16> = 15_000..32_000;
 
-/// A port that no other process of ours takes until this is dropped, whether or not something listens on it.
+/// A port that no other process with this crate takes until this is dropped, whether or not a server listens
+/// on it.
 #[derive(Debug)]
 pub(crate) struct Port {
     number: u16,
@@ -16,7 +17,8 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Reserves a port that is free now. `locks` is the folder where all processes keep their reservations.
+    /// Reserves a port that is free now. `locks` is the folder in which all processes keep their
+    /// reservations.
     pub(crate) fn free(locks: &Path) -> Result<Self> {
         for _ in 0..1000 {
             let number = fastrand::u16(RANGE);

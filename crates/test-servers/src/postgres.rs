@@ -1,4 +1,4 @@
-//! A PostgreSQL server.
+//! Starts a PostgreSQL server.
 
 use crate::process::{Place, Process, started};
 use crate::{Certificates, Error, ErrorKind, Generation, Result, Tls, spawner};
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
-/// A running PostgreSQL server; also its [`Process`]. One generation: what the system has.
+/// A running PostgreSQL server; also its [`Process`]. There is one generation: the system's.
 #[derive(Debug)]
 pub struct Postgres {
     process: Process,
@@ -21,7 +21,7 @@ pub struct Postgres {
     programs: PathBuf,
 }
 
-/// What a PostgreSQL server is started with.
+/// Options for a PostgreSQL server.
 #[derive(Debug, Clone, Default)]
 pub struct PostgresOptions {
     tls: Tls,
@@ -29,43 +29,43 @@ pub struct PostgresOptions {
     lines: String,
 }
 
-/// PostgreSQL refuses to run as root; this is who runs it then.
+/// The user that runs PostgreSQL when this process is root, because PostgreSQL refuses to run as root.
 const USER: &str = "postgres";
 
 impl Postgres {
-    /// Options to start one with.
+    /// Returns the default options.
     pub fn options() -> PostgresOptions {
         PostgresOptions::default()
     }
 
-    /// The one server that all tests of this process share. Nobody may stop it; tests are kept apart by
+    /// Returns the server that all tests of this process share. Tests must not stop it; each uses a separate
     /// [`database`](Self::database).
     ///
     /// # Panics
-    /// When it cannot be started; the message says why and what to do.
+    /// When it cannot be started; the message contains the reason and the remedy.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Postgres> = OnceCell::const_new();
         let server = SHARED.get_or_try_init(|| async { Self::options().start().await }).await;
         server.unwrap_or_else(|error| panic!("no shared PostgreSQL server: {error}"))
     }
 
-    /// How to reach its first database: `postgres://postgres:secret@127.0.0.1:PORT/postgres`.
+    /// Returns the URL of the first database: `postgres://postgres:secret@127.0.0.1:PORT/postgres`.
     pub fn url(&self) -> String {
         self.url_of(USER, "secret", "postgres")
     }
 
-    /// The same with another name, password and database.
+    /// Returns the URL with another name, password and database.
     pub fn url_of(&self, user: &str, password: &str, database: &str) -> String {
         let tls = if self.options.tls == Tls::Off { "" } else { "?sslmode=require" };
         format!("postgres://{user}:{password}@127.0.0.1:{}/{database}{tls}", self.port())
     }
 
-    /// The certificates, where it speaks TLS.
+    /// Returns the certificates, when TLS is on.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// Makes a database and returns its URL. The name is an SQL identifier in lower case.
+    /// Creates a database and returns its URL. The name is an SQL identifier in lower case.
     ///
     /// # Errors
     /// As [`sql`](Self::sql).
@@ -74,10 +74,10 @@ impl Postgres {
         Ok(self.url_of(USER, "secret", name))
     }
 
-    /// Runs one statement in the first database with `psql` and returns what it prints.
+    /// Runs one statement in the first database with `psql` and returns its output.
     ///
     /// # Errors
-    /// When the statement fails, with what PostgreSQL says.
+    /// When the statement fails; the text contains PostgreSQL's error.
     pub async fn sql(&self, statement: &str) -> Result<String> {
         let mut command = Command::new(self.programs.join("psql"));
         command.args([
@@ -112,21 +112,21 @@ impl Deref for Postgres {
 }
 
 impl PostgresOptions {
-    /// TLS; default off. With TLS nobody is let in without it.
+    /// Sets TLS; default off. With TLS on, connections without TLS are refused.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
         self
     }
 
-    /// Its data may take so many MiB, on a file system of its own: for disks that are full. Needs root.
+    /// Limits the data to `mib` MiB, on a separate file system: for tests with a full disk. Needs root.
     #[must_use]
     pub fn data_limit(mut self, mib: u32) -> Self {
         self.data_limit = Some(mib);
         self
     }
 
-    /// Adds a line to its configuration file.
+    /// Adds a line to the configuration file.
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push_str(line);
@@ -134,7 +134,7 @@ impl PostgresOptions {
         self
     }
 
-    /// Starts it and waits until it is ready: some 2 s.
+    /// Starts the server and waits until it is ready, which takes about 2 s.
     ///
     /// # Errors
     /// When it is not installed or does not start.
@@ -162,7 +162,7 @@ impl PostgresOptions {
         Ok(Postgres { process, certificates, programs, options: self })
     }
 
-    /// Makes the cluster and its configuration.
+    /// Creates the cluster and its configuration.
     fn prepare(&self, programs: &Path, user: Option<&str>, place: &Place, data: &Path) -> Result<()> {
         use std::fmt::Write;
         let folder = place.folder.path();
@@ -211,7 +211,7 @@ impl PostgresOptions {
     }
 }
 
-/// PostgreSQL wants its key to be its own and closed to others.
+/// Copies the key, because PostgreSQL requires that it owns its key and that other users cannot read it.
 fn own_key(key: &Path, data: &Path, user: Option<&str>) -> Result<PathBuf> {
     let own = data.join("server.key");
     let copy = || -> io::Result<()> {
@@ -225,7 +225,7 @@ fn own_key(key: &Path, data: &Path, user: Option<&str>) -> Result<PathBuf> {
     Ok(own)
 }
 
-/// The folder of the newest PostgreSQL's programs.
+/// Returns the folder of the programs of the newest PostgreSQL version.
 fn programs() -> Result<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = versions
@@ -236,7 +236,7 @@ fn programs() -> Result<PathBuf> {
         .max();
     match newest {
         Some((_, path)) => Ok(path),
-        // Elsewhere all of them are on the path.
+        // On other systems than Debian the programs are on the path.
         None => Generation::Old.program("initdb", "postgresql").map(|path| path.with_file_name("")),
     }
 }
@@ -247,8 +247,8 @@ fn user_id(name: &str) -> Result<u32> {
     line.and_then(|line| line.get(2)?.parse().ok()).ok_or_else(|| Generation::Old.missing(name, "postgresql"))
 }
 
-/// Logs in as far as the server lets a stranger: ready is whoever asks for a password or lets in (`R`); a server that
-/// still recovers answers with an error (`E`).
+/// Starts a login without a password: the server is ready when it requests a password or accepts the login
+/// (`R`); a server that is still recovering answers with an error (`E`).
 async fn answers(socket: PathBuf) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
     let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";

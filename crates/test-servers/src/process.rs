@@ -1,4 +1,4 @@
-//! One server's process: start, stop, kill, pause, resume, on the same ports with the same data.
+//! Controls one server's process: start, stop, kill, pause and resume, on the same ports with the same data.
 
 use crate::folder::{Folder, root};
 use crate::port::Port;
@@ -14,22 +14,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// How long a server may take to be ready. RabbitMQ on a busy machine is the one that needs it.
+/// How long a server may take to be ready. Only RabbitMQ on a busy machine needs this long.
 const READY: Duration = Duration::from_secs(120);
 /// How long a server may take to end after SIGTERM.
 const ENDED: Duration = Duration::from_secs(60);
-/// How often something that has no signal is looked at.
+/// The poll interval for conditions without a signal.
 const LOOK: Duration = Duration::from_millis(10);
 
 type Looking = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 
 /// Makes the command that starts the server; called for each start.
 pub(crate) type Launch = Box<dyn Fn() -> Command + Send + Sync>;
-/// Asks the server in its own protocol whether it is ready.
+/// Checks in the server's own protocol whether it is ready.
 pub(crate) type Probe = Box<dyn Fn() -> Looking + Send + Sync>;
 
-/// A server's process, its folder and its ports, which stay when it is down. Dropping it kills the server (SIGKILL)
-/// and removes the folder.
+/// A server's process, its folder and its ports, which are kept while the server is down. Dropping it kills
+/// the server (SIGKILL) and removes the folder.
 pub struct Process {
     name: &'static str,
     launch: Launch,
@@ -39,7 +39,7 @@ pub struct Process {
     folder: Folder,
 }
 
-/// Makes a server and starts it; again with other ports where a program that is not ours took one meanwhile.
+/// Creates a server and starts it; again with other ports when another program has taken one meanwhile.
 pub(crate) async fn started(make: impl Fn() -> Result<Process>) -> Result<Process> {
     for _ in 0..3 {
         let process = make()?;
@@ -52,14 +52,14 @@ pub(crate) async fn started(make: impl Fn() -> Result<Process>) -> Result<Proces
     Err(Error::new(ErrorKind::Start, "three times in a row the chosen port was taken by another program"))
 }
 
-/// Where a server will live, before its command line is known.
+/// The folder and ports of a server, before its command line is known.
 pub(crate) struct Place {
     pub(crate) folder: Folder,
     pub(crate) ports: Vec<Port>,
 }
 
 impl Place {
-    /// A new folder and so many free ports.
+    /// Creates a folder and reserves `ports` free ports.
     pub(crate) fn new(server: &str, limit: Option<u32>, ports: usize) -> Result<Self> {
         let locks = root()?.join("ports");
         let ports = (0..ports).map(|_| Port::free(&locks)).collect::<Result<_>>()?;
@@ -72,10 +72,10 @@ impl Process {
         Self { name, launch, probe, child: Mutex::new(None), ports: place.ports, folder: place.folder }
     }
 
-    /// Starts the server where it is down, and waits until it answers. Nothing happens where it runs already.
+    /// Starts the server when it is not running, and waits until it answers. Does nothing when it is running.
     ///
     /// # Errors
-    /// When it ends or does not answer within two minutes; the text has the end of its log.
+    /// When it ends or does not answer within two minutes; the text contains the end of its log.
     pub async fn start(&self) -> Result<()> {
         if !self.is_running() {
             let log = self.open_log()?;
@@ -96,7 +96,7 @@ impl Process {
         loop {
             let last = match tokio::time::timeout(Duration::from_secs(2), (self.probe)()).await {
                 Ok(Ok(())) if self.is_running() => return Ok(()),
-                Ok(Ok(())) => "somebody else answers on its port".to_owned(),
+                Ok(Ok(())) => "another program answers on its port".to_owned(),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "no answer within 2 s".to_owned(),
             };
@@ -115,22 +115,22 @@ impl Process {
         }
     }
 
-    /// Asks the server to end (SIGTERM) and waits until it has. Where it is paused it is resumed for that.
+    /// Sends SIGTERM to the server and waits until it has ended. A paused server is resumed for that.
     ///
     /// # Errors
     /// When it still runs after a minute.
     pub async fn stop(&self) -> Result<()> {
         if self.is_running() {
             self.signal(Signal::TERM)?;
-            let _ = self.resume(); // it may be gone already
+            let _ = self.resume(); // it may have ended already
         }
         self.ended(Vec::new()).await
     }
 
-    /// Kills the server (SIGKILL), with all processes it started, and waits until it is gone.
+    /// Kills the server (SIGKILL), with all processes that it started, and waits until they have ended.
     ///
     /// # Errors
-    /// When the system does not let it go.
+    /// When the processes have not ended in time.
     pub async fn kill(&self) -> Result<()> {
         let below = self.id().map(descendants).unwrap_or_default();
         if self.is_running() {
@@ -139,27 +139,31 @@ impl Process {
         self.ended(below).await
     }
 
-    /// Stops the server's clock (SIGSTOP): connections stay open, nothing is answered. Returns when it stands still.
+    /// Suspends the server (SIGSTOP): connections stay open, and no request is answered. Returns when all its
+    /// threads are stopped.
     ///
     /// # Errors
-    /// When it does not run, or does not stand still within a second.
+    /// When it is not running, or its threads are not stopped within a second.
     pub fn pause(&self) -> Result<()> {
         self.signal_all(Signal::STOP)?;
         let end = Instant::now() + Duration::from_secs(1);
-        // Microseconds, as a rule: each thread stops when it next leaves the kernel or is next run.
+        // Usually takes microseconds: each thread stops when it next leaves the kernel or is next scheduled.
         while !self.id().is_some_and(stands_still) {
             if Instant::now() > end {
-                return Err(Error::new(ErrorKind::Control, format!("{} does not stand still", self.name)));
+                return Err(Error::new(
+                    ErrorKind::Control,
+                    format!("{} did not stop within a second of SIGSTOP", self.name),
+                ));
             }
             std::thread::yield_now();
         }
         Ok(())
     }
 
-    /// Lets a paused server go on (SIGCONT).
+    /// Resumes a paused server (SIGCONT).
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub fn resume(&self) -> Result<()> {
         self.signal_all(Signal::CONT)
     }
@@ -167,52 +171,52 @@ impl Process {
     /// [`stop`](Self::stop), then [`start`](Self::start): the same port, the same data.
     ///
     /// # Errors
-    /// As those.
+    /// As for those two.
     pub async fn restart(&self) -> Result<()> {
         self.stop().await?;
         self.start().await
     }
 
-    /// Whether the process lives; a paused one does.
+    /// Returns whether the process exists; a paused process does.
     pub fn is_running(&self) -> bool {
         self.child().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// The process id while it runs.
+    /// Returns the process id while the process runs.
     pub fn id(&self) -> Option<u32> {
         if self.is_running() { self.child().as_ref().map(Child::id) } else { None }
     }
 
-    /// The loopback port of its main protocol.
+    /// Returns the loopback port of the server's main protocol.
     pub fn port(&self) -> u16 {
         self.ports[0].number()
     }
 
-    /// The folder with its configuration, its `log` and its `data`.
+    /// Returns the folder with the server's configuration, its `log` and its `data`.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Lets its folder stay for a day after it is dropped.
+    /// Keeps the folder for a day after this value is dropped.
     pub fn keep(&self) {
         self.folder.keep();
     }
 
-    /// What it wrote to standard output and standard error since its first start.
+    /// Returns the text that the server wrote to standard output and standard error since its first start.
     pub fn log(&self) -> String {
         fs::read(self.log_path())
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
-    /// Bytes of memory it holds now (resident set); none when it does not run.
+    /// Returns the memory that the server uses now (resident set), in bytes; none when it is not running.
     pub fn memory(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()?)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
     }
 
-    /// Writes to its standard input.
+    /// Writes to the server's standard input.
     pub(crate) fn write(&self, text: &str) -> io::Result<()> {
         match self.child().as_mut().and_then(|child| child.stdin.as_mut()) {
             Some(stdin) => stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()),
@@ -246,7 +250,7 @@ impl Process {
         send(id, signal).map_err(|e| Error::system(format!("cannot signal {}", self.name), e))
     }
 
-    /// Signals the process and everything below it: PostgreSQL's backends lead groups of their own.
+    /// Signals the process and all its descendants: PostgreSQL's backends lead process groups of their own.
     fn signal_all(&self, signal: Signal) -> Result<()> {
         let id =
             self.id().ok_or_else(|| Error::new(ErrorKind::Control, format!("{} does not run", self.name)))?;
@@ -258,7 +262,8 @@ impl Process {
         Ok(())
     }
 
-    /// Waits for the process, and for those below it: PostgreSQL does not start while one of them lives.
+    /// Waits until the process and those below it have ended: PostgreSQL does not start while one of them is
+    /// running.
     async fn ended(&self, below: Vec<u32>) -> Result<()> {
         let end = Instant::now() + ENDED;
         while self.is_running() || below.iter().any(|id| lives(*id)) {
@@ -302,29 +307,31 @@ fn send(id: u32, signal: Signal) -> io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Whether all threads of a process are stopped.
+/// Returns whether all threads of a process are stopped.
 fn stands_still(id: u32) -> bool {
     let mut threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
     threads.all(|thread| state(&thread.path()) == Some('T'))
 }
 
-/// The state of a process or a thread as the system names it: `R` runs, `T` is stopped, `Z` has ended.
+/// Returns the state of a process or a thread as the system names it: `R` is running, `T` is stopped, `Z` has
+/// ended.
 fn state(folder: &Path) -> Option<char> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// Whether there is such a process; one that ended and waits for its parent to notice is none.
+/// Returns whether the process exists; a zombie, which has ended and has not been reaped by its parent, does
+/// not count.
 fn lives(id: u32) -> bool {
     state(Path::new(&format!("/proc/{id}"))).is_some_and(|state| state != 'Z')
 }
 
-/// All processes below this one, parents first.
+/// Returns all processes below this one, parents first.
 fn descendants(id: u32) -> Vec<u32> {
     let mut all = vec![id];
     let mut next = 0;
     while next < all.len() {
-        // Each thread lists the children that it started.
+        // Each thread's `children` file lists the children that the thread started.
         let threads = fs::read_dir(format!("/proc/{}/task", all[next])).into_iter().flatten().flatten();
         for thread in threads {
             let text = fs::read_to_string(thread.path().join("children")).unwrap_or_default();

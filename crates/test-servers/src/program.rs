@@ -1,27 +1,28 @@
-//! Where the programs of each generation are.
+//! Finds the programs of each generation of the servers.
 
 use crate::{Error, ErrorKind, Result};
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Which generation of a server to run.
+/// The generation of a server to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Generation {
-    /// What the system has. On Debian 12: NATS 2.9, Redis 7.0, RabbitMQ 3.10.
+    /// The system's servers. On Debian 12: NATS 2.9, Redis 7.0, RabbitMQ 3.10.
     #[default]
     Old,
-    /// What `ops/dev/install --new` fetched from Debian's next suite: NATS 2.15, Redis 8, RabbitMQ 4.3.
+    /// The servers that `ops/dev/install --new` fetched from Debian's next suite: NATS 2.15, Redis 8,
+    /// RabbitMQ 4.3.
     New,
 }
 
 impl Generation {
-    /// Both, older first.
+    /// Both generations, the older first.
     pub const ALL: [Self; 2] = [Self::Old, Self::New];
 
     /// Finds `name`, a program of package `package`.
     ///
     /// # Errors
-    /// [`ErrorKind::Missing`] says how to install it.
+    /// [`ErrorKind::Missing`], whose text contains the command that installs it.
     pub fn program(self, name: &str, package: &str) -> Result<PathBuf> {
         let folders = match self {
             Self::Old => {
@@ -35,7 +36,8 @@ impl Generation {
         found.ok_or_else(|| self.missing(name, package))
     }
 
-    /// The root of this generation's files: `/`, or where the newer ones were unpacked.
+    /// Returns the root of this generation's files: `/`, or the folder into which the newer ones were
+    /// unpacked.
     pub(crate) fn root(self) -> PathBuf {
         match self {
             Self::Old => PathBuf::from("/"),
@@ -59,7 +61,7 @@ impl Generation {
     }
 }
 
-/// Where `ops/dev/install --new` puts its files; `BACKBONE_SERVERS` moves it.
+/// Returns the folder into which `ops/dev/install --new` unpacks; `BACKBONE_SERVERS` changes it.
 fn newer() -> PathBuf {
     let cache = || {
         let home = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

@@ -1,4 +1,4 @@
-//! A network that fails when it is told to: a TCP proxy in front of a server.
+//! A TCP proxy in front of a server that simulates network failures on request.
 
 use crate::{Error, Result};
 use std::io;
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, sleep_until};
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the client to the server.
@@ -24,13 +24,13 @@ pub enum Direction {
     Both,
 }
 
-/// What the network does to one direction.
+/// The condition of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Line {
     swallow: bool,
     hold: bool,
     latency: Duration,
-    /// Bytes per second; zero is as fast as it goes.
+    /// Bytes per second; zero means no limit.
     rate: u64,
 }
 
@@ -40,11 +40,11 @@ struct Network {
     up: Line,
     down: Line,
     refuse: bool,
-    /// Connections of an older age than this are cut.
+    /// Connections that were opened at a lower age are cut.
     age: u64,
 }
 
-/// A TCP proxy on a loopback port in front of one server. It passes everything on until it is told otherwise.
+/// A TCP proxy on a loopback port in front of one server. It forwards everything until a method changes that.
 /// Dropping it cuts its connections.
 #[derive(Debug)]
 pub struct Proxy {
@@ -56,10 +56,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port, for the server on this loopback port.
+    /// Starts a proxy on a free loopback port, for the server on the loopback port `server`.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port is available.
     pub async fn start(server: u16) -> Result<Self> {
         let failed = |e| Error::system("the proxy cannot listen", e);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
@@ -71,12 +71,12 @@ impl Proxy {
         Ok(Self { port, network, open, swallowed, accept })
     }
 
-    /// The port that clients connect to.
+    /// Returns the port to which clients connect.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// This URL of the server, through the proxy: the same with the proxy's port.
+    /// Returns this URL of the server with the proxy's port instead.
     ///
     /// # Panics
     /// When the URL does not name `127.0.0.1` with a port.
@@ -86,17 +86,17 @@ impl Proxy {
         format!("{head}127.0.0.1:{}{rest}", self.port)
     }
 
-    /// How many connections are open through it now.
+    /// Returns the number of connections that are open through the proxy now.
     pub fn connections(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// How many bytes it has swallowed.
+    /// Returns the number of bytes that were discarded.
     pub fn swallowed(&self) -> u64 {
         self.swallowed.load(Ordering::Relaxed)
     }
 
-    /// Resets all connections at once; new ones are let through.
+    /// Resets all connections at once; new connections work.
     pub fn cut(&self) {
         self.network.send_modify(|network| network.age += 1);
     }
@@ -109,20 +109,20 @@ impl Proxy {
         });
     }
 
-    /// Half-open: bytes of this direction vanish while both ends believe that the connection lives, until
+    /// Makes connections half-open: bytes of this direction are discarded while neither end detects it, until
     /// [`heal`](Self::heal), which cuts the connections that lost bytes.
     pub fn swallow(&self, direction: Direction) {
         self.change(direction, |line| line.swallow = true);
     }
 
-    /// A network in pieces: bytes of this direction wait, as the system would send them again, until
-    /// [`heal`](Self::heal) lets them through.
+    /// Interrupts the network: bytes of this direction are held, as if the system had to send them again,
+    /// until [`heal`](Self::heal) delivers them.
     pub fn hold(&self, direction: Direction) {
         self.change(direction, |line| line.hold = true);
     }
 
-    /// A slow network: each piece arrives later by `latency`, and no more than so many bytes pass in a second (0: as
-    /// many as will), until [`heal`](Self::heal).
+    /// Slows the network: each piece arrives later by `latency`, at no more than `bytes_per_second` (0: no
+    /// limit), until [`heal`](Self::heal).
     pub fn slow(&self, direction: Direction, latency: Duration, bytes_per_second: u64) {
         self.change(direction, |line| {
             line.latency = latency;
@@ -130,7 +130,7 @@ impl Proxy {
         });
     }
 
-    /// A good network again, for open and for new connections.
+    /// Restores the network, for open and for new connections.
     pub fn heal(&self) {
         self.network.send_modify(|network| *network = Network { age: network.age, ..Network::default() });
     }
@@ -149,7 +149,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.accept.abort(); // the connections see the network vanish and end
+        self.accept.abort(); // the connections end when the network's sender is dropped
     }
 }
 
@@ -174,14 +174,14 @@ async fn accept(
     }
 }
 
-/// One connection until either end closes it or the network is cut.
+/// Serves one connection until either end closes it or the network is cut.
 async fn connection(
     client: TcpStream,
     server: SocketAddr,
     mut network: watch::Receiver<Network>,
     swallowed: &AtomicU64,
 ) -> io::Result<()> {
-    // An end that closes with this set is reset, as when the other end's machine is gone.
+    // Closing a socket with this option resets the connection, as when the other end's machine has failed.
     client.set_zero_linger()?;
     let born = *network.borrow_and_update();
     if born.refuse {
@@ -202,7 +202,7 @@ async fn connection(
     }
 }
 
-/// Passes bytes on in one direction, as the network allows.
+/// Forwards bytes in one direction, under the network's conditions.
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -212,12 +212,12 @@ async fn pass(
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     let mut lost = false;
-    // When the next piece may pass, at a limited rate.
+    // The earliest time for the next piece, at a limited rate.
     let mut next = Instant::now();
     loop {
         let read = tokio::select! {
             read = from.read(&mut buffer) => read?,
-            // A healed network shows that bytes were lost: the connection cannot go on.
+            // Bytes were lost before the network was healed: the connection cannot continue.
             _ = network.wait_for(|now| !line(now).swallow), if lost => return Ok(()),
         };
         if read == 0 {

@@ -1,4 +1,4 @@
-//! A RabbitMQ server, without plugins: Erlang is run directly, which halves the start-up time.
+//! Starts a RabbitMQ server without plugins: Erlang is run directly, which halves the start-up time.
 
 use crate::process::{Place, Process, started};
 use crate::{Certificates, Error, ErrorKind, Generation, Result, Tls, rabbit_node};
@@ -21,7 +21,7 @@ pub struct Rabbit {
     shell: Mutex<()>,
 }
 
-/// What a RabbitMQ server is started with; [`Rabbit::options`] has the user `guest` with password `guest`.
+/// Options for a RabbitMQ server; by default there is the user `guest` with password `guest`.
 #[derive(Debug, Clone, Default)]
 pub struct RabbitOptions {
     pub(crate) generation: Generation,
@@ -33,16 +33,16 @@ pub struct RabbitOptions {
 }
 
 impl Rabbit {
-    /// Options to start one with.
+    /// Returns the default options.
     pub fn options() -> RabbitOptions {
         RabbitOptions::default()
     }
 
-    /// The one server of this generation that all tests of this process share. Nobody may stop it; tests are kept
-    /// apart by [`vhost`](Self::vhost).
+    /// Returns the server of this generation that all tests of this process share. Tests must not stop it;
+    /// each uses a separate [`vhost`](Self::vhost).
     ///
     /// # Panics
-    /// When it cannot be started; the message says why and what to do.
+    /// When it cannot be started; the message contains the reason and the remedy.
     pub async fn shared(generation: Generation) -> &'static Self {
         static SHARED: [OnceCell<Rabbit>; 2] = [const { OnceCell::const_new() }; 2];
         let start = || async { Self::options().generation(generation).start().await };
@@ -50,24 +50,24 @@ impl Rabbit {
         server.unwrap_or_else(|error| panic!("no shared RabbitMQ server: {error}"))
     }
 
-    /// How to reach its first vhost, `/`: `amqp://guest:guest@127.0.0.1:PORT/%2F`.
+    /// Returns the URL of the first vhost, `/`: `amqp://guest:guest@127.0.0.1:PORT/%2F`.
     pub fn url(&self) -> String {
         self.url_of("guest", "guest", "/")
     }
 
-    /// The same with another name, password and vhost (letters, digits, `-`, `_`, or `/`).
+    /// Returns the URL with another name, password and vhost (letters, digits, `-`, `_`, or `/`).
     pub fn url_of(&self, user: &str, password: &str, vhost: &str) -> String {
         let scheme = if self.options.tls == Tls::Off { "amqp" } else { "amqps" };
         let vhost = vhost.replace('/', "%2F");
         format!("{scheme}://{user}:{password}@127.0.0.1:{}/{vhost}", self.port())
     }
 
-    /// The certificates, where it speaks TLS.
+    /// Returns the certificates, when TLS is on.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
 
-    /// Makes a vhost that `guest` may use, where it is not there, and returns its URL. Takes some 20 ms.
+    /// Creates a vhost that `guest` may use, when it does not exist, and returns its URL. Takes about 20 ms.
     ///
     /// # Errors
     /// As [`eval`](Self::eval).
@@ -77,7 +77,7 @@ impl Rabbit {
         Ok(self.url_of("guest", "guest", name))
     }
 
-    /// Removes a vhost with everything in it.
+    /// Deletes a vhost with everything in it.
     ///
     /// # Errors
     /// As [`eval`](Self::eval).
@@ -85,7 +85,7 @@ impl Rabbit {
         self.eval(&format!("rabbit_vhost:delete({}, <<\"test\">>)", binary(name))).await.map(drop)
     }
 
-    /// Makes a user who may do nothing yet.
+    /// Creates a user without any permission.
     ///
     /// # Errors
     /// As [`eval`](Self::eval).
@@ -96,7 +96,7 @@ impl Rabbit {
             .map(drop)
     }
 
-    /// Says what a user may do in a vhost: patterns of the names to configure, to write and to read.
+    /// Sets a user's permissions in a vhost: patterns of the names to configure, to write and to read.
     ///
     /// # Errors
     /// As [`eval`](Self::eval).
@@ -109,11 +109,11 @@ impl Rabbit {
         self.eval(&call).await.map(drop)
     }
 
-    /// Has the server evaluate an Erlang expression and returns the result as text. The server's standard input is an
-    /// Erlang shell: this takes a millisecond where `rabbitmqctl eval` takes a second.
+    /// Makes the server evaluate an Erlang expression and returns the result as text. The server's standard
+    /// input is an Erlang shell: this takes a millisecond where `rabbitmqctl eval` takes a second.
     ///
     /// # Errors
-    /// When the server does not run, or does not answer within 20 s, or the expression fails.
+    /// When the server is not running, or does not answer within 20 s, or the expression fails.
     pub async fn eval(&self, expression: &str) -> Result<String> {
         let _turn = self.shell.lock().await;
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
@@ -153,14 +153,14 @@ impl Deref for Rabbit {
 }
 
 impl RabbitOptions {
-    /// Which generation; default [`Generation::Old`].
+    /// Sets the generation; default [`Generation::Old`].
     #[must_use]
     pub fn generation(mut self, generation: Generation) -> Self {
         self.generation = generation;
         self
     }
 
-    /// TLS; default off. With TLS there is no port without it.
+    /// Sets TLS; default off. With TLS on, there is no port without TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
@@ -174,7 +174,7 @@ impl RabbitOptions {
         self
     }
 
-    /// Its data may take so many MiB, on a file system of its own: for disks that are full. Needs root.
+    /// Limits the data to `mib` MiB, on a separate file system: for tests with a full disk. Needs root.
     ///
     /// RabbitMQ blocks publishers when less than 50 MB are free; `line("disk_free_limit.absolute = …")` changes that.
     #[must_use]
@@ -183,14 +183,14 @@ impl RabbitOptions {
         self
     }
 
-    /// How many threads Erlang runs on; default one for each core.
+    /// Sets the number of threads of Erlang's scheduler; default one for each core.
     #[must_use]
     pub fn schedulers(mut self, count: u32) -> Self {
         self.schedulers = Some(count);
         self
     }
 
-    /// Adds a line to its configuration file (`rabbitmq.conf`).
+    /// Adds a line to the configuration file (`rabbitmq.conf`).
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push_str(line);
@@ -198,14 +198,14 @@ impl RabbitOptions {
         self
     }
 
-    /// Starts it and waits until it is ready: some 3 s.
+    /// Starts the server and waits until it is ready, which takes about 3 s.
     ///
     /// # Errors
     /// When it is not installed or does not start.
     pub async fn start(self) -> Result<Rabbit> {
         let node = rabbit_node::Files::find(self.generation)?;
         let process = started(|| {
-            // AMQP, and two for Erlang's distribution.
+            // One port for AMQP, and two for Erlang's distribution.
             let place = Place::new("rabbit", self.data_limit, 3)?;
             if self.tls != Tls::Off {
                 Certificates::make(&place.folder)?;
@@ -219,7 +219,7 @@ impl RabbitOptions {
     }
 }
 
-/// An Erlang binary of this text.
+/// Returns an Erlang binary with this text.
 fn binary(text: &str) -> String {
     let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
     format!("<<{}>>", bytes.join(","))

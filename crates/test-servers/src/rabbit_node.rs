@@ -1,4 +1,4 @@
-//! How a RabbitMQ node is started: which files, which ports, which arguments of Erlang.
+//! The start of a RabbitMQ node: its files, its ports, and the arguments of Erlang.
 
 use crate::process::{Place, Process};
 use crate::{Certificates, Error, Generation, RabbitOptions, Result, Tls, spawner};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Where RabbitMQ and its Erlang are.
+/// The installation folders of RabbitMQ and its Erlang.
 #[derive(Debug, Clone)]
 pub(crate) struct Files {
     home: PathBuf,
@@ -35,7 +35,7 @@ fn first(folder: &Path, prefix: &str) -> Option<PathBuf> {
         .max()
 }
 
-/// A node with everything of its own: name, ports, configuration, data, log, and no port mapper (epmd).
+/// Creates a node with its own name, ports, configuration, data and log, and without a port mapper (epmd).
 pub(crate) fn process(files: &Files, options: &RabbitOptions, place: Place) -> Result<Process> {
     let folder = place.folder.path().to_path_buf();
     let [port, distribution, mapper] = [0, 1, 2].map(|index| place.ports[index].number());
@@ -63,7 +63,7 @@ pub(crate) fn process(files: &Files, options: &RabbitOptions, place: Place) -> R
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder.join("none"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", &plugins);
         command.env("RABBITMQ_PID_FILE", folder.join("pid")).current_dir(&folder);
-        // No `-noinput`: standard input is a shell, and the node ends with it.
+        // Without `-noinput`: standard input is a shell, and the node ends when its standard input closes.
         command.args(["-s", "rabbit", "boot", "-boot", "start_sasl", "+W", "w"]);
         command.args([
             "+t",
@@ -109,8 +109,9 @@ pub(crate) fn process(files: &Files, options: &RabbitOptions, place: Place) -> R
     Ok(Process::new("rabbitmq-server", place, Box::new(launch), Box::new(probe)))
 }
 
-/// A folder with links to the libraries that the node needs. RabbitMQ brings some 90 and Erlang looks for each module
-/// in all of them in turn: without the plugins it starts in half the time.
+/// Creates a folder with links to the libraries that the node needs. RabbitMQ's distribution contains about
+/// 90, and Erlang searches all of them in turn for each module: without the plugins the node starts in half
+/// the time.
 fn libraries(files: &Files, options: &RabbitOptions, folder: &Path) -> Result<PathBuf> {
     let all = files.home.join("plugins");
     if !options.plugins.is_empty() {
@@ -135,7 +136,7 @@ fn libraries(files: &Files, options: &RabbitOptions, folder: &Path) -> Result<Pa
     Ok(needed)
 }
 
-/// `rabbitmq.conf`
+/// Returns the text of `rabbitmq.conf`.
 fn configuration(options: &RabbitOptions, folder: &Path, port: u16) -> String {
     use std::fmt::Write;
     let mut text = "default_user = guest\ndefault_pass = guest\n".to_owned();
@@ -156,8 +157,8 @@ fn configuration(options: &RabbitOptions, folder: &Path, port: u16) -> String {
     text + &options.lines
 }
 
-/// RabbitMQ answers a client's greeting with a method frame on channel 0 (`connection.start`). A port that wants TLS
-/// is opened at the same point of the start, last of all.
+/// Checks readiness: RabbitMQ answers a client's protocol header with a method frame on channel 0
+/// (`connection.start`). A port with TLS is opened in the same step of the start, which is the last step.
 async fn answers(port: u16, encrypted: bool) -> io::Result<()> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
     if encrypted {

@@ -1,4 +1,4 @@
-//! A Redis server (or one that speaks its protocol).
+//! Starts a Redis server (or another server with its protocol).
 
 use crate::process::{Place, Process, started};
 use crate::{Certificates, Generation, Result, Tls, spawner};
@@ -17,7 +17,7 @@ pub struct Redis {
     certificates: Option<Certificates>,
 }
 
-/// What a Redis server is started with; [`Redis::options`] has an append-only file that is synced each second.
+/// Options for a Redis server; by default it has an append-only file that is synced each second.
 #[derive(Debug, Clone, Default)]
 pub struct RedisOptions {
     generation: Generation,
@@ -30,15 +30,15 @@ pub struct RedisOptions {
 }
 
 impl Redis {
-    /// Options to start one with.
+    /// Returns the default options.
     pub fn options() -> RedisOptions {
         RedisOptions::default()
     }
 
-    /// The one server of this generation that all tests of this process share. Nobody may stop it.
+    /// Returns the server of this generation that all tests of this process share. Tests must not stop it.
     ///
     /// # Panics
-    /// When it cannot be started; the message says why and what to do.
+    /// When it cannot be started; the message contains the reason and the remedy.
     pub async fn shared(generation: Generation) -> &'static Self {
         static SHARED: [OnceCell<Redis>; 2] = [const { OnceCell::const_new() }; 2];
         let start = || async { Self::options().generation(generation).start().await };
@@ -46,7 +46,7 @@ impl Redis {
         server.unwrap_or_else(|error| panic!("no shared Redis server: {error}"))
     }
 
-    /// How to reach it, with the first user's name and password: `redis://127.0.0.1:PORT`.
+    /// Returns the URL, with the first user's name and password: `redis://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         match self.options.users.first() {
             Some((name, password, _)) => self.url_of(name, password),
@@ -54,22 +54,22 @@ impl Redis {
         }
     }
 
-    /// The same with another name and password.
+    /// Returns the URL with another name and password.
     pub fn url_of(&self, user: &str, password: &str) -> String {
         format!("{}://{user}:{password}@127.0.0.1:{}", self.scheme(), self.port())
     }
 
-    /// The same without any credentials.
+    /// Returns the URL without credentials.
     pub fn bare_url(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme(), self.port())
     }
 
-    /// The binary that it runs.
+    /// Returns the path of the server's program.
     pub(crate) fn program(&self) -> Result<PathBuf> {
         self.options.generation.program("redis-server", "redis-server")
     }
 
-    /// The certificates, where it speaks TLS.
+    /// Returns the certificates, when TLS is on.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
     }
@@ -87,21 +87,22 @@ impl Deref for Redis {
 }
 
 impl RedisOptions {
-    /// Which generation; default [`Generation::Old`].
+    /// Sets the generation; default [`Generation::Old`].
     #[must_use]
     pub fn generation(mut self, generation: Generation) -> Self {
         self.generation = generation;
         self
     }
 
-    /// TLS; default off. With TLS there is no port without it.
+    /// Sets TLS; default off. With TLS on, there is no port without TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
         self
     }
 
-    /// Adds a user who may do everything, and shuts out whoever gives no name. The first one is in [`Redis::url`].
+    /// Adds a user with all permissions; clients without a user name are refused then. The first user is in
+    /// [`Redis::url`].
     #[must_use]
     pub fn user(self, name: &str, password: &str) -> Self {
         self.acl_user(name, password, "~* &* +@all")
@@ -114,40 +115,40 @@ impl RedisOptions {
         self
     }
 
-    /// Syncs before it answers (`appendfsync always`).
+    /// Makes the server sync before it answers (`appendfsync always`).
     #[must_use]
     pub fn fsync(mut self) -> Self {
         self.fsync = true;
         self
     }
 
-    /// Keeps nothing over a restart.
+    /// Turns persistence off: nothing is kept over a restart.
     #[must_use]
     pub fn without_persistence(mut self) -> Self {
         self.without_persistence = true;
         self
     }
 
-    /// Throws keys away when its memory is full: `maxmemory` of so many MiB and `allkeys-lru`.
+    /// Makes the server evict keys when its memory is full: `maxmemory` of `mib` MiB and `allkeys-lru`.
     #[must_use]
     pub fn evicting(self, mib: u32) -> Self {
         self.line(&format!("maxmemory {mib}mb")).line("maxmemory-policy allkeys-lru")
     }
 
-    /// A replica of `master`, which has no users.
+    /// Makes the server a replica of `master`, which must have no users.
     #[must_use]
     pub fn replica_of(self, master: &Redis) -> Self {
         self.line(&format!("replicaof 127.0.0.1 {}", master.port()))
     }
 
-    /// Its data may take so many MiB, on a file system of its own: for disks that are full. Needs root.
+    /// Limits the data to `mib` MiB, on a separate file system: for tests with a full disk. Needs root.
     #[must_use]
     pub fn data_limit(mut self, mib: u32) -> Self {
         self.data_limit = Some(mib);
         self
     }
 
-    /// Adds a line to its configuration file.
+    /// Adds a line to the configuration file.
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
         self.lines.push_str(line);
@@ -155,7 +156,7 @@ impl RedisOptions {
         self
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the server and waits until it is ready.
     ///
     /// # Errors
     /// When it is not installed or does not start.
@@ -185,13 +186,14 @@ impl RedisOptions {
         Ok(Redis { process, certificates, options: self })
     }
 
-    /// The configuration file.
+    /// Returns the text of the configuration file.
     fn text(&self, place: &Place, certificates: Option<&Certificates>) -> String {
         use std::fmt::Write;
         let (port, data, socket) =
             (place.ports[0].number(), place.folder.data(), socket(place.folder.path()));
         let mut text = format!("bind 127.0.0.1\ndir {data:?}\nunixsocket {socket:?}\ndaemonize no\n");
-        // Warnings about the machine are not this test's business.
+        // `notice` is Redis' default level; without a new title the process keeps its command line, by which
+        // tests find it.
         text.push_str("loglevel notice\nset-proc-title no\n");
         match certificates {
             None => {
@@ -225,8 +227,8 @@ fn socket(folder: &Path) -> PathBuf {
     folder.join("socket")
 }
 
-/// Asked through its socket file, because its port may want TLS. Who must log in first is answered, too; but
-/// `-LOADING` means not yet.
+/// Checks readiness with `PING` through the socket file, because the port may require TLS. An error that a
+/// login is required counts as ready, too; `-LOADING` means not yet.
 async fn answers(socket: PathBuf) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
     stream.write_all(b"PING\r\n").await?;

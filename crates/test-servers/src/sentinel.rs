@@ -1,4 +1,4 @@
-//! A Redis Sentinel that looks after a master, and makes a replica the master when that is gone.
+//! Starts a Redis Sentinel that monitors a master, and promotes a replica when the master has failed.
 
 use crate::process::{Place, Process, started};
 use crate::{Redis, Result, spawner};
@@ -7,7 +7,7 @@ use std::ops::Deref;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// How long a master may be silent before it is taken for gone, in milliseconds.
+/// How long a master may be silent before the sentinel considers it down, in milliseconds.
 const DOWN_AFTER: u32 = 1000;
 
 /// A running sentinel; also its [`Process`]. It decides alone: a quorum of one.
@@ -17,10 +17,10 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// The name under which it knows its master.
+    /// The name of the master in the sentinel's configuration.
     pub const MASTER: &str = "main";
 
-    /// Starts one that looks after `master` and the replicas that master has.
+    /// Starts a sentinel that monitors `master` and that master's replicas.
     ///
     /// # Errors
     /// When it is not installed or does not start.
@@ -37,7 +37,7 @@ impl Sentinel {
                  sentinel failover-timeout {name} 5000\n",
                 place.folder.data()
             );
-            // It writes what it learns into its own file.
+            // The sentinel writes its state into its own configuration file.
             let file = place.folder.write("sentinel.conf", &text)?;
             let program = program.clone();
             let launch = move || {
@@ -54,22 +54,22 @@ impl Sentinel {
         Ok(Self { process })
     }
 
-    /// How a client finds the master: `redis://127.0.0.1:PORT?sentinel=main`.
+    /// Returns the URL for clients, which find the master through it: `redis://127.0.0.1:PORT?sentinel=main`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}?sentinel={}", self.port(), Self::MASTER)
     }
 
-    /// The port of the server that it takes for the master now.
+    /// Returns the port of the current master, according to the sentinel.
     ///
     /// # Errors
-    /// When it does not answer, or not as a sentinel does.
+    /// When the sentinel does not answer, or not with a port.
     pub async fn master(&self) -> io::Result<u16> {
         let answer = ask(self.port(), &format!("SENTINEL get-master-addr-by-name {}", Self::MASTER)).await?;
         let port = answer.lines().nth(4).and_then(|line| line.trim().parse().ok());
         port.ok_or_else(|| io::Error::other(answer))
     }
 
-    /// How many replicas it knows that could become the master.
+    /// Returns the number of known replicas that could become the master.
     ///
     /// # Errors
     /// As [`master`](Self::master).
@@ -86,7 +86,7 @@ impl Deref for Sentinel {
     }
 }
 
-/// The whole answer to one question, lines as they come: all that stands before the answer to a ping.
+/// Sends one command and returns its whole answer as text: everything before the answer to a `PING`.
 async fn ask(port: u16, question: &str) -> io::Result<String> {
     const END: &str = "+PONG\r\n";
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;

@@ -1,7 +1,7 @@
-//! Starts children that die with this process, however it dies.
+//! Starts child processes that are killed when this process ends for any reason.
 //!
-//! `setpriv --pdeathsig KILL` has the kernel kill a child when the *thread* that started it ends. So one thread starts
-//! them all, and lives as long as the process.
+//! `setpriv --pdeathsig KILL` makes the kernel kill a child when the *thread* that started it ends. So a
+//! single thread starts all children, and runs as long as the process.
 
 use crate::{Error, Result};
 use std::io;
@@ -11,7 +11,7 @@ use std::thread;
 
 type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
-/// A command that runs `program` as `user` (or as whoever we are) and dies with us.
+/// Returns a command that runs `program` as `user` (or as the current user) and that ends with this process.
 pub(crate) fn command(program: &std::path::Path, user: Option<&str>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
@@ -22,7 +22,7 @@ pub(crate) fn command(program: &std::path::Path, user: Option<&str>) -> Command 
     command
 }
 
-/// Starts the child. Returns when it runs, which is a moment and blocks nothing but that.
+/// Starts the child. Returns when it is running; blocks the caller only for that moment.
 pub(crate) fn spawn(command: Command) -> Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {

@@ -1,4 +1,5 @@
-//! Certificates of a throw-away authority: for the server, for a client, and of an authority that nobody trusts.
+//! Creates certificates of a temporary authority: for the server, for a client, and of an authority that no
+//! client trusts.
 
 use crate::folder::Folder;
 use crate::{Error, ErrorKind, Result};
@@ -7,15 +8,15 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// How a server speaks TLS.
+/// The TLS mode of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tls {
-    /// Not at all.
+    /// No TLS.
     #[default]
     Off,
-    /// With a certificate of its own; a client needs none.
+    /// The server has a certificate; a client needs none.
     Server,
-    /// And a client must show one that the same authority signed.
+    /// In addition, a client must present a certificate that the same authority signed.
     Mutual,
 }
 
@@ -24,7 +25,7 @@ pub enum Tls {
 pub struct Certificates {
     /// The authority that signed the server's and the client's certificate.
     pub ca: PathBuf,
-    /// An authority that signed nothing here: whoever trusts only this one must refuse the server.
+    /// An authority that signed nothing here: a client that trusts only this one must refuse the server.
     pub stranger: PathBuf,
     /// The server's certificate.
     pub server: PathBuf,
@@ -37,7 +38,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them in the folder `tls` of a server.
+    /// Creates the certificates in the folder `tls` of a server.
     pub(crate) fn make(folder: &Folder) -> Result<Self> {
         let path = folder.path().join("tls");
         fs::create_dir_all(&path)
@@ -57,7 +58,7 @@ impl Certificates {
         Ok(all)
     }
 
-    /// Where they are in a server's folder.
+    /// Returns their paths in a server's folder.
     pub(crate) fn of(folder: &Path) -> Self {
         let path = folder.join("tls");
         let [ca, stranger, server, server_key, client, client_key] =
@@ -67,7 +68,7 @@ impl Certificates {
     }
 }
 
-/// The six files, in the order of the fields of [`Certificates`].
+/// Generates the six files, in the order of the fields of [`Certificates`].
 fn generate() -> std::result::Result<[String; 6], rcgen::Error> {
     let (ca, ca_pem) = authority("test servers")?;
     let (_, stranger_pem) = authority("a stranger")?;

@@ -1,4 +1,4 @@
-//! One run in a process of its own: its CPU time and its memory are the contestant's alone.
+//! Measures one run in a separate process, so that CPU time and memory are the contestant's only.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use crate::contestant::{Consumer, Contestant, Durability, Place, Publisher};
 use crate::plan::{Broker, Row};
 use crate::usage;
 
-/// Published before the clock starts, so that connections and caches are warm.
+/// Messages published before the measurement, so that connections and caches are warm.
 const WARM_UP: usize = 200;
-/// Between two messages of the latency row: long enough for everything to fall asleep.
+/// The pause between two messages of the latency row: long enough for all threads to go idle.
 const IDLE: Duration = Duration::from_millis(2);
-/// How long acknowledgements may take to be seen at the server after the client says that they are done.
+/// How long acknowledgements may take to reach the server after the client reports that they are done.
 const SETTLED: Duration = Duration::from_secs(12);
 
-/// What a child is told.
+/// The task of a child process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     pub contestant: String,
@@ -36,7 +36,7 @@ pub struct Task {
     pub threads: usize,
 }
 
-/// What it answers.
+/// The child's result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub messages: usize,
@@ -44,13 +44,13 @@ pub struct Outcome {
     /// CPU seconds during the run.
     pub client_cpu: f64,
     pub server_cpu: f64,
-    /// Most memory of the client, in bytes.
+    /// Peak memory of the client, in bytes.
     pub peak: u64,
     /// Microseconds, p50 and p99, of the latency row.
     pub latency: Option<[f64; 2]>,
-    /// Messages that the server still holds for the group afterwards; must be none.
+    /// Messages that the server still holds for the group afterwards; must be zero.
     pub unsettled: u64,
-    /// Seconds after the end until the server held none.
+    /// Seconds from the end of the run until the server held none.
     pub settled_after: f64,
 }
 
@@ -91,7 +91,7 @@ pub async fn run<C: Contestant>(task: Task) -> Result<Outcome> {
         Row::Fill => {
             let clock = Clock::start(task.server)?;
             contestant.publisher().await?.publish(&payload, total, 256).await?;
-            // Who waits for no confirm must not leave before all is sent.
+            // A client that awaits no confirm must not end before all messages are sent.
             let end = Instant::now() + SETTLED;
             while contestant.unsettled().await? < total as u64 && Instant::now() < end {
                 sleep(Duration::from_millis(20)).await;
@@ -114,7 +114,7 @@ pub async fn run<C: Contestant>(task: Task) -> Result<Outcome> {
             consumer.consume(total, at_once, |payload| bytes += payload.len()).await?;
             let outcome = clock.stop(total)?;
             if bytes != total * task.size {
-                bail!("{bytes} bytes came, not {}", total * task.size);
+                bail!("{bytes} bytes arrived, not {}", total * task.size);
             }
             consumer.close().await?;
             outcome
@@ -159,7 +159,7 @@ pub async fn run<C: Contestant>(task: Task) -> Result<Outcome> {
             outcome
         }
     };
-    // An acknowledgement that the server never saw would make a fine rate.
+    // Acknowledgements that the server never received would inflate the rate.
     let end = Instant::now();
     loop {
         outcome.unsettled = contestant.unsettled().await?;

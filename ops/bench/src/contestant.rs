@@ -1,4 +1,4 @@
-//! What a contestant must be able to do; one file each below `contestants/`.
+//! The interface of a contestant; one file each below `contestants/`.
 
 use std::future::Future;
 
@@ -6,38 +6,38 @@ use anyhow::Result;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Deliveries that a consumer may hold before they are handled, for everybody who lets that be set.
+/// Deliveries that a consumer may hold before they are handled, for every client with such a setting.
 pub const PREFETCH: usize = 256;
-/// What every message says it is, for everybody who has headers.
+/// The content type of every message, for every client with headers.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
-/// What must be true when a publish is confirmed.
+/// The guarantee of a confirmed publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
-    /// The server has it; a power cut may lose it.
+    /// The server has received the message; a power cut may lose it.
     PageCache,
-    /// The server has synced it to the disk.
+    /// The server has synced the message to the disk.
     Fsync,
 }
 
-/// Where one run takes place: names that no other run uses.
+/// The server and the names of one run, which no other run uses.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The server.
     pub url: String,
-    /// Stream, queue, exchange, topic: letters and digits.
+    /// The name of stream, queue, exchange and topic: letters and digits.
     pub name: String,
     pub durability: Durability,
 }
 
 impl Place {
-    /// The consumers' group.
+    /// Returns the name of the consumers' group.
     pub fn group(&self) -> String {
         "workers".to_owned()
     }
 
-    /// The subject or routing key of every message.
+    /// Returns the subject or routing key of every message.
     pub fn subject(&self) -> String {
         format!("{}.placed.v1", self.name)
     }
@@ -48,14 +48,16 @@ pub trait Contestant: Sized + Send {
     type Publisher: Publisher;
     type Consumer: Consumer;
 
-    /// Connects, and makes stream and group where they are missing; the group begins with the first message.
+    /// Connects, and creates stream and group where they are missing; the group begins with the first
+    /// message.
     fn open(place: &Place) -> impl Future<Output = Result<Self>> + Send;
 
     fn publisher(&self) -> impl Future<Output = Result<Self::Publisher>> + Send;
 
     fn consumer(&self) -> impl Future<Output = Result<Self::Consumer>> + Send;
 
-    /// Asks the server how many messages the group has not settled. Consumers are closed by then.
+    /// Queries the server for the number of messages that the group has not settled. Consumers are closed by
+    /// then.
     fn unsettled(&self) -> impl Future<Output = Result<u64>> + Send;
 }
 
@@ -70,8 +72,8 @@ pub trait Publisher: Send + 'static {
 }
 
 pub trait Consumer: Send + 'static {
-    /// Takes `total` messages, at most `at_once` of them handled and not acknowledged; returns when the client says
-    /// that every acknowledgement is done.
+    /// Consumes `total` messages, at most `at_once` of them handled and not acknowledged; returns when the
+    /// client reports that every acknowledgement is done.
     fn consume(
         &mut self,
         total: usize,
@@ -79,7 +81,7 @@ pub trait Consumer: Send + 'static {
         arrived: impl FnMut(&[u8]) + Send,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Leaves in good order.
+    /// Closes the consumer in an orderly way.
     fn close(self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -112,7 +114,7 @@ where
     Ok(())
 }
 
-/// A fresh id as text, as ours writes it.
+/// Returns a new id as text, as the transport writes it.
 pub fn id() -> String {
     uuid::Uuid::now_v7().to_string()
 }

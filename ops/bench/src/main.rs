@@ -1,6 +1,6 @@
-//! The transports beside the raw clients and the Rust rivals, on the same servers.
+//! Benchmarks our transports against the raw clients and other Rust libraries, on the same servers.
 //!
-//! `cargo run --release -- --broker nats --rounds 3`; see README.md for what the rows mean.
+//! `cargo run --release -- --broker nats --rounds 3`; README.md explains the rows.
 
 mod child;
 mod contestant;
@@ -17,16 +17,16 @@ use clap::{Parser, ValueEnum};
 use contestant::Durability;
 use plan::{Broker, Row};
 
-/// Measures our transports beside raw clients and rivals.
+/// Measures our transports against raw clients and other libraries.
 #[derive(Debug, Parser)]
 pub struct Args {
-    /// Which brokers; all by default.
+    /// The brokers; all by default.
     #[arg(long, value_enum)]
     broker: Vec<Broker>,
     /// How often each contestant runs each row.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Which rows; all by default.
+    /// The rows; all by default.
     #[arg(long, value_enum)]
     row: Vec<Row>,
     /// Bytes of a message's body.
@@ -35,25 +35,25 @@ pub struct Args {
     /// Only these contestants.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// What a confirmed publish promises.
+    /// The guarantee of a confirmed publish.
     #[arg(long, value_enum, default_value = "page-cache")]
     durability: Durability,
     /// The system's servers, or the newer ones of `ops/dev/install --new`.
     #[arg(long, value_enum, default_value = "old")]
     generation: Which,
-    /// Times the usual number of messages.
+    /// A factor for the usual number of messages.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Threads of each contestant's runtime; 0 is the current thread alone.
+    /// Threads of each contestant's runtime; 0 means the current thread only.
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Prints every run and the summary as JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// No line per run on standard error.
+    /// Print no line per run on standard error.
     #[arg(long)]
     quiet: bool,
-    /// What a child of this program is told.
+    /// The task of a child of this program.
     #[arg(long, hide = true)]
     child: Option<String>,
 }
@@ -96,10 +96,11 @@ fn main() -> Result<()> {
             }
         };
         let runtime = runtime.enable_all().build()?;
-        // In a task, as services work: the thread that starts the runtime would have to be woken from outside.
+        // In a spawned task, as services work: the thread that starts the runtime would have to be woken from
+        // outside.
         let outcome = runtime.block_on(async { tokio::spawn(contestants::start(task)?).await? })?;
         println!("{}", serde_json::to_string(&outcome)?);
-        // Whatever a client still has in the background is no business of ours.
+        // Background tasks of a client are not measured.
         runtime.shutdown_background();
         return Ok(());
     }

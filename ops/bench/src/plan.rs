@@ -1,4 +1,4 @@
-//! What is measured: brokers, rows, sizes, and how many messages each takes.
+//! Defines the measurements: brokers, rows, sizes, and the number of messages of each run.
 
 use std::fmt;
 
@@ -24,19 +24,19 @@ pub enum Row {
     #[value(name = "publish-256")]
     #[serde(rename = "publish-256")]
     Publish256,
-    /// Take a backlog in, each acknowledged before the next.
+    /// Consume a backlog, each acknowledged before the next.
     #[value(name = "consume-1")]
     #[serde(rename = "consume-1")]
     Consume1,
-    /// Take a backlog in, 64 at once.
+    /// Consume a backlog, 64 at a time.
     #[value(name = "consume-64")]
     #[serde(rename = "consume-64")]
     Consume64,
-    /// Publish with 256 unconfirmed and consume with 64 at once, in one process.
+    /// Publish with 256 unconfirmed and consume with 64 at a time, in one process.
     Both,
-    /// Publish one to an idle server and wait for it in the handler.
+    /// Publish one message to an idle server and wait until it arrives at the handler.
     Latency,
-    /// No row of the tables: fills the backlog of another run.
+    /// Not a row of the tables: fills the backlog of another run.
     #[value(skip)]
     Fill,
 }
@@ -45,7 +45,7 @@ impl Row {
     pub const ALL: [Self; 6] =
         [Self::Publish1, Self::Publish256, Self::Consume1, Self::Consume64, Self::Both, Self::Latency];
 
-    /// What it means to a reader.
+    /// Returns the row's title in the tables.
     pub fn title(self) -> &'static str {
         match self {
             Self::Publish1 => "publish, confirmed one at a time",
@@ -66,13 +66,13 @@ impl Row {
         !matches!(self, Self::Publish1 | Self::Publish256 | Self::Fill)
     }
 
-    /// Whether another process must fill the backlog first.
+    /// Returns whether another process must fill the backlog first.
     pub fn needs_backlog(self) -> bool {
         matches!(self, Self::Consume1 | Self::Consume64)
     }
 }
 
-/// Messages of a run that takes the raw client some three seconds on two cores.
+/// Returns the number of messages of a run that takes the raw client about three seconds on two cores.
 pub fn messages(broker: Broker, row: Row, size: usize) -> usize {
     let small = size < 2048;
     match (broker, row) {

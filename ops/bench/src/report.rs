@@ -1,4 +1,4 @@
-//! Medians, spreads and ratios of the runs, as tables or as JSON.
+//! Computes medians, spreads and ratios of the runs, and prints them as tables or as JSON.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -8,33 +8,34 @@ use crate::contestants;
 use crate::plan::{Broker, Row};
 use crate::rounds::Run;
 
-/// What one contestant reached in one row.
+/// The result of one contestant in one row.
 #[derive(Debug, Default, Serialize)]
 pub struct Summary {
     broker: String,
     row: String,
     size: usize,
     contestant: String,
-    /// Rounds that went well.
+    /// Rounds that succeeded.
     rounds: usize,
     /// Messages per second, median.
     rate: f64,
-    /// Half of the distance between the fastest and the slowest round, as a part of the median.
+    /// Half of the distance between the fastest and the slowest round, as a fraction of the median.
     spread: f64,
-    /// Median over the rounds of this rate to the raw client's in the same round; of the latency row: of its p50.
+    /// The median over the rounds of this rate divided by the raw client's in the same round; for the latency
+    /// row: of its p50.
     of_raw: Option<f64>,
     /// Microseconds, medians of the rounds' p50 and p99.
     latency: Option<[f64; 2]>,
-    /// CPU seconds per million messages, medians; of the latency row they are mostly the waiting between messages.
+    /// CPU seconds per million messages, medians; in the latency row mostly the waiting between messages.
     client_cpu: f64,
     server_cpu: f64,
-    /// Most memory of the client in any round, MiB.
+    /// The highest memory of the client in any round, MiB.
     peak_mib: f64,
-    /// What the raw client guarantees here and this one does not, and what went wrong.
+    /// Guarantees of the raw client that this contestant lacks, and failures.
     notes: Vec<String>,
 }
 
-/// The middle of `values`; not a number when there are none.
+/// Returns the median of `values`; not a number when there are none.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
@@ -44,7 +45,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// What is compared: the rate, or how short the wait is.
+/// Returns the compared number: the p50 of the latency row, else the rate.
 fn score(run: &Run) -> Option<f64> {
     let outcome = run.outcome.as_ref()?;
     Some(match outcome.latency {
@@ -126,7 +127,7 @@ fn summaries(args: &Args, runs: &[Run]) -> Vec<Summary> {
     out
 }
 
-/// One line about one run.
+/// Returns one line about one run.
 pub fn line(run: &Run) -> String {
     let head =
         format!("{} {:?} {} B round {} {}", run.broker, run.row, run.size, run.round + 1, run.contestant);

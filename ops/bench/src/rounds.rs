@@ -1,4 +1,5 @@
-//! Interleaved rounds: in each, everybody runs once, in turn, so that a busy neighbour hurts all of them.
+//! Runs interleaved rounds: in each, every contestant runs once, in turn, so that other load on the machine
+//! slows all of them.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -14,10 +15,10 @@ use crate::contestants::{self, Entry};
 use crate::plan::{Broker, Row, messages};
 use crate::servers::Server;
 
-/// Longest run of a child.
+/// The maximum duration of a child.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// One run and how it went.
+/// One run and its result.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
     pub broker: Broker,
@@ -26,11 +27,11 @@ pub struct Run {
     pub round: usize,
     pub contestant: String,
     pub outcome: Option<Outcome>,
-    /// Why there is none.
+    /// The reason for a missing result.
     pub error: Option<String>,
 }
 
-/// Runs all that `args` asks of `broker`.
+/// Runs all rows that `args` selects for `broker`.
 pub async fn rounds(args: &Args, broker: Broker) -> Result<Vec<Run>> {
     let server = Server::start(broker, args.generation.into(), args.durability).await?;
     let entries: Vec<&Entry> = contestants::of(broker)
@@ -42,7 +43,7 @@ pub async fn rounds(args: &Args, broker: Broker) -> Result<Vec<Run>> {
         for &row in &args.rows() {
             for round in 0..args.rounds {
                 for turn in 0..entries.len() {
-                    // Nobody always comes first.
+                    // The first place rotates.
                     let entry = entries[(turn + round) % entries.len()];
                     let wanted = messages(broker, row, size) as f64 * entry.share * args.scale;
                     let mut run = Run {
@@ -92,11 +93,11 @@ async fn one(args: &Args, server: &Server, run: &Run, name: &str, messages: usiz
     child(&task).await
 }
 
-/// Runs `task` in a process of its own.
+/// Runs `task` in a separate process.
 async fn child(task: &Task) -> Result<Outcome> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--child").arg(serde_json::to_string(task)?);
-    // The reason is the last line of standard error.
+    // Without a backtrace the reason is the last line of standard error.
     command.env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     let Ok(done) = timeout(PATIENCE, command.output()).await else {

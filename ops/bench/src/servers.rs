@@ -1,4 +1,4 @@
-//! The server that all contestants of a broker share, and how it is emptied between runs.
+//! Starts the server that all contestants of a broker share, and empties it between runs.
 
 use anyhow::{Result, bail};
 use futures_util::TryStreamExt;
@@ -14,7 +14,7 @@ pub enum Server {
 }
 
 impl Server {
-    /// Starts it with the wanted durability. RabbitMQ's is a matter of its queues.
+    /// Starts the server with the given durability. For RabbitMQ the durability is a property of its queues.
     pub async fn start(broker: Broker, generation: Generation, durability: Durability) -> Result<Self> {
         let fsync = durability == Durability::Fsync;
         Ok(match broker {
@@ -38,11 +38,11 @@ impl Server {
         };
         match id {
             Some(id) => Ok(id),
-            None => bail!("the server is gone"),
+            None => bail!("the server has ended"),
         }
     }
 
-    /// How run `name` reaches it.
+    /// Returns the URL for run `name`.
     pub async fn url(&self, name: &str) -> Result<String> {
         Ok(match self {
             Self::Nats(server) => server.url(),
@@ -51,7 +51,7 @@ impl Server {
         })
     }
 
-    /// Removes all that run `name` left.
+    /// Removes everything that run `name` left.
     pub async fn clear(&self, name: &str) -> Result<()> {
         match self {
             Self::Nats(server) => {

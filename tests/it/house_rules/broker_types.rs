@@ -1,4 +1,5 @@
-//! No type of a broker's client crate in a public signature: an upgrade of one must never reach our users.
+//! Checks that no type of a broker's client crate is in a public signature: an upgrade of one must never
+//! affect our users.
 
 use super::{assert_none, files, rust_files};
 use proc_macro2::{TokenStream, TokenTree};
@@ -6,10 +7,10 @@ use quote::ToTokens;
 use std::collections::BTreeSet;
 use syn::{ImplItem, Item, TraitItem, UseTree, Visibility};
 
-/// The client crates, as they are named in code.
+/// The client crates, by their names in code.
 const BROKER_CRATES: &[&str] = &["async_nats", "lapin", "redis"];
 
-/// The folder whose subfolders are one broker each.
+/// The folder with one subfolder for each broker.
 const TRANSPORTS: &str = "crates/event-client/src/transport/";
 
 #[test]
@@ -28,7 +29,7 @@ fn no_broker_type_is_in_a_public_signature() {
 fn broker_folders_are_private() {
     let door = format!("{TRANSPORTS}mod.rs");
     let Some(door) = files().into_iter().find(|file| file.path == door) else {
-        panic!("{door} is gone: point this rule at the place where transports are chosen");
+        panic!("{door} does not exist: point this rule at the place where transports are chosen");
     };
     let open =
         syn::parse_file(&door.text).expect("it compiles").items.into_iter().filter_map(|item| match item {
@@ -69,10 +70,12 @@ fn a_leak_is_found_wherever_it_hides() {
     }
 }
 
-/// The public signatures of a file that name a broker's type, directly or through a `use` of the same file.
+/// Returns the public signatures of a file that name a broker's type, directly or through a `use` in the same
+/// file.
 fn leaks(source: &str) -> syn::Result<Vec<String>> {
     let file = syn::parse_file(source)?;
-    // A module of ours may bear a broker's name (`mod redis;`): inside such a file the bare name is ours.
+    // One of our modules may have a broker's name (`mod redis;`): inside such a file the bare name is that
+    // module.
     let ours: BTreeSet<String> = file
         .items
         .iter()
@@ -94,7 +97,7 @@ fn leaks(source: &str) -> syn::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Adds the names that a `use` of a broker crate brings into the file.
+/// Adds the names that a `use` of a broker crate imports into the file.
 fn imports(tree: &UseTree, inside: bool, crates: &BTreeSet<String>, names: &mut BTreeSet<String>) {
     match tree {
         UseTree::Path(path) => {
@@ -108,7 +111,7 @@ fn imports(tree: &UseTree, inside: bool, crates: &BTreeSet<String>, names: &mut 
     }
 }
 
-/// Calls `see` with each signature that code outside the crate could reach, bodies and private parts left out.
+/// Calls `see` with each signature that code outside the crate could reach, without bodies and private parts.
 fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
     let public = |visibility: &Visibility| matches!(visibility, Visibility::Public(_));
     let fields = |fields: &syn::Fields, all: bool, see: &mut dyn FnMut(TokenStream)| {
@@ -147,9 +150,10 @@ fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
                     }
                 }
             }
-            // The header of a trait implementation is public wherever both sides are; its methods repeat it.
+            // The header of a trait implementation is public when both sides are public; its methods only
+            // repeat the trait's.
             Item::Impl(item) => match &item.trait_ {
-                // Nobody outside can name a type of this file that is not public.
+                // Code outside cannot name a private type of this file.
                 Some(_) if private.iter().any(|name| is(&item.self_ty, name)) => {}
                 Some((_, path, _)) => see(path.to_token_stream()),
                 None => {
@@ -176,12 +180,12 @@ fn public_signatures(items: &[Item], see: &mut dyn FnMut(TokenStream)) {
     }
 }
 
-/// Whether this is the type of that name, whatever its parameters.
+/// Returns whether this is the type with that name, with any parameters.
 fn is(ty: &syn::Type, name: &syn::Ident) -> bool {
     matches!(ty, syn::Type::Path(path) if path.path.segments.last().is_some_and(|last| last.ident == *name))
 }
 
-/// Every identifier in `tokens`, groups included.
+/// Returns every identifier in `tokens`, groups included.
 fn names(tokens: TokenStream) -> Vec<String> {
     tokens
         .into_iter()

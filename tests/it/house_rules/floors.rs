@@ -1,15 +1,16 @@
-//! A crate uses only floors below its own: read from `cargo metadata`, so the compiler's view is what counts.
+//! Checks that a crate depends only on floors below its own, according to `cargo metadata`, which is also the
+//! compiler's input.
 
 use super::assert_none;
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// The house. A new crate is placed here first.
+/// The floors of the crates. Add a new crate here first.
 const FLOORS: &[(&str, u8)] = &[
-    ("event-macros", 0),  // the cellar of event-client: derives have to be a crate of their own
-    ("test-servers", 0),  // below all: every crate's tests may start servers
+    ("event-macros", 0),  // a part of event-client: derives must be in a separate crate
+    ("test-servers", 0),  // the lowest floor: every crate's tests may start servers
     ("private-files", 0), // every store keeps its files from other users the same way
     ("terminal", 0),      // every program prints the same way
-    ("sqlite-kit", 0),    // every store in a file notices when it is gone
+    ("sqlite-kit", 0),    // every store in a file detects that the file was removed
     ("event-client", 1),
     ("service-kit", 1),
     ("event-conformance", 2),
@@ -21,9 +22,9 @@ const FLOORS: &[(&str, u8)] = &[
     ("backbone-tests", 5),
 ];
 
-/// Upward arrows of tests, each with the reason that no lower place would do: (user, used).
+/// Dev-dependencies on a higher floor, each with the reason that no lower place is possible: (user, used).
 const DEV_EXCEPTIONS: &[(&str, &str)] = &[
-    // What a derive generates names event-client, so only there can its output be compiled.
+    // The output of a derive names event-client, so it can only be compiled with that crate.
     ("event-macros", "event-client"),
 ];
 
@@ -46,7 +47,7 @@ fn a_crate_uses_only_floors_below_its_own() {
         for dependency in package.dependencies.iter().filter(|dependency| dependency.path.is_some()) {
             let used = dependency.name.as_str();
             let dev = dependency.kind == DependencyKind::Development;
-            // A crate may name itself for its tests: that is how they turn on a feature of it.
+            // A crate may depend on itself for its tests, in order to enable one of its features.
             if dev && (user == used || DEV_EXCEPTIONS.contains(&(user, used))) {
                 continue;
             }

@@ -1,6 +1,7 @@
-//! The rules of the house, as tests: what a reviewer would otherwise have to remember.
+//! The project's rules as tests, so that no reviewer has to check them.
 
 mod broker_types;
+mod english;
 mod floors;
 mod source;
 mod words;
@@ -13,7 +14,7 @@ struct SourceFile {
     text: String,
 }
 
-/// Every text file of the repository in the order of their paths; what builds leave behind is not part of it.
+/// Returns every text file of the repository in the order of their paths, without build output.
 fn files() -> Vec<SourceFile> {
     let root = backbone_tests::workspace_root();
     let mut files = Vec::new();
@@ -22,7 +23,7 @@ fn files() -> Vec<SourceFile> {
     files
 }
 
-/// The Rust files among [`files`].
+/// Returns the Rust files among [`files`].
 fn rust_files() -> Vec<SourceFile> {
     let files: Vec<_> = files().into_iter().filter(|file| file.path.ends_with(".rs")).collect();
     assert!(files.len() > 20, "only {} Rust files found: the walk is broken", files.len());
@@ -45,7 +46,8 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<SourceFile>) {
     }
 }
 
-/// The content of a text file; none for pictures, samples in binary formats, and files that vanished meanwhile.
+/// Returns the content of a text file; none for pictures, samples in binary formats, and files that were
+/// removed meanwhile.
 fn text(path: &PathBuf) -> Option<String> {
     String::from_utf8(std::fs::read(path).ok()?).ok()
 }

@@ -1,8 +1,8 @@
-//! The shape of source files: each says what it is for, and stays short enough to be read at one sitting.
+//! Checks the shape of source files: each begins with a comment on its purpose, and has a limited length.
 
 use super::{assert_none, rust_files};
 
-/// The most lines a Rust file may have, its tests included.
+/// The maximum number of lines of a Rust file, its tests included.
 const LONGEST: usize = 400;
 
 /// Files that may be longer, each with its own limit and the reason beside it.

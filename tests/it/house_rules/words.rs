@@ -1,10 +1,11 @@
-//! The repository speaks of the project alone: no traces of the machine or the tools it was written with.
+//! Checks that the repository contains only the project: no traces of the machine or the tools it was written
+//! with.
 
 use super::{assert_none, files};
 
-/// Text that must not occur, in lower case. Cut in two, so that this file does not find itself.
+/// Text that must not occur, in lower case. Each is split in two, so that this file does not match itself.
 const TRACES: &[(&str, &str)] = &[
-    // folders of one person's machine
+    // folders of one developer's machine
     ("/wo", "rk/"),
     ("/ro", "ot/"),
     ("/ho", "me/"),
@@ -12,7 +13,7 @@ const TRACES: &[(&str, &str)] = &[
     ("sha", "red/research"),
     ("sha", "red/roadmap"),
     ("sha", "red/design"),
-    // writing tools and their habits
+    // writing tools and their typical phrases
     ("cl", "aude"),
     ("anth", "ropic"),
     ("chat", "gpt"),
@@ -23,7 +24,7 @@ const TRACES: &[(&str, &str)] = &[
     ("issue", "2"),
 ];
 
-/// Where such text is data and has to stay as it is: (path prefix, text, reason is the comment).
+/// Places where such text is data and must stay unchanged: (path prefix, text, reason is the comment).
 const EXCEPTIONS: &[(&str, &str)] = &[];
 
 #[test]

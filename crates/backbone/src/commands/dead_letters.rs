@@ -1,4 +1,4 @@
-//! `backbone dlq`: what groups gave up on.
+//! `backbone dlq`: lists, shows, replays and deletes dead letters.
 
 use anyhow::{Context, bail};
 use event_client::delivery::Reason;
@@ -19,9 +19,9 @@ pub(crate) async fn run(global: &Global, command: DeadLetters, output: Output) -
         DeadLetters::Show { id } => {
             let one = DeadLetterFilter { ids: vec![id.as_str().into()], ..DeadLetterFilter::default() };
             let letters = admin.dead_letters(one).await?;
-            let letter = letters
-                .first()
-                .with_context(|| format!("no dead letter `{id}`; `backbone dlq ls` lists them"))?;
+            let letter = letters.first().with_context(|| {
+                format!("unknown dead letter `{id}`; `backbone dlq ls` lists all of them")
+            })?;
             detail(output, letter)?;
         }
         DeadLetters::Replay(choice) => {
@@ -46,7 +46,10 @@ fn report(output: Output, count: u64, word: &str, text: &str) -> anyhow::Result<
 fn filter(choice: &Choice) -> anyhow::Result<DeadLetterFilter> {
     let reason = choice.reason.as_deref().map(|wanted| {
         Reason::ALL.into_iter().find(|reason| reason.as_str() == wanted).with_context(|| {
-            format!("no reason `{wanted}`; there are {}", Reason::ALL.map(Reason::as_str).join(", "))
+            format!(
+                "unknown reason `{wanted}`; the reasons are {}",
+                Reason::ALL.map(Reason::as_str).join(", ")
+            )
         })
     });
     Ok(DeadLetterFilter {
@@ -58,12 +61,12 @@ fn filter(choice: &Choice) -> anyhow::Result<DeadLetterFilter> {
     })
 }
 
-/// A filter for a command that changes something: everything must be asked for by name.
+/// Returns the filter of a command that changes something; it requires a condition or `--all`.
 fn deliberate(choice: &Choice) -> anyhow::Result<DeadLetterFilter> {
     let filter = filter(choice)?;
     let anything = DeadLetterFilter { limit: choice.limit, ..DeadLetterFilter::default() };
     if !choice.all && filter == anything {
-        bail!("say which: ids, --group, --subject, --reason, or --all");
+        bail!("select dead letters by ids, --group, --subject or --reason, or use --all");
     }
     Ok(filter)
 }
@@ -91,7 +94,7 @@ fn list(output: Output, letters: &[DeadLetter]) -> anyhow::Result<()> {
     Ok(output.table(&header, &letters.iter().map(row).collect::<Vec<_>>())?)
 }
 
-/// The event's own id, and the flow and trace that it belongs to, as far as its envelope can be read.
+/// The event's own id, correlation id and trace id, if its envelope can be decoded.
 struct Origin {
     event: String,
     correlation: Option<String>,
@@ -140,7 +143,7 @@ fn detail(output: Output, letter: &DeadLetter) -> anyhow::Result<()> {
         ("attempts", letter.attempts.to_string()),
         ("published", letter.published_at.to_string()),
         ("first tried", letter.first_attempt_at.to_string()),
-        ("given up", letter.dead_at.to_string()),
+        ("dead since", letter.dead_at.to_string()),
     ] {
         output.line(&format!("{} {value}", output.bold(&format!("{name:<12}"))))?;
     }

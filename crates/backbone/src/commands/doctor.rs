@@ -1,4 +1,5 @@
-//! `backbone doctor`: is the bus reachable, writable, durable, and is anybody stuck?
+//! `backbone doctor`: checks whether the bus is reachable, writable and durable, and whether groups or tasks lack a
+//! consumer.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -85,14 +86,14 @@ async fn examine(bus: &Bus) -> Vec<Finding> {
         Ok(letters) if letters.is_empty() => Finding::good("dead letters", "none"),
         Ok(letters) => Finding::bad(
             "dead letters",
-            format!("{}; look with `backbone dlq ls`, then replay or drop them", letters.len()),
+            format!("{}; list them with `backbone dlq ls`, then replay or drop them", letters.len()),
         ),
         Err(error) => Finding::bad("dead letters", error.to_string()),
     });
     findings
 }
 
-/// Is anybody stuck?
+/// Reports groups in which events wait although the group has no member.
 fn members(groups: &[GroupStatus]) -> Finding {
     let now = Timestamp::now();
     let stuck: Vec<_> = groups
@@ -110,17 +111,18 @@ fn members(groups: &[GroupStatus]) -> Finding {
     Finding::bad(
         "groups",
         format!(
-            "nobody works for {}; start the service, or `backbone topology delete` the group if it is gone for good",
+            "no member receives the events of {}; start the service, or delete the group with `backbone topology delete` if the service no longer exists",
             stuck.join(", ")
         ),
     )
 }
 
-/// Publishes a probe that only a broadcast subscription of our own receives.
+/// Publishes a probe and waits for it on a broadcast subscription; returns the time until it was stored and until it
+/// was received.
 async fn round_trip(bus: &Bus) -> anyhow::Result<(Duration, Duration)> {
     let subject = Subject::new("backbone.doctor.v1")?;
     let subscription = bus.subscribe(Subscribe::broadcast([Pattern::from(&subject)])).await?;
-    // A proper event, so that groups on everything can decode it.
+    // A valid event, so that groups that receive all subjects can decode it.
     let mut meta = Meta::new(MessageId::now(), "/backbone-cli", subject.as_str());
     let (content_type, _, body) = write(&mut meta, &(), Codec::Json, Mode::Structured)?;
     let probe = Message { id: meta.id.clone(), ..Message::new(subject, content_type, body) };

@@ -1,4 +1,4 @@
-//! `backbone lag`: how far every group is.
+//! `backbone lag`: shows for each group how many events wait, are in flight, are retried or are dead.
 
 use anyhow::bail;
 use jiff::Timestamp;
@@ -13,13 +13,13 @@ pub(crate) async fn run(global: &Global, args: Lag, output: Output) -> anyhow::R
     if let Some(wanted) = &args.group {
         groups.retain(|status| status.group.as_str() == wanted);
         if groups.is_empty() {
-            bail!("no group `{wanted}`; `backbone lag` lists them");
+            bail!("unknown group `{wanted}`; `backbone lag` lists all groups");
         }
     }
     if output.is_json() {
         groups.iter().try_for_each(|status| output.json(status))?;
     } else if groups.is_empty() {
-        output.line("no durable groups yet; a service or `backbone sub --group NAME` makes one")?;
+        output.line("no durable groups yet; a service or `backbone sub --group NAME` creates one")?;
     } else {
         let now = Timestamp::now();
         let rows: Vec<_> = groups

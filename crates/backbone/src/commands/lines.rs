@@ -1,14 +1,14 @@
-//! Lines of standard input, numbered, bounded and in UTF-8.
+//! Reads lines of standard input, with line numbers, a maximum length, and checked UTF-8.
 
 use std::io;
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, BufReader, Stdin};
 
-/// The longest line that is read. It is far above the largest message of any bus.
+/// Longest accepted line, in bytes. It is far above the largest message of any bus.
 const LONGEST: usize = 64 << 20;
 
-/// Lines with their numbers, from 1.
+/// Reads lines with their numbers, from 1.
 pub(crate) struct Lines<R> {
     input: R,
     line: Vec<u8>,
@@ -26,7 +26,8 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         Self { input, line: Vec::new(), number: 0 }
     }
 
-    /// The next line that is not blank; `None` at the end. Dropping the future loses nothing: a partial line is kept.
+    /// Returns the next line that is not blank; `None` at the end. Cancel-safe: a partial line is kept when the
+    /// future is dropped.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<(u64, String)>> {
         loop {
             let ended = self.fill().await.with_context(|| format!("line {}", self.number + 1))?;
@@ -45,7 +46,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         }
     }
 
-    /// Reads to the end of the line; answers whether the input has ended.
+    /// Reads to the end of the line; returns whether the input has ended.
     async fn fill(&mut self) -> anyhow::Result<bool> {
         loop {
             let bytes = self.input.fill_buf().await.or_else(end_of_terminal)?;
@@ -58,13 +59,13 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 return Ok(ended);
             }
             if self.line.len() > LONGEST {
-                bail!("longer than {} MiB", LONGEST >> 20);
+                bail!("the line is longer than {} MiB", LONGEST >> 20);
             }
         }
     }
 }
 
-/// A terminal that went away reads as an I/O error; for us it is the end of the input.
+/// Reading from a closed terminal returns an I/O error; it is treated as the end of the input.
 fn end_of_terminal<'a>(error: io::Error) -> io::Result<&'a [u8]> {
     const EIO: i32 = 5;
     if error.raw_os_error() == Some(EIO) { Ok(&[]) } else { Err(error) }

@@ -1,4 +1,4 @@
-//! `backbone logs`: stored records on the terminal, asked of the aggregator over HTTP.
+//! `backbone logs`: prints stored records, which it reads from the aggregator over HTTP.
 
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::interrupted;
 use crate::args::{LogFilter, Logs};
 use terminal::{Output, note, plain};
 
-/// Records that one answer of the aggregator can have.
+/// Maximum number of records in one response of the aggregator.
 const MOST: usize = 10_000;
 
 pub(crate) async fn run(command: Logs, output: Output) -> anyhow::Result<()> {
@@ -20,14 +20,14 @@ pub(crate) async fn run(command: Logs, output: Output) -> anyhow::Result<()> {
 async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
     let wanted = filter.limit.map_or(100, |limit| limit as usize);
     let (mut records, mut cursor) = (Vec::new(), None);
-    // An answer is bounded in records and bytes, and says where the next one begins.
+    // A response is limited in records and in bytes, and contains the cursor of the next one.
     loop {
         let limit = (wanted - records.len()).min(MOST);
         let mut more = vec![("limit", limit.to_string())];
         more.extend(cursor.map(|cursor| ("cursor", cursor)));
         let mut answer: Value = ask(&filter, "query", &more).await?.json().await?;
         let Value::Array(page) = answer["records"].take() else {
-            bail!("the aggregator's answer has no records")
+            bail!("the log aggregator's response has no records")
         };
         records.extend(page);
         cursor = answer["next"].as_str().map(String::from);
@@ -36,9 +36,9 @@ async fn query(filter: LogFilter, output: Output) -> anyhow::Result<()> {
         }
     }
     if records.is_empty() && !output.is_json() {
-        return Ok(output.line("no such records")?);
+        return Ok(output.line("no matching records")?);
     }
-    // The newest last, as in a log file.
+    // The newest record is printed last, as in a log file.
     records.iter().rev().try_for_each(|record| show(record, output))
 }
 
@@ -49,10 +49,10 @@ async fn tail(filter: LogFilter, output: Output) -> anyhow::Result<()> {
     let mut stop = std::pin::pin!(interrupted());
     loop {
         let chunk = tokio::select! {
-            chunk = answer.chunk() => chunk.context("the aggregator went away")?,
+            chunk = answer.chunk() => chunk.context("the connection to the log aggregator failed")?,
             () = &mut stop => return Ok(()),
         };
-        let Some(chunk) = chunk else { bail!("the aggregator ended the tail") };
+        let Some(chunk) = chunk else { bail!("the log aggregator ended the tail") };
         buffer.extend_from_slice(&chunk);
         while let Some(end) = buffer.windows(2).position(|pair| pair == b"\n\n") {
             let event: Vec<u8> = buffer.drain(..end + 2).collect();
@@ -61,14 +61,16 @@ async fn tail(filter: LogFilter, output: Output) -> anyhow::Result<()> {
     }
 }
 
-/// One server-sent event: a record, or how many were missed.
+/// Prints one server-sent event: a record, or the number of missed records.
 fn frame(event: &str, output: Output) -> anyhow::Result<()> {
     let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name)).map(str::trim_start);
     let Some(data) = field("data:") else { return Ok(()) };
-    let value: Value = serde_json::from_str(data).context("the aggregator sent something else than JSON")?;
+    let value: Value = serde_json::from_str(data).context("the log aggregator sent invalid JSON")?;
     match field("event:") {
         Some("dropped") => {
-            note(&output.dim(&format!("records passed by while this reader was slow: {}", value["count"])));
+            note(
+                &output.dim(&format!("records missed because this reader was too slow: {}", value["count"])),
+            );
             Ok(())
         }
         _ => show(&value, output),
@@ -77,7 +79,7 @@ fn frame(event: &str, output: Output) -> anyhow::Result<()> {
 
 async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow::Result<reqwest::Response> {
     let server = filter.server.expose();
-    // A URL's parser drops some control characters without a word: another address would be asked.
+    // The URL parser silently removes some control characters: the request would go to another address.
     let mut url = reqwest::Url::parse(server)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https") && !server.contains(char::is_control))
@@ -109,13 +111,13 @@ async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow:
     }
     let answer = reqwest::get(url).await.map_err(reqwest::Error::without_url).with_context(|| {
         format!(
-            "no log aggregator at {}; start one with `backbone up`, or name it with --server",
+            "cannot connect to a log aggregator at {}; start one with `backbone up`, or set --server",
             filter.server
         )
     })?;
     if !answer.status().is_success() {
         bail!(
-            "{} answered {}: {}; if that is no log aggregator, name one with --server",
+            "{} answered {}: {}; if it is not a log aggregator, set --server",
             plain(&filter.server.to_string()),
             answer.status(),
             excerpt(answer).await
@@ -124,7 +126,8 @@ async fn ask(filter: &LogFilter, what: &str, more: &[(&str, String)]) -> anyhow:
     Ok(answer)
 }
 
-/// At most 200 characters of an error's body, made harmless: any program may listen at that address.
+/// Returns at most 200 characters of an error's body, without control characters: any program may listen at that
+/// address.
 async fn excerpt(mut answer: reqwest::Response) -> String {
     let mut body = Vec::new();
     while body.len() < 4096 {

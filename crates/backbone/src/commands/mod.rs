@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! Runs the subcommands; each has its own file.
 
 mod dead_letters;
 mod demo;
@@ -27,7 +27,7 @@ use service_kit::telemetry;
 use crate::args::{Cli, Command, Global};
 use terminal::Output;
 
-/// Runs the command; the code says how it went.
+/// Runs the command and returns its exit code.
 pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let output = Output::new(cli.global.json);
     match cli.command {
@@ -55,7 +55,7 @@ async fn connect(global: &Global) -> anyhow::Result<Bus> {
     Ok(Bus::from_env_with(global.url.as_ref().map(Url::expose), settings).await?)
 }
 
-/// How a long-running command logs: by `LOG_LEVEL` and `RUST_LOG`.
+/// Returns the log settings of a long-running command, from `LOG_LEVEL` and `RUST_LOG`.
 fn log_settings() -> anyhow::Result<telemetry::Settings> {
     #[derive(Debug, Default, serde::Deserialize)]
     #[serde(default)]
@@ -65,7 +65,7 @@ fn log_settings() -> anyhow::Result<telemetry::Settings> {
     Ok(Loader::new("backbone").load::<Settings>()?.into_inner().log)
 }
 
-/// Resolves at Ctrl-C or SIGTERM.
+/// Completes at Ctrl-C or SIGTERM.
 async fn interrupted() {
     let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(terminate) => terminate,

@@ -1,4 +1,4 @@
-//! `backbone outbox`: what a service's outbox holds, and what to do with events that the bus will not take.
+//! `backbone outbox`: shows a service's outbox, and retries or deletes events that the bus refuses.
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use service_kit::config::Url;
 use sqlx::Pool;
+#[cfg(feature = "postgres")]
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
 
@@ -14,23 +15,23 @@ use terminal::{Output, plain};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Outbox {
-    /// How much waits, and what was set aside because the bus will not take it
+    /// Show the number of waiting events, and list the events that were set aside because the bus refuses them
     Ls {
         #[command(flatten)]
         database: Database,
-        /// At most so many, oldest first
+        /// Maximum number of listed events, oldest first
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
-    /// Let the relay try them again
+    /// Publish events again that were set aside
     Retry(Choice),
-    /// Delete them; they will never be published
+    /// Delete events that were set aside; they will never be published
     Drop(Choice),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Database {
-    /// The service's database: `postgres://…` or `sqlite:PATH`
+    /// URL of the service's database: `postgres://…` or `sqlite:PATH`
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database: Url,
 }
@@ -39,15 +40,15 @@ pub(crate) struct Database {
 pub(crate) struct Choice {
     #[command(flatten)]
     pub(crate) database: Database,
-    /// These events, by id
+    /// Ids of the events
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub(crate) ids: Vec<String>,
-    /// All that were set aside
+    /// Select all events that were set aside
     #[arg(long)]
     pub(crate) all: bool,
 }
 
-/// A database that does not answer within this time is not there.
+/// Longest time to connect to the database.
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
@@ -55,8 +56,9 @@ pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
         Outbox::Ls { database, .. } => database.database.expose().to_owned(),
         Outbox::Retry(choice) | Outbox::Drop(choice) => choice.database.database.expose().to_owned(),
     };
-    // The URL holds a password: errors name the kind of database only.
+    // The URL may contain a password: errors name only the kind of database.
     match url.split_once(':').map(|(scheme, _)| scheme) {
+        #[cfg(feature = "postgres")]
         Some("postgres" | "postgresql") => {
             let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(DEADLINE).connect(&url).await;
             with(&pool.context("cannot open the PostgreSQL database")?, command, output).await
@@ -65,7 +67,11 @@ pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {
             let pool = SqlitePoolOptions::new().max_connections(1).connect(&url).await;
             with(&pool.with_context(|| format!("cannot open `{url}`"))?, command, output).await
         }
-        _ => bail!("a database is `postgres://…` or `sqlite:PATH`"),
+        #[cfg(not(feature = "postgres"))]
+        Some("postgres" | "postgresql") => {
+            bail!("PostgreSQL is not in this build; build with the feature `postgres`")
+        }
+        _ => bail!("unsupported database URL; use `postgres://…` or `sqlite:PATH`"),
     }
 }
 
@@ -76,7 +82,7 @@ async fn with<D: Dialect>(pool: &Pool<D>, command: Outbox, output: Output) -> an
         }
         Outbox::Retry(choice) => {
             let count = outbox::retry(pool, chosen(&choice)).await?;
-            report(output, count, "retried", "given to the relay again")
+            report(output, count, "retried", "queued for publishing again")
         }
         Outbox::Drop(choice) => {
             let count = outbox::discard(pool, chosen(&choice)).await?;

@@ -1,4 +1,4 @@
-//! `backbone pub`: events from the command line or standard input.
+//! `backbone pub`: publishes events from the command line or standard input.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ use super::connect;
 use super::lines::Lines;
 use crate::args::{Global, Publish};
 
-/// Lines that are sent before the first of them is confirmed.
+/// Maximum number of lines that are sent before the first of them is confirmed.
 const WINDOW: usize = 256;
 
 pub(crate) async fn run(global: &Global, args: Publish, output: Output) -> anyhow::Result<()> {
@@ -37,17 +37,17 @@ pub(crate) async fn run(global: &Global, args: Publish, output: Output) -> anyho
     Ok(bus.close().await?)
 }
 
-/// A line that was sent and is not confirmed yet.
+/// A published line whose confirmation has not arrived.
 struct Sent<'a> {
     number: u64,
     id: MessageId,
     confirmed: BoxFuture<'a, BusResult<Receipt>>,
 }
 
-/// Publishes standard input, up to [`WINDOW`] lines ahead of the confirmations, in order.
+/// Publishes the lines of standard input, up to [`WINDOW`] lines ahead of the confirmations, in order.
 ///
-/// The first line that cannot be sent or is not stored ends it; lines that were sent by then are still awaited and
-/// reported. When the reader of standard output goes away, publishing goes on: that is what was asked for.
+/// The first line that cannot be sent or stored stops the reading; lines that were sent before are still awaited and
+/// reported. When the reader of standard output closes it, publishing continues, because the events were requested.
 async fn stream(bus: &Bus, args: &Publish, output: Output) -> anyhow::Result<()> {
     let mut lines = Lines::stdin();
     let mut sent: VecDeque<Sent<'_>> = VecDeque::new();
@@ -90,7 +90,7 @@ async fn stream(bus: &Bus, args: &Publish, output: Output) -> anyhow::Result<()>
     }
 }
 
-/// Keeps the first failure and reports each further one.
+/// Keeps the first failure and prints each further one.
 fn fail(first: &mut Option<anyhow::Error>, error: anyhow::Error) {
     match first {
         None => *first = Some(error),
@@ -98,7 +98,7 @@ fn fail(first: &mut Option<anyhow::Error>, error: anyhow::Error) {
     }
 }
 
-/// Waits until the oldest line is confirmed, and keeps the answer in its place.
+/// Waits until the oldest line is confirmed, and stores the result in its place.
 async fn oldest(sent: &mut VecDeque<Sent<'_>>) {
     if let Some(sent) = sent.front_mut() {
         let answer = (&mut sent.confirmed).await;
@@ -110,7 +110,7 @@ fn send<'a>(bus: &'a Bus, args: &Publish, number: u64, line: &str) -> anyhow::Re
     let message = message(args, line).with_context(|| format!("line {number}"))?;
     let id = message.id.clone();
     let mut confirmed = bus.publish_message(message).boxed();
-    // The first poll sends it, before the next line is read: this keeps the order.
+    // The first poll sends the event before the next line is read: this keeps the order.
     let confirmed = match (&mut confirmed).now_or_never() {
         Some(answer) => std::future::ready(answer).boxed(),
         None => confirmed,
@@ -122,7 +122,7 @@ fn send<'a>(bus: &'a Bus, args: &Publish, number: u64, line: &str) -> anyhow::Re
 struct Report {
     output: Output,
     text: String,
-    /// The reader of standard output is still there.
+    /// Whether the reader of standard output still reads.
     open: bool,
     stored: u64,
     progress: Progress,
@@ -154,7 +154,7 @@ impl Report {
     }
 }
 
-/// One stored event, as a line.
+/// Returns the output line of one stored event.
 fn told(args: &Publish, id: &MessageId, receipt: &Receipt, output: Output) -> String {
     let position = receipt.position.as_ref().map(ToString::to_string);
     if output.is_json() {
@@ -163,11 +163,11 @@ fn told(args: &Publish, id: &MessageId, receipt: &Receipt, output: Output) -> St
         }));
     }
     let place = position.map(|position| format!(" at {position}")).unwrap_or_default();
-    let verb = if receipt.duplicate { "already there" } else { "stored" };
+    let verb = if receipt.duplicate { "already stored" } else { "stored" };
     terminal::plain(&format!("{verb}: {} {id}", args.subject)) + &output.dim(&place)
 }
 
-/// An integer in valid JSON that MessagePack cannot hold.
+/// Returns the first integer in valid JSON that MessagePack cannot represent.
 fn large_integer(json: &str) -> Option<&str> {
     let (mut quoted, mut escaped) = (false, false);
     let mut numbers = json.split(move |c: char| {
@@ -184,7 +184,7 @@ fn large_integer(json: &str) -> Option<&str> {
 }
 
 fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
-    // Read once as a value, as its readers do: nesting and numbers that they refuse are refused here.
+    // Parsed once as a value, as consumers do: nesting and numbers that they refuse are refused here.
     let value: Value =
         serde_json::from_str(data).context("the data is not JSON; quote it as '{\"key\": 1}'")?;
     let subject = Subject::new(&args.subject)?;
@@ -197,17 +197,19 @@ fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
     meta.expirytime = after(args.expires_in)?;
     meta.caused_by(None);
     let (content_type, mut headers, payload) = match (args.codec, large_integer(data)) {
-        // The text as it came, so that numbers keep their digits.
+        // The text is published unchanged, so that numbers keep their digits.
         (Codec::Json, _) => {
             write(&mut meta, serde_json::from_str::<&RawValue>(data)?, args.codec, Mode::Structured)?
         }
         (Codec::MsgPack, None) => write(&mut meta, &value, args.codec, Mode::Structured)?,
         (Codec::MsgPack, Some(integer)) => {
-            anyhow::bail!("MessagePack has no integer as large as {integer}; publish it as JSON, or quote it")
+            anyhow::bail!(
+                "the integer {integer} is too large for MessagePack; publish it as JSON, or as a string"
+            )
         }
     };
     for header in &args.headers {
-        let (name, value) = header.split_once('=').context("a header is given as name=value")?;
+        let (name, value) = header.split_once('=').context("a header has the form name=value")?;
         Headers::set(&mut headers, name, value)?;
     }
     let mut message = Message::new(subject, content_type, payload);

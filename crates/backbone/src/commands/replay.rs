@@ -1,4 +1,4 @@
-//! `backbone replay`: a stretch of the past on the screen, or to one group again.
+//! `backbone replay`: shows stored events of a period, or delivers them to one group again.
 
 use std::time::Duration;
 
@@ -15,29 +15,29 @@ use terminal::Output;
 use super::{connect, show};
 use crate::args::{Global, Replay};
 
-/// A log has no end marker. When nothing came for this long, the server is asked whether it is well; when nothing came for
-/// this long after its answer either, everything that was stored has been shown.
+/// Time without a delivery after which the server is pinged. A log has no end marker: if nothing arrives for this
+/// time after the answer to the ping either, all stored events have been shown.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How long the subscription may be rebuilt before the replay gives up.
+/// Longest time for the subscription to be rebuilt before the replay fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn run(global: &Global, args: Replay, output: Output) -> anyhow::Result<()> {
     let bus = connect(global).await?;
     if let Some(group) = &args.group {
         if args.to.is_some() {
-            bail!("a group goes on from --from to the present; --to is only for showing");
+            bail!("--to cannot be used with --group: a group receives all events from --from to the present");
         }
         bus.admin().seek(Group::new(group)?, args.from.0).await?;
         if output.is_json() {
             output.json(&json!({"group": group, "rewound": true}))?;
         } else {
-            output.line(&format!("{group} receives everything from there on again"))?;
+            output.line(&format!("the group {group} receives all events since --from again"))?;
         }
         return Ok(bus.close().await?);
     }
     if matches!(args.from.0, Start::New) {
-        bail!("a replay starts in the past; use --from earliest, a time, or 10m");
+        bail!("a replay starts in the past: set --from to `earliest`, a time, or a duration such as `10m`");
     }
     let to = args.to.map_or_else(Timestamp::now, |moment| moment.0);
     let filters = args.patterns.iter().map(Pattern::new).collect::<event_client::Result<Vec<_>>>()?;
@@ -59,13 +59,13 @@ pub(crate) async fn run(global: &Global, args: Replay, output: Output) -> anyhow
     Ok(bus.close().await?)
 }
 
-/// The next stored event; `None` when all have been shown.
+/// Returns the next stored event; `None` when all have been shown.
 ///
 /// # Errors
 /// When the subscription has ended or is not live again in time: events may be missing then.
 async fn next(bus: &Bus, subscription: &Subscription) -> anyhow::Result<Option<Delivery>> {
     let mut health = subscription.health();
-    let ended = || anyhow::anyhow!("the subscription ended before everything was shown");
+    let ended = || anyhow::anyhow!("the subscription ended before all events were shown");
     let mut answered = false;
     loop {
         match tokio::time::timeout(QUIET, subscription.next()).await {
@@ -74,7 +74,7 @@ async fn next(bus: &Bus, subscription: &Subscription) -> anyhow::Result<Option<D
             Err(_) if answered && *health.borrow() == Health::Live => return Ok(None),
             Err(_) => {}
         }
-        // A server that is stopped or far away answers late or not at all; then silence proves nothing.
+        // A stopped or distant server answers late or never; then the lack of deliveries does not mean the end.
         let live = tokio::time::timeout(PATIENCE, health.wait_for(|now| *now == Health::Live)).await;
         live.context("the bus is not reachable; events may be missing")?.map_err(|_| ended())?;
         bus.admin().ping().await.context("the bus does not answer; events may be missing")?;

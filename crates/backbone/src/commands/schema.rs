@@ -1,4 +1,4 @@
-//! `backbone schema`: the language-neutral contract, written from the code and checked against it.
+//! `backbone schema`: writes JSON Schemas and golden samples from the code, and checks files against it.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ pub(crate) fn run(command: Schema, output: Output) -> anyhow::Result<ExitCode> {
                 let path = dir.join(file);
                 if let Some(folder) = path.parent() {
                     std::fs::create_dir_all(folder)
-                        .with_context(|| format!("cannot make {}", folder.display()))?;
+                        .with_context(|| format!("cannot create {}", folder.display()))?;
                 }
                 std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
             }

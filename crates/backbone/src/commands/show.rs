@@ -1,4 +1,4 @@
-//! How one event looks: a line for people, an object for scripts.
+//! Formats one event: as a line of text, or as a JSON object.
 
 use event_client::envelope::Envelope;
 use event_client::message::Message;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use terminal::{Output, plain, plain_json};
 
-/// An event for scripts.
+/// The JSON output of an event.
 #[derive(Serialize)]
 struct Line<'a> {
     data: Option<&'a RawValue>,
@@ -16,15 +16,15 @@ struct Line<'a> {
     rest: Value,
 }
 
-/// Prints a message as it travelled, decoded as far as possible.
+/// Prints a message with its headers, decoded as far as possible.
 pub(crate) fn message(output: Output, message: &Message, extra: &[(&str, Value)]) -> anyhow::Result<()> {
     Ok(output.line(&text(output, message, extra))?)
 }
 
-/// The line that [`message`] prints.
+/// Returns the line that [`message`] prints.
 pub(crate) fn text(output: Output, message: &Message, extra: &[(&str, Value)]) -> String {
     let envelope = Envelope::read_plain(message, None);
-    // Never through a number type: digits are shown as they came.
+    // The data are never parsed to numbers: digits are shown as they were sent.
     let data = envelope.as_ref().ok().and_then(Envelope::json);
     if output.is_json() {
         let mut line = json!({

@@ -1,4 +1,4 @@
-//! `backbone sub` and `backbone tail`: events as they come.
+//! `backbone sub` and `backbone tail`: print events as they arrive.
 
 use std::collections::VecDeque;
 
@@ -14,13 +14,13 @@ use terminal::{Output, note};
 use super::{connect, interrupted, show};
 use crate::args::{Global, Subscribe, Tail};
 
-/// Events that are printed in one write and then acknowledged.
+/// Maximum number of events that are printed in one write and then acknowledged.
 const BATCH: u64 = 64;
 
-/// Acknowledgements that may be unconfirmed.
+/// Maximum number of unconfirmed acknowledgements.
 const WINDOW: usize = 256;
-/// Events that a group may have fetched and not settled. Several windows: the transport fetches the next events while
-/// acknowledgements are on their way, and one commit settles many.
+/// Maximum number of events that a group may have fetched and not settled. Several windows: the transport fetches the
+/// next events while acknowledgements are in flight, and one commit settles many.
 const CREDIT: usize = 4 * WINDOW;
 
 pub(crate) async fn run(global: &Global, args: Subscribe, output: Output) -> anyhow::Result<()> {
@@ -51,7 +51,7 @@ async fn receive(
     }
     let subscription = bus.subscribe(spec).await?;
     if !output.is_json() {
-        note(&output.dim(&format!("receiving {} (Ctrl-C ends it)", patterns.join(" "))));
+        note(&output.dim(&format!("receiving {} (Ctrl-C stops)", patterns.join(" "))));
     }
     let mut left = limit.unwrap_or(u64::MAX);
     let mut acks = VecDeque::new();
@@ -62,24 +62,24 @@ async fn receive(
             batch = next_batch(&subscription, left.min(BATCH)) => batch,
             Ok(()) = health.changed() => {
                 if let Health::Rebuilding(why) = &*health.borrow_and_update() {
-                    note(&output.dim(&format!("nothing can be received now: {why}")));
+                    note(&output.dim(&format!("events cannot be received at the moment: {why}")));
                 }
                 continue;
             }
             () = &mut stop => break,
         };
         if batch.is_empty() {
-            bail!("the subscription ended before it was asked to: {:?}", *subscription.health().borrow());
+            bail!("the subscription ended unexpectedly: {:?}", *subscription.health().borrow());
         }
         let lines: Vec<String> =
             batch.iter().map(|delivery| line(delivery, group.is_some(), output)).collect();
-        // Printed first, acknowledged after: an event that the reader has not seen is delivered again.
+        // Print first, then acknowledge: an event that was not printed is delivered again.
         output.line(&lines.join("\n"))?;
         left -= batch.len() as u64;
         acks.extend(batch.into_iter().map(Delivery::ack));
         confirm(&mut acks, WINDOW).await?;
     }
-    // Whoever waited for what could not come was not served.
+    // The command fails if the subscription was not live when it ended.
     let deaf = match &*health.borrow() {
         Health::Rebuilding(why) if left > 0 => Some(why.clone()),
         _ => None,
@@ -88,12 +88,12 @@ async fn receive(
     confirm(&mut acks, 0).await?;
     bus.close().await?;
     match deaf {
-        Some(why) => bail!("nothing could be received at the end: {why}"),
+        Some(why) => bail!("events could not be received at the end: {why}"),
         None => Ok(()),
     }
 }
 
-/// The next delivery and those that are here already; empty when the subscription has ended.
+/// Returns the next delivery and those that have already arrived; empty when the subscription has ended.
 async fn next_batch(subscription: &Subscription, most: u64) -> Vec<Delivery> {
     let Some(first) = subscription.next().await else { return Vec::new() };
     let mut batch = vec![first];

@@ -1,4 +1,4 @@
-//! `backbone task`: the task queue's verbs, on the store beside the bus.
+//! `backbone task`: runs the commands of the task queue on the task store beside the bus.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use crate::builtin;
 use crate::stack::tasks_url;
 
 pub(crate) async fn run(global: &Global, command: TaskCommand) -> anyhow::Result<ExitCode> {
-    // `worker` has a built-in task that publishes events; the other verbs need no bus.
+    // `worker` has a built-in task that publishes events; the other commands need no bus.
     let bus =
         if matches!(command, TaskCommand::Worker(_)) { Some(super::connect(global).await?) } else { None };
     let data_dir = data_dir();
@@ -35,13 +35,13 @@ pub(crate) async fn run(global: &Global, command: TaskCommand) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where `backbone up` keeps what is not on a broker.
+/// Returns the directory in which `backbone up` stores all data that are not on a broker.
 fn data_dir() -> PathBuf {
     std::env::var_os("BACKBONE_DATA_DIR").map_or_else(|| Bus::DEFAULT_FOLDER.into(), PathBuf::from)
 }
 
-/// Whether due tasks wait for a worker that nobody has started, for the doctor. Looks at the store that `backbone task`
-/// uses; beside a broker, at the one that `backbone up` keeps in its data directory.
+/// Reports due tasks for which no worker runs, for `backbone doctor`. Reads the store that `backbone task` uses; if
+/// the bus is a broker, the store that `backbone up` creates in its data directory.
 pub(crate) async fn examine(global: &Global) -> Finding {
     match waiting(global).await {
         Ok(Some((waiting, patience))) => told(&waiting, patience),
@@ -53,7 +53,7 @@ pub(crate) async fn examine(global: &Global) -> Finding {
 async fn waiting(global: &Global) -> anyhow::Result<Option<(Vec<Waiting>, SignedDuration)>> {
     let url = tasks_url(global.bus_url(), &data_dir())?;
     let StoreUrl::Sqlite(options) = StoreUrl::parse(&url)?;
-    // To look makes nothing.
+    // The check must not create a store.
     if !options.path.exists() {
         return Ok(None);
     }
@@ -75,13 +75,13 @@ fn told(waiting: &[Waiting], patience: SignedDuration) -> Finding {
             let age = age(now.duration_since(kind.oldest));
             let known = match kind.known {
                 true => String::new(),
-                false => format!(", registered by no worker, dead {patience} after it fell due"),
+                false => format!(", registered by no worker, becomes dead {patience} after it is due"),
             };
             format!("`{}` in queue {} ({} due, oldest {age} old{known})", kind.name, kind.queue, kind.tasks)
         })
         .collect();
     if left.is_empty() {
-        return Finding::good("tasks", "none waits without a worker that takes it");
+        return Finding::good("tasks", "every due task has a worker");
     }
     Finding::bad(
         "tasks",

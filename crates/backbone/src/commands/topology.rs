@@ -1,4 +1,5 @@
-//! `backbone topology`: what services need to stand on the bus, compared and made.
+//! `backbone topology`: compares the topics and groups that services need with the bus, creates them, and deletes
+//! groups.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use super::connect;
 use crate::args::{self, Global, Needs};
 use terminal::Output;
 
-/// Exit code of a plan with something to do, as other planners have it.
+/// Exit code of a plan with changes, as other planning tools use it.
 const SOMETHING: u8 = 2;
 
 pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -> anyhow::Result<ExitCode> {
@@ -27,15 +28,15 @@ pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -
     if output.is_json() {
         changes.iter().try_for_each(|change| output.json(change))?;
     } else if changes.is_empty() {
-        output.line("all is as it should be")?;
+        output.line("no changes: the bus has all topics and groups")?;
     } else {
         changes.iter().try_for_each(|change| show(change, apply, output))?;
         if blocked > 0 {
             output.line(&format!(
-                "{blocked} blocked: they differ in what cannot be changed; delete them by hand, then apply again"
+                "{blocked} blocked: they differ in properties that cannot be changed; delete them manually, then apply again"
             ))?;
         } else if !apply {
-            output.line("`backbone topology apply` makes it so")?;
+            output.line("`backbone topology apply` makes these changes")?;
         }
     }
     bus.close().await?;
@@ -46,7 +47,7 @@ pub(crate) async fn run(global: &Global, args: args::Topology, output: Output) -
     })
 }
 
-/// Deletes groups, or shows what would be lost. All of them must exist before the first is touched.
+/// Deletes groups, or shows what would be deleted. All of them must exist before the first one is deleted.
 async fn delete(global: &Global, names: Vec<String>, yes: bool, output: Output) -> anyhow::Result<ExitCode> {
     let bus = connect(global).await?;
     let known = bus.admin().groups().await?;
@@ -54,7 +55,7 @@ async fn delete(global: &Global, names: Vec<String>, yes: bool, output: Output) 
         .iter()
         .map(|name| {
             let found = known.iter().find(|status| status.group.as_str() == name);
-            found.with_context(|| format!("no group `{name}`; `backbone lag` lists them"))
+            found.with_context(|| format!("unknown group `{name}`; `backbone lag` lists all groups"))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     for status in &chosen {
@@ -71,7 +72,7 @@ async fn delete(global: &Global, names: Vec<String>, yes: bool, output: Output) 
     }
     bus.close().await?;
     if !yes {
-        anyhow::bail!("nothing was deleted; add --yes to do it");
+        anyhow::bail!("nothing was deleted; add --yes to delete");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -88,7 +89,7 @@ fn show(change: &Change, done: bool, output: Output) -> anyhow::Result<()> {
     Ok(change.differences.iter().try_for_each(|difference| output.line(&format!("    {difference}")))?)
 }
 
-/// The topology of the file or of the flags, or of both together.
+/// Returns the topology of the file or of the flags, or of both together.
 fn read(needs: Needs) -> anyhow::Result<Topology> {
     let mut topology = match &needs.file {
         None => Topology::default(),
@@ -100,7 +101,7 @@ fn read(needs: Needs) -> anyhow::Result<Topology> {
             } else {
                 std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?
             };
-            serde_json::from_str(&text).with_context(|| format!("{} is no topology", path.display()))?
+            serde_json::from_str(&text).with_context(|| format!("{} is not a topology", path.display()))?
         }
     };
     topology.topics.extend(needs.topics.iter().map(Into::into));

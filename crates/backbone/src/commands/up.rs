@@ -1,11 +1,11 @@
-//! `backbone up`: everything in one process.
+//! `backbone up`: runs all parts in one process.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use service_kit::http;
 
-use crate::args::{Global, Up};
+use crate::args::{Global, Up, duration};
 use crate::stack::{Options, Stack};
 use terminal::Output;
 
@@ -25,7 +25,10 @@ pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Re
         },
         url: global.url.clone(),
         log: crate::commands::log_settings()?,
-        drain: Duration::from_secs(25),
+        shutdown: service_kit::shutdown::Settings {
+            notice: duration(args.shutdown_notice)?,
+            ..Default::default()
+        },
         leftovers: Duration::ZERO,
     };
     let stack = Stack::start(options, |worker, _| worker, Vec::new()).await?;
@@ -35,19 +38,19 @@ pub(crate) async fn run(global: &Global, args: Up, output: Output) -> anyhow::Re
     } else {
         output.line(&format!("{:<14}{}", "log viewer", output.bold(&viewer)))?;
         output.line(&format!("{:<14}{}", "data", args.data_dir.display()))?;
-        output.line(&output.dim("Ctrl-C drains and ends it"))?;
+        output.line(&output.dim("Ctrl-C drains and stops the process"))?;
     }
     let report = stack.run().await;
     tracing::info!("{report}");
     Ok(report.exit_code())
 }
 
-/// The port that platforms give in `PORT`; 5000 without it.
+/// Returns the port in the variable `PORT`, which hosting platforms set; 5000 without it.
 fn port_variable(value: Option<&str>) -> anyhow::Result<u16> {
     match value.filter(|value| !value.is_empty()) {
         None => Ok(5000),
-        Some(value) => {
-            value.parse().map_err(|_| anyhow::anyhow!("PORT is `{value}`, which is no port from 0 to 65535"))
-        }
+        Some(value) => value
+            .parse()
+            .map_err(|_| anyhow::anyhow!("PORT is `{value}`; it has to be a port from 0 to 65535")),
     }
 }

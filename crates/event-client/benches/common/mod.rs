@@ -1,5 +1,5 @@
-//! What the benchmarks of brokers share: the transport's side of each row, and the table.
-#![allow(dead_code, reason = "no benchmark uses all of it")]
+//! Shared code of the broker benchmarks: the transport's side of each row, and the table.
+#![allow(dead_code, reason = "each benchmark uses a part of it")]
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,25 +22,25 @@ use tokio::task::JoinSet;
 
 pub(crate) type Bus = Arc<dyn Transport>;
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
-/// Messages in a second.
+/// Messages per second.
 pub(crate) type BenchResult = Result<f64, Failure>;
-/// Microseconds of single calls, and calls in a second with many at once.
+/// Microseconds of single calls, and calls per second with many at the same time.
 pub(crate) type Calls = (Vec<f64>, f64);
 
 pub(crate) const SUBJECT: &str = "orders.placed.v1";
 pub(crate) const CONTENT_TYPE: &str = "application/cloudevents+json";
 
-/// A number from the environment.
+/// Reads a number from the environment.
 pub(crate) fn setting(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-/// Whether `BENCH_ONLY` asks for this part, or for none.
+/// Returns whether `BENCH_ONLY` names this part, or is unset or empty.
 pub(crate) fn wanted(part: &str) -> bool {
     std::env::var("BENCH_ONLY").map_or(true, |only| only.is_empty() || only.split(',').any(|one| one == part))
 }
 
-/// The servers that `BENCH_NEW` asks for.
+/// Returns the generation of servers that `BENCH_NEW` selects.
 pub(crate) fn generation() -> Generation {
     if setting("BENCH_NEW", 0) == 1 { Generation::New } else { Generation::Old }
 }
@@ -56,7 +56,7 @@ pub(crate) fn spec(name: &str, max_in_flight: usize) -> Subscribe {
     spec
 }
 
-/// Makes a group that nobody is a member of, for brokers that keep nothing else.
+/// Creates a group without members, for brokers that keep messages only for existing groups.
 pub(crate) async fn found(bus: &Bus, name: &str) -> Result<(), Failure> {
     drop(bus.subscribe(spec(name, 1)).await?);
     while bus.admin().groups().await?.iter().any(|group| group.group.as_str() == name && group.members > 0) {
@@ -65,7 +65,7 @@ pub(crate) async fn found(bus: &Bus, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One task with a sliding window of unconfirmed publishes.
+/// Publishes from one task with a sliding window of unconfirmed publishes.
 pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window: usize) -> BenchResult {
     let start = Instant::now();
     let mut waiting: VecDeque<Confirm<Receipt>> = VecDeque::with_capacity(window);
@@ -86,7 +86,7 @@ pub(crate) async fn publish_window(bus: &Bus, total: usize, size: usize, window:
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Takes a backlog in, `workers` at a time, each acknowledging what it took.
+/// Consumes a backlog with `workers` tasks, each acknowledging its deliveries.
 pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subscribe) -> BenchResult {
     let start = Instant::now();
     let subscription = bus.subscribe(spec).await?;
@@ -108,7 +108,7 @@ pub(crate) async fn consume(bus: &Bus, total: usize, workers: usize, spec: Subsc
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Publish to handler, one at a time, in microseconds.
+/// Measures publish to handler, one message at a time, in microseconds.
 pub(crate) async fn latency(bus: &Bus, rounds: usize) -> Result<Vec<f64>, Failure> {
     let subscription = bus.subscribe(spec("latency", 16)).await?;
     let mut times = Vec::new();
@@ -125,7 +125,7 @@ pub(crate) async fn latency(bus: &Bus, rounds: usize) -> Result<Vec<f64>, Failur
     Ok(times)
 }
 
-/// Request and reply, as [`calls`] measures them.
+/// Measures request and reply, as [`calls`] does.
 pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<Calls, Failure> {
     let subjects = vec![Subject::new("shop.quote")?];
     let mut incoming = other.requests().serve(Serve::new("shop", subjects, 128)).await?;
@@ -148,7 +148,7 @@ pub(crate) async fn requests(bus: &Bus, other: &Bus, rounds: usize) -> Result<Ca
     measured
 }
 
-/// Microseconds of each call, one at a time, and calls in a second with 64 at once.
+/// Measures the microseconds of each call, one at a time, and the calls per second with 64 at the same time.
 pub(crate) async fn calls<F>(
     rounds: usize,
     call: impl Fn() -> F + Clone + Send + Sync + 'static,
@@ -177,7 +177,7 @@ where
     Ok((times, (64 * each) as f64 / start.elapsed().as_secs_f64()))
 }
 
-/// So many tasks of the same kind, until all are done.
+/// Runs `tasks` tasks of the same kind until all are done.
 pub(crate) async fn at_once<F>(tasks: usize, task: impl Fn() -> F) -> Result<(), Failure>
 where
     F: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -198,7 +198,7 @@ pub(crate) struct OrderPlaced {
     note: String,
 }
 
-/// Counts down, then says so.
+/// Counts down to zero, then notifies `done`.
 pub(crate) struct Counter {
     left: AtomicU64,
     done: Notify,
@@ -211,12 +211,12 @@ async fn handle(State(counter): State<Arc<Counter>>, Msg(order): Msg<OrderPlaced
     }
 }
 
-/// A bus with typed events.
+/// Opens a bus with typed events.
 pub(crate) async fn full(url: &str, codec: Codec) -> Result<FullBus, Failure> {
     Ok(FullBus::connect_with(url, Settings { codec, ..Settings::default() }).await?)
 }
 
-/// Publishes typed events whose note has so many bytes, 256 unconfirmed.
+/// Publishes typed events whose note has `size` bytes, with 256 unconfirmed.
 pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> BenchResult {
     let note = "x".repeat(size);
     let start = Instant::now();
@@ -230,7 +230,7 @@ pub(crate) async fn publish_typed(bus: &FullBus, total: usize, size: usize) -> B
     Ok(total as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Handles all typed events of a group, 64 at a time and 384 in hand, as many as raw clients have on their way.
+/// Handles all typed events of a group, 64 at a time with 384 in flight, as many as raw clients have.
 pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> BenchResult {
     let counter = Arc::new(Counter { left: AtomicU64::new(total as u64), done: Notify::new() });
     let start = Instant::now();
@@ -243,13 +243,13 @@ pub(crate) async fn serve_typed(bus: &FullBus, total: usize, group: &str) -> Ben
     Ok(rate)
 }
 
-/// The median and the 99th of a hundred.
+/// Returns the median and the 99th percentile.
 pub(crate) fn quantiles(mut times: Vec<f64>) -> (f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
-/// The line about an idle bus.
+/// Prints the latency row of an idle bus.
 pub(crate) fn print_latency(raw: Vec<f64>, ours: Vec<f64>) {
     let ((raw50, raw99), (ours50, ours99)) = (quantiles(raw), quantiles(ours));
     println!(
@@ -257,7 +257,7 @@ pub(crate) fn print_latency(raw: Vec<f64>, ours: Vec<f64>) {
     );
 }
 
-/// User and system time of a process so far, in seconds.
+/// Returns the user and system time of a process so far, in seconds.
 fn cpu(pid: &str) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
@@ -265,7 +265,7 @@ fn cpu(pid: &str) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
-/// One row: rates of the rounds, and CPU microseconds of client and server for each message.
+/// One row: rates of the rounds, and CPU microseconds of client and server per message.
 #[derive(Default)]
 struct Row {
     name: String,
@@ -273,13 +273,13 @@ struct Row {
     cpu: [Vec<(f64, f64)>; 2],
 }
 
-/// Rows of raw and ours.
+/// The rows, each with the raw client's and the transport's results.
 pub(crate) struct Table {
     rows: Vec<Row>,
     server: String,
 }
 
-/// Which side of a row.
+/// The side of a row: raw client or transport.
 #[derive(Clone, Copy)]
 pub(crate) enum Side {
     Raw,
@@ -287,7 +287,7 @@ pub(crate) enum Side {
 }
 
 impl Table {
-    /// `server` is the id of the broker's process.
+    /// Creates a table; `server` is the process id of the broker.
     pub(crate) fn new(server: u32) -> Self {
         Self { rows: Vec::new(), server: server.to_string() }
     }
@@ -315,7 +315,7 @@ impl Table {
         Ok(())
     }
 
-    /// Medians of all rows.
+    /// Prints the medians of all rows.
     pub(crate) fn print(&mut self) {
         println!("{:<40} {:>9} {:>9} {:>6}   us/message client/server", "", "raw", "ours", "ratio");
         for row in &mut self.rows {

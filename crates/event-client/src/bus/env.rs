@@ -1,4 +1,4 @@
-//! Settings from the environment: the one place in this crate that reads it.
+//! Settings from environment variables; no other file of this crate reads them.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use crate::transport;
 use crate::url::BusUrl;
 
 impl Bus {
-    /// The variables that [`Bus::from_env`] reads.
+    /// The environment variables that [`Bus::from_env`] reads, each with its description.
     pub const VARIABLES: [(&'static str, &'static str); 5] = [
-        ("EVENT_BUS_URL", "where the bus is; default `sqlite:backbone-data/bus.db`"),
+        ("EVENT_BUS_URL", "URL of the bus; default `sqlite:backbone-data/bus.db`"),
         ("EVENT_BUS_CODEC", "`json` (default) or `msgpack`"),
-        ("EVENT_BUS_NAMESPACE", "option `namespace` of the URL: what separates the buses of one broker"),
+        ("EVENT_BUS_NAMESPACE", "option `namespace` of the URL: name that separates the buses of one broker"),
         (
             "EVENT_BUS_PROVISION",
             "option `provision` of the URL: `off`, `verify`, `create` (default) or `update`",
@@ -20,24 +20,25 @@ impl Bus {
         ("EVENT_BUS_MAX_PAYLOAD", "option `max_payload` of the URL: largest message in bytes"),
     ];
 
-    /// Options of the URL that a variable may give; the URL's own stands before it.
+    /// URL options that a variable may set; an option in the URL itself takes precedence.
     const OPTIONS: [(&'static str, &'static str); 3] = [
         ("EVENT_BUS_NAMESPACE", "namespace"),
         ("EVENT_BUS_PROVISION", "provision"),
         ("EVENT_BUS_MAX_PAYLOAD", "max_payload"),
     ];
 
-    /// The folder of [`Bus::DEFAULT_URL`]. [`Bus::from_env`] makes it when it is missing; the folder of any other file is
-    /// the user's to make.
+    /// The folder of [`Bus::DEFAULT_URL`]. [`Bus::from_env`] creates it when it is missing; for any other file the
+    /// user must create the folder.
     pub const DEFAULT_FOLDER: &'static str = "backbone-data";
 
-    /// The URL used when `EVENT_BUS_URL` is not set: a file that every process of this folder shares.
+    /// The URL that is used when `EVENT_BUS_URL` is not set: a file that all processes with this working directory
+    /// share.
     pub const DEFAULT_URL: &'static str = "sqlite:backbone-data/bus.db";
 
-    /// Connects as the environment says, publishing as `/<service>`.
+    /// Connects with the settings of the environment; events are published with the source `/<service>`.
     ///
     /// # Errors
-    /// As [`Bus::connect`], and for a value that cannot be read, naming its variable.
+    /// The errors of [`Bus::connect`], and an error that names the variable when its value cannot be parsed.
     pub async fn from_env(service: &str) -> Result<Self> {
         let mut settings =
             Settings { source: smol_str::format_smolstr!("/{service}"), ..Settings::default() };
@@ -48,17 +49,17 @@ impl Bus {
         Self::from_env_with(None, settings).await
     }
 
-    /// Connects to `url`, or else as `EVENT_BUS_URL` says; options that the URL does not give come from the
-    /// environment.
+    /// Connects to `url`, or to the URL in `EVENT_BUS_URL` when `url` is `None`. Options that the URL does not
+    /// contain come from the environment.
     ///
     /// # Errors
-    /// As [`Bus::connect_with`].
+    /// The errors of [`Bus::connect_with`].
     pub async fn from_env_with(url: Option<&str>, settings: Settings) -> Result<Self> {
         let given = std::env::var("EVENT_BUS_URL").ok();
         let text = url.or(given.as_deref()).unwrap_or(Self::DEFAULT_URL);
         if text == Self::DEFAULT_URL {
             private_files::create_folder(Path::new(Self::DEFAULT_FOLDER)).map_err(|error| {
-                Error::new(ErrorKind::Denied, "the folder of the default bus cannot be made")
+                Error::new(ErrorKind::Denied, "the folder of the default bus cannot be created")
                     .with("folder", Self::DEFAULT_FOLDER)
                     .because(error)
             })?;

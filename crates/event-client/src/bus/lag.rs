@@ -1,4 +1,4 @@
-//! How far each group is, as metrics.
+//! Export of each group's lag as metrics.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::bounds::LONGEST;
 use crate::telemetry;
 use crate::transport::GroupStatus;
 
-/// Ends when it is dropped.
+/// A running export of lag metrics. The export stops when this value is dropped.
 #[derive(Debug)]
 #[must_use = "the metrics stop when it is dropped"]
 pub struct LagExport {
@@ -20,9 +20,10 @@ pub struct LagExport {
 }
 
 impl Bus {
-    /// Asks for the state of all groups now and `every` so often, and sets the gauges `messaging.group.*` by group
-    /// (`messaging_group_waiting{messaging_consumer_group_name="billing.orders-placed"}` for Prometheus). One process
-    /// is enough for a bus: `backbone up` does it. A group that is deleted falls to 0. `every` is a millisecond at least.
+    /// Reads the state of all groups now and then at the interval `every`, and sets the gauges `messaging.group.*` of
+    /// each group (`messaging_group_waiting{messaging_consumer_group_name="billing.orders-placed"}` for Prometheus).
+    /// One process for each bus is enough: `backbone up` does it. The gauges of a deleted group are set to 0. `every`
+    /// is at least 1 ms.
     pub fn export_lag(&self, every: Duration) -> LagExport {
         let bus = self.clone();
         let task = tokio::spawn(async move {
@@ -44,10 +45,10 @@ impl Bus {
                             gauges(group).into_iter().for_each(|gauge| gauge.set(0.0));
                         }
                     }
-                    // Once for each outage: whoever works on the bus says more.
+                    // One log line for each outage: the tasks that use the bus log the details.
                     Err(error) if !failing => {
                         failing = true;
-                        tracing::warn!(%error, "the lag of the groups is not known just now");
+                        tracing::warn!(%error, "cannot read the lag of the groups; retrying");
                     }
                     Err(_) => {}
                 }

@@ -1,4 +1,4 @@
-//! The bus: one cheap handle to publish, subscribe and request through.
+//! The bus: a cheap handle to publish events, subscribe and send requests.
 
 mod env;
 mod lag;
@@ -34,22 +34,22 @@ pub struct Bus(Arc<Inner>);
 struct Inner {
     transport: Arc<dyn Transport>,
     settings: Settings,
-    /// Bounds the messages that wait for their confirmation; a publish beyond it waits its turn.
+    /// Bounds the messages that wait for their publisher confirm; a further publish waits for a free place.
     window: Arc<Semaphore>,
 }
 
-/// How this service uses its bus.
+/// The settings with which a service uses its bus.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// CloudEvents source of everything published here: `/billing`.
+    /// CloudEvents `source` of all events published through this bus, such as `/billing`.
     pub source: SmolStr,
-    /// How payloads are encoded. Default JSON.
+    /// The encoding of payloads. Default JSON.
     pub codec: Codec,
-    /// Where the envelope's attributes travel. Default structured.
+    /// The place of the envelope's attributes: in the payload or in headers. Default structured: in the payload.
     pub mode: Mode,
-    /// Most unconfirmed publishes at a time. Default 4096.
+    /// The most unconfirmed publishes at a time. Default 4096.
     pub window: usize,
-    /// How safe a publish is that does not say. Default: the transport's own class.
+    /// The durability of a publish that sets none. Default: the transport's own class.
     pub durability: Durability,
 }
 
@@ -66,34 +66,39 @@ impl Default for Settings {
 }
 
 impl Bus {
-    /// Connects with default settings; the URL decides the transport.
+    /// Connects with default settings; the URL selects the transport.
+    ///
+    /// The URLs of each transport and all their options: [`memory`](transport::docs::memory),
+    /// [`sqlite`](transport::docs::sqlite), [`nats`](transport::docs::nats), [`redis`](transport::docs::redis),
+    /// [`rabbitmq`](transport::docs::rabbitmq).
     ///
     /// # Errors
-    /// As [`transport::open`].
+    /// The errors of [`transport::open`].
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(url, Settings::default()).await
     }
 
-    /// Connects with settings.
+    /// Connects with these settings.
     ///
     /// # Errors
-    /// As [`transport::open`], and [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
+    /// The errors of [`transport::open`], and [`ErrorKind::Unsupported`] for a durability that the transport cannot
+    /// guarantee.
     pub async fn connect_with(url: &str, settings: Settings) -> Result<Self> {
         let url: BusUrl = url.parse()?;
         Self::with_transport(transport::open(url).await?, settings)
     }
 
-    /// A bus over a transport that is already open, such as one of your own.
+    /// Creates a bus over a transport that is already open, such as your own implementation.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for a durability that the transport cannot promise.
+    /// [`ErrorKind::Unsupported`] for a durability that the transport cannot guarantee.
     pub fn with_transport(transport: Arc<dyn Transport>, settings: Settings) -> Result<Self> {
         let most = transport.capabilities().max_durability;
         if settings.durability > most {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "`{}` as configured cannot promise {:?}",
+                    "the transport `{}` with this configuration does not guarantee durability {:?}",
                     transport.capabilities().name,
                     settings.durability
                 ),
@@ -104,33 +109,34 @@ impl Bus {
         Ok(Self(Arc::new(Inner { transport, settings, window })))
     }
 
-    /// The same connection with other settings; the window is its own.
+    /// Returns a bus over the same connection with other settings and its own window.
     ///
     /// # Errors
-    /// As [`Bus::with_transport`].
+    /// The errors of [`Bus::with_transport`].
     pub fn with_settings(&self, settings: Settings) -> Result<Self> {
         Self::with_transport(self.0.transport.clone(), settings)
     }
 
-    /// How this handle publishes.
+    /// Returns the settings of this handle.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
     }
 
-    /// What the transport can do.
+    /// Returns the capabilities of the transport.
     pub fn capabilities(&self) -> &Capabilities {
         self.0.transport.capabilities()
     }
 
-    /// Publishes an event; await the returned builder for the broker's confirmation.
+    /// Publishes an event; await the returned builder to send it and to wait for the broker's confirmation.
     pub fn publish<E: Event>(&self, event: E) -> Publish<'_, E> {
         Publish::new(self, event)
     }
 
-    /// Publishes many events, all on their way at once; answers when the last is confirmed.
+    /// Publishes many events concurrently and returns their receipts when all are confirmed.
     ///
     /// # Errors
-    /// The first failure in order. Events before and after it may have been stored: repeat with the same ids.
+    /// The first failure in order. The events before and after it may have been stored. Every call gives the events
+    /// new ids, so a repeat stores them again; use [`Publish::id`] for an id that stays the same.
     pub async fn publish_all<E: Event>(&self, events: impl IntoIterator<Item = E>) -> Result<Vec<Receipt>> {
         let mut window = self.window(self.0.settings.window);
         for event in events {
@@ -139,12 +145,12 @@ impl Bus {
         window.flush().await
     }
 
-    /// A sliding window: up to `size` publishes wait for their confirmation while you go on.
+    /// Opens a sliding window: up to `size` publishes wait for their confirmation while the caller continues.
     pub fn window(&self, size: usize) -> Window<'_> {
         Window::new(self, size)
     }
 
-    /// Publishes a message as it is, for bridges and tools.
+    /// Publishes a message unchanged, for bridges and tools.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`], [`ErrorKind::Unsupported`] for an option that the transport lacks, and transport errors.
@@ -159,7 +165,8 @@ impl Bus {
         self.0.window.available_permits() == 0
     }
 
-    /// Takes a place in the window and sends. Never wait for it while holding places: another may do the same.
+    /// Waits for a place in the window and sends the message. Never wait here while holding places: when two callers
+    /// do that, neither gets a place.
     pub(crate) async fn send(
         &self,
         message: Message,
@@ -173,12 +180,13 @@ impl Bus {
         self.capabilities().check(message)
     }
 
-    /// Asks one member of the service that answers `request`; await the returned builder for the answer.
+    /// Sends a request to one member of the service that serves it; await the returned builder for the answer.
     pub fn request<T: Request>(&self, request: T) -> Call<'_, T> {
         Call::new(Door::Bus(self), request)
     }
 
-    /// A way out for requests that layers can be put around: `bus.client().layer(Timeout::new(Duration::from_secs(2)))`.
+    /// Returns a client that sends requests through layers:
+    /// `bus.client().layer(Timeout::new(Duration::from_secs(2)))`.
     pub fn client(&self) -> Client {
         Client::new(self.clone())
     }
@@ -186,25 +194,25 @@ impl Bus {
     /// Opens a subscription of raw deliveries. Services use [`Service`](crate::service::Service) instead.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] for what the transport lacks, and transport errors.
+    /// [`ErrorKind::Unsupported`] for an option that the transport lacks, and transport errors.
     pub async fn subscribe(&self, spec: Subscribe) -> Result<Subscription> {
         self.0.transport.subscribe(spec).await.map_err(|error| error.during("subscribe"))
     }
 
-    /// Dead letters, groups and lag.
+    /// Returns the administration interface: dead letters, groups and lag.
     pub fn admin(&self) -> &dyn Admin {
         self.0.transport.admin()
     }
 
-    /// The transport beneath.
+    /// Returns the transport of this bus.
     pub fn transport(&self) -> &Arc<dyn Transport> {
         &self.0.transport
     }
 
-    /// Flushes and closes the connection for every clone.
+    /// Flushes pending messages and closes the connection for all clones.
     ///
     /// # Errors
-    /// When something could not be flushed.
+    /// An error when pending messages could not be flushed.
     pub async fn close(&self) -> Result<()> {
         self.0.transport.close().await.map_err(|error| error.during("close"))
     }

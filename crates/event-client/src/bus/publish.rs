@@ -1,4 +1,4 @@
-//! One publish: options by method, sent when awaited.
+//! One publish: a builder with a method for each option, which sends the message when awaited.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::event::Event;
 use crate::message::{Durability, Headers, Message, MessageId};
 use crate::transport::Receipt;
 
-/// A publish that is being put together; `.await` sends it and answers when the broker holds it.
+/// A publish under construction; `.await` sends the message and returns after the broker has confirmed it.
 ///
 /// ```no_run
 /// # use event_client::{Bus, Event};
@@ -55,13 +55,13 @@ impl<'a, E: Event> Publish<'a, E> {
         Self { bus, event, options: Options::default() }
     }
 
-    /// Uses this id instead of a fresh UUIDv7, so that a repeat is recognised.
+    /// Uses this id instead of a new UUIDv7, so that a repeat with the same id is recognised.
     pub fn id(mut self, id: impl Into<MessageId>) -> Self {
         self.options.id = Some(id.into());
         self
     }
 
-    /// Asks the broker to store one message per id within its dedup window.
+    /// Requests that the broker stores only one message with this id within its dedup window.
     pub fn dedup(mut self) -> Self {
         self.options.dedup = true;
         self
@@ -73,13 +73,13 @@ impl<'a, E: Event> Publish<'a, E> {
         self
     }
 
-    /// Names the entity that it is about (CloudEvents `subject`).
+    /// Sets the entity that the event is about (CloudEvents `subject`).
     pub fn entity(mut self, entity: impl Into<SmolStr>) -> Self {
         self.options.about = Some(entity.into());
         self
     }
 
-    /// Adds a free header; a bad name or value fails the publish.
+    /// Adds a free header; an invalid name or value makes the publish fail.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Err(error) = self.options.headers.set(name, value) {
             self.options.refused.get_or_insert(error);
@@ -87,40 +87,41 @@ impl<'a, E: Event> Publish<'a, E> {
         self
     }
 
-    /// Not delivered before `delay` has passed, at most [`LONGEST`](crate::LONGEST).
+    /// Delays the delivery by `delay`, at most [`LONGEST`](crate::LONGEST).
     pub fn delay(self, delay: Duration) -> Self {
         let at = bounds::time_from_now(delay);
         self.at(at)
     }
 
-    /// Not delivered before `time`.
+    /// Delays the delivery until `time`.
     pub fn at(mut self, time: Timestamp) -> Self {
         self.options.deliver_at = Some(time);
         self
     }
 
-    /// Skipped when it was not delivered within `age`, at most [`LONGEST`](crate::LONGEST).
+    /// Lets the message expire: it is skipped when it was not delivered within `age`, at most
+    /// [`LONGEST`](crate::LONGEST).
     pub fn expires_in(mut self, age: Duration) -> Self {
         self.options.expires_at = Some(bounds::time_from_now(age));
         self
     }
 
-    /// How safe it must be before this returns.
+    /// Sets the durability that the message must have before the publish returns.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.options.durability = durability;
         self
     }
 
-    /// Fills correlation, cause and trace from `context` instead of what this task handles.
+    /// Takes correlation, cause and trace from `context` instead of from the message that this task handles.
     pub fn context(mut self, context: Context) -> Self {
         self.options.context = Some(context);
         self
     }
 
-    /// The message as it would be sent.
+    /// Returns the message that would be sent, without sending it.
     ///
     /// # Errors
-    /// When the event cannot be encoded or an option is invalid.
+    /// An error when the event cannot be encoded or an option is invalid.
     pub fn into_message(self) -> Result<Message> {
         message(self.bus, &self.event, self.options)
     }
@@ -132,7 +133,7 @@ impl<'a, E: Event> IntoFuture for Publish<'a, E> {
 
     fn into_future(self) -> Self::IntoFuture {
         let bus = self.bus;
-        // Encoded here and now, so that the future does not carry the event.
+        // Encoded now, so that the future does not own the event.
         let message = self.into_message();
         Box::pin(async move { bus.publish_message(message?).await })
     }

@@ -1,4 +1,4 @@
-//! Many publishes on their way at once, their confirmations collected in order.
+//! Many concurrent publishes whose confirmations are collected in order.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,9 +12,9 @@ use crate::event::Event;
 use crate::message::Message;
 use crate::transport::Receipt;
 
-/// A sliding window of unconfirmed publishes. It slides: each push beyond the size waits for the oldest only.
+/// A sliding window of unconfirmed publishes: a push beyond the size waits only for the oldest publish.
 ///
-/// Dropping it with publishes on their way gives up their confirmations: call [`Window::flush`].
+/// Dropping the window discards the confirmations of its unconfirmed publishes: call [`Window::flush`] first.
 #[must_use = "flush it to know that everything was stored"]
 pub struct Window<'a> {
     bus: &'a Bus,
@@ -25,29 +25,30 @@ pub struct Window<'a> {
 
 impl<'a> Window<'a> {
     pub(super) fn new(bus: &'a Bus, size: usize) -> Self {
-        // The bus's own window bounds it too: holding all of its places while waiting for one more would never end.
+        // The bus's own window is a bound too: a window that held all of its places and waited for one more would
+        // wait for ever.
         let size = size.clamp(1, bus.settings().window.max(1));
         Self { bus, size, waiting: VecDeque::new(), receipts: Vec::new() }
     }
 
-    /// Sends an event, first waiting for the oldest when the window is full.
+    /// Sends an event; when the window is full, waits for the oldest publish first.
     ///
     /// # Errors
-    /// When this event cannot be sent, or the oldest was not stored.
+    /// An error when this event cannot be sent, or when the oldest was not stored.
     pub async fn push<E: Event>(&mut self, event: E) -> Result<()> {
         let message = publish::message(self.bus, &event, publish::Options::default())?;
         self.push_message(message).await
     }
 
-    /// Sends a message as it is.
+    /// Sends a message unchanged.
     ///
     /// # Errors
-    /// As [`Window::push`].
+    /// The errors of [`Window::push`].
     pub async fn push_message(&mut self, message: Message) -> Result<()> {
         while self.waiting.len() >= self.size {
             self.settle_oldest().await?;
         }
-        // Never wait for a place while holding some: another window may be doing the same.
+        // Never wait for a place while holding some: another window may do the same, and neither would get a place.
         while !self.waiting.is_empty() && self.bus.0.window.available_permits() == 0 {
             self.settle_oldest().await?;
         }
@@ -55,10 +56,10 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Waits for everything on its way; answers the receipts since the last flush, in order.
+    /// Waits for all unconfirmed publishes and returns the receipts since the last flush, in order.
     ///
     /// # Errors
-    /// The first failure; what came after it is still waited for at the next flush.
+    /// The first failure; the next flush waits for the publishes after it.
     pub async fn flush(&mut self) -> Result<Vec<Receipt>> {
         while !self.waiting.is_empty() {
             self.settle_oldest().await?;

@@ -1,4 +1,5 @@
-//! Attributes by name: what each may be, checked alike when it is read and when it is written.
+//! The attributes by name: the values that each may have, checked in the same way when it is read and when it is
+//! written.
 
 use std::borrow::Cow;
 
@@ -9,13 +10,13 @@ use super::{MAX_EXTENSIONS, Meta, time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
 
-/// Most bytes of a trace state that are passed on; percent-encoded they still fit a header.
+/// The most bytes of a trace state that is passed on; percent-encoded it still fits into a header.
 const MAX_TRACE_STATE: usize = 1024;
 const TIME: &str = "an RFC 3339 time that exists";
-const NAMED: &str = "named with a-z and 0-9 alone, and neither as `data` nor as a known attribute";
+const NAMED: &str = "named with a-z and 0-9 only, and neither `data` nor the name of a known attribute";
 
 impl Meta {
-    /// Sets a known attribute or an extension from text, as read from a header or a string of the body.
+    /// Sets a known attribute or an extension from text, as read from a header or from a string in the body.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let time = || time::read(value).map(Some).ok_or_else(|| invalid(name, TIME));
         match name {
@@ -33,14 +34,14 @@ impl Meta {
             "partitionkey" => self.partitionkey = Some(value.into()),
             "correlationid" => self.correlationid = Some(value.into()),
             "causationid" => self.causationid = Some(value.into()),
-            // A damaged trace context must not cost the event: the specification says to start a new trace.
+            // A damaged trace context must not lose the event: the specification says to start a new trace.
             "traceparent" => self.traceparent = value.parse().ok(),
             "tracestate" => self.tracestate = trace_state(value),
             "expirytime" => self.expirytime = time()?,
             _ => match self.extensions.iter().position(|(have, _)| have == name) {
                 Some(at) => self.extensions[at].1 = value.into(),
                 None if self.extensions.len() >= MAX_EXTENSIONS => {
-                    return Err(invalid(name, "among at most 64 extensions"));
+                    return Err(invalid(name, "one of at most 64 extensions"));
                 }
                 None => self.extensions.push((name.into(), value.into())),
             },
@@ -48,8 +49,8 @@ impl Meta {
         Ok(())
     }
 
-    /// Sets an attribute from a number or a boolean of the body. Extensions may be one; what the specification itself
-    /// defines is text.
+    /// Sets an attribute from a number or a boolean in the body. Extensions may have such values; the attributes that
+    /// the specification itself defines are text.
     pub(super) fn set_scalar(&mut self, name: &str, value: &str) -> Result<()> {
         match name {
             "partitionkey" | "correlationid" | "causationid" => self.set(name, value),
@@ -58,7 +59,7 @@ impl Meta {
         }
     }
 
-    /// Refuses attributes that are missing or that no reader takes.
+    /// Refuses missing attributes and values that no reader accepts.
     pub(super) fn check(&self, kind: ErrorKind) -> Result<()> {
         let required = [
             ("id", matches!(&self.id, MessageId::Text(text) if text.is_empty())),
@@ -93,10 +94,10 @@ impl Meta {
     }
 }
 
-/// The first instant that RFC 3339 can write.
+/// The first instant that RFC 3339 can represent.
 const YEAR_0: Timestamp = Timestamp::constant(-62_167_219_200, 0);
 
-/// Whether the specification or this library gives the attribute its meaning.
+/// Whether the specification or this library defines the attribute.
 fn is_known(name: &str) -> bool {
     matches!(
         name,
@@ -122,13 +123,13 @@ fn is_extension(name: &str) -> bool {
     plain && !name.is_empty() && name != "data" && !is_known(name)
 }
 
-/// A trace state that can be passed on; another one is left out, as trace context asks.
+/// Returns a trace state that can be passed on; any other is left out, as the Trace Context specification requires.
 pub(super) fn trace_state(value: &str) -> Option<SmolStr> {
     let fits = (1..=MAX_TRACE_STATE).contains(&value.len());
     (fits && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))).then(|| value.into())
 }
 
-/// A header's value without the quotes that the bindings for HTTP and NATS allow around it.
+/// Returns a header's value without the quotes that the HTTP and NATS bindings allow around it.
 pub(crate) fn unquote(value: &str) -> Cow<'_, str> {
     match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         None => value.into(),

@@ -1,4 +1,4 @@
-//! Binary mode: attributes in `ce-` headers, the bare payload in the body, as in the NATS and HTTP bindings.
+//! Binary mode: attributes in `ce-` headers and the bare payload in the body, as in the NATS and HTTP bindings.
 
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
@@ -13,7 +13,7 @@ use crate::message::{Headers, Message};
 
 const PREFIX: &str = "ce-";
 
-/// What the HTTP and NATS bindings escape in a value, beside everything that is not ASCII.
+/// The characters that the HTTP and NATS bindings escape in a value, in addition to all that are not ASCII.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 pub(super) fn write<T: Serialize + ?Sized>(
@@ -30,13 +30,13 @@ pub(super) fn write<T: Serialize + ?Sized>(
             return;
         }
         refused = headers.set(&format!("{PREFIX}{name}"), &utf8_percent_encode(value, ESCAPED).to_string());
-        // Tracing tools read the header of the W3C, CloudEvents readers the attribute.
+        // Tracing tools read the W3C header, CloudEvents readers read the attribute.
         if matches!(name, "traceparent" | "tracestate") && refused.is_ok() {
             refused = headers.set(name, value);
         }
     });
     refused.map_err(|error| error.during("encode envelope"))?;
-    // A name of its own for the same encoding stays, such as `application/vnd.acme+json`.
+    // Another content type for the same encoding is kept, such as `application/vnd.acme+json`.
     let named = meta.datacontenttype.clone().filter(|name| Codec::from_content_type(name) == Some(codec));
     Ok((named.unwrap_or(SmolStr::new_static(codec.content_type())), headers, body.into()))
 }
@@ -52,7 +52,7 @@ pub(super) fn read(message: &Message) -> Result<Envelope> {
             Err(cause) => return Err(invalid(name, "UTF-8 when percent-decoded").because(cause)),
         }
     }
-    // The plain header is of the last hop, which is nearer than the event's own.
+    // The plain header describes the last hop, which is more recent than the event's own trace.
     if let Some(trace) = message.headers.get("traceparent").and_then(|value| value.parse().ok()) {
         meta.traceparent = Some(trace);
         meta.tracestate = message.headers.get("tracestate").and_then(trace_state).or(meta.tracestate);
@@ -64,10 +64,11 @@ pub(super) fn read(message: &Message) -> Result<Envelope> {
     Ok(bare(meta, message))
 }
 
-/// The body is the data. Without a content type, the message's own or the attribute, it is JSON as in a structured
-/// event, or MessagePack when no JSON text begins so; an empty body is no data.
+/// Takes the body as the data. When neither the message nor the attributes contain a content type, the data is JSON
+/// as in a structured event, or MessagePack if its first byte cannot begin a JSON text. An empty body means that
+/// there is no data.
 pub(super) fn bare(mut meta: Meta, message: &Message) -> Envelope {
-    // Some bindings carry the content type as an attribute, some as the message's own.
+    // Some bindings carry the content type as an attribute, others as the message's own content type.
     if !message.content_type.is_empty() {
         meta.datacontenttype = Some(message.content_type.clone());
     }

@@ -1,4 +1,4 @@
-//! Events of others: the cases of the conformance features and of the SDKs for Python and JavaScript, one by one.
+//! Tests with events of other producers: the cases of the conformance features and of the Python and JavaScript SDKs.
 
 use serde_json::{Value, json};
 
@@ -15,13 +15,13 @@ fn message(content_type: &str, headers: &[(&str, &str)], body: impl Into<Bytes>)
     message
 }
 
-/// A structured event with these members beside the required ones.
+/// A structured event with these members in addition to the required ones.
 fn structured(members: &str) -> Result<Envelope> {
     let comma = if members.is_empty() { "" } else { "," };
     Envelope::read(&message(STRUCTURED_JSON, &[], format!("{{{VALID}{comma}{members}}}")))
 }
 
-/// A binary event with these headers beside the required ones.
+/// A binary event with these headers in addition to the required ones.
 fn binary(content_type: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Result<Envelope> {
     let required = [
         ("ce-specversion", "1.0"),
@@ -346,7 +346,7 @@ fn what_is_not_read_is_not_written() {
 
 #[test]
 fn what_the_sdks_write_is_read() {
-    // A time with an offset, percent-encoded throughout, as the Python SDK writes headers.
+    // A time with an offset, percent-encoded as a whole, as the Python SDK writes headers.
     let read = binary(
         "application/json",
         &[

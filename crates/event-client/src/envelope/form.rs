@@ -1,4 +1,4 @@
-//! In which form an event travels, told by content type, headers and body.
+//! Detects the form in which a message carries an event, from its content type, headers and body.
 
 use memchr::memmem;
 
@@ -9,30 +9,30 @@ use crate::message::Message;
 
 const CLOUD_EVENTS: &str = "application/cloudevents";
 
-/// Whether a content type says that the body is a whole event.
+/// Whether a content type declares that the body is a whole event.
 pub(crate) fn is_structured(content_type: &str) -> bool {
     let start = essence(content_type).get(..CLOUD_EVENTS.len());
     start.is_some_and(|start| start.eq_ignore_ascii_case(CLOUD_EVENTS))
 }
 
-/// How a message carries its event.
+/// The form in which a message carries its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     Json,
     MsgPack,
     Binary,
-    /// It says nothing of an event.
+    /// The message does not declare an event.
     Plain,
 }
 
 impl Form {
-    /// Tells the form of a message.
+    /// Detects the form of a message.
     ///
     /// # Errors
     /// [`ErrorKind::Decode`] for a structured event in a format that this library does not read.
     pub(super) fn of(message: &Message) -> Result<Self> {
         let content_type = message.content_type.as_str();
-        // Nearly every message is one of these, spelled like this.
+        // Nearly every message has one of these content types, in exactly this spelling.
         match content_type {
             STRUCTURED_JSON => return Ok(Self::Json),
             STRUCTURED_MSGPACK => return Ok(Self::MsgPack),
@@ -47,7 +47,7 @@ impl Form {
                 _ if binary => Ok(Self::Binary),
                 _ => Err(Error::new(
                     ErrorKind::Decode,
-                    "a structured event is read in JSON and MessagePack, one event in a message",
+                    "a structured event must be JSON or MessagePack, with one event in each message",
                 )
                 .during("decode envelope")
                 .with("content-type", &content_type[..content_type.floor_char_boundary(80)])),
@@ -55,7 +55,7 @@ impl Form {
         }
         Ok(match message.payload.first() {
             _ if binary => Self::Binary,
-            // A message without headers can only be structured; whether it is, its body says.
+            // A message without headers can only be structured; its body shows whether it is.
             Some(first) if content_type.is_empty() => {
                 let says_so = || memmem::find(&message.payload, b"specversion").is_some();
                 match first {

@@ -29,7 +29,7 @@ pub(super) fn write<T: Serialize + ?Sized>(meta: &Meta, data: &T) -> Result<Byte
 }
 
 fn text(body: &mut Vec<u8>, text: &str) {
-    // The ordinary attribute needs no escapes; the rest is serde_json's business.
+    // Most attributes need no escapes; serde_json writes the others.
     if text.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
         body.push(b'"');
         body.extend_from_slice(text.as_bytes());
@@ -54,7 +54,7 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
                 meta.set(name, value)?;
             }
             Value::Other(raw) => match raw.get() {
-                // The JSON format says that null means absent; numbers and booleans are extension values.
+                // In the JSON format null means absent; numbers and booleans are values of extensions.
                 "null" => {}
                 raw if raw.starts_with(['{', '[']) => {
                     return Err(invalid(name, "text, a number or a boolean"));
@@ -73,7 +73,7 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
         (None, Some(text)) => (base64(&text)?, codec),
         (None, None) => (Codec::Json.nothing(), Some(Codec::Json)),
         (Some(_), Some(_)) => return Err(invalid("data", "given once, as `data` or `data_base64`")),
-        // A string of another content type is that content; other values have no form but JSON.
+        // A string with another content type is the content itself; other values have no form except JSON.
         (Some(raw), None) if codec != Some(Codec::Json) && raw.starts_with('"') => {
             let Text(text) =
                 serde_json::from_str(raw).map_err(|cause| invalid("data", "text").because(cause))?;
@@ -136,7 +136,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Parts<'a> {
     }
 }
 
-/// Text borrowed where it needs no unescaping.
+/// Text that is borrowed when it needs no unescaping.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {

@@ -1,20 +1,22 @@
-//! The envelope: CloudEvents 1.0 around a payload that stays undecoded until a handler wants it.
+//! The envelope: CloudEvents 1.0 around a payload that stays encoded until a handler needs it.
 //!
 //! Structured mode puts attributes and data into one body (`application/cloudevents+json`, or
-//! `application/cloudevents+msgpack`, which is our own: a map whose `data` is a nested value). Binary mode puts
-//! the attributes into `ce-` headers and the bare payload into the body. Both are read; structured is written by
-//! default, because many headers cost some brokers half their throughput.
+//! `application/cloudevents+msgpack`, which is a format of this library: a map whose `data` is a nested value).
+//! Binary mode puts the attributes into `ce-` headers and the bare payload into the body. Both modes are read.
+//! Structured mode is written by default, because many headers cost some brokers half of their throughput.
 //!
-//! What is written is checked as strictly as what is read: nothing leaves that a reader here would refuse. Of what
-//! others send, this is taken although the specification does not ask for it:
+//! Written events are checked as strictly as read events: this library sends no event that its reader would refuse.
+//! The reader accepts the following events of other producers although the specification does not require it:
 //!
-//! - times with more digits than nanoseconds, which are cut off, with a space for the `T`, and of the last hours of 9999;
-//! - numbers and booleans as values of extensions, floats among them, with all their digits, as text;
-//! - `data` beside a `data_base64` that is null and the other way round, and base64 without padding;
-//! - text with control characters, and sources and schemas that are no URIs: nothing here depends on them;
-//! - a `traceparent` that is damaged: the event starts a new trace, as trace context asks.
+//! - times with more digits than nanoseconds (the further digits are cut off), times with a space instead of the `T`,
+//!   and times in the last hours of the year 9999;
+//! - numbers and booleans as values of extensions, including floats, which become text with all their digits;
+//! - `data` beside a `data_base64` that is null and vice versa, and base64 without padding;
+//! - text with control characters, and sources and schemas that are not URIs, because this library does not depend on
+//!   them;
+//! - a damaged `traceparent`: the event starts a new trace, as the Trace Context specification requires.
 //!
-//! An event of another version of the specification, batches and other formats are refused.
+//! Events of another version of the specification, batches and other formats are refused.
 //!
 //! Source: CloudEvents 1.0.2 (<https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md>).
 
@@ -46,18 +48,18 @@ pub const STRUCTURED_JSON: &str = "application/cloudevents+json";
 /// Content type of a structured MessagePack event.
 pub const STRUCTURED_MSGPACK: &str = "application/cloudevents+msgpack";
 
-/// Source of a message that came without an envelope.
+/// The source of a message that arrived without an envelope.
 pub const PLAIN_SOURCE: &str = "unknown";
-/// Most attributes of one event that this library does not know.
+/// The most attributes of one event that this library does not know (extensions).
 pub const MAX_EXTENSIONS: usize = 64;
 
-/// How an envelope is written.
+/// The mode in which an envelope is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// Attributes and data in one body.
     #[default]
     Structured,
-    /// Attributes in headers, for readers that know only plain payloads.
+    /// Attributes in headers, for readers that can read only plain payloads.
     Binary,
 }
 
@@ -65,38 +67,38 @@ pub enum Mode {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Meta {
-    /// Unique within `source`; stable over retries.
+    /// Unique within `source`; the same in all retries.
     pub id: MessageId,
-    /// Who published it: `/namespace/service`.
+    /// The publisher: `/namespace/service`.
     pub source: SmolStr,
-    /// What happened: `orders.placed.v1`.
+    /// The type of the event: `orders.placed.v1`.
     pub event_type: SmolStr,
-    /// When it happened.
+    /// The time at which the event happened.
     pub time: Option<Timestamp>,
-    /// The entity it is about.
+    /// The entity that the event is about.
     pub subject: Option<SmolStr>,
-    /// MIME type of the data; absent means JSON in a structured JSON event.
+    /// MIME type of the data; an absent one means JSON in a structured JSON event.
     pub datacontenttype: Option<SmolStr>,
-    /// The schema that the data keeps to.
+    /// The schema of the data.
     pub dataschema: Option<SmolStr>,
-    /// Events with the same key stay in order.
+    /// The ordering key: events with the same key stay in order.
     pub partitionkey: Option<SmolStr>,
-    /// The flow it belongs to.
+    /// The id of the flow to which the event belongs.
     pub correlationid: Option<MessageId>,
-    /// The event that caused it.
+    /// The id of the event that caused it.
     pub causationid: Option<MessageId>,
-    /// The span that published it.
+    /// The trace span that published the event.
     pub traceparent: Option<TraceParent>,
-    /// Vendor trace state, passed on untouched.
+    /// The vendor's trace state, passed on unchanged.
     pub tracestate: Option<SmolStr>,
-    /// After this time nobody wants it.
+    /// The time after which the event is not needed any more.
     pub expirytime: Option<Timestamp>,
     /// Attributes that this library does not know, as text.
     pub extensions: Vec<(SmolStr, SmolStr)>,
 }
 
 impl Meta {
-    /// Attributes of a new event of type `event_type` from `source`, happening now.
+    /// Creates the attributes of a new event of type `event_type` from `source`, with the current time.
     pub fn new(id: MessageId, source: impl Into<SmolStr>, event_type: impl Into<SmolStr>) -> Self {
         let mut meta = Self::empty();
         (meta.id, meta.source, meta.event_type) = (id, source.into(), event_type.into());
@@ -123,7 +125,8 @@ impl Meta {
         }
     }
 
-    /// Takes correlation, cause and trace from what is being handled; a first event starts a flow of its own.
+    /// Takes correlation, cause and trace from the message that is being handled; without one, the event starts its
+    /// own flow and trace.
     pub fn caused_by(&mut self, context: Option<&Context>) {
         match context {
             Some(context) => {
@@ -139,18 +142,18 @@ impl Meta {
         }
     }
 
-    /// The context in which this event is handled.
+    /// Returns the context in which this event is handled.
     pub fn context(&self) -> Context {
         Context {
             correlation: self.correlationid.as_ref().unwrap_or(&self.id).clone(),
             causation: self.id.clone(),
             trace: self.traceparent.map_or_else(TraceParent::root, TraceParent::child),
-            // The state is that of a trace: a new trace has none.
+            // The state belongs to a trace: a new trace has none.
             tracestate: self.traceparent.and(self.tracestate.clone()),
         }
     }
 
-    /// Every attribute that is set, in writing order, as text.
+    /// Visits every attribute that is set, in the order of writing, as text.
     fn for_each(&self, mut visit: impl FnMut(&str, &str)) {
         use std::fmt::Write;
         let mut text = String::with_capacity(64);
@@ -200,7 +203,7 @@ impl Meta {
         }
     }
 
-    /// How many [`for_each`](Self::for_each) visits, without writing any of them.
+    /// Returns the number of attributes that [`for_each`](Self::for_each) visits, without formatting any of them.
     fn count(&self) -> u32 {
         let optional = [
             self.time.is_some(),
@@ -228,11 +231,13 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    /// Reads the envelope of a message, in whichever mode it came: structured when its content type says so in any
-    /// case, or when it has no content type and its body is a structured event; binary when it has `ce-` headers.
+    /// Reads the envelope of a message, in either mode. The message is structured when its content type declares it,
+    /// in any letter case, or when it has no content type and its body is a structured event; it is binary when it
+    /// has `ce-` headers.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] for a malformed envelope, a missing required attribute, and a message without envelope.
+    /// [`ErrorKind::Decode`] for a malformed envelope, a missing required attribute, and a message without an
+    /// envelope.
     pub fn read(message: &Message) -> Result<Self> {
         match Form::of(message)? {
             Form::Json => json::read(&message.payload),
@@ -240,25 +245,25 @@ impl Envelope {
             Form::Binary => binary::read(message),
             Form::Plain => Err(Error::new(
                 ErrorKind::Decode,
-                "the message is no CloudEvent, so the event has no `id`, `source` and `type`; a handler takes plain data with `.plain()`",
+                "the message is not a CloudEvent: it has no `id`, `source` and `type`; add `.plain()` to the handler to accept plain data",
             )
             .during("decode envelope")),
         }
     }
 
-    /// Reads the envelope of a message that may have none; then the message is plain data, of the type that its subject
-    /// names. Its attributes are derived:
+    /// Reads the envelope of a message that may have none. A message without an envelope is plain data of the type
+    /// that its subject names. Its attributes are derived:
     ///
-    /// - `id` is the message's own, which a transport derives from the message's place in its log if it came without
-    ///   one, so that it is the same in each delivery;
-    /// - `source` is [`PLAIN_SOURCE`], `type` the subject, `partitionkey` the key;
+    /// - `id` is the message's own. If the message arrived without one, the transport derives it from the message's
+    ///   place in its log, so that it is the same in each delivery;
+    /// - `source` is [`PLAIN_SOURCE`], `type` is the subject, `partitionkey` is the key;
     /// - `time` is `at`, the time of its publication.
     ///
-    /// The content type says how the data is encoded. Without one it is MessagePack if its first byte cannot begin a
-    /// JSON text, and otherwise JSON.
+    /// The content type defines the encoding of the data. Without a content type, the data is MessagePack if its
+    /// first byte cannot begin a JSON text, and otherwise JSON.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] for a message that says it is a CloudEvent and is malformed.
+    /// [`ErrorKind::Decode`] for a malformed message that declares itself a CloudEvent.
     pub fn read_plain(message: &Message, at: Option<Timestamp>) -> Result<Self> {
         match Form::of(message)? {
             Form::Json => json::read(&message.payload),
@@ -279,17 +284,18 @@ impl Envelope {
         }
     }
 
-    /// The data's bytes as they arrived.
+    /// Returns the bytes of the data as they arrived.
     pub fn data(&self) -> &Bytes {
         &self.data
     }
 
-    /// The data's encoding; `None` for a content type that this library does not decode.
+    /// Returns the encoding of the data; `None` for a content type that this library does not decode.
     pub fn codec(&self) -> Option<Codec> {
         self.codec
     }
 
-    /// Decodes the data. Data whose content type is neither JSON nor MessagePack is text to types that take text.
+    /// Decodes the data. Data whose content type is neither JSON nor MessagePack is given as text to types that
+    /// accept text.
     ///
     /// # Errors
     /// [`ErrorKind::Decode`] when the bytes do not fit `T`.
@@ -308,15 +314,15 @@ impl Envelope {
         T::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text)).ok()
     }
 
-    /// The data as one line of JSON text, with every digit of its numbers; `None` when it does not decode. What
-    /// MessagePack has beyond JSON is told apart no more: binary data and extension types become base64, keys that
-    /// are not text become text, NaN and infinity become null.
+    /// Returns the data as one line of JSON text, with every digit of its numbers; `None` when it cannot be decoded.
+    /// MessagePack values that JSON lacks are converted: binary data and extension types become base64, keys that are
+    /// not text become text, NaN and infinity become null.
     pub fn json(&self) -> Option<Box<RawValue>> {
         text::json(&self.data, self.codec)
     }
 }
 
-/// Writes an envelope; answers content type, headers and body.
+/// Writes an envelope; returns the content type, the headers and the body.
 ///
 /// # Errors
 /// [`ErrorKind::Encode`] when the data cannot be encoded, and for attributes that [`Envelope::read`] would refuse, such

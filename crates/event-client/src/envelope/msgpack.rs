@@ -1,7 +1,8 @@
-//! Structured mode in MessagePack: one map of attributes as text, with `data` as a nested value.
+//! Structured mode in MessagePack: one map with the attributes as text and `data` as a nested value.
 //!
 //! CloudEvents has no official MessagePack format; this one mirrors the JSON format, so that
-//! `msgpack.unpackb(body)["data"]` gives the payload in any language. `data` is written last and read anywhere.
+//! `msgpack.unpackb(body)["data"]` returns the payload in any language. `data` is written last and read at any
+//! position.
 
 use std::io::Cursor;
 
@@ -91,7 +92,7 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
     Ok(Envelope { meta, data, codec: Some(Codec::MsgPack) })
 }
 
-/// Moves past one value; `None` when it is cut short or deeper than `depth`.
+/// Skips one value; `None` when it is cut short or nested deeper than `depth`.
 fn skip(cursor: &mut Cursor<&[u8]>, depth: usize) -> Option<()> {
     let depth = depth.checked_sub(1)?;
     let marker = decode::read_marker(cursor).ok()?;
@@ -132,7 +133,7 @@ fn skip(cursor: &mut Cursor<&[u8]>, depth: usize) -> Option<()> {
         return None;
     }
     cursor.set_position(end);
-    // Each value takes at least a byte, so a lying length ends with the input.
+    // Each value takes at least one byte, so a false length fails at the end of the input.
     for _ in 0..values {
         skip(cursor, depth)?;
     }

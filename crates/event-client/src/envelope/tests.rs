@@ -1,4 +1,4 @@
-//! Round trips in every mode and codec, foreign spellings, and bytes that are not envelopes at all.
+//! Tests of round trips in every mode and codec, of other producers' spellings, and of bytes that are not envelopes.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

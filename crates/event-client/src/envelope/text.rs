@@ -1,4 +1,4 @@
-//! Data as one line of JSON text, for people and tools: nothing goes through a number type that rounds.
+//! Converts data to one line of JSON text for people and tools, without a number type that rounds.
 
 use std::io::Cursor;
 
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::{Codec, MAX_DEPTH};
 
-/// `None` for data that is not what it says. Text of other content types becomes a JSON string.
+/// Returns `None` for data that does not match its encoding. Text of other content types becomes a JSON string.
 pub(super) fn json(data: &[u8], codec: Option<Codec>) -> Option<Box<RawValue>> {
     let mut text = String::with_capacity(data.len() + 16);
     match codec {
@@ -27,7 +27,7 @@ pub(super) fn json(data: &[u8], codec: Option<Codec>) -> Option<Box<RawValue>> {
     RawValue::from_string(text).ok()
 }
 
-/// Valid JSON without the white space between its values.
+/// Copies valid JSON without the white space between its values.
 fn compact(json: &str, text: &mut String) {
     let (mut quoted, mut escaped) = (false, false);
     for character in json.chars() {
@@ -47,7 +47,7 @@ fn quote(value: &str, text: &mut String) {
     text.push_str(&serde_json::to_string(value).expect("text always encodes"));
 }
 
-/// One MessagePack value; `None` when it is cut short or deeper than `depth`.
+/// Converts one MessagePack value; `None` when it is cut short or nested deeper than `depth`.
 fn value(cursor: &mut Cursor<&[u8]>, text: &mut String, depth: usize) -> Option<()> {
     use std::fmt::Write;
     let depth = depth.checked_sub(1)?;
@@ -125,7 +125,7 @@ fn value(cursor: &mut Cursor<&[u8]>, text: &mut String, depth: usize) -> Option<
 }
 
 fn float(number: impl serde::Serialize, text: &mut String) {
-    // Writes what JSON lacks as null.
+    // Writes numbers that JSON lacks as null.
     text.push_str(&serde_json::to_string(&number).expect("a number always encodes"));
 }
 

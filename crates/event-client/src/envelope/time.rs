@@ -1,11 +1,11 @@
-//! Times as others write them: RFC 3339, with as many digits and as late as they like.
+//! Reads the times of other producers: RFC 3339 with any number of digits, up to the end of the year 9999.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 
-/// Reads an RFC 3339 time. Digits beyond nanoseconds are cut off, and the last hours of the year 9999, which
-/// [`Timestamp`] does not have, become its last instant: no event is lost for a time that nobody can tell apart.
-/// `None` for a time that does not exist, that has no offset, or that is spelled in another way.
+/// Reads an RFC 3339 time. Digits beyond nanoseconds are cut off. The last hours of the year 9999, which
+/// [`Timestamp`] cannot represent, become its last instant, so that no event is lost because of its time. Returns
+/// `None` for a time that does not exist, that has no offset, or that has another spelling.
 pub(crate) fn read(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     // 2018-04-05T17:31:00
@@ -50,7 +50,7 @@ pub(crate) fn read(text: &str) -> Option<Timestamp> {
         let exists = text.starts_with("9999-") && text[..zone.min(29)].parse::<DateTime>().is_ok();
         return exists.then_some(Timestamp::MAX);
     };
-    // A leap second is the last of a day in UTC; it is read as the second before it.
+    // A leap second is the last second of a day in UTC; it is read as the second before it.
     let leap = &bytes[17..19] == b"60";
     (!leap || time.as_second().rem_euclid(86_400) == 86_399).then_some(time)
 }

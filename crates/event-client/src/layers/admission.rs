@@ -1,9 +1,9 @@
-//! What rate limits, concurrency limits and breakers have in common: something to pass before a call begins, and
-//! to leave when it has ended.
+//! Admission control, the common part of rate limits, concurrency limits and circuit breakers: a call acquires a
+//! permit before it starts and returns the permit after it has ended.
 //!
-//! They wait inside the call, not in `poll_ready`: a worker that has become ready may wait for its next message for
-//! hours, and must not hold a permit that another handler needs. A message that waits here is leased and its lease
-//! renewed; a handler's concurrency bounds how many do.
+//! A call waits for its permit inside the call itself, not in `poll_ready`: a worker that is ready may wait hours for
+//! its next message and must not hold a permit that another handler needs. While a message waits for a permit, it
+//! stays leased and its lease is renewed; the handler's concurrency bounds the number of messages that wait.
 
 use std::fmt;
 use std::future::Future;
@@ -20,18 +20,18 @@ use super::into_error;
 use super::operation::{Classify, Operation};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Something to pass.
+/// Decides whether and when a call may start.
 pub trait Admission: Clone + Send + 'static {
-    /// Held while the call runs. Dropped without [`Permit::leave`] when the call is given up.
+    /// The permit, held while the call runs. It is dropped without [`Permit::leave`] when the call is cancelled.
     type Permit: Permit;
 
-    /// Asks to pass.
+    /// Requests a permit for `operation`.
     fn enter<T: Operation>(&mut self, operation: &T) -> Decision<Self::Permit>;
 }
 
-/// A permit to run.
+/// The right to run one call.
 pub trait Permit: Send + 'static {
-    /// The call has ended.
+    /// Returns the permit after the call has ended with this result.
     fn leave<R: Classify>(self, _result: &Result<R>)
     where
         Self: Sized,
@@ -39,17 +39,17 @@ pub trait Permit: Send + 'static {
     }
 }
 
-/// A gate's answer.
+/// The result of [`Admission::enter`].
 pub enum Decision<P> {
     /// The call may start.
     Admit(P),
     /// The call may start when this future resolves.
     Wait(BoxFuture<'static, Result<P>>),
-    /// The call ends with this error.
+    /// The call is not made and ends with this error.
     Refused(Error),
 }
 
-/// Waits for a permit, but no longer than anybody wants the result.
+/// Waits for a permit, at most until the operation's deadline passes or its service drains.
 pub(super) fn wait_for<T: Operation, P: Send + 'static>(
     operation: &T,
     what: &'static str,
@@ -78,7 +78,7 @@ pub(super) fn wait_for<T: Operation, P: Send + 'static>(
     })
 }
 
-/// A service behind a gate.
+/// A service whose calls need a permit of `gate`.
 #[derive(Clone)]
 pub struct AdmissionService<G, S> {
     gate: G,
@@ -114,7 +114,7 @@ where
             }
             Decision::Refused(error) => State::Refused { error: Some(error) },
             Decision::Wait(wait) => {
-                // The service that was made ready goes with the call; its clone takes the next.
+                // `poll_ready` prepared this instance, so it must make this call; its clone makes the next one.
                 let next = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, next);
                 State::Waiting { wait, call: Some((inner, operation)) }
@@ -125,7 +125,7 @@ where
 }
 
 pin_project! {
-    /// A call that waits at a gate or has passed it.
+    /// A call that waits for its permit or runs with it.
     pub struct AdmissionFuture<P, S: Service<T>, T> {
         #[pin]
         state: State<P, S, T, S::Future>,

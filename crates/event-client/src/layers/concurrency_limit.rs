@@ -1,4 +1,4 @@
-//! Concurrency limit: so many calls at a time, over everything that shares it.
+//! Concurrency limit: bounds the number of calls that run at a time, over all services and clients that share it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,11 +9,13 @@ use tower_layer::Layer;
 use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
 use super::operation::Operation;
 
-/// Bounds how many calls run at a time over everything that this value and its clones are put around: several
-/// handlers that share one database, for example. (For one handler alone there is
-/// [`Handler::concurrency`](crate::service::Handler::concurrency), which also bounds what is fetched.)
+/// Bounds the number of calls that run at a time, over all services and clients that this value and its clones wrap:
+/// several handlers that share one database, for example. (For a single handler use
+/// [`Handler::concurrency`](crate::service::Handler::concurrency), which also bounds the number of messages that are
+/// fetched.)
 ///
-/// A call beyond the bound waits; a request that is still waiting at its deadline ends with `RESOURCE_EXHAUSTED`.
+/// A call beyond the bound waits for a permit. A request that still waits at its deadline ends with
+/// `RESOURCE_EXHAUSTED`.
 #[derive(Clone)]
 pub struct ConcurrencyLimit {
     permits: Arc<Semaphore>,
@@ -21,13 +23,13 @@ pub struct ConcurrencyLimit {
 }
 
 impl ConcurrencyLimit {
-    /// At most `most` at a time, at least one.
+    /// Creates a limit of `most` calls at a time, at least 1.
     pub fn new(most: usize) -> Self {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
         Self { permits: Arc::new(Semaphore::new(most)), most }
     }
 
-    /// How many run now.
+    /// Returns the number of calls that run now.
     pub fn running(&self) -> usize {
         self.most - self.permits.available_permits().min(self.most)
     }
@@ -50,11 +52,15 @@ impl Admission for ConcurrencyLimit {
         }
         let permits = self.permits.clone();
         let permit = async move { permits.acquire_owned().await.expect("never closed") };
-        Decision::Wait(wait_for(operation, "the concurrency limit left no room before the deadline", permit))
+        Decision::Wait(wait_for(
+            operation,
+            "the concurrency limit had no free permit before the deadline",
+            permit,
+        ))
     }
 }
 
-/// Dropping it is leaving.
+/// Dropping the permit returns it to the semaphore.
 impl Permit for OwnedSemaphorePermit {}
 
 impl fmt::Debug for ConcurrencyLimit {

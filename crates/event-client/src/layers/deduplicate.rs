@@ -1,4 +1,4 @@
-//! Deduplicate: skips a message that this process has handled a short while ago.
+//! Deduplicate: skips a message that this process has already handled within the last minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -19,12 +19,13 @@ use crate::error::{Error, Result};
 use crate::message::MessageId;
 use crate::service::{Incoming, Outcome};
 
-/// Acknowledges an event unseen when its handler has acknowledged the same id before, in this process, within a
-/// bounded memory: 10 000 ids for 10 minutes unless told otherwise. Each handler has a memory of its own.
+/// Acknowledges an event without calling its handler when that handler has already acknowledged the same id in this
+/// process. The memory is bounded: 10 000 ids for 10 minutes by default. Each handler has its own memory.
 ///
-/// That catches most of what a publisher repeats or a broker delivers twice. It is no promise: another process, a
-/// restart, or a repeat that comes while the first is still running gets through. What must happen once goes through
-/// the inbox. Requests pass untouched, as each caller wants an answer, and so do events replayed from the dead letters.
+/// This catches most events that a publisher repeats or a broker delivers twice. It is not a guarantee: another
+/// process, a restart, or a repeat that arrives while the first delivery is still being handled gets through. Use the
+/// inbox for work that must be done exactly once. Requests are never skipped, because each caller needs an answer;
+/// neither are events that are replayed from the dead letters.
 #[derive(Clone, Copy, Debug)]
 pub struct Deduplicate {
     most: usize,
@@ -32,7 +33,7 @@ pub struct Deduplicate {
 }
 
 impl Deduplicate {
-    /// Remembers up to `most` ids for up to `age`. An id takes about 100 bytes.
+    /// Creates a layer that remembers up to `most` ids for up to `age`. An id takes about 100 bytes.
     pub const fn new(most: usize, age: Duration) -> Self {
         Self { most, age }
     }
@@ -54,7 +55,7 @@ impl<S> Layer<S> for Deduplicate {
     }
 }
 
-/// The ids of what was handled, oldest first.
+/// The ids of handled messages, oldest first.
 #[derive(Debug, Default)]
 struct Memory {
     most: usize,
@@ -81,7 +82,7 @@ impl Memory {
                 break;
             }
             let (id, at) = self.order.pop_front().expect("there is a front");
-            // Remembered again since: the later entry forgets it.
+            // The id was remembered again later; its later entry removes it.
             if self.seen.get(&id) == Some(&at) {
                 self.seen.remove(&id);
             }
@@ -89,7 +90,7 @@ impl Memory {
     }
 }
 
-/// A handler with [`Deduplicate`] around it.
+/// A handler wrapped by [`Deduplicate`].
 #[derive(Clone)]
 pub struct DeduplicateService<S> {
     inner: S,
@@ -115,7 +116,9 @@ where
         }
         let id = incoming.envelope().meta.id.clone();
         if self.memory.lock().unwrap_or_else(PoisonError::into_inner).knows(&id, Instant::now()) {
-            tracing::debug!(group = %incoming.handler().group, message.id = %id, "handled before, skipped");
+            tracing::debug!(
+                group = %incoming.handler().group, message.id = %id, "skipped a message that was handled before"
+            );
             return DeduplicateFuture { call: None, note: None };
         }
         let note = Some((self.memory.clone(), id));
@@ -124,7 +127,7 @@ where
 }
 
 pin_project! {
-    /// A call that is remembered when it succeeds, or was skipped.
+    /// A call whose id is remembered when it succeeds, or a call that was skipped.
     pub struct DeduplicateFuture<F> {
         #[pin]
         call: Option<F>,

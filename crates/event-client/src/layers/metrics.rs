@@ -1,4 +1,4 @@
-//! Metrics: how many messages and requests, how long they took, how they ended, how many are under way.
+//! Metrics: counts and times messages and requests by outcome, and reports the number in flight.
 
 use std::fmt;
 use std::future::Future;
@@ -21,8 +21,9 @@ use crate::telemetry;
 
 /// Counts and times every call through the `metrics` facade, under the names in [`telemetry`].
 ///
-/// The instruments of each handler and subject are made once and kept: a message costs a few atomic additions and
-/// no allocation. A recorder must be installed before the first message.
+/// The instruments of each handler and subject are created once and kept: a message costs a few atomic additions and
+/// no allocation. Install a recorder before the first message, because instruments that were created without a
+/// recorder record nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MetricsLayer;
 
@@ -35,14 +36,14 @@ impl<S> Layer<S> for MetricsLayer {
     }
 }
 
-/// A service with a [`MetricsLayer`] around it.
+/// A service wrapped by a [`MetricsLayer`].
 #[derive(Clone)]
 pub struct MetricsService<S> {
     inner: S,
     instruments: Registry<Instruments>,
 }
 
-/// Distinct endings that are kept apart: outcomes, status codes and error kinds, 35 at the most today.
+/// The number of outcome labels that are kept apart: outcomes, status codes and error kinds, at most 35 today.
 const ENDINGS: usize = 48;
 
 /// The instruments of one handler or subject.
@@ -51,7 +52,7 @@ struct Instruments {
     labels: Vec<Label>,
     in_flight: Gauge,
     age: Histogram,
-    /// Filled from the front as endings are met; read without a lock.
+    /// Filled from the front, one entry for each new outcome label; read without a lock.
     endings: [OnceLock<Ending>; ENDINGS],
 }
 
@@ -118,7 +119,7 @@ where
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
-        // A layer belongs to one handler, so the subject tells apart what a wildcard receives.
+        // A layer belongs to one handler, so the subject distinguishes the messages of a wildcard subscription.
         let subject = operation.message().subject.as_str();
         let instruments = self.instruments.get(subject, || Instruments::new(&operation)).clone();
         if let Some(age) = operation.age() {
@@ -129,7 +130,7 @@ where
     }
 }
 
-/// Counted as in flight until dropped, however that comes.
+/// Counts a call as in flight until it is dropped, also when the call is cancelled.
 struct UnderWay {
     instruments: Arc<Instruments>,
     started: Instant,
@@ -149,7 +150,7 @@ impl Drop for UnderWay {
 }
 
 pin_project! {
-    /// A call that is timed.
+    /// A call that is counted and timed.
     pub struct MetricsFuture<F> {
         #[pin]
         call: F,

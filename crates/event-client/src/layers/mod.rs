@@ -1,4 +1,4 @@
-//! Tower layers: for services, around everything they handle, and for clients, around every request they make.
+//! Tower layers for services (around every message they handle) and for clients (around every request they send).
 //!
 //! ```no_run
 //! use event_client::layers::{CircuitBreaker, MetricsLayer, RateLimit, Retry, Timeout, TraceLayer};
@@ -14,12 +14,12 @@
 //! # Ok(()) }
 //! ```
 //!
-//! In a tuple the first is outermost. An order that makes sense: trace, metrics, deduplicate, circuit breaker, rate
-//! and concurrency limits, retry, timeout: a breaker outside of the timeout sees timeouts as failures, a retry
-//! outside of it bounds each attempt.
+//! In a tuple the first layer is the outermost. A sensible order is: trace, metrics, deduplicate, circuit breaker,
+//! rate and concurrency limits, retry, timeout. A breaker outside the timeout counts timeouts as failures, and with a
+//! retry outside the timeout each attempt has its own time limit.
 //!
-//! A layer of your own is any [`tower::Layer`]; to work on both sides it is generic over an [`Operation`] and its
-//! [`Classify`] result.
+//! A layer of your own is any [`tower::Layer`]. To work for both services and clients, it is generic over an
+//! [`Operation`] and its [`Classify`] result.
 
 mod admission;
 mod circuit_breaker;
@@ -45,7 +45,7 @@ pub use trace::TraceLayer;
 
 use crate::error::{Error, ErrorKind};
 
-/// Any layer's error as ours; our own come back unchanged.
+/// Converts the error of any layer; an [`Error`] of this crate is returned unchanged.
 pub(crate) fn into_error(error: impl Into<tower::BoxError>) -> Error {
     let error = match error.into().downcast::<Error>() {
         Ok(ours) => return *ours,

@@ -1,4 +1,5 @@
-//! What layers know of the work that passes through them: the same for messages being handled and requests going out.
+//! The view that layers have of the work that passes through them: one trait for messages being handled and for
+//! requests being sent.
 
 use std::time::Duration;
 
@@ -11,36 +12,36 @@ use crate::message::Message;
 use crate::request::{Answer, Outgoing};
 use crate::service::{Incoming, Outcome};
 
-/// Something that passes through layers: an [`Incoming`] message or an [`Outgoing`] request.
+/// The work that passes through layers: an [`Incoming`] message or an [`Outgoing`] request.
 pub trait Operation: Clone + Send + 'static {
-    /// What happens, in OpenTelemetry's words: `process`, `serve` or `request`.
+    /// The kind of work, which is also the span field `messaging.operation.type`: `process`, `serve` or `request`.
     fn kind(&self) -> Kind;
 
-    /// What it is counted, limited and broken by: the handler's group, or the subject that is asked.
+    /// The name of the work for metrics, limits and circuits: the handler's group, or the requested subject.
     fn name(&self) -> &str;
 
     /// The message.
     fn message(&self) -> &Message;
 
-    /// Correlation, cause and the span that works on it.
+    /// The correlation, the cause and the trace span of the work.
     fn context(&self) -> &Context;
 
-    /// When nobody wants the result any more.
+    /// The time after which the result is no longer needed.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Whether doing it once more is harmless.
+    /// Whether repeating the work is harmless.
     fn is_repeatable(&self) -> bool;
 
-    /// Which attempt at it this is, from 1.
+    /// The number of this attempt, from 1.
     fn attempt(&self) -> u32;
 
     /// The transport's name.
     fn system(&self) -> &'static str;
 
-    /// How long ago its transport stored the message, where that is known.
+    /// The time since the transport stored the message, where it is known.
     fn age(&self) -> Option<Duration>;
 
-    /// Cancelled when waiting has no more sense because the service drains; `None` for what goes out.
+    /// A token that is cancelled when the service drains and calls must stop waiting; `None` for requests being sent.
     fn draining(&self) -> Option<CancellationToken>;
 }
 
@@ -51,12 +52,12 @@ pub enum Kind {
     Process,
     /// A request is answered.
     Serve,
-    /// A request is sent and its answer awaited.
+    /// A request is sent and its answer is awaited.
     Request,
 }
 
 impl Kind {
-    /// The word for spans and labels.
+    /// Returns the name for spans and labels.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
@@ -84,7 +85,8 @@ impl Operation for Incoming {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        // An event's expiry bounds its delivery; once here it is handled. A request's caller really is gone.
+        // An event's expiry bounds only its delivery: an event that was delivered is handled. A request's caller no
+        // longer waits after the deadline.
         if self.is_request() { Incoming::deadline(self) } else { None }
     }
 
@@ -152,31 +154,31 @@ impl Operation for Outgoing {
     }
 }
 
-/// How an operation ended, as far as a layer cares.
+/// The class of a result, as far as layers distinguish results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Well.
+    /// The call succeeded.
     Success,
-    /// The operation's own fault: what was called works, and the same again would be refused again.
+    /// The operation itself is at fault: the called service works, and it would refuse the same operation again.
     Refused,
-    /// The fault of what was called: counts towards opening a breaker, and another attempt may succeed.
+    /// The called service is at fault: the result counts towards opening a circuit, and another attempt may succeed.
     Failed,
 }
 
 /// The result of an [`Operation`]: an [`Outcome`] or an [`Answer`].
 pub trait Classify {
-    /// How it ended.
+    /// Returns the class of the result.
     fn class(&self) -> Class;
 
-    /// The word for metrics and spans: `ack`, `retry`, `OK`, `NOT_FOUND`.
+    /// Returns the label for metrics and spans: `ack`, `retry`, `OK`, `NOT_FOUND`.
     fn label(&self) -> &'static str;
 
-    /// A wait before another attempt that the result itself asks for.
+    /// Returns the wait before another attempt that the result itself requests.
     fn retry_after(&self) -> Option<Duration> {
         None
     }
 
-    /// What becomes of an operation that was waiting in a layer when its service began to drain.
+    /// Returns the result of an operation that was waiting in a layer when its service began to drain.
     fn drained() -> Result<Self, Error>
     where
         Self: Sized;
@@ -225,7 +227,7 @@ impl Classify for Answer {
     }
 }
 
-/// How an operation ended that may have ended in a layer's error.
+/// The class of a result, which may be a layer's error.
 pub(super) fn classify<R: Classify>(result: &Result<R, Error>) -> Class {
     match result {
         Ok(response) => response.class(),

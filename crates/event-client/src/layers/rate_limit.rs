@@ -1,4 +1,4 @@
-//! Rate limit: so many calls in a time, the rest wait their turn.
+//! Rate limit: bounds the number of calls in a period; further calls wait for their turn.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,40 +12,42 @@ use super::operation::{Classify, Operation};
 use crate::bounds;
 use crate::error::{Error, ErrorKind};
 
-/// Lets calls through at an even rate, with bursts of a size that can be set. Whatever this value and its clones
-/// are put around shares one rate.
+/// Admits calls at an even rate, with bursts of a size that can be set. All services and clients that this value and
+/// its clones wrap share one rate.
 ///
-/// A call beyond the rate waits for its turn. A request whose deadline would pass before its turn is refused at
-/// once (`RESOURCE_EXHAUSTED`); an event has no such deadline, so a handler is slowed, never failed.
+/// A call beyond the rate waits for its turn. A request whose turn would come after its deadline is refused at once
+/// (`RESOURCE_EXHAUSTED`). An event has no such deadline, so the limit slows a handler of events down but never fails
+/// it.
 ///
-/// The generic cell rate algorithm on tokio's clock: one time stamp is all the state.
+/// This is the generic cell rate algorithm on tokio's clock: its whole state is one timestamp.
 #[derive(Clone)]
 pub struct RateLimit {
     interval: Duration,
     burst: u32,
-    /// When the next call would be due if calls came evenly.
+    /// The time at which the next call would be due if calls came evenly.
     due: Arc<Mutex<Option<Instant>>>,
 }
 
 impl RateLimit {
-    /// `calls` in every `period` of at most [`LONGEST`](crate::LONGEST), as many of them at once; at least one.
+    /// Creates a limit of `calls` (at least 1) in every `period` of at most [`LONGEST`](crate::LONGEST); up to
+    /// `calls` of them may start at once.
     pub fn new(calls: u32, period: Duration) -> Self {
         let calls = calls.max(1);
         Self { interval: bounds::bounded(period) / calls, burst: calls, due: Arc::default() }
     }
 
-    /// `calls` in every second.
+    /// Creates a limit of `calls` in every second.
     pub fn per_second(calls: u32) -> Self {
         Self::new(calls, Duration::from_secs(1))
     }
 
-    /// At most `calls` at once, at least one; default as many as in one period.
+    /// Sets the number of calls that may start at once, at least 1. Default: the calls of one period.
     #[must_use]
     pub fn burst(self, calls: u32) -> Self {
         Self { burst: calls.max(1), ..self }
     }
 
-    /// Books the next turn and says how long it is to wait; `None` when the turn would come after `deadline`.
+    /// Books the next turn and returns the wait until it; `None` when the turn would come after `deadline`.
     fn book(&self, now: Instant, deadline: Option<Instant>) -> Option<Duration> {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let next = due.unwrap_or(now).max(now);
@@ -60,7 +62,7 @@ impl RateLimit {
 }
 
 impl Default for RateLimit {
-    /// 100 a second.
+    /// 100 calls a second.
     fn default() -> Self {
         Self::per_second(100)
     }
@@ -85,17 +87,17 @@ impl Admission for RateLimit {
                     tokio::time::sleep(wait).await;
                     Turn
                 };
-                Decision::Wait(wait_for(operation, "the rate limit left no turn before the deadline", turn))
+                Decision::Wait(wait_for(operation, "the rate limit admits no call before the deadline", turn))
             }
             None => Decision::Refused(
-                Error::new(ErrorKind::Full, "the rate limit leaves no turn before the deadline")
+                Error::new(ErrorKind::Full, "the rate limit admits no call before the deadline")
                     .with("name", operation.name()),
             ),
         }
     }
 }
 
-/// A turn; nothing needs to be given back.
+/// The right to make one call; nothing needs to be returned after the call.
 #[derive(Debug)]
 pub struct Turn;
 
@@ -118,7 +120,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// In any window of a period there are never more than a burst and what the rate adds to it.
+        /// No window of one period contains more calls than one burst plus the calls that the rate adds.
         #[test]
         fn never_faster_than_the_rate(
             calls in 1_u32..50, burst in 1_u32..50, gaps in proptest::collection::vec(0_u64..200, 1..200)

@@ -1,14 +1,15 @@
-//! What there is one of for each name, such as a breaker or a set of counters.
+//! A registry that holds one value for each name, such as a circuit or a set of counters.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use smol_str::SmolStr;
 
-/// Most names that are kept apart; names are event types and subjects, so this is never reached by honest use.
+/// The most names whose values are kept. Names are event types and subjects, so normal use never reaches this number.
 const MOST: usize = 4096;
 
-/// Values by name, shared by clones. Each clone remembers the one it used last, so the common case takes no lock.
+/// Values by name, shared by clones. Each clone also keeps the value that it used last, so the common case takes no
+/// lock.
 #[derive(Debug)]
 pub(super) struct Registry<V> {
     all: Arc<Mutex<HashMap<SmolStr, Arc<V>>>>,
@@ -16,7 +17,7 @@ pub(super) struct Registry<V> {
 }
 
 impl<V> Registry<V> {
-    /// The value of `name`, made on first use.
+    /// Returns the value of `name`; creates it on first use.
     pub(super) fn get(&mut self, name: &str, make: impl FnOnce() -> V) -> &Arc<V> {
         if self.last.as_ref().is_none_or(|(last, _)| last != name) {
             let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +37,7 @@ impl<V> Registry<V> {
         &self.last.as_ref().expect("set above").1
     }
 
-    /// The value of `name`, if there is one.
+    /// Returns the value of `name`, if there is one.
     pub(super) fn find(&self, name: &str) -> Option<Arc<V>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }

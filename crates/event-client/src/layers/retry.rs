@@ -1,4 +1,4 @@
-//! Retry: a few more attempts at once, before a failure is reported.
+//! Retry: repeats a failed call a few times in this process before its failure is reported.
 
 use std::time::Duration;
 
@@ -11,26 +11,29 @@ use crate::bounds;
 use crate::error::{Error, ErrorKind};
 use crate::service::RetryPolicy;
 
-/// Tries again in place what failed by no fault of its own, for hiccups shorter than a few seconds.
+/// Repeats a call in the same process when it failed through no fault of its own, for faults that last less than a
+/// few seconds.
 ///
-/// Around handlers of events it comes before the stored retries: the delivery stays here, its lease is renewed, and
-/// only when all attempts have failed does the failure count as one attempt of the handler's own
-/// [`RetryPolicy`]. Requests, on either side, are repeated only when they are declared `idempotent` and no chunk of
-/// a streamed answer has been sent; a request that found nobody there is repeated in any case. No attempt is made
-/// that would begin after the deadline.
+/// Around handlers of events this layer acts before the stored retries: the delivery stays in this process, its lease
+/// is renewed, and only when all attempts have failed does the failure count as one attempt of the handler's own
+/// [`RetryPolicy`]. Requests, both sent and served, are repeated only when they are declared `idempotent` and no
+/// chunk of a streamed answer has been sent; a request that found no responder is repeated in any case. No attempt
+/// starts after the deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
     policy: RetryPolicy,
 }
 
 impl Retry {
-    /// So many attempts in all. The waits between them are random below 50 ms, 100 ms, … up to 2 s.
+    /// Creates a retry of `attempts` attempts in total. The waits between them are random, below 50 ms, 100 ms, … up
+    /// to 2 s.
     pub const fn attempts(attempts: u32) -> Self {
         let policy = RetryPolicy::attempts(attempts);
         Self { policy: policy.backoff(Duration::from_millis(50), Duration::from_secs(2)) }
     }
 
-    /// Bounds of the first wait and of every wait. A handler that asks for a longer one gets it from the bus.
+    /// Sets the upper bounds of the first wait and of every wait. When a handler requests a wait longer than `cap`,
+    /// this layer does not repeat the call; the bus delivers the message again after that wait.
     #[must_use]
     pub const fn backoff(self, base: Duration, cap: Duration) -> Self {
         Self { policy: self.policy.backoff(base, cap) }
@@ -84,7 +87,7 @@ impl<T: Operation, R: Classify> Policy<T, R, Error> for Attempts {
         }
         tracing::debug!(
             name = operation.name(), message.id = %operation.message().id, attempt = self.made,
-            wait_ms = bounds::millis(wait), "failed, trying again in place"
+            wait_ms = bounds::millis(wait), "the call failed, retrying it in this process"
         );
         Some(tokio::time::sleep_until(next))
     }

@@ -1,4 +1,4 @@
-//! Timeout: a bound on every call.
+//! Timeout: bounds the duration of every call.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,16 +15,16 @@ use super::into_error;
 use super::operation::Operation;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Drops a call that takes longer than this, waits in layers further in included.
+/// Drops a call that takes longer than this, including the waits in inner layers.
 ///
-/// A handler of events that runs out of time is tried again later; one of requests answers `DEADLINE_EXCEEDED`; an
-/// outgoing request ends as [`CallError::Deadline`](crate::CallError::Deadline), for streams if the first chunk is
-/// late.
+/// An event whose handler exceeds the time is retried later; a handler of requests that exceeds it replies with
+/// `DEADLINE_EXCEEDED`. A sent request ends as [`CallError::Deadline`](crate::CallError::Deadline); for a streamed
+/// answer the time ends with the first chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeout(Duration);
 
 impl Timeout {
-    /// A bound of `bound`.
+    /// Creates a timeout of `bound`.
     pub const fn new(bound: Duration) -> Self {
         Self(bound)
     }
@@ -38,7 +38,7 @@ impl<S> Layer<S> for Timeout {
     }
 }
 
-/// A service with a [`Timeout`].
+/// A service wrapped by a [`Timeout`].
 #[derive(Clone, Debug)]
 pub struct TimeoutService<S> {
     inner: S,
@@ -67,7 +67,7 @@ where
 }
 
 pin_project! {
-    /// A call under a [`Timeout`].
+    /// A call with a [`Timeout`].
     #[derive(Debug)]
     pub struct TimeoutFuture<F> {
         #[pin]
@@ -91,9 +91,10 @@ where
         if let Poll::Ready(result) = this.call.poll(cx) {
             return Poll::Ready(result.map_err(into_error));
         }
-        // Asked second: a call that never waits never registers a timer.
+        // Polled after the call, so that a call that never waits never registers a timer.
         this.sleep.poll(cx).map(|()| {
-            let text = format!("took longer than the {:?} that a layer allows", this.bound);
+            let text =
+                format!("the call took longer than the {:?} that its timeout layer allows", this.bound);
             Err(Error::new(ErrorKind::Timeout, text).during(this.kind))
         })
     }

@@ -1,4 +1,4 @@
-//! Tracing: a span around every message that is handled and every request that goes out.
+//! Tracing: puts a span around every message that is handled and every request that is sent.
 
 use std::fmt;
 use std::future::Future;
@@ -16,10 +16,11 @@ use super::into_error;
 use super::operation::{Classify, Kind, Operation, label};
 use crate::error::{Error, Result};
 
-/// Puts a span of level INFO around every call, with OpenTelemetry's messaging fields, `trace_id` and `span_id` of
-/// the message's W3C trace context, and `outcome` when it has ended. Everything logged inside belongs to it.
+/// Puts a span of level INFO around every call. The span has OpenTelemetry's messaging fields, `trace_id` and
+/// `span_id` of the message's W3C trace context, and `outcome` when the call has ended. Everything that the call logs
+/// belongs to the span.
 ///
-/// A span that nobody records costs a comparison.
+/// A span that no subscriber records costs one comparison.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TraceLayer;
 
@@ -31,7 +32,7 @@ impl<S> Layer<S> for TraceLayer {
     }
 }
 
-/// A service with a [`TraceLayer`] around it.
+/// A service wrapped by a [`TraceLayer`].
 #[derive(Clone, Debug)]
 pub struct TraceService<S> {
     inner: S,
@@ -59,7 +60,7 @@ where
     }
 }
 
-/// The names of the fields are those of [`telemetry`](crate::telemetry); the macro wants them spelled out.
+/// The names of the fields are those of [`telemetry`](crate::telemetry); the macro requires them as literals.
 fn span<T: Operation>(operation: &T) -> Span {
     let (message, context, kind) = (operation.message(), operation.context(), operation.kind());
     let span = tracing::info_span!(
@@ -81,7 +82,7 @@ fn span<T: Operation>(operation: &T) -> Span {
         attempt = Empty,
         outcome = Empty,
     );
-    // Formatted only when somebody listens.
+    // Formatted only when a subscriber records the span.
     if !span.is_disabled() {
         span.record("otel.name", display(format_args!("{} {}", kind.as_str(), message.subject)));
         span.record("messaging.message.id", display(&message.id));

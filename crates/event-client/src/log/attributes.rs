@@ -1,4 +1,4 @@
-//! What a record says beside its message: named values that keep their order and their digits.
+//! The attributes of a log record: named values that keep their order and their digits.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,31 +11,33 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Objects and lists nested deeper than this are refused; serde_json itself follows 128 levels.
+/// Objects and lists nested deeper than this are refused; serde_json itself reads up to 128 levels.
 const MOST_LEVELS: usize = 126;
 
-/// The attributes of a record: a map, and, where they came as JSON text, that text.
+/// The attributes of a record: a map, and the JSON text if they were received as JSON text.
 ///
-/// The map sorts its names and holds no integer beyond 64 bits; [`to_json`](Self::to_json) answers the text
-/// as it was sent, in its order and with its digits. A change to the map makes a new text.
+/// The map sorts its names and holds no integer beyond 64 bits. [`to_json`](Self::to_json) returns the text with the
+/// order and the digits with which it was sent. A change to the map replaces the text by a new one.
 #[derive(Clone, Default)]
 pub struct Attributes {
-    /// The object that was sent, without white space between its tokens. Without one the map is all there is.
+    /// The object that was sent, without white space between its tokens. Without a text, the map contains all
+    /// attributes.
     text: Option<Box<RawValue>>,
-    /// Made of the text when someone looks.
+    /// Made from the text on the first access.
     map: OnceLock<Map<String, Value>>,
 }
 
 impl Attributes {
-    /// The attributes in a JSON object. Of a name that comes twice the text keeps both, the map the last.
+    /// Reads the attributes from a JSON object. When a name occurs twice, the text keeps both values and the map
+    /// keeps the last.
     ///
-    /// Texts are written anew by the plain rules of JSON (`é` for `\u00e9`); a number that no double can hold
-    /// (`1e999`) becomes text.
+    /// Strings are rewritten by the plain rules of JSON (`é` for `\u00e9`). A number that no double can hold
+    /// (`1e999`) becomes a string.
     ///
     /// # Errors
-    /// [`ErrorKind::Decode`] for what is no JSON object, or nested deeper than 126 levels.
+    /// [`ErrorKind::Decode`] for a text that is not a JSON object, or that is nested deeper than 126 levels.
     pub fn from_json(text: &str) -> Result<Self> {
-        let refuse = || Error::new(ErrorKind::Decode, "the attributes are no JSON object");
+        let refuse = || Error::new(ErrorKind::Decode, "the attributes are not a JSON object");
         serde_json::from_str::<&RawValue>(text).map_err(|error| refuse().because(error))?;
         let tidy = tidied(text).map_err(|error| refuse().because(error))?;
         if !tidy.starts_with('{') {
@@ -45,7 +47,7 @@ impl Attributes {
         Ok(Self { text: Some(text), map: OnceLock::new() })
     }
 
-    /// The attributes as a JSON object: as they were sent, or as the map says.
+    /// Returns the attributes as a JSON object: as they were sent, or as they are in the map.
     pub fn to_json(&self) -> Cow<'_, str> {
         match &self.text {
             Some(text) => Cow::Borrowed(text.get()),
@@ -53,7 +55,7 @@ impl Attributes {
         }
     }
 
-    /// The same as a part of a larger JSON document.
+    /// Returns the same as [`to_json`](Self::to_json), for use in a larger JSON document.
     pub fn to_raw(&self) -> Cow<'_, RawValue> {
         match &self.text {
             Some(text) => Cow::Borrowed(text),
@@ -63,26 +65,26 @@ impl Attributes {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no attributes.
     pub fn is_empty(&self) -> bool {
         self.text.as_ref().map_or_else(|| self.as_map().is_empty(), |text| text.get() == "{}")
     }
 
-    /// The attributes as a map.
+    /// Returns the attributes as a map.
     pub fn as_map(&self) -> &Map<String, Value> {
         self.map.get_or_init(|| match &self.text {
-            Some(text) => serde_json::from_str(text.get()).expect("it was looked through when it came"),
+            Some(text) => serde_json::from_str(text.get()).expect("the text was checked when it was read"),
             None => Map::new(),
         })
     }
 
-    /// The attributes as a map of one's own.
+    /// Converts the attributes into a map.
     pub fn into_map(self) -> Map<String, Value> {
         self.as_map();
         self.map.into_inner().unwrap_or_default()
     }
 
-    /// Roughly how many bytes they hold in memory.
+    /// Returns the approximate number of bytes that the attributes hold in memory.
     pub(super) fn weight(&self) -> usize {
         let map =
             |map: &Map<String, Value>| map.iter().map(|(name, value)| name.len() + weight_of(value)).sum();
@@ -98,7 +100,7 @@ impl Deref for Attributes {
     }
 }
 
-/// A change is made to the map: the text as it was sent is gone afterwards.
+/// A change is made to the map and discards the text as it was sent.
 impl DerefMut for Attributes {
     fn deref_mut(&mut self) -> &mut Self::Target {
         self.as_map();
@@ -119,7 +121,7 @@ impl FromIterator<(String, Value)> for Attributes {
     }
 }
 
-/// Equal as texts: the same names and values in the same order.
+/// Compares the JSON texts: equal attributes have the same names and values in the same order.
 impl PartialEq for Attributes {
     fn eq(&self, other: &Self) -> bool {
         self.to_json() == other.to_json()
@@ -132,7 +134,7 @@ impl fmt::Debug for Attributes {
     }
 }
 
-/// As a map, which every format can write.
+/// Serialized as a map, which every format can write.
 impl Serialize for Attributes {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         self.as_map().serialize(serializer)
@@ -155,7 +157,8 @@ fn weight_of(value: &Value) -> usize {
         }
 }
 
-/// Sound JSON without white space between its tokens, with plain texts, and without numbers that no double holds.
+/// Normalizes valid JSON: no white space between the tokens, no needless escapes, and strings instead of numbers that
+/// no double holds.
 fn tidied(text: &str) -> serde_json::Result<String> {
     let mut tidy = String::with_capacity(text.len());
     let (mut rest, mut depth) = (text, 0_usize);
@@ -190,7 +193,7 @@ fn tidied(text: &str) -> serde_json::Result<String> {
     Ok(tidy)
 }
 
-/// How long the text at the beginning is, with both quotes.
+/// Returns the length of the string at the beginning, including both quotes.
 fn end_of_text(rest: &str) -> usize {
     let mut at = 1;
     while let Some(found) = rest.as_bytes()[at..].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_refused() {
+    fn a_text_that_is_not_an_object_is_refused() {
         let deep = |levels: usize| format!(r#"{{"k":{}{}}}"#, "[".repeat(levels), "]".repeat(levels));
         for text in ["", "[]", "1", r#"{"a":1 2}"#, r#"{"a":1}{}"#, r#"{"a":"\ud800"}"#, &deep(MOST_LEVELS)] {
             assert!(Attributes::from_json(text).is_err(), "{text}");
@@ -253,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_taken_can_be_looked_at(text in "\\{(\"[a-z\\\\]{0,3}\":[-0-9.eE\"\\[\\]{}, ]{0,9},?){0,3}\\}") {
+        fn accepted_text_reads_as_a_map(text in "\\{(\"[a-z\\\\]{0,3}\":[-0-9.eE\"\\[\\]{}, ]{0,9},?){0,3}\\}") {
             if let Ok(attributes) = Attributes::from_json(&text) {
                 prop_assert_eq!(attributes.len(), serde_json::from_str::<Map<String, Value>>(&attributes.to_json()).expect("JSON").len());
             }

@@ -1,4 +1,4 @@
-//! The tracing layer: makes a record of each event and queues it.
+//! The tracing layer: converts each tracing event into a log record and queues it.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use super::record::LogRecord;
 use super::ship::shipping_now;
 use crate::context::Context as Handling;
 
-/// Longest text of one field in bytes; the rest is cut.
+/// The longest text of one field in bytes; a longer text is cut.
 const LONGEST: usize = 64 * 1024;
 
-/// Makes records of what is logged and hands them to the shipper. Made by [`shipping`](super::shipping).
+/// Converts logged events into records and queues them for the shipper. Created by [`shipping`](super::shipping).
 ///
-/// Fields of the event and of the spans around it become attributes; `trace_id`, `span_id`, `request_id` and
-/// `correlation_id` among them become the record's own. Where they are missing they are those of the bus event
-/// that is being handled.
+/// Fields of the event and of its enclosing spans become attributes, except `trace_id`, `span_id`, `request_id` and
+/// `correlation_id`, which become fields of the record. A missing trace or correlation id is taken from the bus event
+/// that is being handled, the span id together with the trace id.
 #[derive(Debug)]
 pub struct ShippingLayer {
     pub(super) queue: Arc<Queue>,
 }
 
-/// The fields of a span, kept with it.
+/// The fields of a span, stored in the span's extensions.
 struct Fields(Map<String, Value>);
 
 impl<S> Layer<S> for ShippingLayer
@@ -76,7 +76,7 @@ where
         record.request_id = id("request_id");
         record.correlation_id = id("correlation_id");
         if let Some(handling) = Handling::current() {
-            // A span id without its trace would point nowhere: both or none.
+            // A span id is useless without its trace id, so both are set or none.
             if record.trace_id.is_none() {
                 record.trace_id = Some(format!("{:032x}", handling.trace.trace_id));
                 record.span_id = Some(format!("{:016x}", handling.trace.span_id));
@@ -89,8 +89,8 @@ where
     }
 }
 
-/// What the bus and its storage say about each message when they are asked for their insides: shipping it would
-/// cause more of the same, without end.
+/// Whether a line comes from the bus or its storage at a level below INFO. They log such lines for each message;
+/// shipping a line would cause more lines of the same kind, without end.
 fn is_below_the_bus(target: &str, level: Level) -> bool {
     level > Level::INFO && (target.starts_with("event_client") || target.starts_with("sqlx"))
 }
@@ -98,7 +98,7 @@ fn is_below_the_bus(target: &str, level: Level) -> bool {
 /// Collects fields as JSON.
 struct Collect<'a> {
     fields: &'a mut Map<String, Value>,
-    /// Where the message goes; among the fields when there is none.
+    /// Receives the message; without it the message is one of the fields.
     message: Option<&'a mut String>,
 }
 
@@ -116,7 +116,7 @@ impl Collect<'_> {
 impl Visit for Collect<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let mut text = Bounded(String::new());
-        // Ends with an error when the bound is met; what was written until then is kept.
+        // Returns an error when the limit is reached; the text up to the limit is kept.
         let _ = write!(text, "{value:?}");
         self.put(field, text.0.into());
     }
@@ -138,7 +138,7 @@ impl Visit for Collect<'_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no infinities: those become text.
+        // JSON has no infinities and no NaN: they become text.
         let number = serde_json::Number::from_f64(value).map(Value::Number);
         self.put(field, number.unwrap_or_else(|| value.to_string().into()));
     }
@@ -157,7 +157,7 @@ impl Visit for Collect<'_> {
     }
 }
 
-/// Text that takes no more than [`LONGEST`] bytes: a huge value is not even written out.
+/// A text of at most [`LONGEST`] bytes: a huge value is not formatted to its end.
 struct Bounded(String);
 
 impl fmt::Write for Bounded {

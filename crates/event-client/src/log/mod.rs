@@ -1,4 +1,4 @@
-//! Logs on the bus: what services say travels in batches to whoever keeps it.
+//! Logs on the bus: sends the log records of services in batches to a log aggregator.
 //!
 //! ```no_run
 //! use event_client::{Bus, log};
@@ -14,8 +14,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The one who logs never waits: a record goes into a bounded queue, and when that is full the lowest level goes
-//! first and is counted in the next batch. The shipper's own trouble is logged to the other layers only.
+//! Logging never waits: a record is put into a bounded queue. When the queue is full, the records of the lowest level
+//! are dropped first and counted in the next batch. The shipper's own errors are logged to the other layers only.
 
 mod attributes;
 mod layer;

@@ -1,4 +1,4 @@
-//! What waits to be shipped: bounded, and when it is full the least important goes first.
+//! The bounded queue of records that wait to be shipped; when it is full, the least severe records are dropped first.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -8,26 +8,27 @@ use tokio::sync::Notify;
 use super::record::{Dropped, LogRecord};
 use super::severity::Severity;
 
-/// Most records that wait.
+/// The most records that wait.
 const MOST_RECORDS: usize = 8192;
-/// Most bytes that wait, by [`LogRecord::weight`].
+/// The most bytes that wait, by [`LogRecord::weight`].
 const MOST_BYTES: usize = 16 * 1024 * 1024;
-/// A batch is full with so many records,
+/// The number of records that makes a batch full.
 pub(super) const BATCH_RECORDS: usize = 512;
-/// or so many bytes.
+/// The number of bytes that makes a batch full.
 pub(super) const BATCH_BYTES: usize = 1024 * 1024;
 
-/// The queue between those who log and the one who ships. Nobody holds its lock for longer than a push.
+/// The queue between the logging code and the shipper. Its lock is held only while a record is added or a batch is
+/// taken.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
-    /// Something came to an empty queue.
+    /// Notified when a record is added to an empty queue.
     pub(super) some: Notify,
-    /// A whole batch is there.
+    /// Notified when a whole batch is waiting.
     pub(super) full: Notify,
 }
 
-/// A queue for each name of severity, so that the lowest can go first without a search.
+/// One queue for each severity name, so that the least severe record is found without a search.
 #[derive(Debug, Default)]
 struct Waiting {
     levels: [VecDeque<(u64, LogRecord)>; 6],
@@ -46,7 +47,8 @@ fn severity_of(level: usize) -> Severity {
 }
 
 impl Queue {
-    /// Adds a record; makes room by dropping lower or older ones, or the record itself when it is the lowest.
+    /// Adds a record. A full queue drops its oldest record of the lowest level, or this record if all others are more
+    /// severe.
     pub(super) fn push(&self, record: LogRecord) {
         let weight = record.weight();
         let level = level_of(record.severity);
@@ -75,12 +77,12 @@ impl Queue {
         }
     }
 
-    /// Counts a record that cannot be shipped at all.
+    /// Counts a record that can never be shipped.
     pub(super) fn count_dropped(&self, severity: Severity) {
         self.lock().dropped[level_of(severity)] += 1;
     }
 
-    /// Puts back counts that a batch was to carry and did not.
+    /// Adds back the counts of a batch that was not sent.
     pub(super) fn restore(&self, dropped: &[Dropped]) {
         let mut waiting = self.lock();
         for Dropped { severity, count } in dropped {
@@ -97,7 +99,7 @@ impl Queue {
         self.lock().batch_is_full()
     }
 
-    /// Takes a batch in the order in which the records came, and what was dropped before it.
+    /// Takes a batch in the order in which the records arrived, and the counts of the records dropped before it.
     pub(super) fn take(&self) -> (Vec<LogRecord>, Vec<Dropped>) {
         let mut waiting = self.lock();
         let mut batch = Vec::with_capacity(waiting.records.min(BATCH_RECORDS));
@@ -120,7 +122,7 @@ impl Queue {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        // A panic elsewhere must not end logging.
+        // A panic in another thread must not stop logging.
         self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

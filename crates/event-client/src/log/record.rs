@@ -1,4 +1,4 @@
-//! The log record, in the spirit of OpenTelemetry's, and the batch it travels in.
+//! The log record, modelled on OpenTelemetry's, and the batch in which records are sent.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -9,27 +9,27 @@ use uuid::Uuid;
 use super::{Attributes, Severity};
 use crate::Event;
 
-/// One log record: what a service said, when, how grave it was, and what it belongs to.
+/// One log record: the message of a service with its time, its severity and its context.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogRecord {
-    /// UUIDv7, made by whoever made the record.
+    /// UUIDv7, set by the program that created the record.
     pub id: Uuid,
-    /// Event time: when it happened, by the clock of the service that says so.
+    /// Event time, by the clock of the service that logged the record.
     pub time: Timestamp,
-    /// Arrival time by the aggregator's clock; `None` until the aggregator has it.
+    /// Arrival time by the aggregator's clock; `None` until the aggregator has received the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrived: Option<Timestamp>,
     /// Severity on the common scale.
     #[serde(default)]
     pub severity: Severity,
-    /// The level as the logger wrote it, `WARNING` or `warn`; any text.
+    /// The level as the logger wrote it, such as `WARNING` or `warn`; any text.
     pub level: String,
-    /// The service that speaks. Left out inside a [`LogBatch`] when it is the batch's.
+    /// The service that logged the record. Left out inside a [`LogBatch`] when it is the batch's service.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub service: String,
-    /// The message, OpenTelemetry's body.
+    /// The message, which OpenTelemetry calls the body.
     pub message: String,
-    /// Everything else that was said, by name.
+    /// All other values of the record, by name.
     #[serde(default, skip_serializing_if = "Attributes::is_empty")]
     #[schemars(with = "Map<String, Value>")]
     pub attributes: Attributes,
@@ -39,20 +39,20 @@ pub struct LogRecord {
     /// W3C span id, 16 hex digits when the sender keeps to the standard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub span_id: Option<String>,
-    /// The request that was being answered.
+    /// The id of the request that was being answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The conversation that the event being handled belongs to.
+    /// The correlation id of the event that was being handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub correlation_id: Option<String>,
-    /// The body as it was received, when it was not valid and had to be repaired; `None` for every sound record.
-    /// Bytes that are not UTF-8 stand as U+FFFD.
+    /// The body as it was received, when it was invalid and had to be repaired; `None` for every valid record. Bytes
+    /// that are not UTF-8 are replaced by U+FFFD.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<String>,
 }
 
 impl LogRecord {
-    /// A record of `service` that happens now, with nothing but a level word and a message.
+    /// Creates a record of `service` with the current time, a level and a message.
     pub fn new(service: impl Into<String>, level: impl Into<String>, message: impl Into<String>) -> Self {
         let level = level.into();
         Self {
@@ -72,12 +72,14 @@ impl LogRecord {
         }
     }
 
-    /// Whether the record was received broken and repaired; then [`raw`](Self::raw) has what was received.
+    /// Whether the record was received in an invalid form and repaired; then [`raw`](Self::raw) contains the received
+    /// body.
     pub fn repaired(&self) -> bool {
         self.raw.is_some()
     }
 
-    /// Roughly how many bytes the record holds in memory: what bounds of queues and buffers count.
+    /// Returns the approximate number of bytes that the record holds in memory; bounds of queues and buffers count
+    /// these.
     pub fn weight(&self) -> usize {
         let ids = [&self.trace_id, &self.span_id, &self.request_id, &self.correlation_id, &self.raw];
         size_of::<Self>()
@@ -89,7 +91,7 @@ impl LogRecord {
     }
 }
 
-/// Records of one service on their way to the aggregator: an event of the topic `logs`.
+/// Records of one service that are sent to the aggregator: an event of the topic `logs`.
 #[derive(Clone, Debug, Default, PartialEq, Event, Serialize, Deserialize, JsonSchema)]
 #[event(name = "logs.shipped", version = 1, key = service)]
 pub struct LogBatch {
@@ -97,25 +99,25 @@ pub struct LogBatch {
     pub service: String,
     /// The records, oldest first.
     pub records: Vec<LogRecord>,
-    /// What the shipper had to drop since its last batch, because its queue was full.
+    /// The counts of records dropped since the last batch: the queue was full, or a record was too large.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<Dropped>,
 }
 
-/// How many records of one severity a shipper dropped.
+/// The number of records of one severity that a shipper dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Dropped {
     /// Severity of the dropped records.
     pub severity: Severity,
-    /// How many.
+    /// The number of dropped records.
     pub count: u64,
 }
 
 impl LogBatch {
-    /// What an aggregator subscribes to: everything in the topic of logs.
+    /// The pattern to which an aggregator subscribes: all events of the topic `logs`.
     pub const PATTERN: &'static str = "logs.>";
 
-    /// The records, each with its service filled in.
+    /// Returns the records, each with its service filled in.
     pub fn into_records(self) -> Vec<LogRecord> {
         let Self { service, mut records, .. } = self;
         for record in &mut records {
@@ -137,7 +139,7 @@ mod tests {
         record.attributes.insert("response_time".into(), Value::from(0.004_779_577_255_249_023_4));
         record.trace_id = Some("580d7b71d8f564135be6128e18c26797".into());
         let text = serde_json::to_string(&record).expect("a record is JSON");
-        assert!(!text.contains("\"raw\""), "what is absent is not written: {text}");
+        assert!(!text.contains("\"raw\""), "an absent field is not written: {text}");
         assert_eq!(serde_json::from_str::<LogRecord>(&text).expect("its own JSON"), record);
         assert_eq!(record.severity, Severity::WARN);
     }

@@ -1,35 +1,36 @@
-//! One scale for every logger's level words: OpenTelemetry's severity number.
+//! Maps the level words of all loggers to one scale: OpenTelemetry's severity number.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How grave a record is: OpenTelemetry's severity number, 1 (trace) to 24 (fatal), four steps to each name.
+/// The severity of a record: OpenTelemetry's severity number, 1 (trace) to 24 (fatal), four numbers for each name.
 ///
-/// The word that the logger itself used is kept beside it in [`LogRecord::level`](super::LogRecord::level).
+/// The level as the logger wrote it is kept in [`LogRecord::level`](super::LogRecord::level).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(from = "u8", into = "u8")]
 pub struct Severity(u8);
 
 impl Severity {
-    /// Finest detail.
+    /// The finest details.
     pub const TRACE: Self = Self(1);
-    /// For the developer.
+    /// Details for developers.
     pub const DEBUG: Self = Self(5);
-    /// Normal operation; also what an unknown or missing level word counts as.
+    /// Normal operation; also the severity of an unknown or missing level word.
     pub const INFO: Self = Self(9);
-    /// Something to look at.
+    /// A possible problem.
     pub const WARN: Self = Self(13);
-    /// Something failed.
+    /// A failure.
     pub const ERROR: Self = Self(17);
-    /// The process cannot go on.
+    /// A failure after which the process cannot continue.
     pub const FATAL: Self = Self(21);
 
-    /// The severity of a level as loggers spell it, whatever its case; `None` for one that no known logger uses.
+    /// Returns the severity of a level as loggers write it, in any letter case; `None` for a level that no known
+    /// logger uses.
     ///
-    /// Knows the words of tracing, Python, syslog, winston, zap, Java and .NET, their short forms down to one letter
-    /// (`E`, `W`), OpenTelemetry's steps (`ERROR3`), Go's distances (`DEBUG-4`, `INFO+2`), names with a prefix or
-    /// brackets (`SEVERITY_ERROR`, `[ERROR]`), words in terminal colours, and [numbers](Self::from_level_number).
-    /// `WARN` and `WARNING` are the same, `CRITICAL` is fatal, winston's `http` lies between debug and info.
+    /// Recognises the words of tracing, Python, syslog, winston, zap, Java and .NET, their short forms down to one
+    /// letter (`E`, `W`), OpenTelemetry's steps (`ERROR3`), Go's offsets (`DEBUG-4`, `INFO+2`), names with a prefix
+    /// or brackets (`SEVERITY_ERROR`, `[ERROR]`), words in terminal colours, and [numbers](Self::from_level_number).
+    /// `WARN` and `WARNING` are the same, `CRITICAL` is fatal, and winston's `http` is between debug and info.
     pub fn from_word(word: &str) -> Option<Self> {
         let mut lower = [0_u8; LONGEST_WORD];
         let word = word.trim().as_bytes();
@@ -39,8 +40,9 @@ impl Severity {
         named(lower).or_else(|| spelled(std::str::from_utf8(lower).ok()?))
     }
 
-    /// The severity of a numeric level: 0 to 7 are syslog's (0 is an emergency), 10 to 99 those of pino and bunyan
-    /// (30 is info, 50 an error), and numbers below zero those of Go's loggers. `None` for all others.
+    /// Returns the severity of a numeric level: 0 to 7 are syslog's levels (0 is an emergency), 10 to 99 are those of
+    /// pino and bunyan (30 is info, 50 is an error), and -99 to -1 are those of Go's loggers. `None` for all other
+    /// numbers.
     pub fn from_level_number(number: i64) -> Option<Self> {
         Some(match number {
             0 => Self(24),
@@ -63,12 +65,13 @@ impl Severity {
         })
     }
 
-    /// The number, 1 to 24.
+    /// Returns the number, 1 to 24.
     pub fn number(self) -> u8 {
         self.0
     }
 
-    /// The name of the four steps that this severity lies in: `trace`, `debug`, `info`, `warn`, `error` or `fatal`.
+    /// Returns the name of the four numbers to which this severity belongs: `trace`, `debug`, `info`, `warn`, `error`
+    /// or `fatal`.
     pub fn name(self) -> &'static str {
         match self.0 {
             0..=4 => "trace",
@@ -81,10 +84,10 @@ impl Severity {
     }
 }
 
-/// Longer words are no level: room for a name with prefix, step and colours.
+/// Longer words are no level. This leaves room for a name with a prefix, a step and colours.
 const LONGEST_WORD: usize = 48;
 
-/// The severity of a plain name in lower case.
+/// Returns the severity of a plain name in lower case.
 fn named(word: &[u8]) -> Option<Severity> {
     Some(match word {
         b"trace" | b"trc" | b"finest" | b"all" | b"t" => Severity::TRACE,
@@ -102,7 +105,7 @@ fn named(word: &[u8]) -> Option<Severity> {
     })
 }
 
-/// The severity of a name that something stands around or behind.
+/// Returns the severity of a name with a prefix, brackets, colours or a step.
 fn spelled(word: &str) -> Option<Severity> {
     const PREFIXES: [&str; 7] =
         ["severity_number_", "severity_", "loglevel.", "log_level_", "level.", "level_", "log_"];
@@ -124,18 +127,18 @@ fn spelled(word: &str) -> Option<Severity> {
     }
     let number: i64 = step.parse().ok()?;
     let distance = match number {
-        // Go's `INFO+2`; its levels lie as far apart as OpenTelemetry's.
+        // Go's `INFO+2`; the distance between two of Go's levels is the same as between two of OpenTelemetry's.
         _ if step.starts_with(['+', '-']) => number,
         // OpenTelemetry's `ERROR3` is two above `ERROR`.
         1..=4 => number - 1,
-        // PostgreSQL's `DEBUG5` and the like: no step of ours.
+        // PostgreSQL's `DEBUG5` and similar: not a step of this scale.
         _ => 0,
     };
     let found = i64::from(base.0).saturating_add(distance).clamp(1, 24);
     u8::try_from(found).ok().map(Severity)
 }
 
-/// Numbers outside 1 to 24 come from senders that know no severity: they count as [`Severity::INFO`].
+/// Numbers outside 1 to 24 come from senders that have no severity: they count as [`Severity::INFO`].
 impl From<u8> for Severity {
     fn from(number: u8) -> Self {
         if (1..=24).contains(&number) { Self(number) } else { Self::INFO }

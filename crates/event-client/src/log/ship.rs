@@ -1,4 +1,4 @@
-//! The shipper: takes batches from the queue and publishes them, again and again until they are stored.
+//! The shipper: takes batches from the queue and publishes each batch until it is stored.
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use crate::error::{Error, ErrorKind};
 use crate::message::MessageId;
 use crate::supervise;
 
-/// A record waits no longer than this for others to share its batch.
+/// The longest time that a record waits for other records of its batch.
 const LINGER: Duration = Duration::from_millis(200);
-/// First and longest wait between tries.
+/// The first and the longest wait between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// Longest time for one publish.
+/// The longest time for one publish.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
-    /// Set while the shipper works: what is logged meanwhile is about shipping and is not shipped.
+    /// Set while the shipper works: the log lines of this task are about shipping and are not shipped.
     static SHIPPING: ();
 }
 
-/// Whether the shipper itself is what logs.
+/// Whether the shipper itself writes the current log line.
 pub(super) fn shipping_now() -> bool {
     SHIPPING.try_with(|()| ()).is_ok()
 }
 
-/// A layer for the subscriber and the shipper behind it. Records wait in the queue until the shipper starts, so
-/// that logging can begin before there is a bus.
+/// Creates a layer for the subscriber and the shipper that sends its records. Records wait in the queue until the
+/// shipper starts, so that logging can begin before the bus is connected.
 pub fn shipping(service: impl Into<String>) -> (ShippingLayer, Shipper) {
     let queue = Arc::new(Queue::default());
     (ShippingLayer { queue: Arc::clone(&queue) }, Shipper { queue, service: service.into() })
@@ -49,7 +49,7 @@ pub struct Shipper {
 }
 
 impl Shipper {
-    /// Begins to ship, as a task of the current runtime.
+    /// Starts to ship, as a task of the current runtime.
     pub fn start(self, bus: Bus) -> Shipping {
         let closing = CancellationToken::new();
         let stats = Arc::new(ShippingStats::default());
@@ -60,7 +60,7 @@ impl Shipper {
     }
 }
 
-/// How much a shipper has shipped since it started.
+/// The counts of a shipper since it started.
 #[derive(Debug, Default)]
 pub struct ShippingStats {
     sent: AtomicU64,
@@ -68,12 +68,12 @@ pub struct ShippingStats {
 }
 
 impl ShippingStats {
-    /// Records that the bus holds.
+    /// Returns the number of records that the bus has stored.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Records that were shed, as far as the batches sent have told.
+    /// Returns the number of dropped records, as far as the batches sent have reported them.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -85,7 +85,7 @@ impl ShippingStats {
     }
 }
 
-/// A shipper at work. Dropped, it goes on; [`close`](Self::close) ends it.
+/// A running shipper. Dropping this value does not stop it; [`close`](Self::close) does.
 #[derive(Debug)]
 pub struct Shipping {
     closing: CancellationToken,
@@ -94,13 +94,13 @@ pub struct Shipping {
 }
 
 impl Shipping {
-    /// What has been shipped; outlives the shipper.
+    /// Returns the counts of the shipper; they stay readable after it has ended.
     pub fn stats(&self) -> Arc<ShippingStats> {
         Arc::clone(&self.stats)
     }
 
-    /// Ships what waits and ends, within `bound`. Answers whether everything was shipped. Call it after the last
-    /// thing worth logging and before the bus is closed.
+    /// Ships the waiting records and ends, within `bound`. Returns whether all records were shipped. Call it after
+    /// the last line that must be shipped and before the bus is closed.
     pub async fn close(self, bound: Duration) -> bool {
         self.closing.cancel();
         let Self { mut task, .. } = self;
@@ -146,7 +146,7 @@ impl Work {
         }
     }
 
-    /// Waits for a whole batch, but not long.
+    /// Waits until a whole batch is queued, at most for `LINGER`.
     async fn linger(&self) {
         let until = Instant::now() + LINGER;
         while !self.queue.batch_is_full() {
@@ -157,14 +157,14 @@ impl Work {
         }
     }
 
-    /// Publishes until it is stored. What is too large for the bus is divided.
+    /// Publishes a batch until it is stored. A batch that is too large for the bus is divided.
     async fn ship(&self, batch: LogBatch) {
         let mut parts = vec![batch];
         while let Some(batch) = parts.pop() {
             let Err(TooLarge(mut batch)) = self.publish(batch).await else { continue };
             if batch.records.len() <= 1 {
                 for LogRecord { severity, .. } in &batch.records {
-                    tracing::warn!("a log record is larger than the bus takes and is dropped");
+                    tracing::warn!("dropped a log record that is larger than the bus accepts");
                     self.queue.count_dropped(*severity);
                 }
                 self.queue.restore(&batch.dropped);
@@ -178,7 +178,7 @@ impl Work {
     }
 
     async fn publish(&self, batch: LogBatch) -> Result<(), TooLarge> {
-        // One id for all tries: the aggregator keeps a batch once however often it comes.
+        // All attempts use one id: the aggregator keeps a batch once, however often it arrives.
         let id = MessageId::now();
         let mut wait = BACKOFF.0;
         let mut failing = false;
@@ -197,8 +197,11 @@ impl Work {
                 Err(_) => Error::new(ErrorKind::Timeout, "publishing took too long"),
             };
             if !failing {
-                // Seen by the other layers; ours leaves it out.
-                tracing::warn!(%error, "logs cannot be shipped; they wait, and the lowest levels go when too many do");
+                // Logged by the other layers; our own layer leaves it out.
+                tracing::warn!(
+                    %error,
+                    "cannot ship logs; they are queued, and a full queue drops records of the lowest level"
+                );
             }
             failing = true;
             sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -207,5 +210,5 @@ impl Work {
     }
 }
 
-/// A batch that the bus does not take.
+/// A batch that is too large for the bus.
 struct TooLarge(LogBatch);

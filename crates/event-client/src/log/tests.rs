@@ -1,4 +1,4 @@
-//! The way of a log line from `tracing` to the bus.
+//! Tests of the path of a log line from `tracing` to the bus.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::transport::Subscribe;
 const BOUND: Duration = Duration::from_secs(10);
 
 async fn bus() -> (Bus, Subscription) {
-    // A name of its own: one process has one nameless bus.
+    // A unique name, because all nameless buses of a process are one bus.
     let bus = Bus::connect(&format!("memory:{}", uuid::Uuid::now_v7().simple())).await.expect("a bus");
     let pattern = LogBatch::PATTERN.parse().expect("a pattern");
     let subscription = bus.subscribe(Subscribe::broadcast(vec![pattern])).await.expect("a subscription");
@@ -134,7 +134,7 @@ async fn its_own_failure_is_not_shipped_and_nothing_hangs() {
     let queue = Arc::clone(&layer.queue);
     bus.close().await.expect("closed");
     let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
-    tracing::info!("nobody will hear this");
+    tracing::info!("this line is not delivered");
     let shipping = shipper.start(bus);
     let taken = async {
         while !queue.is_empty() {
@@ -142,7 +142,10 @@ async fn its_own_failure_is_not_shipped_and_nothing_hangs() {
         }
     };
     tokio::time::timeout(BOUND, taken).await.expect("the shipper tries");
-    assert!(!shipping.close(Duration::from_millis(500)).await, "it says that not everything was shipped");
+    assert!(
+        !shipping.close(Duration::from_millis(500)).await,
+        "close reports that not everything was shipped"
+    );
     assert!(queue.is_empty(), "the failure was not queued as a record");
 }
 

@@ -1,8 +1,9 @@
-//! Outbox: events that are published if, and only if, the transaction that staged them commits.
+//! Outbox: publishes events if, and only if, the transaction that staged them commits.
 //!
 //! [`stage`] writes the event into a table of the service's own database, in the caller's transaction. A [`Relay`]
-//! beside the service publishes what was committed, in order per key. A crash between publishing and noting it
-//! repeats events under the same ids, which the bus's dedup window or an [`inbox`](crate::inbox) recognises.
+//! that runs beside the service publishes the committed events, in order per key. When a crash happens between a
+//! publish and the statement that marks the row as published, the events are published again with the same ids; the
+//! bus's dedup window or an [`inbox`](crate::inbox) recognises them.
 //!
 //! ```
 //! use event_client::{Bus, Event, outbox};
@@ -50,17 +51,17 @@ pub use stage::{Stage, stage, stage_all};
 
 use crate::error::Result;
 
-/// Counts what this process staged, to wake the relays that run in it.
+/// Counts the stagings and commits of this process, to wake the relays that run in it.
 static STAGED: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 
 fn announce() {
     STAGED.send_modify(|count| *count += 1);
 }
 
-/// Commits a transaction and wakes this process's relays.
+/// Commits a transaction and wakes the relays of this process.
 ///
 /// # Errors
-/// What the database says; then nothing of the transaction is stored.
+/// A database error; then nothing of the transaction is stored.
 pub async fn commit<D: Dialect>(transaction: sqlx::Transaction<'_, D>) -> Result<()> {
     transaction.commit().await.map_err(crate::sql::explain::<D>("commit"))?;
     announce();

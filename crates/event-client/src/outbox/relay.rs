@@ -1,4 +1,4 @@
-//! The relay: publishes what was staged, in order per key, and notes it.
+//! The relay: publishes staged events in order per key and marks them as published.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -19,26 +19,28 @@ use crate::service::RetryPolicy;
 use crate::sql::{ago, explain, now};
 use crate::trail::Trail;
 
-/// Rows deleted by one statement, so that pruning never holds a lock for long.
+/// The most rows that one statement deletes, so that pruning never holds a lock for long.
 const PRUNE: u32 = 1000;
-/// The first look after something was staged: its transaction is about to commit.
+/// The pause between queries starts here and doubles after an event was staged, because its transaction is about to
+/// commit.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
-/// The longest pause while transactions are open that have staged something.
+/// The longest pause between queries while transactions are open that have staged events.
 const OPEN_LOOK: Duration = Duration::from_millis(50);
-/// A database that takes longer to answer is given up for now, and the connection with it.
+/// A database that takes longer to respond is given up for now, and the connection is closed.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The wait after a failure grows up to this.
+/// The upper bound of the wait that grows after each failure.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// Publishes staged events. Several may run on one database, in one process or many: one of them works and the
-/// others stand by, so that the work is not doubled.
+/// Publishes staged events. Several relays may run on one database, in one process or in many: one of them publishes
+/// and the others stand by, so that no work is done twice.
 ///
-/// Idle, it is woken by [`stage`](super::stage) and [`commit`](super::commit) in the same process, and on
-/// PostgreSQL by any process's commit, for which it keeps one connection beside the pool; else it looks once a
-/// [`poll`](Relay::poll). On PostgreSQL an event waits until all transactions have ended that may have staged
-/// before it, as only then its place in the order is known: keep transactions short that stage.
+/// An idle relay is woken by [`stage`](super::stage) and [`commit`](super::commit) in the same process. On PostgreSQL
+/// the commit of any process wakes it; for this the relay keeps one connection in addition to the pool. Otherwise it
+/// queries the table once in every [`poll`](Relay::poll) interval. On PostgreSQL an event waits until all
+/// transactions that may have staged events before it have ended, because only then its place in the order is known:
+/// keep transactions short that stage events.
 ///
-/// Memory is bounded by one [`batch`](Relay::batch).
+/// Memory use is bounded by one [`batch`](Relay::batch).
 pub struct Relay<D: Dialect> {
     pool: Pool<D>,
     bus: Bus,
@@ -48,17 +50,17 @@ pub struct Relay<D: Dialect> {
     lease: Duration,
     keep: Duration,
     dedup: bool,
-    /// Until when we may publish, on our own clock.
+    /// The end of this relay's claim, which is the right to publish, on this process's clock.
     claimed: Option<Instant>,
     cursor: D::Cursor,
     notifier: D::Notifier,
-    /// What the database is still to be told of the last batch.
+    /// The results of the last batch that are not yet written to the database.
     sent: Sent,
     pruned: Option<Instant>,
 }
 
 impl<D: Dialect> Relay<D> {
-    /// A relay from the tables behind `pool` to `bus`, whose settings name the events' source.
+    /// Creates a relay from the tables behind `pool` to `bus`; the bus's settings contain the events' source.
     pub fn new(pool: Pool<D>, bus: Bus) -> Self {
         let dedup = !bus.capabilities().dedup_window.is_zero();
         Self {
@@ -78,47 +80,49 @@ impl<D: Dialect> Relay<D> {
         }
     }
 
-    /// Most events on their way at a time, and marked by one statement. Default 256.
+    /// Sets the most events that are in flight at a time and that one statement marks. Default 256.
     #[must_use]
     pub fn batch(mut self, events: u32) -> Self {
         self.batch = events.max(1);
         self
     }
 
-    /// How often to look for what other processes staged, a millisecond to [`LONGEST`](crate::LONGEST). Default 1 s.
+    /// Sets the interval of the queries for events that other processes staged, from 1 ms to
+    /// [`LONGEST`](crate::LONGEST). Default 1 s.
     #[must_use]
     pub fn poll(mut self, every: Duration) -> Self {
         self.poll = every.clamp(Duration::from_millis(1), bounds::LONGEST);
         self
     }
 
-    /// How long a crashed relay keeps the others waiting, at most [`LONGEST`](crate::LONGEST). Default 10 s.
+    /// Sets the lease of the claim: the time that the other relays wait after a relay has crashed, at most
+    /// [`LONGEST`](crate::LONGEST). Default 10 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = bounds::bounded(lease);
         self
     }
 
-    /// How long published rows stay in the table, at most [`LONGEST`](crate::LONGEST). Default 1 h.
+    /// Sets the time that published rows stay in the table, at most [`LONGEST`](crate::LONGEST). Default 1 h.
     #[must_use]
     pub fn keep(mut self, age: Duration) -> Self {
         self.keep = bounds::bounded(age);
         self
     }
 
-    /// Whether to ask the bus to store each id once. Default: where the transport can.
+    /// Sets whether the bus is requested to store each id only once. Default: where the transport supports it.
     #[must_use]
     pub fn dedup(mut self, dedup: bool) -> Self {
         self.dedup = dedup;
         self
     }
 
-    /// Publishes until `shutdown` resolves. What a batch has begun it finishes, so that nothing confirmed stays
-    /// unmarked. An unreachable bus or database is tried again with backoff.
+    /// Publishes until `shutdown` resolves. A batch that has started is finished, so that no confirmed event stays
+    /// unmarked. When the bus or the database is unreachable, the relay retries with backoff.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the tables are missing, [`ErrorKind::Denied`] when the database lacks a
-    /// permission for us, [`ErrorKind::Closed`] when bus or pool are closed.
+    /// [`ErrorKind::Config`] when the tables are missing, [`ErrorKind::Denied`] when the database refuses a
+    /// permission that the relay needs, [`ErrorKind::Closed`] when the bus or the pool is closed.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
         let mut staged = STAGED.subscribe();
         tokio::pin!(shutdown);
@@ -163,11 +167,13 @@ impl<D: Dialect> Relay<D> {
                 }
                 Err(Failure { error, fatal: true, .. }) => break Err(error),
                 Err(Failure { error, progress, .. }) => {
-                    // A bus that takes some is not down: only failures without progress in between add up.
+                    // A bus that accepts some events is not down: only failures without progress in between are
+                    // counted together.
                     failures = if progress { 1 } else { failures + 1 };
                     let pause = backoff.wait(failures).max(FIRST_LOOK);
                     tracing::warn!(%error, retry_in_ms = bounds::millis(pause), "the outbox relay cannot publish");
-                    // What was staged meanwhile must not turn the backoff into a hot loop.
+                    // Events that are staged meanwhile must not shorten the backoff, because that could make it a hot
+                    // loop.
                     tokio::select! {
                         () = &mut shutdown => break Ok(()),
                         () = sleep(pause) => {}
@@ -175,12 +181,12 @@ impl<D: Dialect> Relay<D> {
                 }
             }
         };
-        // Untold, the database has the batch published again and the lease end by itself.
+        // If this fails, the batch is published again and the lease expires automatically.
         let _ = timeout(LONGEST_WAIT, self.hand_back()).await;
         result.map_err(|error| error.during("relay"))
     }
 
-    /// Notes the last batch, takes the next, publishes it.
+    /// Marks the last batch, reads the next one and publishes it.
     async fn pass(&mut self, connection: sqlx::Result<PoolConnection<D>>) -> Result<Found, Failure> {
         let mut connection = connection.map_err(explain::<D>("relay")).map_err(Failure::of_database)?;
         let rows = match timeout(DEADLINE, self.take(&mut connection)).await {
@@ -194,7 +200,7 @@ impl<D: Dialect> Relay<D> {
                 return Err(Failure::of_database(error));
             }
         };
-        // The database is free for others while the bus works.
+        // Other tasks can use the connection while the bus confirms the batch.
         drop(connection);
         let renewing = renew(&self.pool, &self.holder, self.lease, &mut self.claimed);
         self.sent = tokio::select! {
@@ -211,12 +217,12 @@ impl<D: Dialect> Relay<D> {
         }
     }
 
-    /// What is done with one connection between two batches.
+    /// Does the database work between two batches, on one connection.
     async fn take(&mut self, connection: &mut D::Connection) -> Result<Taken> {
         let sql = explain::<D>("relay");
         self.note(connection).await?;
         let pruning = self.prune(connection).await?;
-        // An idle relay writes nothing, so the claim is only renewed when there is something to publish.
+        // An idle relay writes nothing, so the claim is renewed only when there are events to publish.
         let claimed = self.claimed.is_some_and(|until| until > Instant::now() + self.lease / 2);
         let limit = if claimed { self.batch } else { 1 };
         let mut look = D::waiting(connection, &mut self.cursor, limit).await.map_err(&sql)?;
@@ -227,7 +233,7 @@ impl<D: Dialect> Relay<D> {
             if !ours {
                 return Ok(Taken::None(Found::StandBy));
             }
-            // Another relay may have published what we saw before the claim was ours.
+            // Another relay may have published the rows that we read before we had the claim.
             look = D::waiting(connection, &mut self.cursor, self.batch).await.map_err(&sql)?;
         }
         Ok(match (look.rows.is_empty(), pruning) {
@@ -237,8 +243,8 @@ impl<D: Dialect> Relay<D> {
         })
     }
 
-    /// Tells the database of the last batch. What it could not be told it is told the next time, before anything
-    /// else is published.
+    /// Writes the results of the last batch to the database. Results that cannot be written now are written the next
+    /// time, before anything else is published.
     async fn note(&mut self, connection: &mut D::Connection) -> Result<()> {
         let sql = explain::<D>("relay");
         if !self.sent.published.is_empty() {
@@ -257,13 +263,13 @@ impl<D: Dialect> Relay<D> {
         Ok(())
     }
 
-    /// Deletes some of what was published long ago; answers whether there is more.
+    /// Deletes some of the rows that were published long ago; returns whether there are more.
     async fn prune(&mut self, connection: &mut D::Connection) -> Result<bool> {
         let every = (self.keep / 10).clamp(Duration::from_millis(10), Duration::from_secs(60));
         if self.pruned.is_some_and(|at| at.elapsed() < every) {
             return Ok(false);
         }
-        // No fewer than are published meanwhile.
+        // At least one batch, so that pruning keeps up with publishing.
         let limit = PRUNE.max(self.batch);
         let pruned = D::prune_outbox(connection, ago(self.keep), limit).await;
         let more = pruned.map_err(explain::<D>("prune outbox"))? == u64::from(limit);
@@ -283,7 +289,7 @@ impl<D: Dialect> Relay<D> {
     }
 }
 
-/// Keeps the claim while the bus takes its time. Lost or not, the batch is on its way.
+/// Renews the claim while the bus works on the batch. The batch continues even when the claim is lost.
 async fn renew<D: Dialect>(
     pool: &Pool<D>,
     holder: &str,
@@ -300,7 +306,7 @@ async fn renew<D: Dialect>(
     }
 }
 
-/// Resolves when something was staged in this process.
+/// Resolves when this process has staged an event.
 async fn signal(staged: &mut watch::Receiver<u64>) {
     if staged.changed().await.is_err() {
         std::future::pending().await
@@ -313,9 +319,9 @@ enum Taken {
 }
 
 enum Found {
-    /// There may be more at once.
+    /// There may be more events: query again at once.
     Some,
-    /// Another relay is at work.
+    /// Another relay holds the claim.
     StandBy,
     Nothing {
         open: bool,
@@ -324,7 +330,7 @@ enum Found {
 
 struct Failure {
     error: Error,
-    /// Trying again will not help.
+    /// A retry does not help.
     fatal: bool,
     /// Some of the batch was published.
     progress: bool,

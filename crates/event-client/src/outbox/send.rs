@@ -1,4 +1,4 @@
-//! One batch on its way to the bus: a sliding window in which no two events of one key travel together.
+//! Publishes one batch through a sliding window in which no two events of one key are in flight together.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -11,31 +11,31 @@ use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind};
 use crate::transport::Receipt;
 
-/// What became of a batch.
+/// The result of a batch.
 #[derive(Default)]
 pub(super) struct Sent {
     pub(super) published: Vec<i64>,
-    /// Can never be published.
+    /// Rows that can never be published.
     pub(super) refused: Vec<Refused>,
-    /// Why the rest has to wait.
+    /// The error that stopped the batch; the remaining rows are retried later.
     pub(super) failed: Option<Error>,
 }
 
-/// A row that the bus does not take.
+/// A row that the bus refuses.
 pub(super) struct Refused {
     pub(super) staged: Staged,
     pub(super) error: Error,
 }
 
-/// What is kept of a row until it is published: enough to find it, and to say which event it was.
+/// The part of a row that is kept until it is published: enough to find the row and to name the event in a log line.
 pub(super) struct Staged {
     pub(super) position: i64,
     pub(super) id: String,
     pub(super) headers: String,
 }
 
-/// Sends rows through a sliding window. A row waits until the one before it of the same key is confirmed, so
-/// that a failure between the two cannot turn them round.
+/// Sends rows through a sliding window. A row waits until the previous row of the same key is confirmed, so that a
+/// failure between the two cannot reverse their order.
 pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
     let mut sent = Sent::default();
     let mut window = Window::default();
@@ -43,7 +43,7 @@ pub(super) async fn send(bus: &Bus, rows: Vec<Row>, dedup: bool) -> Sent {
         while row.aggregateid.as_deref().is_some_and(|key| window.keys.contains(key)) {
             window.settle_oldest(&mut sent).await;
         }
-        // After a failure nothing new starts; what is on its way is still waited for.
+        // After a failure no further row is sent; the rows in flight are still awaited.
         if sent.failed.is_some() {
             break;
         }

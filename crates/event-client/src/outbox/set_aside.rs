@@ -1,4 +1,5 @@
-//! For operators: what stands in the outbox, and what to do with what could not be published.
+//! For operators: the number of events in the outbox, and the events that were set aside because they cannot be
+//! published.
 
 use sqlx::Pool;
 
@@ -6,30 +7,30 @@ use super::{Counts, Dialect, Row, announce};
 use crate::error::Result;
 use crate::sql::explain;
 
-/// An event that cannot be published: too large for the bus, or of a shape that it refuses.
+/// An event that cannot be published: it is too large for the bus, or its form is one that the bus refuses.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SetAside {
-    /// As it was staged.
+    /// The row as it was staged.
     pub row: Row,
-    /// What the bus said.
+    /// The error text that states why the event cannot be published.
     pub error: String,
 }
 
-/// How much waits in the outbox and how much was set aside.
+/// Counts the events that wait in the outbox and the events that were set aside.
 ///
 /// # Errors
-/// What the database says.
+/// A database error.
 pub async fn counts<D: Dialect>(pool: &Pool<D>) -> Result<Counts> {
     let sql = explain::<D>("count outbox");
     let mut connection = pool.acquire().await.map_err(&sql)?;
     D::counts(&mut connection).await.map_err(&sql)
 }
 
-/// Events that were set aside, the oldest first, at most `limit`.
+/// Returns events that were set aside, the oldest first, at most `limit`.
 ///
 /// # Errors
-/// What the database says.
+/// A database error.
 pub async fn set_aside<D: Dialect>(pool: &Pool<D>, limit: u32) -> Result<Vec<SetAside>> {
     let sql = explain::<D>("list outbox");
     let mut connection = pool.acquire().await.map_err(&sql)?;
@@ -37,11 +38,11 @@ pub async fn set_aside<D: Dialect>(pool: &Pool<D>, limit: u32) -> Result<Vec<Set
     Ok(rows.into_iter().map(|(row, error)| SetAside { row, error }).collect())
 }
 
-/// Lets events that were set aside be tried again within seconds, all of them or those with these ids; answers
-/// how many. They come after what was published of their key meanwhile.
+/// Makes the relay retry events that were set aside within seconds, all of them or those with these ids; returns
+/// their number. They are published after the events of their key that were published meanwhile.
 ///
 /// # Errors
-/// What the database says; then nothing has changed.
+/// A database error; then nothing has changed.
 pub async fn retry<D: Dialect>(pool: &Pool<D>, ids: Option<&[String]>) -> Result<u64> {
     let sql = explain::<D>("retry outbox");
     let mut connection = pool.acquire().await.map_err(&sql)?;
@@ -50,10 +51,10 @@ pub async fn retry<D: Dialect>(pool: &Pool<D>, ids: Option<&[String]>) -> Result
     Ok(count)
 }
 
-/// Deletes events that were set aside, all of them or those with these ids; answers how many.
+/// Deletes events that were set aside, all of them or those with these ids; returns their number.
 ///
 /// # Errors
-/// What the database says; then nothing is deleted.
+/// A database error; then nothing is deleted.
 pub async fn discard<D: Dialect>(pool: &Pool<D>, ids: Option<&[String]>) -> Result<u64> {
     let sql = explain::<D>("drop from outbox");
     let mut connection = pool.acquire().await.map_err(&sql)?;

@@ -1,4 +1,4 @@
-//! Staging: from an event to a row, and from a row to the message that is published.
+//! Staging: converts an event into a row, and a row into the message that is published.
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
@@ -18,15 +18,15 @@ use crate::message::{Headers, Message, MessageId};
 use crate::sql::{Dialect, Row, explain, now};
 use crate::subject::Subject;
 
-/// Stands for the source until the relay fills in that of its bus.
+/// A placeholder for the source until the relay writes the source of its bus.
 const SOURCE: &str = "/outbox";
 const CONTENT_TYPE: &str = "content-type";
-/// Rows given to the database at a time.
+/// The number of rows that one database call inserts at most.
 const AT_ONCE: usize = 1000;
 
 /// Writes `event` into the outbox within `transaction`; await the returned builder.
 ///
-/// Correlation, cause and trace are those of the event that this task handles, unless given.
+/// Correlation, cause and trace are those of the event that this task handles, unless [`Stage::context`] sets them.
 pub fn stage<'a, 't, D: Dialect, E: Event>(
     transaction: &'a mut sqlx::Transaction<'t, D>,
     event: E,
@@ -34,13 +34,13 @@ pub fn stage<'a, 't, D: Dialect, E: Event>(
     Stage { transaction, event, draft: Draft::default() }
 }
 
-/// Writes many events into the outbox within `transaction`, in their order, and answers their ids. On PostgreSQL
-/// a thousand take one trip.
+/// Writes many events into the outbox within `transaction`, in their order, and returns their ids. On PostgreSQL one
+/// round trip writes up to 1000 events.
 ///
 /// Correlation, cause and trace are those of the event that this task handles.
 ///
 /// # Errors
-/// What cannot be encoded, and what the database says; roll the transaction back then.
+/// An event that cannot be encoded, or a database error; roll the transaction back then.
 pub fn stage_all<'a, D: Dialect, E: Event>(
     transaction: &'a mut sqlx::Transaction<'_, D>,
     events: impl IntoIterator<Item = E>,
@@ -60,7 +60,7 @@ pub fn stage_all<'a, D: Dialect, E: Event>(
     })
 }
 
-/// An event that is being staged; `.await` writes its row and answers its id.
+/// An event that is being staged; `.await` writes its row and returns its id.
 #[must_use = "nothing is staged until it is awaited"]
 pub struct Stage<'a, 't, D: Dialect, E> {
     transaction: &'a mut sqlx::Transaction<'t, D>,
@@ -68,7 +68,7 @@ pub struct Stage<'a, 't, D: Dialect, E> {
     draft: Draft,
 }
 
-/// What the caller says of an event beside its data.
+/// The caller's options of an event, in addition to its data.
 #[derive(Default)]
 struct Draft {
     id: Option<MessageId>,
@@ -80,7 +80,7 @@ struct Draft {
 }
 
 impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
-    /// Uses this id instead of a fresh UUIDv7. An id that was staged before changes nothing.
+    /// Uses this id instead of a new UUIDv7. Staging an id that is already in the table changes nothing.
     pub fn id(mut self, id: impl Into<MessageId>) -> Self {
         self.draft.id = Some(id.into());
         self
@@ -92,13 +92,13 @@ impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
         self
     }
 
-    /// Names the entity that it is about (CloudEvents `subject`).
+    /// Sets the entity that the event is about (CloudEvents `subject`).
     pub fn entity(mut self, entity: impl Into<SmolStr>) -> Self {
         self.draft.about = Some(entity.into());
         self
     }
 
-    /// Adds a free header; a bad name or value fails the staging.
+    /// Adds a free header; an invalid name or value makes the staging fail.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Err(error) = self.draft.headers.set(name, value) {
             self.draft.refused.get_or_insert(error);
@@ -106,7 +106,7 @@ impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
         self
     }
 
-    /// Fills correlation, cause and trace from `context`, such as that of a batch's item.
+    /// Takes correlation, cause and trace from `context`, such as the context of a batch's item.
     pub fn context(mut self, context: Context) -> Self {
         self.draft.context = Some(context);
         self
@@ -114,7 +114,7 @@ impl<D: Dialect, E: Event> Stage<'_, '_, D, E> {
 }
 
 impl Draft {
-    /// The row, and the id in it.
+    /// Returns the row and the id in it.
     fn row<E: Event>(self, event: &E) -> Result<(MessageId, Row)> {
         if let Some(error) = self.refused {
             return Err(error);
@@ -126,7 +126,7 @@ impl Draft {
         meta.subject = self.about;
         meta.partitionkey = key.clone();
         meta.caused_by(self.context.or_else(Context::current).as_ref());
-        // JSON, whatever the bus speaks: the table is read by people and by change data capture.
+        // Always JSON, whatever codec the bus has: people and change data capture read the table.
         let (content_type, mut headers, payload) =
             envelope::write(&mut meta, event, Codec::Json, Mode::Binary)?;
         headers.add_free(&self.headers)?;
@@ -151,7 +151,7 @@ impl<'a, D: Dialect, E: Event> IntoFuture for Stage<'a, '_, D, E> {
     type IntoFuture = BoxFuture<'a, Result<MessageId>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        // Encoded here and now: in the task whose context it takes, and without carrying the event along.
+        // Encoded now: in the task whose context it takes, and so that the future does not own the event.
         let named = |error: Error| error.during("stage").with("subject", E::SUBJECT);
         let row = self.draft.row(&self.event).map_err(named);
         let connection: &'a mut D::Connection = self.transaction;
@@ -173,7 +173,7 @@ impl<D: Dialect, E> std::fmt::Debug for Stage<'_, '_, D, E> {
     }
 }
 
-/// The message that a row stands for, as this bus writes its envelopes.
+/// Converts a row into the message to publish, with the envelope settings of this bus.
 pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
     let damaged = |what: &str| Error::new(ErrorKind::Corrupt, format!("the row's {what} cannot be read"));
     let stored: BTreeMap<String, String> =
@@ -182,7 +182,7 @@ pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
     for (name, value) in &stored {
         match name.as_str() {
             CONTENT_TYPE => staged.content_type = value.into(),
-            // Checked when it was staged, by the rules of then.
+            // Checked when the row was staged, by the rules that were valid then.
             name => staged.headers.restore(name.into(), value.into()),
         }
     }
@@ -191,7 +191,7 @@ pub(super) fn message(row: &Row, settings: &Settings) -> Result<Message> {
     let data: &RawValue =
         serde_json::from_str(&row.payload).map_err(|error| damaged("payload").because(error))?;
     let (content_type, mut headers, payload) = envelope::write(&mut meta, data, Codec::Json, settings.mode)?;
-    // The attributes are in the envelope again; only free headers travel as they are.
+    // The attributes are written into the envelope again; only free headers are copied unchanged.
     let free = |name: &str| !name.starts_with("ce-") && !matches!(name, "traceparent" | "tracestate");
     for (name, value) in staged.headers.iter().filter(|(name, _)| free(name)) {
         headers.restore(name.into(), value.into());

@@ -1,4 +1,4 @@
-//! An answer on its way to the caller: the first frame, and those that may follow.
+//! The answer to a request: its first frame, and the frames of a stream that may follow.
 
 use std::fmt;
 
@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::status::{Code, STATUS, STATUS_DETAILS, Status};
 use crate::transport::{Frame, Replies};
 
-/// What a request's layers see of its answer. The first frame is here; the rest of a stream may be on its way.
+/// The answer to a request, as the client's layers receive it. The first frame has arrived; the other frames of a
+/// stream may still be in flight.
 pub struct Answer {
     first: Option<Frame>,
     rest: Replies,
@@ -23,12 +24,12 @@ impl Answer {
         Self { first: Some(first), rest, until }
     }
 
-    /// The code of the first frame: `OK` for a reply or a chunk.
+    /// Returns the code of the first frame: `OK` for a reply or a chunk.
     pub fn code(&self) -> Code {
         self.first.as_ref().map_or(Code::Ok, code_of)
     }
 
-    /// The error that came instead of a first chunk.
+    /// The error that arrived instead of a first chunk.
     pub(super) fn failure<E: ReplyError>(&self) -> Option<CallError<E>> {
         self.first
             .as_ref()
@@ -45,9 +46,11 @@ impl Answer {
             Ok(Some(frame)) => Some(frame),
             Ok(None) => Some(Err(Error::new(
                 ErrorKind::Unavailable,
-                "the service went away in the middle of its answer",
+                "the service disconnected before its answer was complete",
             ))),
-            Err(_) => Some(Err(Error::new(ErrorKind::Timeout, "the answer did not end in time"))),
+            Err(_) => {
+                Some(Err(Error::new(ErrorKind::Timeout, "the answer was not complete within the deadline")))
+            }
         }
     }
 }
@@ -62,7 +65,7 @@ pub(super) fn code_of(frame: &Frame) -> Code {
     frame.headers.get(STATUS).map_or(Code::Ok, |text| text.parse().unwrap_or(Code::Unknown))
 }
 
-/// Decodes a frame: a value, nothing at the end of a stream, or the error that it carries.
+/// Decodes a frame: a value, `None` at the end of a stream, or the error that the frame carries.
 pub(super) fn read<R, E>(frame: &Frame) -> std::result::Result<Option<R>, CallError<E>>
 where
     R: DeserializeOwned,
@@ -83,9 +86,10 @@ where
     match frame.headers.get(STATUS_DETAILS) {
         Some("error") => match decode().and_then(|codec| codec.decode(&frame.payload)) {
             Ok(error) => return Err(CallError::Remote(error)),
-            // An older or newer service's error: the code still tells what happened.
+            // The error type is that of an older or newer version of the service; the code still describes the
+            // failure.
             Err(unread) => {
-                tracing::debug!(%status, error = %unread, "an answer's typed error cannot be read")
+                tracing::debug!(%status, error = %unread, "cannot decode an answer's typed error; using its status")
             }
         },
         Some("details") => status.details = decode().and_then(|codec| codec.decode(&frame.payload)).ok(),

@@ -1,4 +1,4 @@
-//! One call: options by method, sent when awaited.
+//! One call: a builder with a method for each option, which sends the request when awaited.
 
 use std::fmt;
 use std::future::IntoFuture;
@@ -17,14 +17,16 @@ use crate::error::{Error, Result};
 use crate::message::{Durability, Headers, Message, MessageId};
 use crate::subject::Subject;
 
-/// Time that an answer is given when nothing is said: 5 s.
+/// The default time limit of a call: 5 s.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
-/// Time that a whole streamed answer is given when nothing is said: 60 s.
+/// The default time limit of a call with a streamed answer, for the whole answer: 60 s.
 pub const DEFAULT_STREAM_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A call that is being put together; `.await` sends it, `.stream()` for requests that answer in chunks.
+/// A call under construction; `.await` sends the request, and `.stream()` sends a request whose answer is a stream of
+/// chunks.
 ///
-/// While a request is being handled, its own deadline bounds every call made for it, whatever `within` says.
+/// While this task handles a request, that request's deadline also bounds every call that the task makes, even when
+/// [`timeout`](Call::timeout) sets a longer time.
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Call<'a, T> {
     door: Door<'a>,
@@ -40,14 +42,14 @@ impl<'a, T: Request> Call<'a, T> {
         Self { door, request, within: None, headers: Headers::new(), context: None, refused: None }
     }
 
-    /// The longest this may take, the whole of a streamed answer included; at most [`LONGEST`](crate::LONGEST).
-    /// Default [`DEFAULT_DEADLINE`], for streams [`DEFAULT_STREAM_DEADLINE`].
+    /// Sets the time limit of the call, including the whole of a streamed answer; at most
+    /// [`LONGEST`](crate::LONGEST). Default [`DEFAULT_DEADLINE`], for streams [`DEFAULT_STREAM_DEADLINE`].
     pub fn timeout(mut self, bound: Duration) -> Self {
         self.within = Some(bound);
         self
     }
 
-    /// Adds a free header; a bad name or value fails the call.
+    /// Adds a free header; an invalid name or value makes the call fail.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         if let Err(error) = self.headers.set(name, value) {
             self.refused.get_or_insert(error);
@@ -55,13 +57,13 @@ impl<'a, T: Request> Call<'a, T> {
         self
     }
 
-    /// Fills correlation, cause and trace from `context` instead of what this task handles.
+    /// Takes correlation, cause and trace from `context` instead of from the message that this task handles.
     pub fn context(mut self, context: Context) -> Self {
         self.context = Some(context);
         self
     }
 
-    /// The request as it would be sent.
+    /// Builds the request to send, and the time until its deadline.
     fn outgoing(self, default: Duration) -> (Door<'a>, Duration, Result<Outgoing>) {
         let now = Instant::now();
         let mut deadline = bounds::later(now, self.within.unwrap_or(default));
@@ -112,7 +114,7 @@ impl<'a, T: Request<Shape = Unary>> IntoFuture for Call<'a, T> {
     type IntoFuture = BoxFuture<'a, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        // Encoded here and now, so that the future does not carry the request.
+        // Encoded now, so that the future does not own the request.
         let (door, within, outgoing) = self.outgoing(DEFAULT_DEADLINE);
         Box::pin(async move {
             let failed = |error| CallError::new(error, T::SUBJECT, within);
@@ -130,10 +132,10 @@ impl<'a, T: Request<Shape = Unary>> IntoFuture for Call<'a, T> {
 }
 
 impl<'a, T: Request<Shape = Streaming>> Call<'a, T> {
-    /// Sends it; answers with the first chunk's arrival, or with the error that came instead of one.
+    /// Sends the request; returns when the first chunk arrives, or with the error that arrives instead of it.
     ///
     /// # Errors
-    /// As awaiting a call. Errors after the first chunk come through the stream.
+    /// The errors of awaiting a call. Errors after the first chunk arrive through the stream.
     pub async fn stream(self) -> std::result::Result<ReplyStream<T>, CallError<T::Error>> {
         let (door, within, outgoing) = self.outgoing(DEFAULT_STREAM_DEADLINE);
         let failed = |error| CallError::new(error, T::SUBJECT, within);

@@ -1,4 +1,4 @@
-//! A client: the way out of a request, with layers around it.
+//! A client: sends requests through layers to the bus.
 
 use std::fmt;
 
@@ -14,9 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::status::Code;
 
-/// A request on its way through a client's layers to the bus.
+/// A request that passes through a client's layers to the bus.
 ///
-/// Cloning is cheap enough for a layer that asks twice: the payload is shared, and a repeat keeps its id.
+/// A layer that sends a request twice can clone it cheaply: the payload is shared, and a repeat keeps its id.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     pub(crate) message: Message,
@@ -27,33 +27,33 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// The message as it will travel.
+    /// Returns the message to send.
     pub fn message(&self) -> &Message {
         &self.message
     }
 
-    /// Correlation and cause, and the span that asks.
+    /// Returns the correlation, the cause and the trace span of the caller.
     pub fn context(&self) -> &Context {
         &self.context
     }
 
-    /// When the answer must be here.
+    /// Returns the time by which the answer must have arrived.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// The name of the transport that it will take.
+    /// Returns the name of the transport that sends the request.
     pub fn system(&self) -> &'static str {
         self.system
     }
 
-    /// Whether asking twice is harmless.
+    /// Whether repeating the request is harmless.
     pub fn is_idempotent(&self) -> bool {
         self.idempotent
     }
 }
 
-/// The tower service that a client's layers wrap: one request in, its answer out.
+/// The tower service that a client's layers wrap: it takes one request and returns its answer.
 pub type BoxCall = BoxCloneSyncService<Outgoing, Answer, Error>;
 
 /// Sends requests through layers such as [`Timeout`](crate::layers::Timeout) and
@@ -74,7 +74,7 @@ impl Client {
         Self { bus, service }
     }
 
-    /// Wraps the way out; the last layer added is the outermost, in a tuple the first.
+    /// Adds a layer around the calls of this client. The last layer added is the outermost; in a tuple the first is.
     #[must_use]
     pub fn layer<L>(self, layer: L) -> Self
     where
@@ -87,7 +87,7 @@ impl Client {
         Self { bus: self.bus, service: BoxCloneSyncService::new(service) }
     }
 
-    /// Asks; await the returned builder for the answer.
+    /// Sends a request; await the returned builder for the answer.
     pub fn request<T: Request>(&self, request: T) -> Call<'_, T> {
         Call::new(Door::Client(self), request)
     }
@@ -99,7 +99,7 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Where a call goes out.
+/// The sender of a call: the bus itself, or a client with layers.
 #[derive(Clone, Copy)]
 pub(crate) enum Door<'a> {
     Bus(&'a Bus),
@@ -119,7 +119,7 @@ impl<'a> Door<'a> {
             Self::Bus(bus) => send(bus, outgoing).await,
             Self::Client(client) => {
                 let until = outgoing.deadline;
-                // Layers may wait (for a permit, for a repeat); the deadline is theirs too.
+                // Layers may wait, for a permit or before a repeat; the deadline bounds these waits too.
                 let answer = tokio::time::timeout_at(until, client.service.clone().oneshot(outgoing)).await;
                 answer.unwrap_or_else(|_| Err(late()))
             }
@@ -128,7 +128,7 @@ impl<'a> Door<'a> {
 }
 
 fn late() -> Error {
-    Error::new(ErrorKind::Timeout, "no answer came in time")
+    Error::new(ErrorKind::Timeout, "no answer arrived within the deadline")
 }
 
 async fn send(bus: &Bus, outgoing: Outgoing) -> Result<Answer> {
@@ -143,13 +143,14 @@ async fn send(bus: &Bus, outgoing: Outgoing) -> Result<Answer> {
         match replies.next().await {
             Some(first) => {
                 let answer = Answer::new(first?, replies, deadline);
-                // Both sides saw the same deadline pass; it is the caller's own.
+                // The deadline has passed on both sides, so this is the caller's own timeout.
                 let late_too = answer.code() == Code::DeadlineExceeded && Instant::now() >= deadline;
                 if late_too { Err(late()) } else { Ok(answer) }
             }
-            None => {
-                Err(Error::new(ErrorKind::Unavailable, "the service went away without an answer; ask again"))
-            }
+            None => Err(Error::new(
+                ErrorKind::Unavailable,
+                "the service disconnected without an answer; send the request again",
+            )),
         }
     };
     tokio::time::timeout_at(deadline, ask).await.unwrap_or_else(|_| Err(late()))

@@ -1,4 +1,4 @@
-//! Why a call failed, as far as its caller can act on it.
+//! The errors of a call, distinguished as far as the caller can react to them.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::{NoError, ReplyError};
 use crate::error::{Error, ErrorKind};
 use crate::status::{Code, Status};
 
-/// Why a call failed; `E` is the request's own error type.
+/// The reason why a call failed; `E` is the request's own error type.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CallError<E = NoError> {
@@ -15,16 +15,16 @@ pub enum CallError<E = NoError> {
     Remote(E),
     /// The service answered with a canonical status.
     Status(Status),
-    /// No answer within the deadline; the work may have been done.
+    /// No answer arrived within the deadline; the service may have done the work.
     Deadline {
-        /// What was asked.
+        /// The requested subject.
         subject: &'static str,
-        /// The time it was given.
+        /// The time limit of the call.
         within: Duration,
     },
-    /// Nobody serves the subject: certain, and known at once.
+    /// No service serves the subject. This is certain, and the call fails at once.
     NoResponder {
-        /// What was asked.
+        /// The requested subject.
         subject: &'static str,
     },
     /// The request could not be sent, a layer refused it, or the answer could not be read.
@@ -42,7 +42,7 @@ impl<E> CallError<E> {
 }
 
 impl<E: ReplyError> CallError<E> {
-    /// The canonical code that it stands for.
+    /// Returns the canonical code of the error.
     pub fn code(&self) -> Code {
         match self {
             Self::Remote(error) => error.code(),
@@ -53,7 +53,7 @@ impl<E: ReplyError> CallError<E> {
         }
     }
 
-    /// The status that it stands for, to be passed on.
+    /// Converts the error into a status, which a service can return to its own caller.
     pub fn to_status(&self) -> Status {
         match self {
             Self::Status(status) => status.clone(),
@@ -68,11 +68,14 @@ impl<E: fmt::Display> fmt::Display for CallError<E> {
             Self::Remote(error) => error.fmt(f),
             Self::Status(status) => status.fmt(f),
             Self::Deadline { subject, within } if within.is_zero() => {
-                write!(f, "`{subject}` was not asked: the deadline of what is being handled has passed")
+                write!(
+                    f,
+                    "the request to `{subject}` was not sent: the deadline of the request being handled has passed"
+                )
             }
             Self::Deadline { subject, within } => write!(f, "`{subject}` did not answer within {within:?}"),
             Self::NoResponder { subject } => {
-                write!(f, "nobody serves `{subject}`; is the service running on this bus?")
+                write!(f, "no service serves `{subject}`; is the service running on this bus?")
             }
             Self::Bus(error) => error.fmt(f),
         }

@@ -1,4 +1,4 @@
-//! The question that every service answers by itself: how it is.
+//! The health request, which this library answers for every service.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,34 +11,35 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
 
-/// What a service says of itself when it is asked; see [`Bus::health`](crate::Bus::health).
+/// The health report of a service; see [`Bus::health`](crate::Bus::health).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ServiceHealth {
     /// The service's name.
     pub service: String,
-    /// Whether every handler's source of work makes progress.
+    /// Whether every handler's subscription makes progress.
     pub ready: bool,
     /// Handlers by group or request subject: `live`, `starting`, `stopped`, or `rebuilding: <why>`.
     pub handlers: BTreeMap<String, String>,
 }
 
-/// Time that a health question is given: 2 s.
+/// The time limit of a health request: 2 s.
 pub const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The subject that the members of a service answer: `sys.health.<service>`.
+/// The subject on which the members of a service answer health requests: `sys.health.<service>`.
 pub(crate) fn subject(service: &str) -> Result<Subject> {
     Subject::new(format!("sys.health.{service}"))
 }
 
-/// Whether a subject is for the health of a service: answered by this library and not by a handler.
+/// Whether a subject is for health requests, which this library answers and not a handler.
 #[cfg(feature = "nats")]
 pub(crate) fn is_health(subject: &Subject) -> bool {
     subject.as_str().starts_with("sys.health.")
 }
 
 impl Bus {
-    /// Asks one member of a service how it is; every service answers that by itself, whatever its handlers.
+    /// Requests the health of one member of a service. The library answers for every service, whatever handlers it
+    /// has.
     ///
     /// # Errors
     /// [`ErrorKind::NoResponder`] when no member runs, [`ErrorKind::Timeout`] when none answers within
@@ -49,12 +50,12 @@ impl Bus {
             let mut replies = self.transport().requests().call(question, HEALTH_DEADLINE).await?;
             match replies.next().await {
                 Some(frame) => Codec::Json.decode(&frame?.payload),
-                None => Err(Error::new(ErrorKind::Unavailable, "the service went away without an answer")),
+                None => Err(Error::new(ErrorKind::Unavailable, "the service disconnected without an answer")),
             }
         };
         let answer = tokio::time::timeout(HEALTH_DEADLINE, ask).await;
         answer
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer came in time")))
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer arrived within the deadline")))
             .map_err(|error| error.during("ask for health").with("service", service))
     }
 }

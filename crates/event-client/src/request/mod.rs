@@ -1,4 +1,4 @@
-//! Requests: a question that one member of a service answers, at once or in several chunks.
+//! Requests: one member of a service answers a request, with one reply or with several chunks.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -62,43 +62,44 @@ pub use stream::ReplyStream;
 
 use crate::status::Code;
 
-/// A question that one member of a service answers. Implemented by `#[derive(Request)]`.
+/// A request that one member of a service answers. Implemented by `#[derive(Request)]`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a request",
     label = "needs `#[derive(Request)]`",
     note = "write #[derive(Request, Serialize, Deserialize)] and #[request(name = \"pricing.get-quote\", reply = Quote)]"
 )]
 pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The answer, or one chunk of it when the answer is a stream.
+    /// The reply, or one chunk of it when the answer is a stream.
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
-    /// The error that the service answers with, beside the canonical status codes.
+    /// The error that the service may return in addition to the canonical status codes.
     type Error: ReplyError;
-    /// One answer or a stream of chunks.
+    /// The shape of the answer: one reply or a stream of chunks.
     type Shape: Shape;
-    /// Service and method: `pricing.get-quote`.
+    /// The service and the method: `pricing.get-quote`.
     const NAME: &'static str;
-    /// Name and version: `pricing.get-quote.v1`, the subject that is served.
+    /// The name and the version: `pricing.get-quote.v1`. This is the subject that is served.
     const SUBJECT: &'static str;
-    /// Whether asking twice is harmless, so that a retry layer may ask again.
+    /// Whether repeating the request is harmless, so that a retry layer may send it again.
     const IDEMPOTENT: bool;
 }
 
-/// An error of a request's own that travels to the caller as a value.
+/// A request's own error type, whose values are sent to the caller.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an error that an answer can carry",
     label = "needs `impl ReplyError for {Self} {{}}`",
     note = "it also needs std::error::Error, Serialize and Deserialize; \
-            the method `code` says which canonical status it stands for"
+            the method `code` returns the canonical status code of the error"
 )]
 pub trait ReplyError: std::error::Error + Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The canonical code for gateways, metrics and layers. Default `FAILED_PRECONDITION`: the service works, and
-    /// asking again does not help.
+    /// Returns the canonical code for gateways, metrics and layers. Default `FAILED_PRECONDITION`: the service works,
+    /// and sending the request again does not help.
     fn code(&self) -> Code {
         Code::FailedPrecondition
     }
 }
 
-/// The error type of a request that declares none: nothing but a [`Status`](crate::status::Status) can go wrong.
+/// The error type of a request that declares none: the service can fail only with a
+/// [`Status`](crate::status::Status).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoError {}
 
@@ -111,21 +112,21 @@ impl fmt::Display for NoError {
 impl std::error::Error for NoError {}
 impl ReplyError for NoError {}
 
-/// How an answer comes.
+/// The shape of an answer: one reply or a stream of chunks.
 pub trait Shape: sealed::Sealed + Send + Sync + 'static {
-    /// What a handler returns when all went well, for replies of type `R`.
+    /// The type that a handler returns on success, for replies of type `R`.
     type Returns<R>;
 
-    /// The reply in the last frame, if there is one.
+    /// Returns the reply in the last frame, if there is one.
     #[doc(hidden)]
     fn last<R>(returned: Self::Returns<R>) -> Option<R>;
 }
 
-/// One answer.
+/// One reply.
 #[derive(Clone, Copy, Debug)]
 pub enum Unary {}
 
-/// Chunks sent through a [`ReplySink`](crate::service::ReplySink), then an end or an error.
+/// Chunks sent through a [`ReplySink`](crate::service::ReplySink), then the end of the stream or an error.
 #[derive(Clone, Copy, Debug)]
 pub enum Streaming {}
 

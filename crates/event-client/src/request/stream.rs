@@ -10,7 +10,8 @@ use futures_util::stream::BoxStream;
 use super::{Answer, CallError, Request, answer};
 use crate::transport::Frame;
 
-/// Chunks in order, then an end, or one error and then an end. Dropping it stops the service's work.
+/// The chunks of an answer in order, then the end, or one error and then the end. Dropping the stream cancels the
+/// service's work.
 #[must_use = "dropping it stops the service's work"]
 pub struct ReplyStream<T: Request>(BoxStream<'static, std::result::Result<T::Reply, CallError<T::Error>>>);
 

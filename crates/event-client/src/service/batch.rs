@@ -17,12 +17,12 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::message::Headers;
 
-/// Events that are handled together. Reads like a slice of [`Item`]s, in the order of arrival.
+/// Events that are handled together. Dereferences to a slice of [`Item`]s, in the order of arrival.
 #[derive(Debug)]
 pub struct Batch<E>(pub(crate) Vec<Item<E>>);
 
 impl<E> Batch<E> {
-    /// The events alone.
+    /// Returns the events without their metadata.
     pub fn events(&self) -> impl Iterator<Item = &E> {
         self.0.iter().map(|item| &item.event)
     }
@@ -43,7 +43,7 @@ impl<E> IntoIterator for Batch<E> {
     }
 }
 
-/// One event of a batch, with all that a plain handler could have asked for.
+/// One event of a batch, with everything that a plain handler can extract.
 pub struct Item<E> {
     /// The event; older versions are upcast.
     pub event: E,
@@ -56,32 +56,33 @@ impl<E> Item<E> {
         Self { event, incoming, emitter: OnceLock::new() }
     }
 
-    /// Its attributes.
+    /// Returns the event's attributes.
     pub fn meta(&self) -> &Meta {
         &self.incoming.envelope.meta
     }
 
-    /// Which attempt at it this is; attempts are counted for each item apart.
+    /// Returns the attempt of this item; attempts are counted separately for each item.
     pub fn attempt(&self) -> Attempt {
         self.extract()
     }
 
-    /// Its headers.
+    /// Returns the event's headers.
     pub fn headers(&self) -> &Headers {
         &self.incoming.message.headers
     }
 
-    /// How long anybody will want its result.
+    /// Returns the time until which the item's result is needed.
     pub fn deadline(&self) -> Deadline {
         self.extract()
     }
 
-    /// Publishes what this item caused: correlation, cause and trace are its own, and ids are stable over attempts.
+    /// Returns the emitter of this item: the events that it publishes take correlation, cause and trace from this
+    /// item, and their ids are the same in all attempts.
     pub fn emitter(&self) -> &Emitter {
         self.emitter.get_or_init(|| self.extract())
     }
 
-    /// The message on its way: context, position, idempotency key.
+    /// Returns the incoming message: context, position, idempotency key.
     pub fn incoming(&self) -> &Incoming {
         &self.incoming
     }
@@ -97,16 +98,17 @@ impl<E: fmt::Debug> fmt::Debug for Item<E> {
     }
 }
 
-/// What a batch handler may return: one answer for all (`()`, [`Outcome`]), or a `Vec<Outcome>` with one for each
-/// item in their order, or a `Result` of either with any error.
+/// The return type of a batch handler: one outcome for all items (`()`, [`Outcome`]), or a `Vec<Outcome>` with one
+/// outcome for each item in their order, or a `Result` of either with any error.
 ///
-/// A vector of another length is a defect of the handler: every item is tried again and the error says so.
+/// A vector of another length is a defect of the handler: every item is retried, and the error text reports the
+/// defect.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not something a batch handler can return",
     note = "return `()`, `Outcome` or `Vec<Outcome>` (one for each item), or a `Result` of these"
 )]
 pub trait IntoOutcomes {
-    /// The outcomes of a batch of `count` items.
+    /// Returns the outcomes of a batch of `count` items.
     fn into_outcomes(self, count: usize) -> Vec<Outcome>;
 }
 
@@ -150,10 +152,10 @@ impl<T: IntoOutcomes, E: Into<Box<dyn StdError + Send + Sync>>> IntoOutcomes for
             belong to each item: `item.attempt()`"
 )]
 pub trait FromBatch<S>: Sized {
-    /// Takes the argument out.
+    /// Extracts the argument.
     ///
     /// # Errors
-    /// Become the outcome of every item.
+    /// An error becomes the outcome of every item.
     fn from_batch(bus: &Bus, state: &S) -> Result<Self>;
 }
 
@@ -169,7 +171,8 @@ impl<S> FromBatch<S> for Bus {
     }
 }
 
-/// A function that handles many events at once. Implemented for async functions of extractors and a last [`Batch`].
+/// A function that handles many events at once. Implemented for async functions of extractors whose last argument is
+/// a [`Batch`].
 #[diagnostic::on_unimplemented(
     message = "this function is not a batch handler",
     label = "not a batch handler",
@@ -177,10 +180,10 @@ impl<S> FromBatch<S> for Bus {
             every future `Send`; it returns `()`, `Outcome`, `Vec<Outcome>`, or a `Result` of these"
 )]
 pub trait BatchHandler<M, S>: Clone + Send + Sync + Sized + 'static {
-    /// The events it takes.
+    /// The type of the events.
     type Event: Event;
 
-    /// Handles one batch; answers as many outcomes as it has items.
+    /// Handles one batch; returns one outcome for each item.
     fn call(
         self,
         batch: Batch<Self::Event>,
@@ -188,15 +191,16 @@ pub trait BatchHandler<M, S>: Clone + Send + Sync + Sized + 'static {
         state: Arc<S>,
     ) -> impl Future<Output = Vec<Outcome>> + Send + 'static;
 
-    /// A handler of batches of up to `max` items; a batch that is not full starts `wait` after its first item came.
+    /// Creates a handler of batches of up to `max` items; a batch that is not full starts `wait` after its first item
+    /// arrived.
     ///
-    /// It takes the knobs of every [`Handler`](super::Handler). `concurrency(n)` means `n` batches at a time, by
-    /// default one, and up to `max · n` messages are fetched. The retry policy and the dead letters apply to each
-    /// item. Layers wrap each item, so a `Timeout` covers the wait for its batch as well.
+    /// It has all settings of a [`Handler`](super::Handler). `concurrency(n)` means `n` batches at a time, by default
+    /// one, and up to `max · n` messages are fetched. The retry policy and the dead letters apply to each item.
+    /// Layers wrap each item, so a `Timeout` also covers the wait for the batch.
     ///
-    /// With `keyed()` a batch holds at most one item of each key, as the next of a key is delivered when the one
-    /// before it is settled. That keeps the order, and makes batches small when few keys are busy: then every item
-    /// of a key pays `wait`, so keep it short.
+    /// With `keyed()` a batch contains at most one item of each key, because the next message of a key is delivered
+    /// only after the previous one is settled. This keeps the order, and it makes batches small when few keys are
+    /// busy: then every item of a key waits for `wait`, so keep it short.
     fn batch(self, max: usize, wait: Duration) -> Batching<Self, M, S> {
         Batching::new(self, max, wait)
     }
@@ -204,7 +208,7 @@ pub trait BatchHandler<M, S>: Clone + Send + Sync + Sized + 'static {
 
 macro_rules! functions {
     ($([$($extractor:ident)*])*) => {$(
-        // Without extractors the closure for `?` has nothing to do.
+        // Without extractors the closure for `?` does nothing.
         #[allow(non_snake_case, unused_variables, clippy::redundant_closure_call)]
         impl<F, Fut, S, Ev, $($extractor,)*> BatchHandler<($($extractor,)* Batch<Ev>,), S> for F
         where

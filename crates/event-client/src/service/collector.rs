@@ -1,7 +1,7 @@
-//! How single deliveries become batches: each waits at a collector until its batch has been handled.
+//! Combines single deliveries into batches: each delivery waits in a collector until its batch has been handled.
 //!
-//! To the worker a batch handler is a handler like any other, called once a message, so leases, retries, layers and
-//! settling need no second form. Only behind the call do the messages meet.
+//! For the worker a batch handler is like any other handler and is called once for each message, so leases, retries,
+//! layers and settlements need no second implementation. The messages are combined only inside that call.
 
 use std::fmt;
 use std::future::Future;
@@ -27,12 +27,12 @@ use super::worker::panic_text;
 use crate::bus::Bus;
 use crate::error::Result;
 
-/// A handler made by [`BatchHandler::batch`].
+/// A handler created by [`BatchHandler::batch`].
 pub struct Batching<H: BatchHandler<M, S>, M, S> {
     handler: H,
     max: usize,
     wait: Duration,
-    /// Started by the first message; ends with the last clone.
+    /// Started by the first message; ends when the last clone is dropped.
     collector: Arc<OnceLock<Collector<H::Event>>>,
     _types: PhantomData<fn() -> (M, S)>,
 }
@@ -59,7 +59,7 @@ impl<H: BatchHandler<M, S>, M, S> Batching<H, M, S> {
     }
 }
 
-/// Marks the argument types of a batch handler, so that they cannot be taken for a plain handler's.
+/// Marks the argument types of a batch handler, so that they differ from those of a plain handler.
 #[derive(Debug)]
 pub struct Batched<M>(PhantomData<M>);
 
@@ -78,7 +78,7 @@ where
     }
 
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
-        // Decoded before it joins a batch: what does not decode is settled alone.
+        // Decoded before it joins a batch, so that a message that cannot be decoded is settled alone.
         let joined = Msg::<H::Event>::from_payload(&incoming).map(|Msg(event)| {
             let queue = self.collector.get_or_init(|| self.collect(&incoming, state)).queue.clone();
             (queue, Item::new(event, incoming))
@@ -94,7 +94,7 @@ where
             }
             match answered.await {
                 Ok(Answer::Outcome(outcome)) => outcome,
-                // Goes on in the worker, where panics are counted, once for each item.
+                // The panic continues in the worker, which counts panics, once for each item.
                 Ok(Answer::Panicked(text)) => std::panic::resume_unwind(Box::new(text.to_string())),
                 Err(_) => Outcome::Release,
             }
@@ -127,7 +127,8 @@ where
     }
 }
 
-/// Gathers and runs batches until the service is gone; then what still runs is aborted, as nobody waits for it.
+/// Collects and runs batches until the service has ended; then the running batches are aborted, because no caller
+/// waits for them.
 async fn run<H: BatchHandler<M, S>, M, S: Send + Sync + 'static>(
     mut gathering: Gathering<H::Event>,
     handler: H,
@@ -143,7 +144,7 @@ async fn run<H: BatchHandler<M, S>, M, S: Send + Sync + 'static>(
         running.spawn(async move {
             let handled = AssertUnwindSafe(handling).catch_unwind().await;
             drop(slot);
-            // An answer that nobody waits for was given up by a layer; its message is being retried.
+            // If no receiver waits for an answer, a layer has cancelled the call; its message is being retried.
             match handled {
                 Ok(outcomes) => {
                     for (answer, outcome) in answers.into_iter().zip(outcomes) {
@@ -171,7 +172,7 @@ struct Gathering<E> {
 }
 
 impl<E> Gathering<E> {
-    /// The next batch with its slot; `None` when no message can come any more.
+    /// Returns the next batch with its slot; `None` when no further message can arrive.
     async fn next(&mut self) -> Option<(Vec<Pending<E>>, tokio::sync::OwnedSemaphorePermit)> {
         loop {
             let mut batch = Vec::new();
@@ -186,12 +187,13 @@ impl<E> Gathering<E> {
                     biased;
                     more = self.pending.recv_many(&mut batch, room) => if more == 0 { break },
                     () = &mut over => break,
-                    // Nothing new is fetched, so waiting would only hold up the end.
+                    // No further message is fetched, so waiting would only delay the end.
                     () = self.draining.cancelled() => break,
                 }
             }
             let slot = self.slots.clone().acquire_owned().await.expect("the slots are never closed");
-            // What came while all slots were taken goes along, and what a layer gave up on stays behind.
+            // Drops the items whose calls a layer has cancelled, and adds the items that arrived while all slots were
+            // taken.
             batch.retain(|pending| !pending.answer.is_closed());
             while batch.len() < self.max
                 && let Ok(pending) = self.pending.try_recv()

@@ -1,4 +1,4 @@
-//! Whether what a worker settled was stored.
+//! Tracks the settlements of a worker until the transport has confirmed them.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -9,14 +9,15 @@ use super::worker::Stats;
 use crate::confirm::Confirm;
 use crate::error::Result;
 
-/// Most settlements of one worker that are not confirmed yet.
+/// The most unconfirmed settlements of one worker.
 const UNCONFIRMED: usize = 1024;
 
 /// Settlements of one worker that the transport has not confirmed yet, the oldest first.
 #[derive(Default)]
 pub(super) struct Unconfirmed {
     waiting: VecDeque<Confirm<()>>,
-    /// Where a confirmation is a question of its own, only the last one is asked: the answer stands for all before.
+    /// Where a confirmation needs a request of its own, only the last one is requested: its reply confirms all before
+    /// it.
     last: Option<Confirm<()>>,
     failing: bool,
 }
@@ -41,7 +42,7 @@ impl Unconfirmed {
         }
     }
 
-    /// Waits for all of them.
+    /// Waits for all confirmations.
     pub(super) async fn rest(mut self, group: &str, stats: &Stats) {
         let waiting = std::mem::take(&mut self.waiting);
         for confirm in waiting.into_iter().chain(self.last.take()) {
@@ -56,9 +57,12 @@ impl Unconfirmed {
             return;
         };
         stats.unsettled.fetch_add(1, Ordering::Relaxed);
-        // One line for many that fail for the same reason.
+        // One log line for a series of failures, which usually have the same reason.
         if !std::mem::replace(&mut self.failing, true) {
-            tracing::warn!(group, %error, "a settlement was not confirmed; its message is delivered again unless another has it");
+            tracing::warn!(
+                group, %error,
+                "a settlement was not confirmed; its message is delivered again unless another consumer holds it"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Extractors: what a handler's arguments may be.
+//! Extractors: the types that a handler's arguments may have.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -26,41 +26,42 @@ use crate::subject::Pattern;
     note = "a handler takes State<T>, Attempt, Meta, Emitter, Headers, Deadline or Bus, and last Msg<T>, Req<T>, Dynamic or Raw"
 )]
 pub trait FromIncoming<S>: Sized {
-    /// Takes the argument out.
+    /// Extracts the argument.
     ///
     /// # Errors
-    /// Become the message's outcome: kinds that cannot mend themselves go to the dead letters, the rest is retried.
+    /// An error becomes the message's outcome: kinds that a retry cannot correct make a dead letter, all others are
+    /// retried.
     fn from_incoming(incoming: &Incoming, state: &S) -> Result<Self>;
 }
 
-/// A handler's last argument: it says what the handler receives.
+/// A handler's last argument, whose type defines which messages the handler receives.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a handler's last argument",
-    label = "says nothing about which messages to receive",
+    label = "does not define which messages to receive",
     note = "the last argument is Msg<T> of an `#[derive(Event)]` type, Req<T> of a `#[derive(Request)]` type, or Dynamic or Raw with `.on_subject(\"orders.>\", handler)`"
 )]
 pub trait FromPayload: Sized {
-    /// What to receive.
+    /// Returns the handler's name and the subjects to receive.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when the type cannot say, or its versions have a gap.
+    /// [`ErrorKind::Config`] when the type defines no subjects, or its versions have a gap.
     fn route() -> Result<Route>;
 
-    /// The request that it answers; `None` for events.
+    /// Returns the request that the handler answers; `None` for events.
     fn request() -> Option<Endpoint> {
         None
     }
 
-    /// The versions of one event that it can read; what has another version waits in the group for a member that can.
-    /// `None` when it takes whatever comes.
+    /// Returns the versions of one event that the type can read; an event of another version waits in the group for a
+    /// member that can read it. `None` when the type accepts every message.
     fn versions() -> Option<Versions> {
         None
     }
 
-    /// Takes the payload out.
+    /// Extracts the payload.
     ///
     /// # Errors
-    /// As [`FromIncoming::from_incoming`].
+    /// The errors of [`FromIncoming::from_incoming`].
     fn from_payload(incoming: &Incoming) -> Result<Self>;
 }
 
@@ -69,11 +70,11 @@ pub trait FromPayload: Sized {
 pub struct Endpoint {
     /// The subject: `pricing.get-quote.v1`.
     pub subject: &'static str,
-    /// Whether asking twice is harmless.
+    /// Whether repeating the request is harmless.
     pub idempotent: bool,
 }
 
-/// What a handler receives.
+/// The name of a handler and the subjects that it receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The handler's name within its service; part of the group's name.
@@ -82,13 +83,13 @@ pub struct Route {
     pub filters: Vec<Pattern>,
 }
 
-/// The event, decoded; older versions are upcast on the way.
+/// The decoded event; older versions are upcast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msg<T>(pub T);
 
 impl<T: Event> FromPayload for Msg<T> {
     fn route() -> Result<Route> {
-        T::subjects()?; // a gap in the versions is told here
+        T::subjects()?; // reports a gap in the versions
         Ok(Route { name: SmolStr::new_static(T::NAME), filters: vec![T::pattern()?] })
     }
 
@@ -101,7 +102,7 @@ impl<T: Event> FromPayload for Msg<T> {
         let version = version_of(kind, T::NAME).ok_or_else(|| {
             Error::new(
                 ErrorKind::UnknownType,
-                format!("the event says it is `{kind}`, this handler takes `{}`", T::NAME),
+                format!("the event's type is `{kind}`, but this handler takes `{}`", T::NAME),
             )
         })?;
         T::decode(version, &incoming.envelope).map(Self)
@@ -127,7 +128,7 @@ impl FromPayload for Dynamic {
     }
 }
 
-/// The message as it travelled, nothing decoded.
+/// The message as it was received, without decoding.
 #[derive(Clone, Debug)]
 pub struct Raw(pub Arc<Message>);
 
@@ -145,7 +146,7 @@ fn needs_subject(what: &str) -> Result<Route> {
     Err(Error::new(
         ErrorKind::Config,
         format!(
-            "a handler of `{what}` does not say what to receive; register it with `.on_subject(\"orders.>\", handler)`"
+            "a handler of `{what}` defines no subjects to receive; register it with `.on_subject(\"orders.>\", handler)`"
         ),
     ))
 }
@@ -154,7 +155,7 @@ fn needs_subject(what: &str) -> Result<Route> {
 #[derive(Clone, Copy, Debug)]
 pub struct State<T>(pub T);
 
-/// Takes a part out of the whole state; the whole is a part of itself.
+/// Extracts a part from the whole state; the whole state is also a part of itself.
 pub trait FromRef<S> {
     /// Clones the part.
     fn from_ref(state: &S) -> Self;
@@ -172,7 +173,7 @@ impl<S, T: FromRef<S>> FromIncoming<S> for State<T> {
     }
 }
 
-/// Which attempt this is.
+/// The current attempt of the handler to handle this message.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     number: u32,
@@ -181,17 +182,18 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// From 1.
+    /// Returns the number of the attempt, from 1.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// Whether a failure now means a dead letter.
+    /// Whether a failure of this attempt makes the message a dead letter.
     pub fn is_last(&self) -> bool {
         self.number >= self.most
     }
 
-    /// The same for every attempt of this handler on this event: hand it to payment providers and the like.
+    /// Returns a key that is the same in every attempt of this handler to handle this event: pass it to payment
+    /// providers and similar services.
     pub fn idempotency_key(&self) -> &str {
         &self.key
     }
@@ -242,12 +244,12 @@ impl<S> FromIncoming<S> for Context {
     }
 }
 
-/// How long anybody will want the result.
+/// The time until which the result is needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Option<Instant>);
 
 impl Deadline {
-    /// What is left; `None` without a deadline.
+    /// Returns the time that is left; `None` without a deadline.
     pub fn left(&self) -> Option<Duration> {
         self.0.map(|at| at.saturating_duration_since(Instant::now()))
     }
@@ -259,10 +261,10 @@ impl<S> FromIncoming<S> for Deadline {
     }
 }
 
-/// Publishes events that the one being handled has caused.
+/// Publishes events that the event being handled causes.
 ///
-/// Correlation, cause and trace are filled in, and ids are derived from the cause: when the handler is tried
-/// again, the n-th event of a type that it emits has the same id as before, so that an inbox or a dedup window
+/// Correlation, cause and trace are filled in, and ids are derived from the cause: when the handler is retried, the
+/// n-th event that it emits has the same id as before if it has the same type, so that an inbox or a dedup window
 /// downstream recognises it.
 #[derive(Debug)]
 pub struct Emitter {

@@ -1,4 +1,4 @@
-//! Handlers: plain async functions, and the knobs that go with them.
+//! Handlers: plain async functions, and their settings.
 
 use std::fmt;
 use std::future::Future;
@@ -23,34 +23,35 @@ use crate::transport::{Start, Subscribe};
     message = "this function is not a handler",
     label = "not a handler",
     note = "a handler is an `async fn` of up to 8 extractors and last a payload (`Msg<T>` or `Req<T>`), with every future \
-            `Send`; it returns `()`, `Outcome`, or `Result<(), E>`, and for `Req<T>` a `Result<T::Reply, E>`"
+            `Send`; it returns `()`, `Outcome`, or `Result<(), E>`, and for `Req<T>` a `Result<T::Reply, E>`",
+    note = "`#[debug_handler]` on the function shows which value keeps its future from being `Send`"
 )]
 pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
-    /// What it receives.
+    /// Returns the handler's name and the subjects that it receives.
     ///
     /// # Errors
-    /// As [`FromPayload::route`].
+    /// The errors of [`FromPayload::route`].
     fn route(&self) -> Result<Route>;
 
-    /// The request that it answers; `None` for handlers of events.
+    /// Returns the request that the handler answers; `None` for handlers of events.
     fn request(&self) -> Option<Endpoint> {
         None
     }
 
-    /// Handles one message. Extraction happens before the future is made, so the future borrows nothing.
+    /// Handles one message. The arguments are extracted before the future is created, so the future borrows nothing.
     fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static;
 
-    /// The versions of its event that it can read; `None` when it takes whatever comes.
+    /// Returns the versions of its event that the handler can read; `None` when it accepts every message.
     fn versions(&self) -> Option<Versions> {
         None
     }
 
-    /// Its settings.
+    /// Returns the handler's settings.
     fn options(&self) -> HandlerOptions {
         HandlerOptions::default()
     }
 
-    /// Handles up to `n` messages at a time in this process, and fetches no more than that and what
+    /// Handles up to `n` messages at a time in this process, and fetches only these and the number that
     /// [`prefetch`](Self::prefetch) adds. Default 16.
     fn concurrency(self, n: usize) -> Configured<Self, M, S> {
         Configured::new(self).concurrency(n)
@@ -58,40 +59,42 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
 
     /// Fetches up to `n` messages beyond those that are being handled. Default 0.
     ///
-    /// For quick handlers, which would otherwise wait for the broker after every few messages. What waits here is
-    /// leased: no other process can have it meanwhile, and a crash counts as an attempt at it.
+    /// For fast handlers, which would otherwise wait for the broker after every few messages. Prefetched messages are
+    /// leased: no other process can receive them meanwhile, and a crash counts as an attempt for each of them.
     fn prefetch(self, n: usize) -> Configured<Self, M, S> {
         Configured::new(self).prefetch(n)
     }
 
-    /// Handles messages with the same key one after another, in order, retries included.
+    /// Handles messages with the same key one after another and in order, including their retries.
     fn keyed(self) -> Configured<Self, M, S> {
         Configured::new(self).keyed()
     }
 
-    /// When to try again, and when to give up.
+    /// Sets the retry policy: the waits between attempts and the number of attempts.
     fn retry(self, policy: RetryPolicy) -> Configured<Self, M, S> {
         Configured::new(self).retry(policy)
     }
 
-    /// Names the group instead of `<service>.<event>`: needed when two handlers take the same event.
+    /// Sets the group's name instead of `<service>.<event>`: needed when two handlers take the same event.
     fn group(self, name: impl Into<SmolStr>) -> Configured<Self, M, S> {
         Configured::new(self).group(name)
     }
 
-    /// Where the group starts when it is new. Default: with what is published from then on.
+    /// Sets the position at which a new group starts. Default: the messages published after the group was created.
     fn start(self, start: Start) -> Configured<Self, M, S> {
         Configured::new(self).start(start)
     }
 
-    /// How long a crashed process keeps what it had fetched. Default 30 s; live processes renew.
+    /// Sets the time after which the messages fetched by a crashed process are delivered again. Default 30 s; running
+    /// processes renew their leases.
     fn lease(self, lease: Duration) -> Configured<Self, M, S> {
         Configured::new(self).lease(lease)
     }
 
-    /// Takes messages that are no CloudEvents as well: `Msg<T>` decodes their body as the data, in JSON unless they say
-    /// otherwise, and `Raw` takes any. Id, time and source are derived as [`Envelope::read_plain`] says. A message that
-    /// says it is a CloudEvent and is malformed is a dead letter here too.
+    /// Also accepts messages that are not CloudEvents: `Msg<T>` decodes the body as the data, in JSON unless the
+    /// message declares another encoding, and `Raw` accepts any body. Id, time and source are derived as documented
+    /// at [`Envelope::read_plain`]. A malformed message that declares itself a CloudEvent still becomes a dead
+    /// letter.
     ///
     /// ```no_run
     /// # use event_client::service::{Handler, Raw, Service};
@@ -105,65 +108,65 @@ pub trait Handler<M, S>: Clone + Send + Sync + Sized + 'static {
         Configured::new(self).plain()
     }
 
-    /// How long an event of a version that this handler does not know waits in its group for a member that does,
-    /// before it becomes a dead letter with the reason `unknown-version`. Default 24 h; see
-    /// [deploying a new version](crate::event#deploying-a-new-version).
+    /// Sets the time that an event of a version unknown to this handler waits in its group for a member that can read
+    /// it, before it becomes a dead letter with the reason `unknown-version`. Default 24 h; see [deploying a new
+    /// version](crate::event#deploying-a-new-version).
     fn await_version(self, within: Duration) -> Configured<Self, M, S> {
         Configured::new(self).await_version(within)
     }
 
-    /// Every process gets every message from now on; nothing is settled, retried or kept.
+    /// Delivers every message published from now on to every process; nothing is settled, retried or stored.
     fn broadcast(self) -> Configured<Self, M, S> {
         Configured::new(self).broadcast()
     }
 }
 
-/// How a handler is run.
+/// The settings of a handler.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HandlerOptions {
-    /// Most messages at a time.
+    /// The most messages at a time.
     pub concurrency: Option<usize>,
-    /// In order per key.
+    /// Whether messages of the same key are handled in order.
     pub keyed: bool,
-    /// Retries.
+    /// The retry policy.
     pub retry: Option<RetryPolicy>,
     /// The group's name.
     pub group: Option<SmolStr>,
-    /// Where a new group starts.
+    /// The position at which a new group starts.
     pub start: Start,
-    /// The lease.
+    /// The lease of fetched messages.
     pub lease: Option<Duration>,
-    /// Ephemeral, everything to everyone.
+    /// Whether every process receives every message, without a durable group.
     pub broadcast: bool,
-    /// Messages that are no CloudEvents are taken as plain data.
+    /// Whether messages that are not CloudEvents are accepted as plain data.
     pub plain: bool,
-    /// Most items of a batch; `concurrency` then counts batches.
+    /// The most items of a batch; `concurrency` then counts batches.
     pub batch: Option<usize>,
-    /// Messages that wait here beside those being handled.
+    /// The most messages that are fetched in addition to those being handled.
     pub prefetch: usize,
-    /// How long an unknown version waits for a member that knows it.
+    /// The time that an event of an unknown version waits for a member that can read it.
     pub await_version: Option<Duration>,
 }
 
 impl HandlerOptions {
-    /// Messages at a time when nothing is said.
+    /// The default number of messages at a time.
     pub const DEFAULT_CONCURRENCY: usize = 16;
-    /// How long an unknown version waits when nothing is said.
+    /// The default time that an event of an unknown version waits.
     pub const DEFAULT_AWAIT_VERSION: Duration = Duration::from_secs(24 * 3600);
-    /// Most messages that one handler holds at a time, whatever its batches and concurrency.
+    /// The most messages that one handler holds at a time, whatever its batches and its concurrency are.
     pub const MAX_SLOTS: usize = 1 << 16;
 
-    /// Calls of the handler at a time.
+    /// Returns the number of calls of the handler at a time.
     pub(crate) fn calls(&self) -> usize {
         self.concurrency.unwrap_or(Self::DEFAULT_CONCURRENCY).max(1)
     }
 
-    /// Messages at a time.
+    /// Returns the number of messages at a time.
     pub(crate) fn slots(&self) -> usize {
         self.calls().saturating_mul(self.batch.unwrap_or(1)).min(Self::MAX_SLOTS)
     }
 
-    /// The group's name: the handler's own word, or made of the service's and the event's.
+    /// Returns the group's name: the handler's own setting, or a name made of the service's and the event's.
     pub(crate) fn group(&self, service: &str, route: &str) -> SmolStr {
         self.group.clone().unwrap_or_else(|| smol_str::format_smolstr!("{service}.{route}"))
     }
@@ -177,7 +180,7 @@ impl HandlerOptions {
     }
 }
 
-/// A handler with settings of its own.
+/// A handler with its own settings.
 pub struct Configured<H, M, S> {
     handler: H,
     options: HandlerOptions,
@@ -269,23 +272,23 @@ where
     }
 }
 
-/// Who handles: known to every message on its way to the handler.
+/// The identity of a handler, which every message carries on its way to the handler.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Identity {
-    /// The service.
+    /// The service's name.
     pub service: SmolStr,
-    /// The group, `<service>.<event>` unless named.
+    /// The group's name, `<service>.<event>` unless it is set.
     pub group: SmolStr,
-    /// Most attempts before a message is given up.
+    /// The most attempts before a message becomes a dead letter.
     pub attempts: u32,
-    /// Ephemeral: what fails is neither tried again nor kept.
+    /// Whether the handler takes broadcasts: a failed message is neither retried nor stored.
     pub broadcast: bool,
-    /// Messages that are no CloudEvents are taken as plain data.
+    /// Whether messages that are not CloudEvents are accepted as plain data.
     pub plain: bool,
-    /// Calls of the handler at a time.
+    /// The number of calls of the handler at a time.
     pub concurrency: usize,
-    /// Cancelled when the service fetches no more.
+    /// Cancelled when the service stops fetching.
     pub(crate) draining: CancellationToken,
 }
 

@@ -1,4 +1,4 @@
-//! How a service is, told to whoever asks over the bus.
+//! Answers health requests for a service over the bus.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::request::{ServiceHealth, health};
 use crate::subscription::Health;
 use crate::transport::{Frame, IncomingRequest, Serve};
 
-/// Questions answered at a time; each takes microseconds.
+/// The most health requests that are answered at a time; each takes microseconds.
 const CREDIT: usize = 8;
 
-/// Shows whether a handler's source of work makes progress.
+/// Reports whether a handler's source of work makes progress.
 #[derive(Clone)]
 pub(super) enum Pulse {
     Events(Beat),
@@ -35,7 +35,8 @@ impl Pulse {
     }
 }
 
-/// Answers until dropped. `None` when the transport has no requests, or the service's name cannot be a subject.
+/// Answers health requests until the result is dropped. `None` when the transport has no requests, or the service's
+/// name cannot be a subject.
 pub(super) async fn answer(
     bus: &Bus,
     service: &SmolStr,
@@ -46,7 +47,7 @@ pub(super) async fn answer(
     let mut inbox = match bus.transport().requests().serve(spec).await {
         Ok(inbox) => inbox,
         Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(None),
-        Err(error) => return Err(error.during("serve health questions")),
+        Err(error) => return Err(error.during("serve health requests")),
     };
     let service = service.clone();
     Ok(Some(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -57,7 +58,7 @@ pub(super) async fn answer(
             }
             let content_type = SmolStr::new_static(Codec::Json.content_type());
             let frame = Frame { headers: Headers::new(), content_type, payload: payload.into(), last: true };
-            // One caller that does not listen must not keep the others waiting.
+            // A caller that does not receive its reply must not delay the others.
             let _ = tokio::time::timeout(Duration::from_secs(1), responder.send(frame)).await;
         }
     }))))

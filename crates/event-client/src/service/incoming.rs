@@ -1,4 +1,4 @@
-//! A message on its way through layers to a handler.
+//! An incoming message that passes through layers to a handler.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use crate::delivery::DeliveryInfo;
 use crate::envelope::Envelope;
 use crate::message::Message;
 
-/// Escaped in a source, so that no two keys are alike.
+/// The characters that are escaped in a source, so that no two keys are equal.
 const SEPARATED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
 
-/// What layers and extractors see: the message, its envelope, and where it is being handled.
+/// The input of layers and extractors: the message, its envelope, and the handler that it is for.
 ///
-/// Cloning is cheap enough for a layer that calls twice; the right to settle stays with the service.
+/// A layer that calls the handler twice can clone it cheaply; only the service settles the message.
 #[derive(Clone)]
 pub struct Incoming {
     pub(crate) message: Arc<Message>,
@@ -35,66 +35,68 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// The message as it travelled.
+    /// Returns the message as it was received.
     pub fn message(&self) -> &Arc<Message> {
         &self.message
     }
 
-    /// Attempt, position and times.
+    /// Returns the attempt, the position and the times of the delivery.
     pub fn info(&self) -> &DeliveryInfo {
         &self.info
     }
 
-    /// Attributes and undecoded data.
+    /// Returns the envelope: attributes and undecoded data.
     pub fn envelope(&self) -> &Envelope {
         &self.envelope
     }
 
-    /// Correlation, cause and trace for everything done here.
+    /// Returns the correlation, the cause and the trace for all work on this message.
     pub fn context(&self) -> &Context {
         &self.context
     }
 
-    /// The bus it came over.
+    /// Returns the bus that delivered the message.
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
 
-    /// The handler's group, and most attempts.
+    /// Returns the handler's identity, such as its group and the most attempts.
     pub fn handler(&self) -> &Identity {
         &self.handler
     }
 
-    /// When nobody wants the result any more.
+    /// Returns the time after which the result is no longer needed.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Whether somebody waits for an answer.
+    /// Whether a caller waits for an answer.
     pub fn is_request(&self) -> bool {
         self.asked.is_some()
     }
 
-    /// Whether handling it once more is harmless: true for events, which arrive at least once anyway, and for
-    /// requests that say so and have not sent a chunk of their answer.
+    /// Whether handling the message again is harmless: true for events, which are delivered at least once anyway, and
+    /// for requests that are declared idempotent and have not sent a chunk of their answer.
     pub fn is_repeatable(&self) -> bool {
         self.asked.as_ref().is_none_or(|asked| asked.is_repeatable())
     }
 
-    /// Cancelled when the service stops fetching: a layer that only waits should hand the message back.
+    /// Returns a token that is cancelled when the service stops fetching: a layer that only waits should then release
+    /// the message.
     pub fn draining(&self) -> &CancellationToken {
         &self.handler.draining
     }
 
-    /// Stable over all attempts of this group on this event: the key for effects that must happen once. It is
-    /// `group:source:id`, as an id is unique within its source only; `:` and `%` in the source are percent-encoded.
+    /// Returns the key for effects that must happen once; it is the same in all attempts of this group to handle this
+    /// event. The key is `group:source:id`, because an id is unique within its source only; `:` and `%` in the source
+    /// are percent-encoded.
     pub fn idempotency_key(&self) -> SmolStr {
         let meta = &self.envelope.meta;
         let source = utf8_percent_encode(&meta.source, SEPARATED);
         format_smolstr!("{}:{source}:{}", self.handler.group, meta.id)
     }
 
-    /// The key as earlier builds made it, which did not tell sources apart.
+    /// Returns the key as earlier builds made it, which did not contain the source.
     pub(crate) fn former_key(&self) -> SmolStr {
         format_smolstr!("{}:{}", self.handler.group, self.envelope.meta.id)
     }

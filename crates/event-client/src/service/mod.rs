@@ -66,6 +66,8 @@ use tokio::task::JoinSet;
 use tower::util::BoxCloneSyncService;
 use tower_layer::Layer;
 
+pub use event_macros::debug_handler;
+
 pub use batch::{Batch, BatchHandler, FromBatch, IntoOutcomes, Item};
 pub use collector::{Batched, Batching};
 pub use extract::{
@@ -78,7 +80,7 @@ pub use outcome::{IntoOutcome, Outcome, OutcomeKind, Permanent, RetryAfter};
 pub use reply::{AnswerTo, IntoReplyError, OneWay, ReplyFailure, Req, RequestHandler};
 pub use reply_stream::ReplySink;
 pub use retry::RetryPolicy;
-pub use running::Running;
+pub use running::{Running, ServiceHandle};
 pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
@@ -92,13 +94,13 @@ use crate::transport::IncomingRequest;
 use source::Taker;
 use worker::HandlerRuntime;
 
-/// The tower service that layers wrap: one message in, its outcome out.
+/// The tower service that layers wrap: it takes one message and returns its outcome.
 pub type BoxService = BoxCloneSyncService<Incoming, Outcome, Error>;
 
 /// Handlers that share a name, a bus and a state of type `S`.
 ///
-/// Every handler is a durable group of its own, `<service>.<event>`: handlers of one service that take the same
-/// event each get it, and fail and retry apart.
+/// Every handler has its own durable group, `<service>.<event>`: when several handlers of one service take the same
+/// event, each of them receives it, and each fails and retries independently.
 pub struct Service<S = ()> {
     name: SmolStr,
     bus: Option<Bus>,
@@ -117,7 +119,7 @@ struct Registration<S> {
     open: Box<dyn FnOnce(Arc<S>) -> Box<dyn Work> + Send>,
 }
 
-/// A handler with everything around it, ready to be spawned on a subscription.
+/// A handler with all its layers, ready to run on a subscription.
 trait Work: Send {
     fn spawn(self: Box<Self>, slots: usize, runtime: Arc<HandlerRuntime>, events: Taker) -> JoinSet<()>;
     fn serve(
@@ -127,7 +129,8 @@ trait Work: Send {
         endpoint: Endpoint,
         inbox: mpsc::Receiver<IncomingRequest>,
     ) -> JoinSet<()>;
-    /// For one more layer around it: costs a box per message, so an unlayered handler never pays it.
+    /// Boxes the handler for one more layer. This costs a box for each message, so a handler without layers is not
+    /// boxed.
     fn boxed(self: Box<Self>) -> BoxService;
 }
 
@@ -156,17 +159,17 @@ where
 }
 
 impl Service {
-    /// Connects as the environment says ([`Bus::from_env`]).
+    /// Creates a service on a bus with the settings of the environment ([`Bus::from_env`]).
     ///
     /// # Errors
-    /// As [`Bus::from_env`].
+    /// The errors of [`Bus::from_env`].
     pub async fn from_env<S: Send + Sync + 'static>(name: &str) -> Result<Service<S>> {
         Ok(Service::new(name).bus(Bus::from_env(name).await?))
     }
 }
 
 impl<S: Send + Sync + 'static> Service<S> {
-    /// A service without a bus yet.
+    /// Creates a service without a bus.
     pub fn new(name: impl Into<SmolStr>) -> Self {
         Self {
             name: name.into(),
@@ -179,29 +182,30 @@ impl<S: Send + Sync + 'static> Service<S> {
         }
     }
 
-    /// The version of the service, for tools that list services such as `nats micro ls`: a semantic version, best
-    /// `env!("CARGO_PKG_VERSION")`. Another text is refused at the start. Without one the tools are told `0.0.0`.
+    /// Sets the version of the service, which tools that list services such as `nats micro ls` show: a semantic
+    /// version, preferably `env!("CARGO_PKG_VERSION")`. The start refuses another text. Without a version the tools
+    /// show `0.0.0`.
     #[must_use]
     pub fn version(mut self, version: impl Into<SmolStr>) -> Self {
         self.version = Some(version.into());
         self
     }
 
-    /// Tells `observer` of every settlement.
+    /// Reports every settlement to `observer`.
     #[cfg(feature = "testing")]
     pub(crate) fn observe(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// Runs on this bus; events are published under the service's name.
+    /// Sets the bus; events are published under the service's name.
     #[must_use]
     pub fn bus(mut self, bus: Bus) -> Self {
         self.bus = Some(bus);
         self
     }
 
-    /// Adds a handler; its last argument says what it receives.
+    /// Adds a handler; the type of its last argument defines the messages that it receives.
     #[must_use]
     pub fn on<M: 'static, H: Handler<M, S>>(self, handler: H) -> Self {
         let route = handler.route();
@@ -209,8 +213,8 @@ impl<S: Send + Sync + 'static> Service<S> {
         self.add(route, versions, handler)
     }
 
-    /// Adds a handler for everything that a pattern matches, for payloads such as [`Dynamic`] and [`Raw`].
-    /// Several handlers on patterns need names of their own: `.group("…")`.
+    /// Adds a handler for all messages whose subject a pattern matches, for payloads such as [`Dynamic`] and [`Raw`].
+    /// Several handlers on patterns need their own names: `.group("…")`.
     #[must_use]
     pub fn on_subject<M: 'static, H: Handler<M, S>>(self, pattern: &str, handler: H) -> Self {
         let name: String = pattern.chars().map(|c| if matches!(c, '*' | '>') { '_' } else { c }).collect();
@@ -219,15 +223,15 @@ impl<S: Send + Sync + 'static> Service<S> {
         self.add(route, versions, handler)
     }
 
-    /// Adds a handler of batches: up to `max` items, started `wait` after the first of them at the latest.
-    /// Short for `.on(handler.batch(max, wait))`, which takes further knobs.
+    /// Adds a handler of batches of up to `max` items; a batch starts at the latest `wait` after its first item
+    /// arrived. Short for `.on(handler.batch(max, wait))`, which allows further settings.
     #[must_use]
     pub fn on_batch<M: 'static, H: BatchHandler<M, S>>(self, handler: H, max: usize, wait: Duration) -> Self {
         self.on(handler.batch(max, wait))
     }
 
-    /// Adds a handler that answers requests; its last argument, a [`Req<T>`], says which. The members of a service
-    /// share the requests. Of the handler's settings only `.concurrency(n)` means something here.
+    /// Adds a handler that answers requests; its last argument, a [`Req<T>`], defines which. The members of a service
+    /// share the requests. Of the handler's settings only `.concurrency(n)` is allowed here.
     #[must_use]
     pub fn reply<M: RequestHandler + 'static, H: Handler<M, S>>(self, handler: H) -> Self {
         let route = handler.route();
@@ -256,7 +260,7 @@ impl<S: Send + Sync + 'static> Service<S> {
         self
     }
 
-    /// Wraps every handler added so far; a tuple applies several, the first outermost.
+    /// Adds a layer around every handler added so far; a tuple adds several layers, the first is the outermost.
     #[must_use]
     pub fn layer<L>(mut self, layer: L) -> Self
     where
@@ -285,22 +289,22 @@ impl<S: Send + Sync + 'static> Service<S> {
         self
     }
 
-    /// The retry policy of handlers that have none of their own.
+    /// Sets the retry policy of handlers that have none of their own.
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
         self
     }
 
-    /// How long draining may take before unfinished work is handed back. Default 25 s, below the 30 s that
-    /// Kubernetes grants.
+    /// Sets the time that draining may take before unfinished work is returned to its groups. Default 25 s, which is
+    /// less than the 30 s that Kubernetes grants.
     #[must_use]
     pub fn drain_within(mut self, bound: Duration) -> Self {
         self.drain = bound;
         self
     }
 
-    /// Gives the handlers their state.
+    /// Sets the state of the handlers.
     #[must_use]
     pub fn with_state(self, state: S) -> Service {
         let state = Arc::new(state);

@@ -1,4 +1,4 @@
-//! How handling ended, as a value, and what handlers may return to say so.
+//! Outcomes: the result of handling as a value, and the types that handlers may return.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,44 +9,44 @@ use smol_str::SmolStr;
 use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind};
 
-/// How the handling of one message ended.
+/// The result of handling one message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// Done.
+    /// The message was handled.
     Ack,
-    /// Failed this time. `after: None` leaves the wait to the handler's [`RetryPolicy`](super::RetryPolicy).
+    /// This attempt failed. With `after: None` the handler's [`RetryPolicy`](super::RetryPolicy) gives the wait.
     Retry {
-        /// A wait of the handler's own choosing.
+        /// The wait before the next attempt, if the handler sets it.
         after: Option<Duration>,
-        /// Why.
+        /// The error text.
         error: SmolStr,
     },
-    /// Failed for good: to the dead letters.
+    /// The message failed for good and becomes a dead letter.
     Reject {
         /// The class of failure.
         reason: Reason,
-        /// Why.
+        /// The error text.
         error: SmolStr,
     },
-    /// Not tried; somebody else may. Does not count as an attempt.
+    /// The message was not handled; another member may handle it. Does not count as an attempt.
     Release,
 }
 
 /// An [`Outcome`] without its details, for counting and comparing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OutcomeKind {
-    /// Done.
+    /// The message was handled.
     Ack,
-    /// Failed, to be tried again.
+    /// The attempt failed and is retried.
     Retry,
-    /// Failed for good.
+    /// The message failed for good.
     Reject,
-    /// Handed back untried.
+    /// The message was released without an attempt.
     Release,
 }
 
 impl Outcome {
-    /// Which of the four it is.
+    /// Returns the kind of this outcome.
     pub fn kind(&self) -> OutcomeKind {
         match self {
             Self::Ack => OutcomeKind::Ack,
@@ -56,22 +56,22 @@ impl Outcome {
         }
     }
 
-    /// A failure that another attempt may mend.
+    /// Creates the outcome of a failure that another attempt may correct.
     pub fn retry(error: impl fmt::Display) -> Self {
         Self::Retry { after: None, error: smol_str::format_smolstr!("{error}") }
     }
 
-    /// A failure that another attempt may mend after `wait`.
+    /// Creates the outcome of a failure that another attempt may correct after `wait`.
     pub fn retry_after(wait: Duration, error: impl fmt::Display) -> Self {
         Self::Retry { after: Some(wait), error: smol_str::format_smolstr!("{error}") }
     }
 
-    /// A failure that no attempt can mend.
+    /// Creates the outcome of a failure that no attempt can correct.
     pub fn reject(error: impl fmt::Display) -> Self {
         Self::Reject { reason: Reason::Permanent, error: smol_str::format_smolstr!("{error}") }
     }
 
-    /// The label used in metrics and assertions.
+    /// Returns the label used in metrics and assertions.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Ack => "ack",
@@ -95,15 +95,15 @@ impl From<Error> for Outcome {
     }
 }
 
-/// What a handler may return: `()`, an [`Outcome`], or a `Result` of either with any error.
+/// The return type of a handler: `()`, an [`Outcome`], or a `Result` of either with any error.
 ///
-/// An error is retried, unless it is or carries a [`Permanent`] or a [`RetryAfter`] in its chain of sources.
+/// An error is retried, unless it is a [`Permanent`] or a [`RetryAfter`], or has one in its chain of sources.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not something a handler can return",
     note = "return `()`, `Outcome`, or `Result<(), E>` where `E` implements `std::error::Error`"
 )]
 pub trait IntoOutcome {
-    /// The outcome that this value stands for.
+    /// Converts this value into an outcome.
     fn into_outcome(self) -> Outcome;
 }
 
@@ -128,7 +128,7 @@ impl<T: IntoOutcome, E: Into<Box<dyn StdError + Send + Sync>>> IntoOutcome for R
     }
 }
 
-/// Reads an error's chain for what it says about trying again.
+/// Searches an error's chain of sources for a [`Permanent`] or a [`RetryAfter`].
 pub(crate) fn classify(error: &(dyn StdError + 'static)) -> Outcome {
     let mut link = Some(error);
     while let Some(at) = link {
@@ -158,7 +158,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// An error that another attempt cannot mend: straight to the dead letters.
+/// An error that another attempt cannot correct: the message becomes a dead letter at once.
 ///
 /// ```
 /// # use event_client::service::Permanent;
@@ -187,7 +187,7 @@ impl StdError for Permanent {
     }
 }
 
-/// An error that says when to try again, for example from a `Retry-After` header.
+/// An error with the wait before the next attempt, for example from a `Retry-After` header.
 #[derive(Debug)]
 pub struct RetryAfter {
     wait: Duration,
@@ -195,7 +195,7 @@ pub struct RetryAfter {
 }
 
 impl RetryAfter {
-    /// Marks `error` as worth another attempt after `wait`.
+    /// Marks `error` as one that is retried after `wait`.
     pub fn new(wait: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { wait, error: error.into() }
     }
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_speak_for_themselves() {
+    fn the_chain_of_an_error_decides_its_outcome() {
         let declined: Result<(), _> = Err(PayError::Declined(Permanent::new("code 51")));
         assert_eq!(declined.into_outcome(), Outcome::reject("the card was declined: code 51"));
         let down: Result<(), _> = Err(PayError::Down(std::io::Error::other("refused")));

@@ -1,4 +1,4 @@
-//! Request handlers: their payload, and what they may return.
+//! Request handlers: their payload, and the types that they may return.
 
 use smol_str::SmolStr;
 
@@ -11,10 +11,10 @@ use crate::request::{CallError, ReplyError, Request, Shape};
 use crate::status::{Code, Status};
 use crate::transport::Frame;
 
-/// The last argument of a handler that answers: the request, decoded.
+/// The last argument of a handler that answers requests: the decoded request.
 ///
-/// Such a handler returns `Result<T::Reply, E>`, or `Result<(), E>` when the answer goes through a
-/// [`ReplySink`](super::ReplySink); `E` is anything that [`IntoReplyError`] takes.
+/// Such a handler returns `Result<T::Reply, E>`, or `Result<(), E>` when it sends the answer through a
+/// [`ReplySink`](super::ReplySink); `E` is any type that implements [`IntoReplyError`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Req<T>(pub T);
 
@@ -32,7 +32,7 @@ impl<T: Request> FromPayload for Req<T> {
     }
 }
 
-/// A handler's arguments that end in a request: what [`Service::reply`](super::Service::reply) takes.
+/// A handler's arguments that end in a request, as [`Service::reply`](super::Service::reply) requires.
 #[diagnostic::on_unimplemented(
     message = "this handler does not answer a request",
     label = "its last argument is not `Req<T>`",
@@ -40,14 +40,14 @@ impl<T: Request> FromPayload for Req<T> {
 )]
 pub trait RequestHandler {}
 
-/// A payload that nobody waits for an answer to: an event in one form or another.
+/// A payload that needs no answer: an event in any form.
 pub trait OneWay: FromPayload {}
 
 impl<T: crate::Event> OneWay for Msg<T> {}
 impl OneWay for Dynamic {}
 impl OneWay for Raw {}
 
-/// What a handler of payload `P` may return.
+/// The return type of a handler with payload `P`.
 #[diagnostic::on_unimplemented(
     message = "a handler of `{P}` cannot return `{Self}`",
     label = "not a result of handling `{P}`",
@@ -55,7 +55,7 @@ impl OneWay for Raw {}
             a handler of `Req<T>` returns `Result<T::Reply, E>`, or `Result<(), E>` when `T` is answered in chunks"
 )]
 pub trait AnswerTo<P> {
-    /// How handling ended; an answer goes to whoever waits for it.
+    /// Converts the result into an outcome; the answer to a request is stored in `asked`.
     #[doc(hidden)]
     fn settle(self, asked: Option<&Exchange>) -> Outcome;
 }
@@ -74,7 +74,7 @@ where
 {
     fn settle(self, asked: Option<&Exchange>) -> Outcome {
         let Some(exchange) = asked else {
-            return Outcome::reject("a request handler was given a message that nobody waits for");
+            return Outcome::reject("a request handler received a message that is not a request");
         };
         let fault = match self {
             Ok(returned) => {
@@ -104,10 +104,10 @@ where
     }
 }
 
-/// A failure as it is answered: the request's own error, or a status.
+/// A failure as the caller receives it: the request's own error, or a status.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ReplyFailure<E> {
-    /// Reaches the caller as [`CallError::Remote`].
+    /// The caller receives it as [`CallError::Remote`].
     Error(E),
     /// Reaches the caller as [`CallError::Status`].
     Status(Status),
@@ -121,7 +121,7 @@ pub enum ReplyFailure<E> {
     note = "return the request's error type `{E}` or a `Status`, or implement `IntoReplyError<{E}>` for `{Self}`"
 )]
 pub trait IntoReplyError<E> {
-    /// The failure that this error stands for.
+    /// Converts this error into the failure that the caller receives.
     fn into_reply_error(self) -> ReplyFailure<E>;
 }
 

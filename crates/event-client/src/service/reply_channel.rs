@@ -1,4 +1,5 @@
-//! One request being answered: the way back to its caller, and the answer that waits for the layers to finish.
+//! The exchange of one request: the responder to its caller, and the answer that waits until the layers have
+//! finished.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,12 +18,12 @@ use crate::request::ReplyError;
 use crate::status::{Code, STATUS_DETAILS, Status};
 use crate::transport::{Frame, Responder};
 
-/// Shared by the server, the handler and a streaming handler's sink.
+/// The state of one request, shared by the server, the handler and a streaming handler's sink.
 pub struct Exchange {
     responder: Mutex<Responder>,
-    /// The handler's answer; sent when the layers around it agree, so that a retry layer may ask again.
+    /// The handler's answer; sent after the layers have finished, so that a retry layer can call the handler again.
     answer: Mutex<Option<Frame>>,
-    /// A chunk has been sent: from here on nothing can be taken back.
+    /// Whether a chunk has been sent: from then on the answer cannot be withdrawn.
     streamed: AtomicBool,
     gone: CancellationToken,
     codec: Codec,
@@ -42,22 +43,22 @@ impl Exchange {
         }
     }
 
-    /// Cancelled when the caller has gone.
+    /// Returns the token that is cancelled when the caller no longer waits.
     pub(crate) fn gone(&self) -> &CancellationToken {
         &self.gone
     }
 
-    /// Whether the work may be done once more.
+    /// Whether the request may be handled again.
     pub(crate) fn is_repeatable(&self) -> bool {
         self.endpoint.idempotent && !self.streamed.load(Ordering::Relaxed)
     }
 
-    /// Keeps the frame that will end the answer.
+    /// Stores the frame that will end the answer.
     pub(crate) fn keep(&self, frame: Frame) {
         *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
     }
 
-    /// The frame that was kept last.
+    /// Takes the frame that was stored last.
     pub(crate) fn kept(&self) -> Option<Frame> {
         self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -74,17 +75,17 @@ impl Exchange {
         self.responder().send(frame)
     }
 
-    /// Whether the bus takes this frame; the status that the caller is to be told when it does not.
+    /// Checks whether the bus accepts this frame; otherwise returns the status to send to the caller.
     pub(crate) fn fits(&self, frame: &Frame) -> std::result::Result<(), Status> {
         self.responder().check(frame).map_err(|error| Status::from(&error))
     }
 
-    /// The status that the caller was told when a chunk was too large.
+    /// Returns the status that was sent to the caller when a chunk was too large.
     pub(crate) fn refused(&self) -> Option<Status> {
         self.responder().refused().cloned()
     }
 
-    /// A frame with a value, in the encoding that the caller used.
+    /// Creates a frame with a value, in the encoding that the caller used.
     pub(crate) fn value<T: Serialize>(&self, value: &T, last: bool) -> Result<Frame> {
         let mut payload = Vec::new();
         self.codec.encode(value, &mut payload)?;
@@ -92,7 +93,7 @@ impl Exchange {
         Ok(Frame { headers: Headers::new(), content_type, payload: payload.into(), last })
     }
 
-    /// The frame that ends an answer with a status.
+    /// Creates the frame that ends an answer with a status.
     pub(crate) fn status(&self, status: &Status) -> Frame {
         let mut frame = status.details.as_ref().map_or_else(Frame::end, |details| {
             let mut frame = self.value(details, true).unwrap_or_else(|_| Frame::end());
@@ -103,11 +104,11 @@ impl Exchange {
         frame
     }
 
-    /// The frame that ends an answer with the request's own error.
+    /// Creates the frame that ends an answer with the request's own error.
     pub(crate) fn error<E: ReplyError>(&self, error: &E) -> Frame {
         match self.value(error, true) {
             Ok(mut frame) => {
-                // An error that succeeds would be lost on its way.
+                // The caller would read an error with the code `OK` as a success.
                 let code = if error.code() == Code::Ok { Code::Unknown } else { error.code() };
                 Status::write(code, &error.to_string(), &mut frame.headers);
                 frame.headers.set(STATUS_DETAILS, "error").expect("a valid header");

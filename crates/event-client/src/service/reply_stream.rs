@@ -1,4 +1,4 @@
-//! A streamed answer, from the service's side.
+//! A streamed answer on the side of the service.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,8 +12,8 @@ use crate::request::{Request, Streaming};
 
 /// Sends the chunks of the answer to a request that is declared with `stream`.
 ///
-/// The handler's return value ends the answer: `Ok(())` is the end, an error is an error after the chunks. When
-/// the caller goes away the handler is dropped, wherever it waits.
+/// The handler's return value ends the answer: `Ok(())` ends the stream, and an error is sent after the chunks. When
+/// the caller no longer waits, the handler is dropped, wherever it waits.
 ///
 /// ```no_run
 /// # use event_client::Request;
@@ -37,17 +37,17 @@ pub struct ReplySink<T> {
 }
 
 impl<T: Request<Shape = Streaming>> ReplySink<T> {
-    /// Sends one chunk; answers when the transport has taken it, so a slow caller slows the service.
+    /// Sends one chunk; returns when the transport has accepted it, so a slow caller slows the service down.
     ///
     /// # Errors
-    /// When the chunk cannot be encoded or the way back is broken.
+    /// When the chunk cannot be encoded, or the transport cannot send it.
     pub async fn send(&self, chunk: T::Reply) -> Result<()> {
         let frame = self.asked.value(&chunk, false)?;
         drop(chunk);
         self.asked.send(frame).await
     }
 
-    /// Resolves when the caller no longer waits, for work that runs in tasks of its own.
+    /// Resolves when the caller no longer waits; for work that runs in other tasks.
     pub async fn gone(&self) {
         self.asked.gone().cancelled().await;
     }

@@ -1,20 +1,20 @@
-//! How often and how long to wait: exponential backoff with full jitter.
+//! Retry policy: the number of attempts, and the waits between them by exponential backoff with full jitter.
 
 use std::time::Duration;
 
-/// When a failed message is tried again, and when it is given up.
+/// The number of attempts for a message, and the waits between them.
 ///
-/// The wait before attempt *n + 1* is a random time between zero and `min(cap, base · 2^(n-1))`: "full jitter",
-/// which spreads a herd best (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+/// The wait before attempt *n + 1* is a random time between zero and `min(cap, base · 2^(n-1))`: "full jitter", which
+/// spreads simultaneous retries best (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts in all, the first included. Default 5.
+    /// The number of attempts, including the first. Default 5.
     pub attempts: u32,
-    /// Upper bound of the first wait. Default 1 s.
+    /// The upper bound of the first wait. Default 1 s.
     pub base: Duration,
-    /// Upper bound of every wait. Default 5 min.
+    /// The upper bound of every wait. Default 5 min.
     pub cap: Duration,
-    /// Whether waits are random below their bound; without, they are the bound itself. Default true.
+    /// Whether each wait is random below its bound; otherwise it is the bound itself. Default true.
     pub jitter: bool,
 }
 
@@ -25,34 +25,34 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// So many attempts in all, at least one.
+    /// Creates a policy of `attempts` attempts in total, at least one.
     pub const fn attempts(attempts: u32) -> Self {
         Self { attempts, base: Duration::from_secs(1), cap: Duration::from_secs(300), jitter: true }
     }
 
-    /// Gives up at the first failure.
+    /// Creates a policy without retries: the first failure is final.
     pub const fn never() -> Self {
         Self::attempts(1)
     }
 
-    /// Bounds of the first wait and of every wait.
+    /// Sets the upper bounds of the first wait and of every wait.
     #[must_use]
     pub const fn backoff(self, base: Duration, cap: Duration) -> Self {
         Self { base, cap, ..self }
     }
 
-    /// Whether `attempt` (from 1) was the last.
+    /// Whether `attempt` (from 1) is the last one.
     pub fn is_last(&self, attempt: u32) -> bool {
         attempt >= self.attempts.max(1)
     }
 
-    /// The longest wait after failed attempt number `attempt`.
+    /// Returns the longest wait after failed attempt number `attempt`.
     pub fn bound(&self, attempt: u32) -> Duration {
         let doublings = attempt.saturating_sub(1).min(31);
         self.base.saturating_mul(1 << doublings).min(self.cap)
     }
 
-    /// The wait after failed attempt number `attempt`.
+    /// Returns the wait after failed attempt number `attempt`.
     pub fn wait(&self, attempt: u32) -> Duration {
         let bound = self.bound(attempt);
         if self.jitter { bound.mul_f64(fastrand::f64()) } else { bound }

@@ -1,4 +1,4 @@
-//! A service at work: its health, its counts, and how it stops.
+//! A running service: its health, its counts, and how it stops.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,18 +19,20 @@ use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Health;
 
-/// A started service. Dropping it stops the workers at once; their unsettled messages go back to their groups.
+/// A started service. Dropping it stops the workers at once; their unsettled messages return to their groups.
 #[must_use = "dropping it stops the service"]
 pub struct Running {
     name: SmolStr,
     bus: Bus,
     bound: Duration,
     handlers: Vec<Handler>,
-    /// One for each source of work: why it cannot go on.
+    /// One task for each source of work; it returns the reason why the source cannot continue.
     keepers: JoinSet<Option<Error>>,
-    /// It is being drained.
+    /// Cancelled by [`ServiceHandle::stop`]; [`Running::run`] then drains.
+    stop: CancellationToken,
+    /// Cancelled when draining begins.
     stopping: CancellationToken,
-    /// Answers health questions until the end, so that they see the draining too.
+    /// Answers health requests until the end, so that they also report the draining.
     answering: Option<AbortOnDropHandle<()>>,
 }
 
@@ -41,7 +43,7 @@ struct Handler {
     workers: JoinSet<()>,
 }
 
-/// Where a handler's work comes from, and how it is stopped.
+/// A handler's source of work, through which it is stopped.
 pub(super) enum StopHandle {
     Events(Events),
     Requests(CancellationToken),
@@ -58,7 +60,7 @@ impl StopHandle {
 
 impl Drop for StopHandle {
     fn drop(&mut self) {
-        // Waiting layers are told even when the service is dropped without draining.
+        // Notifies layers that wait, even when the service is dropped without draining.
         if let Self::Requests(draining) = self {
             draining.cancel();
         }
@@ -82,6 +84,7 @@ impl Running {
             bound,
             handlers: Vec::new(),
             keepers: JoinSet::new(),
+            stop: CancellationToken::new(),
             stopping: CancellationToken::new(),
             answering: None,
         }
@@ -97,12 +100,12 @@ impl Running {
         self.handlers.push(Handler { group, stats, source, workers });
     }
 
-    /// Looks after the source of a handler of events.
+    /// Runs the task that keeps the source of a handler of events open.
     pub(super) fn keep(&mut self, keeper: impl Future<Output = Option<Error>> + Send + 'static) {
         self.keepers.spawn(keeper);
     }
 
-    /// Looks whether a handler of requests goes on: its receiver ends with the transport's task or the bus.
+    /// Watches the source of a handler of requests: its receiver ends with the transport's task or with the bus.
     pub(super) fn watch(&mut self, subject: SmolStr, ended: CancellationToken) {
         let stopping = self.stopping.clone();
         self.keepers.spawn(async move {
@@ -110,15 +113,17 @@ impl Running {
                 biased;
                 () = stopping.cancelled() => None,
                 () = ended.cancelled() => {
-                    let text = "no request arrives any more though nobody stopped it: the bus was closed";
+                    let text =
+                        "the handler receives no more requests although it was not stopped: the bus was closed";
                     Some(Error::new(ErrorKind::Closed, text).with("subject", subject))
                 }
             }
         });
     }
 
-    /// Resolves when a handler gets no more work though nobody stopped the service, with the reason: its group was
-    /// deleted, the bus was closed, or a defect. [`Service::run_until`](super::Service::run_until) ends then.
+    /// Resolves when a handler receives no more work although the service was not stopped, and returns the reason:
+    /// its group was deleted, the bus was closed, or a defect. [`Service::run_until`](super::Service::run_until) ends
+    /// then.
     pub async fn failed(&mut self) -> Error {
         loop {
             match self.keepers.join_next().await {
@@ -129,29 +134,29 @@ impl Running {
         }
     }
 
-    /// Begins to answer health questions.
+    /// Starts to answer health requests.
     pub(super) async fn answer_health(&mut self) -> Result<()> {
         let handlers = self.handlers.iter().map(|handler| (handler.group.clone(), handler.pulse())).collect();
         self.answering = health::answer(&self.bus, &self.name, handlers).await?;
         Ok(())
     }
 
-    /// The bus as this service uses it.
+    /// Returns the bus with the settings of this service.
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
 
-    /// Counts since the start, of each group and each request subject.
+    /// Returns the counts since the start, of each group and each request subject.
     pub fn counts(&self) -> BTreeMap<SmolStr, Counts> {
         self.handlers.iter().map(|handler| (handler.group.clone(), handler.stats.counts())).collect()
     }
 
-    /// Counters that outlive this value, by group.
+    /// Returns the counters by group; they stay readable after this value is dropped.
     pub fn stats(&self) -> BTreeMap<SmolStr, Arc<Stats>> {
         self.handlers.iter().map(|handler| (handler.group.clone(), handler.stats.clone())).collect()
     }
 
-    /// Each handler's source of work; all `Live` means ready.
+    /// Returns the health of each handler's source of work; the service is ready when all are `Live`.
     pub fn health(&self) -> BTreeMap<SmolStr, Health> {
         self.handlers.iter().map(|handler| (handler.group.clone(), handler.pulse().health())).collect()
     }
@@ -161,11 +166,46 @@ impl Running {
         self.health().values().all(|health| *health == Health::Live)
     }
 
-    /// Stops fetching, hands back what has not started, and waits within the bound for what runs.
+    /// A handle that reports the health and the counts of this service and can stop it, for a health check or a
+    /// signal handler beside the task that runs the service.
+    pub fn handle(&self) -> ServiceHandle {
+        let handlers = self.handlers.iter();
+        ServiceHandle {
+            handlers: handlers
+                .map(|handler| (handler.group.clone(), handler.stats.clone(), handler.pulse()))
+                .collect(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// Runs until [`ServiceHandle::stop`] is called, then drains.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] naming the groups whose work was abandoned, [`ErrorKind::Unavailable`] when what was done
-    /// could not be settled; either will be delivered again.
+    /// The errors of [`Running::drain`], and an error when a handler receives no more work although the service was
+    /// not stopped ([`Running::failed`]).
+    pub async fn run(self) -> Result<()> {
+        let stop = self.stop.clone();
+        self.run_until(stop.cancelled()).await
+    }
+
+    /// Runs until `shutdown` resolves or a handle stops it, then drains.
+    pub(super) async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let stop = self.stop.clone();
+        let failure = tokio::select! {
+            () = shutdown => None,
+            () = stop.cancelled() => None,
+            error = self.failed() => Some(error),
+        };
+        let drained = self.drain().await;
+        failure.map_or(drained, Err)
+    }
+
+    /// Stops fetching, releases the messages that have not started, and waits for running work within the drain
+    /// bound.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Timeout`] naming the groups whose work was abandoned, [`ErrorKind::Unavailable`] when finished
+    /// work could not be settled; in both cases the messages are delivered again.
     pub async fn drain(mut self) -> Result<()> {
         self.stopping.cancel();
         let unsettled = |handlers: &[Handler]| -> u64 {
@@ -202,6 +242,59 @@ impl Running {
             .during("drain")
             .with("service", &self.name)
             .with("groups", abandoned.join(", ")))
+    }
+}
+
+/// Reports the state of a started [`Service`](super::Service) and can stop it. Clones refer to the same service; no
+/// clone keeps it running.
+///
+/// ```
+/// # use event_client::{Bus, service::{Raw, Service}};
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// # let bus = Bus::connect("memory:handle").await?;
+/// # async fn audit(_: Raw) {}
+/// let running = Service::new("audit").bus(bus).on_subject("orders.>", audit).start().await?;
+/// let handle = running.handle();
+/// let task = tokio::spawn(running.run());
+/// assert!(handle.is_ready()); // answers a readiness probe
+/// handle.stop(); // a signal handler
+/// task.await.expect("no panic")?;
+/// assert!(!handle.is_ready());
+/// # Ok::<(), event_client::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct ServiceHandle {
+    handlers: Arc<[(SmolStr, Arc<Stats>, Pulse)]>,
+    stop: CancellationToken,
+}
+
+impl ServiceHandle {
+    /// Whether every handler receives work and the service was not stopped.
+    pub fn is_ready(&self) -> bool {
+        !self.stop.is_cancelled() && self.handlers.iter().all(|(_, _, pulse)| pulse.health() == Health::Live)
+    }
+
+    /// The health of each handler's source of work, by group or request subject.
+    pub fn health(&self) -> BTreeMap<SmolStr, Health> {
+        self.handlers.iter().map(|(group, _, pulse)| (group.clone(), pulse.health())).collect()
+    }
+
+    /// Counts since the start, by group or request subject.
+    pub fn counts(&self) -> BTreeMap<SmolStr, Counts> {
+        self.handlers.iter().map(|(group, stats, _)| (group.clone(), stats.counts())).collect()
+    }
+
+    /// Requests the service to drain: [`Running::run`] and [`Service::run_until`](super::Service::run_until) then
+    /// drain it and return. When the owner of the [`Running`] calls neither, only the owner's
+    /// [`drain`](Running::drain) stops the service.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl fmt::Debug for ServiceHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceHandle").field("health", &self.health()).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A request handler at work: its inbox, its slots, and how each request is answered.
+//! Runs a request handler: its inbox, its workers, and the answer to each request.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -25,7 +25,7 @@ use crate::supervise;
 use crate::trail::Trail;
 use crate::transport::{Frame, IncomingRequest};
 
-/// Where a handler's requests arrive. The workers take turns at it, so no request waits for a task to be made.
+/// The queue of a handler's requests. The workers receive from it in turn, so no request waits for a new task.
 type Inbox = Arc<Mutex<mpsc::Receiver<IncomingRequest>>>;
 
 /// Starts `slots` workers on one inbox.
@@ -68,17 +68,18 @@ where
             }
         }
     }
-    // Told to, or because the transport has closed: either way this handler no longer answers.
+    // The service drains, or the transport has closed: in both cases this handler no longer answers.
     runtime.identity.draining.cancel();
 }
 
-/// The next request; `None` when the service drains or the transport has closed.
+/// Returns the next request; `None` when the service drains or the transport has closed.
 async fn next(inbox: &Inbox, runtime: &HandlerRuntime) -> Option<IncomingRequest> {
     let mut inbox = inbox.lock().await;
     tokio::select! {
         biased;
         () = runtime.identity.draining.cancelled() => {
-            // Callers whose request has not started learn at once that another member should have it.
+            // Dropping a request that has not started reports to its caller at once that another member should handle
+            // it.
             inbox.close();
             while let Ok(unstarted) = inbox.try_recv() {
                 drop(unstarted);
@@ -90,7 +91,7 @@ async fn next(inbox: &Inbox, runtime: &HandlerRuntime) -> Option<IncomingRequest
 }
 
 impl HandlerRuntime {
-    /// Handles one request and answers it. Work that nobody waits for any more is dropped where it stands.
+    /// Handles one request and answers it. Work whose caller no longer waits is dropped at once.
     async fn serve<S>(&self, service: &mut S, pristine: &S, endpoint: Endpoint, request: IncomingRequest)
     where
         S: Service<Incoming, Response = Outcome, Error = Error> + Clone,
@@ -133,7 +134,8 @@ impl HandlerRuntime {
             }
             () = tokio::time::sleep_until(deadline) => {
                 self.stats.released.fetch_add(1, Ordering::Relaxed);
-                // The caller knows by its own clock; this is for one whose clock is slower.
+                // By its own clock the caller has already given up; this status is for a caller whose clock is
+                // slower.
                 let late = Status::deadline_exceeded("the deadline passed while the request was handled");
                 drop(exchange.send(exchange.status(&late)).await);
                 return;
@@ -144,14 +146,14 @@ impl HandlerRuntime {
             return;
         }
         let answer = match ended {
-            // A layer's error comes last and counts.
+            // A layer's error replaces the handler's answer.
             Ok(Err(error)) => Err(Status::from(&error)),
             Ok(Ok(outcome)) => match exchange.kept() {
                 Some(frame) => exchange.fits(&frame).map(|()| (frame, outcome)),
                 None => Err(unanswered(outcome)),
             },
             Err(panic) => {
-                // What a panic left behind in the service is not to be trusted.
+                // A panic may leave the service in an invalid state, so it is replaced.
                 service.clone_from(pristine);
                 self.stats.panicked.fetch_add(1, Ordering::Relaxed);
                 let Trail { event_id, correlation_id, trace_id, span_id } = trail();
@@ -160,16 +162,16 @@ impl HandlerRuntime {
                     event.id = event_id, correlation_id, trace_id, span_id,
                     panic = %panic_text(&*panic), "a request handler panicked"
                 );
-                // The text may hold what is nobody else's business.
+                // The panic text may contain confidential data, so the caller does not receive it.
                 Err(Status::internal("the handler panicked"))
             }
         };
-        // A chunk that was too large has ended the answer, whatever the handler made of it.
+        // A chunk that was too large has already ended the answer, whatever the handler returned.
         let answer = exchange.refused().map_or(answer, Err);
         self.answer(&exchange, trail, answer).await;
     }
 
-    /// Sends the last frame and counts it. A failure of the service is logged here and nowhere else.
+    /// Sends the last frame and counts it. Only this function logs a failure of the service.
     async fn answer(
         &self,
         exchange: &Exchange,
@@ -210,12 +212,12 @@ impl HandlerRuntime {
         };
         count.fetch_add(1, Ordering::Relaxed);
         match exchange.send(frame).await {
-            // Only the server knew that it was too large.
+            // The frame passed our own check, and the server refused it as too large.
             Err(error) if error.kind() == ErrorKind::TooLarge => {
                 let Trail { event_id, correlation_id, trace_id, span_id } = trail();
                 tracing::warn!(
                     %service, subject, event.id = event_id, correlation_id, trace_id, span_id, %error,
-                    "an answer could not be sent; the caller was told"
+                    "an answer is too large and could not be sent; the caller received an error status"
                 );
             }
             Err(error) => tracing::debug!(%service, subject, %error, "an answer could not be sent"),
@@ -224,12 +226,12 @@ impl HandlerRuntime {
     }
 }
 
-/// The status of a request that a layer, or the extraction of an argument, ended without an answer.
+/// Returns the status of a request that ended without an answer, in a layer or in the extraction of an argument.
 fn unanswered(outcome: Outcome) -> Status {
     match outcome {
         Outcome::Ack => Status::internal("the handler gave no answer"),
         Outcome::Retry { error, .. } => Status::unavailable(error),
-        Outcome::Release => Status::unavailable("the service is draining; ask again"),
+        Outcome::Release => Status::unavailable("the service is draining; send the request again"),
         Outcome::Reject { reason: Reason::Undecodable | Reason::UnknownType, error } => {
             Status::invalid_argument(error)
         }

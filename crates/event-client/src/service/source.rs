@@ -1,7 +1,9 @@
-//! Where a handler's events come from: a subscription, and another one in its place when this member has stood back.
+//! The source of a handler's events: a subscription, which is replaced by another one when this member has stood
+//! back.
 //!
-//! Of a keyed group one member works on most transports and the others stand by. A working member that meets a version
-//! it does not know leaves the group for a moment, so that another takes over, and joins it again behind that one.
+//! On most transports one member of a keyed group works and the others stand by. A working member that receives a
+//! version that it does not know leaves the group for a moment, so that another member takes over, and joins the
+//! group again behind that member.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -18,18 +20,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::{Health, Subscription};
 use crate::transport::{Mode, Subscribe};
 
-/// How long a member that stands back stays away: members that stand by look for a free place once a second.
+/// The time for which a member that stands back leaves the group: standby members look for a free place once a
+/// second.
 const AWAY: Duration = Duration::from_secs(2);
-/// How often a member that meets unknown versions looks for others, at most and at least.
+/// The shortest and the longest interval at which a member that receives unknown versions looks for other members.
 const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Longest time between two times of standing back while the members are as many as the last time. Each take-over costs
-/// an interruption, and on RabbitMQ one of the deliveries after which the broker gives a message up.
+/// The longest interval between two times of standing back while the number of members is the same. Each takeover
+/// interrupts the work, and on RabbitMQ it costs one of the deliveries after which the broker gives a message up.
 const RARELY: Duration = Duration::from_secs(1800);
 
-/// A handler's side of its events; dropped, it ends them.
+/// The source of a handler's events; dropping it ends the source.
 pub(super) struct Events {
     now: watch::Sender<Now>,
-    /// Cancelled when the service fetches no more.
+    /// Cancelled when the service stops fetching.
     stopping: CancellationToken,
     wanted: Arc<Notify>,
 }
@@ -37,9 +40,9 @@ pub(super) struct Events {
 #[derive(Clone)]
 enum Now {
     Open(Subscription),
-    /// Between two subscriptions; the text says what keeps the next one from being made.
+    /// Between two subscriptions; the text is the error that prevents the next one.
     Away(Option<String>),
-    /// It ended though nobody stopped it, and cannot be opened again.
+    /// The subscription ended although the service did not stop it, and it cannot be opened again.
     Over,
 }
 
@@ -53,13 +56,13 @@ impl Events {
         })
     }
 
-    /// A worker's hand on them.
+    /// Creates a worker's receiver of the events.
     pub(super) fn taker(&self) -> Taker {
         let (stopping, wanted) = (self.stopping.clone(), self.wanted.clone());
         Taker { current: None, now: self.now.subscribe(), stopping, wanted }
     }
 
-    /// Stands back when a worker asks for it, as long as this is not dropped.
+    /// Starts the task that stands back when a worker requests it, until this value is dropped.
     pub(super) fn stand_back_when_asked(&self, bus: Bus, spec: Subscribe, patience: Arc<Patience>) {
         let (now, stopping, wanted) = (self.now.clone(), self.stopping.clone(), self.wanted.clone());
         tokio::spawn(async move {
@@ -68,8 +71,8 @@ impl Events {
         });
     }
 
-    /// Opens the subscription again whenever a defect of ours ended it; answers why that cannot go on, or `None` when
-    /// the service drains.
+    /// Opens the subscription again whenever a defect of this library ended it; returns the reason why that is no
+    /// longer possible, or `None` when the service drains.
     pub(super) fn keep(
         &self,
         bus: Bus,
@@ -104,7 +107,7 @@ impl Drop for Events {
     }
 }
 
-/// Shows whether the events come.
+/// Reports whether the source of events makes progress.
 #[derive(Clone)]
 pub(super) struct Beat(watch::Receiver<Now>, CancellationToken);
 
@@ -115,13 +118,13 @@ impl Beat {
             Now::Over => Health::Stopped,
             Now::Away(_) if self.1.is_cancelled() => Health::Stopped,
             Now::Away(Some(error)) => Health::Rebuilding(error.clone()),
-            // As any member that stands by.
+            // A member that stands by is live, too.
             Now::Away(None) => Health::Live,
         }
     }
 }
 
-/// One worker's hand on the events.
+/// One worker's receiver of the events.
 pub(crate) struct Taker {
     current: Option<Subscription>,
     now: watch::Receiver<Now>,
@@ -137,7 +140,7 @@ impl Clone for Taker {
 }
 
 impl Taker {
-    /// The next event; `None` when no more will come.
+    /// Returns the next event; `None` when no more will arrive.
     pub(super) async fn next(&mut self) -> Option<Delivery> {
         loop {
             if let Some(current) = &self.current
@@ -145,9 +148,9 @@ impl Taker {
             {
                 return Some(delivery);
             }
-            // The last clone of a subscription that is over must go, or its leases would be renewed.
+            // The last clone of an ended subscription must be dropped, otherwise its leases would be renewed.
             if self.current.take().is_some() {
-                // It is replaced, or it is told that it cannot be.
+                // Waits until the subscription is replaced, or until it is known that it cannot be.
                 self.stopping.run_until_cancelled(self.now.changed()).await?.ok()?;
             }
             loop {
@@ -159,19 +162,19 @@ impl Taker {
                     Now::Over => return None,
                     Now::Away(_) => {}
                 }
-                // Who stops while it is away takes nothing more.
+                // A worker that is stopped while the subscription is away receives nothing more.
                 self.stopping.run_until_cancelled(self.now.changed()).await?.ok()?;
             }
         }
     }
 
-    /// Asks that another member of the group may work in place of this one.
+    /// Requests that another member of the group works in place of this one.
     pub(super) fn stand_back(&self) {
         self.wanted.notify_one();
     }
 }
 
-/// What standing back takes.
+/// The state of the task that stands back.
 struct Standing {
     bus: Bus,
     spec: Subscribe,
@@ -188,7 +191,7 @@ impl Standing {
             self.wanted.notified().await;
             let met_for = self.patience.met_for().unwrap_or_default();
             let others = self.members().await;
-            // Only a member that joined meanwhile, or nobody knows whether one did, is worth another try so soon.
+            // Before that time another try is useful only if the number of members is known and has changed.
             let due = last.is_none_or(|(members, at)| {
                 others != Some(members) && others.is_some() || at.elapsed() >= met_for.clamp(LOOK.0, RARELY)
             });
@@ -200,7 +203,7 @@ impl Standing {
         }
     }
 
-    /// How many members the group has, this one included; `None` when that cannot be told.
+    /// Returns the number of members of the group, including this one; `None` when it is unknown.
     async fn members(&self) -> Option<u64> {
         let Mode::Group(group) = &self.spec.mode else { return None };
         let groups = self.bus.admin().groups().await.ok()?;
@@ -210,7 +213,7 @@ impl Standing {
     async fn stand_back(&self) {
         let Now::Open(subscription) = self.now.send_replace(Now::Away(None)) else { return };
         let Mode::Group(group) = &self.spec.mode else { return };
-        tracing::info!(%group, "stands back, so that a member that knows more versions may work");
+        tracing::info!(%group, "standing back, so that a member that knows more versions can take over");
         subscription.stop();
         subscription.settled().await;
         drop(subscription);
@@ -219,7 +222,7 @@ impl Standing {
     }
 }
 
-/// What opening a subscription again takes.
+/// The state of the task that opens a subscription again.
 struct Keeping {
     bus: Bus,
     spec: Subscribe,
@@ -245,13 +248,13 @@ impl Keeping {
                     continue;
                 }
             };
-            // Who stands back ends it, too.
+            // Standing back ends the subscription, too.
             if seen.has_changed().unwrap_or(false) {
                 continue;
             }
             let failed = match how {
                 Health::Rebuilding(why) => {
-                    tracing::warn!(why, "a subscription is opened again");
+                    tracing::warn!(why, "opening a subscription again");
                     self.now.send_replace(Now::Away(Some(why)));
                     open_again(&self.bus, &self.spec, &self.now, &self.stopping, Error::is_temporary)
                         .await
@@ -259,7 +262,7 @@ impl Keeping {
                 }
                 _ => Some(Error::new(
                     ErrorKind::Closed,
-                    "a subscription ended though nobody stopped it: its group was deleted, or the bus was closed",
+                    "a subscription ended although it was not stopped: its group was deleted, or the bus was closed",
                 )),
             };
             if let Some(mut error) = failed {
@@ -273,13 +276,13 @@ impl Keeping {
     }
 }
 
-/// How a subscription is when its transport has let go of it.
+/// Waits until the transport has dropped its end of a subscription; returns the last health.
 async fn ended(mut health: watch::Receiver<Health>) -> Health {
     while health.changed().await.is_ok() {}
     health.borrow().clone()
 }
 
-/// Opens a subscription in place of the one before, as long as `worth` another try.
+/// Opens a subscription in place of the previous one; retries as long as `worth` accepts the error.
 async fn open_again(
     bus: &Bus,
     spec: &Subscribe,
@@ -292,7 +295,7 @@ async fn open_again(
         match bus.subscribe(spec.clone()).await {
             Ok(subscription) => {
                 now.send_replace(Now::Open(subscription.clone()));
-                // Who stopped it meanwhile saw that it was away.
+                // A stop during this call found no subscription that it could stop.
                 if stopping.is_cancelled() {
                     subscription.stop();
                 }
@@ -300,7 +303,7 @@ async fn open_again(
             }
             Err(error) if !worth(&error) => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, "cannot join the group again; trying again");
+                tracing::warn!(%error, "cannot join the group again; retrying");
                 now.send_replace(Now::Away(Some(error.to_string())));
             }
         }

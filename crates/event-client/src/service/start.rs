@@ -1,4 +1,4 @@
-//! Starting a service: every handler gets its source of work, then all of them begin.
+//! Starts a service: opens the source of work of every handler, then starts the workers of all handlers.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -24,8 +24,9 @@ impl Service {
     /// Subscribes every handler and starts its workers.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, a version that is none, a handler without a route, a gap in an event's versions or
-    /// two handlers in one group; and what subscribing answers. Nothing runs when one handler cannot.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for a service without a bus, an invalid version, a handler
+    /// without a route, a gap in an event's versions, or two handlers in one group; and the errors of subscribing. No
+    /// handler runs when one of them cannot start.
     pub async fn start(self) -> Result<Running> {
         let service = self.name.clone();
         let failed = |error: Error| error.during("start service").with("service", &service);
@@ -39,7 +40,7 @@ impl Service {
         if let Some(version) = &self.version
             && let Err(error) = semver::Version::parse(version)
         {
-            let text = "the version of a service is a semantic version, such as `1.4.0`";
+            let text = "the version of a service must be a semantic version, such as `1.4.0`";
             let refused = Error::new(crate::ErrorKind::Config, text).with("version", version).because(error);
             return Err(failed(refused));
         }
@@ -119,24 +120,18 @@ impl Service {
         Ok(running)
     }
 
-    /// Runs until `shutdown` resolves, then drains: stops fetching, hands back what has not started, finishes
-    /// what runs within the bound, settles. The bus stays open for its other users.
+    /// Runs until `shutdown` resolves, then drains: stops fetching, releases the messages that have not started,
+    /// finishes running work within the drain bound, and settles it. The bus stays open for its other users.
     ///
     /// # Errors
-    /// As [`Service::start`] and [`Running::drain`], and when a handler gets no more work though nobody stopped it
-    /// ([`Running::failed`]).
+    /// The errors of [`Service::start`] and [`Running::drain`], and an error when a handler receives no more work
+    /// although the service was not stopped ([`Running::failed`]).
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
-        let mut running = self.start().await?;
-        let failure = tokio::select! {
-            () = shutdown => None,
-            error = running.failed() => Some(error),
-        };
-        let drained = running.drain().await;
-        failure.map_or(drained, Err)
+        self.start().await?.run_until(shutdown).await
     }
 }
 
-/// Where a handler's work comes from.
+/// The source of a handler's work.
 enum Intake {
     Events(Events, Subscribe),
     Requests(Endpoint, mpsc::Receiver<IncomingRequest>),
@@ -165,7 +160,7 @@ async fn subscribe(
     };
     let spec = options.subscribe(spec);
     let events = Events::open(bus, spec.clone()).await?;
-    // Where members of a keyed group work side by side, a key goes to another of them by itself.
+    // On transports where members of a keyed group work side by side, a key moves to another member automatically.
     if let Some(patience) = patience
         && spec.keyed
         && bus.capabilities().keyed_members == 1

@@ -1,4 +1,4 @@
-//! What a service needs of its bus, before it starts.
+//! The durable groups that a service needs on its bus, listed before the service starts.
 
 use super::Service;
 use crate::error::{Error, Result};
@@ -6,11 +6,11 @@ use crate::subject::Group;
 use crate::transport::{Subscribe, Topology};
 
 impl<S> Service<S> {
-    /// The durable groups of its handlers, for `backbone topology plan|apply`: print it as JSON from a flag of your
-    /// program, and services may run with `provision=verify` or `off`.
+    /// Returns the durable groups of its handlers, for `backbone topology plan|apply`: print them as JSON from a flag
+    /// of your program, then services may run with `provision=verify` or `off`.
     ///
     /// # Errors
-    /// What is wrong with a handler's route or group name.
+    /// An invalid route or group name of a handler.
     pub fn topology(&self) -> Result<Topology> {
         let mut topology = Topology::default();
         for entry in &self.handlers {

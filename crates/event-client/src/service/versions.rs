@@ -1,4 +1,4 @@
-//! Versions of an event that this member does not know: they go back to the group for a member that does.
+//! Versions of an event that this member does not know: such events return to the group for a member that knows them.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -16,29 +16,29 @@ pub struct Versions {
     name: &'static str,
     /// Newest first.
     known: Vec<u32>,
-    /// Subjects that only look like versions reach the group because of its pattern.
+    /// Whether the group receives by a pattern, which also matches subjects that only look like versions.
     by_pattern: bool,
 }
 
 impl Versions {
-    /// Those of `T`'s lineage.
+    /// Returns the versions of `T`'s lineage.
     pub fn of<T: Event>() -> Self {
         let known = T::lineage().iter().map(|version| version.number).collect();
         Self { name: T::NAME, known, by_pattern: false }
     }
 
-    /// Of a group that takes every version by the event's pattern.
+    /// Marks the versions of a group that receives every version by the event's pattern.
     pub(super) fn by_pattern(mut self) -> Self {
         self.by_pattern = true;
         self
     }
 
-    /// The version that `kind` says, when it is one of this event that the handler cannot read.
+    /// Returns the version in `kind`, when it is a version of this event that the handler cannot read.
     pub fn unknown(&self, kind: &str) -> Option<u32> {
         version_of(kind, self.name).filter(|version| !self.known.contains(version))
     }
 
-    /// Whether the group's pattern took `subject` for a version, which it is not: nothing of this event.
+    /// Whether `subject` matches the group's pattern although it is not a version of this event.
     fn is_foreign(&self, subject: &str) -> bool {
         let token = subject.strip_prefix(self.name).and_then(|rest| rest.strip_prefix('.'));
         self.by_pattern
@@ -47,53 +47,55 @@ impl Versions {
     }
 }
 
-/// What is to be done with a message, by its type alone.
+/// The decision about a message, made from its type alone.
 #[derive(Debug, PartialEq)]
 pub(super) enum Fate {
-    /// The handler judges it.
+    /// The handler handles it.
     Handle,
-    /// It is not of this event, though the group's pattern took it: it is acknowledged.
+    /// It does not belong to this event, although it matches the group's pattern: it is acknowledged.
     Foreign,
-    /// It goes back to the group for so long.
+    /// It returns to the group and is delivered again after this time.
     Wait(Duration),
-    /// It waited long enough.
+    /// It has waited too long; the text is the error of its dead letter.
     Overdue(SmolStr),
 }
 
-/// The first pause before a message is handed out again; later ones grow with the time it has waited.
+/// The first pause before a message is delivered again; later pauses grow with the time that it has waited.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause: so late a member that knows the version may get what waited.
+/// The longest pause: a new member that knows the version receives a waiting message at the latest after this time.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A version that was not met for so long is met anew, so that a group that stood still does not give up what it missed.
+/// A version that was not received for this time counts as new, so that a group that was stopped does not give up the
+/// messages that it missed.
 const FORGOTTEN: Duration = Duration::from_secs(12 * 3600);
-/// Most unknown versions that are told apart; anybody can publish any number.
+/// The most unknown versions that are distinguished, because anyone can publish any number.
 const MOST_MET: usize = 32;
-/// Most often that the log says that a version is handed back.
+/// The shortest interval between two log lines about one unknown version.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
-/// How long unknown versions wait, and which were met.
+/// Records the unknown versions that were received, and decides how long their messages wait.
 #[derive(Debug)]
 pub(super) struct Patience {
     versions: Versions,
     within: Duration,
-    /// The wall clock and tokio's when it began: together they tell the time by a clock that is never set.
+    /// The wall clock and tokio's clock at the start: together they give the time of day by a clock that is never
+    /// set.
     began: (Timestamp, Instant),
     met: Mutex<Vec<Met>>,
 }
 
-/// An unknown version that comes again and again.
+/// An unknown version that is received repeatedly.
 #[derive(Debug)]
 struct Met {
-    /// And whether the store tells since when it waits.
+    /// The version, and whether the store reports the time since which the message waits.
     version: (u32, bool),
     since: Instant,
     last: Instant,
-    /// When the log said so, and how many were handed back since.
+    /// The time of the last log line, and the number of messages returned since then.
     said: Option<Instant>,
     count: u64,
 }
 
-/// Whom the log line speaks of.
+/// The member that a log line names.
 pub(super) struct Reader<'a> {
     pub(super) group: &'a str,
     pub(super) broadcast: bool,
@@ -104,9 +106,10 @@ impl Patience {
         Self { versions, within, began: (Timestamp::now(), Instant::now()), met: Mutex::default() }
     }
 
-    /// Judges a message by its type `kind`, or by its subject when its envelope cannot be read: a newer version may be
-    /// written otherwise. It has waited since the group's store took it, at `stored`, or since this member began to meet
-    /// its version, whichever is later. `None` stands for what was replayed, too: when, nobody wrote down.
+    /// Decides about a message by its type `kind`, or by its subject when its envelope cannot be read, because a
+    /// newer version may have another encoding. The message has waited since the group's store received it (`stored`)
+    /// or since this member first received its version, whichever is later. `stored` is also `None` for a replayed
+    /// message, because the time of the replay is not recorded.
     pub(super) fn judge(
         &self,
         reader: &Reader<'_>,
@@ -124,17 +127,17 @@ impl Patience {
         let waited = stored.map_or(met_for, |stored| self.age(stored, now).min(met_for));
         if waited >= self.within && !reader.broadcast {
             return Fate::Overdue(smol_str::format_smolstr!(
-                "`{name}.v{version}` waited {waited:.0?} for a member of the group that can read it, this one reads {}; \
-                 deploy one that does, then replay it",
+                "`{name}.v{version}` waited {waited:.0?} for a member that can read it; this member reads {}; \
+                 deploy a member that can read it, then replay the dead letter",
                 self.known()
             ));
         }
         let pause = (waited / 2).clamp(FIRST_PAUSE, LONGEST_PAUSE).mul_f64(0.75 + fastrand::f64() / 2.0);
-        // No longer than it may wait at all.
+        // Not longer than the rest of the time that it may wait.
         Fate::Wait(pause.min(self.within - waited.min(self.within)).max(Duration::from_millis(1)))
     }
 
-    /// Since how long the longest known of the unknown versions is met; `None` when there is none.
+    /// Returns the time since the first of the recorded unknown versions was received; `None` when there is none.
     pub(super) fn met_for(&self) -> Option<Duration> {
         self.met.lock().expect("not poisoned").iter().map(|met| met.since.elapsed()).max()
     }
@@ -146,8 +149,8 @@ impl Patience {
         Duration::try_from(since_began.saturating_add(elapsed)).unwrap_or_default()
     }
 
-    /// Notes that a version was met once more; answers since how long it is. What was replayed is told apart, or it would
-    /// have waited long enough the moment it comes.
+    /// Records that a version was received again; returns the time since it was first received. Replayed messages are
+    /// recorded separately, otherwise they would already have waited long enough when they arrive.
     fn meet(&self, reader: &Reader<'_>, version: (u32, bool), now: Instant) -> Duration {
         metrics::counter!(
             "event_client_unknown_version_total", "group" => reader.group.to_owned(), "event" => self.versions.name
@@ -156,7 +159,7 @@ impl Patience {
         let mut all = self.met.lock().expect("not poisoned");
         all.retain(|met| now.duration_since(met.last) < FORGOTTEN);
         let at = all.iter().position(|met| met.version == version).unwrap_or_else(|| {
-            // Where there are so many versions, a line for each would flood the log.
+            // With this many versions, one line for each of them would flood the log.
             let said = (all.len() == MOST_MET).then_some(now);
             if said.is_some() {
                 let oldest = (0..MOST_MET).min_by_key(|at| all[*at].last).expect("there are some");
@@ -183,17 +186,17 @@ impl Patience {
         if reader.broadcast {
             tracing::warn!(
                 group, event, version, known, %since, count,
-                "this member does not know a version of its event and passes it over"
+                "this member does not know a version of its event and skips it"
             );
         } else {
             tracing::warn!(
                 group, event, version, known, %since, count, dead_letter_after_s = self.within.as_secs(),
-                "this member does not know a version of its event and hands it back for a member that does"
+                "this member does not know a version of its event and returns it to the group for a member that does"
             );
         }
     }
 
-    /// `v2 v1`.
+    /// The known versions as text: `v2 v1`.
     fn known(&self) -> String {
         self.versions.known.iter().map(|version| format!("v{version}")).collect::<Vec<_>>().join(" ")
     }
@@ -269,10 +272,11 @@ mod tests {
         assert!(matches!(meet(3), Fate::Wait(pause) if pause <= Duration::from_secs(1)));
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(matches!(meet(3), Fate::Overdue(_)));
-        assert!(matches!(meet(4), Fate::Wait(_)), "each version by itself");
+        assert!(matches!(meet(4), Fate::Wait(_)), "each version waits independently");
         let replayed = judge(&patience, "orders.placed.v3", "orders.placed.v3", None);
-        assert!(matches!(replayed, Fate::Wait(_)), "what is replayed waits anew");
-        // Any number may be published: what is remembered is bounded, and forgetting only prolongs the wait.
+        assert!(matches!(replayed, Fate::Wait(_)), "a replayed message waits again");
+        // Anyone can publish any number: the recorded versions are bounded, and forgetting one only prolongs the
+        // wait.
         for version in 5..1000 {
             assert!(matches!(meet(version), Fate::Wait(_)));
         }

@@ -1,4 +1,4 @@
-//! One handler at work: its subscription, its slots, and how each delivery is settled.
+//! Runs one handler: its subscription, its workers, and the settlement of each delivery.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -30,10 +30,10 @@ use crate::message::Message;
 use crate::supervise;
 use crate::trail::Trail;
 
-/// Deliveries beyond the last attempt before the message counts as one that kills its consumers.
+/// The number of deliveries beyond the last attempt after which a message counts as one that crashes its consumers.
 const CRASH_MARGIN: u32 = 5;
 
-/// What a worker needs beside the handler.
+/// Everything that a worker needs in addition to the handler.
 pub(crate) struct HandlerRuntime {
     pub(crate) bus: Bus,
     pub(crate) identity: Arc<Identity>,
@@ -41,11 +41,11 @@ pub(crate) struct HandlerRuntime {
     pub(crate) stats: Arc<Stats>,
     /// For a handler of one event.
     pub(super) patience: Option<Arc<Patience>>,
-    /// Asked once a message; there is none outside of tests.
+    /// Called once for each message; `None` outside of tests.
     pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
-/// Sees how every delivery ends, after the transport was told.
+/// Observes the settlement of every delivery, after it was given to the transport.
 pub(crate) trait Observer: Send + Sync {
     fn settled(&self, handler: &Identity, message: &Message, attempt: u32, settlement: Settlement);
 }
@@ -61,18 +61,18 @@ pub struct Stats {
     pub(super) unsettled: AtomicU64,
 }
 
-/// A moment's reading of a handler's [`Stats`]. For a handler of requests, acked means answered, rejected answered
-/// with an error, and released dropped because nobody waited any more.
+/// A snapshot of a handler's [`Stats`]. For a handler of requests, acked means answered, rejected means answered with
+/// an error, and released means dropped because the caller no longer waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Handled.
+    /// The message was handled.
     pub acked: u64,
-    /// Failed and to be tried again.
+    /// The attempt failed and is retried.
     pub retried: u64,
-    /// Given up.
+    /// The message failed for good.
     pub rejected: u64,
-    /// Handed back untried.
+    /// The message was released without an attempt.
     pub released: u64,
     /// Attempts that ended in a panic; also counted as retried or rejected.
     pub panicked: u64,
@@ -95,7 +95,7 @@ impl Stats {
     }
 }
 
-/// Starts `slots` workers on one subscription. Each takes a delivery only when its service is ready for it.
+/// Starts `slots` workers on one subscription. Each worker takes a delivery only when its service is ready for it.
 pub(super) fn spawn<S>(service: S, slots: usize, runtime: Arc<HandlerRuntime>, events: Taker) -> JoinSet<()>
 where
     S: Service<Incoming, Response = Outcome, Error = Error> + Clone + Send + Sync + 'static,
@@ -103,7 +103,7 @@ where
 {
     let mut workers = JoinSet::new();
     for _ in 0..slots.max(1) {
-        // Kept apart from what a panic left behind.
+        // These clones stay valid when a worker panics.
         let (service, runtime, events) = (service.clone(), runtime.clone(), events.clone());
         let work = move || work(service.clone(), runtime.clone(), events.clone());
         workers.spawn(supervise::again("service worker", work));
@@ -119,7 +119,7 @@ where
     let pristine = service.clone();
     let mut unconfirmed = Unconfirmed::default();
     loop {
-        // A layer that is not ready (an open breaker, a spent rate) stops the fetching here.
+        // A layer that is not ready (an open breaker, a used-up rate) stops the fetching here.
         let ready = poll_fn(|cx| service.poll_ready(cx)).await;
         let Some(delivery) = events.next().await else { break };
         let (ending, context) = match ready {
@@ -135,12 +135,12 @@ where
     unconfirmed.rest(&runtime.identity.group, &runtime.stats).await;
 }
 
-/// How a delivery ends.
+/// The result of a delivery.
 enum Ending {
     Outcome(Outcome),
-    /// Its version is unknown here: it goes back for so long.
+    /// This member does not know its version: it returns to the group for this time.
     Defer(Duration),
-    /// It is nothing for the handler, and was never meant to be.
+    /// It does not belong to the handler's event, although the group received it.
     Foreign,
 }
 
@@ -151,8 +151,8 @@ impl From<Outcome> for Ending {
 }
 
 impl HandlerRuntime {
-    /// Runs the handler once, if it knows the event's version; panics end here. Answers the context of the handling
-    /// too, where there was any.
+    /// Runs the handler once, if it knows the event's version, and catches panics. Also returns the context of the
+    /// handling, if there was any.
     async fn attempt<S>(
         &self,
         service: &mut S,
@@ -164,7 +164,7 @@ impl HandlerRuntime {
     {
         let info = delivery.info();
         if info.attempt > self.retry.attempts.max(1).saturating_add(CRASH_MARGIN) {
-            let error = format!("delivered {} times; consumers seem to die on it", info.attempt);
+            let error = format!("delivered {} times; it seems to crash its consumers", info.attempt);
             return (Outcome::Reject { reason: Reason::CrashLoop, error: error.into() }.into(), None);
         }
         let message = delivery.message();
@@ -206,7 +206,7 @@ impl HandlerRuntime {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => error.into(),
             Err(panic) => {
-                // What a panic left behind in the service is not to be trusted.
+                // A panic may leave the service in an invalid state, so it is replaced.
                 service.clone_from(pristine);
                 self.stats.panicked.fetch_add(1, Ordering::Relaxed);
                 Outcome::retry(format_args!("the handler panicked: {}", panic_text(&*panic)))
@@ -215,7 +215,7 @@ impl HandlerRuntime {
         (outcome.into(), Some(context))
     }
 
-    /// Applies the retry policy and gives the delivery back. The failure is logged here and nowhere else.
+    /// Applies the retry policy and settles the delivery. Only this function logs the failure.
     fn settle(&self, delivery: Delivery, ending: Ending, context: Option<&Context>) -> Confirm<()> {
         let attempt = delivery.info().attempt;
         let outcome = match ending {
@@ -233,7 +233,7 @@ impl HandlerRuntime {
             Outcome::Reject { reason, error } => {
                 (&self.stats.rejected, Settlement::Reject(Rejection::new(reason, error)))
             }
-            // Nobody keeps a broadcast, so there is nothing to try again.
+            // A broadcast is not stored, so it cannot be retried.
             Outcome::Retry { error, .. } if self.identity.broadcast || self.retry.is_last(attempt) => {
                 (&self.stats.rejected, Settlement::Reject(Rejection::new(Reason::Exhausted, error)))
             }
@@ -256,7 +256,7 @@ impl HandlerRuntime {
         confirm
     }
 
-    /// One line for a failure, with the flow and the trace that the message belongs to.
+    /// Logs one line for a failure, with the correlation and the trace of the message.
     fn log(&self, settlement: &Settlement, message: &Message, attempt: u32, context: Option<&Context>) {
         if matches!(settlement, Settlement::Ack | Settlement::Release | Settlement::Defer { .. }) {
             return;
@@ -287,7 +287,7 @@ fn instant(time: jiff::Timestamp) -> Instant {
     bounds::from_now(bounds::left_until(time))
 }
 
-/// The text of a panic.
+/// Returns the text of a panic.
 pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> SmolStr {
     let text =
         panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));

@@ -1,4 +1,4 @@
-//! SQLite: one writer at a time, so the order of positions is the order of commits.
+//! The statements of outbox and inbox for SQLite. It has one writer at a time, so positions are in commit order.
 
 use std::future::{pending, ready};
 use std::time::Duration;
@@ -111,7 +111,7 @@ impl Dialect for Sqlite {
         positions: Vec<i64>,
         now: i64,
     ) -> BoxFuture<'_, sqlx::Result<()>> {
-        // One statement of one text however many rows there are, so that it stays prepared.
+        // One SQL text for any number of rows, so that the statement stays prepared.
         let update =
             query("UPDATE outbox SET published = ? WHERE position IN (SELECT value FROM json_each(?))");
         let update = update.bind(now).bind(list(&positions));
@@ -215,12 +215,12 @@ impl Dialect for Sqlite {
     }
 }
 
-/// Several values in one parameter, for `json_each`.
+/// Several values as one JSON parameter for `json_each`.
 fn list<T: serde::Serialize>(values: &Vec<T>) -> String {
     serde_json::to_string(values).expect("numbers and text always encode")
 }
 
-/// SQLite tells nobody of a commit: a relay is woken within its process, and looks now and then.
+/// SQLite cannot notify other processes of a commit: a relay is woken within its process, and otherwise polls.
 #[derive(Debug)]
 pub struct NoNotifier;
 

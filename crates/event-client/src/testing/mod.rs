@@ -1,4 +1,4 @@
-//! `TestBus`: a service on a bus of its own in memory, with a clock that jumps instead of waiting.
+//! `TestBus`: runs a service on its own bus in memory, with a clock that advances instead of waiting.
 //!
 //! ```
 //! use event_client::service::OutcomeKind::{Ack, Retry};
@@ -55,14 +55,14 @@ use crate::event::Event;
 use crate::service::{Running, Service};
 use crate::transport::{DeadLetter, DeadLetterFilter, MemoryConfig, MemoryTransport};
 
-/// Longest time on a paused clock that [`TestBus::settled`] gives the service: far beyond any sum of backoffs.
+/// The longest time that [`TestBus::until_idle`] waits on a paused clock: far longer than any sum of backoffs.
 const PAUSED_BOUND: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The same on a clock that runs.
+/// The same on a running clock.
 const REAL_BOUND: Duration = Duration::from_secs(30);
 
-/// One service on a private bus in memory, watched.
+/// One service on a private bus in memory, whose work is recorded.
 ///
-/// Its methods panic with an explanation instead of returning errors: they are assertions.
+/// Its methods panic with an explanation instead of returning errors, because they are assertions.
 pub struct TestBus {
     memory: Arc<MemoryTransport>,
     bus: Bus,
@@ -72,14 +72,14 @@ pub struct TestBus {
 }
 
 impl TestBus {
-    /// Starts `service` with the clock paused: whenever all tasks wait, time jumps to the next timer, so backoffs,
-    /// delays and time-outs take no time at all.
+    /// Starts `service` with the clock paused: whenever all tasks wait, the clock advances to the next timer, so
+    /// backoffs, delays and timeouts take no real time.
     ///
-    /// A handler that does real I/O (a database, a socket) is no timer: the clock would jump past its time-outs
-    /// while it waits. Use [`TestBus::real_time`] for such services.
+    /// Real I/O of a handler (a database, a socket) is not a timer: while the handler waits for it, the clock would
+    /// advance past the handler's timeouts. Use [`TestBus::real_time`] for such services.
     ///
     /// # Panics
-    /// When the service cannot start, or outside of tokio's current-thread runtime, which `#[tokio::test]` gives.
+    /// When the service cannot start, or outside of tokio's current-thread runtime, which `#[tokio::test]` uses.
     pub async fn start(service: Service) -> Self {
         use tokio::runtime::{Handle, RuntimeFlavor};
         assert!(
@@ -93,7 +93,7 @@ impl TestBus {
         Self::open(service, PAUSED_BOUND).await
     }
 
-    /// Starts `service` on the clock as it runs, for handlers that do real I/O. Give them short backoffs.
+    /// Starts `service` on the running clock, for handlers that do real I/O. Give them short backoffs.
     ///
     /// # Panics
     /// When the service cannot start.
@@ -120,12 +120,13 @@ impl TestBus {
         Ok(())
     }
 
-    /// The bus beside the service: what is published here is not [emitted](TestBus::emitted).
+    /// Returns the test's own connection to the bus: events published through it do not count as
+    /// [emitted](TestBus::emitted).
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
 
-    /// The service at work: counts, health.
+    /// Returns the running service, for its counts and its health.
     ///
     /// # Panics
     /// After [`TestBus::stop`].
@@ -133,10 +134,10 @@ impl TestBus {
         self.running.as_ref().expect("the service was stopped; start one with `restart`")
     }
 
-    /// Publishes an event; for options use [`TestBus::bus`].
+    /// Publishes an event; use [`TestBus::bus`] for a publish with options.
     ///
     /// # Panics
-    /// When it is refused.
+    /// When the event is refused.
     pub async fn publish<E: Event>(&self, event: E) -> &Self {
         if let Err(error) = self.bus.publish(event).await {
             panic!("the test's event was refused: {error}");
@@ -144,11 +145,12 @@ impl TestBus {
         self
     }
 
-    /// Waits until nothing is left to do: every group has settled all it was sent, retries and delayed messages
-    /// included, and every broadcast was handled.
+    /// Waits until no work is left: every group has settled all messages that it received, including retries and
+    /// delayed messages, and every broadcast was handled.
     ///
     /// # Panics
-    /// When that does not come, naming the groups and what they wait for: after a week of paused time, or 30 s.
+    /// When work is left after a week of paused time, or after 30 s on a running clock; the message names the groups
+    /// and their unsettled messages.
     pub async fn until_idle(&self) -> &Self {
         let deadline = bounds::from_now(self.bound);
         let mut look_again = Duration::from_millis(1);
@@ -157,7 +159,8 @@ impl TestBus {
             let Some(left) = self.unsettled().await else { return self };
             let now = Instant::now();
             assert!(now < deadline, "not settled after {:?}: {left}", self.bound);
-            // What ends without a settlement, such as an expiry, gives no signal: look again, ever more rarely.
+            // A message that ends without a settlement, such as by expiry, gives no signal: check again, at growing
+            // intervals.
             let due = self.records.due().filter(|due| *due > now).unwrap_or(deadline);
             tokio::select! {
                 () = changed => {}
@@ -168,7 +171,7 @@ impl TestBus {
         }
     }
 
-    /// What is left to do, in words.
+    /// Describes the work that is left.
     async fn unsettled(&self) -> Option<String> {
         let mut left = String::new();
         let mine = self.running.as_ref().map(Running::counts).unwrap_or_default();
@@ -177,7 +180,7 @@ impl TestBus {
             .admin()
             .groups()
             .await
-            .unwrap_or_else(|error| panic!("cannot look at the groups: {error}"));
+            .unwrap_or_else(|error| panic!("cannot read the state of the groups: {error}"));
         for group in groups.iter().filter(|group| mine.contains_key(group.group.as_str())) {
             if group.waiting + group.in_flight > 0 {
                 let _ = write!(
@@ -199,10 +202,10 @@ impl TestBus {
         if left.is_empty() { None } else { Some(left.trim_end_matches("; ").to_owned()) }
     }
 
-    /// How one handler fared so far, by its group: `<service>.<event>` unless named.
+    /// Returns the attempts of one handler so far, by its group: `<service>.<event>` unless it has another name.
     ///
     /// # Panics
-    /// When the service has no such group; the message names those it has.
+    /// When the service has no such group; the message names the groups that it has.
     pub fn handler(&self, group: &str) -> Handled {
         let handled = self.records.handled(group);
         let groups: Vec<_> = self.running.iter().flat_map(|running| running.counts().into_keys()).collect();
@@ -213,7 +216,8 @@ impl TestBus {
         handled
     }
 
-    /// The events of one type that the service published so far, in order, whichever readable version they have.
+    /// Returns the events of one type that the service has published so far, in order, in any version that `E` can
+    /// read.
     ///
     /// # Panics
     /// When one of them does not decode.
@@ -221,7 +225,7 @@ impl TestBus {
         self.records.emitted()
     }
 
-    /// All dead letters, oldest first.
+    /// Returns all dead letters, oldest first.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
         self.bus
             .admin()
@@ -230,7 +234,7 @@ impl TestBus {
             .unwrap_or_else(|error| panic!("cannot list the dead letters: {error}"))
     }
 
-    /// Sends all dead letters back to the groups that failed on them; answers how many.
+    /// Sends all dead letters back to the groups that failed on them; returns their number.
     pub async fn replay_dead_letters(&self) -> u64 {
         self.bus
             .admin()
@@ -242,7 +246,7 @@ impl TestBus {
     /// Drains the service, as a shutdown would. Its groups stay on the bus.
     ///
     /// # Errors
-    /// As [`Running::drain`].
+    /// The errors of [`Running::drain`].
     pub async fn stop(&mut self) -> Result<()> {
         match self.running.take() {
             Some(running) => running.drain().await,
@@ -250,17 +254,18 @@ impl TestBus {
         }
     }
 
-    /// Drains the service and starts another on the same bus, as an upgrade would. Records go on.
+    /// Drains the service and starts another one on the same bus, as an upgrade would. The records of both are kept
+    /// together.
     ///
     /// # Errors
-    /// When draining had to abandon work or the new one does not start.
+    /// When draining had to abandon work, or the new service does not start.
     pub async fn restart(&mut self, service: Service) -> Result<()> {
         self.stop().await?;
         self.run(service).await
     }
 }
 
-/// Whether tokio's clock stands still; tokio itself does not tell.
+/// Whether tokio's clock is paused; tokio has no method that reports it.
 fn is_paused() -> bool {
     let (real, tokio) = (std::time::Instant::now(), Instant::now());
     while real.elapsed() < Duration::from_micros(50) {

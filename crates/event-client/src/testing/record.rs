@@ -1,4 +1,4 @@
-//! What a service under test did, and how to ask for it.
+//! The recorded work of a service under test, and the methods that read it.
 
 use std::fmt;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use crate::message::{Message, MessageId};
 use crate::service::{Identity, Observer, Outcome, OutcomeKind};
 use crate::subject::{Pattern, Subject};
 
-/// Everything seen since the start.
+/// Everything recorded since the start.
 #[derive(Default)]
 pub(super) struct Records {
     seen: Mutex<Seen>,
@@ -27,9 +27,10 @@ pub(super) struct Records {
 struct Seen {
     emitted: Vec<Message>,
     attempts: Vec<(SmolStr, Attempted)>,
-    /// When the last delayed message becomes due.
+    /// The time at which the last delayed message becomes due.
     due: Option<Instant>,
-    /// What the broadcast handlers listen to, how many messages they should have seen, and how many they did.
+    /// The filters of the broadcast handlers, the number of messages that they should receive, and the number that
+    /// they settled.
     broadcasts: Vec<Vec<Pattern>>,
     sent: u64,
     heard: u64,
@@ -40,7 +41,7 @@ impl Records {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves at the next settlement or publish from now on.
+    /// Resolves at the next settlement or publish after this call.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -111,44 +112,44 @@ impl Observer for Records {
     }
 }
 
-/// One attempt of a handler at a message.
+/// One attempt of a handler to handle a message.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Attempted {
-    /// The message.
+    /// The id of the message.
     pub id: MessageId,
-    /// Which attempt at it, from 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// How it was settled: the retry policy has been applied, so the last failed attempt is a `Reject`.
+    /// The settlement, with the retry policy applied: the last failed attempt is a `Reject`.
     pub outcome: Outcome,
-    /// When, on tokio's clock.
+    /// The time of the settlement, on tokio's clock.
     pub at: Instant,
 }
 
-/// How a handler fared, in the order of settling.
+/// The attempts of a handler, in the order of their settlement.
 #[derive(Clone, Debug)]
 pub struct Handled {
     attempts: Vec<Attempted>,
 }
 
 impl Handled {
-    /// How each attempt was settled: `assert_eq!(handled.outcomes(), [Retry, Ack])`.
+    /// Returns the kind of each settlement: `assert_eq!(handled.outcomes(), [Retry, Ack])`.
     pub fn outcomes(&self) -> Vec<OutcomeKind> {
         self.attempts.iter().map(|attempted| attempted.outcome.kind()).collect()
     }
 
-    /// The attempts in full.
+    /// Returns the attempts with all details.
     pub fn attempts(&self) -> &[Attempted] {
         &self.attempts
     }
 
-    /// Only the attempts at one message.
+    /// Returns only the attempts for one message.
     #[must_use]
     pub fn of(&self, id: &MessageId) -> Self {
         Self { attempts: self.attempts.iter().filter(|attempted| attempted.id == *id).cloned().collect() }
     }
 
-    /// The texts of all failures, in order.
+    /// Returns the error texts of all failures, in order.
     pub fn errors(&self) -> Vec<&str> {
         self.attempts
             .iter()
@@ -160,7 +161,7 @@ impl Handled {
     }
 }
 
-/// The events of one type that a service published; reads like a slice of them.
+/// The events of one type that a service published; dereferences to a slice of them.
 pub struct Emitted<E> {
     events: Vec<E>,
     metas: Vec<Meta>,
@@ -168,17 +169,17 @@ pub struct Emitted<E> {
 }
 
 impl<E: Event> Emitted<E> {
-    /// The only one.
+    /// Returns the only event.
     ///
     /// # Panics
-    /// When there is none or more than one; the message says what was emitted instead.
+    /// When there is none or more than one; the message lists the emitted events.
     #[track_caller]
     pub fn once(mut self) -> E {
         assert!(self.events.len() == 1, "expected one `{}` to be emitted: {self:?}", E::SUBJECT);
         self.events.remove(0)
     }
 
-    /// None at all.
+    /// Asserts that there is no event.
     ///
     /// # Panics
     /// When there is one.
@@ -187,12 +188,12 @@ impl<E: Event> Emitted<E> {
         assert!(self.events.is_empty(), "expected no `{}` to be emitted: {self:?}", E::SUBJECT);
     }
 
-    /// The events alone.
+    /// Returns the events without their attributes.
     pub fn into_vec(self) -> Vec<E> {
         self.events
     }
 
-    /// The attributes of each, in the same order: ids, correlation, cause, trace.
+    /// Returns the attributes of each event, in the same order: ids, correlation, cause, trace.
     pub fn metas(&self) -> &[Meta] {
         &self.metas
     }
@@ -207,9 +208,9 @@ impl<E> Deref for Emitted<E> {
 
 impl<E: Event> fmt::Debug for Emitted<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Events need not implement Debug; as JSON they say as much.
+        // Events need not implement Debug; their JSON shows the same values.
         let shown: Vec<_> =
             self.events.iter().filter_map(|event| serde_json::to_string(event).ok()).collect();
-        write!(f, "{} of it [{}], beside {:?}", self.events.len(), shown.join(", "), self.others)
+        write!(f, "{} events [{}]; other subjects: {:?}", self.events.len(), shown.join(", "), self.others)
     }
 }

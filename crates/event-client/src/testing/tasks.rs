@@ -1,4 +1,4 @@
-//! Killing a task of the library's own, to see that nothing goes deaf: it panics where it waits.
+//! Test support that makes a task of this library panic, to verify that the library recovers from it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -7,13 +7,13 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
 
-/// What ends each task, by runtime and name.
+/// The notification that ends each task, by runtime and name.
 type Tasks = HashMap<(Id, &'static str), Vec<Arc<Notify>>>;
 
-/// Tasks at work, by runtime and name, so that tests that run at the same time do not meet.
+/// The running tasks, by runtime and name, so that tests that run at the same time do not affect each other.
 static TASKS: LazyLock<Mutex<Tasks>> = LazyLock::new(Mutex::default);
 
-/// Names of the library's tasks that are at work on this runtime.
+/// Returns the names of the library's tasks that run on this runtime.
 ///
 /// # Panics
 /// Outside of a runtime.
@@ -25,7 +25,7 @@ pub fn tasks() -> Vec<&'static str> {
     names
 }
 
-/// Makes every task of this name on this runtime panic where it waits; answers how many there are.
+/// Makes every task of this name on this runtime panic where it waits; returns the number of these tasks.
 ///
 /// # Panics
 /// Outside of a runtime.
@@ -36,11 +36,11 @@ pub fn kill(name: &str) -> usize {
     marked.inspect(|kill| kill.notify_one()).count()
 }
 
-/// `work`, as long as nobody kills it.
+/// Runs `work` until it ends or a test kills the task.
 pub(crate) async fn mortal(name: &'static str, work: impl Future<Output = ()>) {
     let life = Life::begin(name);
-    // It panics while it is polled, so that what `work` holds is dropped by the panic, as after a defect of its own; a
-    // branch of `select!` would run only after `work` was dropped in peace.
+    // The panic occurs while this future is polled, so that the panic drops the values that `work` holds, as after a
+    // defect of its own; a branch of `select!` would run only after `work` was dropped normally.
     let killed = async {
         life.kill.notified().await;
         panic!("killed by a test");
@@ -52,7 +52,7 @@ pub(crate) async fn mortal(name: &'static str, work: impl Future<Output = ()>) {
     }
 }
 
-/// A task's place among [`TASKS`].
+/// A task's entry in [`TASKS`], removed when the task ends.
 struct Life {
     key: (Id, &'static str),
     kill: Arc<Notify>,

@@ -1,4 +1,4 @@
-//! The transport under a `TestBus`: memory, with a record of what was published through it.
+//! The transport of a `TestBus`: the memory transport, with a record of the messages published through it.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::transport::{Admin, Capabilities, MemoryTransport, Mode, Receipt, Requ
 pub(super) struct Watched {
     memory: Arc<MemoryTransport>,
     records: Arc<Records>,
-    /// Whether this is the service's end of the bus, not the test's.
+    /// Whether this is the service's connection to the bus and not the test's.
     emits: bool,
 }
 
@@ -29,7 +29,7 @@ impl Watched {
         settings: Settings,
     ) -> Bus {
         Bus::with_transport(Arc::new(Self { memory, records, emits }), settings)
-            .expect("the default durability is no promise")
+            .expect("the default durability is always supported")
     }
 }
 
@@ -43,7 +43,7 @@ impl Transport for Watched {
         let due = message.deliver_at.map(|at| bounds::from_now(bounds::left_until(at)));
         let copy = self.emits.then(|| message.clone());
         let mut confirm = self.memory.publish(message);
-        // Memory confirms at once. Only what was stored counts.
+        // The memory transport confirms at once. Only stored messages are recorded.
         match (&mut confirm).now_or_never() {
             Some(stored) => {
                 if stored.as_ref().is_ok_and(|receipt| !receipt.duplicate) {

@@ -1,4 +1,4 @@
-//! Looking into a transport: dead letters, groups and their lag.
+//! The operator interface of a transport: dead letters, groups and their lag, topology and server checks.
 
 use std::time::Duration;
 
@@ -12,76 +12,80 @@ use crate::error::Result;
 use crate::message::Message;
 use crate::subject::{Group, Pattern};
 
-/// The operator's door.
+/// Operations for operators: dead letters, groups, topology and server checks.
 pub trait Admin: Send + Sync {
-    /// Dead letters, oldest first.
+    /// Returns the chosen dead letters, oldest first.
     fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>>;
 
-    /// Sends the chosen dead letters to the group that failed on them, and to no other; answers how many.
+    /// Delivers the chosen dead letters again, each to the group that rejected it and to no other group. Returns the
+    /// number of replayed letters.
     ///
-    /// Attempts start at 1 again and the message says that it is replayed. A letter leaves the dead letters in the
-    /// same step in which it becomes deliverable. A replayed message no longer expires. When the group of a chosen
-    /// letter is deleted the answer is [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) and nothing is replayed.
+    /// Attempts start at 1 again, and the message is marked as replayed. In one atomic step the message becomes
+    /// deliverable and its dead letter is removed. A replayed message no longer expires. If the group of a chosen
+    /// letter has been deleted, this returns [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) and replays nothing.
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>>;
 
-    /// Deletes the chosen dead letters; answers how many.
+    /// Deletes the chosen dead letters and returns their number.
     fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>>;
 
-    /// Every durable group with its lag.
+    /// Returns every durable group with its lag.
     fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>>;
 
-    /// What is missing or differs from `topology`; changes nothing. Empty when all is as it should be.
+    /// Compares the store with `topology` and returns the objects that are missing or different. Changes nothing. The
+    /// result is empty when there is nothing to do.
     fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>>;
 
-    /// Creates what is missing and changes what differs, whatever [`Provision`](super::Provision) says; answers what
-    /// was to be done. What is [blocked](super::Action::Blocked) is left as it is.
+    /// Creates the missing objects and changes the different ones, whatever [`Provision`](super::Provision) is set.
+    /// Returns the changes that were necessary. [Blocked](super::Action::Blocked) objects stay as they are.
     fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>>;
 
-    /// Moves a group to `start`: everything from there on is delivered to this group again.
-    /// Unsettled deliveries are given up. Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group.
+    /// Moves a group to `start`: every message from there on is delivered to this group again, and the group loses the
+    /// leases of its unsettled deliveries. Returns [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown
+    /// group.
     fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>>;
 
-    /// Deletes a durable group and all that waits for it; its members' subscriptions end, its dead letters stay.
-    /// Answers [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group. Never called by anything
-    /// but an operator's command.
+    /// Deletes a durable group and its waiting messages. The subscriptions of its members end; its dead letters stay.
+    /// Returns [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for an unknown group. Only an operator's command
+    /// calls this.
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>>;
 
-    /// What there is to say of the server behind the transport: its version, room, durability, safety and clock, each
-    /// with what to change. Nothing where there is no server.
+    /// Checks the server behind the transport: version, free capacity, durability, security and clock. Each finding
+    /// has a remedy. Returns nothing for a transport without a server.
     fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// One round trip to whatever stores the messages.
+    /// Measures one round trip to the store of the messages.
     fn ping(&self) -> BoxFuture<'_, Result<Duration>>;
 }
 
-/// A message that a group gave up on.
+/// A message that a group rejected.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The letter's own id, unique in the transport.
+    /// The id of the dead letter, unique in the transport; it is not the message's id.
     pub id: SmolStr,
-    /// The group that failed.
+    /// The group that rejected the message.
     pub group: Group,
-    /// The original message, its bytes untouched.
+    /// The original message with unchanged bytes.
     pub message: Message,
     /// The class of failure.
     pub reason: Reason,
-    /// The last error's text.
+    /// The text of the last error.
     pub error: SmolStr,
-    /// How often it was delivered.
+    /// The number of deliveries to the group.
     pub attempts: u32,
-    /// When it was published.
+    /// Time of publication.
     pub published_at: Timestamp,
-    /// When this group first received it.
+    /// Time of the first delivery to this group.
     pub first_attempt_at: Timestamp,
-    /// When it was given up.
+    /// Time at which the message became a dead letter.
     pub dead_at: Timestamp,
 }
 
 impl DeadLetter {
-    /// A letter for `message` of `group`; times default to `dead_at`.
+    /// A dead letter for `message` of `group`, without an error text; `published_at` and `first_attempt_at` are set to
+    /// `dead_at`.
     pub fn new(id: SmolStr, group: Group, message: Message, reason: Reason, dead_at: Timestamp) -> Self {
         Self {
             id,
@@ -97,47 +101,47 @@ impl DeadLetter {
     }
 }
 
-/// Chooses dead letters; every condition given must hold.
+/// Chooses dead letters: a letter must fulfil every condition that is set. The default chooses all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeadLetterFilter {
-    /// These letters only.
+    /// Only letters with one of these ids; empty for any id.
     pub ids: Vec<SmolStr>,
-    /// Of this group.
+    /// Only letters of this group.
     pub group: Option<Group>,
-    /// Whose subject matches.
+    /// Only letters whose subject matches this pattern.
     pub subject: Option<Pattern>,
-    /// With this reason.
+    /// Only letters with this reason.
     pub reason: Option<Reason>,
-    /// At most so many, oldest first; `0` is no limit.
+    /// The highest number of letters, oldest first; `0` means no limit.
     pub limit: usize,
 }
 
-/// How far a group is.
+/// The lag of a group: its waiting, unsettled and rejected messages.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 #[non_exhaustive]
 pub struct GroupStatus {
     /// The group.
     #[serde(serialize_with = "display")]
     pub group: Group,
-    /// What it receives.
+    /// The patterns that it receives.
     #[serde(serialize_with = "display_all")]
     pub filters: Vec<Pattern>,
-    /// Stored, matching and not yet fetched, retries included.
+    /// The number of stored and matching messages that are not fetched yet, retries included.
     pub waiting: u64,
-    /// Fetched and not settled.
+    /// The number of messages that are fetched and not settled.
     pub in_flight: u64,
-    /// Waiting for a retry.
+    /// The number of messages that wait for a retry.
     pub retrying: u64,
-    /// Given up.
+    /// The number of dead letters.
     pub dead: u64,
-    /// Publication time of the oldest message that is not settled.
+    /// Publication time of the oldest unsettled message.
     pub oldest_unsettled: Option<Timestamp>,
-    /// Consumers connected now, where the transport knows.
+    /// The number of connected consumers, where the transport can count them.
     pub members: u64,
 }
 
 impl GroupStatus {
-    /// A group with nothing to do.
+    /// A group without messages and members.
     pub fn new(group: Group, filters: Vec<Pattern>) -> Self {
         Self {
             group,

@@ -1,4 +1,4 @@
-//! The door: a URL's scheme decides the transport.
+//! Opens a transport: the scheme of the URL selects it.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use super::{MemoryTransport, SqliteTransport, Transport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::url::BusUrl;
 
-/// The URLs that work, for error texts.
+/// The supported URL forms, for error texts.
 pub(crate) const URLS: &str =
     "`memory:`, `memory:NAME`, `sqlite:PATH`, `nats://HOST`, `redis://HOST` or `amqp://HOST`";
 
-/// Opens the transport that `url` names.
+/// Opens the transport that `url` names. [`docs`](super::docs) has a page for each transport, with all its options.
 ///
 /// # Errors
 /// [`ErrorKind::Config`] for an unknown scheme or option, [`ErrorKind::Unsupported`] for a transport that this
-/// build does not have, and what the transport itself says.
+/// build does not include, and the errors of the transport itself.
 pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
     let shown = url.to_string();
     match url.scheme() {
@@ -49,6 +49,6 @@ pub async fn open(url: BusUrl) -> Result<Arc<dyn Transport>> {
 fn left_out(feature: &str) -> Error {
     Error::new(
         ErrorKind::Unsupported,
-        format!("this build left the transport out; build event-client with its feature `{feature}`"),
+        format!("this build does not include the transport; build event-client with its feature `{feature}`"),
     )
 }

@@ -1,4 +1,4 @@
-//! What a transport says of the server behind it: versions, limits, durability, safety.
+//! Findings of the server check: version, limits, durability, security and clock of the server behind a transport.
 
 use std::time::Duration;
 
@@ -6,52 +6,53 @@ use jiff::Timestamp;
 use serde::Serialize;
 use smol_str::SmolStr;
 
-/// How far the server's clock may be from ours before delays, leases and ages are felt to be wrong.
+/// The largest harmless difference between the server's clock and the local clock; a larger one makes delays, leases
+/// and ages noticeably wrong.
 const SKEW: Duration = Duration::from_secs(1);
 
-/// One thing that was looked at, and what to change where it is not as it should be.
+/// The result of one check, with the remedy if something should be changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What was looked at, in one or two words: `version`.
+    /// The name of the check, in one or two words: `version`.
     pub check: SmolStr,
-    /// How serious it is. Serialized as `verdict`.
+    /// The severity. Serialized as `verdict`.
     #[serde(rename = "verdict")]
     pub severity: Severity,
-    /// What was seen, and what to do about it.
+    /// The observation, and the remedy.
     pub text: String,
 }
 
-/// What is thought of a [`Finding`].
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
-    /// As it should be.
+    /// Nothing to change.
     Good,
-    /// It works; in production it should be otherwise.
+    /// It works, but should be changed for production.
     Advice,
-    /// Something fails, or is about to.
+    /// Something fails or will fail soon.
     Bad,
 }
 
 impl Finding {
-    /// All is well.
+    /// A finding with [`Severity::Good`].
     pub fn good(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
         Self { check: check.into(), severity: Severity::Good, text: text.into() }
     }
 
-    /// It works and could be better.
+    /// A finding with [`Severity::Advice`].
     pub fn advice(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
         Self { check: check.into(), severity: Severity::Advice, text: text.into() }
     }
 
-    /// Something is wrong.
+    /// A finding with [`Severity::Bad`].
     pub fn bad(check: impl Into<SmolStr>, text: impl Into<String>) -> Self {
         Self { check: check.into(), severity: Severity::Bad, text: text.into() }
     }
 }
 
-/// What to think of the server's clock, which was read between `before` and `after` of ours.
+/// Judges the server's clock; `server` was read between the local times `before` and `after`.
 pub(super) fn clock(before: Timestamp, server: Timestamp, after: Timestamp) -> Finding {
     let off = if server < before {
         before.duration_since(server)
@@ -60,15 +61,16 @@ pub(super) fn clock(before: Timestamp, server: Timestamp, after: Timestamp) -> F
     } else {
         jiff::SignedDuration::ZERO
     };
-    let text = format!("the server's clock is {:.0} ms off ours", off.as_secs_f64() * 1e3);
+    let text =
+        format!("the server's clock differs from the local clock by {:.0} ms", off.as_secs_f64() * 1e3);
     if off.unsigned_abs() > SKEW {
-        Finding::bad("clock", format!("{text}: retries, delays and ages are off by as much; run NTP on both"))
+        Finding::bad("clock", format!("{text}: retries, delays and ages are wrong by this; run NTP on both"))
     } else {
         Finding::good("clock", text)
     }
 }
 
-/// What to think of a budget that is used so far; `None` where there is no limit.
+/// Judges a limited resource by its use: from nine tenths of the limit on it is bad. `None` where there is no limit.
 pub(super) fn room(
     check: &'static str,
     what: &str,
@@ -85,7 +87,7 @@ pub(super) fn room(
     })
 }
 
-/// What to think of a connection to these hosts without TLS; `None` when it is encrypted or stays on this machine.
+/// Judges a connection to `hosts` without TLS; `None` when it is encrypted or stays on this machine.
 pub(super) fn plain_text<'a>(
     encrypted: bool,
     hosts: impl IntoIterator<Item = &'a str>,
@@ -101,7 +103,7 @@ pub(super) fn plain_text<'a>(
     if far.is_empty() {
         return None;
     }
-    let text = format!("messages and credentials travel in the clear to {}; {remedy}", far.join(", "));
+    let text = format!("messages and credentials are sent unencrypted to {}; {remedy}", far.join(", "));
     Some(Finding::advice("encryption", text))
 }
 

@@ -1,18 +1,18 @@
-//! A message as a broker's own headers and body: the names that every broker folder writes and any client may read.
+//! Conversion between a message and a broker's headers and body, with the header names that all brokers share.
 //!
 //! | header | meaning |
 //! |---|---|
 //! | `content-type` | MIME type of the body; `application/cloudevents+json` is a whole event |
 //! | `ce-id` | id of the event |
 //! | `ce-partitionkey` | ordering key |
-//! | `ce-expirytime` | nobody wants it after this time, RFC 3339 |
+//! | `ce-expirytime` | not delivered after this time, RFC 3339 |
 //! | `bus-headers` | names of the free headers in their order, when there are several |
-//! | `bus-header-NAME` | the free header `NAME`, where the broker or the layout has a meaning of its own for that name |
-//! | `bus-…` | the library's own, see the constants |
+//! | `bus-header-NAME` | the free header `NAME`, if the broker or this layout already uses that name |
+//! | `bus-…` | reserved for the library, see the constants |
 //!
-//! Everything else is a free header under its own name. Values of `ce-` headers are percent-encoded as the CloudEvents
-//! bindings for NATS and HTTP ask. A message from elsewhere needs none of them: without `ce-id` its id is derived from its
-//! place in the log. Source: CloudEvents NATS binding 1.0.2, section 3.1.3.2.
+//! Every other header is a free header with its own name. Values of `ce-` headers are percent-encoded as the
+//! CloudEvents bindings for NATS and HTTP require. A message from another producer needs none of them: without `ce-id`
+//! its id is derived from its position in the log. Source: CloudEvents NATS binding 1.0.2, section 3.1.3.2.
 
 #![allow(dead_code, reason = "each broker folder may be compiled out")]
 
@@ -31,79 +31,79 @@ pub(crate) const ID: &str = "ce-id";
 pub(crate) const KEY: &str = "ce-partitionkey";
 pub(crate) const EXPIRES: &str = "ce-expirytime";
 const ORDER: &str = "bus-headers";
-/// In front of a free header's name that means something else where it travels.
+/// Prefix for the name of a free header that the broker or this layout already uses.
 pub(crate) const HELD: &str = "bus-header-";
-/// Unix milliseconds before which it is not delivered.
+/// Earliest delivery time in Unix milliseconds.
 pub(crate) const DELIVER_AT: &str = "bus-deliver-at";
-/// The message's own subject, where the broker's routing needs another.
+/// The message's own subject, where the broker routes the message by another subject.
 pub(crate) const SUBJECT: &str = "bus-subject";
-/// Attempt number of a copy, from 1.
+/// On a copy: the attempt number, from 1.
 pub(crate) const ATTEMPT: &str = "bus-attempt";
-/// Unix milliseconds of the first publication, on a copy.
+/// On a copy: Unix milliseconds of the first publication.
 pub(crate) const PUBLISHED: &str = "bus-published";
-/// Unix milliseconds of the group's first attempt, on a copy.
+/// On a copy: Unix milliseconds of the group's first attempt.
 pub(crate) const FIRST_ATTEMPT: &str = "bus-first-attempt";
 /// Set on a copy that was replayed from the dead letters.
 pub(crate) const REPLAYED: &str = "bus-replayed";
-/// The group that gave up, on a dead letter.
+/// On a dead letter: the group that rejected the message.
 pub(crate) const DLQ_GROUP: &str = "bus-dlq-group";
-/// The class of failure, on a dead letter.
+/// On a dead letter: the class of failure.
 pub(crate) const DLQ_REASON: &str = "bus-dlq-reason";
-/// The last error's text, percent-encoded, on a dead letter.
+/// On a dead letter: the text of the last error, percent-encoded.
 pub(crate) const DLQ_ERROR: &str = "bus-dlq-error";
-/// How often it was delivered, on a dead letter.
+/// On a dead letter: the number of deliveries.
 pub(crate) const DLQ_ATTEMPTS: &str = "bus-dlq-attempts";
-/// Unix milliseconds of giving up, on a dead letter.
+/// On a dead letter: Unix milliseconds of its creation.
 pub(crate) const DLQ_TIME: &str = "bus-dlq-time";
-/// Unix milliseconds after which the caller waits no more, on a request.
+/// On a request: Unix milliseconds after which the caller no longer waits for the reply.
 pub(crate) const DEADLINE: &str = "bus-deadline";
-/// Where frames of the answer go, on a request.
+/// On a request: the address for the frames of the reply.
 pub(crate) const REPLY_TO: &str = "bus-reply-to";
-/// `more` or `last`, on a frame of an answer.
+/// On a frame of a reply: `more` or `last`.
 pub(crate) const FRAME: &str = "bus-frame";
 
-/// What the CloudEvents bindings escape in a value, beside everything that is not ASCII.
+/// The ASCII characters that the CloudEvents bindings escape in a value. They also escape every non-ASCII character.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
-/// A value as a header may carry it.
+/// Percent-encodes a value for a header.
 pub(crate) fn escape(value: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(value, ESCAPED)
 }
 
-/// The value behind [`escape`]; what is not UTF-8 is replaced.
+/// Reverses [`escape`]; bytes that are not UTF-8 become replacement characters.
 pub(crate) fn unescape(value: &str) -> SmolStr {
     if value.contains('%') { percent_decode_str(value).decode_utf8_lossy().into() } else { value.into() }
 }
 
-/// An attribute's value as others may write it, quoted as well.
+/// Decodes an attribute's value as other producers may write it: percent-encoded, quoted, or both.
 pub(crate) fn foreign(value: &str) -> SmolStr {
     unescape(&unquote(value))
 }
 
-/// Unix milliseconds, as times travel.
+/// A time as a header value: Unix milliseconds.
 pub(crate) fn millis(at: Timestamp) -> SmolStr {
     format_smolstr!("{}", at.as_millisecond())
 }
 
-/// The time behind [`millis`].
+/// Reads the header value that [`millis`] writes; a number outside of the calendar becomes its nearest end.
 pub(crate) fn time(value: &str) -> Option<Timestamp> {
     let milliseconds: i64 = value.parse().ok()?;
     let nearest = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Some(Timestamp::from_millisecond(milliseconds).unwrap_or(nearest))
 }
 
-/// Whether the library or a broker gives `name` its meaning, so that it is no free header.
+/// Whether the library or a broker reserves `name`, so that it cannot be a free header.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name == CONTENT_TYPE || ["bus-", "nats-", "x-death"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether the attributes of the message's event are among its headers.
+/// Whether the message is an event in binary mode, whose attributes are headers.
 pub(crate) fn is_binary(message: &Message) -> bool {
     message.headers.get("ce-type").is_some()
 }
 
-/// Refuses what no transport could carry as it is: an id that is empty, a content type that is no header's value, and
-/// attributes of an event among the headers of a message that is no binary event.
+/// Refuses a message that no transport could deliver unchanged: one with an empty id, with a content type that is not a
+/// valid header value, or with `ce-` headers although it is not an event in binary mode.
 pub(crate) fn check(message: &Message) -> Result<()> {
     if matches!(&message.id, MessageId::Text(text) if text.is_empty()) {
         return Err(Error::new(ErrorKind::InvalidName, "a message needs an id"));
@@ -112,7 +112,7 @@ pub(crate) fn check(message: &Message) -> Result<()> {
     if content_type.len() > 4096 || content_type.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
         return Err(Error::new(
             ErrorKind::InvalidName,
-            "a content type takes at most 4096 bytes without control characters",
+            "a content type has at most 4096 bytes without control characters",
         ));
     }
     let Some((name, _)) = message.headers.iter().find(|(name, _)| name.starts_with("ce-")) else {
@@ -123,14 +123,15 @@ pub(crate) fn check(message: &Message) -> Result<()> {
     }
     Err(Error::new(
         ErrorKind::InvalidName,
-        "names with `ce-` in front are attributes of an event in binary mode, which has `ce-id` and `ce-type`; choose another name",
+        "names that start with `ce-` are attributes of an event in binary mode, which has `ce-id` and `ce-type`; choose another name",
     )
     .with("header", name))
 }
 
-/// Tells `put` every header of `message`, its content type first; subject, payload and options of publishing aside.
+/// Calls `put` with every header of `message`, the content type first. The headers do not include subject, payload and
+/// publish options (`deliver_at`, `dedup`, `durability`).
 pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
-    // In binary mode the envelope has written its attributes among the free headers already.
+    // In binary mode the envelope has already written its attributes into the free headers.
     let binary = is_binary(message);
     if !message.content_type.is_empty() {
         put(CONTENT_TYPE, &message.content_type);
@@ -138,7 +139,7 @@ pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
     if !binary {
         match &message.id {
             MessageId::Uuid(id) => put(ID, id.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())),
-            // A frame of an answer has none.
+            // A frame of a reply has no id.
             MessageId::Text(text) if text.is_empty() => {}
             MessageId::Text(text) => put(ID, &escape(text).to_string()),
         }
@@ -168,7 +169,7 @@ pub(crate) fn write(message: &Message, mut put: impl FnMut(&str, &str)) {
     }
 }
 
-/// A content type; the common ones cost no memory.
+/// A content type; the common ones need no allocation.
 fn media_type(value: &str) -> SmolStr {
     let known = [crate::envelope::STRUCTURED_JSON, crate::envelope::STRUCTURED_MSGPACK];
     known
@@ -177,12 +178,12 @@ fn media_type(value: &str) -> SmolStr {
         .map_or_else(|| value.into(), |known| SmolStr::new_static(known))
 }
 
-/// Gathers the headers of a message that came in, in whatever order a broker gives them.
+/// Collects the headers of a received message, in any order, and builds the message from them.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     content_type: SmolStr,
     id: Option<MessageId>,
-    /// As it was written, when it is no UUID.
+    /// The id in its received form, if it is not a UUID.
     id_text: Option<SmolStr>,
     key: Option<SmolStr>,
     expires: Option<SmolStr>,
@@ -192,7 +193,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Takes a header. Those of the library that are no part of a message are passed over.
+    /// Adds a header. Headers of the library that are not part of a message are ignored.
     pub(crate) fn header(&mut self, name: &str, value: &str) {
         let lower;
         let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -204,7 +205,7 @@ impl Reader {
         match name {
             CONTENT_TYPE => self.content_type = media_type(value),
             ORDER => self.order = Some(value.into()),
-            // Nearly always a UUID, which needs no room of its own.
+            // An id is nearly always a UUID, which needs no allocation.
             ID => match MessageId::from(value) {
                 id @ MessageId::Uuid(_) => self.id = Some(id),
                 MessageId::Text(text) => {
@@ -226,7 +227,7 @@ impl Reader {
         }
     }
 
-    /// The message; `id` names one that came without.
+    /// Builds the message; `id` provides the id of a message that has none.
     pub(crate) fn finish(self, subject: Subject, payload: Bytes, id: impl FnOnce() -> MessageId) -> Message {
         let mut free = self.free;
         if self.binary {

@@ -1,4 +1,4 @@
-//! Order per key within one member: which keys have a message out, and what waits behind it.
+//! Order per key within one member: the keys with a message in flight, and the messages that wait for them.
 
 #![allow(dead_code, reason = "each broker folder may be compiled out")]
 
@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 
 use smol_str::SmolStr;
 
-/// Items behind the one of their key that is out. Keys with nothing out need no memory.
+/// Items that wait until the item of the same key that is in flight is settled. Idle keys need no memory.
 #[derive(Debug)]
 pub(crate) struct KeyQueue<T> {
     lanes: HashMap<SmolStr, VecDeque<T>>,
@@ -20,7 +20,7 @@ impl<T> Default for KeyQueue<T> {
 }
 
 impl<T> KeyQueue<T> {
-    /// Gives `item` back when its key is free, and from then on the key is its own; else it waits its turn.
+    /// If the key is idle, returns `item`, which is then in flight; otherwise queues it behind the others of its key.
     pub(crate) fn offer(&mut self, key: &SmolStr, item: T) -> Option<T> {
         match self.lanes.get_mut(key) {
             Some(lane) => {
@@ -35,7 +35,8 @@ impl<T> KeyQueue<T> {
         }
     }
 
-    /// The item of `key` that was out is settled for good: the next one, or the key is free.
+    /// To be called when the item of `key` in flight is settled for good. Returns the next item, which is then in
+    /// flight; `None` if none waits, and then the key is idle.
     pub(crate) fn finish(&mut self, key: &str) -> Option<T> {
         match self.lanes.get_mut(key)?.pop_front() {
             Some(next) => {
@@ -49,22 +50,22 @@ impl<T> KeyQueue<T> {
         }
     }
 
-    /// Whether `key` has an item out.
+    /// Whether `key` has an item in flight.
     pub(crate) fn is_busy(&self, key: &str) -> bool {
         self.lanes.contains_key(key)
     }
 
-    /// How many wait.
+    /// The number of waiting items.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// What waits, in order per key.
+    /// The waiting items, in order per key.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.lanes.values().flatten()
     }
 
-    /// Takes everything that waits, in order per key; all keys are free.
+    /// Removes and returns the waiting items, in order per key; then all keys are idle.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.waiting = 0;
         self.lanes.drain().flat_map(|(_, lane)| lane)

@@ -1,6 +1,6 @@
-//! The contract between this crate and a broker: five small doors, and what may stand behind them.
+//! The contract between this crate and a message broker: the traits that every transport implements.
 //!
-//! Every sentence here that says *must* is a case of the `event-conformance` exam.
+//! The `event-conformance` suite tests every sentence here that contains *must*.
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::subscription::Subscription;
 mod admin;
 mod connect;
 mod diagnosis;
+pub mod docs;
 mod headers;
 mod key_queue;
 mod memory;
@@ -44,72 +45,74 @@ pub use requests::{Frame, IncomingRequest, Replies, Requests, Respond, Responder
 pub use sqlite::SqliteTransport;
 pub use topology::{Action, Change, Difference, GroupNeed, Topology};
 
-/// A way for messages to travel.
+/// A transport: it publishes, stores and delivers messages over one broker or store.
 ///
-/// Behaviour on every transport:
-/// - `publish` must confirm only after the message is stored as safely as its [`Durability`] says, and must
-///   refuse what it cannot keep;
-/// - a message must reach every group whose patterns match, and one member of each group;
-/// - a crashed or silent consumer's deliveries must go to another member within the lease;
-/// - per key, a keyed subscription must deliver one unsettled message at a time, in the order of publication,
-///   retries included, while other keys go on;
-/// - `close` must be idempotent, hand back what is unsettled and answer everything that waits.
+/// Every transport has this behaviour:
+/// - `publish` must confirm a message only after storing it with the requested [`Durability`], and must refuse a
+///   message that it cannot store as requested;
+/// - a message must reach every group with a matching pattern, and one member of each such group;
+/// - when a consumer crashes or no longer renews its leases, its deliveries must go to another member within the lease;
+/// - a keyed subscription must deliver the messages of one key one at a time, in the order of publication and including
+///   retries, while it continues to deliver the messages of other keys;
+/// - `close` must be idempotent, must release unsettled deliveries and must resolve every pending operation.
 pub trait Transport: Send + Sync + fmt::Debug + 'static {
-    /// What this transport, as connected, can do.
+    /// The capabilities of this transport with its present connection and options.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Takes a message; the answer comes when it is stored. Must not block.
+    /// Publishes a message; the confirmation resolves when it is stored. Must not block.
     ///
-    /// Messages published one after another by one task keep their order per topic. Publishes that wait at the
-    /// same time share a round trip or an fsync.
+    /// Messages that one task publishes one after another keep their order per topic. Publishes that are pending at
+    /// the same time share a round trip or an fsync.
     fn publish(&self, message: Message) -> Confirm<Receipt>;
 
-    /// Opens a subscription; the group exists durably when this returns, made or changed as far as [`Provision`] allows.
+    /// Opens a subscription. When this returns, the group exists durably; it is created or changed if [`Provision`]
+    /// allows it.
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>>;
 
-    /// Request and reply.
+    /// The request/reply interface.
     fn requests(&self) -> &dyn Requests;
 
-    /// Dead letters, lag and groups.
+    /// The interface for operators: dead letters, groups and their lag.
     fn admin(&self) -> &dyn Admin;
 
-    /// Settles, flushes and closes. Later calls answer [`ErrorKind::Closed`](crate::ErrorKind::Closed).
+    /// Completes pending settlements and publishes, then closes. Later calls return
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     fn close(&self) -> BoxFuture<'_, Result<()>>;
 }
 
-/// What a transport promises; everything else it must refuse by name.
+/// The features and limits of a transport. It must refuse any other feature with an error that names the feature.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Capabilities {
     /// The scheme: `memory`, `sqlite`, `nats`, `redis`, `rabbitmq`.
     pub name: &'static str,
-    /// Messages survive the end of the process.
+    /// Whether messages survive the end of the process.
     pub persistent: bool,
-    /// Several processes may share it.
+    /// Whether several processes can share it.
     pub shared: bool,
-    /// Strongest class that `publish` can promise.
+    /// The strongest durability that `publish` supports.
     pub max_durability: Durability,
-    /// Class that [`Durability::Default`] stands for.
+    /// The durability that [`Durability::Default`] means.
     pub durability: Durability,
     /// Largest message in bytes ([`Message::size`]).
     pub max_payload: usize,
-    /// How long a dedup id is remembered; zero when unsupported.
+    /// The time for which the transport remembers a dedup id; zero when it does not support deduplication.
     pub dedup_window: Duration,
-    /// `deliver_at` is kept.
+    /// Whether it supports [`Message::deliver_at`].
     pub delayed: bool,
-    /// `expires_at` is kept.
+    /// Whether it supports [`Message::expires_at`].
     pub expiry: bool,
-    /// A new group or a broadcast subscription may start with what was published before it: [`Start::Earliest`], a time
-    /// or a position.
+    /// Whether a new group or a broadcast subscription can start with messages that were published before it:
+    /// [`Start::Earliest`], a time or a position.
     pub replay: bool,
-    /// A pattern's first token may be a wildcard.
+    /// Whether the first token of a pattern can be a wildcard.
     pub cross_topic: bool,
-    /// Members of one keyed group that work at the same time; `1` means the others stand by.
+    /// The number of members of one keyed group that work at the same time; with `1` the other members stand by.
     pub keyed_members: usize,
 }
 
 impl Capabilities {
-    /// A transport that can do nothing special, to be filled in.
+    /// Capabilities without any optional feature, as a starting point for a transport.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
@@ -127,11 +130,12 @@ impl Capabilities {
         }
     }
 
-    /// Refuses a message that the transport cannot keep as asked.
+    /// Checks that the transport can store `message` as requested.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] and [`ErrorKind::Unsupported`], naming what is lacking; [`ErrorKind::InvalidName`] for an
-    /// empty id, a content type that is no header's value, and `ce-` headers of a message that has no `ce-type`.
+    /// [`ErrorKind::TooLarge`]; [`ErrorKind::Unsupported`] with the missing feature in the text;
+    /// [`ErrorKind::InvalidName`] for an empty id, a content type that is not a valid header value, and `ce-` headers
+    /// of a message that is not a binary event (a binary event has `ce-id` and `ce-type`).
     pub fn check(&self, message: &Message) -> Result<()> {
         headers::check(message)?;
         let lacks =
@@ -140,7 +144,7 @@ impl Capabilities {
             return Err(Error::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "the message takes {} bytes, `{}` takes at most {}; send a reference to the data instead, or raise `max_payload`",
+                    "the message has {} bytes, `{}` accepts at most {}; send a reference to the data instead, or raise `max_payload`",
                     message.size(),
                     self.name,
                     self.max_payload
@@ -162,76 +166,78 @@ impl Capabilities {
         Ok(())
     }
 
-    /// Refuses a start of a new group or a broadcast subscription that the transport has no history for.
+    /// Checks that the transport has the history for `start` of a new group or a broadcast subscription.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`], naming the start.
+    /// [`ErrorKind::Unsupported`], with the start in the text.
     pub fn check_start(&self, start: Start) -> Result<()> {
         if self.replay || start == Start::New {
             return Ok(());
         }
         let text = format!(
-            "`{}` keeps no history and cannot start with {start}; a subscription starts there with what is published after it (`Start::New`)",
+            "`{}` keeps no history and cannot start with {start}; use `Start::New`: the subscription receives messages published after it",
             self.name
         );
         Err(Error::new(ErrorKind::Unsupported, text))
     }
 }
 
-/// What the transport says of a stored message.
+/// The transport's report about a published message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Receipt {
-    /// Where it stands in its topic's log, if the transport has one.
+    /// Position of the message in its topic's log, if the transport has a log.
     pub position: Option<Position>,
-    /// The dedup id was known: the earlier message stands, nothing was added.
+    /// Whether the transport already had a message with this dedup id: it keeps that message and stores no new one.
     pub duplicate: bool,
 }
 
 /// A subscription to open.
 #[derive(Clone, Debug)]
 pub struct Subscribe {
-    /// Shared durable work, or everything for oneself.
+    /// A durable group whose members share the messages, or a broadcast that receives every message.
     pub mode: Mode,
-    /// What to receive; any of them. The latest subscription of a group decides for the whole group: what is
-    /// published from then on goes by its filters, what already waits stays.
+    /// The patterns; a message is received if one of them matches its subject. The latest subscription of a group sets
+    /// the patterns of the whole group: they apply to messages published from then on, while messages that already wait
+    /// for the group stay.
     pub filters: Vec<Pattern>,
-    /// Where a *new* group starts; an existing group goes on where it was.
+    /// The message with which a *new* group starts; an existing group continues at its own position.
     pub start: Start,
-    /// How long a delivery stays ours without renewal. The transport renews by itself, also after
-    /// [`Subscription::stop`], until the last clone of the subscription is dropped. From
-    /// [`Subscribe::SHORTEST_LEASE`] to [`LONGEST`](crate::LONGEST): what lies outside counts as the nearest of them,
-    /// but for zero, which is refused.
+    /// The time for which a delivery belongs to this consumer without a renewal. The transport renews the lease
+    /// automatically, also after [`Subscription::stop`], until the last clone of the subscription is dropped. A value
+    /// outside of [`Subscribe::SHORTEST_LEASE`] to [`LONGEST`](crate::LONGEST) is replaced by the nearest of the two;
+    /// zero is refused.
     pub lease: Duration,
-    /// Most unsettled deliveries at a time.
+    /// The highest number of unsettled deliveries at a time.
     pub max_in_flight: usize,
-    /// In order per key, one at a time per key; messages without a key are free. All live members of a group must
-    /// agree on it, or the newcomer is refused with [`ErrorKind::Config`](crate::ErrorKind::Config).
+    /// Whether the group handles the messages of one key in order, one at a time. Messages without a key are not
+    /// ordered. All live members of a group must use the same value; a new member with another value is refused with
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config).
     pub keyed: bool,
 }
 
 impl Subscribe {
-    /// Default lease: a crashed consumer's work moves on within this time.
+    /// The default lease: 30 seconds. Deliveries of a crashed consumer go to another member within this time.
     pub const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 
-    /// A lease that is shorter counts as this one: a renewal must have the time to arrive.
+    /// The shortest lease: 50 milliseconds, so that a renewal can arrive in time. A shorter lease is replaced by it.
     pub const SHORTEST_LEASE: Duration = Duration::from_millis(50);
 
-    /// The subscription as a transport opens it, its lease within bounds.
+    /// Checks the subscription and limits its lease to the allowed range; every transport calls it first.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] without a pattern or with a lease of nothing.
+    /// [`ErrorKind::Config`] without a pattern or with a lease of zero.
     pub fn checked(mut self) -> Result<Self> {
         if self.filters.is_empty() {
             return Err(Error::new(ErrorKind::Config, "a subscription needs at least one pattern"));
         }
         if self.lease.is_zero() {
-            return Err(Error::new(ErrorKind::Config, "a lease must be longer than nothing"));
+            return Err(Error::new(ErrorKind::Config, "a lease must be longer than zero"));
         }
         self.lease = bounds::whole_millis(self.lease).clamp(Self::SHORTEST_LEASE, LONGEST);
         Ok(self)
     }
 
-    /// A durable group over `filters`, starting with what is published from now on.
+    /// A durable group that receives `filters`, and starts with messages published from now on.
     pub fn group(group: Group, filters: impl Into<Vec<Pattern>>) -> Self {
         Self {
             mode: Mode::Group(group),
@@ -243,7 +249,7 @@ impl Subscribe {
         }
     }
 
-    /// An ephemeral subscription that sees every message and settles nothing.
+    /// An ephemeral subscription that receives every matching message and settles none.
     pub fn broadcast(filters: impl Into<Vec<Pattern>>) -> Self {
         Self {
             mode: Mode::Broadcast,
@@ -253,27 +259,28 @@ impl Subscribe {
     }
 }
 
-/// Who shares the work.
+/// Whether a subscription shares its messages with other members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Durable: survives its members, each message handled by one of them.
+    /// A durable consumer group: it exists without members, and one of its members handles each message.
     Group(Group),
-    /// Ephemeral: ends with the subscription; every subscriber sees every message, nothing is settled.
-    /// A subscriber that falls behind a transport's bound loses the oldest and is told by a log line and a metric.
+    /// Ephemeral: it ends with the subscription. Every subscriber receives every message, and messages are not settled.
+    /// A subscriber that falls behind by more than the transport's limit misses the oldest messages; a log line, a
+    /// metric and [`Subscription::missed`] report it.
     Broadcast,
 }
 
-/// Where a new group or a broadcast subscription starts.
+/// The message with which a new group or a broadcast subscription starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
-    /// With what is published after the group first existed.
+    /// With the first message published after the group was created.
     #[default]
     New,
-    /// With the oldest message still kept.
+    /// With the oldest message that is still stored.
     Earliest,
-    /// With the first message stored at or after this time; a time to come is as [`Start::New`].
+    /// With the first message stored at or after this time; a time in the future has the effect of [`Start::New`].
     Time(Timestamp),
-    /// With this position.
+    /// With the message at this position.
     Position(Position),
 }
 
@@ -288,7 +295,7 @@ impl fmt::Display for Start {
     }
 }
 
-/// A short random name for this process's end of a subscription.
+/// A short random consumer name for one subscription of this process: process id and a random number.
 #[allow(dead_code, reason = "each broker folder may be compiled out")]
 pub(crate) fn consumer_name() -> SmolStr {
     SmolStr::new(format!("{}-{:08x}", std::process::id(), fastrand::u32(..)))

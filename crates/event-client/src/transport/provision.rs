@@ -1,4 +1,4 @@
-//! Who may create and change what messages are stored in.
+//! The `provision` option: whether a connection may create and change streams, queues and groups.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,26 +7,27 @@ use super::{Action, Change};
 use crate::error::{Error, ErrorKind, Result};
 use crate::url::BusUrl;
 
-/// What a connection may do to streams, queues and groups: option `provision` of every URL, `EVENT_BUS_PROVISION`.
+/// Permission of a connection to create and change streams, queues and groups: the option `provision` of every URL, or
+/// `EVENT_BUS_PROVISION`.
 ///
-/// | | missing | stored with other settings | group with other filters |
+/// | | object is missing | object has different settings | group has different filters |
 /// |---|---|---|---|
-/// | `off` | [`NotFound`](ErrorKind::NotFound) | not looked at | its own stay |
+/// | `off` | [`NotFound`](ErrorKind::NotFound) | not compared | keeps its filters |
 /// | `verify` | [`NotFound`](ErrorKind::NotFound) | refused with the difference | refused with the difference |
-/// | `create` | created | refused with the difference | follow the subscription |
-/// | `update` | created | updated, where that is possible | follow the subscription |
+/// | `create` | created | refused with the difference | takes those of the subscription |
+/// | `update` | created | updated, where that is possible | takes those of the subscription |
 ///
-/// Whatever it says, nothing durable is ever deleted by it: only an operator's command does that.
+/// No setting permits the deletion of a durable object: only an operator's command deletes one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Provision {
-    /// Uses what is there and looks at nothing else.
+    /// Uses the existing objects without comparing them.
     Off,
-    /// Looks whether all is there as it should be; changes nothing.
+    /// Compares the existing objects with the required ones; changes nothing.
     Verify,
-    /// Creates what is missing.
+    /// Creates missing objects.
     #[default]
     Create,
-    /// Creates what is missing and changes what differs.
+    /// Creates missing objects and changes different ones.
     Update,
 }
 
@@ -36,17 +37,17 @@ impl Provision {
         Ok(url.take("provision", "off, verify, create or update")?.unwrap_or_default())
     }
 
-    /// Whether what is missing may be created.
+    /// Whether missing objects may be created.
     pub fn creates(self) -> bool {
         matches!(self, Self::Create | Self::Update)
     }
 
-    /// Whether what is there is compared with what is wanted.
+    /// Whether existing objects are compared with the required ones.
     pub fn compares(self) -> bool {
         self != Self::Off
     }
 
-    /// The word of the option.
+    /// The value of the URL option.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -56,11 +57,11 @@ impl Provision {
         }
     }
 
-    /// Whether to make the change that a subscription needs of its group.
+    /// Decides whether to make the change to the group that a subscription requires.
     ///
-    /// Its patterns and the order of its keys are the application's own words, not settings of a store, so `create`
-    /// lets them follow the code. `off` leaves its patterns as they are, but never takes a group whose keys are
-    /// treated otherwise: what the handler relies on would not hold.
+    /// The application defines the patterns and the order per key; they are not settings of a store. Therefore `create`
+    /// also changes them to those of the subscription. `off` keeps the group's patterns, but refuses a group whose
+    /// `keyed` setting differs: the handler relies on that order.
     pub(crate) fn group(self, change: Option<&Change>) -> Result<bool> {
         let Some(change) = change else { return Ok(false) };
         match (change.action, self) {
@@ -74,21 +75,21 @@ impl Provision {
         }
     }
 
-    /// Refuses to create `object`, which does not exist.
+    /// The error for `object`, which does not exist and may not be created.
     pub(crate) fn missing(self, object: impl fmt::Display) -> Error {
         Error::new(
             ErrorKind::NotFound,
-            "it does not exist and `provision` does not allow to create it; run `backbone topology apply`, or connect with `provision=create`",
+            "the object does not exist and `provision` does not allow creating it; run `backbone topology apply`, or connect with `provision=create`",
         )
         .with("missing", object)
         .with("provision", self.as_str())
     }
 
-    /// Refuses to use `object`, which differs from what is wanted.
+    /// The error for `object`, which differs from the required one and may not be changed.
     pub(crate) fn differs(self, object: impl fmt::Display, difference: impl fmt::Display) -> Error {
         Error::new(
             ErrorKind::Config,
-            "it exists with other settings; see `backbone topology plan`, then change the settings here, or connect with `provision=update`",
+            "the object exists with different settings; run `backbone topology plan`, then change the settings here, or connect with `provision=update`",
         )
         .with("differs", object)
         .with("difference", difference)

@@ -1,4 +1,4 @@
-//! Request and reply: one member of a service answers, at once or in several frames.
+//! Request and reply: one member of a service replies to each request, with one frame or with several.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,33 +16,33 @@ use crate::message::{Headers, Message};
 use crate::status::Status;
 use crate::subject::Subject;
 
-/// The call door of a transport.
+/// The request/reply interface of a transport.
 ///
-/// Requests are not stored: they live in memory or, where another process must see them, no longer than their
-/// deadline. Members of a service share requests evenly.
+/// Requests are not stored durably: they are in memory or, where another process must read them, stored until their
+/// deadline. The members of a service share the requests evenly.
 pub trait Requests: Send + Sync {
     /// Sends `request` to one member that serves its subject.
     ///
-    /// Must answer [`ErrorKind::NoResponder`](crate::ErrorKind::NoResponder) at once when nobody serves it, and must carry `within`
-    /// to the server. Dropping the replies tells the server that nobody waits any more. When `within` has passed
-    /// the replies must end with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout); when the server lets go of the request or
-    /// goes away before the last frame, with [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
+    /// Must return [`ErrorKind::NoResponder`](crate::ErrorKind::NoResponder) at once when no member serves the subject,
+    /// and must send `within` to the server. Dropping the replies cancels the request at the server. When `within` has
+    /// passed, the replies must end with [`ErrorKind::Timeout`](crate::ErrorKind::Timeout); when the server drops the
+    /// request or ends before the last frame, with [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>>;
 
-    /// Serves subjects as one member of a service until the returned value is dropped or stopped.
+    /// Serves subjects as one member of a service until the returned receiver is closed or dropped.
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>>;
 }
 
-/// What to serve.
+/// The service and the subjects that a member serves.
 #[derive(Clone, Debug)]
 pub struct Serve {
     /// The service's name, shared by its members.
     pub service: SmolStr,
-    /// The service's version, for tools that list services: a semantic version; without one `0.0.0` is told.
+    /// The service's version, for tools that list services: a semantic version; `None` is reported as `0.0.0`.
     pub version: Option<SmolStr>,
-    /// The subjects it answers.
+    /// The subjects that it serves.
     pub subjects: Vec<Subject>,
-    /// Most requests taken at a time; beyond it callers wait for another member or for their deadline.
+    /// The highest number of requests handled at a time; further callers wait for another member or for their deadline.
     pub max_in_flight: usize,
 }
 
@@ -53,33 +53,34 @@ impl Serve {
     }
 }
 
-/// One frame of an answer.
+/// One frame of a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frame {
-    /// Status code and text of an error travel here.
+    /// Headers; they contain the status code and text of an error.
     pub headers: Headers,
     /// MIME type of `payload`.
     pub content_type: SmolStr,
-    /// The bytes.
+    /// The body.
     pub payload: Bytes,
-    /// Nothing comes after it.
+    /// Whether it is the last frame of the reply.
     pub last: bool,
 }
 
 impl Frame {
-    /// Ends an answer without an error and without a value.
+    /// A last frame without an error and without a value.
     pub(crate) fn end() -> Self {
         Self { headers: Headers::new(), content_type: SmolStr::default(), payload: Bytes::new(), last: true }
     }
 
-    /// Ends an answer with a status.
+    /// A last frame with a status.
     pub(crate) fn status(status: &Status) -> Self {
         let mut frame = Self::end();
         Status::write(status.code, &status.message, &mut frame.headers);
         frame
     }
 
-    /// Bytes it takes in a transport's buffer: payload, headers and names, as [`Message::size`] counts them.
+    /// The number of bytes it takes in a transport's buffer: payload, content type and headers, as [`Message::size`]
+    /// counts them.
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.content_type.len()
@@ -87,19 +88,19 @@ impl Frame {
     }
 }
 
-/// The frames of one answer, in order. Ends after the last frame; an early end means that the server went away.
+/// The frames of one reply, in order. It ends after the last frame; an earlier end means that the server has ended.
 pub struct Replies {
     frames: mpsc::Receiver<Result<Frame>>,
     _guard: Option<tokio_util::sync::DropGuard>,
 }
 
 impl Replies {
-    /// Frames from `frames`; `gone` is cancelled when the caller stops waiting.
+    /// Replies with the frames from `frames`; `gone` is cancelled when the caller drops the replies.
     pub fn new(frames: mpsc::Receiver<Result<Frame>>, gone: Option<CancellationToken>) -> Self {
         Self { frames, _guard: gone.map(CancellationToken::drop_guard) }
     }
 
-    /// The next frame; `None` after the last.
+    /// Waits for the next frame; `None` after the last.
     pub async fn next(&mut self) -> Option<Result<Frame>> {
         self.frames.recv().await
     }
@@ -111,21 +112,21 @@ impl fmt::Debug for Replies {
     }
 }
 
-/// A request in a server's hands.
+/// A request that a server has received.
 #[derive(Debug)]
 pub struct IncomingRequest {
     /// The request.
     pub message: Arc<Message>,
-    /// What is left of the caller's patience on arrival.
+    /// The time from the arrival of the request to the caller's deadline.
     pub within: Duration,
-    /// Answers it.
+    /// Sends the reply.
     pub responder: Responder,
 }
 
-/// Sends the frames of one answer. Dropped before the last frame, it answers with an error by itself.
+/// Sends the frames of one reply. Dropping it before the last frame ends the reply with an error.
 ///
-/// A frame that is larger than the bus takes ends the answer: the caller gets the status `RESOURCE_EXHAUSTED` at
-/// once, and the sender [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge).
+/// A frame that is larger than the transport's limit ends the reply: the caller receives the status
+/// `RESOURCE_EXHAUSTED` at once, and the sender receives [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge).
 pub struct Responder {
     respond: Option<Box<dyn Respond>>,
     gone: CancellationToken,
@@ -133,36 +134,35 @@ pub struct Responder {
     refused: Option<Status>,
 }
 
-/// The transport's side of a [`Responder`].
+/// The sending interface behind a [`Responder`], which a transport implements.
 pub trait Respond: Send + Sync + 'static {
-    /// Sends a frame. After one with `last` no other follows. The confirmation comes when the transport has room
-    /// for another frame: a sender that does not wait for it may be refused with
-    /// [`ErrorKind::Full`](crate::ErrorKind::Full).
+    /// Sends a frame. No frame follows one with `last`. The confirmation resolves when the transport has room for
+    /// another frame: a frame that is sent earlier may be refused with [`ErrorKind::Full`](crate::ErrorKind::Full).
     fn send(&mut self, frame: Frame) -> Confirm<()>;
 
-    /// The server dropped the request without finishing its answer.
+    /// Called when the server drops the request before the last frame of its reply.
     fn abandoned(&mut self);
 }
 
 impl Responder {
-    /// A responder of frames of at most `largest` bytes; `gone` is cancelled when the caller no longer waits.
+    /// A responder for frames of at most `largest` bytes; `gone` is cancelled when the caller no longer waits.
     pub fn new(respond: Box<dyn Respond>, gone: CancellationToken, largest: usize) -> Self {
         Self { respond: Some(respond), gone, largest, refused: None }
     }
 
-    /// Bounds its frames anew.
+    /// Changes the largest frame size in bytes.
     pub(crate) fn set_largest(&mut self, bytes: usize) {
         self.largest = bytes;
     }
 
-    /// Whether the bus takes a frame of this size.
+    /// Checks the size of a frame.
     pub(crate) fn check(&self, frame: &Frame) -> Result<()> {
         let bytes = frame.size();
         if bytes <= self.largest {
             return Ok(());
         }
         let text = format!(
-            "the answer takes {bytes} bytes, the bus takes at most {}; answer in chunks or with a reference to the data, or raise `max_payload`",
+            "the reply has {bytes} bytes, the bus accepts at most {}; reply in chunks or with a reference to the data, or raise `max_payload`",
             self.largest
         );
         Err(Error::new(ErrorKind::TooLarge, text).during("reply"))
@@ -185,12 +185,12 @@ impl Responder {
         confirm
     }
 
-    /// The status that ended the answer instead of a frame that was too large.
+    /// The status that ended the reply instead of a frame that was too large.
     pub(crate) fn refused(&self) -> Option<&Status> {
         self.refused.as_ref()
     }
 
-    /// Cancelled when the caller has gone or its deadline has passed.
+    /// Cancelled when the caller no longer waits or its deadline has passed.
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }

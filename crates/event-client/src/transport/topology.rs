@@ -1,4 +1,4 @@
-//! What services need to stand on a bus, and what is missing there.
+//! The topics and groups that services require of a bus, and the differences from the existing ones.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Pattern, Subject};
 
-/// The topics and groups that services need, as data: a service [tells its own](crate::service::Service::topology),
-/// `backbone topology plan|apply` reads it as JSON.
+/// The topics and groups that services require. A service [returns its own](crate::service::Service::topology), and
+/// `backbone topology plan|apply` reads them as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Topology {
-    /// Topics beside those of the groups, such as the ones only published to: `orders`.
+    /// Topics in addition to those of the groups, for example topics that services only publish to: `orders`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topics: Vec<SmolStr>,
     /// The durable groups.
@@ -24,7 +24,7 @@ pub struct Topology {
     pub groups: Vec<GroupNeed>,
 }
 
-/// A durable group that a service needs.
+/// A durable group that a service requires.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNeed {
@@ -32,10 +32,10 @@ pub struct GroupNeed {
     pub group: SmolStr,
     /// The patterns that it receives.
     pub filters: Vec<SmolStr>,
-    /// In order per key.
+    /// Whether the group handles the messages of one key in order, one at a time.
     #[serde(default)]
     pub keyed: bool,
-    /// The lease in milliseconds; brokers that keep it with the group need to know it.
+    /// The lease in milliseconds, for brokers that store it with the group.
     #[serde(default = "default_lease")]
     pub lease_ms: u64,
 }
@@ -45,7 +45,7 @@ fn default_lease() -> u64 {
 }
 
 impl Topology {
-    /// What `spec` needs; nothing for a broadcast.
+    /// Adds the group of `spec`; a broadcast needs no group.
     pub fn add(&mut self, spec: &Subscribe) {
         let Mode::Group(group) = &spec.mode else { return };
         self.groups.push(GroupNeed {
@@ -56,7 +56,7 @@ impl Topology {
         });
     }
 
-    /// The groups as subscriptions that start with what is new.
+    /// The groups as subscriptions that start with new messages.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidName`] for a topic, pattern or group that breaks the rules, [`ErrorKind::Config`] for a
@@ -88,33 +88,34 @@ impl Topology {
     }
 }
 
-/// One object that differs from what is needed.
+/// One object that is missing or differs from the required one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Change {
-    /// What it is, in the broker's own words: `stream EVT_orders`.
+    /// The object in the broker's terms: `stream EVT_orders`.
     pub object: String,
-    /// What is to be done.
+    /// The action that `apply` takes.
     pub action: Action,
-    /// The settings concerned; all of them for an object to create.
+    /// The settings that differ; all settings for an object to create.
     pub differences: Vec<Difference>,
 }
 
-/// What is to be done with an object.
+/// The action that `apply` takes for an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Action {
-    /// It is missing.
+    /// It is missing and is created.
     Create,
-    /// It differs and can be changed where it stands.
+    /// It differs and is changed in place.
     Update,
-    /// It differs in what cannot be changed: an operator must delete it first, and then it is created anew.
+    /// It differs in a setting that cannot be changed: an operator must delete it first, and then `apply` creates it.
     Blocked,
 }
 
-/// What a group lacks of what `spec` asks, where `is` has its patterns and whether it is keyed; `None` when nothing.
-/// For transports that keep just these two with a group.
+/// The change that `spec` requires of its group. `is` has the group's patterns and its `keyed` setting, or is `None`
+/// for a missing group. Returns `None` when nothing differs. For transports that store only these two settings with a
+/// group.
 pub(crate) fn compare_group(spec: &Subscribe, is: Option<(&[Pattern], bool)>) -> Option<Change> {
     let Mode::Group(group) = &spec.mode else { return None };
     let words = |patterns: &[Pattern]| patterns.iter().map(Pattern::as_str).collect::<Vec<_>>().join(" ");
@@ -135,23 +136,23 @@ pub(crate) fn compare_group(spec: &Subscribe, is: Option<(&[Pattern], bool)>) ->
 /// One setting of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
-    /// Its name, as the broker spells it.
+    /// The name of the setting at the broker.
     pub setting: String,
-    /// What it is; `None` when there is none.
+    /// The existing value; `None` when there is none.
     pub is: Option<String>,
-    /// What it should be.
+    /// The required value.
     pub wanted: String,
 }
 
 impl Difference {
-    /// A setting that is not what it should be.
+    /// A setting whose value differs from the required one.
     pub fn new(setting: impl Into<String>, is: Option<String>, wanted: impl Into<String>) -> Self {
         Self { setting: setting.into(), is, wanted: wanted.into() }
     }
 }
 
 impl Change {
-    /// A change of `object`.
+    /// A change to `object`.
     pub fn new(object: impl Into<String>, action: Action, differences: Vec<Difference>) -> Self {
         Self { object: object.into(), action, differences }
     }
@@ -166,7 +167,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// `stream EVT_orders (max_age: 0 -> 7d)`, for an error or a log line.
+/// Writes `stream EVT_orders (max_age: 0 -> 7d)`, for an error or a log line.
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} (", self.object)?;

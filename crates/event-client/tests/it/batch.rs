@@ -1,4 +1,4 @@
-//! Batch handlers: how batches form, and how each item is settled.
+//! Tests batch handlers: the size of the batches, and the settlement of each item.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -157,7 +157,7 @@ async fn a_panic_is_every_items_panic_and_the_next_batch_runs() {
 async fn keyed_batches_hold_one_item_of_a_key_and_keep_its_order() {
     async fn flaky(State(seen): State<Seen>, batch: Batch<OrderPlaced>) -> Vec<Outcome> {
         let outcome = |cents: i64, attempt: u32| {
-            // Every third fails at first: what follows it under the same key has to wait.
+            // Every third item fails at first: the next item of the same key has to wait.
             if cents % 3 == 0 && attempt == 1 { Outcome::retry("once") } else { Outcome::Ack }
         };
         let outcomes: Vec<_> =
@@ -217,7 +217,7 @@ async fn draining_does_not_sit_out_the_wait() {
         Service::new("store").on_batch(store, 100, Duration::from_secs(3600)).with_state(seen.clone());
     let mut t = TestBus::start(service).await;
     publish(&t, 0..3).await;
-    // The paused clock moves when every worker waits: so they have all taken their message.
+    // The paused clock advances only when every worker waits: so each has taken its message.
     tokio::time::sleep(Duration::from_millis(1)).await;
     let start = Instant::now();
     t.stop().await.unwrap();

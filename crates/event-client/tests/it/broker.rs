@@ -1,4 +1,5 @@
-//! What the tests of each broker start from: a bus by its URL, a message, a group.
+//! Helpers that the tests of all brokers share: opening a bus by its URL, messages, groups, and common
+//! checks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +24,7 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn Transport>> {
     transport::open(url.parse()?).await
 }
 
-/// Opening it must be refused as `kind`, and say `word`.
+/// Checks that opening the URL is refused with `kind`, and that the error's text contains `word`.
 pub(crate) async fn refused(url: &str, kind: ErrorKind, word: &str) {
     let error = open(url).await.expect_err("it should be refused");
     assert_eq!(error.kind(), kind, "{error:?}");
@@ -34,7 +35,7 @@ pub(crate) fn message(subject: &str, text: &str) -> Message {
     Message::new(Subject::new(subject).expect("a subject"), "text/plain", text.to_owned())
 }
 
-/// A group that takes a few messages ahead.
+/// A group with room for eight unsettled deliveries.
 pub(crate) fn group(name: &str, pattern: &str) -> Subscribe {
     let mut spec =
         Subscribe::group(Group::new(name).expect("a group"), [Pattern::new(pattern).expect("a pattern")]);
@@ -42,10 +43,11 @@ pub(crate) fn group(name: &str, pattern: &str) -> Subscribe {
     spec
 }
 
-/// What a handler of plain data saw: the key for its effects, the attributes, the event.
+/// A record from a handler of plain data: the idempotency key, the attributes, the event.
 pub(crate) type Taken = (String, Meta, OrderPlaced);
 
-/// A service that takes plain data: what comes first is handed back, fails once, and is handled then.
+/// Starts a service that takes plain data: it releases the first delivery, retries the second, and
+/// acknowledges the later ones.
 pub(crate) async fn plain_service(bus: &Arc<dyn Transport>) -> (Running, UnboundedReceiver<Taken>) {
     #[derive(Clone)]
     struct Seen(UnboundedSender<Taken>, Arc<AtomicU32>);
@@ -69,7 +71,7 @@ pub(crate) async fn plain_service(bus: &Arc<dyn Transport>) -> (Running, Unbound
     (service.with_state(Seen(seen, Arc::default())).start().await.expect("started"), taken)
 }
 
-/// The deliveries of one message of a plain client: all of them the same event.
+/// Checks that all deliveries of one message of a plain client are the same event, and returns it.
 pub(crate) async fn same_event(taken: &mut UnboundedReceiver<Taken>, deliveries: usize) -> Taken {
     let first = taken.recv().await.expect("a delivery");
     for _ in 1..deliveries {
@@ -80,21 +82,21 @@ pub(crate) async fn same_event(taken: &mut UnboundedReceiver<Taken>, deliveries:
     first
 }
 
-/// Publishes a message of this subject, which the subscription must get next, and acknowledges it.
+/// Publishes a message of this subject, which must be the subscription's next delivery, and acknowledges it.
 pub(crate) async fn passes(bus: &Arc<dyn Transport>, subscription: &Subscription, subject: &str, text: &str) {
     bus.publish(message(subject, text)).await.expect("confirmed");
     gets(subscription, text).await;
 }
 
-/// The next delivery must have this text; it is acknowledged.
+/// Checks that the next delivery has this text, and acknowledges it.
 pub(crate) async fn gets(subscription: &Subscription, text: &str) {
     let delivery = subscription.next().await.expect("a delivery");
     assert_eq!(String::from_utf8_lossy(&delivery.message().payload), text);
     delivery.ack().await.expect("acknowledged");
 }
 
-/// What a service does over its bus: a group and a keyed group, a retry, a dead letter that is replayed, a delayed
-/// message, a broadcast, a request, and `doctor`.
+/// Runs a service's operations over its bus: a group and a keyed group, a retry, a dead letter that is
+/// replayed, a delayed message, a broadcast, a request, and `doctor`.
 pub(crate) async fn does_everything(bus: &Arc<dyn Transport>) {
     let plain = bus.subscribe(group("plain", "orders.>")).await.expect("a group");
     let mut spec = group("keyed", "orders.>");
@@ -145,7 +147,7 @@ pub(crate) async fn does_everything(bus: &Arc<dyn Transport>) {
     assert_eq!(bus.admin().groups().await.expect("listed").len(), 2);
 }
 
-/// A user of the namespace `backbone` is denied another one.
+/// Checks that a user of the namespace `backbone` is denied access to another namespace.
 pub(crate) async fn keeps_to_its_namespace(url: &str) {
     let error = match open(&format!("{url}?namespace=other")).await {
         Ok(bus) => bus.publish(message("orders.placed", "x")).await.expect_err("not its namespace"),
@@ -154,32 +156,33 @@ pub(crate) async fn keeps_to_its_namespace(url: &str) {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
 }
 
-/// The text between two others on an operator's page, as it is printed there.
+/// Returns the text between two others on an operator's page, as it is printed there.
 pub(crate) fn printed<'a>(page: &'a str, before: &str, after: &str) -> &'a str {
     let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("the page lacks {before:?}"));
     rest.split_once(after).map_or(rest, |(text, _)| text).trim()
 }
 
-/// Waits until a subscription says what is wrong with it, in this word.
+/// Waits until a subscription's health reports a problem whose text contains `word`.
 pub(crate) async fn suffers(subscription: &Subscription, word: &str) {
     let mut health = subscription.health();
     let told = |health: &Health| matches!(health, Health::Rebuilding(why) if why.contains(word));
-    health.wait_for(told).await.expect("it goes on");
+    health.wait_for(told).await.expect("not ended");
 }
 
-/// Waits until a subscription makes progress.
+/// Waits until a subscription's health is live.
 pub(crate) async fn recovers(subscription: &Subscription) {
-    subscription.health().wait_for(|health| *health == Health::Live).await.expect("it goes on");
+    subscription.health().wait_for(|health| *health == Health::Live).await.expect("not ended");
 }
 
-/// What a plan says of the needs of this subscription.
+/// Returns the changes that a plan lists for this subscription.
 pub(crate) async fn planned(bus: &Arc<dyn Transport>, spec: &Subscribe) -> Vec<Change> {
     let mut topology = Topology::default();
     topology.add(spec);
     bus.admin().plan(topology).await.expect("a plan")
 }
 
-/// The plan must name this object, and `apply` must make it so.
+/// Checks that the plan names this object, that `apply` makes the change, and that nothing is planned
+/// afterwards.
 pub(crate) async fn is_planned_and_applied(bus: &Arc<dyn Transport>, spec: &Subscribe, object: &str) {
     let changes = planned(bus, spec).await;
     assert!(changes.iter().any(|change| change.object.contains(object)), "{changes:?}");

@@ -1,4 +1,4 @@
-//! The events that the tests send around.
+//! The event types that the tests publish and receive.
 
 use event_client::Event;
 use event_client::event::JsonSchema;

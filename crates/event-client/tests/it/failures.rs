@@ -1,4 +1,4 @@
-//! The log line of a failure names the event, the flow and the trace that it belongs to, whatever failed.
+//! Tests that the log line of any failure names the event, the flow and the trace that it belongs to.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -20,7 +20,7 @@ use tracing_subscriber::layer::{Context as Scope, SubscriberExt};
 use crate::events::{OrderPlaced, placed};
 use crate::requests::{GetQuote, Quote, memory, sku};
 
-/// What is logged, by field.
+/// Collects log lines as maps of field and value.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<BTreeMap<String, String>>>>);
 
@@ -44,10 +44,11 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Lines {
 }
 
 impl Lines {
-    /// Listens on this thread: on a runtime of one thread that is everything.
+    /// Collects the log lines of this thread: with a runtime of one thread these are all lines of the test.
     pub(crate) fn listen() -> (Self, tracing::subscriber::DefaultGuard) {
-        // With a single subscriber alive, `tracing` decides by the thread that happens to ask, which may be another
-        // test's, and a line is never seen again. Two that stay alive keep it from that.
+        // With a single subscriber alive, `tracing` caches its interest by the thread that happens to query
+        // it, which may be another test's, and then a line is never recorded. Two subscribers that stay alive
+        // prevent that.
         static KEPT: std::sync::LazyLock<[tracing::Dispatch; 2]> =
             std::sync::LazyLock::new(|| [(); 2].map(|()| tracing_subscriber::registry().into()));
         std::sync::LazyLock::force(&KEPT);
@@ -56,7 +57,7 @@ impl Lines {
         (lines, guard)
     }
 
-    /// The lines whose message has this in it, once there are so many.
+    /// Waits for exactly `count` lines whose message contains `text`, and returns them.
     pub(crate) async fn with(&self, text: &str, count: usize) -> Vec<BTreeMap<String, String>> {
         loop {
             let found: Vec<_> = self
@@ -85,7 +86,7 @@ fn flow() -> Context {
     }
 }
 
-/// The line is about this event of this flow.
+/// Checks that the line names this event of this flow.
 #[track_caller]
 fn belongs(line: &BTreeMap<String, String>, event: &str, flow: &Context) {
     let field = |name: &str| line.get(name).map(String::as_str);
@@ -95,7 +96,7 @@ fn belongs(line: &BTreeMap<String, String>, event: &str, flow: &Context) {
     assert_eq!(field("span_id").map(str::len), Some(16), "{line:#?}");
 }
 
-/// A second attempt, at once, and no third.
+/// A policy with two attempts and no delay.
 fn twice() -> RetryPolicy {
     RetryPolicy::attempts(2).backoff(Duration::ZERO, Duration::ZERO)
 }
@@ -160,7 +161,7 @@ async fn what_cannot_be_decoded_is_logged_with_what_is_left_of_its_envelope() {
             "correlationid": "the-flow", "traceparent": flow.trace.to_string(), "data": data,
         })
     };
-    // Data that does not fit, and an envelope that lacks an attribute.
+    // Data that does not match the type, and an envelope that lacks an attribute.
     let mut broken = attributes(json!({ "order_id": 1, "cents": 1 }));
     broken.as_object_mut().unwrap().remove("source");
     for (count, body) in [attributes(json!({ "order_id": "one" })), broken].into_iter().enumerate() {
@@ -169,7 +170,7 @@ async fn what_cannot_be_decoded_is_logged_with_what_is_left_of_its_envelope() {
         bus.transport().publish(message).await.unwrap();
         belongs(&lines.with(DEAD, count + 1).await[count], "the-order", &flow);
     }
-    // Nothing is left of this one but the message's own id.
+    // This payload yields no attributes: only the message's own id remains.
     let message =
         Message::new(Subject::new(OrderPlaced::SUBJECT).unwrap(), "application/cloudevents+json", "{");
     let id = message.id.to_string();

@@ -1,4 +1,4 @@
-//! Layers around handlers of events, around handlers of requests, and around requests going out.
+//! Tests layers around event handlers, request handlers and outgoing requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use crate::requests::{GetQuote, Quote, memory, sku};
 
 const GROUP: &str = "billing.orders.placed";
 
-/// What a handler does, and how often it was asked.
+/// Configures the handlers' result, and counts their calls.
 #[derive(Clone, Default)]
 struct Bank(Arc<BankState>);
 
@@ -64,7 +64,7 @@ async fn quote(State(bank): State<Bank>, Req(_): Req<GetQuote>) -> Result<Quote,
     bank.ask().await.map(|()| Quote { cents: 1 }).map_err(Status::unavailable)
 }
 
-/// The same, but not to be repeated.
+/// The same request, but not idempotent.
 #[derive(Request, Serialize, Deserialize)]
 #[request(name = "pricing.book", reply = Quote)]
 struct Book {}
@@ -119,7 +119,7 @@ async fn a_timeout_around_a_request_handler_answers_deadline_exceeded() {
         CallError::Status(status) => assert_eq!(status.code, Code::DeadlineExceeded),
         other => panic!("{other:?}"),
     }
-    // On the caller's side it is the caller's deadline.
+    // On the caller's side the layer's timeout is the call's deadline.
     let client = bus.client().layer(Timeout::new(Duration::from_millis(500)));
     let start = Instant::now();
     let error = client.request(sku("tea")).await.unwrap_err();
@@ -154,7 +154,8 @@ async fn requests_are_repeated_only_when_that_is_harmless() {
     assert_eq!(bank.calls(), 4, "not declared idempotent");
     service.drain().await.unwrap();
 
-    // Nobody there: certain that nothing was done, so anything may be asked again; here somebody comes.
+    // Without a responder it is certain that nothing was done, so any request may be retried; here a
+    // responder starts later.
     bank.down(false);
     let client =
         bus.client().layer(Retry::attempts(10).backoff(Duration::from_secs(1), Duration::from_secs(1)));
@@ -164,7 +165,7 @@ async fn requests_are_repeated_only_when_that_is_harmless() {
         service.start().await.unwrap()
     });
     answer.unwrap();
-    // The same around the service: one answer for three attempts.
+    // The same layer around the service: one reply after three attempts.
     let before = bank.calls();
     bank.down(true);
     let other = memory();
@@ -222,7 +223,7 @@ async fn an_open_circuit_refuses_requests_at_once_on_either_side() {
     assert!(refused.to_string().contains("circuit"), "{refused}");
     assert_eq!(serving.state("pricing.get-quote.v1").as_str(), "open");
 
-    // The caller's own circuit counts the refusals too, then spares the bus.
+    // The caller's own circuit breaker counts the refusals too, and then makes no more calls on the bus.
     let asking = CircuitBreaker::new().named("pricing");
     let client = bus.client().layer(asking.clone());
     for _ in 0..5 {
@@ -314,7 +315,7 @@ async fn a_message_that_was_handled_is_not_handled_again() {
     t.until_idle().await;
     assert_eq!(bank.calls(), 2, "forgotten after its time");
 
-    // What failed was not handled: neither a retry nor a replay is skipped.
+    // A failed message was not handled: neither a retry nor a replay is skipped.
     bank.down(true);
     t.bus().publish(placed(2)).id("another").await.unwrap();
     t.until_idle().await;

@@ -1,4 +1,4 @@
-//! Integration tests of the library: one binary, one module a subject.
+//! The library's integration tests: one binary, one module per subject.
 
 mod batch;
 mod broker;

@@ -1,4 +1,5 @@
-//! The service layer on memory: what becomes of each outcome, and how services start and stop.
+//! Tests the service layer on the memory transport: the effect of each outcome, and how services start and
+//! stop.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,7 +18,7 @@ use crate::events::{OrderPaid, OrderPlaced, placed};
 
 const GROUP: &str = "billing.orders.placed";
 
-/// What handlers saw, in order.
+/// The orders that handlers received, in order.
 type Seen = Arc<Mutex<Vec<u64>>>;
 
 async fn see(State(seen): State<Seen>, Msg(order): Msg<OrderPlaced>) {

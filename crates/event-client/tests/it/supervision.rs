@@ -1,4 +1,4 @@
-//! A service whose library's tasks die: it goes on, or says that it cannot.
+//! Tests services when the library's tasks die: the service continues, or reports that it cannot.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ async fn a_service_ends_with_an_error_when_its_bus_cannot_go_on() {
     let (seen, mut told) = mpsc::unbounded_channel();
     let service = Service::new("billing").bus(bus.clone()).on(note).with_state(seen);
     let running = tokio::spawn(service.run_until(std::future::pending()));
-    // Published until the group is there.
+    // Published until the group exists.
     while told.try_recv().is_err() {
         bus.publish(OrderPlaced { order_id: 1, cents: 1 }).await.expect("stored");
         tokio::task::yield_now().await;
@@ -69,7 +69,7 @@ async fn draining_says_that_settlements_were_lost() {
     bus.publish(OrderPlaced { order_id: 1, cents: 1 }).await.expect("stored");
     drop(begun.acquire().await);
     assert_eq!(kill("sqlite writer"), 1);
-    // The dying task lets go of the bus before the handler is done.
+    // The dying task closes the bus before the handler is done.
     while bus.publish(OrderPlaced { order_id: 2, cents: 1 }).await.is_ok() {}
     go.add_permits(1);
     let error = running.drain().await.expect_err("the acknowledgement was lost");
@@ -77,7 +77,7 @@ async fn draining_says_that_settlements_were_lost() {
     assert!(error.to_string().contains("settlements=1"), "{error}");
 }
 
-/// The service's own bound may be anything.
+/// The service's drain timeout may have any length.
 #[tokio::test]
 async fn a_drain_of_any_length_ends() {
     for bound in [std::time::Duration::ZERO, std::time::Duration::from_nanos(1), std::time::Duration::MAX] {
@@ -88,7 +88,7 @@ async fn a_drain_of_any_length_ends() {
         bus.publish(OrderPlaced { order_id: 1, cents: 1 }).await.expect("stored");
         assert_eq!(told.recv().await, Some(1));
         let drained = running.drain().await;
-        // Without time even an idle worker may be given up.
+        // With no time, a drain may abandon even an idle worker.
         assert!(drained.is_ok() || bound < std::time::Duration::MAX, "{drained:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the trace and metrics layers say about a message, read as a recorder and a subscriber read it.
+//! Tests the trace and metrics layers through a metrics recorder and a tracing subscriber.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -163,8 +163,8 @@ fn every_event_is_counted_and_timed_by_how_its_handling_ended() {
     assert_eq!(value(telemetry::IN_FLIGHT, ""), 0.0);
 }
 
-/// One message of a group waits, one is taken, one waits for a retry, one is dead: each gauge tells its own. A group
-/// that is deleted falls to 0.
+/// Of one group, one message waits, one is taken, one waits for a retry, one is dead: each gauge has its own
+/// value. The gauges of a deleted group fall to 0.
 #[test]
 fn the_lag_of_a_group_is_exported() {
     let recorded = Recorded::default();
@@ -194,7 +194,8 @@ fn the_lag_of_a_group_is_exported() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let (waiting, in_flight) = (gauge(telemetry::GROUP_WAITING), gauge(telemetry::GROUP_IN_FLIGHT));
-            // The retry counts as waiting. The fourth message has room, too: it is delivered and not looked at.
+            // The retry counts as waiting. The fourth message uses free credit, too: it is delivered and not
+            // handled.
             assert_eq!((waiting, in_flight), (Some(1.0), Some(2.0)));
             while gauge(telemetry::GROUP_OLDEST) <= Some(0.0) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -209,7 +210,7 @@ fn the_lag_of_a_group_is_exported() {
     });
 }
 
-/// The fields of every span, and of what is logged inside.
+/// The fields of every span, and of the lines that are logged inside it.
 #[derive(Clone, Default)]
 struct Spans(Arc<Mutex<BTreeMap<u64, BTreeMap<String, String>>>>);
 
@@ -252,7 +253,7 @@ async fn a_span_names_the_message_its_flow_and_its_end() {
         tracestate: None,
     };
     {
-        // The test's runtime has one thread, so this holds for the service's workers too.
+        // The test's runtime has one thread, so the subscriber also applies to the service's workers.
         let _listening = tracing::subscriber::set_default(subscriber);
         let service = Service::new("billing").on(charge).layer(TraceLayer);
         let bus = memory();

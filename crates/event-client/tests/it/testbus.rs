@@ -1,4 +1,4 @@
-//! `TestBus`: what it records, how it waits, and how it complains.
+//! Tests `TestBus`: its records, its waiting, and its failure messages.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn records_outcomes_and_emitted_events_without_waiting() {
         "the paused clock went on by {:?}",
         start.elapsed()
     );
-    assert!(real.elapsed() < Duration::from_secs(600), "and nobody waited for it");
+    assert!(real.elapsed() < Duration::from_secs(600), "and the test did not wait in real time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +81,7 @@ async fn broadcast_handlers_are_waited_for() {
         t.publish(placed(id)).await;
     }
     t.until_idle().await;
-    // A broadcast is never tried again and never kept.
+    // A broadcast delivery is never retried, and its message is never stored as a dead letter.
     assert_eq!(t.handler("board.orders.placed").outcomes(), [Ack, Reject, Ack]);
     assert!(t.dead_letters().await.is_empty());
 }

@@ -1,8 +1,9 @@
-//! What the compiler says of mistakes: the library's own words must reach the user.
+//! Tests the compiler's messages for common mistakes: the library's own texts must be in them.
 //!
-//! Each file of `tests/ui` must fail to compile with every text that its `//~` lines name. Only our own words are
-//! compared, so a new compiler or a new implementor changes nothing; and the crate as built for these tests is
-//! linked, so a file takes a second and no second build of all dependencies.
+//! Each file of `tests/ui` must fail to compile, with every text that its `//~` lines contain. Only the
+//! library's own texts are compared, so that a new compiler or a new implementor changes nothing; and the
+//! crate as built for these tests is linked, so that a file takes a second and needs no second build of all
+//! dependencies.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,16 +25,12 @@ fn mistakes_are_explained() {
         let (compiled, said) = compile(&file, &library);
         assert!(!compiled, "{} compiles", file.display());
         for text in expected {
-            assert!(
-                said.contains(text),
-                "{}: the compiler does not say {text:?} but:\n{said}",
-                file.display()
-            );
+            assert!(said.contains(text), "{}: the compiler's output lacks {text:?}:\n{said}", file.display());
         }
     }
 }
 
-/// A check that can fail: code without a mistake compiles against the same library.
+/// Verifies the check itself: code without a mistake compiles against the same library.
 #[test]
 fn code_without_mistakes_compiles() {
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +43,7 @@ fn code_without_mistakes_compiles() {
     assert!(compiled, "{said}");
 }
 
-/// The crate as it was last built beside this test.
+/// Returns the crate as it was last built for this test.
 fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let built = fs::read_dir(deps).unwrap().map(|entry| entry.unwrap()).filter(|entry| {
@@ -57,7 +54,7 @@ fn library() -> PathBuf {
     newest.expect("the library lies beside its test").path()
 }
 
-/// Whether a file compiles, and what the compiler said.
+/// Compiles a file; returns whether it compiles, and the compiler's output.
 fn compile(file: &Path, library: &Path) -> (bool, String) {
     let rustc = std::env::var_os("CARGO").map(|cargo| Path::new(&cargo).with_file_name("rustc"));
     let rustc = rustc.filter(|rustc| rustc.exists()).unwrap_or_else(|| "rustc".into());

@@ -1,4 +1,4 @@
-//! Many publishes at once, and deliveries taken ahead.
+//! Tests publish windows and prefetched deliveries.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::events::{OrderPlaced, placed};
 
-/// A bus on a file, whose own window is smaller than what the tests ask for.
+/// Opens a bus on a file, whose own window is smaller than the windows in the tests.
 async fn bus() -> (tempfile::TempDir, Bus) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite:{}?max_payload=2k", folder.path().join("bus.db").display());
@@ -21,7 +21,7 @@ async fn bus() -> (tempfile::TempDir, Bus) {
     (folder, Bus::connect_with(&url, settings).await.unwrap())
 }
 
-/// Everything that the bus holds, from the beginning.
+/// A subscription to all messages of the bus, from the oldest.
 async fn all(bus: &Bus) -> Subscription {
     let mut spec = Subscribe::broadcast([Pattern::new("orders.>").unwrap()]);
     spec.start = Start::Earliest;
@@ -40,7 +40,7 @@ fn in_order(receipts: &[Receipt]) {
     assert!(receipts.is_sorted_by(|a, b| a.position.unwrap() < b.position.unwrap()), "{receipts:?}");
 }
 
-/// Whether the window is smaller than that of the bus, or larger.
+/// Runs with a window that is smaller than that of the bus, and with a larger one.
 #[tokio::test]
 async fn a_window_answers_a_receipt_for_each_push_in_order() {
     for size in [1, 3, 100, usize::MAX] {
@@ -61,7 +61,7 @@ async fn a_window_answers_a_receipt_for_each_push_in_order() {
     }
 }
 
-/// Two windows on one bus share its places, and neither waits for the other for ever.
+/// Two windows on one bus share its capacity, and neither waits for the other for ever.
 #[tokio::test]
 async fn windows_that_share_a_bus_do_not_wait_for_each_other() {
     let (_folder, bus) = bus().await;
@@ -109,7 +109,8 @@ async fn publish_all_answers_the_first_failure_and_keeps_what_came_before_it() {
     }
 }
 
-/// One is handled, `prefetch` more are in this member's hands, and the others may go elsewhere.
+/// The member has one delivery in its handler and `prefetch` more in its buffer; the other messages stay
+/// available to other members.
 #[tokio::test]
 async fn a_handler_takes_as_many_ahead_as_its_prefetch_says() {
     #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! A handler's last argument must say what it receives.
+//! A handler whose last argument is no payload extractor.
 
 fn main() {
     fn needs_payload<P: event_client::service::FromPayload>() {}

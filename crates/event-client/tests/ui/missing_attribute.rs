@@ -1,4 +1,4 @@
-//! The derive needs a name and a version.
+//! A derive without a name and a version.
 
 #[derive(event_client::Event)]
 struct OrderPlaced;

@@ -1,4 +1,4 @@
-//! A function without a batch is no batch handler.
+//! A function without a batch argument, used as a batch handler.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A function without a payload is no handler.
+//! A function without a payload argument, used as a handler.
 
 use event_client::service::Service;
 

@@ -1,4 +1,4 @@
-//! A plain struct is no event.
+//! A plain struct, used as an event.
 
 struct OrderPlaced;
 

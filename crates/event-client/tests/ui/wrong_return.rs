@@ -1,4 +1,4 @@
-//! A handler returns what can become an outcome.
+//! A handler whose return type cannot become an outcome.
 
 fn main() {
     fn needs_outcome<T: event_client::service::IntoOutcome>(_: T) {}

@@ -1,7 +1,8 @@
-//! The spellings of a path: what clients, gateways and older releases of Logthon call the same thing.
+//! Lists the alternative paths of a route, which clients, gateways and older releases of Logthon use.
 
-/// Every path under which `path` is served: as it is, as the platform's gateway passes it on (`/api/logs/…`,
-/// `/api/logthon/…`), as older releases had it (`/api/…`), each with and without a slash at the end.
+/// Returns every path under which `path` is served: unchanged, with the prefixes of the platform's gateway
+/// (`/api/logs/…`, `/api/logthon/…`), with the prefix of older releases (`/api/…`), each with and without a trailing
+/// slash.
 pub(super) fn aliases(path: &str) -> Vec<String> {
     let mut all = Vec::new();
     for prefix in ["", "/api", "/api/logs", "/api/logthon"] {

@@ -1,4 +1,4 @@
-//! Answers that are not a success, in FastAPI's shape: `{"detail": …}`.
+//! Makes error responses in FastAPI's format: `{"detail": …}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,12 +8,12 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind};
 use crate::ingest::problem::Problem;
 
-/// An answer with one sentence about what is wrong.
+/// Makes a response with one sentence that describes the error.
 pub(super) fn refuse(status: StatusCode, detail: impl AsRef<str>) -> Response {
     (status, Json(json!({ "detail": detail.as_ref() }))).into_response()
 }
 
-/// 422 with a list of what is wrong.
+/// Makes a 422 response with a list of problems.
 pub(super) fn unprocessable(problems: Vec<Problem>) -> Response {
     (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "detail": problems }))).into_response()
 }
@@ -27,13 +27,15 @@ impl IntoResponse for Error {
             ErrorKind::Config => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let text = match self.kind() {
-            // Paths of this machine and the store's own words are for its log.
-            ErrorKind::Full => "the disk or the day's file of logs is full: nothing was taken".into(),
-            ErrorKind::Unavailable => "the log store cannot be used now: the server's log says why".into(),
+            // Paths of this machine and the store's error texts are written to the server's log only.
+            ErrorKind::Full => "the disk or the day's log file is full: no record was stored".into(),
+            ErrorKind::Unavailable => {
+                "the log store is not available: see the server's log for the reason".into()
+            }
             _ => self.chain(),
         };
         if matches!(self.kind(), ErrorKind::Unavailable) {
-            tracing::warn!(error = self.chain(), "a request could not be answered");
+            tracing::warn!(error = self.chain(), "a request failed because the log store is not available");
         }
         let mut response = refuse(status, text);
         let again = match self.kind() {

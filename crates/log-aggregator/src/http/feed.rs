@@ -1,5 +1,4 @@
-//! What a viewer gets, over WebSocket and server-sent events alike: stored records first, a page at a time, then
-//! what is new.
+//! Feeds a viewer, over WebSocket or server-sent events: first stored records, a page at a time, then new records.
 
 use std::sync::Arc;
 
@@ -9,44 +8,44 @@ use crate::error::Result;
 use crate::live::{Fresh, News, Viewer};
 use crate::store::{Cursor, Filter, Order, Query, Seq, Stored};
 
-/// A viewer's place in what is stored and in what comes.
+/// A viewer's position in the stored and the new records.
 #[derive(Debug)]
 pub(super) struct Feed {
     app: Arc<App>,
     filter: Filter,
     viewer: Viewer,
-    /// The last record that it has had, or is not to have.
+    /// The last record that the viewer has received or skips.
     seen: Seq,
     catching_up: bool,
     gap: bool,
 }
 
-/// What comes next.
+/// The next records of a feed.
 #[derive(Debug)]
 pub(super) enum Batch {
-    /// More came while the viewer was away than it can catch up with.
+    /// More records arrived while the viewer was disconnected than it can catch up with.
     Gap,
-    /// Records of the store.
+    /// Records from the store.
     Stored(Vec<Stored>),
-    /// Records that just came, and how many passed by before because the viewer was too slow.
+    /// New records, and the number of records before them that the viewer missed because it was too slow.
     Fresh(u64, Vec<Arc<Fresh>>),
 }
 
 impl Feed {
-    /// The newest `count` records that match, and what comes.
+    /// Makes a feed of the newest `count` matching records and of new records.
     pub(super) async fn with_backlog(app: &Arc<App>, filter: Filter, count: usize) -> Result<Self> {
         let viewer = app.live.watch();
         let mut feed =
             Self { app: Arc::clone(app), filter, viewer, seen: 0, catching_up: count > 0, gap: false };
         if count > 0 {
-            // The place before the oldest of them; the beginning when there are not that many.
+            // Start before the oldest of these records; from the beginning when there are fewer.
             let skip = count as u64 - 1;
             feed.seen = feed.one(Order::Newest, None, skip).await?.map_or(0, |oldest| oldest - 1);
         }
         Ok(feed)
     }
 
-    /// What came after `seen`, unless it is more than `most` records, and what comes.
+    /// Makes a feed of the records after `seen`, unless they are more than `most`, and of new records.
     pub(super) async fn after(app: &Arc<App>, filter: Filter, seen: Seq, most: u64) -> Result<Self> {
         let viewer = app.live.watch();
         let mut feed = Self { app: Arc::clone(app), filter, viewer, seen, catching_up: true, gap: false };
@@ -56,21 +55,21 @@ impl Feed {
         Ok(feed)
     }
 
-    /// The place of one matching record, `skip` records after `after`.
+    /// Returns the position of one matching record: the one after `skip` matching records that follow `after`.
     async fn one(&self, order: Order, after: Option<Seq>, skip: u64) -> Result<Option<Seq>> {
         let after = after.map(|seq| Cursor { time: 0, seq });
         let query = Query { filter: self.filter.clone(), order, after, skip, limit: 1, ..Query::default() };
         Ok(self.app.store.select(query).await?.records.first().map(|stored| stored.seq))
     }
 
-    /// Waits for what comes next; `None` when the aggregator ends. May be dropped and asked again.
+    /// Waits for the next records; returns `None` when the aggregator shuts down. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Option<Batch>> {
         if std::mem::take(&mut self.gap) {
             return Ok(Some(Batch::Gap));
         }
         while self.catching_up {
-            // Watching begins before the page is read, so that nothing can come between the last page and what is new;
-            // what comes while there are pages is read with them.
+            // Start watching before reading the page, so that no record is missed between the last page and the first
+            // new record. Records that arrive while pages remain are read with the pages.
             let viewer = self.app.live.watch();
             let after = Some(Cursor { time: 0, seq: self.seen });
             let query =

@@ -1,4 +1,4 @@
-//! `/files`: handed on to the file storage service, as Logthon does.
+//! Serves `/files`: forwards the request to the file storage service, as Logthon does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use reqwest::{Method, Url};
 use super::{App, error_response};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest answer that is passed on.
+/// Longest response body that is forwarded, in bytes.
 const MOST_BYTES: usize = 16 * 1024 * 1024;
 
 pub(super) async fn all(State(app): State<Arc<App>>) -> Response {
@@ -36,14 +36,14 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
     let Some(base) = &app.config.file_storage_url else {
         return failed("no file storage is configured: set FILE_STORAGE_URL".into());
     };
-    // The URL may hold a password: it is never repeated.
+    // The URL may contain a password, so no message repeats it.
     let Some(base) = base_of(base.expose()) else {
         return failed("FILE_STORAGE_URL has to be a URL such as http://files:9000".into());
     };
     let Some(url) = address_of(base, name) else {
         return error_response::refuse(
             StatusCode::BAD_REQUEST,
-            "a file's name has no control characters and is no dots",
+            "the file name must not contain control characters and must not be empty, `.` or `..`",
         );
     };
     let answer = match app.files.request(method, url).timeout(PATIENCE).send().await {
@@ -70,27 +70,28 @@ async fn pass_on(app: &App, method: Method, name: Option<&str>) -> Response {
             }
             Ok(None) => break,
             Err(error) => {
-                return failed(format!("the file storage's answer broke off: {}", error.without_url()));
+                return failed(format!("cannot read the file storage's answer: {}", error.without_url()));
             }
         }
     }
-    // JSON, whatever the service calls it: nothing from there runs in a browser under our name.
+    // Always sent as JSON, whatever type the service declares: no content of that service may run in a browser under
+    // this origin.
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 fn base_of(text: &str) -> Option<Url> {
-    // A URL's parser drops some control characters without a word.
+    // The URL parser silently removes some control characters.
     let url = Url::parse(text).ok().filter(|_| !text.contains(char::is_control))?;
     matches!(url.scheme(), "http" | "https").then_some(url)
 }
 
-/// Where a file lies, or all of them; `None` for a name that the finished URL does not have as its last segment: it
-/// would be another file, or all of them.
+/// Returns the URL of a file, or of the list of files. Returns `None` for a name that is not exactly the last segment
+/// of the resulting URL, because that URL would address another file or all files.
 fn address_of(mut base: Url, name: Option<&str>) -> Option<Url> {
     base.path_segments_mut().ok()?.pop_if_empty().push("files");
     let Some(name) = name else { return Some(base) };
     let whole = format!("{}/", base.path());
-    // As a segment, so that a slash or a question mark is text in the name.
+    // Added as a segment, so that a slash or a question mark is part of the name.
     base.path_segments_mut().ok()?.push(name);
     let segment = base.path().strip_prefix(&whole)?;
     let read = percent_decode_str(segment).decode_utf8().ok()?;

@@ -1,4 +1,4 @@
-//! `/health`, `/storage/info`, `/websocket/info`: how things stand, in Logthon's words.
+//! Serves `/health`, `/storage/info` and `/websocket/info` in Logthon's format.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{App, logthon_entry};
 
-/// Records of a service that Logthon kept when nobody said otherwise.
+/// Logthon's default for the number of records that it keeps of a service.
 const MAX_SIZE: u64 = 1000;
 
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {

@@ -1,4 +1,4 @@
-//! `/logs`: Logthon's three methods.
+//! Serves `/logs`: Logthon's methods POST, GET and DELETE.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::store::{Cursor, Filter, Order, Query as Question, RecordBatch};
 const ADDED: ([(header::HeaderName, &str); 1], &str) =
     ([(header::CONTENT_TYPE, "application/json")], r#"{"status":"success","message":"Log entry added"}"#);
 
-/// POST: one record, or several one after the other. 200 once it is durable, and no other success.
+/// POST: stores one record or several consecutive ones. 200 after they are durable; there is no other success status.
 pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Response {
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|encoding| !is_identity(encoding)) {
-        let text = format!("a body with Content-Encoding {encoding:?} is not taken: send it as it is");
+        let text = format!("Content-Encoding {encoding:?} is not supported: send the body without encoding");
         return error_response::refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, text);
     }
     let body = match read(&app, &headers, body).await {
@@ -48,7 +48,7 @@ pub(super) async fn add(State(app): State<Arc<App>>, headers: HeaderMap, body: B
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> std::result::Result<Bytes, Response> {
     let most = app.config.max_body;
     let too_large = || {
-        let text = format!("the body is larger than {most} bytes: send less at once");
+        let text = format!("the body is larger than {most} bytes: send a smaller one");
         error_response::refuse(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     let announced =
@@ -68,7 +68,7 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> std::result::Result
             })
         }
         Err(_) => {
-            let text = format!("the body did not come within {:?}", app.config.body_timeout);
+            let text = format!("the body was not received within {:?}", app.config.body_timeout);
             Err(error_response::refuse(StatusCode::REQUEST_TIMEOUT, text))
         }
     }
@@ -78,7 +78,7 @@ fn is_identity(encoding: &HeaderValue) -> bool {
     encoding.to_str().is_ok_and(|text| text.split(',').all(|one| one.trim().eq_ignore_ascii_case("identity")))
 }
 
-/// FastAPI's rule: `application/json` and `application/…+json`, and whatever does not say what it is.
+/// FastAPI's rule: `application/json`, `application/…+json`, and a body without a content type are JSON.
 fn is_json(headers: &HeaderMap) -> bool {
     let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
         return !headers.contains_key(header::CONTENT_TYPE);
@@ -87,7 +87,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.strip_prefix("application/").is_some_and(|kind| kind == "json" || kind.ends_with("+json"))
 }
 
-/// Logthon's parameters; others are left alone, as Logthon does.
+/// Logthon's parameters; other parameters are ignored, as Logthon does.
 #[derive(Debug, Default)]
 struct Which {
     service: Option<String>,
@@ -107,7 +107,7 @@ impl Which {
     }
 }
 
-/// GET: the last records, the oldest first. At the address that is also the page's, browsers get the page.
+/// GET: returns the last records, the oldest first. The page has the same path, so browsers receive the page there.
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     uri: Uri,
@@ -140,10 +140,11 @@ pub(super) async fn list(
 async fn entries(app: &Arc<App>, service: Option<String>, limit: i64) -> Result<Body> {
     let filter = Filter { services: service.into_iter().collect(), ..Filter::default() };
     let mut question = Question { filter, order: Order::Oldest, limit: usize::MAX, ..Question::default() };
-    // Python's slice: the last `limit`, everything for 0, all but the first ones when negative.
+    // As Python's slice: the last `limit` records, all for 0, all but the first `-limit` records for a negative
+    // value.
     if limit > 0 {
         question.limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        // Everything from the oldest of them on; when there are not that many, from the beginning.
+        // All records from the oldest of these on; from the beginning when there are fewer.
         let oldest =
             Question { order: Order::Newest, skip: limit.unsigned_abs() - 1, limit: 1, ..question.clone() };
         let oldest = app.store.select(oldest).await?.records;
@@ -160,15 +161,15 @@ async fn entries(app: &Arc<App>, service: Option<String>, limit: i64) -> Result<
     document.body(Pages::of(&app.store, question)).await
 }
 
-/// DELETE: one service's records or all. It leaves a trace: a line in the log of the process and, where the aggregator
-/// logs about itself, a record.
+/// DELETE: deletes the records of one service or all records. Each deletion is recorded: as a line in the log of the
+/// process and, if the aggregator stores records about itself, as a log record.
 pub(super) async fn clear(
     State(app): State<Arc<App>>,
     peer: Option<Extension<ConnectInfo<SocketAddr>>>,
     headers: HeaderMap,
     Query(parameters): Parameters,
 ) -> Response {
-    // Logthon's `service or all`: an empty name is none.
+    // As Logthon's `service or all`: an empty name means all services.
     let service = match Which::of(parameters) {
         Ok(which) => which.service.filter(|service| !service.is_empty()),
         Err(error) => return error.into_response(),
@@ -192,7 +193,7 @@ pub(super) async fn clear(
             fields.into_iter().chain([("client.address", client.into())]).chain(agent).chain(forwarded);
         trace.attributes.extend(fields.map(|(name, value)| (name.to_owned(), value)));
         if let Err(error) = app.ingest.offer(RecordBatch { delivery: None, records: vec![trace] }).await {
-            tracing::warn!(error = error.chain(), "the record of it could not be stored");
+            tracing::warn!(error = error.chain(), "cannot store the log record of this deletion");
         }
     }
     Json(json!({ "status": "success", "message": format!("Logs cleared for {whose}") })).into_response()

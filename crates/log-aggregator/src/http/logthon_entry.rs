@@ -1,4 +1,4 @@
-//! A record as Logthon shows it: six keys, its time the server's local one without a zone.
+//! Writes a record in Logthon's format: six keys, the time in the server's local zone without an offset.
 
 use std::borrow::Cow;
 
@@ -18,14 +18,14 @@ struct Entry<'a> {
     level: &'a str,
     message: &'a str,
     metadata: Cow<'a, RawValue>,
-    /// Only on what Logthon would have refused.
+    /// Present only on records that Logthon would have refused.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     repaired: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<&'a str>,
 }
 
-/// The entry as JSON.
+/// Returns the entry as JSON.
 pub(crate) fn text_of(stored: &Stored) -> String {
     let record = &stored.record;
     let entry = Entry {
@@ -41,7 +41,7 @@ pub(crate) fn text_of(stored: &Stored) -> String {
     serde_json::to_string(&entry).expect("an entry is JSON")
 }
 
-/// `2026-01-31T12:00:00.000042`, the server's local time.
+/// Formats a time in the server's local zone: `2026-01-31T12:00:00.000042`.
 pub(crate) fn local(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()
 }

@@ -1,4 +1,4 @@
-//! The HTTP door: Logthon's API under all its spellings, our own API, and the page.
+//! HTTP routes: Logthon's API under all its paths, the `/api/v1` API, and the page.
 
 mod aliases;
 mod error_response;
@@ -25,7 +25,7 @@ use crate::ingest::Ingest;
 use crate::live::Live;
 use crate::store::LogStore;
 
-/// What every handler can reach.
+/// The state that all handlers share.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: Config,
@@ -36,7 +36,7 @@ pub(crate) struct App {
     pub(crate) files: reqwest::Client,
 }
 
-/// All routes, to be merged at the root.
+/// Returns all routes, for merging at the root.
 pub(crate) fn router(app: Arc<App>) -> Router {
     let routes: Vec<(&str, MethodRouter<Arc<App>>)> = vec![
         ("/logs", post(logs::add).get(logs::list).delete(logs::clear)),
@@ -54,7 +54,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let mut taken = HashSet::new();
     let mut router = Router::new();
     for (path, methods) in routes {
-        // The first to ask for a spelling has it: `/api/logs` is the logs, not the page.
+        // The first route gets a path that several routes claim: `/api/logs` is the logs, not the page.
         for alias in aliases::aliases(path).into_iter().filter(|alias| taken.insert(alias.clone())) {
             router = router.route(&alias, methods.clone());
         }

@@ -1,4 +1,4 @@
-//! The page and its files, embedded in the binary.
+//! Serves the viewer's page and its files, which are embedded in the binary.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{App, error_response};
 
-/// Everything from here, nothing inline, no frame around it.
+/// Content security policy: load everything from this server, allow no inline code and no embedding in a frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -17,13 +17,13 @@ const SCRIPT: &str = include_str!(concat!(env!("OUT_DIR"), "/ui/app.js"));
 const STYLE: &str = include_str!(concat!(env!("OUT_DIR"), "/ui/app.css"));
 const ICON: &str = include_str!(concat!(env!("OUT_DIR"), "/ui/icon.svg"));
 
-/// The viewer.
+/// Serves the viewer's page.
 pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
     let delay = app.config.reconnect_delay.as_millis().to_string();
     guarded("text/html; charset=utf-8", PAGE.replace("RECONNECT_DELAY", &delay))
 }
 
-/// A file of the viewer.
+/// Serves a file of the viewer.
 pub(super) async fn asset(Path(file): Path<String>) -> Response {
     match file.as_str() {
         "app.js" => guarded("text/javascript; charset=utf-8", SCRIPT),

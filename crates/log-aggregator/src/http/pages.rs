@@ -1,4 +1,4 @@
-//! An answer of many records, read a page at a time: whatever is asked for, a little of it is in memory.
+//! Reads the records of a large response a page at a time, so that only a small part of it is in memory.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use futures_util::stream;
 use crate::error::Result;
 use crate::store::{Cursor, LogStore, Query, Stored};
 
-/// The most of a page: records, and bytes of them.
+/// Limits of a page: number of records, and their size in bytes.
 const ROWS: usize = 1000;
 const BYTES: usize = 1024 * 1024;
 
@@ -17,17 +17,17 @@ const BYTES: usize = 1024 * 1024;
 pub(super) struct Pages {
     store: Arc<dyn LogStore>,
     query: Query,
-    /// How many records may still come.
+    /// Number of records that may still be returned.
     left: usize,
 }
 
 impl Pages {
-    /// What `query` asks for, of which `limit` bounds the whole and `bytes` does nothing.
+    /// Makes the pages of `query`. Its `limit` bounds all pages together; its `bytes` is ignored.
     pub(super) fn of(store: &Arc<dyn LogStore>, query: Query) -> Self {
         Self { store: Arc::clone(store), left: query.limit, query }
     }
 
-    /// The next page; an empty one is the end.
+    /// Returns the next page; an empty page is the end.
     pub(super) async fn next(&mut self) -> Result<Vec<Stored>> {
         if self.left == 0 {
             return Ok(Vec::new());
@@ -46,31 +46,32 @@ impl Pages {
     }
 }
 
-/// Where an answer ended.
+/// The end of a response.
 #[derive(Debug, Default)]
 pub(super) struct End {
-    /// Records in it.
+    /// Number of records in the response.
     pub(super) count: usize,
-    /// The last one's place.
+    /// Position of the last record.
     pub(super) last: Option<Cursor>,
-    /// Whether its bound in bytes ended it.
+    /// Whether the size limit ended the response.
     pub(super) partial: bool,
 }
 
-/// Records as they are written into a JSON document around them.
+/// A JSON document that contains records.
 pub(super) struct Document {
-    /// What comes before the records.
+    /// Text before the records.
     pub(super) head: &'static str,
-    /// A record.
+    /// Writes one record.
     pub(super) record: fn(&Stored) -> String,
-    /// What comes after them.
+    /// Text after the records.
     pub(super) tail: Box<dyn Fn(&End) -> String + Send>,
-    /// Bytes after which it ends; `usize::MAX` when it has to be whole.
+    /// Size in bytes after which the document ends; `usize::MAX` when it has to be complete.
     pub(super) bytes: usize,
 }
 
 impl Document {
-    /// The document as a body. The first page is read before, so that a store that cannot be read answers an error.
+    /// Returns the document as a response body. The first page is read here, so that an unreadable store is answered
+    /// with an error.
     pub(super) async fn body(self, mut pages: Pages) -> Result<Body> {
         let first = pages.next().await?.into_iter();
         let state =
@@ -89,7 +90,7 @@ struct Writing {
 }
 
 impl Writing {
-    /// The next piece: a record or a few, each written only now.
+    /// Returns the next piece: one or several records, serialised only now.
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
         const PIECE: usize = 64 * 1024;
         if self.over {

@@ -1,11 +1,11 @@
-//! `/api/v1/query`: our own way to ask, for the page and the command line.
+//! Serves `/api/v1/query`, the query API of the page and of the command line.
 //!
-//! Parameters, all optional: `service` (repeatable), `level` (at least this: a word or OpenTelemetry's number),
-//! `text` (words that all appear in message or attributes, `"a phrase"`), `trace_id`, `request_id`,
+//! Parameters, all optional: `service` (repeatable), `level` (least severity: a level word or OpenTelemetry's
+//! number), `text` (words that all appear in message or attributes, `"a phrase"`), `trace_id`, `request_id`,
 //! `correlation_id`, `since` and `until` (RFC 3339 or seconds since 1970), `limit` (1 to 10 000, default 100),
-//! `cursor` (the `next` of the page before). The answer is `{"records": […], "next": cursor or null, "partial": bool}`,
-//! the latest event time first. It ends at 32 MiB, if need be before `limit`; `partial` says so, and `next` goes on. A
-//! parameter that can have one value only is refused when it is given twice.
+//! `cursor` (the `next` of the previous page). The response is `{"records": […], "next": cursor or null, "partial":
+//! bool}`, the latest event time first. It ends at 32 MiB, which may be before `limit`; then `partial` is true, and
+//! `next` continues. A parameter that takes one value is refused when it is given twice.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::store::{Cursor, Filter, Order, Query as Question, Seq};
 
 const DEFAULT_LIMIT: usize = 100;
 const MOST: usize = 10_000;
-/// Bytes after which an answer ends.
+/// Size in bytes after which a response ends.
 const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 pub(super) type Parameters = Query<Vec<(String, String)>>;
@@ -60,7 +60,7 @@ async fn answer(app: &App, parameters: Vec<(String, String)>) -> Result<Response
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-/// Takes the parameters that make a filter; hands back the others.
+/// Makes a filter of the filter parameters; returns the other parameters.
 pub(super) fn filter_of(parameters: Vec<(String, String)>) -> Result<(Filter, Vec<(String, String)>)> {
     once(&parameters, &["service", "text"])?;
     let mut filter = Filter::default();
@@ -93,13 +93,14 @@ pub(super) fn filter_of(parameters: Vec<(String, String)>) -> Result<(Filter, Ve
     }
     const MOST_CONDITIONS: usize = 100;
     if filter.services.len() + filter.words.len() > MOST_CONDITIONS {
-        let text = format!("more than {MOST_CONDITIONS} services and words in one question");
+        let text = format!("more than {MOST_CONDITIONS} services and words in one query");
         return Err(Error::new(ErrorKind::Invalid, text));
     }
     Ok((filter, rest))
 }
 
-/// Refuses a parameter that is given twice, unless it may be: nobody can say which of the two was meant.
+/// Refuses a parameter that is given twice and is not repeatable, because it is not clear which of the values
+/// applies.
 pub(super) fn once(parameters: &[(String, String)], repeatable: &[&str]) -> Result<()> {
     let mut names: Vec<&str> = parameters.iter().map(|(name, _)| name.as_str()).collect();
     names.retain(|name| !repeatable.contains(name));
@@ -125,7 +126,7 @@ pub(super) fn seq_of(value: &str) -> Result<Seq> {
 }
 
 pub(super) fn unknown(name: &str) -> Error {
-    Error::new(ErrorKind::Invalid, format!("there is no parameter {name:?}"))
+    Error::new(ErrorKind::Invalid, format!("unknown parameter {name:?}"))
 }
 
 fn cursor_of(value: &str) -> Result<Cursor> {
@@ -133,5 +134,5 @@ fn cursor_of(value: &str) -> Result<Cursor> {
         let (time, seq) = value.split_once('_')?;
         Some(Cursor { time: time.parse().ok()?, seq: seq.parse().ok()? })
     };
-    cursor().ok_or_else(|| Error::new(ErrorKind::Invalid, format!("cursor is not one of ours: {value:?}")))
+    cursor().ok_or_else(|| Error::new(ErrorKind::Invalid, format!("cursor is not valid: {value:?}")))
 }

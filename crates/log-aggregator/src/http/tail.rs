@@ -1,11 +1,11 @@
-//! `/api/v1/tail`: records as they are stored, as server-sent events, filtered here.
+//! Serves `/api/v1/tail`: sends newly stored records as server-sent events, filtered on the server.
 //!
-//! Parameters: those of a filter (see [`query`](super::query)) and `backlog`, how many of the newest matching
-//! records come first (0 to 10 000, default 0). Each event's id is the record's number and its data the record;
-//! a reader that comes back with `Last-Event-ID`, or `after` as a parameter, gets what it missed, up to 10 000
-//! records. An event `dropped`
-//! with `{"count": n}` tells a reader that was too slow how many records passed it by, before filtering; one
-//! with `{"count": null}` that more than 10 000 records came while it was away.
+//! Parameters: those of a filter (see [`query`](super::query)) and `backlog`, the number of newest matching records
+//! that are sent first (0 to 10 000, default 0). The id of each event is the record's number, its data the record. A
+//! client that reconnects with `Last-Event-ID`, or with `after` as a parameter, receives the records that it missed,
+//! up to 10 000. An event `dropped` with `{"count": n}` reports to a client that was too slow the number of missed
+//! records, before filtering; one with `{"count": null}` reports that more than 10 000 records arrived while the
+//! client was disconnected.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::{App, error_response, query};
 use crate::error::Result;
 use crate::store::Seq;
 
-/// Records that a reader can catch up with after it was away.
+/// Maximum number of records that a client can catch up with after a disconnection.
 const MOST: u64 = 10_000;
 
 pub(super) async fn tail(
@@ -60,7 +60,7 @@ async fn open(
         match name.as_str() {
             "backlog" if value == "0" => backlog = 0,
             "backlog" => backlog = query::limit_of(&value)?,
-            // The header is the later of the two: a browser sends it when it comes back to the same address.
+            // If both are given, the header is newer: a browser sends it when it reconnects to the same address.
             "after" => id = id.or(Some(query::seq_of(&value)?)),
             _ => return Err(query::unknown(&name)),
         }
@@ -76,15 +76,15 @@ async fn open(
     let events = futures_util::StreamExt::flatten(events);
     let mut response =
         Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response();
-    // Proxies of nginx's kind hold events back unless told not to.
+    // nginx and compatible proxies buffer the events without this header.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }
 
 impl Tail {
-    /// The next events, each made when it is taken. `None` ends the tail: a reader that comes back then goes on where
-    /// it was.
+    /// Returns the next events, each serialised when it is taken. `None` ends the tail: a client that reconnects
+    /// continues at its last event.
     async fn next(&mut self) -> Option<Events> {
         Some(match self.feed.next().await {
             Ok(Some(Batch::Gap)) => Box::new(std::iter::once(Ok(dropped(None)))),
@@ -101,7 +101,7 @@ impl Tail {
             }
             Ok(None) => return None,
             Err(error) => {
-                tracing::warn!(error = error.chain(), "a tail ends: its records cannot be read");
+                tracing::warn!(error = error.chain(), "a tail ends because the records cannot be read");
                 return None;
             }
         })

@@ -1,8 +1,9 @@
-//! `/ws`: Logthon's live view. Text frames, one entry each: first the newest, the oldest of them first, then
-//! what comes.
+//! Serves `/ws`, Logthon's live view: text frames with one entry each. The newest stored records come first, in order
+//! of arrival, then new records.
 //!
-//! It closes with 1001 when the aggregator ends, 1008 when the viewer answers no ping, takes nothing for 30 s or breaks
-//! the protocol, 1011 when the store cannot be read; a viewer's own close is answered with its code.
+//! The server closes the connection with 1001 when the aggregator shuts down, with 1008 when the viewer answers no
+//! ping, reads nothing for 30 s or violates the protocol, and with 1011 when the store cannot be read. A close frame
+//! of the viewer is answered with the same code.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,9 +21,9 @@ use super::feed::{Batch, Feed};
 use super::{App, error_response, logthon_entry};
 use crate::store::{Filter, Stored};
 
-/// A viewer that takes nothing for so long is let go.
+/// A viewer that reads nothing for this time is disconnected.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the end may take on either side.
+/// Longest time to send the close frame, and again to wait for that of the viewer.
 const PARTING: Duration = Duration::from_secs(1);
 
 pub(super) async fn watch(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade) -> Response {
@@ -38,14 +39,15 @@ pub(super) async fn watch(State(app): State<Arc<App>>, upgrade: WebSocketUpgrade
                 let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
                 drop(timeout(PARTING, out.send(close)).await);
             }
-            // The other side's close is read, or ours is sent, on the way to the end.
+            // Read until the viewer's close frame; this also sends the answer to a close frame that the viewer sent
+            // first.
             drop(timeout(PARTING, async { while let Some(Ok(_)) = input.next().await {} }).await);
             drop(slot);
         })
         .into_response()
 }
 
-/// Why it ends, as the close code and a sentence; `None` when the viewer closed it or is gone.
+/// Reason of the end as close code and text; `None` when the viewer closed the connection or it was lost.
 type Parting = Option<(u16, &'static str)>;
 
 async fn serve(
@@ -62,16 +64,16 @@ async fn serve(
     let mut heard = true;
     loop {
         let batch = tokio::select! {
-            // What a viewer says is read first, so that its answer to a ping is not overlooked.
+            // Read the viewer's frames first, so that its answer to a ping is not missed.
             biased;
-            // And it is ignored, as Logthon does; answers to pings are made on the way.
+            // The content of the frames is ignored, as in Logthon; reading also answers the viewer's pings.
             said = input.next() => match said? {
                 Ok(Message::Close(_)) => return None,
                 Ok(_) => {
                     heard = true;
                     continue;
                 }
-                Err(_) => return Some((close_code::POLICY, "a viewer has nothing to say that is not understood")),
+                Err(_) => return Some((close_code::POLICY, "protocol error: a frame cannot be read")),
             },
             _ = ping.tick() => {
                 if !std::mem::take(&mut heard) {
@@ -102,7 +104,8 @@ async fn serve(
     }
 }
 
-/// Sends frames, each made when there is room for it; false when the viewer takes none or is gone.
+/// Sends frames, each made when the socket can take it; returns false when the viewer reads nothing or the connection
+/// is lost.
 async fn send_all(
     out: &mut SplitSink<WebSocket, Message>,
     frames: impl Iterator<Item = axum::extract::ws::Utf8Bytes>,
@@ -119,7 +122,8 @@ async fn send(out: &mut SplitSink<WebSocket, Message>, message: Message) -> bool
     matches!(timeout(PATIENCE, out.send(message)).await, Ok(Ok(())))
 }
 
-/// What a viewer that was too slow is told: an entry, because that is all its clients understand. It is not stored.
+/// The notice for a viewer that was too slow, in the form of an entry, because clients accept nothing else. It is not
+/// stored.
 fn too_slow(count: u64) -> String {
     let text = format!("this viewer was too slow: {count} records were not shown; they are stored");
     let mut record = LogRecord::new("logthon", "WARNING", text);

@@ -1,4 +1,4 @@
-//! From the bus: batches of log records, acknowledged once they are durable here.
+//! Consumes log batches from the bus; a batch is acknowledged after its records are stored durably.
 
 use std::time::Duration;
 
@@ -20,26 +20,27 @@ use super::Ingest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::RecordBatch;
 
-/// The durable group: several aggregators share the batches.
+/// The durable consumer group; several aggregators share its batches.
 pub(crate) const GROUP: &str = "log-aggregator";
-/// Batches in hand at a time: they share commits.
+/// Maximum number of batches in flight; their records share commits.
 const CREDIT: usize = 64;
-/// When a batch that could not be stored is tried again. As often as it takes: a full disk is no fault of the batch.
+/// Delay before a batch that could not be stored is retried. The number of retries is not limited: a full disk is not
+/// a fault of the batch.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// When a batch of an unknown version is handed out again.
+/// Delay before a batch of an unknown version is delivered again.
 const ELSEWHERE: Duration = Duration::from_secs(10);
 
-/// How long joining is tried while the bus has no time for it.
+/// Longest time for which a subscription is retried while the bus is too busy.
 const JOIN: Duration = Duration::from_secs(60);
 
-/// Subscribes, again and again while the bus is too busy: those who ship logs wait for the aggregator, not it for them.
+/// Subscribes, and retries while the bus is too busy, so that services need not wait before they publish logs.
 async fn join(bus: &Bus, spec: Subscribe) -> event_client::Result<Subscription> {
     let give_up = Instant::now() + JOIN;
     loop {
         match bus.subscribe(spec.clone()).await {
             Err(error) if error.is_temporary() && Instant::now() < give_up => {
-                tracing::warn!(%error, "the bus is too busy to be joined; trying again");
+                tracing::warn!(%error, "the bus is too busy to accept the subscription; retrying");
                 sleep(Duration::from_millis(100)).await;
             }
             done => return done,
@@ -47,7 +48,7 @@ async fn join(bus: &Bus, spec: Subscribe) -> event_client::Result<Subscription> 
     }
 }
 
-/// Takes batches until it is stopped.
+/// Receives batches until it is stopped.
 #[derive(Debug)]
 pub(crate) struct Consumer {
     subscription: Subscription,
@@ -55,12 +56,13 @@ pub(crate) struct Consumer {
 }
 
 impl Consumer {
-    /// Joins the group, with what was shipped before it first existed, and begins to take batches.
+    /// Subscribes as a member of the group and starts to receive batches. A new group starts with the earliest stored
+    /// batch.
     pub(crate) async fn start(bus: &Bus, ingest: Ingest) -> Result<Self> {
         let failed = |e| Error::because(ErrorKind::Unavailable, "cannot subscribe to the logs on the bus", e);
         let group = GROUP.parse().map_err(failed)?;
         let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
-        // Where the bus keeps no history there is nothing shipped before.
+        // A bus that keeps no history has no earlier batches to start with.
         let start = if bus.capabilities().replay { Start::Earliest } else { Start::New };
         let spec = Subscribe { start, max_in_flight: CREDIT, ..Subscribe::group(group, vec![pattern]) };
         let subscription = join(bus, spec).await.map_err(failed)?;
@@ -75,7 +77,7 @@ impl Consumer {
         Ok(Self { subscription, work })
     }
 
-    /// Takes nothing more; returns when what was taken is stored and acknowledged.
+    /// Stops receiving; returns when all received batches are stored and acknowledged.
     pub(crate) async fn stop(&self) {
         self.subscription.stop();
         self.work.wait().await;
@@ -86,7 +88,9 @@ async fn take(delivery: Delivery, ingest: Ingest) {
     let batch = match read(&delivery) {
         Ok(batch) => batch,
         Err(Refused::Newer) => {
-            tracing::debug!("a batch of logs of another version is left to an aggregator that knows it");
+            tracing::debug!(
+                "a log batch of an unknown version is deferred for an aggregator that supports it"
+            );
             drop(delivery.defer(ELSEWHERE).await);
             return;
         }
@@ -94,13 +98,13 @@ async fn take(delivery: Delivery, ingest: Ingest) {
             let message = delivery.message();
             tracing::warn!(
                 subject = %message.subject, event.id = %message.id, error,
-                "a batch of logs cannot be read and becomes a dead letter"
+                "a log batch cannot be decoded and becomes a dead letter"
             );
             drop(delivery.reject(Rejection::new(reason, error)).await);
             return;
         }
     };
-    // The message's own id: a batch that was stored and not acknowledged is not stored again.
+    // The message id identifies the batch: a batch that was stored but not acknowledged is not stored again.
     let delivered = match &delivery.message().id {
         MessageId::Uuid(id) => *id,
         MessageId::Text(text) => Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()),
@@ -112,14 +116,14 @@ async fn take(delivery: Delivery, ingest: Ingest) {
             Err(error) => delivery.retry(AGAIN, error.chain()).await,
         };
     if let Err(error) = settled {
-        // It comes again and is recognised.
-        tracing::debug!(%error, "a batch of logs was not settled");
+        // The batch is delivered again and recognised by its id.
+        tracing::debug!(%error, "a log batch was not settled");
     }
 }
 
-/// Why a batch is not taken.
+/// The reason why a batch is not stored.
 enum Refused {
-    /// It is of a version that another aggregator may know.
+    /// Another aggregator may support its version.
     Newer,
     Dead(Reason, String),
 }
@@ -136,16 +140,16 @@ fn read(delivery: &Delivery) -> std::result::Result<LogBatch, Refused> {
         return Err(if may_wait {
             Refused::Newer
         } else {
-            Refused::Dead(Reason::UnknownVersion, format!("no aggregator knew `{kind}` for a day"))
+            Refused::Dead(Reason::UnknownVersion, format!("no aggregator supported `{kind}` for a day"))
         });
     }
     if *kind != LogBatch::SUBJECT {
-        return Err(Refused::Dead(Reason::UnknownType, format!("`{kind}` is no batch of logs")));
+        return Err(Refused::Dead(Reason::UnknownType, format!("`{kind}` is not a log batch")));
     }
     LogBatch::decode(LogBatch::VERSION, &envelope).map_err(undecodable)
 }
 
-/// The records, and one that says what the shipper dropped.
+/// Returns the records, and one more that reports how many records the service dropped.
 fn records_of(batch: LogBatch) -> Vec<LogRecord> {
     let (service, dropped) = (batch.service.clone(), batch.dropped.clone());
     let mut records = batch.into_records();

@@ -1,4 +1,4 @@
-//! From the bytes of a body to its text: the encodings that Python's `json.loads`, and so the original, tells apart.
+//! Decodes the bytes of a body to text, from the encodings that Python's `json.loads`, and so the original, detects.
 
 use std::borrow::Cow;
 
@@ -6,17 +6,18 @@ use std::borrow::Cow;
 #[derive(Debug)]
 pub(super) struct Text<'a> {
     pub(super) text: Cow<'a, str>,
-    /// Whether every byte had a meaning; what had none stands as U+FFFD.
+    /// Whether all bytes were valid; U+FFFD replaces invalid bytes.
     pub(super) whole: bool,
 }
 
-/// Reads a body: UTF-8, UTF-16 or UTF-32, told by a byte order mark or by where the zeros stand, without the mark.
+/// Decodes a body: UTF-8, UTF-16 or UTF-32, detected by a byte order mark or, without one, by the positions of zero
+/// bytes.
 pub(super) fn decode(body: &[u8]) -> Text<'_> {
     let (kind, mark) = detect(body);
     let body = &body[mark..];
     match kind {
         Kind::Utf8 => match String::from_utf8_lossy(body) {
-            // Borrowed is what was sound as it stood.
+            // The result is borrowed if the input was valid.
             text @ Cow::Borrowed(_) => Text { text, whole: true },
             text => Text { text, whole: false },
         },
@@ -64,7 +65,7 @@ enum ByteOrder {
     Big,
 }
 
-/// The encoding, and how long its mark is.
+/// Returns the encoding and the length of the byte order mark.
 fn detect(body: &[u8]) -> (Kind, usize) {
     match body {
         [0, 0, 0xfe, 0xff, ..] => (Kind::Utf32(ByteOrder::Big), 4),
@@ -72,7 +73,7 @@ fn detect(body: &[u8]) -> (Kind, usize) {
         [0xfe, 0xff, ..] => (Kind::Utf16(ByteOrder::Big), 2),
         [0xff, 0xfe, ..] => (Kind::Utf16(ByteOrder::Little), 2),
         [0xef, 0xbb, 0xbf, ..] => (Kind::Utf8, 3),
-        // JSON begins with ASCII, so zeros around the first sign tell how wide signs are.
+        // JSON begins with an ASCII character, so the zero bytes around it show the width of a character.
         [0, 0, _, _, ..] => (Kind::Utf32(ByteOrder::Big), 0),
         [0, _, _, _, ..] | [0, _] => (Kind::Utf16(ByteOrder::Big), 0),
         [_, 0, 0, 0, ..] => (Kind::Utf32(ByteOrder::Little), 0),
@@ -85,7 +86,7 @@ fn detect(body: &[u8]) -> (Kind, usize) {
 mod tests {
     use super::*;
 
-    /// A text in one of the encodings, with or without its mark.
+    /// Encodes a text, with or without a byte order mark.
     fn encoded(text: &str, width: usize, big: bool, mark: bool) -> Vec<u8> {
         let text = if mark { format!("\u{feff}{text}") } else { text.to_owned() };
         let turned = |mut bytes: Vec<u8>| {

@@ -1,8 +1,8 @@
-//! From the fields of a JSON object to a record: Logthon's names, and those that the common loggers write.
+//! Makes a record of the fields of a JSON object; accepts Logthon's field names and those of common loggers.
 //!
-//! Names are compared without case and without signs, so `trace_id`, `traceId` and `trace.id` are one. A field that
-//! became a field of the record is that and no attribute; every other one, whatever it is, stays as an attribute.
-//! Logthon's own names come first and are refused as Logthon refuses them.
+//! Names are compared case-insensitively and without punctuation, so `trace_id`, `traceId` and `trace.id` are the
+//! same. A field that sets a field of the record is not an attribute; every other field is. Logthon's own names take
+//! precedence and are refused by Logthon's rules.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -16,14 +16,14 @@ use serde_json::value::RawValue;
 use super::problem::Problem;
 use super::time;
 
-/// Where the level stands: Logthon, pino, winston, zap and slog; Python and Monolog; OpenTelemetry and Google; ECS;
+/// Field names of the level: Logthon, pino, winston, zap and slog; Python and Monolog; OpenTelemetry and Google; ECS;
 /// short names; numbers of OpenTelemetry and of Python.
 const LEVELS: [&str; 9] =
     ["level", "levelname", "severity", "severitytext", "loglevel", "lvl", "l", "severitynumber", "levelno"];
-/// Where the message stands: Logthon, log4j2 and ECS; pino, zap and slog; structlog; GELF; OpenTelemetry; Docker and
-/// others; Serilog; zap's short names.
+/// Field names of the message: Logthon, log4j2 and ECS; pino, zap and slog; structlog; GELF; OpenTelemetry; Docker
+/// and others; Serilog; zap's short names.
 const MESSAGES: [&str; 9] = ["message", "msg", "event", "shortmessage", "body", "text", "log", "mt", "m"];
-/// Where the time stands: Logthon and ECS (`@timestamp`); pino and slog; zap; Monolog; Python; log4j2; short names;
+/// Field names of the time: Logthon and ECS (`@timestamp`); pino and slog; zap; Monolog; Python; log4j2; short names;
 /// OpenTelemetry; journald.
 const TIMES: [&str; 11] = [
     "timestamp",
@@ -42,15 +42,15 @@ const TRACES: [&str; 3] = ["traceid", "oteltraceid", "ddtraceid"];
 const SPANS: [&str; 3] = ["spanid", "otelspanid", "ddspanid"];
 const REQUESTS: [&str; 3] = ["requestid", "reqid", "httprequestid"];
 const CORRELATIONS: [&str; 1] = ["correlationid"];
-/// Names of programs that many loggers write and Logthon does not know; they stay as attributes, too.
+/// Field names of the program, which many loggers write and Logthon does not use; these fields also stay attributes.
 const PROGRAMS: [&str; 5] = ["app", "appname", "application", "applicationname", "name"];
-/// The service of a record whose logger names none: OpenTelemetry's word for it.
+/// The service of a record without one, as OpenTelemetry names it.
 const UNKNOWN_SERVICE: &str = "unknown_service";
 
-/// Why an object is no record.
+/// The reason why an object is not a record.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// Its texts are no texts: half a surrogate pair. What a repair makes of it counts.
+    /// A text is not valid: it contains half of a surrogate pair. Then the repaired record is used, if there is one.
     Unsound,
     /// Logthon's fields are missing or of another type.
     Problems(Vec<Problem>),
@@ -65,10 +65,10 @@ impl From<serde_json::Error> for Refusal {
 /// A field of the object that was sent.
 struct Field<'a> {
     name: Cow<'a, str>,
-    /// The name without case and signs.
+    /// The name in lower case and without punctuation.
     key: String,
     json: &'a str,
-    /// Whether it became a field of the record.
+    /// Whether it set a field of the record.
     taken: bool,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn record_of(json: &str) -> Result<LogRecord, Refusal> {
     let metadata = fields.metadata(&mut problems);
     let inside: Fields<'_> = metadata.map_or_else(|| Ok(Fields(Vec::new())), serde_json::from_str)?;
 
-    // Whatever speaks another logger's names is none of Logthon's clients: it need not have Logthon's fields.
+    // An object with another logger's names does not come from a Logthon client: it need not have Logthon's fields.
     let (time, mut foreign) = fields.time();
     let (level, severity) = match level {
         Some(word) => {
@@ -116,7 +116,8 @@ pub(super) fn record_of(json: &str) -> Result<LogRecord, Refusal> {
     let mut record = LogRecord::new(service.unwrap_or_default(), level, message.unwrap_or_default());
     record.severity = severity.unwrap_or_default();
     record.time = time.unwrap_or(record.time);
-    // Said at the top or among the metadata; there it stays too, so that what was sent reads back.
+    // Ids are read from the top level or from the metadata; in the metadata they also stay, so that the stored
+    // metadata equals the sent metadata.
     let mut id = |keys: &[&str], nest: &str| {
         fields.id(keys, nest).or_else(|| inside.find_id(keys, nest).map(|found| found.1))
     };
@@ -129,14 +130,15 @@ pub(super) fn record_of(json: &str) -> Result<LogRecord, Refusal> {
 }
 
 impl<'a> Fields<'a> {
-    /// One of Logthon's own texts. Another type is a problem, unless it is one that other loggers write.
+    /// Reads one of Logthon's text fields. A value of another type is a problem, unless other loggers write that
+    /// type.
     fn own(
         &mut self,
         name: &str,
         allowed: fn(&str) -> bool,
         problems: &mut Vec<Problem>,
     ) -> Result<Option<String>, Refusal> {
-        // Of a name that comes twice the last counts, as in Python.
+        // If a name occurs twice, the last field counts, as in Python.
         let Some(field) = self.0.iter_mut().rfind(|field| field.name == name) else { return Ok(None) };
         if field.json.starts_with('"') {
             field.taken = true;
@@ -148,7 +150,7 @@ impl<'a> Fields<'a> {
         Ok(None)
     }
 
-    /// Logthon's own attributes.
+    /// Reads Logthon's `metadata`.
     fn metadata(&mut self, problems: &mut Vec<Problem>) -> Option<&'a str> {
         let field = self.0.iter_mut().rfind(|field| field.name == "metadata")?;
         match field.json.as_bytes() {
@@ -162,13 +164,13 @@ impl<'a> Fields<'a> {
         None
     }
 
-    /// The fields that have one of these names and are nothing yet, in the order of the names.
+    /// Returns the untaken fields that have one of these names, in the order of the names.
     fn under(&self, keys: &[&str]) -> impl Iterator<Item = (usize, &Field<'a>)> {
         let fields = || self.0.iter().enumerate().filter(|(_, field)| !field.taken);
         keys.iter().flat_map(move |key| fields().filter(move |(_, field)| field.key == **key))
     }
 
-    /// The first time that can be read, and whether its name is not Logthon's.
+    /// Returns the first readable time, and whether its name is another logger's.
     fn time(&mut self) -> (Option<Timestamp>, bool) {
         let found = self.under(&TIMES).find_map(|(at, field)| Some((at, time::of_json(field.json)?)));
         let Some((at, time)) = found else { return (None, false) };
@@ -176,7 +178,8 @@ impl<'a> Fields<'a> {
         (Some(time), self.0[at].name != "timestamp")
     }
 
-    /// The level: a word that is known before a number that is. Where it stands, how it is written, what it means.
+    /// Returns the level: a known word before a known number. The parts are the field's index, the text and the
+    /// severity.
     fn level(&self) -> Option<(usize, String, Option<Severity>)> {
         let nested = self.under(&["log"]).filter_map(|(at, field)| {
             let word = text_in(field.json, "level")?;
@@ -192,7 +195,7 @@ impl<'a> Fields<'a> {
         let numbers =
             self.under(&LEVELS).filter(|(_, field)| is_number(field.json)).filter_map(|(at, field)| {
                 let severity = numeric(&field.key, field.json);
-                // A number under Logthon's own name is a level even when nobody knows which.
+                // A number under Logthon's name `level` is a level even when its severity is unknown.
                 (severity.is_some() || field.name == "level").then(|| (at, field.json.to_owned(), severity))
             });
         words.chain(nested).chain(numbers).next()
@@ -204,7 +207,7 @@ impl<'a> Fields<'a> {
         Some(text)
     }
 
-    /// The service under the names of ECS and OpenTelemetry, nested or not.
+    /// Reads the service by the names of ECS and OpenTelemetry, nested or flat.
     fn service(&mut self) -> Option<String> {
         let (at, text) = self.under(&["service", "servicename"]).find_map(|(at, field)| {
             let text = plain(field.json).or_else(|| text_in(field.json, "name"))?;
@@ -214,7 +217,7 @@ impl<'a> Fields<'a> {
         Some(text)
     }
 
-    /// The service of a record that does not call it one.
+    /// Returns the service of a record that has no service field: the program's name.
     fn program(&self) -> String {
         let named =
             self.under(&PROGRAMS).filter_map(|(_, field)| plain(field.json)).find(|name| !name.is_empty());
@@ -235,14 +238,15 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What was not taken, behind the metadata, in the order in which it was sent. A name that is there already gets a number.
+/// Returns the metadata followed by the untaken fields, in the order in which they were sent. A name that exists
+/// already gets a number.
 fn attributes(
     metadata: Option<&str>,
     inside: &Fields<'_>,
     fields: Fields<'_>,
 ) -> Result<Attributes, Refusal> {
     let mut text = metadata.unwrap_or("{}").to_owned();
-    // Each name with the number that the next of it gets.
+    // Each name with the number that its next occurrence gets.
     let mut names: HashMap<Cow<'_, str>, usize> =
         inside.0.iter().map(|field| (field.name.clone(), 2)).collect();
     for field in fields.0.into_iter().filter(|field| !field.taken) {
@@ -297,7 +301,7 @@ fn is_number(json: &str) -> bool {
     json.starts_with(|first: char| first == '-' || first.is_ascii_digit())
 }
 
-/// A text, or a number or truth as it is written; `None` for what has parts, and for null.
+/// Returns a string, or a number or boolean as it is written; `None` for objects, lists and null.
 fn plain(json: &str) -> Option<String> {
     match json.bytes().next()? {
         b'"' => serde_json::from_str(json).ok(),
@@ -306,7 +310,7 @@ fn plain(json: &str) -> Option<String> {
     }
 }
 
-/// A text in an object, if this is one.
+/// Returns a text field of the object, if `json` is an object.
 fn text_in(json: &str, key: &str) -> Option<String> {
     let fields: Fields<'_> = json.starts_with('{').then(|| serde_json::from_str(json).ok())??;
     fields.under(&[key]).find_map(|(_, field)| plain(field.json).filter(|text| !text.is_empty()))
@@ -314,12 +318,12 @@ fn text_in(json: &str, key: &str) -> Option<String> {
 
 fn is_id(id: &str) -> bool {
     const LONGEST: usize = 256;
-    // OpenTelemetry's ids are all zeros where there is no trace.
+    // OpenTelemetry writes ids of only zeros when there is no trace.
     let none = id.len() >= 16 && id.bytes().all(|sign| sign == b'0');
     !id.is_empty() && id.len() <= LONGEST && !none
 }
 
-/// The severity of a number, by the scale of the name that it stands under.
+/// Returns the severity of a number, by the scale of its field name.
 fn numeric(key: &str, json: &str) -> Option<Severity> {
     let number: i64 = json.parse().ok()?;
     let opentelemetry =
@@ -327,9 +331,9 @@ fn numeric(key: &str, json: &str) -> Option<Severity> {
     match key {
         "severitynumber" => opentelemetry(),
         "severity" => Severity::from_level_number(number).or_else(opentelemetry),
-        // Python's 10 is debug, pino's is trace.
+        // 10 means debug in Python and trace in pino.
         "levelno" => Severity::from_level_number(number.checked_add(10)?),
-        // Too short a name for a number to be a level.
+        // The name is too short: a number under it is probably not a level.
         "l" => None,
         _ => Severity::from_level_number(number),
     }

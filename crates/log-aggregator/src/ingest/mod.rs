@@ -1,4 +1,4 @@
-//! How records come in: what a submission may look like, what is repaired, and the queue before the store.
+//! Accepts records: reads submissions and log batches, repairs broken JSON, and queues the records for the store.
 
 mod bus;
 mod encoding;

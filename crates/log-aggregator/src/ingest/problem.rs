@@ -1,4 +1,4 @@
-//! What is wrong with a request, in FastAPI's words.
+//! Describes the faults of a request in FastAPI's format.
 
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::submission::MOST_LEVELS;
 
-/// What is wrong with a body, one entry of FastAPI's `detail`.
+/// One entry of FastAPI's `detail`: one fault of a request.
 #[derive(Debug, Serialize)]
 pub(crate) struct Problem {
     #[serde(rename = "type")]
@@ -19,26 +19,26 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// A parameter of the query that should have been a whole number.
+    /// A query parameter is not a whole number.
     pub(crate) fn not_an_integer(name: &str, value: &str) -> Self {
         let msg = "Input should be a valid integer, unable to parse string as an integer";
         let loc = vec!["query".into(), name.into()];
         Self { kind: "int_parsing", loc, msg, input: raw(&value), ctx: None }
     }
 
-    /// No body at all.
+    /// The body is missing.
     pub(super) fn no_body() -> Self {
         let msg = "Field required";
         Self { kind: "missing", loc: vec!["body".into()], msg, input: raw(&Value::Null), ctx: None }
     }
 
-    /// JSON, or a text, that is no object.
+    /// The body is JSON or text, but not an object.
     pub(super) fn not_an_object(input: Box<RawValue>) -> Self {
         let msg = "Input should be a valid dictionary or object to extract fields from";
         Self { kind: "model_attributes_type", loc: vec!["body".into()], msg, input, ctx: None }
     }
 
-    /// A body that is no JSON, from this byte of its text on.
+    /// The body is not JSON; `position` is the byte of its text at which the error is.
     pub(super) fn not_json(position: usize, error: String) -> Self {
         Self {
             kind: "json_invalid",
@@ -53,7 +53,7 @@ impl Problem {
         Self::not_json(0, format!("nested deeper than {MOST_LEVELS} levels"))
     }
 
-    /// A field that has to be there and is not in this object.
+    /// A required field is missing in this object.
     pub(super) fn missing(field: &str, whole: &str) -> Self {
         Self::of_field("missing", field, "Field required", whole)
     }
@@ -72,7 +72,7 @@ impl Problem {
     }
 }
 
-/// A value as JSON text.
+/// Serialises a value to JSON text.
 pub(super) fn raw<T: Serialize + ?Sized>(value: &T) -> Box<RawValue> {
     to_raw_value(value).expect("texts and plain values are JSON")
 }

@@ -1,7 +1,7 @@
-//! The way into the store: a bounded queue whose records wait together for one commit.
+//! Queues records for the store: a bounded queue whose batches are committed together.
 //!
-//! Whatever arrives while a commit runs is the next commit: many senders share one fsync, one alone waits for
-//! its own only. A sender hears "stored" after the commit, never before.
+//! All batches that arrive during a commit are part of the next commit: many senders share one fsync, and a single
+//! sender waits only for its own. A sender receives a success after the commit, never before.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::live::Live;
 use crate::store::{LogStore, RecordBatch};
 
-/// Groups that may wait at once.
+/// Maximum number of queued batches.
 const MOST_GROUPS: usize = 8192;
-/// Bytes that may wait at once, by [`LogRecord::weight`].
+/// Maximum size of the queued records in bytes, by [`LogRecord::weight`].
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// Groups in one commit.
+/// Maximum number of batches in one commit.
 const COMMIT: usize = 4096;
 
-/// Takes records in; clones feed the same queue.
+/// The sending side of the queue; clones use the same queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Ingest {
     waiting: mpsc::Sender<Waiting>,
@@ -37,7 +37,7 @@ struct Waiting {
 }
 
 impl Ingest {
-    /// Starts the one writer of a store; it ends after [`Ingest::close`], when all that waited is answered.
+    /// Starts the only writer of a store; it ends after [`Ingest::close`], when all queued batches are answered.
     pub(crate) fn start(store: Arc<dyn LogStore>, live: Arc<Live>) -> (Self, JoinHandle<()>) {
         let (sender, waiting) = mpsc::channel(MOST_GROUPS);
         let closing = CancellationToken::new();
@@ -45,12 +45,12 @@ impl Ingest {
         (Self { waiting: sender, bytes: Arc::new(Semaphore::new(MOST_BYTES)), closing }, writer)
     }
 
-    /// Takes nothing more; what waits is still stored.
+    /// Closes the queue; batches in it are still stored.
     pub(crate) fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Keeps a group; returns when it is durable. Refuses at once when the queue is full.
+    /// Stores a batch; returns when it is durable. Returns an error at once when the queue is full.
     pub(crate) async fn offer(&self, group: RecordBatch) -> Result<()> {
         let room = Arc::clone(&self.bytes).try_acquire_many_owned(weight(&group)).map_err(|_| busy())?;
         let (answer, stored) = oneshot::channel();
@@ -61,7 +61,7 @@ impl Ingest {
         stored.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Keeps a group; waits for room when the queue is full. For senders that can wait.
+    /// Stores a batch; waits for space when the queue is full. For senders that can wait.
     pub(crate) async fn push(&self, group: RecordBatch) -> Result<()> {
         let room = Arc::clone(&self.bytes).acquire_many_owned(weight(&group)).await.map_err(|_| closed())?;
         let (answer, stored) = oneshot::channel();
@@ -72,19 +72,19 @@ impl Ingest {
 
 fn weight(group: &RecordBatch) -> u32 {
     let bytes: usize = group.records.iter().map(LogRecord::weight).sum();
-    // A group that alone is larger than the whole room has to fit when nothing else waits.
+    // A batch larger than the whole bound has to fit when the queue is empty.
     u32::try_from(bytes.min(MOST_BYTES)).unwrap_or(u32::MAX)
 }
 
 fn busy() -> Error {
     Error::new(
         ErrorKind::Busy,
-        "too many log records wait to be stored; nothing was taken, try again in a second",
+        "too many log records wait to be stored; no record was stored, try again in a second",
     )
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the log aggregator is shutting down; nothing was taken")
+    Error::new(ErrorKind::Closed, "the log aggregator is shutting down; no record was stored")
 }
 
 async fn write(
@@ -109,21 +109,21 @@ async fn write(
             groups.push(group);
             answers.push((answer, _room));
         }
-        // A panic in a store must not end the writer: it would refuse everything from then on.
+        // A panic in a store must not end the writer: without it, every later record would be refused.
         let stored =
             std::panic::AssertUnwindSafe(store.append(groups)).catch_unwind().await.unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Unavailable, "storing log records panicked; nothing was taken"))
+                Err(Error::new(ErrorKind::Unavailable, "storing log records panicked; no record was stored"))
             });
         let outcome = stored.map(|kept| live.push(kept));
         match &outcome {
-            // Once, not per refused record: these lines may come back here as records themselves.
+            // Logged once, not for each refused record: these lines may come back here as records themselves.
             Err(error) if !failing => tracing::error!(error = error.chain(), "log records are refused"),
             Ok(()) if failing => tracing::info!("log records are stored again"),
             _ => {}
         }
         failing = outcome.is_err();
         for (answer, _room) in answers {
-            // A sender that went away has not asked to be told.
+            // A sender that was cancelled does not need the answer.
             let _ = answer.send(outcome.clone());
         }
     }

@@ -1,13 +1,14 @@
-//! Repair of the broken JSON that hand-written clients send: text that nobody escaped, bodies that were cut.
+//! Repairs the broken JSON of hand-written clients: unescaped text and truncated bodies.
 //!
-//! A client that builds JSON with `printf` leaves quotes, backslashes and line breaks in the text as they are,
-//! and cuts what does not fit its buffer. What such a client meant is clear nevertheless, because it always
-//! writes the same few keys: a quote ends a text only where one of the keys that are still to come follows, or
-//! the end of the object. The message may itself look like such an end; it runs to the surest, and of those to the last.
+//! A client that builds JSON with `printf` does not escape quotes, backslashes and line breaks in a text, and
+//! truncates a body that exceeds its buffer. The intended record can be recovered because such clients write the same
+//! few keys: a quote ends a text only if one of the missing keys or the end of the object follows. The message may
+//! itself contain text that looks like such an end; the message then ends at the most certain of these ends, and at
+//! the last one of equal certainty.
 
 use serde_json::{Map, Value};
 
-/// The keys of a submission, any order.
+/// The keys of a submission, in any order.
 pub(super) const KEYS: [&str; 9] = [
     "service",
     "level",
@@ -20,12 +21,11 @@ pub(super) const KEYS: [&str; 9] = [
     "correlation_id",
 ];
 
-/// Bodies longer than this are not repaired: finding the ends of texts is quadratic at worst, and clients that
-/// do not escape have small buffers.
+/// Bodies longer than this, in bytes, are not repaired: finding the ends of texts takes quadratic time at worst, and
+/// clients that do not escape have small buffers.
 pub(super) const MOST_BYTES: usize = 64 * 1024;
 
-/// What the sender meant, as the object it tried to write. `None` when not even a service and the beginning of
-/// a message can be made out.
+/// Returns the object that the sender tried to write. `None` when it has no service or no beginning of a message.
 pub(super) fn repair(body: &str) -> Option<Map<String, Value>> {
     if body.len() > MOST_BYTES {
         return None;
@@ -37,12 +37,12 @@ pub(super) fn repair(body: &str) -> Option<Map<String, Value>> {
 
 struct Scan<'a> {
     rest: &'a str,
-    /// The keys that can occur; `None` when any can.
+    /// The possible keys; `None` when any key is possible.
     keys: Option<&'static [&'static str]>,
 }
 
 impl<'a> Scan<'a> {
-    /// Reads fields until the text makes no sense any more.
+    /// Reads fields until the text cannot be parsed.
     fn object(mut self) -> Map<String, Value> {
         let mut fields = Map::new();
         if !self.take('{') {
@@ -88,24 +88,24 @@ impl<'a> Scan<'a> {
             self.rest = "";
             return Some(Value::Object(inner));
         }
-        // A number or word that is none: keep it as text.
+        // Not a valid number or word: keep it as text.
         let end = self.rest.find([',', '}']).unwrap_or(self.rest.len());
         let (word, after) = self.rest.split_at(end);
         self.rest = after;
         Some(Value::String(word.trim_end().to_owned()))
     }
 
-    /// The text that begins here, and what follows its closing quote.
+    /// Returns the text that begins here, and the rest after its closing quote.
     fn text(&self, inside: &'a str, key: &str, seen: &Map<String, Value>) -> (String, &'a str) {
         let mut ends = inside.match_indices('"').map(|(at, _)| at).filter_map(|at| {
             let follows = &inside[at + 1..];
             let end = (!escaped(&inside[..at], follows)).then(|| self.end(follows, key, seen)).flatten();
             end.map(|end| (at, end))
         });
-        // Before the level came, the message cannot be told from what follows it; afterwards it can.
+        // The message cannot be told from the following fields before the level was read; afterwards it can.
         let last = key == "message" && self.keys.is_some() && seen.contains_key("level");
         let end = if last {
-            // Of several cuts the first: what follows it belongs to what was cut.
+            // Of several possible truncations, use the first: the rest belongs to the truncated field.
             ends.reduce(|best, next| if next.1 >= best.1 && next.1 != Sure::Cut { next } else { best })
         } else {
             ends.next()
@@ -117,7 +117,7 @@ impl<'a> Scan<'a> {
         (unescape(text), after)
     }
 
-    /// How sure it is that a quote before this text closes the value of `key`, if it may at all.
+    /// Returns how certainly a quote before `follows` closes the value of `key`; `None` when it cannot.
     fn end(&self, follows: &str, key: &str, seen: &Map<String, Value>) -> Option<Sure> {
         let follows = follows.trim_start();
         if follows.is_empty() {
@@ -125,7 +125,7 @@ impl<'a> Scan<'a> {
         }
         if let Some(after) = follows.strip_prefix('}') {
             let after = after.trim();
-            // Inside the metadata one more brace closes the whole.
+            // In the metadata, a second brace closes the whole object.
             let last = after.is_empty() || (self.keys.is_none() && after == "}");
             return last.then_some(Sure::Object);
         }
@@ -150,16 +150,16 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Ways in which a text ends, the surest last.
+/// Possible ends of a text, the most certain last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Sure {
-    /// The body ends here or soon.
+    /// The body is truncated here or in the next key.
     Cut,
     /// Another key follows.
     Key,
     /// The object ends.
     Object,
-    /// What all those clients write after the message.
+    /// The metadata follow, which all these clients write after the message.
     Metadata,
 }
 
@@ -172,14 +172,14 @@ fn is_key_end(after: &str) -> bool {
     after.is_empty() || after.starts_with(':')
 }
 
-/// Whether a quote after `before` is escaped by a sender that does escape. A sender that does not may end its
-/// text with a backslash; then the quote is the last one that can close the value.
+/// Returns whether a quote after `before` is escaped by a sender that escapes. The text of a sender that does not
+/// escape may end with a backslash; then the quote is the last one that can close the value.
 fn escaped(before: &str, follows: &str) -> bool {
     let backslashes = before.len() - before.trim_end_matches('\\').len();
     backslashes % 2 == 1 && follows.contains('"')
 }
 
-/// The text as meant: by the rules of JSON if it keeps to them, else as it stands.
+/// Returns the unescaped text if it follows the rules of JSON, otherwise the text unchanged.
 fn unescape(text: &str) -> String {
     if !text.contains('\\') {
         return text.to_owned();
@@ -246,11 +246,12 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the client's printf put into the message comes back as it was, unless the body happened to be valid.
+        /// The message is recovered unchanged, unless the unescaped body happens to be valid JSON.
         #[test]
         fn an_unescaped_message_comes_back(message in "[ -\\[\\]-~\n\t]{0,200}", level in "[A-Z]{1,8}") {
             let body = format!(r#"{{"service":"sink","level":"{level}","message":"{message}","metadata":{{"timestamp":"17","container_id":"c","container_name":"n"}}}}"#);
-            // No backslashes: where the text keeps to JSON's escapes it cannot be told from text that was escaped.
+            // The messages contain no backslashes: a text with valid JSON escapes cannot be told from an escaped
+            // text.
             if serde_json::from_str::<Value>(&body).is_err() {
                 let fields = repair(&body).expect("the format is known");
                 prop_assert_eq!(text(&fields, "message"), message);

@@ -1,7 +1,8 @@
-//! A body over HTTP in Logthon's shape: what is accepted, what is refused and how that is said.
+//! Reads the body of an HTTP submission in Logthon's format: which bodies are accepted, and with which problems
+//! others are refused.
 //!
-//! An exact reading goes before a repair. Records that follow one another are each taken as they are; only what follows
-//! the last of them and is none is repaired, or, where nothing can be made of it, kept as the raw text of that record.
+//! Valid JSON is preferred to a repair. Consecutive valid records are each read unchanged; only text after the last
+//! of them that is not a valid record is repaired or, if that fails, kept as the raw text of that record.
 
 use std::borrow::Cow;
 
@@ -15,10 +16,10 @@ use super::fields::{Refusal, record_of};
 use super::problem::{Problem, raw};
 use super::{repair, time};
 
-/// JSON nested deeper than this is refused: readers of what we answer have limits of their own.
+/// JSON nested deeper than this is refused: clients that read the stored records have limits of their own.
 pub(crate) const MOST_LEVELS: usize = 64;
 
-/// Reads a body that came as JSON: sound records as they are, a broken one repaired and with its raw text.
+/// Reads a JSON body: valid records unchanged; a broken record is repaired and keeps its raw text.
 pub(crate) fn read(body: &[u8]) -> Result<Vec<LogRecord>, Vec<Problem>> {
     if body.is_empty() {
         return Err(vec![Problem::no_body()]);
@@ -39,8 +40,8 @@ pub(crate) fn read(body: &[u8]) -> Result<Vec<LogRecord>, Vec<Problem>> {
     }
 }
 
-/// The records of a body that begins with a sound one; `None` when it does not. `text` is the body as it was sent, which
-/// is not `whole` when some of its bytes had no meaning.
+/// Returns the records of a body that begins with a valid one; `None` when it does not. `text` is the body as it was
+/// sent; `whole` is false when some of its bytes were invalid.
 fn exact(sound: &str, text: &str, whole: bool) -> Result<Option<Vec<LogRecord>>, Vec<Problem>> {
     let (mut records, mut last, mut rest) = (Vec::new(), 0, sound);
     while let Some((value, after)) = first_value(rest) {
@@ -70,13 +71,13 @@ fn exact(sound: &str, text: &str, whole: bool) -> Result<Option<Vec<LogRecord>>,
             Err(_) => break,
         }
         last = sound.len() - after.len() - value.len();
-        // Nothing, a line break, a comma, or RFC 7464's separator stands between records.
+        // Records are separated by nothing, a line break, a comma, or RFC 7464's separator.
         rest = after
             .trim_start_matches(|sign: char| sign.is_ascii_whitespace() || matches!(sign, ',' | '\u{1e}'));
     }
     let Some(record) = records.last_mut() else { return Ok(None) };
     if !rest.trim().is_empty() {
-        // Numbers that became text are no longer what was sent: then the whole body is what is kept.
+        // If numbers became text, `sound` differs from the sent body: then the whole body is kept.
         let sent = |from: usize| if sound == text { &text[from..] } else { text };
         match repaired(rest) {
             Some(Ok(mut more)) => {
@@ -89,7 +90,7 @@ fn exact(sound: &str, text: &str, whole: bool) -> Result<Option<Vec<LogRecord>>,
     Ok(Some(records))
 }
 
-/// The value that a text begins with, and what follows it.
+/// Returns the first JSON value of a text, and the rest.
 fn first_value(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
@@ -97,14 +98,15 @@ fn first_value(text: &str) -> Option<(&str, &str)> {
     Some((value, &text[values.byte_offset()..]))
 }
 
-/// Whether this is the rest of an object whose sender does not escape: `x"}` in its message looked like the end.
+/// Returns whether this is the rest of an object whose sender does not escape: `x"}` in its message looked like the
+/// end.
 fn continues(after: &str) -> bool {
     let quoted = |text: &'_ str| text.trim_start().strip_prefix('"').map(str::to_owned);
     let key = quoted(after).and_then(|rest| quoted(rest.trim_start().strip_prefix(',')?));
     key.and_then(|key| Some(repair::KEYS.contains(&key.split_once('"')?.0))).unwrap_or(false)
 }
 
-/// What the sender of a broken record meant. `None` when nothing can be made of it.
+/// Returns the repaired record. `None` when it cannot be repaired.
 fn repaired(text: &str) -> Option<Result<LogRecord, Vec<Problem>>> {
     let fields = serde_json::to_string(&repair::repair(text)?).ok()?;
     if deeper_than(&fields, MOST_LEVELS) {
@@ -117,14 +119,14 @@ fn repaired(text: &str) -> Option<Result<LogRecord, Vec<Problem>>> {
     }
 }
 
-/// Python writes `NaN`, `Infinity` and `-Infinity`, which are no JSON: they become text.
+/// Converts `NaN`, `Infinity` and `-Infinity`, which Python writes and which are not JSON, to text.
 fn numbers_as_text(text: &str) -> Cow<'_, str> {
     const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
     if !WORDS[..2].iter().any(|word| memchr::memmem::find(text.as_bytes(), word.as_bytes()).is_some()) {
         return Cow::Borrowed(text);
     }
     let mut sound = String::with_capacity(text.len() + 16);
-    // Every second piece between plain quotes is inside a text.
+    // `inside` is true between unescaped quotes, that is within a string.
     let (mut rest, mut inside) = (text, false);
     while let Some(first) = rest.chars().next() {
         let word = WORDS.iter().find(|word| !inside && rest.starts_with(**word));
@@ -144,7 +146,7 @@ fn numbers_as_text(text: &str) -> Cow<'_, str> {
     Cow::Owned(sound)
 }
 
-/// What FastAPI says to a body that is not marked as JSON: it takes it for a text.
+/// Returns FastAPI's problem for a body that is not declared as JSON: FastAPI treats it as a text.
 pub(crate) fn unmarked(body: &[u8]) -> Vec<Problem> {
     vec![Problem::not_an_object(raw(&String::from_utf8_lossy(body)))]
 }
@@ -159,7 +161,7 @@ fn position_of(text: &str, error: &serde_json::Error) -> usize {
     (before + error.column()).saturating_sub(1)
 }
 
-/// Whether sound JSON has objects and lists inside one another to more than this many levels.
+/// Returns whether valid JSON is nested to more than this number of levels.
 fn deeper_than(json: &str, levels: usize) -> bool {
     let (mut depth, mut inside, mut escaped) = (0_usize, false, false);
     json.bytes().any(|byte| {
@@ -175,13 +177,14 @@ fn deeper_than(json: &str, levels: usize) -> bool {
     })
 }
 
-/// The severity that a question names: OpenTelemetry's number or a level word.
+/// Returns the severity of a query parameter: OpenTelemetry's number or a level word.
 pub(crate) fn severity_of(text: &str) -> Option<Severity> {
     let number = text.parse::<u8>().ok().filter(|number| (1..=24).contains(number)).map(Severity::from);
     number.or_else(|| Severity::from_word(text))
 }
 
-/// A time that a question names: as in a record, and any number of seconds, because 0 asks for all there is.
+/// Returns the time of a query parameter: as in a record, and also any number of seconds, because 0 selects all
+/// records.
 pub(crate) fn time_from(text: &str) -> Option<Timestamp> {
     time::of_text(text).or_else(|| Timestamp::from_second(text.trim().parse().ok()?).ok())
 }

@@ -1,4 +1,4 @@
-//! A sender's idea of a time: every usual spelling, read without floating point.
+//! Parses the time of a record in all usual formats, without floating point.
 
 use std::borrow::Cow;
 
@@ -9,20 +9,23 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The first second after the year 9999: numbers below are seconds, below a thousand times as much milliseconds, and so
-/// on to nanoseconds. So each unit reaches the end of time, and all but seconds begin in 1978.
+/// The first second after the year 9999: smaller numbers are seconds, numbers smaller than a thousand times this are
+/// milliseconds, and so on to nanoseconds. So each unit covers times up to the year 9999, and all units but seconds
+/// begin in 1978.
 const SECONDS_END: u128 = 253_402_300_800;
-/// Numbers of fewer seconds (March 1973) are no times: clocks that count from the start of a machine, durations, zeros.
+/// Numbers of fewer seconds (before March 1973) are not times: they are clocks that count from the start of a
+/// machine, durations, or zeros.
 const LEAST_SECONDS: i128 = 100_000_000;
-/// More digits than this are no time.
+/// A number with more digits than this is not a time.
 const MOST_DIGITS: usize = 36;
 
-/// The time that a JSON value means; `None` when it is none that can be understood.
+/// Returns the time that a JSON value contains; `None` when its format is unknown.
 ///
-/// Numbers, also as text, count from 1970 in seconds, milliseconds, microseconds or nanoseconds, told apart by their
-/// size. Texts are RFC 3339 and ISO 8601 (`2026-11-30 12:00:00,123` of Python's logging, any number of digits, any
-/// offset), RFC 2822, and the forms of Apache, Go and `date`. A time without a zone is read as UTC. Objects are those of
-/// log4j2 (`epochSecond`, `nanoOfSecond`), of protobuf (`seconds`, `nanos`) and of MongoDB (`$date`).
+/// Numbers, also as text, count from 1970 in seconds, milliseconds, microseconds or nanoseconds; their size
+/// determines the unit. Texts are RFC 3339 and ISO 8601 (`2026-11-30 12:00:00,123` of Python's logging, any number of
+/// digits, any offset), RFC 2822, and the formats of Apache, Go and `date`. A time without a zone is read as UTC.
+/// Objects are those of log4j2 (`epochSecond`, `nanoOfSecond`), of protobuf (`seconds`, `nanos`) and of MongoDB
+/// (`$date`).
 pub(crate) fn of_json(json: &str) -> Option<Timestamp> {
     match json.bytes().next()? {
         b'"' => of_text(&serde_json::from_str::<Cow<'_, str>>(json).ok()?),
@@ -31,7 +34,7 @@ pub(crate) fn of_json(json: &str) -> Option<Timestamp> {
     }
 }
 
-/// The time that a text means.
+/// Returns the time that a text contains.
 pub(crate) fn of_text(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     let text = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text).trim();
@@ -41,7 +44,7 @@ pub(crate) fn of_text(text: &str) -> Option<Timestamp> {
     if text.len() > 64 || !text.is_ascii() {
         return None;
     }
-    // Go adds a reading of its monotonic clock, and the zone's name behind the offset.
+    // Go appends the reading of its monotonic clock, and the name of the zone after the offset.
     let text = text.split(" m=").next()?.trim_end_matches(" UTC");
     let iso = iso(text);
     let civil = || {
@@ -55,8 +58,8 @@ pub(crate) fn of_text(text: &str) -> Option<Timestamp> {
         .or_else(|| other(text))
 }
 
-/// ISO 8601 as it should be: a colon for fractions becomes a point, ten and more digits nine, slashes dashes, and no
-/// space stands before the offset.
+/// Normalises a text to ISO 8601: a comma before fractions becomes a point, digits after the ninth are removed,
+/// slashes become dashes, and the space before the offset is removed.
 fn iso(text: &str) -> String {
     let mut iso = String::with_capacity(text.len());
     let mut digits = None;
@@ -85,7 +88,7 @@ fn iso(text: &str) -> String {
     iso
 }
 
-/// Forms that have nothing but their fame.
+/// Parses other well-known formats.
 fn other(text: &str) -> Option<Timestamp> {
     const ZONED: [&str; 2] = [
         "%d/%b/%Y:%H:%M:%S %z",    // Apache and nginx, access log
@@ -104,14 +107,14 @@ fn other(text: &str) -> Option<Timestamp> {
     })
 }
 
-/// A decimal number, taken digit by digit: nanoseconds since 1970 have more digits than a double.
+/// Parses a decimal number digit by digit: nanoseconds since 1970 have more digits than a double can hold.
 fn of_number(text: &str) -> Option<Timestamp> {
     let (mantissa, exponent) = match text.split_once(['e', 'E']) {
         Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
         None => (text, 0),
     };
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    // Digits beyond a nanosecond's tell nothing, and a number has to fit.
+    // Digits beyond nanoseconds are not needed, and the number has to fit into an `i128`.
     let fraction = fraction.get(..fraction.len().min(18))?;
     let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(fraction) || whole.len() + fraction.len() > MOST_DIGITS {
@@ -130,7 +133,7 @@ fn of_number(text: &str) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanoseconds).ok()
 }
 
-/// `20261130120000`: fourteen digits that are a date of this century are no number of milliseconds.
+/// Parses `20261130120000`: fourteen digits that form a date of this century are not milliseconds.
 fn compact(whole: &str, text: &str) -> Option<Timestamp> {
     if whole.len() != 14 || whole != text || !whole.starts_with("20") {
         return None;
@@ -145,7 +148,7 @@ fn below(number: i128, places: i32, bound: u128) -> bool {
     scaled(number, places).is_some_and(|whole| whole.unsigned_abs() < bound)
 }
 
-/// The number times ten to the power of `places`, without what is behind the point.
+/// Returns the number times ten to the power of `places`, without the fraction.
 fn scaled(number: i128, places: i32) -> Option<i128> {
     let power = 10_i128.checked_pow(places.unsigned_abs());
     if places >= 0 { number.checked_mul(power?) } else { Some(power.map_or(0, |power| number / power)) }
@@ -164,7 +167,7 @@ fn of_object(json: &str) -> Option<Timestamp> {
     let parts: Parts<'_> = serde_json::from_str(json).ok()?;
     match (parts.seconds, parts.date) {
         (Some(seconds), _) => Timestamp::new(seconds, parts.nanos.unwrap_or(0)).ok(),
-        // One level, not as many as someone nests.
+        // Only one level of nesting is read, so that the recursion is bounded.
         (None, Some(date)) if !date.get().starts_with('{') => of_json(date.get()),
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! Which records someone wants to see: asked of the store and of the live stream alike.
+//! Filters records; the store and the live stream apply the same conditions.
 
 use std::borrow::Cow;
 
@@ -8,31 +8,31 @@ use jiff::Timestamp;
 use super::search::Search;
 use super::{nanoseconds, place_of};
 
-/// Conditions that a record has to meet, all of them; an empty filter takes every record.
+/// Conditions that a record has to meet, all of them; an empty filter matches every record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
-    /// From one of these services; empty means any.
+    /// The service is one of these; empty means any.
     pub services: Vec<String>,
-    /// At least this severe.
+    /// The severity is at least this.
     pub severity: Option<Severity>,
-    /// Each of these appears in the message, the service, the level, an id of trace, span, request or conversation,
-    /// or in a name or value of the attributes, whatever the case of letters.
+    /// Each of these words appears, case-insensitively, in the message, the service, the level, an id of trace, span,
+    /// request or conversation, or in a name or value of the attributes.
     pub words: Vec<String>,
-    /// Of this trace.
+    /// The trace id is this.
     pub trace_id: Option<String>,
-    /// Of this request.
+    /// The request id is this.
     pub request_id: Option<String>,
-    /// Of this conversation.
+    /// The correlation id is this.
     pub correlation_id: Option<String>,
-    /// Happened at this time or later, by [`place_of`](super::place_of).
+    /// The event time is this or later, by [`place_of`](super::place_of).
     pub since: Option<Timestamp>,
-    /// Happened before this time.
+    /// The event time is before this, by [`place_of`](super::place_of).
     pub until: Option<Timestamp>,
 }
 
 impl Filter {
-    /// Splits a search line into the words that all have to appear; `"two words"` in quotes are one, and `\"` is a
-    /// quote that is looked for. Every other backslash is itself, as in a path.
+    /// Splits a search line into words that all have to appear; `"two words"` in quotes are one word, and `\"` is a
+    /// literal quote. Every other backslash stands for itself, as in a path.
     pub fn words_of(line: &str) -> Vec<String> {
         let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
         let mut letters = line.chars().peekable();
@@ -52,7 +52,7 @@ impl Filter {
         words
     }
 
-    /// Whether a record meets every condition.
+    /// Returns whether a record meets every condition.
     pub fn matches(&self, record: &LogRecord) -> bool {
         let asked = |wanted: &Option<String>, found: &Option<String>| wanted.is_none() || wanted == found;
         (self.services.is_empty() || self.services.contains(&record.service))
@@ -76,7 +76,7 @@ impl Filter {
     }
 }
 
-/// The attributes as JSON text: the form they are stored in.
+/// Returns the attributes as JSON text, the form in which they are stored.
 pub(crate) fn attributes_text(record: &LogRecord) -> Cow<'_, str> {
     record.attributes.to_json()
 }

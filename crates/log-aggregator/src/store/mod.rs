@@ -1,4 +1,4 @@
-//! Where records are kept: the store's contract, the questions one can ask it, and the stores.
+//! The contract of a log store ([`LogStore`]), its query types, and the SQLite store.
 
 mod filter;
 pub(crate) mod search;
@@ -20,21 +20,21 @@ use crate::error::Result;
 pub use filter::Filter;
 pub use sqlite::{Options as SqliteOptions, SqliteStore};
 
-/// A record's place in the order of arrival: unique, growing, microseconds since 1970 nudged apart when
-/// several arrive at once. Small enough for a JavaScript number.
+/// A record's position in the order of arrival: unique and increasing, the arrival in microseconds since 1970;
+/// records of the same microsecond get the next free numbers. A JavaScript number holds it exactly.
 pub type Seq = i64;
 
-/// A record as it lies in the store.
+/// A stored record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
-    /// Its place in the order of arrival.
+    /// Its position in the order of arrival.
     pub seq: Seq,
     /// The record; its arrival time is set.
     pub record: LogRecord,
 }
 
-/// The record's fields as JSON with `seq` beside them, and `repaired` when it was. The attributes stand there as they
-/// were sent, in their order and with all their digits; JSON alone can say that.
+/// Serialises the record's fields and `seq`, and `repaired` when the record was repaired. The attributes are written
+/// as they were sent, in their order and with all their digits; this works with a JSON serializer only.
 impl Serialize for Stored {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -86,35 +86,37 @@ impl Serialize for Stored {
 }
 
 impl Stored {
-    /// Where the record stands in the order of event time, see [`place_of`].
+    /// Returns the record's position in the order of event time, see [`place_of`].
     pub fn place(&self) -> i64 {
         place_of(&self.record)
     }
 }
 
-/// Records that become durable together.
+/// Records that become durable in one transaction.
 #[derive(Clone, Debug, Default)]
 pub struct RecordBatch {
-    /// Names the delivery that brought the records, if it can come twice: a group whose name the store has
-    /// seen in the last day or two is left out.
+    /// Id of the delivery that contained the records, if it can be delivered again: the store skips a batch whose id
+    /// it stored today or on the day before.
     pub delivery: Option<Uuid>,
-    /// The records, in the order in which they count as having arrived.
+    /// The records, in their order of arrival.
     pub records: Vec<LogRecord>,
 }
 
-/// Where a record stands in the order of event time: nanoseconds since 1970 of its event time, but no later than its
-/// arrival. Nothing happens after it was told: a sender whose clock is years ahead would fill the first page for years.
+/// Returns a record's position in the order of event time, in nanoseconds since 1970: its event time, but no later
+/// than its arrival. An event cannot happen after its record arrived; without this limit, records of a sender whose
+/// clock is years ahead would fill the first page for years.
 pub fn place_of(record: &LogRecord) -> i64 {
     nanoseconds(record.arrived.map_or(record.time, |arrived| record.time.min(arrived)))
 }
 
-/// A time as stores and cursors count it. Times before 1677 or after 2262 are moved to those ends.
+/// Converts a time to nanoseconds since 1970, as stores and cursors count it. A time before 1677 or after 2262
+/// becomes the nearest representable value.
 pub(crate) fn nanoseconds(time: Timestamp) -> i64 {
     let nanoseconds = time.as_nanosecond();
     i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// Which end of the store a query starts from.
+/// The order of a query's result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
     /// Latest event time first, by [`place_of`].
@@ -126,37 +128,37 @@ pub enum Order {
     Oldest,
 }
 
-/// A place between two records, in the order of the query it came from.
+/// A position between two records, in the order of the query that returned it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The record's [place](Stored::place); only [`Order::Latest`] looks at it.
+    /// The record's [place](Stored::place); only [`Order::Latest`] uses it.
     pub time: i64,
-    /// Place in the order of arrival.
+    /// Position in the order of arrival.
     pub seq: Seq,
 }
 
 impl Cursor {
-    /// The place after a record.
+    /// Returns the position after a record.
     pub fn after(stored: &Stored) -> Self {
         Self { time: stored.place(), seq: stored.seq }
     }
 }
 
-/// A question to the store.
+/// A query to the store.
 #[derive(Clone, Debug)]
 pub struct Query {
-    /// Which records.
+    /// The conditions of the records.
     pub filter: Filter,
-    /// In what order.
+    /// The order of the result.
     pub order: Order,
-    /// Only what comes after this place in that order.
+    /// Return only the records after this position in that order.
     pub after: Option<Cursor>,
-    /// How many of the answer to leave out first.
+    /// Number of matching records to skip first.
     pub skip: u64,
-    /// How many at most; default none.
+    /// Maximum number of records; default 0.
     pub limit: usize,
-    /// How many bytes of records at most, by the size of their texts: the answer is held in memory. The first record
-    /// is answered however large it is. Default 8 MiB.
+    /// Maximum size of the returned records in bytes, by the length of their texts: the result is held in memory. The
+    /// first record is returned whatever its size. Default 8 MiB.
     pub bytes: usize,
 }
 
@@ -167,39 +169,41 @@ impl Default for Query {
     }
 }
 
-/// What a query found.
+/// The result of a query.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     /// The records, in the order of the query.
     pub records: Vec<Stored>,
-    /// Whether [`Query::bytes`] ended the answer before its limit: there are more after the last record.
+    /// Whether [`Query::bytes`] ended the result before its limit: more records follow the last one.
     pub partial: bool,
 }
 
-/// The name under which [`LogStore::counts`] has the records of services that are too many, or whose names are too
-/// long, to be counted each by its own.
+/// The name under which [`LogStore::counts`] counts the records of services that exceed the bound on the number of
+/// names, or whose name is too long.
 pub const OTHERS: &str = "(others)";
 
-/// How many records each service has.
+/// Number of records of each service.
 pub type Counts = BTreeMap<String, u64>;
 
-/// A place that keeps log records. `tests/it/exam.rs` states every promise as a case; each store takes it.
+/// A store of log records. `tests/it/exam.rs` tests every guarantee; each implementation has to pass it.
 ///
-/// One writer appends at a time; questions may be asked meanwhile.
+/// One writer appends at a time; queries can run at the same time.
 pub trait LogStore: Send + Sync + fmt::Debug + 'static {
-    /// Keeps every record of every group, or none and says why. When it returns, they survive a crash and a
-    /// power cut. Answers what was kept, numbered: repeated deliveries are missing from it.
+    /// Stores every record of every batch, or none and returns an error. When it returns, the records survive a crash
+    /// and a power failure. Returns the stored records with their numbers; batches that were delivered before are not
+    /// included.
     fn append(&self, groups: Vec<RecordBatch>) -> BoxFuture<'_, Result<Vec<Stored>>>;
 
-    /// The records that a query asks for, in its order.
+    /// Returns the records that match a query, in its order.
     fn select(&self, query: Query) -> BoxFuture<'_, Result<Page>>;
 
-    /// How many records there are, by service. Bounded in size: what is too much to be named is under [`OTHERS`].
+    /// Returns the number of records of each service. The size is bounded: services beyond the bound are counted
+    /// under [`OTHERS`].
     fn counts(&self) -> BoxFuture<'_, Result<Counts>>;
 
-    /// Removes one service's records, or everyone's; answers how many those were.
+    /// Deletes the records of one service, or all records; returns the number of deleted records.
     fn clear(&self, service: Option<String>) -> BoxFuture<'_, Result<u64>>;
 
-    /// Closes the files. What comes afterwards is answered with an error.
+    /// Closes the files. Later calls return an error.
     fn close(&self) -> BoxFuture<'_, ()>;
 }

@@ -1,4 +1,4 @@
-//! Words in a record: one rule for the live filter and for the store.
+//! Searches a record for words; the live filter and the store use the same rule.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use event_client::log::Attributes;
 use icu_casemap::CaseMapper;
 use serde_json::{Map, Value};
 
-/// Words that all have to appear, compared without regard to case.
+/// Words that all have to appear, compared case-insensitively.
 #[derive(Debug)]
 pub(crate) struct Search {
     words: Vec<String>,
@@ -21,20 +21,20 @@ impl Search {
         self.words.is_empty()
     }
 
-    /// The words that look the same in JSON text as in the value that it stands for.
+    /// Returns the words that are written in JSON text exactly as in the value itself, without escapes.
     pub(crate) fn plain(&self) -> impl Iterator<Item = &str> {
         let plain = |c: u8| c.is_ascii() && !c.is_ascii_control() && c != b'"' && c != b'\\';
         self.words.iter().map(String::as_str).filter(move |word| word.bytes().all(plain))
     }
 
-    /// Whether each word appears in one of the texts, or in a name or value of the attributes at any depth.
+    /// Returns whether each word appears in one of the texts, or in a name or value of the attributes at any depth.
     pub(crate) fn finds<'a>(
         &self,
         texts: impl IntoIterator<Item = &'a str>,
         attributes: &Attributes,
     ) -> bool {
         let mut missing: Vec<&str> = self.words.iter().map(String::as_str).collect();
-        // Only the text has every digit of a number.
+        // Only the JSON text contains every digit of a number.
         if missing.iter().any(|word| is_of_a_number(word)) {
             let text = attributes.to_json();
             let text = folded(&text);
@@ -60,7 +60,7 @@ fn is_of_a_number(word: &str) -> bool {
         && word.bytes().all(|byte| byte.is_ascii_digit() || b"+-.e".contains(&byte))
 }
 
-/// Looks at names and values until there is nothing left to find.
+/// Visits names and values until `look` returns true, which means that no word is missing.
 fn in_fields(fields: &Map<String, Value>, look: &mut impl FnMut(&str) -> bool) -> bool {
     fields.iter().any(|(name, value)| look(name) || in_value(value, look))
 }
@@ -74,7 +74,7 @@ fn in_value(value: &Value, look: &mut impl FnMut(&str) -> bool) -> bool {
     }
 }
 
-/// Without case, by Unicode's full folding: `Straße` is `STRASSE`, a final sigma a sigma.
+/// Folds case by Unicode's full case folding: `Straße` becomes `strasse`, and a final sigma becomes a normal sigma.
 pub(crate) fn folded(text: &str) -> Cow<'_, str> {
     if !text.is_ascii() {
         return CaseMapper::new().fold_string(text);

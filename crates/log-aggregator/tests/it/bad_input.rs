@@ -1,4 +1,4 @@
-//! What nobody should send: each has a clear answer and harms nothing else.
+//! Invalid requests: each gets a clear error response and affects no other request.
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -47,8 +47,8 @@ async fn too_large_is_413_whether_announced_or_not() {
     let body = format!(r#"{{"service":"x","message":"{}"}}"#, "x".repeat(1000));
     let response = served.at.post(body.clone()).await;
     assert_eq!(response.status(), 413);
-    assert_eq!(detail(response).await, "the body is larger than 1000 bytes: send less at once");
-    // In chunks, whose sum nobody announces.
+    assert_eq!(detail(response).await, "the body is larger than 1000 bytes: send a smaller one");
+    // In chunks, without an announced total length.
     let mut stream = tokio::net::TcpStream::connect(served.at.address).await.expect("a connection");
     let head = "POST /logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     stream
@@ -102,8 +102,8 @@ async fn questions_that_make_no_sense_say_which_part() {
         ("/api/v1/query?limit=0", "limit has to be a whole number from 1 to 10000"),
         ("/api/v1/query?limit=99999", "limit has to be"),
         ("/api/v1/query?since=yesterday", "since has to be a time"),
-        ("/api/v1/query?cursor=abc", "cursor is not one of ours"),
-        ("/api/v1/query?sevrice=a", "there is no parameter \"sevrice\""),
+        ("/api/v1/query?cursor=abc", "cursor is not valid"),
+        ("/api/v1/query?sevrice=a", "unknown parameter \"sevrice\""),
         ("/api/v1/tail?backlog=many", "limit has to be"),
         ("/api/v1/tail?after=x", "after has to be the number of a record"),
     ] {

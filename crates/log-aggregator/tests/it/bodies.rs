@@ -1,4 +1,4 @@
-//! What a body may be: one record or several, in every encoding that the original takes, sound or not.
+//! Accepted bodies: one record or several, in every encoding that the original accepts, valid or broken.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use crate::support::Served;
 const A: &str = r#"{"service":"a","level":"INFO","message":"first \"one\"","metadata":{"k":1}}"#;
 const B: &str = r#"{"service":"b","message":"second"}"#;
 
-/// Message, whether repaired, and what was kept raw, of everything that is stored.
+/// Returns the message, whether it was repaired, and the raw text of every stored record.
 async fn taken(served: &Served) -> Vec<(String, bool, Option<String>)> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let entries = served.at.entries().await;
@@ -55,7 +55,7 @@ async fn what_follows_a_record_and_is_none_is_kept_raw_beside_it() {
             (&entry["service"], &entry["level"], &entry["metadata"]),
             (&json!("a"), &json!("INFO"), &json!({"k": 1}))
         );
-        // Only the last of several carries it.
+        // Only the last of several records has the raw text.
         let served = Served::new().await;
         assert_eq!(served.at.post(format!("{B}\n{A}{more}")).await.status(), 200);
         let expected = [

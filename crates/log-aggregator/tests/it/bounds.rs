@@ -1,4 +1,4 @@
-//! Answers of many large records: whole, or in parts that say so, and never all in memory.
+//! Responses with many large records: complete, or in parts that are marked as such, and never completely in memory.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ fn large(n: usize) -> LogRecord {
     LogRecord::new("bulk", "INFO", format!("{n} {}", "x".repeat(MEGABYTE)))
 }
 
-/// The number at the beginning of a record's message.
+/// Returns the number at the beginning of a record's message.
 fn number(record: &Value) -> usize {
     let message = record["message"].as_str().expect("text");
     message.split(' ').next().expect("a word").parse().expect("a number")
 }
 
-/// Reads an answer as a slow client does, and returns its length and its last bytes.
+/// Reads a response as a slow client does; returns its length and its last bytes.
 async fn drink(door: &Door, path: &str) -> (usize, String) {
-    // Bounds each read and not the whole: how long eight hundred megabytes take is the machine's pace.
+    // Limits each read, not the whole response: the time for 800 MB depends on the machine.
     let client = reqwest::Client::builder().read_timeout(Duration::from_secs(60)).build().expect("a client");
     let mut answer = client.get(door.url(path)).send().await.expect("an answer");
     let (mut length, mut end) = (0, Vec::new());
@@ -46,7 +46,7 @@ async fn answers_of_eight_hundred_megabytes_fit_through_little_memory() {
     store.close().await;
     drop(store);
     let process = Process::start(dir.path());
-    // The newest record is the aggregator's own, that it has started.
+    // The newest record is the aggregator's own, about its start.
     for (path, records) in [("/logs?limit=0", RECORDS), ("/logs?limit=101", 100), ("/logs?limit=-760", 40)] {
         let (length, end) = drink(&process.at, path).await;
         assert!(length > records * MEGABYTE, "{path}: {length} bytes");
@@ -57,7 +57,7 @@ async fn answers_of_eight_hundred_megabytes_fit_through_little_memory() {
         assert!(length < 40 * MEGABYTE, "{path}: {length} bytes");
         assert!(end.ends_with("\"partial\":true}"), "{path}: {end}");
     }
-    // Each of these once held every record, and some of them twice.
+    // In an earlier version each of these requests held every record in memory, some of them twice.
     let peak = process.peak() as usize;
     assert!(peak < 250 * MEGABYTE, "the process held {peak} bytes");
 }
@@ -80,7 +80,7 @@ async fn a_partial_answer_is_gone_on_with_until_everything_was_seen() {
     }
     assert_eq!(seen, (0..RECORDS).rev().collect::<Vec<_>>());
     assert_eq!(answers, 3, "32 MiB at a time");
-    // The last are shown by Logthon's list in one piece.
+    // Logthon's list returns the last records in one response.
     let list = served.at.json("/logs?limit=50").await;
     let list = list["logs"].as_array().expect("a list");
     assert_eq!(list.iter().map(number).collect::<Vec<_>>(), (20..RECORDS).collect::<Vec<_>>());

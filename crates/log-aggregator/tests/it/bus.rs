@@ -1,4 +1,4 @@
-//! Batches from the bus, with the shipper that services use at the other end.
+//! Log batches from the bus, sent by the shipper that services use.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::Served;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Runs each test on a bus of its own, over every transport.
+/// Runs each test on its own bus, over every transport.
 macro_rules! on_every_transport {
     ($($test:ident),* $(,)?) => {
         mod memory {

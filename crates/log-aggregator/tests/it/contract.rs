@@ -1,11 +1,11 @@
-//! Logthon's API as its clients know it.
+//! Logthon's API as its clients use it.
 
 use serde_json::{Value, json};
 use service_kit::config::Url;
 
 use crate::support::Served;
 
-/// What FastAPI says to a body it cannot use.
+/// Returns type and location of FastAPI's problem for an invalid body.
 fn problem(answer: &Value) -> (&str, String) {
     let problem = &answer["detail"][0];
     (problem["type"].as_str().expect("a type"), problem["loc"].to_string())
@@ -129,7 +129,7 @@ async fn refusals_are_fastapis() {
     assert_eq!(zipped.status(), 415);
     assert_eq!(
         zipped.text().await.expect("text"),
-        r#"{"detail":"a body with Content-Encoding \"gzip\" is not taken: send it as it is"}"#
+        r#"{"detail":"Content-Encoding \"gzip\" is not supported: send the body without encoding"}"#
     );
     assert!(served.at.entries().await.is_empty());
 }

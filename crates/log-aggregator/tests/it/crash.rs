@@ -1,4 +1,4 @@
-//! SIGKILL: what was acknowledged is there afterwards, once.
+//! After SIGKILL every acknowledged record is stored exactly once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -123,7 +123,7 @@ async fn killed_while_it_consumes_a_bus_every_shipped_record_is_there_once() {
             })
         })
         .collect();
-    // How many records a process has stored, beside those that tell of its own starts.
+    // Number of records that a process has stored, without the records about its own starts.
     let counted = async |process: &Process| -> u64 {
         let health = process.at.json("/health").await;
         let counts = health["log_counts"].as_object().expect("counts").iter();
@@ -135,7 +135,7 @@ async fn killed_while_it_consumes_a_bus_every_shipped_record_is_there_once() {
         let before = seen;
         until(async || {
             seen = counted(&process).await;
-            // Somewhere between two commits: batches are in hand, some stored and not yet acknowledged.
+            // Between two commits: batches are in flight, some of them stored but not yet acknowledged.
             seen >= before + 100
         })
         .await;
@@ -148,7 +148,8 @@ async fn killed_while_it_consumes_a_bus_every_shipped_record_is_there_once() {
     }
     let process = Process::consuming(&logs, &url);
     until(async || counted(&process).await >= shipped.len() as u64).await;
-    // Ended in order, it has settled all it held; what would still be on the bus comes to the next.
+    // A process that ends in order has settled all its deliveries; batches that remain on the bus are delivered to
+    // the next process.
     assert!(process.terminate(), "it ends with success");
     let process = Process::consuming(&logs, &url);
     until(async || {

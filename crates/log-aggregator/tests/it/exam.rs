@@ -1,5 +1,5 @@
-//! What every log store promises, a case each. A store takes the exam with `examine!(name, open)`, where `open`
-//! makes or reopens the store in a directory.
+//! Tests every guarantee of a log store, one case each. `examine!(name, open)` runs them on a store; `open` creates
+//! or reopens the store in a directory.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -141,7 +141,7 @@ async fn the_latest_come_first_whatever_their_arrival(dir: &Path, open: Open) {
 async fn cursors_walk_the_whole_without_gap_or_double(dir: &Path, open: Open) {
     let store = open(dir.to_owned()).await;
     let time = Timestamp::now();
-    // Many share one time: the cursor has to tell them apart.
+    // Many records have the same time: the cursor has to distinguish them.
     let records =
         (0..50).map(|n| LogRecord { time: time + (n / 7).seconds(), ..record("s", "INFO", &n.to_string()) });
     keep(&store, records.collect()).await;

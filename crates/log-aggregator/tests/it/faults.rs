@@ -1,4 +1,4 @@
-//! Disks and files that fail: said clearly, and over when the cause is over.
+//! Failing disks and files: the errors are clear, and the store works again when the cause is removed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -83,7 +83,8 @@ async fn a_corrupt_day_is_set_aside_and_the_rest_is_served() {
     assert_eq!(std::fs::read(aside).expect("it is still there"), vec![0x5a; 8192]);
 }
 
-/// The database or a companion of it: what is written then is refused, and whoever sends it again finds a store.
+/// The database or its WAL is moved: the records that are written then are refused, and a sender that retries finds a
+/// new file.
 #[tokio::test]
 async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
     let record = |text: &str| vec![LogRecord::new("a", "INFO", text)];
@@ -113,7 +114,7 @@ async fn a_day_that_was_moved_away_refuses_once_and_is_made_anew() {
     }
 }
 
-/// Somebody made room.
+/// A day's file was deleted to free space.
 #[tokio::test]
 async fn an_old_day_that_was_deleted_is_forgotten_and_the_others_are_served() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -219,7 +220,7 @@ async fn a_newer_layout_is_left_alone() {
     assert!(path.exists());
 }
 
-/// Counts statements on the store's table that SQLite's library logs.
+/// Counts the statements on the store's table that the SQLite library logs.
 struct Statements(Arc<AtomicUsize>);
 
 impl<S: tracing::Subscriber> Layer<S> for Statements {
@@ -239,8 +240,8 @@ impl<S: tracing::Subscriber> Layer<S> for Statements {
 /// Set in the process that counts statements.
 const ALONE: &str = "LOG_AGGREGATOR_TEST_COUNTS_STATEMENTS";
 
-/// In a process of its own: statements are logged by threads of SQLite's library, where only the process's one
-/// subscriber sees them, and other tests make statements that are logged.
+/// Runs in a separate process: threads of the SQLite library log the statements, where only the global subscriber of
+/// the process receives them, and other tests run statements that are logged.
 #[test]
 fn no_statement_of_the_store_is_logged() {
     if std::env::var_os(ALONE).is_some() {
@@ -270,7 +271,7 @@ async fn count_statements() {
     store.clear(None).await.expect("cleared");
     store.close().await;
     assert_eq!(logged.load(Ordering::Relaxed), 0, "each would come back as a record");
-    // The counter counts: another connection to the same table does log.
+    // Check the counter: another connection to the same table does log its statements.
     let url = format!("sqlite:{}", today(dir.path()).display());
     let mut other = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url).await.expect("connects");
     sqlx::query("SELECT * FROM records").fetch_all(&mut other).await.expect("reads");

@@ -1,4 +1,4 @@
-//! Files of earlier builds.
+//! Files in the layout of earlier builds.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use log_aggregator::store::{LogStore as _, Order, Query, RecordBatch, SqliteOpti
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{Connection as _, SqliteConnection};
 
-/// Layout 1, as the first build made it.
+/// Layout 1, as the first build created it.
 const LAYOUT_1: &str = "
 CREATE TABLE records (
   seq INTEGER PRIMARY KEY, id BLOB NOT NULL, time INTEGER NOT NULL, arrived INTEGER NOT NULL,
@@ -27,7 +27,8 @@ CREATE TABLE deliveries (id BLOB PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = 1;
 ";
 
-/// A file of layout 1 for today with two records: one of a sender whose clock is in 2099, one as it should be.
+/// Creates a file of layout 1 for today with two records: one of a sender whose clock is in 2099, one with a correct
+/// time.
 async fn earlier(dir: &Path) -> SqliteConnection {
     let now = Timestamp::now();
     let path = dir.join(format!("logs-{}.db", now.to_zoned(TimeZone::UTC).date()));

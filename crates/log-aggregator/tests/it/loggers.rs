@@ -1,4 +1,4 @@
-//! Lines of the common loggers, as they write them.
+//! Lines of common loggers, read as these loggers write them.
 
 use event_client::log::LogRecord;
 use jiff::{Timestamp, ToSpan};

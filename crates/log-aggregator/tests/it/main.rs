@@ -1,4 +1,4 @@
-//! The aggregator over real HTTP, real files, real processes and a real browser.
+//! Integration tests of the aggregator with real HTTP, files, processes and a real browser.
 
 mod bad_input;
 mod bodies;

@@ -1,4 +1,4 @@
-//! Pages of other sites: they neither watch nor change, and nobody else notices.
+//! Requests from pages of other sites can neither read nor change the logs; other clients are not affected.
 
 use reqwest::{Method, StatusCode};
 use tokio_tungstenite::tungstenite::{self, client::IntoClientRequest as _};
@@ -15,7 +15,7 @@ async fn send(door: &Door, method: Method, path: &str, headers: Headers<'_>) -> 
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    // Without a content type, as a page can send it without asking first.
+    // Without a content type: a page can send this without a preflight request.
     let request = if method == Method::POST { request.body(RECORD) } else { request };
     request.send().await.expect("an answer").status()
 }
@@ -53,7 +53,7 @@ async fn foreign_pages_neither_watch_nor_change() {
                 }
             }
         }
-        // Reading is the browser's to guard: it hides the answer, which allows no other origin.
+        // The browser prevents reading: it hides the response, because no header allows another origin.
         let answer = served.at.client.get(served.at.url("/api/v1/query")).header("origin", origin).send();
         let answer = answer.await.expect("an answer");
         assert_eq!(answer.status(), 200);

@@ -1,4 +1,4 @@
-//! The recorded clients, replayed.
+//! Replays the recorded requests of real clients.
 
 use event_client::log::Severity;
 use log_aggregator::store::{Order, Query};
@@ -54,7 +54,7 @@ async fn every_contract_case_is_answered_as_the_original_did_or_better() {
         let request = request.header("content-type", case["content_type"].as_str().expect("a type"));
         let response = request.body(body.to_owned()).send().await.expect("an answer");
         let sound = serde_json::from_str::<Value>(body).is_ok();
-        // The one deviation: what the C clients break is repaired, where the original refused and lost it.
+        // The only deviation: broken JSON of the C clients is repaired; the original refused and lost it.
         let expected = if sound { case["original_status"].as_u64().expect("a status") } else { 200 };
         assert_eq!(u64::from(response.status().as_u16()), expected, "{name}");
         if !sound {

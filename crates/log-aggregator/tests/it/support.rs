@@ -1,4 +1,4 @@
-//! A served aggregator, in this process or in one that can be killed, and the fixtures.
+//! Test support: an aggregator in this process or in a separate process that can be killed, and the fixtures.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use service_kit::shutdown::{Parts, Report, Shutdown};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-/// An aggregator in this process, on a port of its own, in a directory of its own.
+/// An aggregator in this process, with its own port and its own directory.
 pub(crate) struct Served {
     pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) at: Door,
@@ -45,7 +45,7 @@ impl Served {
         Self { aggregator, at, shutdown, server: tokio::spawn(parts.run()), _dir: dir }
     }
 
-    /// Asks the server to stop, and returns when it has.
+    /// Requests the server to stop, and returns when it has stopped.
     pub(crate) async fn stop(&mut self) -> Report {
         self.shutdown.ask("the test says so");
         (&mut self.server).await.expect("it ends")
@@ -58,7 +58,7 @@ impl Drop for Served {
     }
 }
 
-/// An aggregator in a process of its own.
+/// An aggregator in a separate process.
 pub(crate) struct Process {
     child: Child,
     pub(crate) at: Door,
@@ -69,12 +69,12 @@ impl Process {
         Self::start_on(dir, 0)
     }
 
-    /// On a port of the caller's choice; 0 for any that is free.
+    /// Starts the process on the given port; 0 for any free port.
     pub(crate) fn start_on(dir: &Path, port: u16) -> Self {
         Self::launch(dir, port, None)
     }
 
-    /// Takes batches from the bus at `url`, too.
+    /// Starts a process that also consumes log batches from the bus at `url`.
     pub(crate) fn consuming(dir: &Path, url: &str) -> Self {
         Self::launch(dir, 0, Some(url))
     }
@@ -94,13 +94,13 @@ impl Process {
             .spawn()
             .expect("the program starts");
         let mut line = String::new();
-        let stdout = child.stdout.take().expect("its output is ours");
-        BufReader::new(stdout).read_line(&mut line).expect("it says where it listens");
+        let stdout = child.stdout.take().expect("its output is piped");
+        BufReader::new(stdout).read_line(&mut line).expect("it prints its address");
         let address = line.trim().strip_prefix("listening on http://").expect("an address").parse();
         Self { child, at: Door::to(address.expect("an address")) }
     }
 
-    /// The most memory that the process ever held, in bytes.
+    /// Returns the peak memory of the process, in bytes.
     pub(crate) fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
@@ -108,13 +108,13 @@ impl Process {
         kib * 1024
     }
 
-    /// SIGKILL: no handler runs, nothing is flushed.
+    /// Sends SIGKILL: no handler runs, and nothing is flushed.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");
     }
 
-    /// SIGTERM, and how it ended.
+    /// Sends SIGTERM; returns whether the process exited with success.
     pub(crate) fn terminate(mut self) -> bool {
         let kill = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(kill.success());
@@ -129,7 +129,7 @@ impl Drop for Process {
     }
 }
 
-/// The HTTP door of an aggregator.
+/// The HTTP address of an aggregator, and a client for it.
 #[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) address: SocketAddr,
@@ -165,13 +165,13 @@ impl Door {
         self.post_to("/logs", body).await
     }
 
-    /// Posts a record that has to be taken.
+    /// Posts a record that has to be accepted.
     pub(crate) async fn log(&self, service: &str, level: &str, message: &str) {
         let body = serde_json::json!({ "service": service, "level": level, "message": message });
         assert_eq!(self.post(body.to_string()).await.status(), 200);
     }
 
-    /// Everything, as Logthon lists it.
+    /// Returns all records, in Logthon's format.
     pub(crate) async fn entries(&self) -> Vec<Value> {
         let all = self.json("/logs?limit=0").await;
         let entries = all["logs"].as_array().expect("a list").clone();
@@ -180,7 +180,7 @@ impl Door {
     }
 }
 
-/// A fixture's lines as JSON.
+/// Returns the lines of a fixture as JSON.
 pub(crate) fn fixture(name: &str) -> Vec<Value> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

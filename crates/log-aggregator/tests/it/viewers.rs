@@ -1,4 +1,4 @@
-//! Those who watch: over Logthon's WebSocket and over server-sent events.
+//! Live viewers, over Logthon's WebSocket and over server-sent events.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ async fn one_that_never_reads_costs_the_others_nothing_and_is_told() {
     let served = Served::new().await;
     let mut stalled = watch(&served.at, "/ws").await;
     let mut awake = watch(&served.at, "/ws").await;
-    // Far more than Logthon's 7,972, and than sockets and ring hold together.
+    // Far more than Logthon's 7,972, and more than the sockets and the ring can hold together.
     const BULK: usize = 30_000;
     const POSTS: usize = 500;
     let reading = tokio::spawn(async move {
@@ -122,7 +122,7 @@ async fn one_that_never_reads_costs_the_others_nothing_and_is_told() {
     assert_eq!(served.aggregator.count().await.expect("a count"), (BULK + POSTS) as u64);
 }
 
-/// Server-sent events, read line by line.
+/// Reads server-sent events line by line.
 struct Events {
     stream: TcpStream,
     buffer: String,
@@ -154,7 +154,7 @@ impl Events {
         }
     }
 
-    /// The next event's name, id and data.
+    /// Returns the next event's name, id and data.
     async fn next(&mut self) -> (String, String, Value) {
         loop {
             let block = self.until("\n\n").await;
@@ -213,7 +213,7 @@ async fn a_tail_that_was_away_too_long_is_told() {
     assert_eq!(events.next().await.2["message"], "new");
 }
 
-/// The close that ends a WebSocket; everything before it is passed over.
+/// Returns the close frame of a WebSocket; skips all frames before it.
 async fn parting(socket: &mut Socket) -> (u16, String) {
     loop {
         let message = tokio::time::timeout(DEADLINE, socket.next()).await.expect("in time");
@@ -256,7 +256,7 @@ async fn viewers_are_sent_home_when_the_server_stops() {
     let stopping = served.shutdown.clone();
     stopping.ask("the test says so");
     assert_eq!(parting(&mut socket).await, (1001, "the log aggregator stops".into()));
-    // The end of a stream that was finished, not cut: nothing waited for it.
+    // The stream was finished with its last chunk, not interrupted: the shutdown did not wait for it.
     assert!(events.until("0\r\n\r\n").await.ends_with("0\r\n\r\n"));
     let report = served.stop().await;
     assert!(report.is_clean(), "{report}");
@@ -291,7 +291,7 @@ async fn a_viewer_that_answers_no_ping_loses_its_place() {
         config.ping = Duration::from_millis(20);
     })
     .await;
-    // Nobody reads from it, so nobody answers.
+    // The client does not read from this socket, so it does not answer pings.
     let mut silent = watch(&served.at, "/ws").await;
     let free = async || served.at.json("/websocket/info").await["active_connections"] == 0;
     tokio::time::timeout(DEADLINE, async { while !free().await {} }).await.expect("the place is free again");

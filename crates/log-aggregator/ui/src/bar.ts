@@ -1,4 +1,4 @@
-// The controls above the list: level, services, chosen ids.
+// The filter controls above the list: level, services and selected ids.
 
 import { button, make } from "./dom";
 import { type Filter, ID_NAMES } from "./filter";
@@ -11,7 +11,7 @@ const CHOICES: [Level | "", string][] = [
   ["warn", "Warn"],
   ["error", "Error"],
 ];
-/** Services that get a button each; the others can be typed. */
+/** Number of services that have a button; the names of others can be typed. */
 const MOST_CHIPS = 16;
 
 export function showLevels(box: HTMLElement, filter: Filter, change: () => void): void {
@@ -24,7 +24,7 @@ export function showLevels(box: HTMLElement, filter: Filter, change: () => void)
       element.setAttribute("role", "radio");
       element.setAttribute("aria-checked", String(filter.level === level));
       element.dataset["level"] = level;
-      element.title = level === "" ? "Every level" : `${label} and graver`;
+      element.title = level === "" ? "Every level" : `${label} and more severe`;
       return element;
     }),
   );
@@ -37,7 +37,7 @@ export function showServices(box: HTMLElement, known: Map<string, number>, filte
   });
   all.setAttribute("aria-pressed", String(filter.services.length === 0));
   const byCount = [...known].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1)).map(([name]) => name);
-  // Chosen ones are always there, and the order does not jump while counts grow.
+  // Selected services are always shown; the order is alphabetical, so that it does not change with the counts.
   const shown = [...new Set([...filter.services, ...byCount.slice(0, MOST_CHIPS)])].sort();
   const chips = shown.map((service) => {
     const chosen = filter.services.includes(service);
@@ -78,10 +78,10 @@ export function showServices(box: HTMLElement, known: Map<string, number>, filte
       delete filter.ids[name];
       change();
     });
-    chip.title = "Show all again";
+    chip.title = "Remove this filter";
     return [chip];
   });
-  // Someone may be typing in the box of more services: it stays as it is then.
+  // Do not replace the controls while the user types in the box of more services.
   if (box.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement) return;
   box.replaceChildren(all, ...chips, ...more, ...ids);
 }

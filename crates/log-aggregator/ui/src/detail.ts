@@ -1,11 +1,11 @@
-// An opened row: every field of the record as a table.
+// The details of an opened row: a table of all fields of the record.
 
 import { copier, button, make } from "./dom";
 import { ID_NAMES, type IdName } from "./filter";
 import { members, pretty, shown } from "./exact";
 import { type LogRecord, isAhead } from "./record";
 
-/** Makes the table; `only` shows the records that share an id. */
+/** Makes the table; `only` filters the list by an id of the record. */
 export function detail(record: LogRecord, only: (name: IdName, id: string) => void): HTMLElement {
   const table = make("table");
   const body = table.createTBody();
@@ -16,7 +16,7 @@ export function detail(record: LogRecord, only: (name: IdName, id: string) => vo
     row.append(head, make("td", "", make("span", "value", value), ...more));
   };
   add("message", record.message);
-  add("time", record.time, ...(isAhead(record) ? [make("span", "note", "The sender's clock is ahead: the row stands where it arrived.")] : []));
+  add("time", record.time, ...(isAhead(record) ? [make("span", "note", "The sender's clock is ahead: the row is ordered by its arrival time.")] : []));
   if (record.arrived !== undefined) add("arrived", record.arrived);
   add("level", `${record.level} (severity ${record.severity})`);
   add("service", record.service);
@@ -37,7 +37,7 @@ export function detail(record: LogRecord, only: (name: IdName, id: string) => vo
   }
   const tools = make("div", "tools", copier("Copy as JSON", () => pretty(record.json, 2)));
   if (record.repaired) {
-    tools.prepend(make("span", "note", "This record came as broken JSON. It was repaired; the raw body is kept."));
+    tools.prepend(make("span", "note", "This record was received as broken JSON and repaired. The raw body is kept."));
   }
   const box = make("div", "detail", table, tools);
   box.setAttribute("role", "region");

@@ -1,4 +1,4 @@
-// The only way into the page: elements and text. Nothing here or elsewhere writes HTML.
+// Makes page content of elements and text only. No code of the viewer writes HTML.
 
 type Child = Node | string;
 
@@ -14,7 +14,7 @@ export function make<K extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-/** A button that does something. */
+/** Makes a button that calls `act`. */
 export function button(className: string, label: string, act: () => void): HTMLButtonElement {
   const element = make("button", className, label);
   element.type = "button";
@@ -25,20 +25,20 @@ export function button(className: string, label: string, act: () => void): HTMLB
   return element;
 }
 
-/** An element of the page that has to be there. */
+/** Returns an element that the page must contain. */
 export function find<T extends HTMLElement = HTMLElement>(id: string): T {
   const element = document.getElementById(id);
   if (element === null) throw new Error(`the page has no #${id}`);
   return element as T;
 }
 
-/** Text with every occurrence of the words marked, whatever their case. */
+/** Returns the text with every occurrence of the words marked, case-insensitively. */
 export function marked(text: string, words: string[]): Node[] {
   if (words.length === 0) return [document.createTextNode(text)];
   const lower = text.toLowerCase();
   const nodes: Node[] = [];
   let at = 0;
-  // Folding case can change the length of rare letters; then marks would slip, so there are none.
+  // Folding case changes the length of a few letters; then marks would be misplaced, so none are made.
   while (at < text.length && lower.length === text.length) {
     let next = -1;
     let length = 0;
@@ -57,18 +57,18 @@ export function marked(text: string, words: string[]): Node[] {
   return nodes;
 }
 
-/** Copies text; says in the button whether it worked. */
+/** Makes a button that copies text and shows the result in its label. */
 export function copier(label: string, text: () => string): HTMLButtonElement {
   const element = button("quiet", label, () => {
-    const say = (outcome: string) => {
+    const show = (outcome: string) => {
       element.textContent = outcome;
       setTimeout(() => (element.textContent = label), 1500);
     };
-    // Without TLS and off this machine there is no clipboard to write to.
+    // Browsers provide the clipboard only to pages from HTTPS or from this machine.
     const copied = navigator.clipboard?.writeText(text()) ?? Promise.reject(new Error("no clipboard"));
     copied.then(
-      () => say("Copied"),
-      () => say("Cannot copy here"),
+      () => show("Copied"),
+      () => show("Cannot copy here"),
     );
   });
   return element;

@@ -1,8 +1,8 @@
-// What is shown when there is nothing to show: why, and what to do.
+// The messages in place of an empty list: the reason, and the next step.
 
 import { button, copier, make } from "./dom";
 
-/** For a store that no service has written to yet: a line to paste. */
+/** For a store without records of a service: shows a command line that sends one. */
 export function teach(box: HTMLElement): void {
   const address = new URL("logs", document.baseURI).href;
   const line = `curl ${address} -H 'Content-Type: application/json' \\\n  -d '{"service":"hello","level":"INFO","message":"my first log"}'`;
@@ -14,16 +14,16 @@ export function teach(box: HTMLElement): void {
   );
 }
 
-/** For a filter that nothing meets. */
+/** For a filter without matching records. */
 export function nothing(box: HTMLElement, clear: () => void): void {
   box.replaceChildren(
     make("h2", "", "Nothing matches"),
-    make("p", "", "No record meets these filters. New ones that do will appear here."),
+    make("p", "", "No record matches these filters. New matching records will appear here."),
     button("", "Clear filters", clear),
   );
 }
 
-/** For a question that failed. */
+/** For a query that failed. */
 export function failed(box: HTMLElement, why: string, again: () => void): void {
   box.replaceChildren(make("h2", "", "The records cannot be read"), make("p", "", why), button("", "Try again", again));
 }

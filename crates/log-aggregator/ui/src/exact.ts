@@ -1,16 +1,16 @@
-// JSON as it was sent. JavaScript rounds integers above 2^53 and moves keys that look like numbers to the front, so
-// what is shown is cut from the text itself.
+// Splits JSON without parsing its values. JavaScript rounds integers above 2^53 and moves keys that look like numbers
+// to the front, so the shown values are cut from the JSON text itself.
 
 const TOKEN = /"(?:[^"\\]|\\.)*"|[{}[\],:]|[^\s"{}[\],:]+/gs;
 
 export interface Member {
-  /** Its name in an object; nothing in a list. */
+  /** Its name in an object; undefined in a list. */
   name?: string;
   /** Its value as JSON. */
   json: string;
 }
 
-/** The members of an object or a list, in their order. */
+/** Returns the members of an object or a list, in their order. */
 export function members(json: string): Member[] {
   const found: Member[] = [];
   let depth = 0;
@@ -32,7 +32,7 @@ export function members(json: string): Member[] {
   return found;
 }
 
-/** The same JSON on several lines. */
+/** Formats JSON on several lines. */
 export function pretty(json: string, indent: number): string {
   let text = "";
   let depth = 0;
@@ -51,7 +51,7 @@ export function pretty(json: string, indent: number): string {
   return text;
 }
 
-/** A value for people: texts without quotes, everything else as it was sent. */
+/** Formats a value for display: strings without quotes, all other values as they were sent. */
 export function shown(json: string): string {
   return json.startsWith('"') ? (JSON.parse(json) as string) : pretty(json, 1);
 }

@@ -1,4 +1,4 @@
-// What is being looked at. The address of the page is its only home, so that a link shows the same.
+// The current filter. It is stored only in the address of the page, so that a copied link shows the same records.
 
 import type { Level } from "./record";
 
@@ -6,7 +6,7 @@ export interface Filter {
   text: string;
   level: Level | "";
   services: string[];
-  /** Ids that records have to carry, by parameter name. */
+  /** Ids that records must have, by parameter name. */
   ids: Partial<Record<IdName, string>>;
 }
 
@@ -45,7 +45,7 @@ export function toAddress(filter: Filter): void {
   history.replaceState(null, "", parameters === "" ? location.pathname : `?${parameters}`);
 }
 
-/** The words that are searched for, as the server splits them. */
+/** Returns the searched words, split as the server splits them. */
 export function wordsOf(filter: Filter): string[] {
   const parts = filter.text.toLowerCase().split('"');
   return parts.flatMap((part, i) => (i % 2 === 1 ? [part] : part.split(/\s+/))).filter((word) => word !== "");

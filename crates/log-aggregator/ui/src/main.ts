@@ -1,4 +1,4 @@
-// The viewer: follows what is stored, shows it, and lets one look closer.
+// The viewer: follows newly stored records, lists them, and shows their details.
 
 import { showLevels, showServices } from "./bar";
 import { find } from "./dom";
@@ -29,13 +29,13 @@ const rows = new Rows(find("rows"), (name, id) => {
 let known = new Map<string, number>();
 let tail: Tail | undefined;
 let cursor: string | null = null;
-/** Grows with each change of the filter: answers to older questions are thrown away. */
+/** Increases with each change of the filter; answers to older queries are ignored. */
 let generation = 0;
-/** Records that came and are not shown yet; bounded, `unseen` counts them all. */
+/** Received records that are not shown yet. Their number is bounded; `unseen` counts all of them. */
 let pending: LogRecord[] = [];
 let unseen = 0;
 let paused = false;
-/** Until the first page is there, what comes live has to wait for it. */
+/** True until the first page is loaded; live records are shown after it. */
 let loading = true;
 let frame = 0;
 
@@ -53,12 +53,12 @@ async function load(): Promise<void> {
   view.classList.add("loading");
   showControls();
   rows.words = wordsOf(filter);
-  // Listening begins before the question, so that nothing falls between the two; what comes twice is seen once.
+  // Follow the tail before the query, so that no record is missed between the two; `rows` ignores duplicates.
   tail = new Tail(structuredClone(filter), {
     record: (record) => receive(record),
     dropped: (count) => {
       flush();
-      rows.gap(count === null ? "Some records are not shown here." : `${count.toLocaleString()} records passed too fast and are not shown here.`);
+      rows.gap(count === null ? "Some records are not shown here." : `${count.toLocaleString()} records arrived too fast and are not shown here.`);
     },
     state: (state) => {
       status.dataset["state"] = state;
@@ -99,7 +99,7 @@ function receive(record: LogRecord): void {
   schedule();
 }
 
-/** Work for many records is done once for each picture. A hidden tab draws no pictures and only collects. */
+/** Updates the page once for each animation frame. A hidden tab has no frames and only collects records. */
 function schedule(): void {
   if (frame !== 0) return;
   frame = requestAnimationFrame(() => {
@@ -155,7 +155,7 @@ function showEmpty(): void {
   else teach(empty);
 }
 
-/** Whether nobody but the aggregator itself has said anything. */
+/** Returns whether only the aggregator itself has stored records. */
 function onlyOurOwn(): boolean {
   const filtered = toParameters(filter).size > 0;
   return !filtered && [...known.keys()].every((service) => service === "logthon") && rows.count < 20;
@@ -193,7 +193,7 @@ async function refreshServices(): Promise<void> {
     showControls();
     showEmpty();
   } catch {
-    // The state of the connection is shown already.
+    // The status of the tail already shows a lost connection.
   }
 }
 
@@ -210,7 +210,7 @@ pauseButton.addEventListener("click", () => (paused ? resume() : pause()));
 waitingButton.addEventListener("click", resume);
 olderButton.addEventListener("click", () => void loadOlder());
 
-// Whoever scrolls up wants to read: that pauses. Coming back to the end follows again.
+// Scrolling up pauses the list, because the user reads. Scrolling back to the end resumes it.
 let lastTop = 0;
 view.addEventListener("scroll", () => {
   const up = view.scrollTop < lastTop;

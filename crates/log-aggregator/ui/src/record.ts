@@ -1,4 +1,4 @@
-// A log record as the server sends it, and what can be said about it at a glance.
+// A log record as the server sends it, and the texts and colours of its row.
 
 export interface LogRecord {
   seq: number;
@@ -15,11 +15,11 @@ export interface LogRecord {
   correlation_id?: string;
   repaired?: boolean;
   raw?: string;
-  /** The record as it came, with its attributes. */
+  /** The JSON of the record as received, with its attributes. */
   json: string;
 }
 
-/** Reads a record. */
+/** Parses a record. */
 export function read(json: string): LogRecord {
   return { ...(JSON.parse(json) as LogRecord), json };
 }
@@ -42,20 +42,20 @@ const clock = new Intl.DateTimeFormat(undefined, {
 });
 const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "2-digit" });
 
-/** Whether the sender's clock is ahead of the server's. */
+/** Returns whether the sender's clock is ahead of the server's. */
 export function isAhead(record: LogRecord): boolean {
   return record.arrived !== undefined && new Date(record.time) > new Date(record.arrived);
 }
 
-/** The time that a row stands at, as the server orders them: nothing happens after it arrived. */
+/** Returns the time by which the server orders the record: the event time, but no later than the arrival. */
 function timeOf(record: LogRecord): Date {
   return new Date(isAhead(record) ? (record.arrived ?? record.time) : record.time);
 }
 
-/** How much of a date a row has to tell. */
+/** How much of a date a row shows. */
 export type Dating = "today" | "year" | "other";
 
-/** Whether a record is of this day, of this year, or of another, here. */
+/** Returns whether a record is of today, of this year, or of another year, in local time. */
 export function datingOf(record: LogRecord): Dating {
   const time = timeOf(record);
   const now = new Date();
@@ -63,7 +63,7 @@ export function datingOf(record: LogRecord): Dating {
   return time.getFullYear() === now.getFullYear() ? "year" : "other";
 }
 
-/** The time for a row: the clock, and the day when it is not today, and the year when it is not this one. */
+/** Returns the time of a row: the clock time, with the day if it is not today, and the year if it is another one. */
 export function shortTime(record: LogRecord): string {
   const time = timeOf(record);
   if (Number.isNaN(time.getTime())) return record.time;
@@ -78,20 +78,20 @@ export function shortTime(record: LogRecord): string {
   }
 }
 
-/** The level for a row: the sender's word; for a bare number what it means. */
+/** Returns the level of a row: the sender's text, or for a bare number the name of its severity. */
 export function levelWord(record: LogRecord): string {
-  // Terminals' colours are no part of a word.
+  // Remove the colour codes of terminals.
   const word = record.level.replaceAll(/\u001b\[[0-9;]*m/g, "");
   return (/^-?\d+$/.test(word) ? levelOf(record) : word).toUpperCase();
 }
 
-/** The first line of a message that says something, and how many lines are not shown with it. */
+/** Returns the first line of a message that is not blank, and the number of lines after it. */
 export function firstLine(message: string): { line: string; more: number } {
   const lines = message.trim().split(/\r\n|[\n\r\u2028\u2029]/);
   return { line: lines.length === 1 ? message : (lines[0] ?? ""), more: lines.length - 1 };
 }
 
-/** Logthon's colours for the services it knew; a steady one of their own for the others. */
+/** Returns Logthon's colours for the services it has; for other services a constant colour from a hash of the name. */
 export function colourOf(service: string): string {
   switch (service) {
     case "custom-client":
@@ -104,7 +104,7 @@ export function colourOf(service: string): string {
   let hash = 0x811c9dc5;
   for (const unit of service) hash = Math.imul(hash ^ (unit.codePointAt(0) ?? 0), 0x01000193) >>> 0;
   hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) >>> 0;
-  // Twenty-four hues in two lights: names that differ a little differ in colour, too.
+  // Twenty-four hues in two lightnesses, so that similar names have different colours.
   const hue = (hash % 24) * 15;
   return `hsl(${hue} ${(hash >>> 8) % 2 === 0 ? "75% 52%" : "55% 66%"})`;
 }

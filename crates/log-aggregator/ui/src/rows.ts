@@ -1,12 +1,12 @@
-// The list of records, the newest at the bottom. It holds a bounded number of rows: old ones go at the top when
-// new ones come.
+// The list of records, the newest at the bottom. The number of rows is bounded: new rows remove the oldest rows at
+// the top.
 
 import { detail } from "./detail";
 import { make, marked } from "./dom";
 import type { IdName } from "./filter";
 import { type LogRecord, colourOf, datingOf, firstLine, levelOf, levelWord, shortTime } from "./record";
 
-/** Rows in the page at once. */
+/** Maximum number of rows in the page. */
 export const MOST_ROWS = 2000;
 
 export class Rows {
@@ -16,12 +16,12 @@ export class Rows {
   constructor(
     private readonly box: HTMLElement,
     private readonly only: (name: IdName, id: string) => void,
-    /** Told whenever a row is opened, however. */
+    /** Called whenever a row is opened, by click or by key. */
     private readonly opened: () => void,
   ) {
     box.addEventListener("click", (event) => {
       const row = (event.target as Element).closest<HTMLElement>(".row");
-      // A click that ends a selection of text is not one that opens a row.
+      // A click that ends a text selection does not open a row.
       if (row && getSelection()?.isCollapsed !== false) this.#toggle(row);
     });
     box.addEventListener("keydown", (event) => {
@@ -40,7 +40,7 @@ export class Rows {
     this.box.replaceChildren();
   }
 
-  /** Puts newer records below, the oldest of them first. */
+  /** Appends newer records at the bottom; they are given oldest first. */
   append(records: LogRecord[]): void {
     const fragment = document.createDocumentFragment();
     for (const record of records.slice(-MOST_ROWS)) this.#put(record, fragment);
@@ -48,7 +48,7 @@ export class Rows {
     while (this.#seen.size > MOST_ROWS) this.#dropFirst();
   }
 
-  /** Puts older records above, given latest first. Answers whether there is room for more. */
+  /** Inserts older records at the top; they are given latest first. Returns whether there is room for more. */
   prepend(records: LogRecord[]): boolean {
     const fragment = document.createDocumentFragment();
     const room = MOST_ROWS - this.#seen.size;
@@ -57,7 +57,7 @@ export class Rows {
     return records.length < room;
   }
 
-  /** A line between rows that says what is not there. */
+  /** Adds a line between rows that reports missing records. */
   gap(text: string): void {
     this.box.append(make("div", "gap", text));
   }
@@ -70,7 +70,7 @@ export class Rows {
     rows[next]?.focus();
   }
 
-  /** Writes every row's time anew: a day has ended, and what was today is yesterday. */
+  /** Updates the time of every row after the end of a day: rows of yesterday then show their date. */
   date(): void {
     for (const row of this.box.querySelectorAll<HTMLElement>(".row")) {
       const record = records.get(row);
@@ -137,5 +137,5 @@ export class Rows {
   }
 }
 
-/** The record behind each row; gone when the row is. */
+/** The record of each row; dropped together with the row. */
 const records = new WeakMap<HTMLElement, LogRecord>();

@@ -1,5 +1,5 @@
-// Where records come from: the live tail, and pages of older ones. Only relative addresses, so that the viewer
-// works under any path.
+// Reads records from the server: the live tail, and pages of older records. All addresses are relative, so that the
+// viewer works under any path.
 
 import { type Filter, toParameters } from "./filter";
 import { members } from "./exact";
@@ -9,7 +9,7 @@ export type State = "connecting" | "connected" | "disconnected";
 
 export interface Listener {
   record(record: LogRecord): void;
-  /** Records passed by unseen; how many, if that is known. */
+  /** Records were missed; `count` is their number, if it is known. */
   dropped(count: number | null): void;
   state(state: State): void;
 }
@@ -17,7 +17,7 @@ export interface Listener {
 const meta = document.querySelector<HTMLMetaElement>('meta[name="reconnect-delay"]');
 const RECONNECT_DELAY = Number(meta?.content) || 3000;
 
-/** The live tail of a filter. Comes back by itself, with what was missed meanwhile. */
+/** The live tail of a filter. Reconnects automatically and then receives the records that it missed. */
 export class Tail {
   #source: EventSource | undefined;
   #last: number | undefined;
@@ -47,7 +47,7 @@ export class Tail {
       this.listener.dropped(count);
     });
     source.onerror = () => {
-      // The browser's own retry gives up on any answer but 200, so there is one way: ours.
+      // The browser does not retry after a status other than 200, so this class always reconnects itself.
       source.close();
       if (this.#over) return;
       this.listener.state("disconnected");
@@ -55,7 +55,7 @@ export class Tail {
     };
   }
 
-  /** Tells the tail what has been read otherwise: after a break it goes on from there. */
+  /** Sets the last record that was read by a query: after a reconnection the tail continues after it. */
   since(seq: number): void {
     this.#last = Math.max(this.#last ?? 0, seq);
   }
@@ -72,7 +72,7 @@ export interface Page {
   next: string | null;
 }
 
-/** A page of records, the latest first. */
+/** Reads a page of records, the latest first. */
 export async function page(filter: Filter, limit: number, cursor: string | null): Promise<Page> {
   const parameters = toParameters(filter);
   parameters.set("limit", String(limit));
@@ -85,16 +85,16 @@ export async function page(filter: Filter, limit: number, cursor: string | null)
   return { records, next: JSON.parse(parts.get("next") ?? "null") as string | null };
 }
 
-/** Why the server refused, if it says so. */
+/** Returns the reason in the server's error response, if there is one. */
 function reasonIn(text: string): string | undefined {
   try {
     return (JSON.parse(text) as { detail?: string }).detail;
   } catch {
-    return undefined; // A proxy's page, say.
+    return undefined; // For example, the error page of a proxy.
   }
 }
 
-/** How many records each service has. */
+/** Returns the number of records of each service. */
 export async function services(): Promise<Map<string, number>> {
   const response = await fetch("storage/info");
   if (!response.ok) throw new Error(`the server answered ${response.status}`);

@@ -1,4 +1,4 @@
-// Light and dark: as the system says, until someone says otherwise.
+// Light and dark theme: the system's setting unless the user selects one.
 
 const KEY = "theme";
 const CHOICES = ["system", "light", "dark"] as const;
@@ -10,7 +10,7 @@ function stored(): Choice {
     const choice = localStorage.getItem(KEY);
     return CHOICES.find((other) => other === choice) ?? "system";
   } catch {
-    return "system"; // No storage in private windows of some browsers.
+    return "system"; // Some browsers have no storage in private windows.
   }
 }
 
@@ -27,7 +27,7 @@ export function startTheme(toggle: HTMLButtonElement): void {
     try {
       localStorage.setItem(KEY, choice);
     } catch {
-      // Then it holds for this page only.
+      // Without storage the choice applies to this page only.
     }
     show();
   });

@@ -1,4 +1,4 @@
-//! The log POSTs of the original programs, recorded on the wire.
+//! The log POSTs of the original programs, as recorded from the network.
 
 use serde::Deserialize;
 
@@ -9,18 +9,18 @@ const RECORDED: &str = include_str!("../../data/captured_client_posts.ndjson");
 /// One recorded POST.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Post {
-    /// The path it was sent to.
+    /// The path of the request.
     pub path: String,
     /// Its content type.
     pub content_type: String,
-    /// Whether the original's JSON was in order.
+    /// Whether the original's JSON was valid.
     pub valid_json: bool,
     /// The body, byte for byte.
     pub body: String,
 }
 
 impl Post {
-    /// The service that logged, as far as the body says.
+    /// Returns the name of the service in the body, as far as the body contains one.
     pub fn service(&self) -> &str {
         let start = |marker: &str| self.body.find(marker).map(|at| at + marker.len());
         let Some(start) = start("\"service\":\"").or_else(|| start("\"service\": \"")) else {
@@ -30,7 +30,7 @@ impl Post {
     }
 }
 
-/// All of them, in the order in which they were sent.
+/// Returns all recorded POSTs, in the order in which they were sent.
 ///
 /// # Errors
 /// When the recording is damaged.

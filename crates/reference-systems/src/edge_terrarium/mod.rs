@@ -1,6 +1,6 @@
-//! Edge-Terrarium: a custom client that has files created, the file storage that creates them, a sink that takes
-//! every other request, and an audit log of all that was served. Their logs go to Logthon's API over HTTP, as
-//! the original programs send them.
+//! Edge-Terrarium: a custom client that requests new files, the file storage that creates them, a sink that
+//! accepts every other request, and an audit log of all served requests. Their logs are sent to Logthon's API
+//! over HTTP, as the original programs send them.
 
 mod logs;
 mod services;

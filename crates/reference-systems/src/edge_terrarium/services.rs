@@ -1,4 +1,4 @@
-//! The file storage, the service sink and the audit log as bus services.
+//! Implements the file storage, the service sink and the audit log as bus services.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use event_client::{Bus, Request};
 use event_schemas::edge::{FileCreated, RequestServed};
 use serde::{Deserialize, Serialize};
 
-/// Asks the file storage for a new file.
+/// A request to the file storage for a new file.
 #[derive(Clone, Debug, Request, Serialize, Deserialize)]
 #[request(name = "file-storage.create-file", reply = FileMade)]
 pub struct CreateFile {
@@ -17,11 +17,11 @@ pub struct CreateFile {
     pub filename: String,
     /// Its text.
     pub content: String,
-    /// Who asks.
+    /// The name of the requesting service.
     pub service: String,
 }
 
-/// The file storage's answer.
+/// The file storage's reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileMade {
     /// The file's name.
@@ -37,10 +37,10 @@ pub struct Terrarium {
 }
 
 impl Terrarium {
-    /// Files go into `folder`.
+    /// Opens a storage whose files are in `folder`.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When the folder cannot be created.
     pub fn open(folder: impl Into<PathBuf>) -> std::io::Result<Self> {
         let folder = folder.into();
         std::fs::create_dir_all(&folder)?;
@@ -48,7 +48,7 @@ impl Terrarium {
     }
 }
 
-/// The services on `bus`, ready to start.
+/// Returns the services on `bus`, ready to start.
 pub fn services(bus: &Bus, terrarium: &Terrarium) -> Vec<Service> {
     let storage = Service::new("file-storage").bus(bus.clone()).reply(create_file);
     let audit = Service::new("edge-audit").bus(bus.clone()).on(served.keyed()).on(created.keyed());

@@ -1,4 +1,4 @@
-//! Edge-Terrarium as it lives: the client has files created and everybody logs over HTTP.
+//! Generates Edge-Terrarium's traffic: the client requests files, and all services log over HTTP.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::logs::recorded;
 use super::services::CreateFile;
 use crate::{Error, Expected};
 
-/// How much traffic.
+/// The amount of traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Files that the custom client has created.
+    /// Files that the custom client requests.
     pub files: u32,
-    /// Requests that the service sink takes.
+    /// Requests that the service sink accepts.
     pub requests: u32,
     /// How often the recorded log POSTs are sent.
     pub replays: u32,
@@ -26,10 +26,10 @@ impl Default for Load {
     }
 }
 
-/// Sends the traffic, the log POSTs to `logthon` (`http://127.0.0.1:5000`); answers what must follow from it.
+/// Sends the traffic, the log POSTs to `logthon` (`http://127.0.0.1:5000`); returns the expected counts.
 ///
 /// # Errors
-/// When a request, a publish or a POST fails; Logthon's clients take nothing but 200 for success.
+/// When a request, a publish or a POST fails; for Logthon's clients only the status 200 is success.
 pub async fn traffic(bus: &Bus, logthon: &str, load: Load) -> Result<Expected, Error> {
     let mut expected = Expected::default();
     for number in 0..load.files {
@@ -39,7 +39,7 @@ pub async fn traffic(bus: &Bus, logthon: &str, load: Load) -> Result<Expected, E
         let asked = CreateFile { filename: filename.clone(), content, service };
         let made = bus.request(asked).timeout(Duration::from_secs(5)).await?;
         if made.filename != filename {
-            return Err(format!("asked for {filename}, got {}", made.filename).into());
+            return Err(format!("requested {filename}, got {}", made.filename).into());
         }
     }
     for number in 0..load.requests {
@@ -68,7 +68,7 @@ pub async fn traffic(bus: &Bus, logthon: &str, load: Load) -> Result<Expected, E
     Ok(expected)
 }
 
-/// Posts the recording as the C programs do: a connection of its own for every log.
+/// Posts the recording as the C programs do: with a separate connection for every log.
 async fn post_logs(logthon: &str, replays: u32, expected: &mut Expected) -> Result<(), Error> {
     let client = reqwest::Client::builder()
         .pool_max_idle_per_host(0)

@@ -1,4 +1,5 @@
-//! SecureBox: a gateway takes files, one service encrypts them, one stores them, tasks clean up behind them.
+//! SecureBox: a gateway accepts files, one service encrypts them, one stores them, and tasks delete old
+//! files.
 //!
 //! ```text
 //! upload -> files.uploaded -> encryption -> files.encrypted -> storage -> files.stored -> worker: process_large_file

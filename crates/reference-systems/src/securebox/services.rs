@@ -1,4 +1,4 @@
-//! The encryption and storage services, and an audit that watches them.
+//! Implements the encryption and storage services, and an audit service that records their events.
 
 use event_client::Bus;
 use event_client::service::{Attempt, Dynamic, Emitter, Handler, Msg, Service, State};
@@ -8,10 +8,10 @@ use super::tasks::process_large_file;
 use super::vault::{Vault, VaultError};
 use crate::Error;
 
-/// Files from this size on are processed by the worker.
+/// Files of this size or more are processed by the worker.
 pub(super) const LARGE: u64 = 64 * 1024;
 
-/// The three services on `bus`, ready to start.
+/// Returns the three services on `bus`, ready to start.
 pub fn services(bus: &Bus, vault: &Vault) -> Vec<Service> {
     let encryption = Service::new("securebox-encryption").bus(bus.clone()).on(encrypt.concurrency(8).keyed());
     let storage = Service::new("securebox-storage").bus(bus.clone()).on(store.concurrency(8).keyed());
@@ -21,7 +21,7 @@ pub fn services(bus: &Bus, vault: &Vault) -> Vec<Service> {
     vec![encryption.with_state(vault.clone()), storage.with_state(vault.clone()), audit.with_state(())]
 }
 
-/// Encrypts an upload. A key service that now and then does not answer at first is part of the picture.
+/// Encrypts an upload. Some uploads fail at first, as with a key service that sometimes does not answer.
 async fn encrypt(
     State(vault): State<Vault>,
     attempt: Attempt,
@@ -37,13 +37,13 @@ async fn encrypt(
     Ok(())
 }
 
-/// Makes an encrypted file the stored one, and has the large ones processed.
+/// Marks an encrypted file as stored, and starts a task for each large one.
 async fn store(State(vault): State<Vault>, out: Emitter, Msg(file): Msg<FileEncrypted>) -> Result<(), Error> {
-    // Already encrypted: this only answers the size.
+    // The file is encrypted already: this call only returns its size.
     let size_bytes = vault.encrypt(file.file_id).await?;
     vault.seal(file.file_id).await?;
     if size_bytes > LARGE {
-        // A second attempt after a crash finds the same key and adds nothing.
+        // A second attempt after a crash uses the same unique key and adds no task.
         process_large_file
             .delay(file.file_id, size_bytes)
             .unique(format!("process:{}", file.file_id))

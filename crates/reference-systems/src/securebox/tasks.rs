@@ -1,4 +1,4 @@
-//! The worker's tasks and the three beat schedules, under the names of the original.
+//! Implements the worker's tasks and the three beat schedules, under the names of the original.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use super::vault::Vault;
 
-/// The original's `beat_schedule`, with its intervals divided by `speed`.
+/// Returns the original's `beat_schedule`, with its intervals divided by `speed`.
 ///
 /// # Errors
-/// When an interval becomes too short to be kept.
+/// When an interval becomes too short for the scheduler.
 pub fn schedules(speed: u32) -> task_queue::Result<Vec<Schedule>> {
     let every = |seconds| Duration::from_secs(seconds) / speed.max(1);
     Ok(vec![
@@ -23,7 +23,7 @@ pub fn schedules(speed: u32) -> task_queue::Result<Vec<Schedule>> {
     ])
 }
 
-/// The worker with every task of SecureBox; the original runs it with four slots.
+/// Registers every task of SecureBox with the worker; the original runs it with four slots.
 pub fn worker(worker: Worker, vault: &Vault, bus: &Bus) -> Worker {
     worker
         .register(cleanup_expired_files)
@@ -36,7 +36,7 @@ pub fn worker(worker: Worker, vault: &Vault, bus: &Bus) -> Worker {
         .concurrency(4)
 }
 
-/// Deletes files whose time has passed.
+/// Deletes files that have expired.
 #[task(name = "background_worker.cleanup_expired_files", retries = 3, backoff = "60s")]
 async fn cleanup_expired_files(State(vault): State<Vault>, State(bus): State<Bus>) -> Result<u64, TaskError> {
     let now = Timestamp::now();
@@ -49,7 +49,7 @@ async fn cleanup_expired_files(State(vault): State<Vault>, State(bus): State<Bus
     Ok(cleaned.len() as u64)
 }
 
-/// Deletes files that were downloaded.
+/// Deletes files that have been downloaded.
 #[task(name = "background_worker.cleanup_downloaded_files", retries = 3, backoff = "60s")]
 async fn cleanup_downloaded_files(
     State(vault): State<Vault>,
@@ -63,7 +63,7 @@ async fn cleanup_downloaded_files(
     Ok(cleaned.len() as u64)
 }
 
-/// Counts what there is.
+/// Counts the files.
 #[task(name = "background_worker.generate_usage_stats", retries = 3, backoff = "60s")]
 async fn generate_usage_stats(State(vault): State<Vault>) -> Result<u64, TaskError> {
     let files = vault.count() as u64;
@@ -71,7 +71,7 @@ async fn generate_usage_stats(State(vault): State<Vault>) -> Result<u64, TaskErr
     Ok(files)
 }
 
-/// Verifies a large file by reading it whole.
+/// Verifies a large file by reading all of it.
 #[task(name = "background_worker.process_large_file", retries = 2, backoff = "120s")]
 pub(super) async fn process_large_file(
     State(vault): State<Vault>,
@@ -84,7 +84,7 @@ pub(super) async fn process_large_file(
     Ok(read)
 }
 
-/// Tells somebody.
+/// Sends a notification (writes a log line).
 #[task(name = "background_worker.send_notification")]
 async fn send_notification(kind: String, about: String) -> Result<(), TaskError> {
     tracing::info!(kind, about, "notification sent");

@@ -1,4 +1,4 @@
-//! SecureBox as its users use it: uploads of all kinds, some downloads.
+//! Generates SecureBox's traffic: uploads of several kinds, and some downloads.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use super::services::LARGE;
 use super::vault::Vault;
 use crate::{Error, Expected};
 
-/// How much traffic.
+/// The amount of traffic.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// Good uploads.
+    /// Valid uploads.
     pub uploads: u32,
-    /// Uploads of empty files, which are refused for good.
+    /// Uploads of empty files, which are rejected permanently.
     pub empty: u32,
-    /// Downloads, each of another file.
+    /// Downloads, each of a different file.
     pub downloads: u32,
 }
 
@@ -30,7 +30,7 @@ impl Default for Load {
     }
 }
 
-/// Uploads a file as the gateway does: bytes to the vault, then the event; answers the file's id.
+/// Uploads a file as the gateway does: the bytes to the vault, then the event; returns the file's id.
 ///
 /// # Errors
 /// When the disk or the bus fails; then the upload is refused.
@@ -51,15 +51,15 @@ pub async fn upload(
 /// Downloads a file as the gateway does.
 ///
 /// # Errors
-/// When it is not there, or the bus fails.
+/// When the file does not exist, or the bus fails.
 pub async fn download(bus: &Bus, vault: &Vault, file_id: Uuid) -> Result<Vec<u8>, Error> {
     let bytes = vault.download(file_id).await?;
     bus.publish(FileDownloaded { file_id }).await?;
     Ok(bytes)
 }
 
-/// Sends the traffic; answers what must follow from it. Expired and downloaded files are cleaned up once the
-/// schedules have fired.
+/// Sends the traffic; returns the expected counts. Expired and downloaded files are deleted once the
+/// schedules have run.
 ///
 /// # Errors
 /// When an upload or download fails.
@@ -73,7 +73,7 @@ pub async fn traffic(bus: &Bus, vault: &Vault, load: Load) -> Result<Expected, E
         let expires = !is_large && number % 5 == 0;
         let size = if is_large { LARGE as usize + 1024 } else { 2048 };
         let name = format!("{}-{number}.bin", if is_slow { "slow-key" } else { "report" });
-        // Short-lived files are already past their time, so that the next clean-up takes them.
+        // Short-lived files have expired already, so that the next clean-up deletes them.
         let keep = if expires { SignedDuration::ZERO } else { day };
         let bytes: Vec<u8> = (0..size).map(|at| (at as u32).wrapping_mul(number + 1) as u8).collect();
         let file = upload(bus, vault, &name, &bytes, keep).await?;
@@ -118,7 +118,7 @@ pub async fn traffic(bus: &Bus, vault: &Vault, load: Load) -> Result<Expected, E
     Ok(expected)
 }
 
-/// Waits until a file has gone all the way.
+/// Waits until a file is stored.
 async fn stored(vault: &Vault, file: Uuid) -> Result<(), Error> {
     let wait = async {
         while !vault.is_stored(file) {

@@ -1,4 +1,4 @@
-//! Where SecureBox keeps its files: a folder for what came in, one for what is encrypted, and an index.
+//! SecureBox's file storage: a folder for received files, one for encrypted files, and an index.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use event_client::service::Permanent;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// Files on disk and what is known of them; clones share it.
+/// The files on disk and their index; clones share them.
 #[derive(Clone)]
 pub struct Vault(Arc<Inner>);
 
@@ -26,16 +26,16 @@ struct File {
     downloaded: bool,
 }
 
-/// Why the vault could not do something.
+/// The errors of the vault.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
-    /// The disk.
+    /// A disk operation failed.
     #[error("the vault's disk failed")]
     Disk(#[from] std::io::Error),
-    /// The file cannot be what it claims to be: no attempt will mend it.
+    /// The file is invalid: no later attempt can succeed.
     #[error("the file is not acceptable")]
     Refused(#[source] Permanent),
-    /// It is not there.
+    /// The file does not exist.
     #[error("no such file: {0}")]
     Missing(Uuid),
 }
@@ -43,10 +43,10 @@ pub enum VaultError {
 const NONCE: usize = 12;
 
 impl Vault {
-    /// A vault in `folder` with a key of its own.
+    /// Opens a vault in `folder` with a new key.
     ///
     /// # Errors
-    /// When the folders cannot be made.
+    /// When the folders cannot be created.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, VaultError> {
         let folder = folder.into();
         std::fs::create_dir_all(folder.join("incoming"))?;
@@ -55,7 +55,7 @@ impl Vault {
         Ok(Self(Arc::new(Inner { folder, cipher: Aes256Gcm::new(&key), files: Mutex::default() })))
     }
 
-    /// Takes a file in as it came.
+    /// Stores a received file unencrypted.
     ///
     /// # Errors
     /// [`VaultError::Disk`].
@@ -65,10 +65,10 @@ impl Vault {
         Ok(())
     }
 
-    /// Encrypts a file that came in; answers its size as stored. Doing it twice is harmless.
+    /// Encrypts a received file; returns its size as stored. Repeating the call is harmless.
     ///
     /// # Errors
-    /// [`VaultError::Refused`] for an empty file, which SecureBox does not take.
+    /// [`VaultError::Refused`] for an empty file, which SecureBox does not accept.
     pub async fn encrypt(&self, file: Uuid) -> Result<u64, VaultError> {
         if let Ok(done) = tokio::fs::metadata(self.stored(file)).await {
             return Ok(done.len());
@@ -90,7 +90,7 @@ impl Vault {
         Ok(bytes.len() as u64)
     }
 
-    /// Marks a file as stored and forgets it as it came in.
+    /// Marks a file as stored and deletes its unencrypted original.
     ///
     /// # Errors
     /// [`VaultError::Disk`].
@@ -102,12 +102,12 @@ impl Vault {
         Ok(())
     }
 
-    /// Whether a file has gone all the way.
+    /// Returns whether a file is stored.
     pub fn is_stored(&self, file: Uuid) -> bool {
         self.files().get(&file).is_some_and(|file| file.stored)
     }
 
-    /// Reads a stored file back and notes that it was handed out.
+    /// Reads a stored file and records that it was downloaded.
     ///
     /// # Errors
     /// As [`Vault::read`].
@@ -119,10 +119,10 @@ impl Vault {
         Ok(plain)
     }
 
-    /// Reads a stored file back.
+    /// Reads a stored file.
     ///
     /// # Errors
-    /// [`VaultError::Missing`], or [`VaultError::Refused`] when it was tampered with.
+    /// [`VaultError::Missing`], or [`VaultError::Refused`] when the file was changed on disk.
     pub async fn read(&self, file: Uuid) -> Result<Vec<u8>, VaultError> {
         let bytes = tokio::fs::read(self.stored(file)).await.map_err(|_| VaultError::Missing(file))?;
         let (nonce, sealed) = bytes.split_at_checked(NONCE).ok_or(VaultError::Missing(file))?;
@@ -130,7 +130,8 @@ impl Vault {
         plain.map_err(|error| VaultError::Refused(Permanent::new(error.to_string())))
     }
 
-    /// Deletes every stored file that `unwanted` chooses by its end and whether it was downloaded; answers which.
+    /// Deletes every stored file for which `unwanted` returns true, given its expiry and whether it was
+    /// downloaded; returns the deleted ids.
     ///
     /// # Errors
     /// [`VaultError::Disk`].
@@ -144,7 +145,7 @@ impl Vault {
         let mut cleaned = Vec::new();
         for file in chosen {
             remove(self.stored(file)).await?;
-            // Another run may have taken it out meanwhile; only one of them reports it.
+            // Another run may have removed the file meanwhile; only one of them reports it.
             if self.files().remove(&file).is_some() {
                 cleaned.push(file);
             }
@@ -152,7 +153,7 @@ impl Vault {
         Ok(cleaned)
     }
 
-    /// How many files there are.
+    /// Returns the number of files.
     pub fn count(&self) -> usize {
         self.files().len()
     }
@@ -170,7 +171,7 @@ impl Vault {
     }
 }
 
-/// Deletes a file; one that is gone already is as good.
+/// Deletes a file; a file that does not exist is no error.
 async fn remove(path: PathBuf) -> std::io::Result<()> {
     match tokio::fs::remove_file(path).await {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -1,4 +1,4 @@
-//! From a tree to the settings struct: serde does the work, this adds the key and its origin to every error.
+//! Deserialises a tree into the settings struct with serde, and adds the key and its origin to every error.
 
 use super::names::Names;
 use super::tree::{Leaf, Node, Tree, Value, join};
@@ -14,7 +14,7 @@ pub(super) fn settings<T: DeserializeOwned>(tree: &Tree, names: &Names) -> Resul
     T::deserialize(Table { tree, key: String::new() }).map_err(|fault| fault.into_error(names))
 }
 
-/// An error on its way up: the innermost key and origin stay.
+/// An error that is returned through the nested deserializers; it keeps the innermost key and origin.
 #[derive(Debug)]
 struct ValueError {
     kind: Kind,
@@ -29,7 +29,7 @@ impl ValueError {
         Self { kind, key: None, missing: None, origin: None, message: message.to_string() }
     }
 
-    /// Adds where it happened, unless something deeper inside did.
+    /// Adds the key and the origin, unless an inner value has set them.
     fn at(mut self, key: &str, origin: Option<&Origin>) -> Self {
         if self.key.is_none() {
             self.key = Some(key.to_owned());
@@ -38,7 +38,7 @@ impl ValueError {
         self
     }
 
-    /// A missing field knows its own name alone; the table around it completes the key.
+    /// Completes the key of a missing field, which contains only the field's name, by the key of its table.
     fn missing_in(mut self, table: &str) -> Self {
         if let Some(field) = self.missing.take() {
             self.key = Some(join(table, field));
@@ -91,7 +91,7 @@ impl de::Error for ValueError {
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::new(Kind::InvalidValue, format!("{variant:?} is not known; {}", suggest(variant, known)))
+        Self::new(Kind::InvalidValue, format!("unknown value {variant:?}; {}", suggest(variant, known)))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -138,7 +138,7 @@ impl Table<'_> {
     }
 }
 
-/// The entries of a table. For a struct, an unknown key is an error here, whatever the struct says.
+/// The entries of a table. For a struct, an unknown key is an error, whatever the struct's serde attributes are.
 struct Entries<'t> {
     table: &'t str,
     fields: Option<&'static [&'static str]>,
@@ -154,7 +154,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
             let key = join(self.table, name);
             if let Some(fields) = self.fields.filter(|fields| !fields.contains(&name.as_str())) {
                 if node.is_shared() {
-                    continue; // meant for another process of the same environment
+                    continue; // set for another process in the same environment
                 }
                 let fault =
                     ValueError::new(Kind::UnknownKey, format!("unknown key; {}", suggest(name, fields)));
@@ -186,7 +186,7 @@ impl<'t> One<'t> {
         if let Node::Leaf(leaf) = self.node { Some(leaf) } else { None }
     }
 
-    /// The text of a variable or a flag, where numbers and switches have to be read from it.
+    /// Returns the text of a variable or a flag, from which numbers and booleans have to be parsed.
     fn words(&self) -> Option<&'t str> {
         match self.leaf()? {
             Leaf { value: Value::Text(text), origin, .. } if origin.is_text() => Some(text.trim()),
@@ -324,7 +324,7 @@ impl<'de> de::Deserializer<'de> for One<'_> {
     }
 }
 
-/// The items of a list; their keys end in their place, counted from 0.
+/// The items of a list. An error in an item names the key of the list.
 struct Items<'t> {
     items: std::slice::Iter<'t, Node>,
     key: &'t str,
@@ -343,7 +343,7 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
     }
 }
 
-/// The nearest known word, or all of them when none is near.
+/// Returns the most similar known word, or all known words when none is similar.
 fn suggest(word: &str, known: &[&str]) -> String {
     let near = known.iter().map(|known| (strsim::damerau_levenshtein(word, known), known));
     match near.min().filter(|(distance, known)| *distance <= (known.len() / 3).max(1)) {

@@ -1,4 +1,4 @@
-//! A TOML file as a tree whose values remember their lines.
+//! Reads a TOML file into a tree; each value keeps its line number.
 
 use super::tree::{Leaf, Node, Tree, Value};
 use super::{Origin, shown};
@@ -8,7 +8,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Reads a file; none when it is not there and need not be.
+/// Reads a file; returns `None` when it does not exist and is not required.
 pub(super) fn read(path: &Path, required: bool) -> Result<Option<Tree>, Error> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path, required: bool) -> Result<Option<Tree>, Error> {
         .map_err(|(line, why)| Error::new(Kind::Syntax, format!("{}:{line}: {why}", shown(path))))
 }
 
-/// Parses TOML; an error is a line and what is wrong there, never the text itself, which may hold a secret.
+/// Parses TOML. An error contains the line and the fault, never the text itself, which may contain a secret.
 pub(super) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> Result<Tree, (usize, String)> {
     let line =
         |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
@@ -45,7 +45,7 @@ fn node(value: Spanned<DeValue<'_>>, origin: &dyn Fn(usize) -> Origin) -> Node {
         DeValue::Boolean(switch) => Value::Switch(switch),
         DeValue::Datetime(time) => Value::Text(time.to_string()),
         DeValue::Array(items) => Value::List(items.into_iter().map(|item| node(item, origin)).collect()),
-        // Out of range stays text, and is refused where a number is wanted.
+        // A number out of range stays text; a setting that expects a number refuses it.
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
             .map_or_else(|_| Value::Text(number.to_string()), Value::Integer),
         DeValue::Float(number) => {

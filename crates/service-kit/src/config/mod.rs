@@ -1,15 +1,18 @@
-//! Configuration, read once: defaults, then a file, then the environment, then flags; the later wins.
+//! Loads the configuration of a process once: defaults, a file, the environment and flags; a later source overrides
+//! an earlier one.
 //!
-//! Settings are a plain struct that derives `Deserialize`; fields without a default are required. A key is the
-//! path to a field, `http.port`. It can be set
+//! Settings are a plain struct that derives `Deserialize`; fields without a default are required. A key is the path
+//! to a field, for example `http.port`. It can be set
 //! - in a TOML file: `[http]` and `port = 8080`,
-//! - by a variable of the process' own: `BILLING__HTTP__PORT=8080` for the service `billing` (`__` at each step),
-//! - by a variable that means the same thing in a system that moves here, such as `PORT`: the table is [`names`],
-//! - by a flag of the command line: [`Loader::flag`].
+//! - by the process' own variable: `BILLING__HTTP__PORT=8080` for the service `billing` (`__` between the parts of
+//!   the key),
+//! - by a variable that other systems use for the same setting, such as `PORT`: the table is in [`names`],
+//! - by a command-line flag: [`Loader::flag`].
 //!
-//! Unknown keys are errors that suggest the nearest known one, and every error says where the value came from:
-//! `http.port: expected a number from 0 to 65535, got "many" (from the variable PORT)`. An empty variable counts
-//! as unset. A struct with `#[serde(flatten)]` takes unknown keys in without a word. Values of type [`Secret`] and [`Url`] are never shown.
+//! Unknown keys are errors that suggest the most similar known key, and every error names the source of the value:
+//! `http.port: expected a number from 0 to 65535, got "many" (from the variable PORT)`. An empty variable counts as
+//! unset. A struct with `#[serde(flatten)]` accepts unknown keys without an error. Values of type [`Secret`] and
+//! [`Url`] are never shown.
 
 mod deserialize;
 mod file;
@@ -28,7 +31,7 @@ pub use origin::Origin;
 pub use secret::Secret;
 pub use url::Url;
 
-/// Collects the sources of a configuration; [`load`](Self::load) reads them, whatever the order of the calls.
+/// Collects the sources of a configuration; [`load`](Self::load) reads them. The order of the calls has no effect.
 pub struct Loader {
     service: String,
     defaults: Option<&'static str>,
@@ -38,16 +41,16 @@ pub struct Loader {
     flags: Vec<(String, String, String)>,
 }
 
-/// Settings, and where each came from.
+/// Settings, and the source of each.
 #[derive(Debug)]
 pub struct Loaded<T> {
-    /// The settings themselves.
+    /// The settings.
     pub settings: T,
     service: String,
     origins: BTreeMap<String, Origin>,
 }
 
-/// Values from the environment and from flags may be secrets, so none is shown.
+/// Values from the environment and from flags may be secrets, so no value is shown.
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loader")
@@ -58,7 +61,7 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// A configuration for `service`, whose name (`api-gateway`) gives the names of its variables: the prefix
+    /// Makes a loader for `service`. The name (`api-gateway`) determines the names of the variables: the prefix
     /// `API_GATEWAY__` and the short forms `API_GATEWAY_HOST`, `API_GATEWAY_PORT`.
     pub fn new(service: impl Into<String>) -> Self {
         let (file, environment) = (None, None);
@@ -72,32 +75,33 @@ impl Loader {
         }
     }
 
-    /// The defaults as TOML text, usually `include_str!("config.default.toml")`. A struct with
+    /// Sets the defaults as TOML text, usually `include_str!("config.default.toml")`. A struct with
     /// `#[serde(default)]` needs none.
     pub fn defaults(mut self, toml: &'static str) -> Self {
         self.defaults = Some(toml);
         self
     }
 
-    /// A TOML file that must be there. `<SERVICE>__CONFIG` in the environment names one as well; this one wins.
+    /// Adds a TOML file that must exist. The variable `<SERVICE>__CONFIG` can also name a file; this one takes
+    /// precedence.
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some((path.into(), true));
         self
     }
 
-    /// A TOML file that is read when it is there.
+    /// Adds a TOML file that is read if it exists.
     pub fn file_if_present(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some((path.into(), false));
         self
     }
 
-    /// A further variable for `key`, weaker than the process' own and stronger than the table of [`names`].
+    /// Adds a variable for `key`. It is overridden by the process' own variable and overrides the table of [`names`].
     pub fn alias(mut self, variable: impl Into<String>, key: impl Into<String>) -> Self {
         self.aliases.push((variable.into(), key.into()));
         self
     }
 
-    /// Uses these variables in place of the process' environment: for tests.
+    /// Uses these variables instead of the process' environment, for tests.
     pub fn environment<N: Into<String>, V: Into<String>>(
         mut self,
         variables: impl IntoIterator<Item = (N, V)>,
@@ -106,7 +110,7 @@ impl Loader {
         self
     }
 
-    /// A value from the command line; none leaves the key alone. `flag` is its name as typed, `--port`.
+    /// Adds a value from the command line; `None` does not change the key. `flag` is the name as typed, `--port`.
     pub fn flag(
         mut self,
         flag: impl Into<String>,
@@ -122,8 +126,8 @@ impl Loader {
     /// Reads every source and returns the settings.
     ///
     /// # Errors
-    /// When a file cannot be read or is not TOML, a key is unknown, a value does not fit, or a required key is
-    /// missing; the text names the key and where the value came from.
+    /// When a file cannot be read or is not TOML, a key is unknown, a value is not valid, or a required key is
+    /// missing; the text names the key and the source of the value.
     pub fn load<T: DeserializeOwned>(self) -> Result<Loaded<T>, Error> {
         let mut tree = match self.defaults {
             Some(text) => file::parse(text, |_| Origin::Default)
@@ -156,23 +160,23 @@ impl Loader {
 }
 
 impl<T> Loaded<T> {
-    /// The settings alone.
+    /// Returns the settings.
     pub fn into_inner(self) -> T {
         self.settings
     }
 
-    /// Where the value of `key` came from; none when the struct's own default holds.
+    /// Returns the source of the value of `key`; `None` when the struct's own default applies.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.origins.get(key)
     }
 
-    /// Every key that was set, with its origin, and never its value: safe to print.
+    /// Returns every key that was set, with its source but without its value: safe to print.
     pub fn origins(&self) -> impl Iterator<Item = (&str, &Origin)> {
         self.origins.iter().map(|(key, origin)| (key.as_str(), origin))
     }
 
-    /// An error about a value that only the caller can judge (a scheme it lacks, a folder that is missing), in
-    /// the same form as the errors of [`Loader::load`].
+    /// Makes an error about a value that only the caller can check (an unsupported URL scheme, a missing directory),
+    /// in the same form as the errors of [`Loader::load`].
     pub fn invalid(&self, key: &str, why: impl std::fmt::Display) -> Error {
         let from = match self.origin(key) {
             Some(origin) => format!("from {origin}"),
@@ -182,7 +186,8 @@ impl<T> Loaded<T> {
     }
 }
 
-/// The variables of this process. One that is not UTF-8 is an error when it is ours, and passed over otherwise.
+/// Returns the variables of this process. A variable that is not UTF-8 is an error if this process reads it;
+/// otherwise it is ignored.
 fn process_environment(names: &names::Names) -> Result<Vec<(String, String)>, Error> {
     let mut environment = Vec::new();
     for (name, value) in std::env::vars_os() {
@@ -198,7 +203,7 @@ fn process_environment(names: &names::Names) -> Result<Vec<(String, String)>, Er
     Ok(environment)
 }
 
-/// The path as it appears in messages.
+/// Returns the path as it appears in messages.
 fn shown(path: &Path) -> String {
     path.display().to_string()
 }

@@ -1,12 +1,12 @@
-//! The variables of the environment: a process' own, and those of systems that move here.
+//! Maps environment variables to keys: the process' own variables, and those of other systems.
 //!
-//! For a service `api-gateway`, strongest first:
+//! For a service `api-gateway`, in order of precedence:
 //!
-//! | variable | key | where the name comes from |
+//! | variable | key | systems that use this name |
 //! |---|---|---|
-//! | `API_GATEWAY__HTTP__PORT` | `http.port` | its own: the service's name, then the key, `__` at each step; works for every key, and an unknown key is an error |
-//! | `API_GATEWAY__CONFIG` | | its own: the configuration file |
-//! | what [`Loader::alias`](super::Loader::alias) adds | | the process |
+//! | `API_GATEWAY__HTTP__PORT` | `http.port` | the process' own: the service's name, then the key, with `__` between its parts; works for every key, and an unknown key is an error |
+//! | `API_GATEWAY__CONFIG` | | the process' own: path of the configuration file |
+//! | variables added by [`Loader::alias`](super::Loader::alias) | | the process |
 //! | `API_GATEWAY_HOST`, `API_GATEWAY_PORT` | `http.host`, `http.port` | SecureBox (`STORAGE_SERVICE_PORT`, …), Logthon (`LOGTHON_PORT`) |
 //! | `API_GATEWAY_LOG_LEVEL` | `log.level` | Logthon (`LOGTHON_LOG_LEVEL`) |
 //! | `PORT` | `http.port` | Render, the chatbot, most hosting services |
@@ -19,14 +19,14 @@
 //! | `VAULT_ADDR`, `VAULT_TOKEN` | `vault.url`, `vault.token` | Edge-Terrarium, HashiCorp's own client |
 //! | `USER_SERVICE_URL`, `AUTH_API_URL`, … | `peers.user`, `peers.auth`, … | all: `<PEER>_SERVICE_URL`, then `<PEER>_API_URL` |
 //!
-//! These shared names are passed over by a process that has no such key. `HOST` is left out on purpose: shells
-//! set it to the machine's name. A value `tcp://…` for a port is passed over: Kubernetes puts that into
-//! `<NAME>_PORT` for every Service of that name.
+//! A process that has no such key ignores these shared names. `HOST` is not in the table on purpose: shells set it to
+//! the machine's name. A value `tcp://…` of a port is ignored: Kubernetes sets `<NAME>_PORT` to such a value for
+//! every Service of that name.
 
 use super::Origin;
 use super::tree::{Leaf, Tree, Value};
 
-/// The fixed rows of the table above, strongest first.
+/// The fixed rows of the table above, in order of precedence.
 const SHARED: &[(&str, &str)] = &[
     ("PORT", "http.port"),
     ("SERVICE_NAME", "service.name"),
@@ -44,14 +44,14 @@ const SHARED: &[(&str, &str)] = &[
     ("VAULT_TOKEN", "vault.token"),
 ];
 
-/// The ends of variables that name a peer's address, strongest first.
+/// Suffixes of variables that contain a peer's address, in order of precedence.
 const PEERS: &[&str] = &["_SERVICE_URL", "_API_URL"];
 
-/// The variables that one process reads.
+/// The variables that a process reads.
 #[derive(Debug)]
 pub(super) struct Names {
     service: String,
-    /// (variable, key), strongest first.
+    /// (variable, key), in order of precedence.
     known: Vec<(String, String)>,
 }
 
@@ -70,24 +70,26 @@ impl Names {
         Self { service: service.to_owned(), known }
     }
 
-    /// The variable that names the configuration file.
+    /// Returns the variable that contains the path of the configuration file.
     pub(super) fn config_file(&self) -> String {
         own(&self.service, "config")
     }
 
-    /// Whether this process takes a value from the variable `name`.
+    /// Returns whether this process reads the variable `name`.
     pub(super) fn reads(&self, name: &str) -> bool {
         name.starts_with(&own(&self.service, "")) || self.known.iter().any(|(variable, _)| variable == name)
     }
 
-    /// The variables that set `key`, the process' own last, for telling what to set.
+    /// Returns the variables that set `key`, the process' own last, for messages that tell the user which variable to
+    /// set.
     pub(super) fn of(&self, key: &str) -> Vec<String> {
         let shared =
             self.known.iter().filter(|(_, known)| known == key).map(|(variable, _)| variable.clone());
         shared.chain([own(&self.service, key)]).collect()
     }
 
-    /// The layer that `environment` makes; where several variables name one key, the strongest counts.
+    /// Returns the values that `environment` sets; if several variables set the same key, the first in order of
+    /// precedence applies.
     pub(super) fn read(&self, environment: &[(String, String)]) -> Tree {
         let mut tree = Tree::default();
         let set = |tree: &mut Tree, key: &str, name: &str, value: &str, shared: bool| {
@@ -96,7 +98,7 @@ impl Names {
         };
         let kubernetes = |key: &str, value: &str| key.ends_with("port") && value.starts_with("tcp://");
         let usable = |key: &str, value: &str| !value.is_empty() && !kubernetes(key, value);
-        // Weakest first, so that stronger ones replace what stands.
+        // In reverse order of precedence, so that later values replace earlier ones.
         for end in PEERS.iter().rev() {
             for (name, value) in environment.iter().filter(|(_, value)| !value.is_empty()) {
                 if let Some(peer) =
@@ -121,7 +123,7 @@ impl Names {
     }
 }
 
-/// The variable of the process' own for a key: `http.port` of `api-gateway` is `API_GATEWAY__HTTP__PORT`.
+/// Returns the process' own variable of a key: `http.port` of `api-gateway` is `API_GATEWAY__HTTP__PORT`.
 pub(super) fn own(service: &str, key: &str) -> String {
     format!("{}__{}", screaming(service), key.to_uppercase().replace('.', "__"))
 }

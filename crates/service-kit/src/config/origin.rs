@@ -1,4 +1,4 @@
-//! Where a value came from, so that an error can say where to change it.
+//! The source of a value, so that an error can name the place where the value has to be changed.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
-    /// The defaults that come with the program.
+    /// The built-in defaults of the program.
     Default,
     /// A configuration file: path and line.
     File(String, usize),
-    /// A variable of the environment.
+    /// An environment variable.
     Variable(String),
-    /// A flag of the command line.
+    /// A command-line flag.
     Flag(String),
 }
 
 impl Origin {
-    /// Whether the source knows text alone, so that numbers and switches arrive as text.
+    /// Returns whether the source contains only text, so that numbers and booleans have to be parsed.
     pub(super) fn is_text(&self) -> bool {
         matches!(self, Self::Variable(_) | Self::Flag(_))
     }

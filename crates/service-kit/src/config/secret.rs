@@ -1,13 +1,13 @@
-//! A value that is used and never shown.
+//! A configuration value that is never displayed.
 
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 
-/// The name under which secrets ask for their value: whoever reads them then keeps it out of errors.
+/// The newtype name that secrets pass to the deserializer, which then keeps their value out of errors.
 pub(super) const MARK: &str = "$service_kit::Secret";
 
-/// A password, token or key. It has no `Display`, its `Debug` shows `***`, and it is not serializable, so it
-/// reaches a log or an answer only through [`expose`](Self::expose).
+/// A password, token or key. It has no `Display`, its `Debug` prints `***`, and it is not serializable, so only
+/// [`expose`](Self::expose) can bring it into a log or a response.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -17,12 +17,12 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself. Hand it to what needs it, and keep it out of everything that is kept or shown.
+    /// Returns the value. Pass it only to the code that needs it, and do not store or print it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether the value is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -40,7 +40,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Takes text from a newtype or from plain text, so that formats that ignore the mark work too.
+/// Reads text from a newtype or from plain text, so that it also works with formats that ignore the newtype name.
 pub(super) struct Text;
 
 impl<'de> de::Visitor<'de> for Text {

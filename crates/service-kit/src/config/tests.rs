@@ -1,4 +1,4 @@
-//! Every source, every way to be wrong, and that no error shows a secret.
+//! Tests every source and every kind of error, and that no error shows a secret.
 
 use super::*;
 use serde::Deserialize;
@@ -124,9 +124,9 @@ fn names_of_other_systems_mean_the_same_thing() {
 #[test]
 fn what_is_not_meant_for_this_process_is_passed_over() {
     let variables = [
-        ("PORT", ""),                                // unset, as composed files write it
-        ("API_GATEWAY_PORT", "tcp://10.0.0.1:5000"), // Kubernetes' own
-        ("CELERY_BROKER_URL", "redis://elsewhere"),  // no tasks here
+        ("PORT", ""),                                // unset, as compose files write it
+        ("API_GATEWAY_PORT", "tcp://10.0.0.1:5000"), // set by Kubernetes
+        ("CELERY_BROKER_URL", "redis://elsewhere"),  // this process has no tasks
         ("VAULT_TOKEN", "root"),
         ("OTHER__HTTP__PORT", "9"),
         ("HOST", "my-laptop"),

@@ -1,9 +1,9 @@
-//! Values by key with their origins: what every source becomes, so that one can be laid over another.
+//! A tree of values by key with their origins; every source becomes such a tree, and one tree can override another.
 
 use super::Origin;
 use std::collections::BTreeMap;
 
-/// A table of values, some of them tables again.
+/// A table of values, which may be tables themselves.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tree(pub(super) BTreeMap<String, Node>);
 
@@ -17,7 +17,7 @@ pub(super) enum Node {
 pub(super) struct Leaf {
     pub(super) value: Value,
     pub(super) origin: Origin,
-    /// Set by a name shared with other systems: a process without such a key passes it over.
+    /// Set by a variable that other systems share: a process without such a key ignores the value.
     pub(super) shared: bool,
 }
 
@@ -37,7 +37,7 @@ impl From<String> for Value {
 }
 
 impl Tree {
-    /// Lays `over` on top: its values win, tables are merged key by key.
+    /// Merges `over` into this tree: its values take precedence, tables are merged key by key.
     pub(super) fn overlay(&mut self, over: Self) {
         for (key, node) in over.0 {
             match (self.0.get_mut(&key), node) {
@@ -67,7 +67,7 @@ impl Tree {
         }
     }
 
-    /// Every leaf's dotted key and origin.
+    /// Returns the dotted key and the origin of every leaf.
     pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
         let mut origins = BTreeMap::new();
         self.walk("", &mut |key, leaf| drop(origins.insert(key.to_owned(), leaf.origin.clone())));
@@ -86,7 +86,7 @@ impl Tree {
 }
 
 impl Node {
-    /// Whether everything in here was set by shared names.
+    /// Returns whether shared variables set all values in this node.
     pub(super) fn is_shared(&self) -> bool {
         match self {
             Self::Leaf(leaf) => leaf.shared,
@@ -94,7 +94,7 @@ impl Node {
         }
     }
 
-    /// The first origin in here, for errors about a table as a whole.
+    /// Returns the first origin in this node, for errors about a whole table.
     pub(super) fn origin(&self) -> Option<&Origin> {
         match self {
             Self::Leaf(leaf) => Some(&leaf.origin),
@@ -103,7 +103,7 @@ impl Node {
     }
 }
 
-/// `prefix.key`, or `key` at the root.
+/// Returns `prefix.key`, or `key` at the root.
 pub(super) fn join(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }

@@ -1,37 +1,38 @@
-//! An address that may carry a password, shown without it.
+//! A URL that may contain a password and is displayed without it.
 
 use super::secret::{MARK, Text};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 
-/// An address such as `nats://app:secret@host:4222` or `sqlite:data/bus.db`. `Display` and `Debug` mask the
-/// password and options that hold secrets; [`expose`](Self::expose) gives the address as it was written.
+/// A URL such as `nats://app:secret@host:4222` or `sqlite:data/bus.db`. `Display` and `Debug` mask the password and
+/// the options that contain secrets; [`expose`](Self::expose) returns the URL as it was written.
 ///
-/// What schemes exist is for the user of the address to say: this type only keeps it.
+/// The scheme is not checked: the code that uses the URL does that.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Url(String);
 
 impl Url {
-    /// Keeps an address.
+    /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
         Self(url.into())
     }
 
-    /// The address as it was written, password included: for connecting.
+    /// Returns the URL as it was written, password included, for connecting.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether no address was given.
+    /// Returns whether the URL is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
-/// The address with `***` in place of the password and of options whose names say that they are secret.
+/// Returns the URL with `***` in place of the password and of options with secret names, such as `token`.
 fn masked(url: &str) -> String {
     let without_password = match url.split_once("://") {
-        // A password may hold '/', '?' or '@' unescaped, so the last '@' of all ends it: rather too much hidden.
+        // A password may contain '/', '?' or '@' unescaped, so the last '@' ends it: this may mask more than the
+        // password.
         Some((scheme, rest)) => match rest.rsplit_once('@') {
             Some((user, host)) => match user.split_once(':') {
                 Some((name, _)) => format!("{scheme}://{name}:***@{host}"),

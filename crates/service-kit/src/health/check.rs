@@ -1,4 +1,4 @@
-//! One dependency: how to ask it, and what it answered.
+//! Checks one dependency and reports the result.
 
 use serde::Serialize;
 use std::fmt;
@@ -9,41 +9,41 @@ use tokio_util::task::AbortOnDropHandle;
 
 type Answer = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
-/// How to ask one dependency.
+/// The check of one dependency.
 pub(super) struct Check {
     name: String,
     required: bool,
     ask: Box<dyn Fn() -> Answer + Send + Sync>,
 }
 
-/// What one dependency answered.
+/// The result of one check.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct Dependency {
     /// Its name.
     #[serde(skip)]
     pub name: String,
-    /// Whether it is there.
+    /// Whether it is available.
     pub state: State,
-    /// Whether this process can do without it.
+    /// Whether this process needs it to work.
     pub required: bool,
-    /// How long the answer took, in milliseconds.
+    /// Duration of the check, in milliseconds.
     pub latency_ms: f64,
-    /// What is wrong, in the dependency's own words.
+    /// The error text of the check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// Whether a dependency is there.
+/// Availability of a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum State {
-    /// It answered.
+    /// The check succeeded.
     Connected,
-    /// It answered with an error.
+    /// The check returned an error.
     Unavailable,
-    /// It did not answer in time.
+    /// The check exceeded its time limit.
     Timeout,
 }
 
@@ -61,11 +61,11 @@ impl Check {
         Self { name, required, ask }
     }
 
-    /// Starts asking at once; the future waits for the answer. Dropping it stops the check.
+    /// Starts the check at once; the returned future waits for the result. Dropping the future stops the check.
     pub(super) fn start(self: Arc<Self>, timeout: Duration) -> impl Future<Output = Dependency> {
         let start = Instant::now();
         let asked = self.clone();
-        // A task of its own: it runs beside the others, and its panic is an answer like another.
+        // In a separate task, so that checks run concurrently and a panic becomes a normal result.
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let answer = tokio::time::timeout(timeout, async { (asked.ask)().await }).await;
             (answer, start.elapsed())

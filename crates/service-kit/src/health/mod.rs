@@ -1,10 +1,10 @@
-//! How a process answers when asked how it is.
+//! HTTP health checks and metrics of a process.
 //!
-//! | path | answer |
+//! | path | response |
 //! |---|---|
-//! | `/health`, `/api/health/` | 200 while the process lives: `status`, `service`, `timestamp`, `version`, and [fields](Health::field) |
-//! | `/health/detailed` | each dependency with state and latency; 200, or 503 when a required one is missing |
-//! | `/ready` | 200 when work may be sent here; 503 with reasons while stopping or while a required dependency is missing |
+//! | `/health`, `/api/health/` | 200 while the process runs: `status`, `service`, `timestamp`, `version`, and [fields](Health::field) |
+//! | `/health/detailed` | each dependency with state and latency; 200, or 503 when a required one is not available |
+//! | `/ready` | 200 when the process accepts work; 503 with reasons while it is stopping or while a required dependency is not available |
 //! | `/metrics` | metrics for Prometheus |
 
 mod check;
@@ -19,12 +19,12 @@ use std::time::Duration;
 
 pub use check::{Dependency, State};
 
-/// How long one check may take unless [`Health::timeout`] says otherwise.
+/// Default of [`Health::timeout`].
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 type Field = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// What a process knows about its health. Clones share the checks, which may be added at any time.
+/// The health checks of a process. Clones share the checks, which may be added at any time.
 #[derive(Clone)]
 pub struct Health {
     service: Arc<str>,
@@ -37,7 +37,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// A process of this name and version that depends on nothing yet.
+    /// Makes the health state of a service with this name and version, without checks.
     pub fn new(service: impl Into<Arc<str>>, version: impl Into<Arc<str>>) -> Self {
         Self {
             service: service.into(),
@@ -50,26 +50,26 @@ impl Health {
         }
     }
 
-    /// The most one check may take; default 2 s. Checks run side by side, so this bounds the whole answer.
+    /// Sets the time limit of a check; default 2 s. Checks run concurrently, so this limits the whole response time.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Is not ready any more once `shutdown` is asked for, so that no new work is sent here while parts drain.
+    /// Makes `/ready` answer 503 after `shutdown` is requested, so that no new work is sent here while parts drain.
     pub fn watch(mut self, shutdown: &Shutdown) -> Self {
         self.shutdown = Some(shutdown.clone());
         self
     }
 
-    /// Serves these at `/metrics`.
+    /// Serves these metrics at `/metrics`.
     pub fn metrics(mut self, metrics: Metrics) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// Adds a dependency without which this process cannot work: `check` ends well when it is there. A check
-    /// that panics or takes too long counts as missing.
+    /// Adds a dependency that this process needs: `check` returns `Ok` when it is available. A check that panics or
+    /// exceeds the time limit counts as not available.
     pub fn check<F, Fut, E>(&self, name: impl Into<String>, check: F) -> &Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -79,7 +79,7 @@ impl Health {
         self.add(Check::new(name.into(), true, check))
     }
 
-    /// Adds a dependency without which this process works less well: missing it is `degraded`, with status 200.
+    /// Adds an optional dependency: if it is not available, the state is `degraded`, with status 200.
     pub fn optional<F, Fut, E>(&self, name: impl Into<String>, check: F) -> &Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -89,7 +89,7 @@ impl Health {
         self.add(Check::new(name.into(), false, check))
     }
 
-    /// Adds a field to the answer of `/health`, computed at each request; it must be quick.
+    /// Adds a field to the response of `/health`, computed for each request; the function must be quick.
     pub fn field<F>(&self, name: impl Into<String>, value: F) -> &Self
     where
         F: Fn() -> serde_json::Value + Send + Sync + 'static,
@@ -98,7 +98,7 @@ impl Health {
         self
     }
 
-    /// Asks every dependency, side by side, and returns them in the order they were added.
+    /// Checks all dependencies concurrently; returns them in the order in which they were added.
     pub async fn dependencies(&self) -> Vec<Dependency> {
         let checks = self.checks.read().unwrap_or_else(PoisonError::into_inner).clone();
         let running: Vec<_> = checks.into_iter().map(|check| check.start(self.timeout)).collect();

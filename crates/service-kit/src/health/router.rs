@@ -1,4 +1,4 @@
-//! The paths, and the JSON they answer with.
+//! The routes of the health checks, and their JSON responses.
 
 use super::{Dependency, Health, State};
 use axum::extract::State as Shared;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use std::sync::PoisonError;
 
 impl Health {
-    /// The routes, to merge into the router of the process.
+    /// Returns the routes, to merge into the router of the process.
     pub fn router(&self) -> Router {
         let live = Router::new()
             .route("/health", get(live))
@@ -20,7 +20,7 @@ impl Health {
         live.with_state(self.clone()).merge(self.probes())
     }
 
-    /// `/health/detailed`, `/ready` and `/metrics` alone, for a process whose `/health` is somebody else's contract.
+    /// Returns only `/health/detailed`, `/ready` and `/metrics`, for a process whose `/health` is defined elsewhere.
     pub fn probes(&self) -> Router {
         let routes = Router::new().route("/health/detailed", get(detailed)).route("/ready", get(ready));
         let routes = match &self.metrics {
@@ -34,7 +34,7 @@ impl Health {
         routes.with_state(self.clone())
     }
 
-    /// What every answer begins with.
+    /// Returns the fields that every response begins with.
     fn head(&self, status: &str) -> Map<String, Value> {
         let mut head = Map::new();
         head.insert("status".into(), status.into());
@@ -92,7 +92,7 @@ async fn ready(Shared(health): Shared<Health>) -> Response {
     (code, Json(answer)).into_response()
 }
 
-/// None when every dependency is there, else whether a required one is missing.
+/// Returns `None` when every dependency is available, else whether a required one is not.
 fn worst(dependencies: &[Dependency]) -> Option<bool> {
     dependencies.iter().filter(|one| one.state != State::Connected).map(|one| one.required).max()
 }

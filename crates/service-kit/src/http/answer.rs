@@ -1,4 +1,4 @@
-//! The shape of answers: errors are JSON, and no browser guesses what an answer is.
+//! Gives responses a uniform format: errors are JSON, and browsers must not guess the type of a response.
 
 use axum::Json;
 use axum::body::to_bytes;
@@ -7,16 +7,16 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// Longest plain text that an error can have; those of the framework are a sentence.
+/// Longest plain text of an error in bytes; the framework's errors are one sentence.
 const MOST_BYTES: usize = 16 * 1024;
 
-/// An error with one sentence about what is wrong.
+/// Makes an error response with one sentence that describes the fault.
 pub(super) fn refusal(status: StatusCode, detail: &str) -> Response {
     (status, Json(json!({ "detail": detail }))).into_response()
 }
 
-/// The answer as it leaves: an error that the framework made itself (no such route, no such method, a parameter that
-/// cannot be read) gets the JSON body that all others have.
+/// Completes a response: an error that the framework made itself (unknown route, unsupported method, unreadable
+/// parameter) gets the same JSON body as all other errors.
 pub(super) async fn shaped(mut response: Response) -> Response {
     response
         .headers_mut()

@@ -1,20 +1,20 @@
-//! The listener and server of a process: clear when the address cannot be had, careful about who asks, bounded when
-//! it stops.
+//! The HTTP listener and server of a process: clear errors when the address cannot be bound, checks of host and
+//! origin, and a shutdown with a time limit.
 //!
-//! Every request passes these rules, whatever its method and route:
+//! These rules apply to every request, whatever its method and route:
 //!
 //! - `Host` has to be an address, `localhost`, the name in [`Settings::host`] or one of [`Settings::allowed_hosts`];
-//!   anything else answers 421. A web page whose name was rebound to this machine is refused by that.
-//! - What a browser marks as sent by a page of another site (`Sec-Fetch-Site: cross-site`) answers 403, unless it
-//!   opens a page in the address bar or comes from one of [`Settings::allowed_origins`].
-//! - A WebSocket handshake, and every method but GET, HEAD, OPTIONS and TRACE, answers 403 when its `Origin` is
-//!   neither at the request's `Host` or `X-Forwarded-Host` nor one of [`Settings::allowed_origins`].
-//! - Every answer carries `X-Content-Type-Options: nosniff`; an error without a body of its own, or with a plain
-//!   text, is JSON: `{"detail": "…"}`.
-//! - An answer that comes before the body was read reaches the sender: up to 64 MiB of the rest are read and
-//!   discarded first.
-//! - The head of a request has to be complete within 30 s, which is also how long an idle connection is kept; a
-//!   reader that takes nothing for 60 s while there is something to send is cut.
+//!   any other value is answered with 421. This refuses a web page whose name was rebound to this machine.
+//! - A request that a browser marks as sent by a page of another site (`Sec-Fetch-Site: cross-site`) is answered with
+//!   403, unless it opens a page in the address bar or comes from one of [`Settings::allowed_origins`].
+//! - A WebSocket handshake, and every method but GET, HEAD, OPTIONS and TRACE, is answered with 403 when its `Origin`
+//!   is neither at the request's `Host` or `X-Forwarded-Host` nor one of [`Settings::allowed_origins`].
+//! - Every response has `X-Content-Type-Options: nosniff`; the body of an error without a body, or with a plain text,
+//!   becomes JSON: `{"detail": "…"}`.
+//! - A response that is sent before the body was read reaches the sender: up to 64 MiB of the rest are first read and
+//!   discarded.
+//! - The head of a request has to be complete within 30 s, which is also the limit for an idle connection; the
+//!   connection of a client that reads nothing for 60 s while data is to be sent is closed.
 
 mod answer;
 mod guard;
@@ -45,31 +45,32 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
-/// How long open requests may take to finish once the server stops; streams without an end are cut then.
+/// Longest time for open requests to finish after the server stops; endless streams are closed then.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long the head of a request may take, and a connection be idle.
+/// Longest time for the head of a request, and for an idle connection.
 const HEAD: Duration = Duration::from_secs(30);
-/// How long a reader may take nothing while there is something to send.
+/// Longest time in which a client reads nothing while data is to be sent.
 const STALLED: Duration = Duration::from_secs(60);
-/// How long the listener waits when the process has no file handle left for a connection.
+/// Delay before the next accept after the process ran out of file descriptors.
 const EXHAUSTED: Duration = Duration::from_secs(1);
 
-/// Where to listen, and for whom.
+/// Address and port to listen on, and the allowed hosts and origins.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// Name or address of the interface; default `127.0.0.1`, so that nothing is reachable from outside unasked.
+    /// Name or address of the interface; default `127.0.0.1`, so that no other machine can connect unless this is
+    /// set.
     pub host: String,
-    /// TCP port; default 5000, and 0 takes any free one.
+    /// TCP port; default 5000; 0 selects any free port.
     pub port: u16,
-    /// Whether to listen on more than loopback although this server asks nobody for a password or token: whoever
-    /// reaches it reads and changes everything. Default false: [`bind`] refuses then.
+    /// Whether to listen on addresses other than loopback although this server requires no password or token: every
+    /// client that can connect can read and change everything. Default false: [`bind`] then refuses such an address.
     pub allow_unauthenticated: bool,
-    /// Names by which clients may address this server in `Host`, beside `localhost`, addresses, and [`host`](Self::host);
-    /// a port is ignored, `*` allows every name. Default: none.
+    /// Host names that clients may send in `Host`, in addition to `localhost`, addresses, and [`host`](Self::host); a
+    /// port is ignored, `*` allows every name. Default: none.
     pub allowed_hosts: Vec<String>,
-    /// Origins, such as `https://ops.example:8443`, whose pages may send changes and open WebSockets, beside the
-    /// server's own. Default: none.
+    /// Origins, such as `https://ops.example:8443`, whose pages may send changes and open WebSockets, in addition to
+    /// the server's own. Default: none.
     pub allowed_origins: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ impl Default for Settings {
     }
 }
 
-/// An open port, with the rules for who may use it.
+/// A bound port, with the rules for its requests.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
@@ -93,41 +94,41 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The address and port that it listens on.
+    /// Returns the address and port of the listener.
     ///
     /// # Errors
-    /// When the operating system does not say.
+    /// When the operating system does not return it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 }
 
-/// Opens the listener.
+/// Binds the listener.
 ///
 /// # Errors
-/// [`Kind::AddressInUse`] when another process has the port, [`Kind::NotLoopback`] when the address is reachable from
-/// elsewhere and [`Settings::allow_unauthenticated`] does not say so, [`Kind::InvalidValue`] when an allowed host or
-/// origin is none, [`Kind::Bind`] otherwise; the text says what to do.
+/// [`Kind::AddressInUse`] when another process uses the port, [`Kind::NotLoopback`] when the address is reachable
+/// from other machines and [`Settings::allow_unauthenticated`] is false, [`Kind::InvalidValue`] when an allowed host
+/// or origin is not valid, [`Kind::Bind`] otherwise; the text names the remedy.
 pub async fn bind(settings: &Settings) -> Result<Listener, Error> {
     let Settings { host, port, .. } = settings;
     let guard = Arc::new(Guard::new(settings)?);
     let failed = |error: io::Error| {
         let (kind, advice) = match error.kind() {
             ErrorKind::AddrInUse => {
-                (Kind::AddressInUse, "stop the process that has it, or choose another http.port")
+                (Kind::AddressInUse, "stop the process that uses it, or choose another http.port")
             }
             ErrorKind::PermissionDenied => (Kind::Bind, "choose an http.port above 1023"),
             _ => (Kind::Bind, "check http.host, which must be an address of this machine"),
         };
         Error::new(kind, format!("cannot listen on {host}:{port}: {error}; {advice}")).because(error)
     };
-    // The same addresses are judged and bound: a name is looked up once.
+    // The name is resolved once, so that the checked addresses are the bound ones.
     let addresses: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await.map_err(failed)?.collect();
     let open = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
     if let Some(open) = open.filter(|_| !settings.allow_unauthenticated) {
         let text = format!(
-            "cannot listen on {host}:{port}: {} is not loopback, and this server has no login: whoever reaches it \
-             may read, write and delete; if that is meant, say --allow-unauthenticated or \
+            "cannot listen on {host}:{port}: {} is not loopback, and this server has no login: every client that \
+             can connect may read, write and delete; to allow this, set --allow-unauthenticated or \
              LOGTHON_ALLOW_UNAUTHENTICATED=true",
             open.ip()
         );
@@ -137,11 +138,12 @@ pub async fn bind(settings: &Settings) -> Result<Listener, Error> {
     Ok(Listener { socket, guard })
 }
 
-/// Serves `router` until `stop` is requested; then takes no new requests and gives the open ones 5 s to finish.
-/// Handlers find the peer as [`ConnectInfo<SocketAddr>`]. What is upgraded, as WebSockets are, is not waited for.
+/// Serves `router` until `stop` is requested; then accepts no more requests and gives the open ones 5 s to finish.
+/// Handlers get the peer's address as [`ConnectInfo<SocketAddr>`]. Upgraded connections, such as WebSockets, are not
+/// waited for.
 ///
 /// # Errors
-/// None now: it ends when it is asked to.
+/// None at present: it returns after `stop` is requested.
 pub async fn serve(listener: Listener, router: Router, stop: Stop) -> Result<(), Error> {
     let Listener { socket, guard } = listener;
     let router = router.layer(from_fn_with_state(guard, enter));
@@ -157,10 +159,10 @@ pub async fn serve(listener: Listener, router: Router, stop: Stop) -> Result<(),
                 let cut = cut.clone();
                 connections.spawn(async move { cut.run_until_cancelled(connection).await });
             }
-            // One peer's trouble; the others are still to be had.
+            // The error concerns one peer only; other connections can still be accepted.
             Err(error) if is_of_the_peer(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "no connection can be accepted now");
+                tracing::warn!(%error, "cannot accept a connection; retrying");
                 tokio::time::sleep(EXHAUSTED).await;
             }
         }
@@ -168,7 +170,7 @@ pub async fn serve(listener: Listener, router: Router, stop: Stop) -> Result<(),
     drop(socket);
     connections.close();
     if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
-        tracing::info!("connections still open after {GRACE:?} are cut");
+        tracing::info!("closing the connections that are still open after {GRACE:?}");
         cut.cancel();
         connections.wait().await;
     }
@@ -180,9 +182,9 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Serves one connection until its peer leaves, or until the open request is answered after `stop`.
+/// Serves one connection until its peer disconnects, or until the open request is answered after `stop`.
 async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: Stop) {
-    // Answers are small and waited for: never held back to fill a packet.
+    // Responses are small and clients wait for them: do not delay them to fill a packet.
     drop(stream.set_nodelay(true));
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(STALLED));
@@ -203,11 +205,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: S
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, %peer, "a connection broke off");
+        tracing::debug!(%error, %peer, "a connection failed");
     }
 }
 
-/// The way of every request: judged, answered, and the answer put into shape.
+/// Handles every request: checks it, runs the handler, and completes the response.
 async fn enter(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let (request, rest) = Rest::of(request);
     let response = match guard.refusal(&request) {

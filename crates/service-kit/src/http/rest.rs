@@ -1,7 +1,8 @@
-//! What a handler leaves unread of a request's body.
+//! Reads and discards the part of a request's body that a handler did not read.
 //!
-//! A connection that is closed while bytes still arrive is reset, and the reset overtakes the answer: a sender that
-//! was refused in the middle of its body would see a broken connection and no status. So the rest is read first.
+//! If a connection is closed while bytes still arrive, TCP resets it, and the reset can overtake the response: a
+//! sender that was refused in the middle of its body would get a connection error instead of the status. So the rest
+//! is read first.
 
 use axum::body::{Body, BodyDataStream, Bytes, HttpBody as _};
 use axum::extract::Request;
@@ -13,13 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// The most that is read for nothing.
+/// Maximum number of bytes that are read and discarded.
 const MOST_BYTES: usize = 64 * 1024 * 1024;
-/// The longest that is waited for all of it, and for one piece: a sender that sends nothing has room for an answer.
+/// Longest wait for all of it and, below, for one piece: a sender that sends nothing can receive the response.
 const WHOLE: Duration = Duration::from_secs(10);
 const PIECE: Duration = Duration::from_secs(1);
 
-/// The unread part of a body. `None` when there is no body.
+/// The unread part of a body; `None` when there is no body.
 pub(super) struct Rest(Option<Shared>);
 
 #[derive(Clone)]
@@ -28,12 +29,12 @@ struct Shared(Arc<Mutex<Unread>>);
 struct Unread {
     body: BodyDataStream,
     ended: bool,
-    /// Whether the sender waits for `100 Continue`, which is sent by the first read.
+    /// Whether the sender waits for `100 Continue`, which the first read sends.
     waits: bool,
 }
 
 impl Rest {
-    /// The request, whose handler reads through what is kept here.
+    /// Returns the request with a body that reads from the shared state kept here.
     pub(super) fn of(request: Request) -> (Request, Self) {
         if request.body().is_end_stream() {
             return (request, Self(None));
@@ -47,7 +48,8 @@ impl Rest {
         (Request::from_parts(parts, body), Self(Some(shared)))
     }
 
-    /// Reads what is left, within bounds, unless the sender was told that it took too long, or has not begun to send.
+    /// Reads the rest, within the limits, unless the response is 408 or an upgrade, or the sender waits for `100
+    /// Continue`.
     pub(super) async fn discard(self, status: StatusCode) {
         let Self(Some(shared)) = self else { return };
         let done = {
@@ -64,7 +66,7 @@ impl Rest {
                 left = less;
             }
         };
-        // What does not come in time is left to the close of the connection.
+        // Bytes that do not arrive in time are lost when the connection closes.
         drop(timeout(WHOLE, all).await);
     }
 }

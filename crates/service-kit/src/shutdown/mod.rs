@@ -1,4 +1,5 @@
-//! How a process ends: asked by a signal, part by part, within a bound, saying what it had to abandon.
+//! Shuts a process down: a signal requests the stop, the parts drain one after the other within a time limit, and a
+//! report lists the abandoned parts.
 
 mod parts;
 mod report;
@@ -14,22 +15,29 @@ use tokio_util::sync::CancellationToken;
 pub use parts::{Parts, Stop};
 pub use report::Report;
 
-/// How long ending may take.
+/// Time limits of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// The bound for all parts together; default 25 s, below the 30 s that Kubernetes grants before it kills.
+    /// Longest time for all parts together to drain; default 25 s, below the 30 s after which Kubernetes kills a
+    /// process.
     #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
     pub drain: Duration,
+    /// Time between the stop request and the stop of the first part; default 0. During it `/ready` already answers
+    /// 503 and every listener still accepts connections, so that a load balancer removes the process before it
+    /// refuses connections. It is added to `drain`; a second signal ends it. Kubernetes: use `5s`, with
+    /// `terminationGracePeriodSeconds` above `notice` plus `drain`.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub notice: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { drain: Duration::from_secs(25) }
+        Self { drain: Duration::from_secs(25), notice: Duration::ZERO }
     }
 }
 
-/// Whether the process is asked to stop, and whether at once. Clones are one and the same.
+/// A stop request for the whole process, which can be forced. Clones share the same state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     asked: CancellationToken,
@@ -38,16 +46,16 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// One that only [`ask`](Self::ask) triggers.
+    /// Makes one that only [`ask`](Self::ask) triggers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// One that SIGTERM or SIGINT triggers; a second signal forces it. The signals no longer end the process by
-    /// themselves once this returns. Needs a tokio runtime.
+    /// Makes one that SIGTERM or SIGINT triggers; a second signal forces it. After this call the signals no longer
+    /// terminate the process. Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the signals cannot be watched.
+    /// When the signal handlers cannot be installed.
     pub fn on_signals() -> Result<Self, Error> {
         let mut signals = Signals::watch()?;
         let shutdown = Self::new();
@@ -61,43 +69,43 @@ impl Shutdown {
         Ok(shutdown)
     }
 
-    /// Asks to stop; the first reason stays.
+    /// Requests the stop; the first reason is kept.
     pub fn ask(&self, why: impl Into<String>) {
-        // The reason is set before the token, so whoever wakes finds it.
+        // Set the reason before the token, so that a woken task finds it.
         if self.why.set(why.into()).is_ok() {
             self.asked.cancel();
         }
     }
 
-    /// Gives up waiting for parts that drain.
+    /// Stops waiting for parts that drain.
     pub fn force(&self) {
         self.ask("force");
         self.forced.cancel();
     }
 
-    /// Waits until somebody asks.
+    /// Waits for the stop request.
     pub async fn asked(&self) {
         self.asked.cancelled().await;
     }
 
-    /// Whether somebody asked.
+    /// Returns whether the stop was requested.
     pub fn is_asked(&self) -> bool {
         self.asked.is_cancelled()
     }
 
-    /// Waits until draining is given up.
+    /// Waits until the shutdown is forced.
     pub async fn forced(&self) {
         self.forced.cancelled().await;
     }
 
-    /// The reason of the first who asked.
+    /// Returns the reason of the first stop request.
     pub fn why(&self) -> Option<&str> {
         self.why.get().map(String::as_str)
     }
 }
 
-/// Waits for SIGTERM or SIGINT and returns its name: for programs with a single part. When signals cannot be
-/// watched, that is logged and the future never ends.
+/// Waits for SIGTERM or SIGINT and returns its name, for programs with a single part. If the signal handlers cannot
+/// be installed, it logs the error and the future never completes.
 pub async fn signal() -> &'static str {
     match Signals::watch() {
         Ok(mut signals) => signals.next().await,

@@ -1,4 +1,5 @@
-//! The parts of a process: started in the order they are added, drained in the reverse order.
+//! Runs the parts of a process: starts them in the order in which they are added, and drains them in the reverse
+//! order.
 
 use super::{Report, Settings, Shutdown};
 use std::collections::HashMap;
@@ -9,39 +10,40 @@ use tokio_util::sync::CancellationToken;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The most that is kept back for each part that still waits for its turn to drain.
+/// Longest time that is reserved for each part whose turn to drain has not come yet.
 const RESERVE: Duration = Duration::from_secs(1);
 
-/// Tells one part when its turn to stop has come.
+/// The stop request for one part.
 #[derive(Debug, Clone)]
 pub struct Stop(CancellationToken);
 
 impl Stop {
-    /// Waits for the turn: then take nothing new, finish what runs, flush, and return.
+    /// Waits for the request: the part then has to accept no new work, finish its running work, flush, and return.
     pub async fn requested(&self) {
         self.0.cancelled().await;
     }
 
-    /// Whether the turn has come.
+    /// Returns whether the stop was requested.
     pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// The same as a token, for libraries that take one.
+    /// Returns it as a token, for libraries that take one.
     pub fn token(&self) -> CancellationToken {
         self.0.clone()
     }
 }
 
-/// Runs the parts of a process until one is asked to stop or one ends, then drains them all.
+/// Runs the parts of a process until a stop is requested or one part ends, then drains them all.
 ///
-/// Add what others stand on first (stores, the bus) and the doors last (HTTP): the doors close first. A part
-/// that ends by itself, well or not, ends the process. Draining has one bound for all; a part that takes too
-/// long does not keep the others from their turn.
+/// First add the parts on which others depend (stores, the bus), last the parts that accept requests (HTTP): these
+/// stop first. A part that ends without a request, with success or an error, ends the process. All parts together
+/// have one time limit for draining; a part that exceeds its share does not prevent the others from draining.
 #[derive(Debug)]
 pub struct Parts {
     shutdown: Shutdown,
     bound: Duration,
+    notice: Duration,
     tasks: JoinSet<Result<(), Failure>>,
     names: HashMap<Id, String>,
     order: Vec<(Id, Stop)>,
@@ -50,12 +52,13 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// No parts yet.
+    /// Makes an empty set of parts.
     pub fn new(shutdown: Shutdown, settings: Settings) -> Self {
         let (tasks, names, order) = (JoinSet::new(), HashMap::new(), Vec::new());
         Self {
             shutdown,
             bound: settings.drain,
+            notice: settings.notice,
             tasks,
             names,
             order,
@@ -64,7 +67,7 @@ impl Parts {
         }
     }
 
-    /// Starts a part: a future that ends soon after its [`Stop`] is requested. Needs a tokio runtime.
+    /// Starts a part: a future that completes soon after its [`Stop`] is requested. Needs a tokio runtime.
     pub fn add<F, Fut, E>(&mut self, name: impl Into<String>, part: F)
     where
         F: FnOnce(Stop) -> Fut,
@@ -78,11 +81,11 @@ impl Parts {
         self.order.push((task.id(), stop));
     }
 
-    /// Waits for the shutdown or for a part to end, then drains the parts, last added first.
+    /// Waits for the stop request or for a part to end, then drains the parts, last added first.
     pub async fn run(mut self) -> Report {
         let shutdown = self.shutdown.clone();
         tokio::select! {
-            () = shutdown.asked() => {}
+            () = shutdown.asked() => self.give_notice().await,
             Some((name, ended)) = self.next() => {
                 shutdown.ask(format!("{name} {}", if ended { "ended" } else { "failed" }));
             }
@@ -94,7 +97,7 @@ impl Parts {
             () = self.drain(start + self.bound) => {}
             () = shutdown.forced() => {}
         }
-        // Whatever is left is aborted with the set; nobody waits for it.
+        // The remaining parts are aborted when the set is dropped.
         let abandoned: Vec<String> =
             self.order.iter().rev().filter_map(|(id, _)| self.names.remove(id)).collect();
         if !abandoned.is_empty() {
@@ -103,7 +106,24 @@ impl Parts {
         Report { why, finished: self.finished, failed: self.failed, abandoned, took: start.elapsed() }
     }
 
-    /// Gives each part its turn, then waits for stragglers until `end`.
+    /// Keeps all parts running for the notice time, in which `/ready` already reports the stop.
+    async fn give_notice(&mut self) {
+        if self.notice.is_zero() {
+            return;
+        }
+        tracing::info!(notice = ?self.notice, "stop requested; /ready reports not ready from now on");
+        let (shutdown, end) = (self.shutdown.clone(), Instant::now() + self.notice);
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.forced() => return,
+                () = sleep_until(end) => return,
+                Some(_) = self.next() => {}
+            }
+        }
+    }
+
+    /// Requests each part to stop in turn, then waits for the remaining parts until `end`.
     async fn drain(&mut self, end: Instant) {
         let reserve = RESERVE.min(self.bound / 10);
         for waiting in (0..self.order.len()).rev() {
@@ -112,10 +132,10 @@ impl Parts {
             let turn = end - reserve * u32::try_from(waiting).unwrap_or(u32::MAX).min(9);
             while self.names.contains_key(&id) {
                 tokio::select! {
-                    biased; // who has finished by now counts as finished
+                    biased; // a part that has finished by now counts as finished
                     _ = self.next() => {}
                     () = sleep_until(turn) => {
-                        tracing::warn!(part = self.names[&id], "still busy, the next part drains beside it");
+                        tracing::warn!(part = self.names[&id], "still busy; the next part starts to drain");
                         break;
                     }
                 }
@@ -130,7 +150,7 @@ impl Parts {
         }
     }
 
-    /// Waits for any part to end and notes how; its name, and whether it ended well.
+    /// Waits for any part to end and records its result; returns its name, and whether it ended with success.
     async fn next(&mut self) -> Option<(String, bool)> {
         let (id, outcome) = match self.tasks.join_next_with_id().await? {
             Ok((id, Ok(()))) => (id, None),
@@ -150,7 +170,7 @@ impl Parts {
     }
 }
 
-/// An error and its causes in one line.
+/// Returns an error and its causes on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,33 +1,34 @@
-//! What became of each part when a process ended.
+//! Reports the result of each part after a shutdown.
 
 use std::fmt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// How a process ended.
+/// The result of a shutdown.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Report {
-    /// Why: a signal's name, the part that ended by itself, or what [`ask`](super::Shutdown::ask) was given.
+    /// Reason: a signal's name, the part that ended without a request, or the argument of
+    /// [`ask`](super::Shutdown::ask).
     pub why: String,
-    /// Parts that finished, in the order they did.
+    /// Parts that finished, in the order in which they finished.
     pub finished: Vec<String>,
     /// Parts that failed, with their errors.
     pub failed: Vec<(String, String)>,
-    /// Parts that were still busy when the bound was over or draining was given up.
+    /// Parts that were still running when the time limit was reached or the shutdown was forced.
     pub abandoned: Vec<String>,
-    /// How long draining took.
+    /// Duration of the draining.
     pub took: Duration,
 }
 
 impl Report {
-    /// Whether every part finished its work.
+    /// Returns whether every part finished its work.
     pub fn is_clean(&self) -> bool {
         self.failed.is_empty() && self.abandoned.is_empty()
     }
 
-    /// 0 when clean, 1 otherwise. A part that blocks a thread can hold up the end of `main` even when
-    /// abandoned; `std::process::exit` cannot be held up.
+    /// Returns 0 when clean, 1 otherwise. A part that blocks a thread can delay the end of `main` even when it was
+    /// abandoned; `std::process::exit` does not wait for it.
     pub fn exit_code(&self) -> ExitCode {
         if self.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }

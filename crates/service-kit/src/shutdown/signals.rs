@@ -1,4 +1,4 @@
-//! The signals by which an operating system asks a process to stop.
+//! Receives the signals that request a process to stop.
 
 use crate::{Error, Kind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -10,7 +10,7 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// From now on the signals come here.
+    /// Installs the handlers; from now on the signals are received here and no longer terminate the process.
     pub(super) fn watch() -> Result<Self, Error> {
         let open = |kind| {
             signal(kind)
@@ -19,12 +19,12 @@ impl Signals {
         Ok(Self { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
     }
 
-    /// The name of the next signal.
+    /// Waits for the next signal and returns its name.
     pub(super) async fn next(&mut self) -> &'static str {
         tokio::select! {
             Some(()) = self.terminate.recv() => "SIGTERM",
             Some(()) = self.interrupt.recv() => "SIGINT",
-            // Both streams end with the runtime, which takes this future along.
+            // Both streams end only with the runtime, which also drops this future.
             else => std::future::pending().await,
         }
     }

@@ -1,22 +1,22 @@
-//! Log levels, under all the names that moving systems give them.
+//! Log levels, with the names that other systems use.
 
 use serde::Deserialize;
 use std::fmt;
 
-/// The least level that is logged. Reads the names of tracing, Python, winston and syslog, in any case.
+/// The minimum level that is logged. Parses the names of tracing, Python, winston and syslog, case-insensitively.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Level {
     /// Everything.
     Trace,
-    /// What a developer follows; also `http`, `verbose`, `silly`.
+    /// Messages for developers; also `http`, `verbose`, `silly`.
     Debug,
-    /// What an operator follows; also `notice`. The default.
+    /// Messages for operators; also `notice`. The default.
     #[default]
     Info,
-    /// What deserves a look; also `warning`.
+    /// Unexpected conditions; also `warning`.
     Warn,
-    /// What failed; also `critical`, `fatal`.
+    /// Failures; also `critical`, `fatal`.
     Error,
 }
 

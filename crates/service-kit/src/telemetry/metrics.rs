@@ -1,4 +1,4 @@
-//! The process' metrics: whatever is counted through the `metrics` crate, as text for Prometheus.
+//! Collects the metrics that the process records with the `metrics` crate, and renders them as text for Prometheus.
 
 use crate::{Error, Kind};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -11,7 +11,11 @@ const SECONDS: &[f64] = &[
     30.0, 60.0,
 ];
 
-/// How often observed values are folded into their histograms; without it they pile up until somebody scrapes.
+/// Upper bounds of the buckets of ages, in seconds: from an event that is handled at once to a backlog of a day.
+const AGES: &[f64] = &[0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 3600.0, 14_400.0, 86_400.0];
+
+/// Interval at which observed values are added to their histograms; otherwise they would accumulate in memory until
+/// the next scrape.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Renders the metrics of this process. Cheap to clone.
@@ -21,10 +25,11 @@ pub struct Metrics(PrometheusHandle);
 impl Metrics {
     /// Installs the recorder of this process; later calls return the same one.
     ///
-    /// Histograms whose names end in `duration` or `seconds` get buckets in seconds, others are summaries.
+    /// Names follow Prometheus' conventions: counters end in `_total`, described durations in `_seconds`. Histograms
+    /// whose names end in `duration`, `seconds` or `age` have buckets in seconds; others are summaries.
     ///
     /// # Errors
-    /// When another recorder was installed by other means.
+    /// When another recorder is already installed.
     pub fn install() -> Result<Self, Error> {
         static INSTALLED: OnceLock<Metrics> = OnceLock::new();
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -34,13 +39,13 @@ impl Metrics {
         }
         let failed =
             |error| Error::new(Kind::Telemetry, "cannot install the metrics recorder").because(error);
-        let mut builder = PrometheusBuilder::new();
-        for end in ["duration", "seconds"] {
-            builder = builder.set_buckets_for_metric(Matcher::Suffix(end.into()), SECONDS).map_err(failed)?;
+        let mut builder = PrometheusBuilder::new().with_recommended_naming(true);
+        for (end, bounds) in [("duration", SECONDS), ("seconds", SECONDS), ("age", AGES)] {
+            builder = builder.set_buckets_for_metric(Matcher::Suffix(end.into()), bounds).map_err(failed)?;
         }
         let handle = builder.install_recorder().map_err(failed)?;
         let upkeep = handle.clone();
-        // A thread of its own: it outlives every runtime, and there may be several in one process (tests).
+        // A separate thread: it outlives every runtime, and a process may have several runtimes (tests).
         std::thread::Builder::new()
             .name("metrics-upkeep".into())
             .spawn(move || {
@@ -55,7 +60,7 @@ impl Metrics {
         Ok(INSTALLED.get_or_init(|| Self(handle)).clone())
     }
 
-    /// The metrics in the text format of Prometheus.
+    /// Returns the metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         self.0.render()
     }

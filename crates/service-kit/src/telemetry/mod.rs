@@ -1,7 +1,8 @@
-//! What a process tells about itself: log lines on standard error, further layers, metrics.
+//! Sets up the telemetry of a process: log lines on standard error, further `tracing` layers, and metrics.
 //!
-//! On a terminal lines are for people, elsewhere each is one JSON object. `RUST_LOG` (`log.filter`) filters by
-//! module; `LOG_LEVEL` (`log.level`) is one level for all and keeps chatty libraries at `info`.
+//! On a terminal the lines are text, elsewhere each line is one JSON object. `RUST_LOG` (`log.filter`) filters by
+//! module; `LOG_LEVEL` (`log.level`) is one level for all modules, except that libraries with much debug output stay
+//! at `info`.
 
 mod level;
 mod metrics;
@@ -15,45 +16,45 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 pub use level::Level;
 pub use metrics::Metrics;
 
-/// A further destination of what is logged, such as the log shipper of event-client.
+/// A further destination of log events, such as the log shipper of event-client.
 pub type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Libraries whose `debug` is about their own insides: shown when `log.filter` asks for them by name.
+/// Libraries whose `debug` lines describe only their internals: shown when `log.filter` names them.
 const CHATTY: &[&str] =
     &["h2", "hyper", "hyper_util", "mio", "reqwest", "rustls", "sqlx", "tower", "tungstenite"];
 
-/// What is logged, and how.
+/// Settings of the logging.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Settings {
-    /// The least level that is logged; default `info`. `WARNING`, `CRITICAL` and the like are understood.
+    /// The minimum level that is logged; default `info`. `WARNING`, `CRITICAL` and similar names are accepted.
     pub level: Level,
-    /// Levels by module, `info,event_client=trace`; wins over `level`.
+    /// Levels by module, `info,event_client=trace`; overrides `level`.
     pub filter: Option<String>,
-    /// How lines look; default `auto`.
+    /// Format of the lines; default `auto`.
     pub format: Format,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// `text` on a terminal, `json` elsewhere.
     #[default]
     Auto,
-    /// For people; in colour on a terminal.
+    /// Text; in colour on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// No lines: further layers and metrics only.
+    /// No lines, only further layers and metrics.
     Off,
 }
 
-/// Sets up logging and metrics for the whole process, panics included: they are logged as errors and so reach
-/// every layer. Call it once, before anything is logged.
+/// Sets up logging and metrics for the whole process. Panics are logged as errors, so that every layer receives them.
+/// Call it once, before the first log event.
 ///
 /// # Errors
-/// When `log.filter` cannot be read, or the process has a subscriber already.
+/// When `log.filter` is not valid, or the process already has a subscriber.
 pub fn init(settings: &Settings, layers: Vec<BoxedLayer>) -> Result<Metrics, Error> {
     let terminal = std::io::stderr().is_terminal();
     let lines = fmt::layer().with_writer(std::io::stderr);
@@ -63,14 +64,14 @@ pub fn init(settings: &Settings, layers: Vec<BoxedLayer>) -> Result<Metrics, Err
         Format::Auto | Format::Json => Some(lines.json().flatten_event(true).boxed()),
         Format::Off => None,
     };
-    // The filter lies over all: what it refuses costs nothing, and no layer sees it.
+    // The filter applies to all layers: an event that it refuses is never created.
     let subscriber = tracing_subscriber::registry().with(layers).with(lines).with(filter(settings)?);
     tracing::subscriber::set_global_default(subscriber).map_err(|error| {
-        Error::new(Kind::Telemetry, "logging was set up before in this process").because(error)
+        Error::new(Kind::Telemetry, "logging is already set up in this process").because(error)
     })?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let backtrace = std::backtrace::Backtrace::capture(); // empty unless RUST_BACKTRACE asks for it
+        let backtrace = std::backtrace::Backtrace::capture(); // empty unless RUST_BACKTRACE is set
         tracing::error!(
             panic.place = place,
             "panicked: {}\n{backtrace}",
@@ -91,7 +92,7 @@ fn filter(settings: &Settings) -> Result<EnvFilter, Error> {
     };
     EnvFilter::builder().parse(&directives).map_err(|error| {
         let message =
-            format!("log.filter: {directives:?} is no filter such as \"info,my_crate=debug\": {error}");
+            format!("log.filter: {directives:?} is not a filter such as \"info,my_crate=debug\": {error}");
         Error::new(Kind::InvalidValue, message).because(error)
     })
 }

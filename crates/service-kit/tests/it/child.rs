@@ -1,4 +1,4 @@
-//! A test that runs a part of itself in a child process: signals and global set-up belong to whole processes.
+//! Runs a part of a test in a child process, because signals and global set-up concern whole processes.
 
 use crate::DEADLINE;
 use rustix::process::{Pid, Signal, kill_process};
@@ -7,15 +7,15 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
-/// The variable that tells a child its role.
+/// The variable that contains the role of a child.
 pub(crate) const ROLE: &str = "SERVICE_KIT_TEST_ROLE";
 
-/// The role this process was started for; none in the parent.
+/// Returns the role of this process; `None` in the parent.
 pub(crate) fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// This test binary again, running only `test`, with a role.
+/// A child process of this test binary that runs only `test`, with a role.
 pub(crate) struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStderr>>,

@@ -1,11 +1,11 @@
-//! The smallest HTTP client: one request on one connection, so that nothing of a pool is in the way.
+//! A minimal HTTP client: one request per connection, without a connection pool.
 
 use serde_json::Value;
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Status, head and body of the answer to `GET path`.
+/// Returns status, head and body of the response to `GET path`.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).await.expect("the server listens");
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -18,7 +18,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String, String
     (status, head.to_owned(), body.to_owned())
 }
 
-/// The same for an answer in JSON.
+/// Returns status and body of a JSON response.
 pub(crate) async fn get_json(address: SocketAddr, path: &str) -> (u16, Value) {
     let (status, head, body) = get(address, path).await;
     assert!(head.to_lowercase().contains("content-type: application/json"), "{head}");

@@ -1,4 +1,4 @@
-//! What only the environment of a real process can hold.
+//! Tests variables that only the environment of a real process can contain.
 
 use crate::child::{ROLE, role};
 use service_kit::Kind;

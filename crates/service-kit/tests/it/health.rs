@@ -1,4 +1,4 @@
-//! Every path of the health router, over a real listener.
+//! Tests every path of the health router, over a real listener.
 
 use crate::client::{get, get_json};
 use axum::Router;
@@ -68,7 +68,7 @@ async fn detailed_names_each_dependency() {
 async fn a_missing_optional_dependency_degrades_and_a_required_one_does_not_serve() {
     let health = health();
     let address = served(health.router()).await;
-    // Checks may come after the router: parts register as they start.
+    // Checks may be added after the router is made: parts register them when they start.
     health.check("bus", fine).optional("cache", refused);
     let (status, answer) = get_json(address, "/health/detailed").await;
     assert_eq!((status, &answer["status"]), (200, &json!("degraded")));
@@ -92,7 +92,7 @@ async fn checks_run_side_by_side() {
     let all = Arc::new(Barrier::new(3));
     for name in ["a", "b", "c"] {
         let all = all.clone();
-        // Each waits for the other two: one after the other would never end well.
+        // Each check waits for the other two: run one after the other they would never end.
         health.check(name, move || {
             let all = all.clone();
             async move {

@@ -1,4 +1,4 @@
-//! The listener when the address cannot be had, and the server when it stops.
+//! Tests the listener when the address cannot be bound, and the server's rules and shutdown.
 
 use crate::client::get;
 use axum::Router;
@@ -46,7 +46,8 @@ async fn open_requests_are_answered_before_the_server_ends() {
     let listener = bind(&on("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = Shutdown::new();
-    let mut parts = Parts::new(shutdown.clone(), shutdown::Settings { drain: crate::DEADLINE });
+    let mut parts =
+        Parts::new(shutdown.clone(), shutdown::Settings { drain: crate::DEADLINE, ..Default::default() });
     parts.add("http", |stop| serve(listener, router, stop));
     let run = tokio::spawn(parts.run());
     let request = tokio::spawn(async move { get(address, "/slow").await });
@@ -83,7 +84,26 @@ async fn a_request_without_an_end_is_cut() {
     assert_eq!(report.finished, ["http"], "{report}");
 }
 
-/// A served router, and what ends it.
+#[tokio::test]
+async fn readiness_fails_before_the_listener_closes() {
+    let listener = bind(&on("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = Shutdown::new();
+    let settings = shutdown::Settings { drain: crate::DEADLINE, notice: crate::DEADLINE };
+    let router = service_kit::health::Health::new("shop", "1").watch(&shutdown).router();
+    let mut parts = Parts::new(shutdown.clone(), settings);
+    parts.add("http", |stop| serve(listener, router, stop));
+    let run = tokio::spawn(parts.run());
+    assert_eq!(get(address, "/ready").await.0, 200);
+    shutdown.ask("the test asks");
+    // New connections are still accepted and answered with 503.
+    assert_eq!(get(address, "/ready").await.0, 503);
+    assert_eq!(get(address, "/ready").await.0, 503);
+    shutdown.force();
+    run.await.unwrap();
+}
+
+/// A served router, and the handle that stops it.
 struct Served {
     address: std::net::SocketAddr,
     shutdown: Shutdown,
@@ -94,12 +114,13 @@ async fn served(router: Router) -> Served {
     let listener = bind(&on("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shutdown = Shutdown::new();
-    let mut parts = Parts::new(shutdown.clone(), shutdown::Settings { drain: crate::DEADLINE });
+    let mut parts =
+        Parts::new(shutdown.clone(), shutdown::Settings { drain: crate::DEADLINE, ..Default::default() });
     parts.add("http", |stop| serve(listener, router, stop));
     Served { address, shutdown, run: tokio::spawn(parts.run()) }
 }
 
-/// Sends bytes and returns everything that comes back until the server closes.
+/// Sends bytes and returns all received bytes until the server closes the connection.
 async fn exchange(address: std::net::SocketAddr, request: &[u8]) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
@@ -119,7 +140,7 @@ async fn more_than_loopback_has_to_be_asked_for() {
     for host in ["127.0.0.1", "127.0.0.2", "localhost"] {
         bind(&on(host, 0)).await.expect("loopback");
     }
-    bind(&Settings { allow_unauthenticated: true, ..on("0.0.0.0", 0) }).await.expect("asked for by name");
+    bind(&Settings { allow_unauthenticated: true, ..on("0.0.0.0", 0) }).await.expect("explicitly allowed");
 }
 
 #[tokio::test]
@@ -130,7 +151,7 @@ async fn every_route_is_guarded_and_every_answer_is_shaped() {
             format!("GET {path} HTTP/1.1\r\nHost: rebound.example:5000\r\nConnection: close\r\n\r\n");
         let answer = exchange(served.address, request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
-        assert!(answer.contains("name it in LOGTHON_ALLOWED_HOSTS"), "{answer}");
+        assert!(answer.contains("add it to LOGTHON_ALLOWED_HOSTS"), "{answer}");
     }
     for (request, status, body) in [
         ("GET /here", "200", "text"),
@@ -147,7 +168,7 @@ async fn every_route_is_guarded_and_every_answer_is_shaped() {
 #[tokio::test]
 async fn an_answer_reaches_a_sender_whose_body_nobody_reads() {
     let served = served(Router::new()).await;
-    // More than the sockets of both sides hold.
+    // More than the socket buffers of both sides can hold.
     let body = vec![b'x'; 32 * 1024 * 1024];
     for (host, status) in [("localhost", "404"), ("rebound.example", "421")] {
         let head = format!(
@@ -157,7 +178,7 @@ async fn an_answer_reaches_a_sender_whose_body_nobody_reads() {
         let answer = exchange(served.address, &[head.as_bytes(), &body].concat()).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
-    // Whoever asks before sending is answered before sending.
+    // A sender that waits for `100 Continue` receives the response before it sends the body.
     let head =
         "POST /none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\nExpect: 100-continue\r\n\r\n";
     let answer = exchange(served.address, head.as_bytes()).await;
@@ -171,7 +192,7 @@ async fn half_a_head_is_not_waited_for_without_end() {
         let mut stream = tokio::net::TcpStream::connect(served.address).await.unwrap();
         stream.write_all(half.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        // The clock of the test runs ahead whenever everything waits, so this takes no time.
+        // The paused clock of the test advances whenever all tasks wait, so this takes no real time.
         tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut answer).await.expect("closed");
     }
 }

@@ -1,4 +1,4 @@
-//! The kit as a process uses it: over real sockets, with real signals, in real child processes.
+//! Integration tests over real sockets, with real signals, in real child processes.
 
 mod child;
 mod client;
@@ -10,5 +10,5 @@ mod telemetry;
 
 use std::time::Duration;
 
-/// A bound for broken runs; a passing test never waits for it.
+/// Time limit for a failing test; a passing test never reaches it.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Parts that drain in order, within a bound, on a real signal.
+//! Tests that parts drain in order, within a time limit, after a real signal.
 
 use crate::child::{Process, role};
 use rustix::process::Signal;
@@ -13,7 +13,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 
 fn parts(drain: Duration) -> (Shutdown, Parts) {
     let shutdown = Shutdown::new();
-    (shutdown.clone(), Parts::new(shutdown, Settings { drain }))
+    (shutdown.clone(), Parts::new(shutdown, Settings { drain, ..Settings::default() }))
 }
 
 async fn idle(stop: Stop) -> Result<(), Infallible> {
@@ -38,7 +38,7 @@ async fn the_last_started_stops_first() {
         parts.add(name, move |stop| async move {
             stop.requested().await;
             order.lock().unwrap().push(format!("{name} begins"));
-            tokio::task::yield_now().await; // work that takes its time: the next turn still waits for it
+            tokio::task::yield_now().await; // slow work: the next part still waits for it
             order.lock().unwrap().push(format!("{name} ends"));
             Ok::<_, Infallible>(())
         });
@@ -100,11 +100,12 @@ async fn force_does_not_wait_for_the_bound() {
     assert_eq!(report.abandoned, ["stuck"]);
 }
 
-/// What the child processes below run: its end is told on standard error and by the exit code.
+/// The program of the child processes below: it reports its end on standard error and by the exit code.
 fn program(role: &str) -> ! {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let report = runtime.block_on(async {
-        let mut parts = Parts::new(Shutdown::on_signals().unwrap(), Settings { drain: NEVER });
+        let mut parts =
+            Parts::new(Shutdown::on_signals().unwrap(), Settings { drain: NEVER, ..Settings::default() });
         if role == "stuck" {
             parts.add("part", stuck);
         } else {
@@ -140,7 +141,7 @@ async fn a_second_signal_stops_at_once() {
     let mut process = Process::start("shutdown::a_second_signal_stops_at_once", "stuck", &[]);
     process.line("running").await;
     process.signal(Signal::TERM);
-    // Two pending signals of different kinds are both delivered, whatever their order.
+    // Two pending signals of different kinds are both delivered, in any order.
     process.signal(Signal::INT);
     assert!(process.line("stopped").await.contains("abandoned while busy: part"));
     assert_eq!(process.exit().await.code(), Some(1));

@@ -1,4 +1,4 @@
-//! The set-up of logging, which a process can do only once: in children of its own.
+//! Tests the set-up of logging in child processes, because a process can do it only once.
 
 use crate::child::{Process, role};
 use serde_json::Value;
@@ -15,7 +15,7 @@ struct Program {
     log: Settings,
 }
 
-/// Stands for a log shipper: it only says that it saw an event.
+/// Replaces a log shipper: it only reports that it received an event.
 struct Shipper;
 
 impl<S: Subscriber> Layer<S> for Shipper {

@@ -1,4 +1,4 @@
-//! What happens to nominal times that no scheduler was there for.
+//! Computes the next step of a schedule, including nominal times at which no scheduler was running.
 
 use std::{fmt, str::FromStr};
 
@@ -7,18 +7,18 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use super::Timing;
 use crate::{Error, Result};
 
-/// Later than this, a nominal time counts as missed.
+/// A nominal time that is older than this counts as missed.
 const LATE: SignedDuration = SignedDuration::from_secs(60);
-/// Missed times made up for in one step by [`Missed::All`]; the rest follow in the next.
+/// The maximum number of missed times that [`Missed::All`] fires in one step; the rest follow in the next.
 const MOST: usize = 1000;
 
-/// The policy for missed times.
+/// The policy for missed times, at which no scheduler was running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Missed {
-    /// Fire once for all of them, under the latest one's name.
+    /// Fire once for all of them, with the latest nominal time.
     #[default]
     Once,
-    /// Do not make up for times more than a minute ago.
+    /// Do not fire for times more than a minute ago.
     Skip,
     /// Fire once for each.
     All,
@@ -43,21 +43,22 @@ impl FromStr for Missed {
             "skip" => Ok(Self::Skip),
             "all" => Ok(Self::All),
             _ => Err(Error::invalid(format!(
-                "`{text}` is no policy for missed times: write once, skip or all"
+                "`{text}` is not a policy for missed times: write once, skip or all"
             ))),
         }
     }
 }
 
-/// A clock set back by more than this is put right; whatever is scheduled goes by the new time at once.
+/// When the clock is set back by more than this, it counts as corrected, and all schedules follow the new time at
+/// once.
 const CORRECTED: SignedDuration = SignedDuration::from_hours(3);
-/// A schedule that fires at least this often goes on at once when the clock is set back.
+/// A schedule that fires at least this often continues at once when the clock is set back.
 const FREQUENT: SignedDuration = SignedDuration::from_hours(1);
 
-/// The next nominal time when the clock was set back behind a time that has fired, and what was to come next would
-/// come too late: an interval goes on by elapsed time, and so does a calendar that fires every hour or more often.
-/// What fires less often does not fire again in hours that come twice, unless the clock was put right by more than
-/// three hours. (This is what cron does.)
+/// Returns a new next nominal time when the clock was set back behind a time that has fired, and the stored next
+/// time would be too late: an interval continues by elapsed time, and so does a calendar that fires every hour or
+/// more often. A schedule that fires less often does not fire again in hours that occur twice, unless the clock was
+/// corrected by more than three hours. (cron does the same.)
 pub(super) fn set_back(
     timing: &Timing,
     tz: &TimeZone,
@@ -73,7 +74,8 @@ pub(super) fn set_back(
     if !frequent && back <= CORRECTED {
         return None;
     }
-    // An interval's grid stands where it stood, so that many schedulers agree on it, also before its start.
+    // The grid of an interval keeps its anchor, so that several schedulers compute the same times, also for a time
+    // before its start.
     let anchor = if now < start && matches!(timing, Timing::Every(_)) { now } else { start };
     timing.next(now, tz, anchor).filter(|again| *again < next)
 }
@@ -81,13 +83,13 @@ pub(super) fn set_back(
 /// One step of a schedule.
 #[derive(Debug, PartialEq)]
 pub(super) struct Step {
-    /// The nominal times to fire for, oldest first.
+    /// The nominal times to fire, oldest first.
     pub(super) fire: Vec<Timestamp>,
-    /// The nominal time after them.
+    /// The next nominal time after them.
     pub(super) next: Option<Timestamp>,
 }
 
-/// What to do now with a schedule that was due at `due`.
+/// Computes the step of a schedule that was due at `due`.
 pub(super) fn step(
     timing: &Timing,
     tz: &TimeZone,
@@ -106,7 +108,8 @@ pub(super) fn step(
         }
         return Step { fire, next };
     }
-    // Computed from now, not walked: after a year's pause an interval of a second has 31 million missed times.
+    // Computed from now instead of time by time: after a year's pause an interval of a second has 31 million missed
+    // times.
     let next = following(now);
     let latest = latest(timing, tz, start, due, now);
     let fire =
@@ -114,9 +117,9 @@ pub(super) fn step(
     Step { fire, next }
 }
 
-/// The last nominal time from `due` to `now`.
+/// Returns the last nominal time from `due` to `now`.
 fn latest(timing: &Timing, tz: &TimeZone, start: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
-    // Looking back twice as far each time, until a nominal time lies between there and now.
+    // Searches back twice as far each time, until a nominal time lies between that point and now.
     let mut back = SignedDuration::from_secs(1);
     let mut latest = due;
     while now.duration_since(due) > back {
@@ -175,14 +178,14 @@ mod tests {
             ("every 2h", midnight, "12:00:00", "14:00:00", "11:00:05", Some("12:00:00")),
             ("cron * * * * *", midnight, "12:00:00", "12:01:00", "11:00:05", Some("11:01:00")),
             ("cron 0 * * * *", midnight, "12:00:00", "13:00:00", "11:30:00", Some("12:00:00")),
-            // Within a minute it is hardly a change of the clock, and soon over.
+            // Less than a minute hardly counts as a change of the clock, and passes soon.
             ("every 30s", midnight, "12:00:00", "12:00:30", "11:59:20", None),
-            // It has found its new time already.
+            // The new time was computed already.
             ("every 30s", midnight, "12:00:00", "11:00:30", "11:00:05", None),
-            // Twice a day does not become three times because an hour came twice.
+            // A schedule that fires twice a day does not fire three times because an hour occurred twice.
             ("cron 0 0,12 * * *", midnight, "12:00:00", "23:59:59", "11:30:00", None),
             ("cron 0 0,12 * * *", midnight, "12:00:00", "23:59:59", "08:00:00", Some("12:00:00")),
-            // Declared and fired by a clock that was wrong.
+            // The schedule was declared and fired while the clock was wrong.
             ("every 10s", "2026-11-21T12:00:00Z", "12:00:10", "12:00:20", "11:00:00", Some("11:00:10")),
         ] {
             let on = |time: &str| at(&format!("2026-11-21T{time}Z"));

@@ -1,8 +1,9 @@
-//! The scheduler: enqueues what schedules in the store ask for, once per nominal time however many run.
+//! Runs the scheduler: it enqueues the tasks of the stored schedules, once per nominal time however many schedulers
+//! run.
 //!
-//! No scheduler leads. Each reads the schedules, computes the next step of those that are due, and offers it to
-//! the store, which takes it only if the schedule still stands where it was read: one of them wins, the others
-//! see that it is done. One that dies leaves nothing to take over.
+//! There is no leader. Each scheduler reads the schedules, computes the next step of those that are due, and sends
+//! it to the store, which applies it only if the schedule is unchanged since it was read: one scheduler succeeds,
+//! the others find the step done. A scheduler that crashes leaves no state to take over.
 
 mod cron;
 mod missed;
@@ -24,10 +25,11 @@ use crate::{
     store::{Channel, Firing, NewTask, ScheduleRecord, TaskStore},
 };
 
-/// A look without a hint: a change of the machine's clock is noticed within this time.
+/// The longest interval between two reads of the schedules: a change of the machine's clock is noticed within this
+/// time.
 const POLL: Duration = Duration::from_secs(5);
 
-/// Fires the schedules of a store. Run as many as there are processes.
+/// Fires the schedules of a store. Any number of processes may run one.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -42,28 +44,28 @@ const POLL: Duration = Duration::from_secs(5);
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "a scheduler works when it is run"]
+#[must_use = "a scheduler does nothing until `run_until` is awaited"]
 pub struct Beat {
     store: Arc<dyn TaskStore>,
     schedules: Vec<Schedule>,
 }
 
 impl Beat {
-    /// A scheduler on this store.
+    /// Creates a scheduler on this store.
     pub fn new(store: Arc<dyn TaskStore>) -> Self {
         Self { store, schedules: Vec::new() }
     }
 
-    /// Puts a schedule into the store at start. One that is there with the same plan keeps its next time.
+    /// Stores a schedule at start. An existing schedule with the same plan keeps its next time.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.schedules.push(schedule);
         self
     }
 
-    /// Fires until `shutdown` completes.
+    /// Fires schedules until `shutdown` completes.
     ///
     /// # Errors
-    /// When the store cannot be written at start. Later troubles of the store are retried, not returned.
+    /// When the store cannot be written at start. Later errors of the store are retried, not returned.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<()> {
         for schedule in self.schedules {
             self.store.put_schedule(schedule.into_record()).await?;
@@ -92,7 +94,7 @@ impl Beat {
     }
 }
 
-/// Fires everything that is due; answers when the next schedule is.
+/// Fires all schedules that are due; returns the time of the next one.
 async fn step(store: &dyn TaskStore) -> Result<Option<Timestamp>> {
     let now = Timestamp::now();
     let mut next = None::<Timestamp>;
@@ -102,7 +104,7 @@ async fn step(store: &dyn TaskStore) -> Result<Option<Timestamp>> {
             true => fire(store, &record, due, now).await,
             false => follow_clock(store, &record, due, now).await,
         };
-        // One schedule that cannot fire stops no other.
+        // One schedule that cannot fire does not stop the others.
         let following = match stepped {
             Ok(following) => following,
             Err(error) => {
@@ -115,8 +117,8 @@ async fn step(store: &dyn TaskStore) -> Result<Option<Timestamp>> {
     Ok(next)
 }
 
-/// A schedule that is not due. Should the clock have been set back behind its last firing, its next time is found
-/// anew, and what fired later than now may fire again.
+/// Handles a schedule that is not due. If the clock was set back behind its last firing, its next time is computed
+/// again, and nominal times later than now may fire again.
 async fn follow_clock(
     store: &dyn TaskStore,
     record: &ScheduleRecord,
@@ -129,7 +131,7 @@ async fn follow_clock(
     let Some(next) = missed::set_back(&timing, &tz, record.start, (last, due), now) else {
         return Ok(Some(due));
     };
-    tracing::warn!(schedule = record.name, %last, %due, %next, "the clock was set back: the schedule follows it");
+    tracing::warn!(schedule = record.name, %last, %due, %next, "the clock was set back: the schedule uses the new time");
     let firing = Firing {
         schedule: record.name.clone(),
         seen: due,
@@ -151,7 +153,7 @@ async fn fire(
     let timing: Timing = record.timing.parse()?;
     let tz = timing::zone(&record.tz)?;
     let missed: Missed = record.missed.parse()?;
-    // Due before its start it can be only after the clock was set back.
+    // A schedule is due before its start only after the clock was set back.
     let step = missed::step(&timing, &tz, record.start.min(due), missed, due, now);
     let tasks: Vec<_> = step.fire.into_iter().map(|nominal| (nominal, task(record, nominal))).collect();
     let firing = Firing {
@@ -191,12 +193,12 @@ fn task(record: &ScheduleRecord, nominal: Timestamp) -> NewTask {
 }
 
 fn until(at: Timestamp) -> Duration {
-    // A millisecond on top: timers may fire within their last millisecond.
+    // One millisecond is added, because timers may fire within their last millisecond.
     Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
         + Duration::from_millis(1)
 }
 
-/// A schedule without a call has nothing to enqueue.
+/// The error for a schedule without a task to enqueue.
 fn no_call(name: &str) -> Error {
     Error::invalid(format!("schedule `{name}` has no task: give it one with `.call(..)` or `.task(..)`"))
 }

@@ -1,4 +1,4 @@
-//! A schedule as code declares it.
+//! Builds schedules in code.
 
 use std::time::Duration;
 
@@ -13,32 +13,32 @@ use crate::{
     task::{Task, TaskOptions, by_name},
 };
 
-/// A named schedule: when, in which zone, and what to enqueue.
+/// A named schedule: its timing, its time zone, and the task to enqueue.
 #[derive(Debug, Clone)]
-#[must_use = "a schedule fires when a scheduler has it"]
+#[must_use = "a schedule fires only when a scheduler runs it"]
 pub struct Schedule {
     record: ScheduleRecord,
     timing: Timing,
 }
 
 impl Schedule {
-    /// By a cron expression in UTC; see [`Timing`].
+    /// Creates a schedule from a cron expression in UTC; see [`Timing`].
     ///
     /// # Errors
-    /// What is wrong with the expression.
+    /// When the expression is wrong; the error names the wrong field.
     pub fn cron(name: impl Into<String>, expression: &str) -> Result<Self> {
         Ok(Self::new(name, Timing::cron(expression)?))
     }
 
-    /// At each such time from now on.
+    /// Creates a schedule that fires at this interval from now on.
     ///
     /// # Errors
-    /// When it is shorter than 100 ms or longer than a hundred years.
+    /// When the interval is shorter than 100 ms or longer than a hundred years.
     pub fn every(name: impl Into<String>, interval: Duration) -> Result<Self> {
         Ok(Self::new(name, Timing::every(interval)?))
     }
 
-    /// By any timing.
+    /// Creates a schedule with any timing.
     pub fn new(name: impl Into<String>, timing: Timing) -> Self {
         let start = Timestamp::from_millisecond(Timestamp::now().as_millisecond()).expect("now is a time");
         let record = ScheduleRecord {
@@ -65,34 +65,34 @@ impl Schedule {
         Self { record, timing }
     }
 
-    /// Reads cron fields in this IANA time zone.
+    /// Sets the IANA time zone of the cron fields; UTC by default.
     ///
     /// # Errors
-    /// When there is no such zone.
+    /// When the time zone does not exist.
     pub fn zone(mut self, name: &str) -> Result<Self> {
         timing::zone(name)?;
         self.record.tz = name.to_owned();
         Ok(self)
     }
 
-    /// What happens to times that no scheduler was there for; [`Missed::Once`].
+    /// Sets the policy for times at which no scheduler was running; [`Missed::Once`] by default.
     pub fn missed(mut self, missed: Missed) -> Self {
         self.record.missed = missed.to_string();
         self
     }
 
-    /// Each run expires if no worker has started it within this time after it was enqueued.
+    /// Lets each run expire if no worker has started it within this time after it was enqueued.
     pub fn expires(mut self, within: Duration) -> Self {
         self.record.expires = Some(within.min(LONGEST));
         self
     }
 
-    /// Enqueues this call with all its options, each time under a new id. With a unique key, a run that is due while
-    /// an earlier one is unfinished is left out.
+    /// Sets the call to enqueue, with all its options; each run gets a new id. With a unique key, a run is skipped
+    /// when it falls due while an earlier one is unfinished.
     ///
     /// # Errors
-    /// When the arguments cannot be written as JSON, or the call has a time of its own (`countdown`, `eta`,
-    /// `expires_at`): a schedule says when.
+    /// When the arguments cannot be written as JSON, or when the call has its own time (`countdown`, `eta`,
+    /// `expires_at`), because the schedule sets the time.
     pub fn call<T: Task>(self, call: Call<T>) -> Result<Self> {
         let (task, expires) = call.into_plan()?;
         let mut schedule = self.task(task)?;
@@ -102,10 +102,11 @@ impl Schedule {
         Ok(schedule)
     }
 
-    /// Enqueues a task like this one, by name.
+    /// Sets the task to enqueue, by name; each run is a copy of it.
     ///
     /// # Errors
-    /// When the arguments are no JSON array, or those by name no JSON object; when the task has a time of its own.
+    /// When the arguments are no JSON array, the arguments by name are no JSON object, or the task has its own
+    /// time.
     pub fn task(mut self, task: NewTask) -> Result<Self> {
         let name = &self.record.name;
         if task.name.is_empty() {
@@ -113,7 +114,7 @@ impl Schedule {
         }
         if task.due.is_some() {
             return Err(Error::invalid(format!(
-                "the task of schedule `{name}` has a due time: the schedule says when"
+                "the task of schedule `{name}` has a due time: remove it, the schedule sets the time"
             )));
         }
         if task.expires.is_some() {
@@ -142,11 +143,12 @@ impl Schedule {
         Ok(self)
     }
 
-    /// The record with its first nominal time.
+    /// Returns the record with its first nominal time.
     pub fn into_record(self) -> ScheduleRecord {
         let mut record = self.record;
         let tz = timing::zone(&record.tz).expect("checked when it was set");
-        // The first firing of an interval is one interval from now, as in Celery; the start only anchors its grid.
+        // The first firing of an interval is one interval from now, as in Celery; the start is only the anchor of
+        // its grid.
         record.next = self.timing.next(record.start, &tz, record.start);
         record
     }

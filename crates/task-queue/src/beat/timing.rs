@@ -1,4 +1,4 @@
-//! When a schedule fires: a cron expression in a time zone, or an interval from its start.
+//! Computes the times of a schedule: a cron expression in a time zone, or an interval from its start.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,54 +7,58 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 use super::CronExpression;
 use crate::{Error, Result, bounds::LONGEST, duration};
 
-/// When a schedule fires. Its text, `cron 0 2 * * mon-fri` or `every 30s`, is what stores keep.
+/// The timing of a schedule. Stores keep its text: `cron 0 2 * * mon-fri` or `every 30s`.
 ///
-/// A cron expression is read as by crontab(5). It has five fields (minute, hour, day of month, month, day of week) or six
-/// with seconds first, or is a shorthand such as `@daily` or `@midnight`:
+/// A cron expression has the meaning of crontab(5). It has five fields (minute, hour, day of month, month, day of
+/// week) or six with seconds first, or is a shorthand such as `@daily` or `@midnight`:
 ///
-/// - Values, names (`mon`, `Monday`, `jan`), lists, ranges and steps. A range may go around the end of its field
-///   (`fri-mon`, `22-2`); `5/15` begins at 5. Sunday is 0 or 7. A step beyond the field (`*/90` in minutes) is refused.
+/// - Values, names (`mon`, `Monday`, `jan`), lists, ranges and steps. A range may wrap around the end of its field
+///   (`fri-mon`, `22-2`); `5/15` begins at 5. Sunday is 0 or 7. A step larger than the field (`*/90` in minutes) is
+///   refused.
 /// - `L` is the last day of the month, `15W` the weekday nearest to the 15th, `5#2` the second Friday, `5L` the last.
-/// - **Day of month and day of week:** when both are restricted, a day matches when either does. When one of them begins
-///   with a star (`*/2`), both must match. Celery asks for both in every case: put a `+` before the day of week for
-///   that (`0 9 13 * +fri` fires on Friday the 13th).
-/// - **Clock changes:** a time of day that a change skips fires at the end of the gap, once however many of its times lie in
-///   the gap. A time of day that comes twice fires at its first passing. An expression whose minutes or hours begin with
-///   a star fires at every instant whose wall clock matches, as an interval would.
+/// - **Day of month and day of week:** when both are restricted, a day matches when either field matches. When one
+///   of them begins with a star (`*/2`), both must match. Celery always requires both: write a `+` before the day
+///   of week for that (`0 9 13 * +fri` fires on Friday the 13th).
+/// - **Clock changes:** a time of day that a clock change skips fires at the end of the gap, and only once when
+///   several of its times are in the gap. A time of day that occurs twice fires at its first occurrence. An
+///   expression whose minutes or hours begin with a star fires at every instant whose wall clock matches, like an
+///   interval.
 #[derive(Debug, Clone)]
 pub enum Timing {
-    /// By the calendar.
+    /// Times of the calendar.
     Cron(Box<CronExpression>),
-    /// At the start and each such time after it; at least 100 ms, at most a hundred years.
+    /// The start and every interval after it; at least 100 ms, at most a hundred years.
     Every(Duration),
 }
 
 impl Timing {
-    /// A cron expression with five or six fields.
+    /// Parses a cron expression with five or six fields.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) with the field that is wrong, or when no date ever matches.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), naming the wrong field, or when no date ever matches.
     pub fn cron(expression: &str) -> Result<Self> {
         Ok(Self::Cron(Box::new(CronExpression::parse(expression)?)))
     }
 
-    /// An interval.
+    /// Creates an interval.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) below 100 ms, which no scheduler keeps, and above a hundred years.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) below 100 ms, which no scheduler can keep, and above a
+    /// hundred years.
     pub fn every(interval: Duration) -> Result<Self> {
         if interval > LONGEST {
             return Err(Error::invalid("an interval is a hundred years at most"));
         }
         if interval < Duration::from_millis(100) {
             return Err(Error::invalid(format!(
-                "an interval of {interval:?} is shorter than the 100ms that are kept"
+                "an interval of {interval:?} is too short: it must be at least 100ms"
             )));
         }
         Ok(Self::Every(interval))
     }
 
-    /// The first nominal time after `after`; `start` anchors an interval. `None` when there is none any more.
+    /// Returns the first nominal time after `after`; `start` anchors an interval. `None` when there is no further
+    /// time.
     pub fn next(&self, after: Timestamp, tz: &TimeZone, start: Timestamp) -> Option<Timestamp> {
         match self {
             Self::Cron(expression) => expression.next(after, tz),
@@ -89,19 +93,21 @@ impl FromStr for Timing {
             Some(("cron", expression)) => Self::cron(expression),
             Some(("every", interval)) => match duration::parse(interval) {
                 Some(interval) => Self::every(interval),
-                None => Err(Error::invalid(format!(
-                    "`{interval}` is no length of time such as `30s` or `2h 30m`"
-                ))),
+                None => {
+                    Err(Error::invalid(format!("`{interval}` is not a duration such as `30s` or `2h 30m`")))
+                }
             },
-            _ => Err(Error::invalid(format!("`{text}` is no timing: write `cron 0 2 * * *` or `every 30s`"))),
+            _ => Err(Error::invalid(format!(
+                "`{text}` is not a timing: write `cron 0 2 * * *` or `every 30s`"
+            ))),
         }
     }
 }
 
-/// A time zone by its IANA name.
+/// Looks up a time zone by its IANA name.
 pub(crate) fn zone(name: &str) -> Result<TimeZone> {
     TimeZone::get(name).map_err(|error| {
-        Error::invalid(format!("`{name}` is no time zone such as `Europe/Berlin`")).with(error)
+        Error::invalid(format!("`{name}` is not a time zone such as `Europe/Berlin`")).with(error)
     })
 }
 
@@ -170,7 +176,7 @@ mod tests {
             times("cron 30 2 * * *", "Europe/Berlin", "2027-10-30T12:00:00Z", 2),
             ["2027-10-31T00:30:00Z", "2027-11-01T01:30:00Z"]
         );
-        // Every half hour goes on through both passings.
+        // A half-hourly expression continues through both occurrences.
         assert_eq!(
             times("cron */30 * * * *", "Europe/Berlin", "2027-10-31T00:00:00Z", 4),
             ["2027-10-31T00:30:00Z", "2027-10-31T01:00:00Z", "2027-10-31T01:30:00Z", "2027-10-31T02:00:00Z"]
@@ -190,7 +196,7 @@ mod tests {
         "UTC",
     ];
 
-    /// An instant within a day of one of the zone's changes, if it has any.
+    /// Returns an instant at `offset` seconds from one of the zone's changes, if it has any.
     fn near_change(zone: &str, nth: usize, offset: i64) -> Timestamp {
         let tz = TimeZone::get(zone).unwrap();
         let change = tz
@@ -200,7 +206,7 @@ mod tests {
         change + SignedDuration::from_secs(offset)
     }
 
-    /// When a fixed wall time falls due: its first passing, or the end of the gap it falls into.
+    /// Returns the due time of a fixed wall time: its first occurrence, or the end of the gap that contains it.
     fn due_on(tz: &TimeZone, wall: DateTime) -> Timestamp {
         let ambiguous = tz.to_ambiguous_timestamp(wall);
         match ambiguous.offset() {
@@ -222,7 +228,7 @@ mod tests {
             let mut after = near_change(zone, nth, offset);
             for _ in 0..20 {
                 let next = timing.next(after, &tz, after).unwrap();
-                // The first whole minute after whose wall clock minute matches, found the slow way.
+                // The next whole minute whose wall clock minute matches, found by stepping.
                 let mut slow = Timestamp::from_second(after.as_second().div_euclid(60) * 60 + 60).unwrap();
                 while i64::from(slow.to_zoned(tz.clone()).minute()) % step != 0 {
                     slow += SignedDuration::from_secs(60);

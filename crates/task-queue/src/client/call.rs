@@ -1,4 +1,4 @@
-//! One call being made: arguments, Celery's options, and `.await` to enqueue it.
+//! Builds one call: arguments, Celery's options, and `.await` to enqueue it.
 
 use std::{future::IntoFuture, marker::PhantomData, time::Duration};
 
@@ -13,20 +13,21 @@ use crate::{
     task::{Task, TaskContext, TaskOptions, encode_args},
 };
 
-/// A call of a task, made by `task.delay(..)` or `task.apply_async((..))`; awaiting it enqueues the task and
-/// returns when the store holds it.
+/// A call of a task, created by `task.delay(..)` or `task.apply_async((..))`; awaiting it enqueues the task and
+/// returns when the store has stored it.
 #[must_use = "a call is enqueued when it is awaited"]
 #[derive(Debug)]
 pub struct Call<T: Task> {
     task: Result<NewTask>,
-    /// How long after enqueue it expires, for schedules, which enqueue later than this call is made.
+    /// The time after enqueue at which the task expires. Schedules need it, because they enqueue later than the
+    /// call is created.
     expires_after: Option<Duration>,
     client: Option<TaskClient>,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T: Task> Call<T> {
-    /// The call with the task's own options.
+    /// Creates a call with the task's own options.
     pub fn new(args: T::Args) -> Self {
         let task = encode_args(T::PARAMETERS, &args);
         let task = task.map(|args| NewTask::from_options(T::NAME, args, &T::OPTIONS));
@@ -40,56 +41,59 @@ impl<T: Task> Call<T> {
         self
     }
 
-    /// Enqueues through this client instead of the installed one.
+    /// Sets the client to enqueue with, instead of the installed one.
     pub fn on(mut self, client: &TaskClient) -> Self {
         self.client = Some(client.clone());
         self
     }
 
-    /// Runs no sooner than after this time.
+    /// Delays the run by at least this time.
     pub fn countdown(self, wait: Duration) -> Self {
         let due = Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.set(|task| task.due = Some(due))
     }
 
-    /// Runs no sooner than at this time; a time in the past means at once.
+    /// Sets the earliest time of the run; a time in the past means at once.
     pub fn eta(self, at: Timestamp) -> Self {
         self.set(|task| task.due = Some(at))
     }
 
-    /// Ends as expired if no worker has started it after this time. It is about the first start alone: retries and a
-    /// run after the worker's death come later than this. (Celery looks at every hand-out, retries included.)
+    /// Lets the task expire if no worker has started it after this time. It applies to the first start only:
+    /// retries and a run after the worker's crash may come later. (Celery checks `expires` at every delivery,
+    /// retries included.)
     pub fn expires(self, within: Duration) -> Self {
         let at = Timestamp::now().saturating_add(within).unwrap_or(Timestamp::MAX);
         Self { expires_after: Some(within), ..self.expires_at(at) }
     }
 
-    /// Ends as expired if no worker has started it by then.
+    /// Lets the task expire if no worker has started it by this time. It applies to the first start only, as with
+    /// [`expires`](Self::expires).
     pub fn expires_at(self, at: Timestamp) -> Self {
         Self { expires_after: None, ..self.set(|task| task.expires = Some(at)) }
     }
 
-    /// Goes to this queue.
+    /// Sets the queue.
     pub fn queue(self, queue: impl Into<String>) -> Self {
         self.set(|task| task.queue = queue.into())
     }
 
-    /// Higher runs sooner.
+    /// Sets the priority: higher runs sooner.
     pub fn priority(self, priority: i32) -> Self {
         self.set(|task| task.priority = priority)
     }
 
-    /// How many failures are retried.
+    /// Sets the maximum number of failures that are retried.
     pub fn max_retries(self, retries: u32) -> Self {
         self.set(|task| task.max_retries = retries)
     }
 
-    /// Under this id: enqueued twice, it is one task.
+    /// Sets the task's id. A second enqueue with the same id creates no second task.
     pub fn id(self, id: Uuid) -> Self {
         self.set(|task| task.id = id)
     }
 
-    /// Not again while an unfinished task of this kind holds the same key; then the result is that task's.
+    /// Sets a unique key: while an unfinished task of this kind holds the key, the call enqueues nothing and its
+    /// result is that task's.
     pub fn unique(self, key: impl Into<String>) -> Self {
         self.set(|task| task.unique = Some(key.into()))
     }
@@ -99,12 +103,12 @@ impl<T: Task> Call<T> {
         self.set(|task| drop(task.headers.insert(name.into(), value.into())))
     }
 
-    /// Keeps the record with its result for this long after the end; a hundred years at most.
+    /// Keeps the record with its result for this time after the end; a hundred years at most.
     pub fn result_ttl(self, ttl: Duration) -> Self {
         self.set(|task| task.result_ttl = ttl)
     }
 
-    /// The task as it would be stored, for [`TaskClient::send`] with many at once, or a schedule.
+    /// Returns the task to be stored, for [`TaskClient::send`] with many at once, or for a schedule.
     ///
     /// # Errors
     /// When the arguments cannot be written as JSON.
@@ -112,7 +116,7 @@ impl<T: Task> Call<T> {
         self.task
     }
 
-    /// The task for a schedule, and how long after each enqueue it expires.
+    /// Returns the task for a schedule, and the time after each enqueue at which it expires.
     pub(crate) fn into_plan(self) -> Result<(NewTask, Option<Duration>)> {
         let mut task = self.task?;
         if self.expires_after.is_some() {
@@ -136,7 +140,7 @@ impl<T: Task> IntoFuture for Call<T> {
 }
 
 impl NewTask {
-    /// A task by name with JSON arguments and the default options, for callers that do not have its code.
+    /// Builds a task by name with JSON arguments and the default options, for callers that do not have its code.
     pub fn named(name: impl Into<String>, args: impl Into<String>) -> Self {
         let mut task = Self::from_options("", args.into(), &TaskOptions::DEFAULT);
         task.name = name.into();
@@ -163,7 +167,7 @@ impl NewTask {
             headers: Default::default(),
             result_ttl: options.result_ttl,
         };
-        // What a task enqueues is its child and shares its correlation and trace.
+        // A task that another task enqueues is its child and gets its correlation and trace.
         if let Some(parent) = TaskContext::current() {
             task.headers.insert("parent_id".to_owned(), parent.id().to_string());
             for name in ["correlation_id", "traceparent", "tracestate"] {

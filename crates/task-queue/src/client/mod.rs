@@ -1,4 +1,4 @@
-//! The producing side: a client over a store, calls with Celery's options, and results awaited by notification.
+//! Enqueues tasks: a client of a store, calls with Celery's options, and results awaited through notifications.
 
 mod call;
 mod result;
@@ -22,7 +22,7 @@ use crate::{
 
 static INSTALLED: RwLock<Option<TaskClient>> = RwLock::new(None);
 
-/// Enqueues tasks and looks at them. Cheap to clone.
+/// Enqueues tasks and reads their state. Cheap to clone.
 #[derive(Clone)]
 pub struct TaskClient {
     inner: Arc<Inner>,
@@ -40,28 +40,29 @@ impl fmt::Debug for TaskClient {
 }
 
 impl TaskClient {
-    /// A client over an open store.
+    /// Creates a client of an open store.
     pub fn new(store: Arc<dyn TaskStore>) -> Self {
         Self { inner: Arc::new(Inner { store, waiter: waiter::Waiter::default() }) }
     }
 
-    /// Opens the store that a URL names and makes a client of it.
+    /// Opens the store of a URL and creates a client of it.
     ///
     /// # Errors
-    /// As [`store::open`].
+    /// The errors of [`store::open`].
     pub async fn open(url: &str) -> Result<Self> {
         Ok(Self::new(store::open(url).await?))
     }
 
-    /// Makes this the client of every call in this process that names no other. The last one installed counts.
+    /// Installs this client for every call in this process that names no other. A later installation replaces it.
     pub fn install(&self) {
         *INSTALLED.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(self.clone());
     }
 
-    /// The client for a call that names none: that of the running task's worker, else the installed one.
+    /// Returns the client for a call that names none: the client of the running task's worker, else the installed
+    /// one.
     ///
     /// # Errors
-    /// [`ErrorKind::NotConfigured`] when there is neither.
+    /// [`ErrorKind::NotConfigured`] when neither exists.
     pub fn current() -> Result<Self> {
         if let Some(context) = TaskContext::current() {
             return Ok(context.client().clone());
@@ -72,15 +73,16 @@ impl TaskClient {
         })
     }
 
-    /// The store below.
+    /// The client's store.
     pub fn store(&self) -> &Arc<dyn TaskStore> {
         &self.inner.store
     }
 
-    /// Stores tasks that were built by hand or from calls, many in one transaction; answers in their order.
+    /// Stores tasks that were built by hand or from calls, many in one transaction; returns their handles in the
+    /// same order.
     ///
     /// # Errors
-    /// What the store said; then none of them is stored.
+    /// The store's error; then none of the tasks is stored.
     pub async fn send(&self, tasks: Vec<NewTask>) -> Result<Vec<AsyncResult<serde_json::Value>>> {
         let labels: Vec<_> = tasks.iter().map(|task| (task.name.clone(), task.queue.clone())).collect();
         let stored = self.inner.store.enqueue(tasks).await?;
@@ -90,7 +92,7 @@ impl TaskClient {
         Ok(stored.into_iter().map(|task| AsyncResult::new(self.clone(), task)).collect())
     }
 
-    /// A handle on any task by its id.
+    /// Returns a handle for any task by its id.
     pub fn result<T>(&self, id: Uuid) -> AsyncResult<T> {
         AsyncResult::new(self.clone(), store::Enqueued { id, duplicate: false })
     }

@@ -1,4 +1,4 @@
-//! The handle on an enqueued task: its state, and its result awaited without polling.
+//! Defines the handle of an enqueued task: its state, and its result awaited without polling.
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     store::{Enqueued, State, TaskRecord},
 };
 
-/// A task that was enqueued; `T` is what it returns.
+/// The handle of an enqueued task; `T` is its result type.
 pub struct AsyncResult<T> {
     client: TaskClient,
     task: Enqueued,
@@ -35,7 +35,7 @@ impl<T> AsyncResult<T> {
         Self { client, task, kind: PhantomData }
     }
 
-    /// The same task with another result type.
+    /// Converts the handle to another result type.
     pub fn cast<U>(self) -> AsyncResult<U> {
         AsyncResult { client: self.client, task: self.task, kind: PhantomData }
     }
@@ -45,7 +45,7 @@ impl<T> AsyncResult<T> {
         self.task.id
     }
 
-    /// Whether a task with this id or unique key was there already; then this is that one.
+    /// Whether a task with this id or unique key existed already; then this is the handle of that task.
     pub fn is_duplicate(&self) -> bool {
         self.task.duplicate
     }
@@ -63,15 +63,15 @@ impl<T> AsyncResult<T> {
         })
     }
 
-    /// Where the task is now.
+    /// The task's current state.
     ///
     /// # Errors
-    /// As [`record`](Self::record).
+    /// The errors of [`record`](Self::record).
     pub async fn state(&self) -> Result<State> {
         Ok(self.record().await?.state)
     }
 
-    /// Cancels the task if it waits, asks it to stop if it runs. Returns the state it was in.
+    /// Cancels the task if it waits, stops it if it runs. Returns the state before the call.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when the id is unknown.
@@ -79,10 +79,10 @@ impl<T> AsyncResult<T> {
         self.client.store().cancel(self.id()).await
     }
 
-    /// The record once the task has ended, however it ended.
+    /// Waits for the end of the task, in whatever state, and returns its record.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] when it has not within `timeout`; it goes on.
+    /// [`ErrorKind::Timeout`] when it has not ended within `timeout`; the task continues.
     pub async fn wait(&self, timeout: Duration) -> Result<TaskRecord> {
         let text = || format!("task {} has not ended within {}", self.id(), crate::duration::format(timeout));
         match tokio::time::timeout(timeout, self.client.ended(self.id())).await {
@@ -94,7 +94,7 @@ impl<T> AsyncResult<T> {
 }
 
 impl<T: DeserializeOwned> AsyncResult<T> {
-    /// What the task returned, waiting up to `timeout` for it to end.
+    /// Waits up to `timeout` for the end of the task and returns its result.
     ///
     /// # Errors
     /// [`Timeout`](ErrorKind::Timeout) · [`Failed`](ErrorKind::Failed) with the task's last error ·
@@ -116,7 +116,7 @@ impl<T: DeserializeOwned> AsyncResult<T> {
             (State::Cancelled, _) => fail(ErrorKind::Cancelled, "was cancelled"),
             (State::Expired, _) => fail(ErrorKind::Expired, "expired"),
             (State::Dead, _) => fail(ErrorKind::Failed, "failed"),
-            // A replay between the end and the look put it back to work.
+            // A replay between the end and the read of the record queued the task again.
             _ => fail(ErrorKind::Timeout, "was replayed and runs again"),
         }
     }

@@ -1,4 +1,4 @@
-//! Waiting for ends: however many wait, one look at the store per notice asks for all of them.
+//! Waits for the ends of tasks: one query per notification serves all waiters.
 
 use std::{
     collections::HashMap,
@@ -14,7 +14,7 @@ use crate::{
     store::{Channel, TaskStore},
 };
 
-/// A look without a notice, in case one was lost.
+/// The interval of queries without a notification, in case one was lost.
 const POLL: Duration = Duration::from_secs(1);
 
 type Waiting = HashMap<Uuid, Vec<oneshot::Sender<()>>>;
@@ -27,7 +27,7 @@ pub(super) struct Waiter {
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Waiting,
-    /// Whether the watching task is there; it ends when nobody waits.
+    /// Whether the watching tokio task runs; it ends when no caller waits.
     watched: bool,
 }
 
@@ -43,12 +43,12 @@ impl Waiter {
         if start {
             tokio::spawn(watch(store.clone(), self.shared.clone()));
         } else {
-            // The watcher looks when something ends; this one may have ended before.
+            // The watcher queries the store when a task ends; this task may have ended before.
             if !store.ended(vec![id]).await?.is_empty() {
                 return Ok(());
             }
         }
-        // A watcher that is gone (its runtime shut down) is replaced by a look of our own.
+        // If the watcher was dropped (its runtime shut down), this caller queries the store itself.
         if ended.await.is_err() {
             let mut notices = store.notifier().watch(Channel::Ended);
             while store.ended(vec![id]).await?.is_empty() {
@@ -63,7 +63,8 @@ fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Ends the watch however the task ends: those who still wait see their channel close and look for themselves.
+/// Ends the watch however the tokio task ends: the remaining waiters then find their channel closed and query the
+/// store themselves.
 struct Watch {
     shared: Arc<Mutex<Shared>>,
     over: bool,
@@ -104,7 +105,7 @@ async fn watch(store: Arc<dyn TaskStore>, shared: Arc<Mutex<Shared>>) {
                     let _ = waiter.send(());
                 }
             }
-            Err(error) => tracing::warn!(%error, "looking for ended tasks failed, trying again"),
+            Err(error) => tracing::warn!(%error, "querying ended tasks failed, trying again"),
         }
         let _ = tokio::time::timeout(POLL, notices.changed()).await;
     }

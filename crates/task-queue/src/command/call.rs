@@ -1,4 +1,4 @@
-//! `call`, `result` and `cancel`.
+//! Implements the subcommands `call`, `result` and `cancel`.
 
 use std::time::Duration;
 
@@ -38,28 +38,29 @@ pub struct CallArgs {
     expires: Option<String>,
     #[command(flatten)]
     options: OptionArgs,
-    /// Only if no unfinished task of this name holds the same key
+    /// Enqueue only if no unfinished task of this name holds the same key
     #[arg(long, value_name = "KEY")]
     unique: Option<String>,
 }
 
-/// Options of a task, which else are those that its worker has registered.
+/// Options of a task; the defaults are those that its worker has registered.
 #[derive(Debug, Args)]
 pub(super) struct OptionArgs {
-    /// To this queue (else the task's own, or `default`)
+    /// Send the task to this queue (else the task's own, or `default`)
     #[arg(long, value_name = "QUEUE")]
     queue: Option<String>,
     /// Higher runs sooner (else the task's own, or 0)
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     priority: Option<i32>,
-    /// How many failures are retried (else the task's own, or 3)
+    /// Maximum number of failures that are retried (else the task's own, or 3)
     #[arg(long, value_name = "N")]
     max_retries: Option<u32>,
 }
 
 impl OptionArgs {
-    /// A task by name with the options that its worker has registered, unless told otherwise, and how long after
-    /// enqueue it expires. Says so when no worker has registered the name.
+    /// Builds a task by name with the options that its worker has registered, unless the command line sets others,
+    /// and returns the time after enqueue at which it expires. Prints a warning when no worker has registered the
+    /// name.
     pub(super) async fn task(
         &self,
         store: &dyn TaskStore,
@@ -90,7 +91,7 @@ impl OptionArgs {
             && !store.workers().await?.iter().any(|worker| worker.info.tasks.iter().any(|task| task == name))
         {
             note(&plain(&format!(
-                "warning: no worker has registered `{name}`: its tasks wait in queue `{}` for one that does, each for \
+                "warning: no worker has registered `{name}`: its tasks wait in queue `{}` for such a worker, each for \
                  {} after it falls due, and then are dead; `inspect registered` lists what workers run",
                 task.queue,
                 duration::in_days(store.patience())
@@ -116,7 +117,7 @@ impl CallArgs {
     }
 }
 
-/// Refuses what is no JSON of the right shape before it is stored.
+/// Refuses text that is no JSON of the right shape, before it is stored.
 pub(super) fn check_json(
     text: &str,
     option: &str,
@@ -134,11 +135,11 @@ fn time_from_now(text: &str) -> Result<Timestamp> {
     Ok(Timestamp::now().saturating_add(length(text)?).unwrap_or(Timestamp::MAX))
 }
 
-/// A length of time; plain numbers are seconds, as in Celery.
+/// Parses a duration; plain numbers are seconds, as in Celery.
 pub(super) fn length(text: &str) -> Result<Duration> {
     let text = if text.parse::<u64>().is_ok() { format!("{text}s") } else { text.to_owned() };
     duration::parse(&text)
-        .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time such as `30s` or `2h 30m`")))
+        .ok_or_else(|| Error::invalid(format!("`{text}` is not a duration such as `30s` or `2h 30m`")))
 }
 
 /// Options of `result`.
@@ -157,8 +158,9 @@ impl ResultArgs {
         let record = match self.timeout.as_deref() {
             None => task.record().await?,
             Some(text) => {
-                let wait = duration::parse(text)
-                    .ok_or_else(|| Error::invalid(format!("`{text}` is no length of time")))?;
+                let wait = duration::parse(text).ok_or_else(|| {
+                    Error::invalid(format!("`{text}` is not a duration such as `30s` or `2h 30m`"))
+                })?;
                 task.wait(wait).await?
             }
         };
@@ -174,7 +176,7 @@ impl ResultArgs {
     }
 }
 
-/// How a task went.
+/// The outcome of a task.
 #[derive(Serialize)]
 struct Answer<'a> {
     id: Uuid,
@@ -212,15 +214,15 @@ impl CancelArgs {
         }
         output.show(&answers, |answers| {
             let told = answers.iter().map(|(id, was)| match was {
-                State::Running => format!("{id} is asked to stop"),
+                State::Running => format!("{id} is running and will be stopped"),
                 State::Queued | State::Scheduled => format!("{id} is cancelled"),
-                ended => format!("{id} had ended: {ended}"),
+                ended => format!("{id} had already ended: {ended}"),
             });
             told.collect::<Vec<_>>().join("\n")
         })?;
         let Some((_, first)) = failed.first() else { return Ok(()) };
         let ids: Vec<String> = failed.iter().map(|(id, _)| id.to_string()).collect();
-        let text = format!("not cancelled: {}; the others are", ids.join(", "));
+        let text = format!("not cancelled: {}; the others are cancelled", ids.join(", "));
         Err(Error::new(
             first.kind(),
             if answers.is_empty() { format!("not cancelled: {}", ids.join(", ")) } else { text },

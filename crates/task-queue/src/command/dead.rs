@@ -1,4 +1,4 @@
-//! `dead`: tasks that failed for good.
+//! Implements the subcommand `dead`: tasks that failed permanently.
 
 use std::collections::HashSet;
 
@@ -12,12 +12,12 @@ use crate::{
     store::{Filter, State, TaskStore},
 };
 
-/// The verbs of `dead`.
+/// The subcommands of `dead`.
 #[derive(Debug, Subcommand)]
 pub enum DeadCommand {
     /// List dead tasks, newest first
     Ls {
-        /// At most so many
+        /// Maximum number of tasks to list
         #[arg(long, default_value_t = 100, value_name = "N")]
         limit: u32,
     },
@@ -27,7 +27,7 @@ pub enum DeadCommand {
     Drop(Which),
 }
 
-/// Some tasks, or all.
+/// The tasks to change: some by id, or all.
 #[derive(Debug, clap::Args)]
 pub struct Which {
     /// The tasks' ids
@@ -40,18 +40,18 @@ pub struct Which {
 impl Which {
     fn ids(&self) -> Result<&[Uuid]> {
         if self.ids.is_empty() && !self.all {
-            return Err(Error::invalid("name the tasks' ids, or say --all"));
+            return Err(Error::invalid("name the tasks' ids, or pass --all"));
         }
         Ok(&self.ids)
     }
 
-    /// Fails when not all of the named ones are done.
+    /// Fails when the store did not change all of the named tasks.
     fn all_done(&self, count: u64, why: &str) -> Result<()> {
         let named = self.ids.iter().collect::<HashSet<_>>().len() as u64;
         if count < named {
             return Err(Error::new(
                 ErrorKind::NotFound,
-                format!("{} of {named} are not done: {why}", named - count),
+                format!("{} of {named} tasks were not changed: {why}", named - count),
             ));
         }
         Ok(())

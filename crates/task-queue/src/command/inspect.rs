@@ -1,4 +1,4 @@
-//! `inspect` and `status`: what the store knows, and how fresh that is.
+//! Implements the subcommands `inspect` and `status`: tasks and workers as recorded in the store, with their ages.
 
 use clap::{Args, Subcommand};
 use terminal::plain;
@@ -15,12 +15,12 @@ use crate::{
 pub struct InspectArgs {
     #[command(subcommand)]
     what: What,
-    /// Show at most so many tasks
+    /// Maximum number of tasks to show
     #[arg(long, default_value_t = 100, global = true, value_name = "N")]
     limit: u32,
 }
 
-/// What to look at.
+/// The subcommands of `inspect`.
 #[derive(Debug, Subcommand)]
 enum What {
     /// Tasks that workers hold now
@@ -29,7 +29,7 @@ enum What {
     Reserved,
     /// Tasks that wait for their time: countdown, eta or retry
     Scheduled,
-    /// Tasks that are due, by queue and kind, and how many live workers take them
+    /// Tasks that are due, by queue and kind, and the number of live workers that claim them
     Waiting,
     /// Task kinds that live workers can run
     Registered,
@@ -59,7 +59,7 @@ impl InspectArgs {
     }
 }
 
-/// A table of tasks.
+/// Formats a table of tasks.
 pub(super) fn tasks(output: Output, found: &[TaskRecord], none: &str) -> String {
     let row = |task: &TaskRecord| {
         let when = match task.state {
@@ -93,14 +93,14 @@ async fn waiting(store: &dyn TaskStore, output: Output) -> Result<()> {
     output.show(&waiting, |waiting| {
         let row = |kind: &Waiting| {
             let taken = match (kind.workers, kind.known) {
-                (0, true) => "no live worker takes it from this queue".to_owned(),
-                (0, false) => format!("no worker has registered it: dead {patience} after it fell due"),
-                (workers, _) => format!("taken by {workers}"),
+                (0, true) => "no live worker claims it from this queue".to_owned(),
+                (0, false) => format!("no worker has registered it: dead {patience} after it falls due"),
+                (workers, _) => format!("claimed by {workers}"),
             };
             vec![kind.queue.clone(), kind.name.clone(), kind.tasks.to_string(), relative(kind.oldest), taken]
         };
         let rows = waiting.iter().map(row).collect();
-        output.table(&["QUEUE", "TASK", "DUE", "OLDEST", "WORKERS"], rows, "nothing waits for a worker")
+        output.table(&["QUEUE", "TASK", "DUE", "OLDEST", "WORKERS"], rows, "no task waits for a worker")
     })?;
     Ok(())
 }
@@ -166,7 +166,7 @@ async fn query(store: &dyn TaskStore, output: Output, id: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// `status`: the live workers.
+/// Implements `status`: prints the live workers.
 pub(super) async fn status(store: &dyn TaskStore, output: Output) -> Result<()> {
     let workers = store.workers().await?;
     output.show(&workers, |workers| {

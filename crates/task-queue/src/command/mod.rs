@@ -1,4 +1,5 @@
-//! The command line in Celery's words, for `backbone task ...` and for a worker of one's own.
+//! Implements the command line with Celery's subcommands, for `backbone task ...` and for programs with their own
+//! worker.
 //!
 //! ```no_run
 //! use task_queue::task;
@@ -32,30 +33,30 @@ use crate::{
 };
 use output::Output;
 
-/// The verbs. Nest them under a command of your own with `#[command(subcommand)]`, or use [`main`].
+/// The subcommands. Nest them under your own command with `#[command(subcommand)]`, or use [`main`].
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum TaskCommand {
     /// Run tasks until interrupted; running ones finish first
     Worker(run::WorkerArgs),
-    /// Fire schedules until interrupted; any number may run
+    /// Fire schedules until interrupted; any number of schedulers may run
     Beat,
-    /// Look at tasks and workers
+    /// Show tasks and workers
     Inspect(inspect::InspectArgs),
     /// Enqueue a task by name and print its id
     Call(call::CallArgs),
-    /// Show how a task went
+    /// Show the outcome of a task
     Result(call::ResultArgs),
-    /// Cancel tasks: waiting ones at once, running ones are asked to stop
+    /// Cancel tasks: waiting tasks end at once, running tasks are stopped
     #[command(visible_alias = "revoke")]
     Cancel(call::CancelArgs),
-    /// List live workers and how fresh that is
+    /// List live workers and the age of their last heartbeat
     Status,
     /// Delete waiting tasks
     Purge(queue::PurgeArgs),
-    /// Stop hand-outs from a queue, across restarts
+    /// Stop workers from claiming tasks of a queue, across restarts
     Pause(queue::QueueArgs),
-    /// Resume hand-outs from a queue
+    /// Let workers claim tasks of a queue again
     Resume(queue::QueueArgs),
     /// Dead tasks: list, replay, drop
     #[command(subcommand)]
@@ -65,28 +66,29 @@ pub enum TaskCommand {
     Schedule(schedule::ScheduleCommand),
 }
 
-/// Where to and how to show.
+/// The store and the output format of a command.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The task store's URL; see [`resolve_url`] for what stands in when it is `None`.
+    /// The task store's URL; when it is `None`, [`resolve_url`] chooses one.
     pub url: Option<String>,
-    /// JSON for programs instead of tables for people.
+    /// Print JSON for programs instead of tables for people.
     pub json: bool,
 }
 
 impl Settings {
-    /// These settings.
+    /// Creates settings with these values.
     pub fn new(url: Option<String>, json: bool) -> Self {
         Self { url, json }
     }
 }
 
 impl TaskCommand {
-    /// Runs the verb. `register` adds tasks to a worker; `shutdown` ends `worker` and `beat`.
+    /// Runs the subcommand. `register` adds tasks to a worker; `shutdown` ends `worker` and `beat`.
     ///
     /// # Errors
-    /// What the store or the arguments said. Of several tasks named, those that were done are shown before.
+    /// Errors of the store and invalid arguments. When some of several named tasks fail, the result for the others
+    /// is printed first.
     pub async fn run(
         self,
         settings: Settings,
@@ -96,7 +98,7 @@ impl TaskCommand {
         let url = resolve_url(settings.url.as_deref())?;
         if url == DEFAULT_URL {
             private_files::create_folder(Path::new(DEFAULT_FOLDER)).map_err(|error| {
-                let text = format!("the folder {DEFAULT_FOLDER} of the default task store cannot be made");
+                let text = format!("cannot create the folder {DEFAULT_FOLDER} of the default task store");
                 Error::new(ErrorKind::Unavailable, text).with(error)
             })?;
         }
@@ -119,17 +121,18 @@ impl TaskCommand {
     }
 }
 
-/// The folder of [`DEFAULT_URL`]; [`TaskCommand::run`] makes it when it is missing.
+/// The folder of [`DEFAULT_URL`]; [`TaskCommand::run`] creates it when it is missing.
 const DEFAULT_FOLDER: &str = "backbone-data";
 
-/// The store when nothing names one: the one beside the default bus.
+/// The default store URL: the store beside the default bus.
 pub const DEFAULT_URL: &str = "sqlite:backbone-data/bus-tasks.db";
 
-/// The store to use: the one given, else `CELERY_BROKER_URL`, else the one beside the bus in `EVENT_BUS_URL`, else
-/// [`DEFAULT_URL`].
+/// Returns the URL of the store to use: the given one, else `CELERY_BROKER_URL`, else the store beside the bus in
+/// `EVENT_BUS_URL`, else [`DEFAULT_URL`].
 ///
 /// # Errors
-/// When a variable names a store that this build cannot open, or `CELERY_RESULT_BACKEND` names another store: results live with the tasks.
+/// When a variable names a store that this build cannot open, or when `CELERY_RESULT_BACKEND` names another store:
+/// the task store also holds the results.
 pub fn resolve_url(given: Option<&str>) -> Result<String> {
     resolve(given, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
@@ -146,7 +149,8 @@ fn resolve(given: Option<&str>, read: impl Fn(&str) -> Option<String>) -> Result
         let StoreUrl::Sqlite(tasks) = StoreUrl::parse(&url)?;
         if results.path != tasks.path {
             let text = format!(
-                "CELERY_RESULT_BACKEND is {backend} and the task store {url}: results live in the task store, unset the former"
+                "CELERY_RESULT_BACKEND is {backend} and the task store is {url}: results are stored in the task store, \
+                 unset CELERY_RESULT_BACKEND"
             );
             return Err(Error::new(ErrorKind::Url, text));
         }
@@ -158,9 +162,9 @@ fn named<T>(variable: &str, outcome: Result<T>) -> Result<T> {
     outcome.map_err(|error| Error::new(error.kind(), variable.to_owned()).with(error))
 }
 
-/// Tasks on the command line.
+/// The command line of a program with tasks.
 #[derive(Debug, Parser)]
-#[command(about = "Run, call and look at tasks")]
+#[command(about = "Run, call and inspect tasks")]
 struct Cli {
     /// The task store, such as sqlite:./tasks.db (else CELERY_BROKER_URL, EVENT_BUS_URL, else sqlite:backbone-data/bus-tasks.db)
     #[arg(short = 'b', long = "broker", visible_alias = "url", value_name = "URL", global = true)]
@@ -172,7 +176,7 @@ struct Cli {
     command: TaskCommand,
 }
 
-/// The whole `main` of a program with tasks of its own: all verbs, ended by SIGINT or SIGTERM.
+/// The whole `main` of a program with its own tasks: runs every subcommand, and ends on SIGINT or SIGTERM.
 pub async fn main(register: impl FnOnce(Worker) -> Worker) -> ExitCode {
     let cli = Cli::parse();
     match cli.command.run(Settings::new(cli.broker, cli.json), register, signalled()).await {
@@ -181,7 +185,7 @@ pub async fn main(register: impl FnOnce(Worker) -> Worker) -> ExitCode {
     }
 }
 
-/// SIGINT or SIGTERM.
+/// Completes on SIGINT or SIGTERM.
 async fn signalled() {
     use tokio::signal::unix::{SignalKind, signal};
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
@@ -191,7 +195,7 @@ async fn signalled() {
                 _ = terminate.recv() => {}
             }
         }
-        // Without handlers the signals end the process as usual.
+        // Without these handlers the signals end the process as usual.
         _ => std::future::pending().await,
     }
 }
@@ -227,7 +231,7 @@ mod tests {
             assert!(text.contains(variable) && text.contains("sqlite:PATH"), "{text}");
         }
         let elsewhere = with(Some("sqlite:a.db"), &[("CELERY_RESULT_BACKEND", "sqlite:b.db")]).unwrap_err();
-        assert!(elsewhere.to_string().contains("results live in the task store"), "{elsewhere}");
+        assert!(elsewhere.to_string().contains("results are stored in the task store"), "{elsewhere}");
         with(Some("sqlite:a.db"), &[("CELERY_RESULT_BACKEND", "sqlite:a.db")]).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Answers of the verbs, printed as every command of the project prints.
+//! Prints the answers of the subcommands in the format that all commands of the project use.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -6,7 +6,7 @@ use terminal::age;
 
 use crate::{Error, ErrorKind, Result};
 
-/// How to answer.
+/// The output format of the answers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Output(terminal::Output);
 
@@ -15,26 +15,26 @@ impl Output {
         Self(terminal::Output::new(json))
     }
 
-    /// Prints a value as JSON, a list as one object per line, or else the text that `people` makes of it. Text from outside
-    /// must have passed [`terminal::plain`]; [`table`](Self::table) does it.
+    /// Prints a value as JSON (a list as one object per line) or as the text that `people` makes of it. Text from
+    /// outside must have passed through [`terminal::plain`]; [`table`](Self::table) does this.
     pub(super) fn show<T: Serialize>(self, value: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
         let printed = self.0.show(value, people);
-        printed.map_err(|error| Error::new(ErrorKind::Output, "the answer could not be printed").with(error))
+        printed.map_err(|error| Error::new(ErrorKind::Output, "cannot print the answer").with(error))
     }
 
-    /// A table with columns as wide as they need; `none` when there are no rows.
+    /// Formats a table whose columns are as wide as their widest cell; returns `none` when there are no rows.
     pub(super) fn table(self, head: &[&str], rows: Vec<Vec<String>>, none: &str) -> String {
         if rows.is_empty() { none.to_owned() } else { self.0.table_text(head, &rows) }
     }
 }
 
-/// `3s ago`, `in 2m`.
+/// Formats a time relative to now: `3s ago`, `in 2m`.
 pub(super) fn relative(at: Timestamp) -> String {
     let distance = at.duration_since(Timestamp::now());
     if distance.is_negative() { format!("{} ago", age(distance)) } else { format!("in {}", age(distance)) }
 }
 
-/// At most `most` characters of a text, on one line.
+/// Returns at most `most` characters of a text, on one line.
 pub(super) fn brief(text: &str, most: usize) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(most) {

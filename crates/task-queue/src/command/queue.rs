@@ -1,4 +1,4 @@
-//! `purge`, `pause` and `resume`.
+//! Implements the subcommands `purge`, `pause` and `resume`.
 
 use clap::Args;
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::{Error, Result, store::TaskStore};
 /// Options of `purge`.
 #[derive(Debug, Args)]
 pub struct PurgeArgs {
-    /// Yes, delete them
+    /// Confirm that the tasks are to be deleted
     #[arg(short = 'f', long)]
     force: bool,
     /// Only these queues, separated by commas (else all)
@@ -23,7 +23,7 @@ impl PurgeArgs {
         if !self.force {
             let what = if self.queues.is_empty() { "all queues".to_owned() } else { self.queues.join(", ") };
             return Err(Error::invalid(format!(
-                "this deletes every waiting task of {what}: say so with --force"
+                "this deletes every waiting task of {what}: confirm with --force"
             )));
         }
         let purged = store.purge(&self.queues).await?;

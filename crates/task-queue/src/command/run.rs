@@ -1,4 +1,4 @@
-//! `worker`.
+//! Implements the subcommand `worker`.
 
 use clap::Args;
 use tokio_util::sync::CancellationToken;
@@ -20,10 +20,10 @@ pub struct WorkerArgs {
     /// Fire schedules as well
     #[arg(short = 'B', long)]
     beat: bool,
-    /// The worker's name, for people
+    /// The worker's name, shown to people
     #[arg(short = 'n', long, value_name = "NAME")]
     hostname: Option<String>,
-    /// How long running tasks may finish at shutdown
+    /// Time that running tasks have to finish at shutdown
     #[arg(long, default_value = "30s", value_name = "TIME")]
     grace: String,
 }
@@ -37,7 +37,7 @@ impl WorkerArgs {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<()> {
         let grace = duration::parse(&self.grace).ok_or_else(|| {
-            Error::invalid(format!("`--grace {}` is no length of time such as `30s`", self.grace))
+            Error::invalid(format!("`--grace {}` is not a duration such as `30s`", self.grace))
         })?;
         let mut worker = register(Worker::new(store.clone())).grace(grace);
         if !self.queues.is_empty() {
@@ -52,7 +52,7 @@ impl WorkerArgs {
         told(&worker, url);
         let stop = CancellationToken::new();
         let asked = stop.clone();
-        // Either of the two stops the other, so that none goes on alone when its fellow has failed.
+        // Each of the two stops the other when it ends, so that neither continues after the other has failed.
         let beat = async {
             let _stops_the_worker = stop.clone().drop_guard();
             match self.beat {
@@ -78,14 +78,14 @@ impl WorkerArgs {
     }
 }
 
-/// Says on standard error what the worker does.
+/// Prints on standard error the tasks, queues and store of the worker.
 fn told(worker: &Worker, url: &str) {
     let kinds = match worker.registered() {
-        kinds if kinds.is_empty() => "nothing, because no task is registered".to_owned(),
+        kinds if kinds.is_empty() => "no tasks, because none is registered".to_owned(),
         kinds => kinds.join(", "),
     };
     let (queues, slots) = (worker.served().join(", "), worker.slots());
-    note(&format!("worker: takes {}", plain(&kinds)));
+    note(&format!("worker: runs {}", plain(&kinds)));
     note(&format!("        from queues {}, {slots} at a time", plain(&queues)));
     note(&format!("        of {}", plain(url)));
 }

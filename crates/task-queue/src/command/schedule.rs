@@ -1,4 +1,4 @@
-//! `schedule`: list, add, remove.
+//! Implements the subcommand `schedule`: list, add, remove.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -13,7 +13,7 @@ use crate::{
     store::{ScheduleRecord, TaskStore},
 };
 
-/// The verbs of `schedule`.
+/// The subcommands of `schedule`.
 #[derive(Debug, Subcommand)]
 pub enum ScheduleCommand {
     /// List schedules with their last and next times
@@ -44,7 +44,7 @@ pub struct AddArgs {
     /// The time zone of the cron fields, such as Europe/Berlin
     #[arg(long, default_value = "UTC", value_name = "ZONE")]
     tz: String,
-    /// What happens to times that no scheduler was there for: once, skip or all
+    /// Policy for times at which no scheduler was running: once, skip or all
     #[arg(long, default_value = "once", value_name = "POLICY")]
     missed: Missed,
     /// Positional arguments, a JSON array
@@ -58,7 +58,7 @@ pub struct AddArgs {
     /// A run expires if it has not started after this time
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
-    /// Leave a run out while an unfinished task of this name holds the same key
+    /// Skip a run while an unfinished task of this name holds the same key
     #[arg(long, value_name = "KEY")]
     unique: Option<String>,
 }
@@ -98,7 +98,7 @@ impl AddArgs {
             (Some(cron), _) => Timing::cron(cron)?,
             (None, Some(every)) => {
                 let interval = duration::parse(every).ok_or_else(|| {
-                    Error::invalid(format!("`--every {every}` is no length of time such as `30s`"))
+                    Error::invalid(format!("`--every {every}` is not a duration such as `30s`"))
                 })?;
                 Timing::every(interval)?
             }

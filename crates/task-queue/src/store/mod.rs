@@ -1,8 +1,8 @@
-//! The record of all tasks behind four small traits, so that PostgreSQL and Redis can stand where SQLite does.
+//! Defines the task store: four small traits, so that a PostgreSQL or Redis store can replace the SQLite store.
 //!
-//! The store is the truth: a broadcast is only a [hint](Hints) to look at it sooner. Every store answers
-//! only after what it says is durable, fences out workers it took for dead, and never hands one task to two
-//! workers at a time. The rules are examined by `exam`, the same for every store.
+//! The store is the only source of truth: a [notification](Notifier) only makes a process read it sooner. Every
+//! store replies only after the reported change is durable, fences off workers whose lease has expired, and never
+//! leases one task to two workers at a time. The test suite `exam` checks these rules, the same for every store.
 
 mod notify;
 mod record;
@@ -26,116 +26,125 @@ pub use url::{StoreUrl, url_beside_bus};
 
 use crate::Result;
 
-/// The answer of a store method: boxed, so that the traits are object safe.
+/// The future that a store method returns: boxed, so that the traits are object safe.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T>>;
 
-/// The hot path: produce, lease, run, settle. Every method takes and answers batches.
+/// The hot path: enqueue, claim, renew, settle. Claims and settlements are batched.
 pub trait TaskQueue: Send + Sync {
-    /// Stores new tasks; returns when they are durable, in the order given. A task whose id exists, or whose
-    /// unique key is held by an unfinished task of the same name, is not stored again: the answer carries the
-    /// id of the one that is there.
+    /// Stores new tasks and returns, in the order given, when they are durable. A task whose id exists, or whose
+    /// unique key is held by an unfinished task of the same name, is not stored again: the answer carries the id of
+    /// the existing task.
     fn enqueue(&self, tasks: Vec<NewTask>) -> Reply<'_, Vec<Enqueued>>;
 
-    /// Makes known the kinds that a worker runs with their options, for calls by name. A kind is known while a live
-    /// worker has registered it, and as long after that as an unknown one is waited for.
+    /// Stores the kinds that a worker runs with their options, for calls by name. A kind is known while a live
+    /// worker has registered it and for [`patience`](TaskQuery::patience) after that.
     fn publish(&self, kinds: Vec<TaskKind>) -> Reply<'_, ()>;
 
-    /// Announces a worker and starts its lease. The id is fresh for each process start.
+    /// Registers a worker and starts its lease. The id is new for each registration.
     fn register(&self, worker: WorkerInfo) -> Reply<'_, ()>;
 
-    /// How long a silent worker keeps its tasks. Heartbeats should come several times as often.
+    /// The lease duration: a worker without heartbeats keeps its tasks for this time. Heartbeats should be several
+    /// times as frequent.
     fn lease(&self) -> Duration;
 
-    /// Extends the lease of everything the worker holds, and tells which of it was asked to stop.
+    /// Extends the worker's lease, which covers all tasks that it holds, and returns those of them that were
+    /// cancelled.
     fn renew(&self, worker: Uuid) -> Reply<'_, Renewal>;
 
-    /// Takes the worker off the list and hands back what it still holds, at no cost of an attempt.
+    /// Removes the worker and releases the tasks that it still holds without counting an attempt. Returns their
+    /// number.
     fn retire(&self, worker: Uuid) -> Reply<'_, u64>;
 
-    /// Leases due tasks of the kinds and queues named to a registered worker: highest priority first, then oldest
-    /// due. No more than `limit`, and perhaps fewer than there are: whoever got some asks again.
-    /// Fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) when the worker's lease has lapsed.
+    /// Leases due tasks of the named kinds and queues to a registered worker: highest priority first, then oldest
+    /// due. Returns at most `limit` tasks, and perhaps fewer than are due: a worker that got some claims again.
+    /// Fails with [`ErrorKind::Fenced`](crate::ErrorKind::Fenced) when the worker's lease has expired.
     fn claim(&self, claim: Claim) -> Reply<'_, Claimed>;
 
-    /// Records how leased tasks ended, with an answer for each in the order given. A record that the store cannot
-    /// keep fails alone, with [`ErrorKind::Refused`](crate::ErrorKind::Refused), and its task is set aside as dead.
+    /// Records the ends of leased tasks, and returns an answer for each in the order given. A record that the store
+    /// cannot keep fails alone, with [`ErrorKind::Refused`](crate::ErrorKind::Refused), and the store marks its
+    /// task as dead.
     fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Vec<Result<Settled>>>;
 
-    /// Housekeeping that any worker does every second: hands on what dead workers held, ends what expired, deletes
-    /// what is past its time to live, and buries due tasks of kinds that no worker has registered for too long.
+    /// Performs the housekeeping that each worker calls every second: puts tasks of dead workers back in their
+    /// queues, ends expired tasks, deletes records whose time to live is over, and dead-letters due tasks whose
+    /// kind no worker has registered for too long.
     fn maintain(&self) -> Reply<'_, Maintenance>;
 
-    /// Wake-ups: changes made by this process at once, those of other processes as soon as the store hears.
+    /// The notifications of changes: this process's changes are notified at once, other processes' changes as soon
+    /// as the store notices them.
     fn notifier(&self) -> &Notifier;
 }
 
-/// What an operator does to tasks.
+/// The operator's commands for tasks.
 pub trait TaskControl: Send + Sync {
-    /// Cancels a waiting task at once, asks a running one to stop. Returns the state it was in.
+    /// Cancels a waiting task at once, marks a running one to be stopped. Returns the state before the call.
     fn cancel(&self, id: Uuid) -> Reply<'_, State>;
 
-    /// Stops hand-outs from a queue (`true`) or resumes them; lasts across restarts.
+    /// Stops claims from a queue (`true`) or resumes them; persists across restarts.
     fn pause(&self, queue: &str, paused: bool) -> Reply<'_, ()>;
 
-    /// Deletes the waiting tasks of these queues (of all when empty); running ones go on. Returns how many.
+    /// Deletes the waiting tasks of these queues (of all queues when empty); running tasks continue. Returns their
+    /// number.
     fn purge(&self, queues: &[String]) -> Reply<'_, u64>;
 
-    /// Puts dead tasks back in their queue with fresh counts: those given, or all when empty. Returns how many;
-    /// a task whose unique key is held by another unfinished task stays dead.
+    /// Puts dead tasks back in their queue with counters at zero: the given ones, or all when empty. Returns their
+    /// number; a task whose unique key is held by another unfinished task stays dead.
     fn replay(&self, ids: &[Uuid]) -> Reply<'_, u64>;
 
-    /// Deletes dead tasks: those given, or all when empty. Returns how many.
+    /// Deletes dead tasks: the given ones, or all when empty. Returns their number.
     fn drop_dead(&self, ids: &[Uuid]) -> Reply<'_, u64>;
 }
 
-/// Looking inside. Reads never wait for writers.
+/// Read access for clients and operators. Reads never wait for writers.
 pub trait TaskQuery: Send + Sync {
     /// The whole record of one task, or `None` when unknown or past its time to live.
     fn get(&self, id: Uuid) -> Reply<'_, Option<TaskRecord>>;
 
-    /// Which of these tasks have ended (or are unknown).
+    /// Returns those of these tasks that have ended (or are unknown).
     fn ended(&self, ids: Vec<Uuid>) -> Reply<'_, Vec<Uuid>>;
 
-    /// Tasks by filter, newest first; scheduled ones by due time.
+    /// Returns tasks by filter, newest first; scheduled ones by due time.
     fn list(&self, filter: Filter) -> Reply<'_, Vec<TaskRecord>>;
 
-    /// Counts by queue and state, and which queues are paused. Reads every finished record: for people who ask.
+    /// Returns counts by queue and state, and the paused queues. Reads every finished record, so use it only for
+    /// answers to people.
     fn stats(&self) -> Reply<'_, Vec<QueueStats>>;
 
-    /// The same without the finished tasks, dead ones apart: costs the same however many of them are kept.
+    /// The same without the finished tasks, except dead ones: its cost does not depend on the number of finished
+    /// records.
     fn depths(&self) -> Reply<'_, Vec<QueueStats>>;
 
-    /// Due tasks by queue and kind, and who takes them.
+    /// Returns due tasks by queue and kind, with the number of workers that claim them.
     fn waiting(&self) -> Reply<'_, Vec<Waiting>>;
 
-    /// The task kinds that are known, by name.
+    /// Returns the known task kinds, by name.
     fn kinds(&self) -> Reply<'_, Vec<TaskKind>>;
 
-    /// How long a due task waits for a worker that has registered its kind before it is dead.
+    /// The time that a due task waits for a worker that has registered its kind, before it becomes dead.
     fn patience(&self) -> Duration;
 
-    /// Live workers with their last heartbeat.
+    /// Returns live workers with their last heartbeat.
     fn workers(&self) -> Reply<'_, Vec<WorkerRecord>>;
 }
 
-/// Schedules live in the store; each firing is kept under the unique key (schedule, nominal time).
+/// Access to the stored schedules; each firing is recorded under the unique key (schedule, nominal time).
 pub trait ScheduleStore: Send + Sync {
-    /// Adds or replaces a schedule by name. One that did not change keeps its next time.
+    /// Adds or replaces a schedule by name. An unchanged schedule keeps its next time.
     fn put_schedule(&self, schedule: ScheduleRecord) -> Reply<'_, ()>;
 
-    /// Removes a schedule; `false` when there was none.
+    /// Removes a schedule; `false` when it does not exist.
     fn remove_schedule(&self, name: &str) -> Reply<'_, bool>;
 
-    /// All schedules by name.
+    /// Returns all schedules by name.
     fn schedules(&self) -> Reply<'_, Vec<ScheduleRecord>>;
 
-    /// Enqueues firings and moves their schedules on, in one transaction each; answers how many tasks each has
-    /// enqueued. That is none when the schedule was moved or changed by someone else meanwhile, when the nominal time
-    /// has fired before, or when an unfinished task holds the unique key.
+    /// Enqueues firings and advances their schedules, in one transaction each; returns the number of tasks that
+    /// each has enqueued. It is zero when another process advanced or changed the schedule meanwhile, when the
+    /// nominal time has fired before, or when an unfinished task holds the unique key.
     fn fire(&self, firings: Vec<Firing>) -> Reply<'_, Vec<u64>>;
 }
 
-/// Everything a client, worker or scheduler asks of a store.
+/// All operations that clients, workers and schedulers need from a store.
 pub trait TaskStore: TaskQueue + TaskControl + TaskQuery + ScheduleStore + fmt::Debug {}
 
 impl<S: TaskQueue + TaskControl + TaskQuery + ScheduleStore + fmt::Debug> TaskStore for S {}
@@ -143,20 +152,20 @@ impl<S: TaskQueue + TaskControl + TaskQuery + ScheduleStore + fmt::Debug> TaskSt
 /// Opens the store that a URL names: `sqlite:PATH` in this build.
 ///
 /// # Errors
-/// [`Url`](crate::ErrorKind::Url) for another scheme or an unknown option, saying what works; otherwise what
-/// opening the file said.
+/// [`Url`](crate::ErrorKind::Url) for another scheme or an unknown option, with the accepted forms; otherwise the
+/// error of opening the file.
 pub async fn open(url: &str) -> Result<Arc<dyn TaskStore>> {
     match StoreUrl::parse(url)? {
         StoreUrl::Sqlite(options) => Ok(Arc::new(sqlite::SqliteStore::open(options).await?)),
     }
 }
 
-/// Now, in the whole milliseconds that stores keep.
+/// The current time in whole milliseconds, the unit of stores.
 pub(crate) fn now_ms() -> i64 {
     Timestamp::now().as_millisecond()
 }
 
-/// Rounds up to a millisecond, so that nothing is ever due early.
+/// Rounds up to a millisecond, so that no task is ever due early.
 pub(crate) fn ceil_ms(at: Timestamp) -> i64 {
     let ms = at.as_millisecond();
     if Timestamp::from_millisecond(ms).is_ok_and(|floor| floor < at) { ms + 1 } else { ms }

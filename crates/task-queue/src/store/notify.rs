@@ -1,26 +1,27 @@
-//! Wake-ups: "look again", said per topic. A hint may come too often and is never the only way to learn.
+//! Notifies local waiters per topic that the store may have changed. A notification may be redundant or missing, so
+//! waiters also poll.
 
 use tokio::sync::watch;
 
-/// What may have changed.
+/// The topics of notifications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Channel {
     /// There may be tasks to claim.
     Work,
     /// Tasks have ended.
     Ended,
-    /// Running tasks were asked to stop.
+    /// Running tasks were cancelled.
     Stops,
     /// Schedules were added, changed or removed.
     Schedules,
 }
 
 impl Channel {
-    /// Every topic, in the order of their slots.
+    /// Every topic, in the order of its slot.
     pub const ALL: [Self; 4] = [Self::Work, Self::Ended, Self::Stops, Self::Schedules];
 }
 
-/// One coalescing signal per topic: many notices before a look are one look.
+/// One signal per topic. Signals coalesce: several notifications before a read cause one read.
 #[derive(Debug)]
 pub struct Notifier {
     topics: [watch::Sender<()>; Channel::ALL.len()],
@@ -33,12 +34,12 @@ impl Default for Notifier {
 }
 
 impl Notifier {
-    /// Tells everyone who watches the topic to look again.
+    /// Notifies all watchers of the topic.
     pub fn notify(&self, topic: Channel) {
         self.topics[topic as usize].send_replace(());
     }
 
-    /// A watcher; `changed()` completes once for all notices since the last time.
+    /// Returns a watcher; `changed()` completes once for all notifications since the last time.
     pub fn watch(&self, topic: Channel) -> watch::Receiver<()> {
         self.topics[topic as usize].subscribe()
     }

@@ -1,4 +1,4 @@
-//! Store URLs: which ones this build opens, and what it says about the others.
+//! Parses store URLs; for a URL that this build cannot open, the error names the accepted form.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,10 +15,10 @@ pub enum StoreUrl {
 const WORKS: &str = "this build opens `sqlite:PATH`, for example `sqlite:./tasks.db`";
 
 impl StoreUrl {
-    /// Reads a URL without touching what it names.
+    /// Parses a URL without opening the store.
     ///
     /// # Errors
-    /// [`ErrorKind::Url`] for other schemes and unknown or bad options, with what would work.
+    /// [`ErrorKind::Url`] for other schemes and unknown or bad options, with the accepted form.
     pub fn parse(url: &str) -> Result<Self> {
         let bad = |text: String| Error::new(ErrorKind::Url, text);
         let Some((scheme, rest)) = url.split_once(':') else {
@@ -30,7 +30,9 @@ impl StoreUrl {
                 return Err(bad(format!("task stores on `{scheme}:` are not in this build: {WORKS}")));
             }
             "memory" => {
-                return Err(bad(format!("a task store outlives its process, so `memory:` is none: {WORKS}")));
+                return Err(bad(format!(
+                    "a task store must survive its process, so `memory:` is not supported: {WORKS}"
+                )));
             }
             _ => return Err(bad(format!("unknown scheme `{scheme}:` of a task store: {WORKS}"))),
         }
@@ -65,15 +67,15 @@ impl StoreUrl {
 
 fn length(option: &str, text: &str) -> Result<Duration> {
     let bad =
-        || Error::new(ErrorKind::Url, format!("`{option}={text}` is no length of time such as `8s` or `7d`"));
+        || Error::new(ErrorKind::Url, format!("`{option}={text}` is not a duration such as `8s` or `7d`"));
     crate::duration::parse(text).ok_or_else(bad)
 }
 
-/// The task store that goes with an event bus: `sqlite:dir/bus.db` has `sqlite:dir/bus-tasks.db`, a file of its
-/// own so that its writer never waits for the bus's.
+/// Returns the URL of the task store of an event bus: for `sqlite:dir/bus.db` it is `sqlite:dir/bus-tasks.db`, a
+/// separate file so that its writer never waits for the bus's writer.
 ///
 /// # Errors
-/// [`ErrorKind::Url`] when the bus keeps nothing on disk or is of a kind that has no task store yet.
+/// [`ErrorKind::Url`] when the bus stores nothing on disk, or when its kind has no task store yet.
 pub fn url_beside_bus(bus: &str) -> Result<String> {
     let StoreUrl::Sqlite(options) = StoreUrl::parse(bus.split('?').next().unwrap_or(bus))?;
     let stem = options.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

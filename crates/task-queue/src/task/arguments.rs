@@ -1,4 +1,4 @@
-//! Arguments as stored: a JSON array by position and a JSON object by name, as Celery has them.
+//! Encodes and decodes task arguments as stored: a JSON array by position and a JSON object by name, as in Celery.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::{Error, Result};
 
-/// A tuple of arguments as a JSON array.
+/// Encodes a tuple of arguments as a JSON array.
 pub(crate) fn encode_args<A: Serialize>(parameters: &[&str], args: &A) -> Result<String> {
     let text = write(args, |path| match path {
         [Step::Index(first), rest @ ..] => {
@@ -19,16 +19,17 @@ pub(crate) fn encode_args<A: Serialize>(parameters: &[&str], args: &A) -> Result
         }
         path => format!("the arguments{}", shown_path(path)),
     })?;
-    // The tuple of no arguments is serde's unit.
+    // serde encodes the empty tuple as unit, which JSON writes as `null`.
     Ok(if text == "null" { "[]".to_owned() } else { text })
 }
 
-/// Any value as JSON.
+/// Encodes any value as JSON.
 pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<String> {
     write(value, |path| format!("{what}{}", shown_path(path)))
 }
 
-/// JSON has no NaN and no infinity, and serde writes `null` for them: a value that is read back as another one.
+/// JSON has no NaN and no infinity, and serde writes `null` for them, which is read back as another value. This
+/// function refuses such numbers.
 fn write<T: Serialize>(value: &T, place: impl FnOnce(&[Step]) -> String) -> Result<String> {
     let failed = |error: serde_json::Error| Error::invalid("this cannot be written as json").with(error);
     let text = serde_json::to_string(value).map_err(failed)?;
@@ -45,7 +46,7 @@ fn write<T: Serialize>(value: &T, place: impl FnOnce(&[Step]) -> String) -> Resu
     }
 }
 
-/// A step into a value.
+/// One step of the path to a nested value.
 enum Step {
     Index(usize),
     Name(String),
@@ -60,7 +61,7 @@ fn shown_path(path: &[Step]) -> String {
         .collect()
 }
 
-/// The first number that is none, and the path to it.
+/// Returns the first number that is NaN or infinite, and stores the path to it in `path`.
 fn not_finite(value: &Value, path: &mut Vec<Step>) -> Option<f64> {
     let mut into = |step, value| {
         path.push(step);
@@ -83,7 +84,7 @@ fn not_finite(value: &Value, path: &mut Vec<Step>) -> Option<f64> {
     }
 }
 
-/// A JSON object whose values are left as they are written; a name that comes twice is refused.
+/// A JSON object whose values stay as their original text; a duplicate name is refused.
 struct Named<'a>(BTreeMap<Cow<'a, str>, &'a RawValue>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Named<'a> {
@@ -113,8 +114,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Named<'a> {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Reads stored arguments into the tuple that the function takes. One that is absent is `null`, so an `Option`
-/// at the end may be left out.
+/// Decodes stored arguments into the tuple that the function takes. A missing argument is decoded from `null`, so
+/// an `Option` at the end may be left out.
 pub(crate) fn decode<A: DeserializeOwned>(
     parameters: &[&str],
     args: &str,
@@ -139,7 +140,7 @@ fn shown(kwargs: Option<&str>) -> String {
     kwargs.map(|kwargs| format!(" {kwargs}")).unwrap_or_default()
 }
 
-/// Puts named arguments in their places; `None` when the array is complete as it stands.
+/// Puts named arguments in their positions; `None` when the array is complete already.
 pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option<String>> {
     let given: Vec<&RawValue> = serde_json::from_str(args)
         .map_err(|error| Error::invalid(format!("the arguments are no json array: {args}")).with(error))?;
@@ -177,10 +178,10 @@ pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Re
     Ok(Some(format!("[{}]", placed.join(","))))
 }
 
-/// Arguments by name, each as it is written.
+/// Parses arguments by name; each value keeps its original text.
 ///
 /// # Errors
-/// When they are no JSON object, or a name comes twice.
+/// Fails when the text is no JSON object, or when a name occurs twice.
 pub(crate) fn by_name(kwargs: &str) -> Result<BTreeMap<Cow<'_, str>, &RawValue>> {
     serde_json::from_str::<Named<'_>>(kwargs).map(|named| named.0).map_err(|error| {
         Error::invalid(format!("the arguments by name are no json object: {kwargs}")).with(error)

@@ -1,13 +1,13 @@
-//! How long a retry waits: exponential growth to a cap, full jitter below it.
+//! Computes the delay before a retry: exponential growth to a cap, full jitter below it.
 
 use std::time::Duration;
 
-/// Exponential backoff with full jitter: the wait before retry `n` is uniform in `0 ..= min(max, base * 2^(n-1))`.
+/// Exponential backoff with full jitter: the delay before retry `n` is uniform in `0 ..= min(max, base * 2^(n-1))`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// The ceiling of the first wait.
+    /// The upper limit of the first delay.
     pub base: Duration,
-    /// The ceiling of every wait.
+    /// The upper limit of every delay.
     pub max: Duration,
 }
 
@@ -15,13 +15,13 @@ impl Backoff {
     /// 1 s doubling to 10 min.
     pub const DEFAULT: Self = Self { base: Duration::from_secs(1), max: Duration::from_secs(600) };
 
-    /// The longest wait before the `retry`-th retry; the first is number 1.
+    /// The longest delay before the `retry`-th retry; the first is number 1.
     pub fn ceiling(&self, retry: u32) -> Duration {
         let factor = 1u32.checked_shl(retry.saturating_sub(1)).unwrap_or(u32::MAX);
         self.base.saturating_mul(factor).min(self.max)
     }
 
-    /// A wait drawn at random below the ceiling, so that tasks that failed together do not return together.
+    /// A random delay below the ceiling, so that tasks that failed together do not run again together.
     pub fn delay(&self, retry: u32) -> Duration {
         let ceiling = u64::try_from(self.ceiling(retry).as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(fastrand::u64(0..=ceiling))

@@ -1,4 +1,4 @@
-//! What a running task is told: who it is, how long it has, and the worker's state.
+//! Gives a running task its context: its id, its deadline, and the worker's state.
 
 use std::{
     any::{Any, TypeId, type_name},
@@ -16,11 +16,11 @@ use super::TaskError;
 use crate::client::TaskClient;
 
 tokio::task_local! {
-    /// The task that is running here, so that what it enqueues carries its correlation.
+    /// The current run, so that a task that it enqueues carries the same correlation.
     static CURRENT: TaskContext;
 }
 
-/// Values that task functions ask for with [`State`], one of each type.
+/// Values that task functions take with [`State`], one of each type.
 #[derive(Clone, Default)]
 pub struct States {
     values: HashMap<TypeId, Arc<dyn Any + Send + Sync>>,
@@ -42,13 +42,13 @@ impl fmt::Debug for States {
     }
 }
 
-/// The run that a task function is in. Cheap to clone; take it as an argument of the function.
+/// The current run of a task function. Cheap to clone; take it as an argument of the function.
 #[derive(Clone)]
 pub struct TaskContext {
     pub(crate) inner: Arc<Run>,
 }
 
-/// The facts of one run.
+/// The data of one run.
 pub(crate) struct Run {
     pub(crate) id: Uuid,
     pub(crate) name: String,
@@ -79,12 +79,12 @@ impl TaskContext {
         &self.inner.queue
     }
 
-    /// Which attempt this is, from 1; failures and crashes count, snoozes do not.
+    /// The number of this attempt, from 1; failures and crashes count, snoozes do not.
     pub fn attempt(&self) -> u32 {
         self.inner.attempt
     }
 
-    /// How many failures are retried.
+    /// The maximum number of failures that are retried.
     pub fn max_retries(&self) -> u32 {
         self.inner.max_retries
     }
@@ -104,13 +104,14 @@ impl TaskContext {
         &self.inner.worker
     }
 
-    /// When the time limit aborts this attempt.
+    /// The time at which the time limit aborts this attempt.
     pub fn deadline(&self) -> Option<Timestamp> {
         self.inner.deadline
     }
 
-    /// Cancelled when the task is, or when the worker shuts down hard or loses its lease: the function's future
-    /// is dropped then, so only work handed to other threads needs to watch it.
+    /// A token that is cancelled when the task is cancelled, when the worker's grace time at shutdown ends, or when
+    /// the worker loses its lease. The worker then drops the function's future, so only work on other threads needs
+    /// to watch the token. It is also cancelled when the attempt ends with an error.
     pub fn stopping(&self) -> &CancellationToken {
         &self.inner.stop
     }
@@ -120,7 +121,8 @@ impl TaskContext {
         &self.inner.client
     }
 
-    /// The run that the calling code is in, if it is in one (and not in a task it spawned).
+    /// The current run of the calling code. `None` outside a task function and in a tokio task that the function
+    /// spawned.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
@@ -140,8 +142,8 @@ impl fmt::Debug for TaskContext {
     }
 }
 
-/// What a task function can ask for besides its arguments: [`State`], [`TaskContext`], and with `#[extract]`
-/// before the parameter any type of your own that implements this.
+/// A value that a task function can take besides its arguments: [`State`], [`TaskContext`], and, with `#[extract]`
+/// before the parameter, any of your types that implements this trait.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be taken from a running task",
     note = "`State<T>` and `TaskContext` can; other parameters are arguments unless marked `#[extract]`"
@@ -150,13 +152,13 @@ pub trait FromTask: Sized {
     /// Takes the value from the run.
     ///
     /// # Errors
-    /// Fails the attempt with this error.
+    /// The attempt fails with the returned error.
     fn from_task(context: &TaskContext) -> Result<Self, TaskError>;
 
-    /// Says at start-up what is missing.
+    /// Checks at start-up that the worker has the value.
     ///
     /// # Errors
-    /// A text for people.
+    /// A text for people that names what is missing.
     fn check(states: &States) -> Result<(), String> {
         let _ = states;
         Ok(())

@@ -1,8 +1,8 @@
-//! Why a task function did not succeed, and how to go on.
+//! Defines the error of a task function and the action that follows it.
 
 use std::{fmt, time::Duration};
 
-/// What follows a failure.
+/// The action after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// Retry with the task's backoff while retries are left.
@@ -11,36 +11,37 @@ pub enum Disposition {
     RetryAfter(Duration),
     /// Run again after this time without using up a retry.
     Snooze(Duration),
-    /// Dead at once: no retry would help.
+    /// Becomes a dead letter at once, because no retry would help.
     Permanent,
 }
 
-/// The error of a task function: any error, with a word on how to go on.
+/// The error of a task function: any error, with the action that follows it.
 ///
-/// `?` turns every `std::error::Error` (and `String`, `&str`) into one that is retried. Like `anyhow::Error` it
-/// is no `std::error::Error` itself, which is what makes that conversion possible.
+/// `?` turns every `std::error::Error` (and `String`, `&str`) into a `TaskError` that is retried. Like
+/// `anyhow::Error`, this type does not implement `std::error::Error` itself, because that would conflict with this
+/// conversion.
 pub struct TaskError {
     disposition: Disposition,
     error: Box<dyn std::error::Error + Send + Sync>,
 }
 
 impl TaskError {
-    /// Fails for good: the task is dead at once.
+    /// Fails permanently: the task becomes a dead letter at once.
     pub fn permanent(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { disposition: Disposition::Permanent, error: error.into() }
     }
 
-    /// Fails, and is retried after `wait` instead of the backoff, while retries are left.
+    /// Fails; the task is retried after `wait` instead of the backoff, while retries are left.
     pub fn retry_after(wait: Duration, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { disposition: Disposition::RetryAfter(wait), error: error.into() }
     }
 
-    /// Not now: runs again after `wait` without using up a retry.
+    /// Postpones the task: it runs again after `wait` without using up a retry.
     pub fn snooze(wait: Duration) -> Self {
         Self { disposition: Disposition::Snooze(wait), error: "snoozed".into() }
     }
 
-    /// What follows.
+    /// The action that follows.
     pub fn disposition(&self) -> Disposition {
         self.disposition
     }

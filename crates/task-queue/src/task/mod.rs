@@ -1,4 +1,4 @@
-//! What a task is: a named async function with typed arguments, its options, and what it is told when it runs.
+//! Defines tasks: named async functions with typed arguments, options and a context.
 
 mod arguments;
 mod backoff;
@@ -15,27 +15,27 @@ pub use options::TaskOptions;
 
 pub(crate) use arguments::{by_name, decode, encode, encode_args, place};
 
-/// A task kind. Written by [`#[task]`](crate::task); the function's name is its value: `send_receipt.delay(id)`.
+/// A task kind. [`#[task]`](crate::task) generates it; the function's name is its value: `send_receipt.delay(id)`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a task",
     note = "put `#[task]` on the async function and pass its name without `()`"
 )]
 pub trait Task: Copy + Send + Sync + 'static {
-    /// The name that stores and other processes know it by.
+    /// The name that identifies it in stores and other processes.
     const NAME: &'static str;
     /// The names of its arguments, in order.
     const PARAMETERS: &'static [&'static str];
     /// Its options.
     const OPTIONS: TaskOptions;
-    /// A tuple of its arguments.
+    /// The tuple of its arguments.
     type Args: Serialize + DeserializeOwned + Send + 'static;
-    /// What it returns.
+    /// The type of its result.
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
-    /// Says at start-up what the worker lacks to run it, such as a [`State`].
+    /// Checks at start-up that the worker has everything that the task needs, such as a [`State`].
     ///
     /// # Errors
-    /// What is missing.
+    /// A text that names what is missing.
     fn check(states: &States) -> Result<(), String>;
 
     /// Runs it once.
@@ -45,20 +45,20 @@ pub trait Task: Copy + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Output, TaskError>> + Send;
 }
 
-/// What a `#[task]` function returns: `Result<T, E>` with a `T` that serde stores and an `E` that says why not.
+/// The return type of a `#[task]` function: `Result<T, E>` with a `T` that serde can store and any error `E`.
 #[diagnostic::on_unimplemented(
     message = "a task returns `Result<T, E>`, not `{Self}`",
     note = "`T` is stored as the result, so it implements `Serialize` and `DeserializeOwned`",
-    note = "`E` is any `std::error::Error`, a `String`, or `TaskError` to say how to go on"
+    note = "`E` is any `std::error::Error`, a `String`, or `TaskError` to choose what follows"
 )]
 pub trait TaskReturn {
     /// The stored result.
     type Output;
 
-    /// The outcome with its error in the one form that workers judge.
+    /// Converts the function's error into the form that workers handle.
     ///
     /// # Errors
-    /// The function's own.
+    /// Returns the function's error.
     fn into_outcome(self) -> Result<Self::Output, TaskError>;
 }
 

@@ -1,34 +1,37 @@
-//! The options of a task kind, as `#[task(...)]` sets them and a call may override them.
+//! Defines the options of a task kind, which `#[task(...)]` sets and a call may override.
 
 use std::time::Duration;
 
 use super::Backoff;
 
-/// How a task kind is queued, retried and kept. All fields have `#[task]` attributes of the same name.
+/// The options for queueing, retrying and keeping tasks of one kind. All fields have `#[task]` attributes of the
+/// same name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TaskOptions {
-    /// The queue it goes to; `default`.
+    /// The queue of its tasks; default `default`.
     pub queue: &'static str,
-    /// How many failures are retried; 3. The attempt after the last retry decides.
+    /// The maximum number of failures that are retried; default 3. When the attempt of the last retry fails, the
+    /// task is dead.
     pub retries: u32,
-    /// How long a retry waits; 1 s doubling to 10 min, with full jitter.
+    /// The delay before a retry; default 1 s doubling to 10 min, with full jitter.
     pub backoff: Backoff,
-    /// After how long an attempt is aborted and counts as failed; never.
+    /// The time limit of an attempt, after which it is aborted and counts as failed; default none.
     pub timeout: Option<Duration>,
-    /// Higher runs sooner; 0.
+    /// The priority: higher runs sooner; default 0.
     pub priority: i32,
-    /// At how many deaths of a worker under it the task is dead, whatever its retries; 5.
+    /// The number of worker crashes during the task at which it becomes dead, however many retries are left;
+    /// default 5.
     pub crashes: u32,
-    /// Whether at most one unfinished task with the same arguments may exist; no.
+    /// Whether at most one unfinished task with the same arguments may exist; default no.
     pub unique: bool,
-    /// How long after enqueue it expires if no worker has started it; never.
+    /// The time after enqueue at which it expires if no worker has started it; default never.
     pub expires: Option<Duration>,
-    /// How long the record with its result is kept after the end; 1 day.
+    /// The time that the record with its result is kept after the end; default 1 day.
     pub result_ttl: Duration,
 }
 
 impl TaskOptions {
-    /// The defaults named at the fields.
+    /// The defaults that the fields document.
     pub const DEFAULT: Self = Self {
         queue: "default",
         retries: 3,

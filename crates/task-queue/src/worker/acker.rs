@@ -1,5 +1,5 @@
-//! Settles ended tasks in batches; a store that does not answer is asked again, so that no end is lost. What is counted
-//! is what the store has recorded.
+//! Settles ended tasks in batches. When the store is unavailable, the batch is sent again, so that no end is lost.
+//! An end is counted in the metrics only after the store has recorded it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
     store::{Resolution, Settled, Settlement, TaskStore},
 };
 
-/// Ends settled in one transaction at most.
+/// The maximum number of ends settled in one transaction.
 const BATCH: usize = 500;
-/// How often a batch is offered before it is given up: the lease is long over by then and the store has handed
-/// the tasks on.
+/// The number of attempts to settle a batch. After the last one the batch is given up: by then the lease has
+/// expired long ago and the store has put the tasks back in their queue.
 const TRIES: u32 = 60;
 
 pub(super) async fn run(store: Arc<dyn TaskStore>, mut ends: mpsc::Receiver<End>) {
@@ -35,11 +35,11 @@ async fn settle(store: &dyn TaskStore, mut open: Vec<End>) {
                 Ok(Settled::Recorded) => recorded(&end),
                 Ok(Settled::Fenced) => {
                     let Settlement { id, fence, .. } = &end.settlement;
-                    tracing::warn!(%id, fence, "a late end was refused: the lease had been lost");
+                    tracing::warn!(%id, fence, "the store refused a late settlement because the lease was lost");
                     end.task.count("tasks_fenced");
                 }
                 Err(error) if error.kind() == ErrorKind::Refused => {
-                    tracing::error!(id = %end.settlement.id, %error, "the end of a task cannot be recorded");
+                    tracing::error!(id = %end.settlement.id, %error, "the store cannot record the end of a task");
                     end.task.count("tasks_dead");
                 }
                 Err(error) => {
@@ -53,7 +53,10 @@ async fn settle(store: &dyn TaskStore, mut open: Vec<End>) {
         tracing::warn!(%error, tries, tasks = open.len(), "settling tasks failed, trying again");
         tokio::time::sleep(Duration::from_millis(50 << tries.min(5))).await;
     }
-    tracing::error!(tasks = open.len(), "the store took no ends; their tasks will run again");
+    tracing::error!(
+        tasks = open.len(),
+        "the store did not record the ends of tasks; the tasks will run again"
+    );
 }
 
 fn recorded(end: &End) {

@@ -1,5 +1,5 @@
-//! The worker's backend as apalis sees it: a bounded channel that is drained, never fails, and acks outside all
-//! layers.
+//! Implements the apalis backend of the worker: a bounded channel that never fails and is drained at shutdown, with
+//! acks outside all layers.
 
 use std::{
     convert::Infallible,
@@ -24,7 +24,8 @@ use super::{
     running::{End, RunningTask},
 };
 
-/// Jobs on their way from the reader. Clones share the channel, for a restarted worker.
+/// The jobs that the fetcher has sent. Clones share the channel, so that a restarted apalis worker continues with
+/// it.
 #[derive(Clone)]
 pub(super) struct ApalisBackend {
     jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
@@ -85,7 +86,7 @@ impl BackendConfig for ApalisBackend {
     }
 }
 
-/// Judges the result of a run and passes the end on.
+/// Turns the result of a run into an [`End`] and sends it to the acker.
 #[derive(Clone)]
 pub(super) struct Ack {
     ends: mpsc::Sender<End>,
@@ -100,7 +101,7 @@ impl Acknowledge<Done> for Ack {
         let ends = self.ends.clone();
         let failure = match result {
             Ok(done) => Ok(done.clone()),
-            // What is not ours comes from the executor: a handler that panicked outside its own guard.
+            // An error of another type comes from the executor: a handler panicked outside its own guard.
             Err(error) => Err(match error.downcast_ref::<Failure>() {
                 Some(failure) => failure.clone(),
                 None => Failure::Panicked(error.to_string()),

@@ -1,4 +1,4 @@
-//! One run of one task: its context, its time limit, its panics, and what follows from how it ended.
+//! Runs one task once: creates its context, enforces its time limit, catches panics, and decides what follows.
 
 use std::{
     any::Any,
@@ -83,7 +83,7 @@ impl fmt::Display for Failure {
             }
             Self::Panicked(text) => write!(f, "panicked: {text}"),
             Self::Stopped(StopReason::Cancelled) => f.write_str("cancelled while it ran"),
-            Self::Stopped(StopReason::Shutdown) => f.write_str("handed back at shutdown"),
+            Self::Stopped(StopReason::Shutdown) => f.write_str("released at shutdown"),
             Self::Stopped(StopReason::Lost) => f.write_str("stopped because the lease was lost"),
         }
     }
@@ -91,7 +91,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The service that apalis runs, each call on a task of its own.
+/// The service that apalis calls; each call runs on its own tokio task.
 pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
     let Job { task, run, context } = job;
     let name = task.lease.name.clone();
@@ -116,7 +116,7 @@ pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
             Err(panic) => Err(Failure::Panicked(text_of(&*panic))),
         },
     };
-    // Another attempt may begin: what this one has handed to other threads is to stop.
+    // Another attempt may begin, so work that this attempt started on other threads must stop.
     if outcome.is_err() {
         task.stop.cancel();
     }
@@ -131,10 +131,10 @@ fn failed(error: &TaskError) -> Failure {
 fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a value that is no text".to_owned())
+        .unwrap_or_else(|| "a value that is not text".to_owned())
 }
 
-/// Decides what follows and passes it to the acker.
+/// Decides what follows and sends it to the acker.
 pub(super) async fn conclude(
     task: &Arc<RunningTask>,
     result: Result<Done, Failure>,
@@ -155,7 +155,8 @@ pub(super) async fn conclude(
         Failure::TimedOut(_) => (task.retry(None), Outcome::TimedOut),
         Failure::Panicked(_) => (task.retry(None), Outcome::Panicked),
         Failure::Stopped(StopReason::Cancelled) => (Resolution::Cancel, Outcome::Cancelled),
-        // Refused by its fence if the lease was lost; no harm, and no attempt is counted.
+        // If the lease was lost, the store refuses this because of its fence; that is harmless, and no attempt is
+        // counted.
         Failure::Stopped(StopReason::Shutdown | StopReason::Lost) => {
             return task.end(ends, Resolution::Release, None).await;
         }
@@ -169,7 +170,7 @@ pub(super) async fn conclude(
             tracing::warn!(task = lease.name, id = %lease.id, error = %failure, %due, "task failed, retry stored");
         }
         _ => {
-            tracing::info!(task = lease.name, id = %lease.id, reason = %failure, "task put off or cancelled")
+            tracing::info!(task = lease.name, id = %lease.id, reason = %failure, "task postponed or cancelled")
         }
     }
     task.end(ends, resolution, Some((outcome, Some(failure.to_string())))).await;

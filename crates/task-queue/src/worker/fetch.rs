@@ -1,5 +1,5 @@
-//! Claims due tasks for free slots, decodes them, and feeds the worker; waits on hints and due times, not on a
-//! hot poll.
+//! Claims due tasks for free slots, decodes them, and sends them to the worker. Between claims it waits for
+//! notifications and due times instead of polling constantly.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,9 +23,9 @@ use crate::{
     task::States,
 };
 
-/// A look without a hint, in case one was lost.
+/// The interval of claims without a notification, in case one was lost.
 const POLL: Duration = Duration::from_secs(1);
-/// Tasks leased in one go at most.
+/// The maximum number of tasks leased by one claim.
 const BATCH: usize = 1000;
 
 pub(super) struct Fetcher {
@@ -34,7 +34,7 @@ pub(super) struct Fetcher {
     pub(super) states: Arc<States>,
     pub(super) client: TaskClient,
     pub(super) info: WorkerInfo,
-    /// The id under which the worker holds its lease now.
+    /// The id under which the worker currently holds its lease.
     pub(super) identity: watch::Receiver<Uuid>,
     pub(super) slots: Arc<Semaphore>,
     pub(super) running: RunningTasks,
@@ -62,15 +62,15 @@ impl Fetcher {
             work.mark_unchanged();
             let worker = *self.identity.borrow_and_update();
             let claim = Claim { worker, queues: queues.clone(), kinds: kinds.clone(), limit: free.len() };
-            // Not raced with the stop: a claim that is under way is waited for, or its tasks would hang about
-            // until the worker retires.
+            // The claim is not raced with the stop signal: the fetcher waits for a claim in progress, because its
+            // tasks would otherwise stay leased until the worker retires.
             match self.store.claim(claim).await {
                 Ok(claimed) => {
                     failures = 0;
                     let wait = pause(&claimed);
                     let got = !claimed.tasks.is_empty();
                     for lease in claimed.tasks {
-                        let slot = free.pop().expect("a claim gives no more than it was asked for");
+                        let slot = free.pop().expect("a claim returns at most `limit` tasks");
                         self.hand_over(lease, worker, slot).await;
                     }
                     if !got {
@@ -90,7 +90,7 @@ impl Fetcher {
                     let ceiling = 50u64 << failures.min(6);
                     tokio::select! {
                         () = stopping.cancelled() => return,
-                        // A lease lost and got anew shows as another identity.
+                        // When the heartbeat gets a new lease after losing one, the identity changes.
                         _ = self.identity.changed() => {}
                         () = sleep(Duration::from_millis(fastrand::u64(ceiling / 2..=ceiling))) => {}
                     }
@@ -99,7 +99,8 @@ impl Fetcher {
         }
     }
 
-    /// Waits for one free slot and takes what else is free; `false` when there will be none.
+    /// Waits for one free slot and takes all other free slots, up to [`BATCH`]; `false` when the semaphore is
+    /// closed.
     async fn take_slots(&self, free: &mut Vec<OwnedSemaphorePermit>) -> bool {
         if free.is_empty() {
             match self.slots.clone().acquire_owned().await {
@@ -114,7 +115,7 @@ impl Fetcher {
         true
     }
 
-    /// Decodes a task and feeds it to the worker. One whose arguments do not fit is dead at once.
+    /// Decodes a task and sends it to the worker. A task whose arguments do not fit becomes a dead letter at once.
     async fn hand_over(&self, lease: Leased, worker: Uuid, slot: OwnedSemaphorePermit) {
         let wait = Timestamp::now().duration_since(lease.due);
         metrics::histogram!("task_wait_seconds", "queue" => lease.queue.clone())
@@ -142,10 +143,11 @@ impl Fetcher {
     }
 }
 
-/// How long to wait after an empty claim: to the next due time, and no longer than the slow poll.
+/// Returns the wait after an empty claim: until the next due time, but at most [`POLL`].
 fn pause(claimed: &Claimed) -> Duration {
     let Some(due) = claimed.next_due else { return POLL };
-    // A millisecond on top: timers may fire within their last millisecond and due times are never early.
+    // One millisecond is added, because timers may fire within their last millisecond and a task must not run
+    // early.
     let wait = Duration::try_from(due.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
     (wait + Duration::from_millis(1)).min(POLL)
 }

@@ -1,5 +1,5 @@
-//! The heartbeat, on a thread of its own so that no task function can hold it up: renews the lease, brings stops,
-//! and lets go of everything the moment the lease may be over.
+//! Sends heartbeats on a separate thread, so that no task function can delay them: renews the lease, receives
+//! cancellations, and stops all tasks when the lease may have expired.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use crate::{
     store::{Channel, Renewal, TaskStore, WorkerInfo},
 };
 
-/// Starts the heartbeat of a worker that has just registered. Completes the returned signal when it has ended,
-/// after `over`: from then on nothing registers any more.
+/// Starts the heartbeat of a worker that has just registered. It ends after `over` and then completes the returned
+/// receiver; from then on no code registers this worker again.
 pub(super) fn start(
     store: Arc<dyn TaskStore>,
     info: WorkerInfo,
@@ -42,10 +42,10 @@ async fn beat(
 ) {
     let lease = store.lease();
     let mut stops = store.notifier().watch(Channel::Stops);
-    // Counted from before the request, so that it never outlasts the store's own count.
+    // Measured from before the request, so that this lease never ends later than the lease in the store.
     let mut ends = Instant::now() + lease;
     loop {
-        // The one place to end at: a request under way may take effect even if nobody waits for it.
+        // The loop ends only here: a request in progress may take effect even if its future is dropped.
         tokio::select! {
             () = over.cancelled() => return,
             _ = timeout(lease / 4, stops.changed()) => {}
@@ -64,8 +64,8 @@ async fn beat(
             }
             _ => {}
         }
-        // Lost, or not known to be held any more: others may be running these tasks already.
-        tracing::warn!(worker = info.name, id = %info.id, "lease lost: stopping what runs and registering anew");
+        // The lease is lost or possibly lost: other workers may already run these tasks.
+        tracing::warn!(worker = info.name, id = %info.id, "lease lost: stopping all tasks and registering again");
         running.stop_all(StopReason::Lost);
         while !over.is_cancelled() {
             info.id = Uuid::now_v7();
@@ -77,7 +77,7 @@ async fn beat(
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, worker = info.name, "registering anew failed, trying again");
+                    tracing::warn!(%error, worker = info.name, "registering the worker again failed, trying again");
                     sleep(Duration::from_millis(200)).await;
                 }
             }

@@ -1,4 +1,4 @@
-//! Housekeeping every second, and the queue depths for the metrics.
+//! Runs the store's housekeeping about every second and reports the queue depths to the metrics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{State, TaskStore};
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Depths are counted once in so many rounds: counting costs more than looking.
+/// The number of rounds between two counts of the depths, because counting costs more than a housekeeping check.
 const DEPTHS: u32 = 60;
 
 pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) {
@@ -33,14 +33,14 @@ pub(super) async fn run(store: Arc<dyn TaskStore>, stopping: CancellationToken) 
             seen.extend(queues.keys().cloned());
             for queue in &seen {
                 for state in [State::Queued, State::Scheduled, State::Running, State::Dead] {
-                    // A queue with nothing left in it is no longer among the counts.
+                    // A queue without tasks is missing from the counts and must be reported as 0.
                     let tasks = queues.get(queue).and_then(|counts| counts.get(&state)).copied();
                     metrics::gauge!("task_queue_depth", "queue" => queue.clone(), "state" => state.as_str())
                         .set(tasks.unwrap_or_default() as f64);
                 }
             }
         }
-        // Jitter, so that many workers do not look at the same moment.
+        // Jitter, so that many workers do not query the store at the same moment.
         let wait = EVERY.mul_f64(0.75 + fastrand::f64() / 2.0);
         tokio::select! {
             () = stopping.cancelled() => return,

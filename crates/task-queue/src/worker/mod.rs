@@ -1,12 +1,13 @@
-//! The consuming side: a worker leases due tasks, runs them on apalis, and settles each in the store.
+//! Consumes tasks: a worker leases due tasks, runs them on apalis, and settles each in the store.
 //!
 //! ```text
-//! store -> reader --bounded channel--> apalis worker -> handler (spawned) -> ack layer -> acker -> store
-//!          lease (its own thread): heartbeat, stops, self-fencing             tend: housekeeping every second
+//! store -> fetcher --bounded channel--> apalis worker -> handler (spawned) -> ack layer -> acker -> store
+//!          heartbeat (its own thread): renew, stop, self-fencing               maintain: housekeeping every second
 //! ```
-//! The reader takes a task only for a free slot. apalis sees a [`feed`] that never fails; whatever happens to the
-//! store is between the store and the reader, acker and lease loops, which retry. A task is settled outside
-//! every user layer, by its result alone, under the fence it was leased with.
+//! The fetcher (`reader` in error texts) claims a task only for a free slot. apalis sees a backend
+//! (`apalis::ApalisBackend`) that never fails: only the fetcher, the acker, the heartbeat and housekeeping call the
+//! store, and they retry its errors. A task is settled outside every user layer, by its result alone, under the
+//! fence of its lease.
 
 mod acker;
 mod apalis;
@@ -38,7 +39,8 @@ use crate::{
 use registry::Registry;
 use running::{RunningTasks, StopReason};
 
-/// How long functions that were told to stop may take to get there; one that blocks its thread never does.
+/// The time that task functions have to stop after they were cancelled; a function that blocks its thread never
+/// stops.
 const STUBBORN: Duration = Duration::from_secs(5);
 
 /// Runs tasks from a store.
@@ -52,7 +54,7 @@ const STUBBORN: Duration = Duration::from_secs(5);
 /// # }
 /// ```
 #[derive(Debug)]
-#[must_use = "a worker works when it is run"]
+#[must_use = "a worker does nothing until `run_until` is awaited"]
 pub struct Worker {
     store: Arc<dyn TaskStore>,
     registry: Registry,
@@ -64,7 +66,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker on this store: all cores' number of slots, the queues of its tasks, 30 s to drain.
+    /// Creates a worker on this store with one slot per core, the queues of its tasks, and 30 s to drain.
     pub fn new(store: Arc<dyn TaskStore>) -> Self {
         let concurrency = std::thread::available_parallelism().map_or(4, usize::from);
         Self {
@@ -78,37 +80,38 @@ impl Worker {
         }
     }
 
-    /// Takes on a task kind.
+    /// Registers a task kind.
     pub fn register<T: Task>(mut self, task: T) -> Self {
         self.registry.add(task);
         self
     }
 
-    /// Gives task functions a value to take with [`State`](crate::State); one of each type.
+    /// Adds a value that task functions take with [`State`](crate::State); one of each type.
     pub fn with_state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.states.insert(value);
         self
     }
 
-    /// Serves these queues instead of those that the registered tasks name.
+    /// Sets the queues to serve, instead of the queues of the registered tasks.
     pub fn queues<Q: Into<String>>(mut self, queues: impl IntoIterator<Item = Q>) -> Self {
         self.queues = queues.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Runs this many tasks at once: at least one, at most 65,536.
+    /// Sets the number of tasks that run at once: at least one, at most 65,536.
     pub fn concurrency(mut self, slots: usize) -> Self {
         self.concurrency = slots.clamp(1, SLOTS);
         self
     }
 
-    /// How long running tasks may finish at shutdown; then they are handed back unharmed.
+    /// Sets the time that running tasks have to finish at shutdown; after it they are released without counting an
+    /// attempt.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// The name shown to people; `worker@HOST:PID` by default. It need not be unique.
+    /// Sets the name shown to people; `worker@HOST:PID` by default. It need not be unique.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -119,7 +122,8 @@ impl Worker {
         self.registry.names()
     }
 
-    /// The queues it serves: those given, else those that the registered tasks name, and `default`.
+    /// The queues that it serves: the queues given to [`queues`](Self::queues), else the queues of the registered
+    /// tasks and `default`.
     pub fn served(&self) -> Vec<String> {
         let mut queues = if self.queues.is_empty() { self.registry.queues() } else { self.queues.clone() };
         let mut seen = std::collections::HashSet::new();
@@ -127,19 +131,19 @@ impl Worker {
         queues
     }
 
-    /// How many tasks it runs at once.
+    /// The number of tasks that it runs at once.
     pub fn slots(&self) -> usize {
         self.concurrency
     }
 
-    /// Works until `shutdown` completes, then drains: takes nothing new, lets running tasks finish within the
-    /// grace time, hands the rest back, settles what ended. It takes tasks of the registered kinds alone.
+    /// Runs until `shutdown` completes, then drains: claims no new tasks, lets running tasks finish within the
+    /// grace time, releases the others, and settles the ended tasks. It claims only tasks of the registered kinds.
     ///
     /// # Errors
-    /// At start: a task name registered twice, a state that a task needs and the worker lacks, or a store that
-    /// cannot be written. Later troubles of the store are retried. At the end, when the store does not take what ended
-    /// for as long as a lease lasts: those tasks run again. When a part of the worker has ended by itself, which it
-    /// never should: then it stops rather than go on without.
+    /// At start: a task name is registered twice, the worker lacks a state that a task needs, or the store cannot
+    /// be written. Later errors of the store are retried. At the end: the store did not record the ends of tasks
+    /// for as long as a lease lasts; those tasks run again. At any time: a part of the worker has ended
+    /// unexpectedly; the worker then stops, because it cannot continue without that part.
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         self.registry.check(&self.states)?;
         let info = WorkerInfo {
@@ -167,7 +171,7 @@ impl Worker {
             running.clone(),
             lease_over.clone(),
         )?;
-        // Whoever drops this future ends every part of it.
+        // When the caller drops this future, the guards end all its parts.
         let (_no_work, _no_lease) = (stopping.clone().drop_guard(), lease_over.clone().drop_guard());
         let mut acker = AbortOnDropHandle::new(tokio::spawn(acker::run(self.store.clone(), ended)));
         let mut maintain =
@@ -201,17 +205,21 @@ impl Worker {
         };
         stopping.cancel();
         if let Some(part) = broken {
-            tracing::error!(worker = info.name, part, "a part of the worker has ended by itself: stopping");
-            // Without a heartbeat, others may run these tasks as soon as the lease is over.
+            tracing::error!(
+                worker = info.name,
+                part,
+                "a part of the worker has ended unexpectedly: stopping"
+            );
+            // Without a heartbeat, other workers may run these tasks as soon as the lease expires.
             running.stop_all(StopReason::Lost);
             let _ = tokio::time::timeout(STUBBORN, &mut apalis).await;
             let text = format!(
-                "the {part} of worker {} has ended by itself; what it held runs again when its lease is over",
+                "the {part} of worker {} has ended unexpectedly; its tasks run again when its lease is over",
                 info.name
             );
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
-        // Past the grace time the handlers are dropped and their tasks handed back.
+        // After the grace time the handlers are dropped and their tasks released.
         let cutoff = async {
             tokio::time::sleep(self.grace).await;
             running.stop_all(StopReason::Shutdown);
@@ -222,8 +230,8 @@ impl Worker {
             () = cutoff => false,
         };
         drop(apalis);
-        // Every sender of ends is gone with reader, feed and handlers; the acker settles the rest and stops. What is
-        // not settled within a lease is refused afterwards, so nobody waits longer.
+        // Fetcher, apalis backend and handlers have dropped all senders of ends; the acker settles the rest and
+        // stops. The store refuses a settlement that comes later than a lease, so waiting longer is useless.
         let settled = async {
             let _ = reader.await;
             let _ = acker.await;
@@ -234,31 +242,33 @@ impl Worker {
         let patience = self.store.lease();
         if tokio::time::timeout(patience, settled).await.is_err() {
             let text = format!(
-                "the store did not take what ended on worker {} within {}; those tasks run again",
+                "the store did not record the ends of tasks on worker {} within {}; those tasks run again",
                 info.name,
                 crate::duration::format(patience)
             );
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         if !drained {
-            // Handing back what still runs would have it run twice at a time: it goes on when the lease lapses.
+            // If the worker released tasks that still run, they would run twice at a time; they run again when the
+            // lease expires.
             tracing::error!(
                 worker = info.name,
                 held = running.len(),
-                "task functions that block do not stop; not waiting"
+                "blocking task functions did not stop; not waiting for them"
             );
             return Ok(());
         }
         let id = *identity.borrow();
-        let late =
-            || Error::new(ErrorKind::Unavailable, "the store did not take the worker off its list in time");
+        let late = || {
+            Error::new(ErrorKind::Unavailable, "the store did not remove the worker from its list in time")
+        };
         let released = tokio::time::timeout(patience, self.store.retire(id)).await.map_err(|_| late())??;
         tracing::info!(worker = info.name, released, "worker stopped");
         Ok(())
     }
 }
 
-/// Runs the apalis worker, and anew should it ever end by itself, until the worker shuts down.
+/// Runs the apalis worker, and starts it again if it ends unexpectedly, until the worker shuts down.
 async fn supervise(name: String, feed: apalis::ApalisBackend, stopping: CancellationToken) {
     let mut restarts = 0u32;
     while !stopping.is_cancelled() {
@@ -273,8 +283,9 @@ async fn supervise(name: String, feed: apalis::ApalisBackend, stopping: Cancella
     }
 }
 
-/// One apalis worker: handlers spawned, so that none can hold up the loop; acks come from the feed. Boxed here,
-/// where its type is concrete: across an await the compiler cannot see that it is `Send`.
+/// Runs one apalis worker. Handlers are spawned, so that none can delay the loop; acks come from the backend. The
+/// future is boxed here, where its type is concrete, because the compiler cannot prove across an await that it is
+/// `Send`.
 fn one_life(
     name: String,
     feed: apalis::ApalisBackend,

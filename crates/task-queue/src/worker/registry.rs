@@ -1,4 +1,4 @@
-//! The task kinds a worker can run, by name.
+//! Keeps the task kinds that a worker can run, by name.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::{
     task::{States, Task, TaskContext, TaskError, TaskOptions, decode, encode},
 };
 
-/// A run with its arguments decoded, waiting for its context.
+/// A run with decoded arguments that needs only its context.
 pub(super) type Prepared =
     Box<dyn FnOnce(TaskContext) -> BoxFuture<'static, Result<String, TaskError>> + Send>;
 
@@ -21,7 +21,7 @@ struct Registered {
     prepare: fn(&Leased) -> Result<Prepared>,
 }
 
-/// What a worker can run.
+/// The task kinds that a worker can run.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: BTreeMap<&'static str, Registered>,
@@ -51,14 +51,14 @@ impl Registry {
         self.entries.keys().map(|name| (*name).to_owned()).collect()
     }
 
-    /// What is made known of each.
+    /// Returns the description of each kind, which the worker publishes in the store.
     pub(super) fn kinds(&self) -> Vec<TaskKind> {
         let kind =
             |(name, entry): (&&str, &Registered)| TaskKind::new(name, entry.parameters, &entry.options);
         self.entries.iter().map(kind).collect()
     }
 
-    /// The queues that the tasks name, `default` among them.
+    /// The queues of the registered tasks, and `default`.
     pub(super) fn queues(&self) -> Vec<String> {
         let mut queues: Vec<_> = self.entries.values().map(|entry| entry.options.queue.to_owned()).collect();
         queues.push(TaskOptions::DEFAULT.queue.to_owned());
@@ -67,7 +67,8 @@ impl Registry {
         queues
     }
 
-    /// Says what is missing before the first task is taken.
+    /// Checks the registered tasks before the first claim. Fails when a name is registered twice or a task lacks a
+    /// state.
     pub(super) fn check(&self, states: &States) -> Result<()> {
         if let Some(name) = self.twice.first() {
             let text = format!("two tasks are registered as `{name}`: name one with #[task(name = \"...\")]");
@@ -85,10 +86,10 @@ impl Registry {
         self.entries.get(name).map_or(TaskOptions::DEFAULT, |entry| entry.options)
     }
 
-    /// Decodes the arguments.
+    /// Decodes the arguments of a leased task.
     ///
     /// # Errors
-    /// What does not fit.
+    /// Fails when the kind is not registered or the arguments do not fit; the text names the misfit.
     pub(super) fn prepare(&self, lease: &Leased) -> Result<Prepared> {
         let unknown = || Error::invalid(format!("task `{}` is not registered here", lease.name));
         let entry = self.entries.get(lease.name.as_str()).ok_or_else(unknown)?;

@@ -1,4 +1,4 @@
-//! A worker's hold on one leased task: what is needed to stop it and to settle it, from wherever that happens.
+//! Tracks the running tasks of a worker: the data to stop and to settle each of them from any part of the worker.
 
 use std::{
     collections::HashMap,
@@ -15,24 +15,24 @@ use crate::{
     task::{Backoff, TaskOptions},
 };
 
-/// Why a running task is stopped.
+/// The reason why a running task is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StopReason {
     /// It was cancelled in the store.
     Cancelled,
     /// The worker shuts down and its grace time is over.
     Shutdown,
-    /// The lease is gone: another worker may have the task.
+    /// The lease is lost: another worker may have the task.
     Lost,
 }
 
-/// The end of one lease on its way to the store.
+/// The end of one lease, sent to the acker.
 pub(super) struct End {
     pub(super) settlement: Settlement,
     pub(super) task: Arc<RunningTask>,
 }
 
-/// The hold on one task. The slot is given back when the end has been passed on.
+/// One running task. The slot is released after the end was sent to the acker.
 pub(super) struct RunningTask {
     pub(super) lease: Leased,
     pub(super) options: TaskOptions,
@@ -67,7 +67,7 @@ impl RunningTask {
         task
     }
 
-    /// Why it was stopped, if it was.
+    /// The reason why it was stopped, or `None`.
     pub(super) fn reason(&self) -> Option<StopReason> {
         *lock(&self.reason)
     }
@@ -77,7 +77,7 @@ impl RunningTask {
         self.stop.cancel();
     }
 
-    /// When a failed attempt runs again, or that it does not.
+    /// Decides after a failed attempt: a retry with its due time, or a dead letter.
     pub(super) fn retry(&self, wait: Option<std::time::Duration>) -> Resolution {
         let retry = self.lease.errors.saturating_add(1);
         if retry > self.lease.max_retries {
@@ -87,7 +87,7 @@ impl RunningTask {
         again(wait.unwrap_or_else(|| backoff.delay(retry)), true)
     }
 
-    /// Passes the end on to the acker and gives the slot back.
+    /// Sends the end to the acker and releases the slot.
     pub(super) async fn end(
         self: &Arc<Self>,
         ends: &mpsc::Sender<End>,
@@ -109,19 +109,20 @@ impl RunningTask {
             attempt,
             resolution,
         };
-        // The acker outlives every grip; should it be gone, the store hands the task on when the worker retires.
+        // The acker outlives every `RunningTask`. If it has ended nevertheless, the store puts the task back in its
+        // queue when the worker retires.
         let _ = ends.send(End { settlement, task: self.clone() }).await;
         self.forget();
         drop(lock(&self.slot).take());
     }
 
-    /// Counts a metric of this task.
+    /// Increments a counter of this task.
     pub(super) fn count(&self, metric: &'static str) {
         metrics::counter!(metric, "task" => self.lease.name.clone(), "queue" => self.lease.queue.clone())
             .increment(1);
     }
 
-    /// Off the list of held tasks, unless a later lease of the same task stands there.
+    /// Removes the task from the running tasks, unless a later lease of the same task has taken its place.
     fn forget(&self) {
         let mut held = lock(&self.running.held);
         if held.get(&self.lease.id).is_some_and(|task| task.lease.fence == self.lease.fence) {
@@ -134,7 +135,7 @@ pub(super) fn again(wait: std::time::Duration, counts: bool) -> Resolution {
     Resolution::Retry { due: Timestamp::now().saturating_add(wait).unwrap_or(Timestamp::MAX), counts }
 }
 
-/// Everything a worker holds.
+/// All running tasks of a worker.
 #[derive(Clone, Default)]
 pub(super) struct RunningTasks {
     held: Arc<Mutex<HashMap<Uuid, Arc<RunningTask>>>>,

@@ -1,4 +1,4 @@
-//! What does not fit: each gets a clear error and harms no neighbour.
+//! Tests bad input: each case gets a clear error and affects no other task.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn oversized_arguments_are_refused_at_the_door() {
     let error =
         bench.client.send(vec![NewTask::named("x", format!("[\"{}\"]", "y".repeat(200)))]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
-    assert!(error.to_string().contains("204 bytes and the store takes 100"), "{error}");
+    assert!(error.to_string().contains("204 bytes and the store accepts 100"), "{error}");
 }
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn a_store_of_another_version_is_refused() {
     direct.execute("PRAGMA user_version = 99").await.unwrap();
     let error = SqliteStore::open(SqliteOptions::new(bench.path())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Version);
-    assert!(error.to_string().contains("has version 99 and this build reads up to 2"), "{error}");
+    assert!(error.to_string().contains("has version 99 and this build reads versions up to 2"), "{error}");
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn a_worker_outlasts_a_locked_store() {
     first.get(SOON).await.unwrap();
     let before = bench.store.workers().await.unwrap()[0].info.id;
     other.execute("BEGIN IMMEDIATE").await.unwrap();
-    // Locked for so long that the worker must take its lease for lost.
+    // The store stays locked until the worker must treat its lease as lost.
     crate::support::until("the lease has lapsed", || async {
         bench.store.workers().await.unwrap().is_empty()
     })

@@ -1,4 +1,5 @@
-//! How attempts end: panics, time limits, permanent errors, snoozes, expiry, cancellation, queues and priorities.
+//! Tests the ends of attempts: panics, time limits, permanent errors, snoozes, expiry, cancellation, queues and
+//! priorities.
 
 use std::{
     sync::{
@@ -41,7 +42,7 @@ async fn doze(State(runs): State<Arc<AtomicU32>>) -> Result<u32, TaskError> {
     }
 }
 
-/// Notes its number, once the gate lets it.
+/// Records its number after the gate opens.
 #[task]
 async fn note(
     State(gate): State<Arc<Semaphore>>,
@@ -263,7 +264,7 @@ async fn many_tasks_all_run_once() {
     let client: &TaskClient = &bench.client;
     let calls = (0..2000).map(|number| async move { note.delay(number).on(client).await.map(|_| ()) });
     futures_util::future::try_join_all(calls).await.unwrap();
-    // Each has its time: how long all of them take is the disk's pace.
+    // Each task gets its own timeout, because the time for all of them depends on the disk.
     for count in (100..=2000).step_by(100) {
         until(&format!("{count} have run"), || async { seen.lock().unwrap().len() >= count }).await;
     }

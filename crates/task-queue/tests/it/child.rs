@@ -1,7 +1,7 @@
-//! Real child processes: this very test binary, run as a program with tasks of its own.
+//! Runs child processes: this test binary, started as a program with its own tasks.
 //!
-//! The child runs the crate's command line with the arguments it is given, so these tests drive `worker`, `beat`
-//! and the rest as a user's program would have them.
+//! The child runs the crate's command line with the given arguments, so these tests call `worker`, `beat` and the
+//! other subcommands as a user's program would.
 
 use std::{
     io::{Read, Write},
@@ -30,7 +30,7 @@ struct Cli {
     command: TaskCommand,
 }
 
-/// Writes when it starts and when it ends to a journal that all processes share.
+/// Writes its start and its end to a journal that all processes share.
 #[task(retries = 3, backoff = "1ms")]
 pub(crate) async fn journal(context: TaskContext, path: PathBuf, millis: u64) -> Result<u32, String> {
     let note = |what: &str| {
@@ -45,7 +45,7 @@ pub(crate) async fn journal(context: TaskContext, path: PathBuf, millis: u64) ->
     Ok(context.attempt())
 }
 
-/// Ends the process it runs in, as a bug in foreign code may.
+/// Ends its own process, as a bug in other code may.
 #[task]
 pub(crate) async fn abort() -> Result<(), String> {
     std::process::abort()
@@ -57,7 +57,7 @@ pub(crate) async fn mailed(to: String, copies: u32) -> Result<String, String> {
     Ok(format!("{to} {copies}"))
 }
 
-/// The child's `main`; nothing at all when the tests run as tests.
+/// The child's `main`; does nothing when the binary runs as a test.
 #[test]
 fn entry() {
     let (Ok(args), Ok(url)) = (std::env::var(ARGS), std::env::var(STORE)) else { return };
@@ -93,7 +93,7 @@ fn set_up(mut command: Command, url: &str, args: &[&str]) -> Command {
     command
 }
 
-/// A child that runs on; killed when dropped.
+/// A running child; it is killed when dropped.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -101,12 +101,12 @@ impl Process {
         Self(command(url, args).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    /// A child of which standard error is kept.
+    /// Starts a child whose standard error is captured.
     pub(crate) fn start_heard(url: &str, args: &[&str]) -> Self {
         Self(command(url, args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
-    /// SIGTERM, and what it said on standard error until its clean end.
+    /// Sends SIGTERM, waits for a clean end, and returns the child's standard error.
     pub(crate) fn said(mut self) -> String {
         self.signal("TERM");
         let mut said = String::new();
@@ -121,19 +121,19 @@ impl Process {
         assert!(Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status().unwrap().success());
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits for the end of the process.
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// SIGTERM, and waits for a clean end.
+    /// Sends SIGTERM and waits for a clean end.
     pub(crate) fn terminate(mut self) {
         self.signal("TERM");
         assert!(self.0.wait().unwrap().success());
     }
 
-    /// Waits for an end that is not clean.
+    /// Waits for an end with an error status.
     pub(crate) fn crashed(mut self) {
         assert!(!self.0.wait().unwrap().success());
     }
@@ -146,18 +146,19 @@ impl Drop for Process {
     }
 }
 
-/// Runs a verb to its end: what it printed, or its error.
+/// Runs a subcommand to its end: returns its output or its error.
 pub(crate) fn verb(url: &str, args: &[&str]) -> Result<String, String> {
     answer(command(url, args))
 }
 
-/// The same as a user who may not write everywhere, whoever runs the tests. `folder` is one that all may enter.
+/// The same as a user without write access everywhere, whichever user runs the tests. `folder` is a folder that all
+/// users may enter.
 pub(crate) fn verb_unprivileged(folder: &Path, url: &str, args: &[&str]) -> Result<String, String> {
     let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     if !root {
         return verb(url, args);
     }
-    // A copy, because the build directory may be closed to others.
+    // A copy, because other users may not be able to enter the build directory.
     let program = folder.join("program");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut command = Command::new("setpriv");
@@ -170,7 +171,7 @@ fn answer(command: Command) -> Result<String, String> {
     if said.ok { Ok(said.out) } else { Err(said.err) }
 }
 
-/// All that a verb said.
+/// The output of a subcommand.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) ok: bool,
@@ -178,7 +179,7 @@ pub(crate) struct Said {
     pub(crate) err: String,
 }
 
-/// Runs a verb to its end.
+/// Runs a subcommand to its end and returns its output.
 pub(crate) fn said(url: &str, args: &[&str]) -> Said {
     hear(command(url, args))
 }

@@ -1,4 +1,4 @@
-//! A store that the first version of the tables made opens, keeps what it held, and works on.
+//! Tests that this build opens a store with the first version of the tables, keeps its data and continues to work.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::{SOON, until};
 
-/// As the first version wrote them.
+/// The tables as the first version created them.
 const FIRST: &str = "
 PRAGMA journal_mode = WAL;
 CREATE TABLE tasks (
@@ -124,7 +124,7 @@ async fn a_store_of_the_first_version_opens_and_goes_on() {
     ] {
         first.execute(AssertSqlSafe(statement)).await.unwrap();
     }
-    // The earlier build still has it open while the later one opens it.
+    // The earlier build still has the store open while the later one opens it.
     let client = TaskClient::open(&format!("sqlite:{}", path.display())).await.unwrap();
     let store = client.store().clone();
     let now = jiff::Timestamp::now().as_millisecond().to_string();
@@ -153,9 +153,9 @@ async fn a_store_of_the_first_version_opens_and_goes_on() {
     let stats = store.stats().await.unwrap();
     assert!(stats.iter().any(|queue| queue.queue == "closed" && queue.paused));
     let left = store.list(Filter { name: Some("other".to_owned()), ..Filter::default() }).await.unwrap();
-    // Whoever knows the kind has a week from the upgrade to come, however long the tasks have waited before.
+    // A worker that registers the kind has a week from the upgrade, however long the tasks have waited before.
     assert_eq!(left.iter().map(|task| task.state).collect::<Vec<_>>(), [store::State::Queued; 2]);
     worker.abort();
-    // Opened again, it is of this version.
+    // Opened again, the store has this version.
     TaskClient::open(&format!("sqlite:{}", path.display())).await.unwrap();
 }

@@ -1,4 +1,5 @@
-//! A part of a worker that ends by itself ends the worker; a store that does not answer does not hold up its end.
+//! Tests faults: a part of a worker that ends unexpectedly ends the worker, and an unavailable store does not block
+//! the worker's end.
 
 use std::{
     sync::{
@@ -25,13 +26,13 @@ use crate::support::{Bench, SOON, until};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
-    /// A bug in our own code, at whoever calls.
+    /// A panic in this crate's code, in the caller's task.
     Panic,
-    /// No answer, ever.
+    /// The future never completes.
     Silence,
 }
 
-/// A real store, of which one method fails from when it is told to.
+/// A real store; one of its methods fails after the fault is switched on.
 #[derive(Debug)]
 struct Faulty {
     inner: Arc<dyn TaskStore>,
@@ -141,7 +142,7 @@ async fn short_lease() -> Bench {
     Bench::with(|options| options.lease = Duration::from_secs(1)).await
 }
 
-/// Runs a worker for ever on a store that breaks once the worker works; how it ended by itself.
+/// Runs a worker without shutdown on a store that fails after the worker has started; returns the worker's error.
 async fn broken(at: &'static str) -> Error {
     let bench = short_lease().await;
     let store = Faulty::new(&bench.store, at, Fault::Panic);
@@ -149,16 +150,18 @@ async fn broken(at: &'static str) -> Error {
     let worker = tokio::spawn(worker);
     assert_eq!(double.delay(1).on(&bench.client).await.unwrap().get(SOON).await.unwrap(), 2);
     store.arm();
-    // Something to claim and to settle.
+    // A task to claim and to settle.
     double.delay(2).on(&bench.client).await.unwrap();
-    let ended = tokio::time::timeout(SOON, worker).await.expect("the worker ends, it does not go on deaf");
+    let ended = tokio::time::timeout(SOON, worker)
+        .await
+        .expect("the worker ends instead of continuing without the failed part");
     ended.unwrap().unwrap_err()
 }
 
 #[tokio::test]
 async fn a_part_that_dies_ends_the_worker() {
     for (at, part) in
-        [("claim", "reader"), ("settle", "acker"), ("tend", "housekeeping"), ("renew", "heartbeat")]
+        [("claim", "reader"), ("settle", "acker"), ("maintain", "housekeeping"), ("renew", "heartbeat")]
     {
         let error = broken(at).await;
         assert_eq!(error.kind(), ErrorKind::Unavailable);
@@ -183,7 +186,7 @@ async fn a_store_that_does_not_answer_does_not_hold_up_the_end() {
         drop(stop);
         let ended = tokio::time::timeout(SOON, worker).await.expect("it ends").unwrap();
         match at {
-            // A lease that may be lost is no reason to wait, and the rest was done.
+            // The worker does not wait for a lease that may be lost, and everything else was done.
             "renew" => drop(ended),
             _ => assert_eq!(ended.unwrap_err().kind(), ErrorKind::Unavailable, "{at}: not all was done"),
         }

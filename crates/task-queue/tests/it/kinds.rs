@@ -1,4 +1,5 @@
-//! Workers take the kinds that they have registered; the others wait, are shown, and end after a stated time.
+//! Tests that workers claim only the kinds that they have registered; tasks of other kinds wait, are listed, and
+//! become dead after the configured time.
 
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ async fn a_kind_that_nobody_has_registered_is_dead_after_the_stated_time() {
     assert_eq!(task.state().await.unwrap(), State::Dead);
     assert_eq!(unserved.state().await.unwrap(), State::Queued, "its kind is known");
     assert_eq!(later.state().await.unwrap(), State::Scheduled, "it is not due");
-    // Replayed beside a worker that knows it, it runs.
+    // Replayed while a worker that registers its kind runs, the task runs.
     let newcomer = bench.work(|worker| worker.register(triple));
     until("it is registered", || async { bench.store.kinds().await.unwrap().len() == 2 }).await;
     assert_eq!(bench.store.replay(&[task.id()]).await.unwrap(), 1);
@@ -89,7 +90,7 @@ async fn a_kind_whose_workers_are_gone_is_waited_for_as_long() {
     assert_eq!(task.state().await.unwrap(), State::Queued);
     let waiting = bench.store.waiting().await.unwrap();
     assert_eq!((waiting[0].workers, waiting[0].known), (0, true));
-    // The same file through a store without patience.
+    // The same file, opened by a store with a short patience.
     let mut options = SqliteOptions::new(bench.path());
     options.patience = Duration::from_millis(1);
     let impatient = SqliteStore::open(options).await.unwrap();

@@ -1,4 +1,4 @@
-//! Tasks from definition to result, on real stores and real processes.
+//! Tests tasks from definition to result, on real stores and real processes.
 
 mod bad_input;
 mod behaviour;

@@ -1,4 +1,4 @@
-//! What is counted is what the store has recorded.
+//! Tests that the metrics count only what the store has recorded.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn measured(outcome: String) -> Result<(), TaskError> {
 fn every_end_is_counted_once_with_task_and_queue() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
-    // Recorders are per thread, and so is this runtime.
+    // A recorder belongs to one thread, so this runtime uses one thread.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     metrics::with_local_recorder(&recorder, || runtime.block_on(ends()));
     let told = handle.render();
@@ -34,7 +34,7 @@ fn every_end_is_counted_once_with_task_and_queue() {
     };
     counts("tasks_enqueued", 5);
     counts("tasks_succeeded", 2);
-    // One fails twice, one is permanent, one has arguments that do not fit.
+    // One task fails twice, one is permanent, one has arguments that do not fit.
     counts("tasks_failed", 4);
     counts("tasks_retried", 1);
     counts("tasks_dead", 3);
@@ -57,7 +57,7 @@ async fn ends() {
     unfit.unique = Some("held".to_owned());
     let sent = bench.client.send(vec![unfit]).await.unwrap();
     sent[0].wait(SOON).await.unwrap();
-    // Neither a refused task nor one that is there already counts as enqueued.
+    // A refused task and a duplicate do not count as enqueued.
     bench.client.send(vec![NewTask::named("", "[]")]).await.unwrap_err();
     let mut again = NewTask::named("measured", "[\"good\"]");
     again.id = good.id();

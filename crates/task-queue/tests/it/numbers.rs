@@ -1,5 +1,5 @@
-//! Numbers at their edges: what JSON does not have, more digits than a machine word, the smallest and the largest of
-//! every option.
+//! Tests edge cases of numbers: numbers that JSON does not have, more digits than a machine word, and the smallest
+//! and largest value of every option.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The straight path: define, enqueue, run, get the result.
+//! Tests the normal path: define, enqueue, run, get the result.
 
 use std::{
     sync::{

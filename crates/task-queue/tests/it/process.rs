@@ -1,4 +1,5 @@
-//! Several processes on one store, killed and frozen: nothing lost, nothing run by two at a time.
+//! Tests several processes on one store, killed and suspended: no task is lost, and no task runs in two processes
+//! at a time.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,7 +14,7 @@ use crate::{
     support::{SOON, until},
 };
 
-/// A store file, its URL with a short lease, a journal, and a client in this process.
+/// A test site: a store file, its URL with a short lease, a journal, and a client in this process.
 struct Site {
     folder: tempfile::TempDir,
     url: String,
@@ -25,7 +26,7 @@ impl Site {
         Self::with_lease("8s").await
     }
 
-    /// A short lease, for tests in which a worker dies.
+    /// Creates a site with a short lease, for tests in which a worker is killed.
     async fn with_lease(lease: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}?lease={lease}", folder.path().join("tasks.db").display());
@@ -52,8 +53,8 @@ impl Site {
     }
 }
 
-/// The processes that work on a task at each moment never are two. A killed process's run ends with the lease it
-/// died under, which the store tells as the end of the crashed attempt.
+/// Asserts that two processes never work on a task at the same time. A killed process's run ends with its lease;
+/// the store records this time as the end of the crashed attempt.
 async fn assert_never_two_at_once(site: &Site, results: &[AsyncResult<u32>]) {
     let mut runs = HashMap::<String, Vec<Note>>::new();
     for note in read_journal(&site.journal()) {
@@ -141,7 +142,7 @@ async fn a_frozen_workers_late_end_changes_nothing() {
     }
     let before: Vec<_> = records(&results).await;
     frozen.signal("CONT");
-    // It is back when it has registered anew; by then it has let go of what it held.
+    // The worker has recovered when it has registered again; by then it has stopped the tasks of its lost lease.
     until("it has registered anew", || async {
         site.client.store().workers().await.unwrap().iter().any(|worker| worker.info.name == "frozen")
     })
@@ -179,7 +180,7 @@ async fn a_poison_pill_is_buried_and_its_neighbours_live() {
     let neighbours = site.enqueue(2, 1).await;
     for _ in 0..2 {
         Process::start(&site.url, &["worker", "-c", "1"]).crashed();
-        // The next worker finds it again when the lease of the dead one is over.
+        // The next worker claims it again when the dead worker's lease has expired.
         until("it was handed on", || async {
             site.client.store().maintain().await.unwrap();
             site.client.store().get(id).await.unwrap().unwrap().state != State::Running
@@ -358,9 +359,9 @@ async fn the_command_line_tells_and_does_what_it_says() {
 
     for (args, said) in [
         (&["call", "journal", "-a", "{}"][..], "--args takes a json array"),
-        (&["call", "journal", "--countdown", "soon"], "no length of time"),
+        (&["call", "journal", "--countdown", "soon"], "not a duration"),
         (&["schedule", "add", "x", "--task", "t", "--cron", "* * *"], "it has 3"),
-        (&["schedule", "add", "x", "--task", "t", "--cron", "* * * * *", "--tz", "Mars"], "no time zone"),
+        (&["schedule", "add", "x", "--task", "t", "--cron", "* * * * *", "--tz", "Mars"], "not a time zone"),
         (&["schedule", "rm", "x"], "no schedule `x`"),
         (&["dead", "replay"], "--all"),
         (&["purge"], "--force"),
@@ -370,7 +371,7 @@ async fn the_command_line_tells_and_does_what_it_says() {
         (&["call", "journal", "--max-retries", "4294967296"], "--max-retries"),
         (&["worker", "-c", "0"], "--concurrency"),
         (&["worker", "-c", "65537"], "--concurrency"),
-        (&["worker", "--grace", "forever"], "no length of time"),
+        (&["worker", "--grace", "forever"], "not a duration"),
         (&["result", "018f0000-0000-7000-8000-000000000000"], "unknown"),
         (&["frobnicate"], "unrecognized subcommand"),
     ] {

@@ -1,4 +1,5 @@
-//! One row that the store refuses is set aside with the reason, and the others go on.
+//! Tests that one row that the store refuses is marked as dead with the reason, and that the other rows are
+//! processed.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ async fn double(number: u32) -> Result<u32, String> {
     Ok(number * 2)
 }
 
-/// A connection of somebody else, who writes what this crate never would.
+/// Opens another connection, which writes values that this crate never writes.
 async fn direct(bench: &Bench, statements: &[&str]) {
     let url = format!("sqlite:{}", bench.path().display());
     let mut other = SqliteConnection::connect(&url).await.unwrap();
@@ -27,7 +28,7 @@ async fn enqueue(bench: &Bench, number: u32) -> Uuid {
     double.delay(number).on(&bench.client).await.unwrap().id()
 }
 
-/// Runs a worker until all neighbours have succeeded and the bad one is set aside; why it was.
+/// Runs a worker until all neighbours have succeeded and the bad task is set aside; returns the reason.
 async fn set_aside(bench: &Bench, bad: Uuid, neighbours: &[Uuid]) -> String {
     let worker = bench.work(|worker| worker.register(double).concurrency(4));
     for id in neighbours {
@@ -35,7 +36,7 @@ async fn set_aside(bench: &Bench, bad: Uuid, neighbours: &[Uuid]) -> String {
     }
     let error = bench.client.result::<u32>(bad).get(SOON).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
-    // Those who come later are not disturbed either.
+    // Later tasks are not affected either.
     double.delay(9).on(&bench.client).await.unwrap().get(SOON).await.unwrap();
     worker.stop().await.unwrap();
     let record = bench.store.get(bad).await.unwrap().unwrap();
@@ -48,7 +49,7 @@ async fn set_aside(bench: &Bench, bad: Uuid, neighbours: &[Uuid]) -> String {
 async fn an_end_that_cannot_be_recorded_is_set_aside_alone() {
     for (statements, reason) in [
         (
-            // A rule of the database's owner.
+            // A trigger that the database's owner added.
             "CREATE TRIGGER rule BEFORE UPDATE ON tasks WHEN new.state = 'succeeded' AND new.args = '[1]' \
              BEGIN SELECT RAISE(ABORT, 'ones are not welcome'); END",
             "ones are not welcome",
@@ -109,7 +110,7 @@ async fn a_dead_workers_damaged_task_holds_up_none_of_its_others() {
     let bench = Bench::with(|options| options.lease = Duration::from_millis(400)).await;
     let (bad, good) = (enqueue(&bench, 1).await, enqueue(&bench, 2).await);
     let gone = Uuid::now_v7();
-    // What a worker leaves that was killed: a lease that is over, and tasks that it held.
+    // The state after a worker was killed: an expired lease, and the tasks that it held.
     direct(
         &bench,
         &[
@@ -141,7 +142,7 @@ async fn a_new_task_that_is_refused_fails_alone() {
     )
     .await;
     let worker = bench.work(|worker| worker.register(double));
-    // All at once, so that they share transactions.
+    // All are enqueued at once, so that they share transactions.
     let calls = (0..100u32).map(|number| {
         let client = bench.client.clone();
         async move { (number, double.delay(number).on(&client).await) }

@@ -1,4 +1,5 @@
-//! How tasks run: options at run time, extractors, retries by the error's word, limits, leases, stops from afar.
+//! Tests running tasks: options at run time, extractors, retries at a time that the error sets, limits, leases, and
+//! cancellation from another process.
 
 use std::{
     collections::HashSet,
@@ -31,7 +32,7 @@ async fn out_of_retries() -> Result<(), TaskError> {
     Err(TaskError::retry_after(Duration::ZERO, "spent"))
 }
 
-/// What a program of its own takes from a run.
+/// A value that a user's program takes from a run.
 struct Caller(String);
 
 impl FromTask for Caller {
@@ -50,7 +51,7 @@ async fn greet(
     Ok(format!("{word} {name}, says {}", caller.0))
 }
 
-/// What is handed to other threads: it goes on until it is told to stop.
+/// Work on other threads: it continues until its stop token is cancelled.
 #[derive(Clone, Default)]
 struct Threads {
     running: Arc<Mutex<HashSet<u32>>>,
@@ -74,7 +75,7 @@ async fn long(State(gate): State<Arc<Notify>>) -> Result<u32, String> {
     Ok(1)
 }
 
-/// Keeps its thread, as a computation does.
+/// Blocks its thread, like a long computation.
 #[task]
 async fn blocking(millis: u64) -> Result<u32, String> {
     let (_nobody_sends, nothing) = std::sync::mpsc::channel::<()>();

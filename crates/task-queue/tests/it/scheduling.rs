@@ -1,4 +1,4 @@
-//! Schedules: all options of their call, edits under a running scheduler, a clock that is set back.
+//! Tests schedules: all options of their call, edits while a scheduler runs, a clock that is set back.
 
 use std::time::Duration;
 
@@ -49,7 +49,8 @@ async fn a_schedule_keeps_every_option_of_its_call() {
     let beat = beat(&bench, vec![often("report").call(call).unwrap()]);
     until("it has fired", || async { fired(&bench).await > 0 }).await;
     let start = bench.store.schedules().await.unwrap()[0].start;
-    // Nominal times that come while the first is unfinished are left out: the schedule moves on, no run overlaps.
+    // Nominal times that fall due while the first run is unfinished are skipped: the schedule advances, and runs do
+    // not overlap.
     until("later times were left out", || async {
         bench.store.schedules().await.unwrap()[0].next.unwrap() > start + Duration::from_millis(500)
     })
@@ -63,7 +64,7 @@ async fn a_schedule_keeps_every_option_of_its_call() {
     assert!((89..=91).contains(&left.as_secs()), "{left}");
     let plan = bench.store.schedules().await.unwrap().remove(0);
     assert_eq!((plan.expires, plan.result_ttl), (Some(Duration::from_secs(90)), Duration::from_secs(600)));
-    // The same declaration, made anew at the next start, is the same plan.
+    // The same declaration, built again at the next start, is the same plan.
     let again = often("report").call(report.delay(1).header("tenant", "acme")).unwrap().into_record();
     assert!(plan.same_plan(&again));
     beat.abort();
@@ -103,7 +104,7 @@ async fn a_running_scheduler_follows_edits() {
     beat.abort();
 }
 
-/// Times that were stored before the clock was set back by an hour.
+/// Changes the stored times as if they had been stored before the clock was set back by an hour.
 async fn set_back(bench: &Bench, by: Duration) {
     let url = format!("sqlite:{}", bench.path().display());
     let mut direct = SqliteConnection::connect(&url).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the tests share: a store in a directory of its own, a worker beside the test, waiting on conditions.
+//! Shared test code: a store in its own directory, a worker that runs during the test, and waiting for conditions.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use task_queue::{
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-/// Far beyond what anything here takes; only a failing test waits for it.
+/// Much longer than any step takes; only a failing test waits this long.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Bench {
@@ -65,7 +65,7 @@ impl Running {
     }
 }
 
-/// Looks again until the condition holds.
+/// Repeats the check until the condition holds.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + SOON;
     while !holds().await {

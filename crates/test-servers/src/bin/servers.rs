@@ -1,7 +1,7 @@
-//! Runs a private set of servers until it is told to end: what `ops/dev/servers` starts.
+//! Runs a private set of servers until it receives SIGTERM or Ctrl-C; `ops/dev/servers` starts this program.
 //!
-//! `servers [--new] [--fsync]` prints one line for each server, `NAME=URL`, then an empty one, and ends with SIGTERM
-//! or Ctrl-C; the servers and their data end with it.
+//! `servers [--new] [--fsync]` prints one line for each server, `NAME=URL`, then an empty line, and ends on
+//! SIGTERM or Ctrl-C; the servers and their data are removed with it.
 
 use std::process::ExitCode;
 use test_servers::{Generation, Nats, Postgres, Rabbit, Redis, Result};

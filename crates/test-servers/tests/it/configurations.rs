@@ -1,9 +1,10 @@
-//! The configurations under `ops/brokers/` are what the servers of docker-compose.yml accept, and promise what they say.
+//! Tests that the servers of docker-compose.yml accept the configurations under `ops/brokers/`, and that
+//! their settings take effect.
 
 use std::path::Path;
 use test_servers::{Generation, Nats, Rabbit, Redis};
 
-/// A file's lines without those that name what is a container's own.
+/// Returns a file's lines without those that only apply to a container.
 fn lines(file: &str, without: &[&str]) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ops/brokers").join(file);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

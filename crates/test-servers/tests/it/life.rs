@@ -1,9 +1,9 @@
-//! Start, kill, pause and restart, for each server and generation, with what they hold.
+//! Tests start, kill, pause and restart of each server and generation, with their data.
 
 use crate::{nats, rabbit, redis};
 use test_servers::{ErrorKind, Generation, Nats, Postgres, Process, Rabbit, Redis};
 
-/// Kills and starts a server: it is another process on the same port.
+/// Kills and starts a server: a new process listens on the same port.
 async fn crash(process: &Process) {
     let (port, first) = (process.port(), process.id());
     assert!(first.is_some());
@@ -17,7 +17,7 @@ async fn crash(process: &Process) {
     assert!(!process.log().is_empty());
 }
 
-/// A paused server lives and does not answer; a resumed one does.
+/// A paused server exists and does not answer; a resumed one answers.
 async fn pause(process: &Process) {
     process.pause().unwrap();
     assert!(process.is_running());
@@ -67,8 +67,9 @@ async fn rabbit_of(generation: Generation) {
     let url = server.vhost("kept").await.unwrap();
     rabbit::publish(&url).await.unwrap();
     if generation == Generation::Old {
-        // RabbitMQ 3 keeps declarations in Mnesia, whose log may lag behind the answer by a moment: the queue that was
-        // declared just before a crash has been missing after it, about once in 50 runs of a busy machine.
+        // RabbitMQ 3 keeps declarations in Mnesia, whose log may be written a moment after the answer: the
+        // queue that was declared just before a crash has been missing after it, about once in 50 runs on a
+        // busy machine.
         server.eval("mnesia:sync_log()").await.unwrap();
     }
     crash(&server).await;

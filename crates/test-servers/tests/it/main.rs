@@ -1,4 +1,5 @@
-//! The servers themselves: they start, keep their data, refuse strangers, and die with their test.
+//! Tests of the test servers: they start, keep their data, refuse unauthorized clients, and end with their
+//! test.
 
 mod configurations;
 mod life;
@@ -11,7 +12,7 @@ mod redis;
 
 use std::time::Duration;
 
-/// How long an answer may take that comes at once on an idle machine.
+/// How long an answer may take that arrives at once on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `condition` holds.

@@ -1,9 +1,9 @@
-//! NATS: who is let in, and what it is too small or too old for.
+//! Tests NATS: logins, and refusals by a server that is too small or too old.
 
 use async_nats::{Client, ConnectOptions, connect, jetstream};
 use test_servers::{Generation, Nats, Tls};
 
-/// A stream on the server, made where it is not there.
+/// Returns the stream's context; creates the stream when it does not exist.
 pub(crate) async fn stream(url: &str) -> jetstream::Context {
     stream_of(connect(url).await.unwrap()).await
 }
@@ -19,12 +19,12 @@ async fn stream_of(client: Client) -> jetstream::Context {
     context
 }
 
-/// How many messages that stream holds.
+/// Returns the number of messages in that stream.
 pub(crate) async fn stored(url: &str) -> u64 {
     stream(url).await.get_stream("KEPT").await.unwrap().cached_info().state.messages
 }
 
-/// A round trip to the server: who is not let in gets none.
+/// Makes a round trip to the server, which fails for a client that is refused.
 async fn reaches(options: ConnectOptions, url: &str) -> bool {
     match options.connect(url).await {
         Ok(client) => client.flush().await.is_ok(),
@@ -61,7 +61,7 @@ async fn passwords_and_permissions() {
                 }
             }
         };
-        tokio::time::timeout(crate::DEADLINE, said).await.expect("the server says that it refused");
+        tokio::time::timeout(crate::DEADLINE, said).await.expect("the server reports its refusal");
     }
 }
 

@@ -1,4 +1,4 @@
-//! A test that is killed leaves no server behind, and its folders go with the next test.
+//! Tests that a killed test leaves no server running, and that the next test removes its folders.
 
 use crate::eventually;
 use std::io::{BufRead, BufReader};
@@ -21,7 +21,8 @@ async fn servers_die_with_a_process_that_is_killed() {
     };
     let id = child.id();
     assert_eq!(folders(id).len(), 4);
-    // Whose command line or working folder names one of the folders is a server of that process.
+    // A process whose command line or working folder contains one of the folders is a server of the killed
+    // process.
     let alive = || {
         let own: Vec<String> = folders(id).iter().map(|path| path.display().to_string()).collect();
         let all = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -39,7 +40,8 @@ async fn servers_die_with_a_process_that_is_killed() {
     child.wait().unwrap();
     eventually("all four have died with it", || alive() == 0).await;
 
-    // The next process sweeps before its first folder; this one has had its first, so another is asked.
+    // A process removes old folders before it creates its first one; this process has created its first one
+    // already, so another is started.
     let mut command = Command::new(env!("CARGO_BIN_EXE_servers"));
     let mut next = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();

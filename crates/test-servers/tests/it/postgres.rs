@@ -1,9 +1,9 @@
-//! PostgreSQL: databases, passwords and TLS.
+//! Tests PostgreSQL: databases, passwords and TLS.
 
 use std::process::{Command, Output};
 use test_servers::{ErrorKind, Postgres, Tls};
 
-/// Runs `psql` as a stranger would: over TCP, with a URL.
+/// Runs `psql` as any client would: over TCP, with a URL.
 async fn psql(url: String, environment: Vec<(&'static str, String)>) -> Output {
     let run = move || {
         Command::new("psql").args(["-X", "-t", "-A", "-c", "SELECT 42", &url]).envs(environment).output()

@@ -1,4 +1,4 @@
-//! The network that fails: seen by a client in front of an echo of our own, and in front of a real server.
+//! Tests the proxy's network failures: with an echo server, and with a real server.
 
 use crate::{eventually, redis};
 use std::time::{Duration, Instant};
@@ -7,10 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-/// A moment in which nothing is to happen.
+/// A short time in which nothing may happen.
 const MOMENT: Duration = Duration::from_millis(150);
 
-/// A server that sends back what it gets.
+/// Starts a server that sends back the bytes that it receives.
 async fn echo() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -45,7 +45,7 @@ async fn cut_and_refused() {
     assert_eq!(proxy.connections(), 1);
     proxy.cut();
     says(&mut stream, b"lost").await.unwrap_err();
-    eventually("the connection is gone", || proxy.connections() == 0).await;
+    eventually("the connection is closed", || proxy.connections() == 0).await;
     let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
     assert_eq!(says(&mut stream, b"again").await.unwrap(), b"again");
 
@@ -71,7 +71,7 @@ async fn half_open() {
         );
         eventually("the bytes are counted", || proxy.swallowed() == 4).await;
         proxy.heal();
-        // What was lost is not made up for: the connection ends.
+        // Lost bytes are not sent again: the connection ends.
         timeout(crate::DEADLINE, says(&mut stream, b"late")).await.unwrap().unwrap_err();
     }
 }

@@ -1,4 +1,4 @@
-//! RabbitMQ: vhosts, users, permissions and TLS.
+//! Tests RabbitMQ: vhosts, users, permissions and TLS.
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -25,7 +25,7 @@ pub(crate) async fn publish(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many messages wait in that queue.
+/// Returns the number of messages in that queue.
 pub(crate) async fn waiting(url: &str) -> u32 {
     let (_connection, channel) = channel(url).await.unwrap();
     let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };

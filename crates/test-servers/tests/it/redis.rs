@@ -1,4 +1,4 @@
-//! Redis: who is let in, and what it throws away.
+//! Tests Redis: logins, and eviction.
 
 use redis::{AsyncCommands, Client, ClientTlsConfig, RedisResult, TlsCertificates};
 use std::fs::read;
@@ -10,7 +10,7 @@ pub(crate) async fn add(url: &str) -> RedisResult<String> {
     redis::cmd("XADD").arg(&["kept", "*", "field", "value"]).query_async(&mut connection).await
 }
 
-/// How many entries that stream has.
+/// Returns the number of entries in that stream.
 pub(crate) async fn length(url: &str) -> usize {
     let mut connection = Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
     redis::cmd("XLEN").arg("kept").query_async(&mut connection).await.unwrap()

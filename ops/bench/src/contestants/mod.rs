@@ -1,4 +1,4 @@
-//! Who takes part, on which broker, and what each of them does not promise.
+//! Lists the contestants of each broker, and the guarantees that each of them lacks.
 
 mod omniqueue_rabbit;
 mod omniqueue_redis;
@@ -20,20 +20,21 @@ use anyhow::{Result, bail};
 use crate::child::{Outcome, Task, run};
 use crate::plan::Broker;
 
-/// One line of the table of contestants.
+/// One contestant in the list.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     pub name: &'static str,
-    /// Part of the messages that it is given, so that the slow ones take no more time than the others.
+    /// The fraction of the messages that it gets, so that the slow ones take no more time than the others.
     pub share: f64,
-    /// What the raw client guarantees and this one does not, on publishing and on consuming; empty when nothing.
+    /// Guarantees of the raw client that this one lacks, on publishing and on consuming; empty when it lacks
+    /// none.
     pub publish_lacks: &'static str,
     pub consume_lacks: &'static str,
 }
 
 const EVEN: Entry = Entry { name: "", share: 1.0, publish_lacks: "", consume_lacks: "" };
 
-/// Everybody on one broker; the first is what the others are compared with.
+/// Returns the contestants of one broker; the others are compared with the first.
 pub fn of(broker: Broker) -> &'static [Entry] {
     match broker {
         Broker::Nats => &[
@@ -51,7 +52,7 @@ pub fn of(broker: Broker) -> &'static [Entry] {
             Entry {
                 name: "sea-streamer",
                 publish_lacks: "no headers, unbounded queue",
-                consume_lacks: "acks are sent later, nobody is told",
+                consume_lacks: "acks are sent later, without a confirmation",
                 ..EVEN
             },
             Entry {
@@ -72,7 +73,7 @@ pub fn of(broker: Broker) -> &'static [Entry] {
 
 type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
 
-/// Runs `task` with whoever it names.
+/// Runs `task` with the contestant that it names.
 pub fn start(task: Task) -> Result<Run> {
     Ok(match (task.broker, task.contestant.as_str()) {
         (Broker::Nats, "ours") => Box::pin(run::<ours::Ours<false>>(task)),
@@ -88,6 +89,6 @@ pub fn start(task: Task) -> Result<Run> {
         (Broker::Rabbitmq, "raw") => Box::pin(run::<raw_rabbit::RawRabbit>(task)),
         (Broker::Rabbitmq, "ruststream") => Box::pin(run::<ruststream_lapin::RuststreamLapin>(task)),
         (Broker::Rabbitmq, "omniqueue") => Box::pin(run::<omniqueue_rabbit::OmniqueueRabbit>(task)),
-        (broker, name) => bail!("nobody is called {name} on {broker}"),
+        (broker, name) => bail!("no contestant is called {name} on {broker}"),
     })
 }

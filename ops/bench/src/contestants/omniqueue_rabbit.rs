@@ -1,4 +1,5 @@
-//! omniqueue on RabbitMQ through lapin 2: it never turns confirms on, so a publish returns when it is on its way.
+//! Runs omniqueue on RabbitMQ through lapin 2: it never enables confirms, so a publish returns when it is
+//! written.
 
 use std::time::Duration;
 
@@ -68,7 +69,7 @@ pub struct OmniPublisher {
 }
 
 impl Publisher for OmniPublisher {
-    /// Nothing is ever unconfirmed, because nothing is confirmed: the window makes no difference.
+    /// The window makes no difference, because no publish is confirmed.
     async fn publish(&mut self, payload: &Bytes, total: usize, _: usize) -> Result<()> {
         for _ in 0..total {
             self.producer.send_raw(payload).await?;
@@ -105,7 +106,8 @@ impl Consumer for OmniConsumer {
     }
 
     async fn close(self) -> Result<()> {
-        // Its acknowledgements are written by a task behind it, and it has no way to ask whether they were.
+        // A background task writes its acknowledgements, and it has no way to query whether they were
+        // written.
         tokio::time::sleep(Duration::from_millis(200)).await;
         Ok(())
     }

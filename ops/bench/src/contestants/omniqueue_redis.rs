@@ -1,4 +1,4 @@
-//! omniqueue on Redis Streams: each command takes a connection from a pool; `ack` is XACK and XDEL.
+//! Runs omniqueue on Redis Streams: each command takes a connection from a pool; `ack` is XACK and XDEL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use omniqueue::backends::{RedisBackend, RedisConfig, RedisConsumer, RedisProduce
 use super::raw_redis;
 use crate::contestant::{Consumer, Contestant, Place, Publisher, in_tasks};
 
-/// Connections in its pool: more cost it throughput on two cores.
+/// Connections in its pool: more of them reduce its throughput on two cores.
 const CONNECTIONS: u16 = 64;
 
 pub struct OmniqueueRedis {
@@ -87,7 +87,7 @@ impl Consumer for OmniConsumer {
     ) -> Result<()> {
         let mut taken = 0;
         while taken < total {
-            // One at a time is one read each; otherwise a batch, acknowledged together.
+            // One at a time is one read each; otherwise a batch is read and acknowledged together.
             let batch = match at_once {
                 1 => vec![self.consumer.receive().await?],
                 _ => self.consumer.receive_all(at_once, Duration::from_secs(1)).await?,

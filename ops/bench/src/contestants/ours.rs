@@ -1,5 +1,6 @@
-//! Our transport with opaque bytes, the same code on every broker: the URL decides. `SURE` awaits the confirmation of each
-//! acknowledgement; without, only of the last, which settles all before it.
+//! Runs our transport with opaque bytes, the same code on every broker: the URL decides. With `SURE`, the
+//! confirmation of each acknowledgement is awaited; otherwise only that of the last one, which settles all
+//! before it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ impl<const SURE: bool> Ours<SURE> {
         let filter = Pattern::new(format!("{}.>", self.place.name))?;
         let mut spec = Subscribe::group(Group::new(self.place.group())?, [filter]);
         spec.start = if self.transport.capabilities().replay { Start::Earliest } else { Start::New };
-        // Raw asks NATS for more when half is on its way: as much here.
+        // The raw NATS client pulls again when half of its messages have arrived: the same number here.
         spec.max_in_flight = if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
         Ok(spec)
     }
@@ -36,7 +37,7 @@ impl<const SURE: bool> Contestant for Ours<SURE> {
     type Consumer = OurConsumer<SURE>;
 
     async fn open(place: &Place) -> Result<Self> {
-        // JetStream does not tell its clients how it syncs.
+        // JetStream does not report to its clients how it syncs.
         let told = if place.durability == Durability::Fsync && place.url.starts_with("nats") {
             "?sync=always"
         } else {
@@ -44,7 +45,8 @@ impl<const SURE: bool> Contestant for Ours<SURE> {
         };
         let transport = transport::open(format!("{}{told}", place.url).parse()?).await?;
         let this = Self { place: place.clone(), transport };
-        // The group exists from now on. One that was filled for us would only hand its first messages back.
+        // Create the group now. A group that exists already holds the backlog of this run: subscribing and leaving
+        // would only fetch its first messages and release them.
         let group = Group::new(this.place.group())?;
         let known = this.transport.admin().groups().await?;
         if !known.iter().any(|one| one.group == group) {
@@ -63,7 +65,7 @@ impl<const SURE: bool> Contestant for Ours<SURE> {
     }
 
     async fn unsettled(&self) -> Result<u64> {
-        // What a closed consumer gave back may be on its way.
+        // Messages that a closed consumer released may not have returned to the group yet.
         let end = Instant::now() + Duration::from_secs(1);
         loop {
             let groups = self.transport.admin().groups().await?;

@@ -1,5 +1,5 @@
-//! async-nats alone in its best shape: a sliding window of JetStream publishes, and `messages()` with many per request.
-//! `SURE` has each acknowledgement confirmed; one inbox takes all confirmations.
+//! Runs async-nats in its fastest way: a sliding window of JetStream publishes, and `messages()` with many
+//! per pull request. With `SURE` each acknowledgement is confirmed; one inbox receives all confirmations.
 
 use std::collections::VecDeque;
 
@@ -19,7 +19,7 @@ pub struct RawNats<const SURE: bool> {
 }
 
 impl<const SURE: bool> RawNats<SURE> {
-    /// The stream and its durable consumer, for whoever does not make them.
+    /// Creates the stream and its durable consumer, for contestants that do not create them.
     pub async fn prepare(place: &Place) -> Result<Self> {
         let client = async_nats::connect(&place.url).await?;
         let context = jetstream::new(client.clone());
@@ -49,7 +49,7 @@ impl<const SURE: bool> RawNats<SURE> {
         stream.get_consumer(&self.place.group()).await.map_err(anyhow::Error::msg)
     }
 
-    /// What the durable consumer has not settled.
+    /// Returns the number of messages that the durable consumer has not settled.
     pub async fn left(&self) -> Result<u64> {
         let mut consumer = self.pull().await?;
         let info = consumer.info().await?;
@@ -113,7 +113,8 @@ pub struct RawConsumer<const SURE: bool> {
 }
 
 impl<const SURE: bool> Consumer for RawConsumer<SURE> {
-    /// A plain acknowledgement is a message to the server that nothing answers, so `at_once` makes no difference to it.
+    /// A plain acknowledgement is a message that the server does not answer, so `at_once` makes no difference
+    /// to it.
     async fn consume(
         &mut self,
         total: usize,
@@ -143,7 +144,7 @@ impl<const SURE: bool> Consumer for RawConsumer<SURE> {
 
     async fn close(self) -> Result<()> {
         drop(self.messages);
-        // Not drained: what is left unsettled is asked for through the same connection.
+        // Not drained: the number of unsettled messages is queried through the same connection.
         Ok(self.client.flush().await?)
     }
 }

@@ -1,4 +1,5 @@
-//! lapin alone in its best shape: tasks that each await their confirm on one channel, and `multiple` acknowledgements.
+//! Runs lapin in its fastest way: tasks that each await their confirm on one channel, and `multiple`
+//! acknowledgements.
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -19,7 +20,7 @@ pub struct RawRabbit {
     connection: Connection,
 }
 
-/// A topic exchange and a queue bound to it, for whoever does not make them.
+/// Creates a topic exchange and a queue bound to it, for contestants that do not create them.
 pub async fn prepare(place: &Place) -> Result<Connection> {
     let connection = Connection::connect(&place.url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -38,7 +39,7 @@ pub async fn prepare(place: &Place) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Messages in the queue; those in the hands of a closed consumer are back in it.
+/// Returns the number of messages in the queue; those of a closed consumer have returned to it.
 pub async fn left(place: &Place) -> Result<u64> {
     let connection = Connection::connect(&place.url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -137,7 +138,7 @@ impl Consumer for RawConsumer {
     }
 
     async fn close(self) -> Result<()> {
-        // Everything sent before is done when the server answers this.
+        // The server answers this after it has processed everything sent before.
         Ok(self.channel.close(200, "done".into()).await?)
     }
 }

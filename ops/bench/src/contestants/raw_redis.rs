@@ -1,4 +1,5 @@
-//! redis-rs alone, twice: plain commands on one multiplexed connection, and pipelines of what would wait.
+//! Runs redis-rs in two ways: plain commands on one multiplexed connection, and pipelines of the waiting
+//! commands.
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
@@ -7,17 +8,17 @@ use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisResult, Value, cm
 
 use crate::contestant::{CONTENT_TYPE, Consumer, Contestant, PREFETCH, Place, Publisher, id, in_tasks};
 
-/// Pipelines under way at a time; each holds its share of the window.
+/// Pipelines in flight at a time; each holds its share of the window.
 const PIPELINES: usize = 4;
 
-/// `PIPELINED` sends a window as pipelines instead of one command per task.
+/// With `PIPELINED` a window is sent as pipelines instead of one command per task.
 pub struct RawRedis<const PIPELINED: bool> {
     place: Place,
     client: Client,
     connection: MultiplexedConnection,
 }
 
-/// The stream and its group, for whoever does not make them.
+/// Creates the stream and its group, for contestants that do not create them.
 pub async fn prepare(place: &Place) -> Result<(Client, MultiplexedConnection)> {
     let client = Client::open(place.url.as_str())?;
     let mut connection = client.get_multiplexed_async_connection().await?;
@@ -35,7 +36,8 @@ pub async fn prepare(place: &Place) -> Result<(Client, MultiplexedConnection)> {
     }
 }
 
-/// Entries that the group was given and has not acknowledged, and those that it was not given yet.
+/// Returns the number of entries that the group has received and not acknowledged, and of those that it has
+/// not received.
 pub async fn left(place: &Place) -> Result<u64> {
     let (_, mut connection) = prepare(place).await?;
     let groups: Vec<std::collections::HashMap<String, Value>> =
@@ -64,7 +66,7 @@ impl<const PIPELINED: bool> Contestant for RawRedis<PIPELINED> {
     }
 
     async fn consumer(&self) -> Result<RawConsumer> {
-        // A connection of its own: what blocks would hold up everything else, and must not time out.
+        // A separate connection: a blocking read would delay all other commands, and must not time out.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let reader = self.client.get_multiplexed_async_connection_with_config(&config).await?;
         Ok(RawConsumer { place: self.place.clone(), reader, acks: self.connection.clone() })
@@ -81,7 +83,7 @@ pub struct RawPublisher<const PIPELINED: bool> {
     connection: MultiplexedConnection,
 }
 
-/// The entry as our transport writes it.
+/// Returns the `XADD` with the fields that our transport writes.
 fn add(place: &Place, subject: &str, payload: &Bytes) -> Cmd {
     let mut command = cmd("XADD");
     command.arg(&place.name).arg("*").arg("bus-subject").arg(subject).arg("content-type").arg(CONTENT_TYPE);
@@ -138,7 +140,7 @@ impl RawConsumer {
         command
     }
 
-    /// One trip acknowledges what was handled and asks for more, if that is wanted.
+    /// Acknowledges the handled entries and reads more, if wanted, in one round trip.
     async fn trip(&self, ids: &[Vec<u8>], count: usize) -> RedisResult<Vec<Value>> {
         let (mut pipeline, mut reader) = (pipe(), self.reader.clone());
         if !ids.is_empty() {
@@ -173,7 +175,7 @@ impl Consumer for RawConsumer {
         if at_once == 1 {
             return self.one_at_a_time(total, arrived).await;
         }
-        // Two halves, one on its way while the other is handled, are slower: twice the trips.
+        // Two halves, one in flight while the other is handled, are slower: they need twice the round trips.
         let (mut taken, mut ids) = (0, Vec::new());
         while taken < total {
             let batch = entries(self.trip(&ids, at_once).await?)?;
@@ -193,7 +195,7 @@ impl Consumer for RawConsumer {
     }
 }
 
-/// `[[key, [[id, [name, value, …]], …]]]`, the last answer of a trip, to ids and bodies.
+/// Decodes `[[key, [[id, [name, value, …]], …]]]`, the last reply of a round trip, into ids and bodies.
 fn entries(mut answer: Vec<Value>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let array = |value| match value {
         Value::Array(values) => Ok(values),

@@ -1,4 +1,4 @@
-//! What the three brokers of ruststream share: its transport traits, without its application runtime.
+//! Shared code of ruststream's three brokers: its transport traits, without its application runtime.
 
 use std::pin::pin;
 
@@ -10,7 +10,7 @@ use ruststream::{HeaderMap, IncomingMessage, OutgoingMessage, Subscriber, Take};
 
 use crate::contestant::{CONTENT_TYPE, id, in_tasks};
 
-/// The headers that ours writes.
+/// Returns the headers that our transport writes.
 pub fn headers() -> HeaderMap {
     let mut headers = HeaderMap::with_capacity(2);
     headers.insert("content-type", Bytes::from_static(CONTENT_TYPE.as_bytes()));
@@ -18,7 +18,7 @@ pub fn headers() -> HeaderMap {
     headers
 }
 
-/// Publishers that take the payload over.
+/// Publishes through a publisher that takes ownership of the payload.
 pub async fn publish<P>(publisher: &P, to: &str, payload: &Bytes, total: usize, window: usize) -> Result<()>
 where
     P: ruststream::Publisher<Payload = Take> + Clone + 'static,
@@ -35,7 +35,7 @@ where
     .await
 }
 
-/// Publishers that borrow it.
+/// Publishes through a publisher that borrows the payload.
 pub async fn lend<P>(publisher: &P, to: &str, payload: &Bytes, total: usize, window: usize) -> Result<()>
 where
     P: ruststream::Publisher<Payload = ruststream::Lend> + Clone + 'static,

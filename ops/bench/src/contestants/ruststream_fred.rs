@@ -1,4 +1,4 @@
-//! ruststream on Redis Streams through fred, with its default pool of four connections.
+//! Runs ruststream on Redis Streams through fred, with its default pool of four connections.
 
 use anyhow::Result;
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! ruststream on RabbitMQ through lapin, with its confirming publisher.
+//! Runs ruststream on RabbitMQ through lapin, with its confirming publisher.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ pub struct RuststreamLapin {
     broker: ConnectedLapinBroker,
 }
 
-/// It declares nothing unless told to: the queue is the raw client's, of whichever type.
+/// It declares nothing by default: the queue is the raw client's, of either type.
 async fn connect(place: &Place) -> Result<ConnectedLapinBroker> {
     const _: () = assert!(PREFETCH == 256, "the literal below");
     Ok(LapinBroker::new(place.url.as_str()).prefetch(nonzero!(256)).connect().await?)

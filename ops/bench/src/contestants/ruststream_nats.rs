@@ -1,4 +1,5 @@
-//! ruststream on JetStream. It makes no streams: the raw client does. One publish is one awaited acknowledgement.
+//! Runs ruststream on JetStream. It creates no streams: the raw client does. Each publish awaits its
+//! acknowledgement.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -33,7 +34,7 @@ impl Contestant for RuststreamNats {
     }
 
     async fn consumer(&self) -> Result<RuststreamConsumer> {
-        // A connection of its own, as a service has, and so that closing it ends the pull.
+        // A separate connection, as in a service, and because closing it ends the pull.
         let broker = NatsBroker::new(self.place.url.as_str()).connect().await?;
         let source = JetStreamSubject::new(format!("{}.>", self.place.name), self.place.name.as_str())
             .durable(self.place.group())

@@ -1,4 +1,5 @@
-//! sea-streamer on Redis Streams: pipelines whatever waits; acknowledgements are collected and sent now and then.
+//! Runs sea-streamer on Redis Streams: it pipelines waiting publishes; it collects acknowledgements and sends
+//! them from time to time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -42,7 +43,7 @@ impl Contestant for SeaStreamer {
         options.set_consumer_group(ConsumerGroup::new(self.place.group()))?;
         options.set_auto_stream_reset(AutoStreamReset::Earliest);
         options.set_batch_size(PREFETCH);
-        // Reads ahead, and commits by itself what was acknowledged by hand.
+        // Prefetches, and commits automatically the messages that were acknowledged by hand.
         options.set_auto_commit(AutoCommit::Rolling);
         options.set_auto_commit_delay(Duration::ZERO);
         let key = StreamKey::new(&self.place.name)?;
@@ -79,7 +80,7 @@ pub struct SeaConsumer {
 }
 
 impl Consumer for SeaConsumer {
-    /// `ack` notes the message and answers at once, so `at_once` makes no difference.
+    /// `ack` only records the message and returns at once, so `at_once` makes no difference.
     async fn consume(&mut self, total: usize, _: usize, mut arrived: impl FnMut(&[u8]) + Send) -> Result<()> {
         for _ in 0..total {
             let message = self.consumer.next().await?;
@@ -90,7 +91,7 @@ impl Consumer for SeaConsumer {
     }
 
     async fn close(self) -> Result<()> {
-        // Commits what is left, when its blocked read is over: up to 10 s.
+        // Commits the remaining acknowledgements when its blocking read ends: up to 10 s.
         Ok(self.consumer.end().await?)
     }
 }

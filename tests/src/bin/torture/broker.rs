@@ -1,4 +1,4 @@
-//! The server under torture, behind a network that fails; or a file.
+//! The broker under test: a server behind a network that fails, or an SQLite file.
 
 use crate::Result;
 use crate::options::{On, Options};
@@ -8,10 +8,10 @@ use test_servers::{Generation, Nats, Process, Proxy, Rabbit, Redis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Room for a server's data: enough for a run, little enough to be filled up.
+/// The size of the server's data: enough for a run, small enough to be filled.
 const DATA_MIB: u32 = 1024;
 
-/// What is tortured.
+/// The bus under test, and the proxy in front of its server.
 pub(crate) struct Broker {
     kind: Kind,
     proxy: Option<Proxy>,
@@ -29,7 +29,7 @@ enum Kind {
 impl Broker {
     pub(crate) async fn start(options: &Options) -> Result<Self> {
         let generation = if options.new { Generation::New } else { Generation::Old };
-        // A file system of its own can be filled up; that needs root.
+        // Only a separate file system can be filled; mounting one needs root.
         let limit = rustix::process::geteuid().is_root().then_some(DATA_MIB);
         let kind = match options.on {
             On::Sqlite => Kind::Sqlite(tempfile::tempdir()?),
@@ -46,7 +46,8 @@ impl Broker {
                 Kind::Redis(server.start().await?)
             }
             On::Rabbitmq => {
-                // Its log of quorum queues would take half of the room before it is first cut.
+                // By default the log of RabbitMQ's quorum queues would take half of the space before it is
+                // first truncated.
                 let mut server =
                     Rabbit::options().generation(generation).line("raft.wal_max_size_bytes = 64000000");
                 server = if let Some(mib) = limit { server.data_limit(mib) } else { server };
@@ -67,18 +68,18 @@ impl Broker {
             broker.proxy = Some(proxy);
         }
         if options.on == On::Redis {
-            // So often that what killed workers leave is removed while the run lasts.
-            broker.url.push_str("?housekeeping=1s");
+            // Housekeeping every second, so that the remains of killed workers are removed during the run.
+            broker.url.push_str("?housekeeping_interval=1s");
         }
         Ok(broker)
     }
 
-    /// The bus URL, through the network that fails.
+    /// Returns the bus URL, through the network that fails.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whether only a kill ends it once its disk was full.
+    /// Returns whether only a kill ends the server after its disk was full.
     pub(crate) fn hangs_when_full(&self) -> bool {
         self.hangs_when_full
     }
@@ -96,13 +97,13 @@ impl Broker {
         self.proxy.as_ref()
     }
 
-    /// Where a file takes the server's room away; none where its room has no limit of its own.
+    /// Returns the path of a file that can fill the server's disk; none when that disk has no limit.
     pub(crate) fn ballast(&self) -> Option<PathBuf> {
         let process = self.process()?;
         rustix::process::geteuid().is_root().then(|| process.folder().join("data/ballast"))
     }
 
-    /// What the server counts of its own, for a soak: names and numbers.
+    /// Returns the server's own counters, for a soak: names and numbers.
     pub(crate) async fn counts(&self) -> Vec<(&'static str, u64)> {
         match &self.kind {
             Kind::Sqlite(_) => Vec::new(),
@@ -142,7 +143,7 @@ async fn redis(server: &Redis) -> Option<Vec<(&'static str, u64)>> {
     let number = |line: &str| line.trim().parse::<u64>().ok();
     let clients = text.lines().find_map(|line| line.strip_prefix("connected_clients:")).and_then(number)?;
     let keys = text.lines().find_map(|line| line.strip_prefix(':')).and_then(number)?;
-    // Of each group: the name of a number, then the number.
+    // For each group, the name of a number is on one line and the number on the next.
     let lines: Vec<&str> = text.lines().collect();
     let sum = |name: &str| {
         let numbers = lines.windows(2).filter(|pair| pair[0] == name);

@@ -1,37 +1,37 @@
-//! Whether every promise was kept, from the ledgers and the dead letters.
+//! Checks every promise against the ledgers and the dead letters.
 //!
 //! - Each confirmed step was handled by each group, or is among its dead letters.
-//! - The dead letters of a group are the poison, all of it and nothing else; poison was never handled.
-//! - In the keyed group no step comes before the one before it in its lane.
-//! - When everybody has gone, nothing comes back into a group: what was in flight was known to be.
-//! - What came more than once was in somebody's hands at a fault: at most so many for each fault.
+//! - The dead letters of a group are all poison steps and no others; no poison step was handled.
+//! - In the keyed group no step is handled before the previous one of its lane.
+//! - When all workers have ended, no message returns to a group: nothing was left in flight.
+//! - Only steps that were in flight at a fault are repeated: for each fault at most a fixed number.
 
 use crate::ledger::{Handled, Published};
 use crate::work::{CONCURRENCY, Kind, kind};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// What a run left behind.
+/// The results of a run.
 pub(crate) struct Evidence {
     pub(crate) seed: u64,
     pub(crate) lanes: usize,
     pub(crate) faults: usize,
     pub(crate) published: Vec<Published>,
-    /// By group.
+    /// The ledger lines of each group.
     pub(crate) handled: BTreeMap<String, Vec<Handled>>,
-    /// By group: lane and number, as often as they are there.
+    /// The dead letters of each group: lane and number, with repetitions.
     pub(crate) dead: BTreeMap<String, Vec<(String, u64)>>,
-    /// Groups that have messages again once everybody has gone.
+    /// Groups that have messages again after all workers have ended.
     pub(crate) left: Vec<String>,
 }
 
-/// What the checker says: facts, and violations of promises.
+/// The checker's result: facts, and violations of promises.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) facts: Vec<String>,
     pub(crate) violations: Vec<String>,
 }
 
-/// Checks it all.
+/// Checks all promises.
 pub(crate) fn check(evidence: &Evidence) -> Report {
     let mut verdict = Report::default();
     let mut confirmed: HashSet<(&str, u64)> = HashSet::new();
@@ -71,7 +71,8 @@ pub(crate) fn check(evidence: &Evidence) -> Report {
         differ("poison handled", well.iter().copied().filter(is_poison).collect());
         let count = lines.iter().filter(|line| line.well).count();
         let repeats = count - well.len();
-        // In the hands of two workers, and published a second time because the confirmation was lost.
+        // Steps in flight at two workers, and steps that were published again because the confirmation was
+        // lost.
         let most = (evidence.faults + 1) * (2 * CONCURRENCY + 2 * evidence.lanes);
         if repeats > most {
             verdict.violations.push(format!("{group}: {repeats} repeats, at most {most} are explained"));
@@ -93,7 +94,7 @@ pub(crate) fn check(evidence: &Evidence) -> Report {
     verdict
 }
 
-/// Each lane's steps in order: one may come again, none may come early.
+/// Checks the order of each lane: a step may be repeated, but not handled early; returns the violations.
 fn order(lines: &[Handled]) -> Vec<String> {
     let mut next: HashMap<&str, u64> = HashMap::new();
     let mut violations = Vec::new();

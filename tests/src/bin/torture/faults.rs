@@ -1,4 +1,4 @@
-//! What can fail, drawn by a seeded generator; each fault is over when its function returns.
+//! The faults, which a seeded generator selects; each is over when its function returns.
 
 use crate::Result;
 use crate::broker::Broker;
@@ -58,7 +58,7 @@ impl Fault {
         }
     }
 
-    /// Those that this broker can have and the options ask for.
+    /// Returns the faults that this broker supports and that the options select.
     pub(crate) fn of(options: &Options, broker: &Broker) -> Result<Vec<Self>> {
         if let Some(name) =
             options.only.iter().find(|name| !Self::ALL.iter().any(|fault| fault.name() == **name))
@@ -69,10 +69,12 @@ impl Fault {
         }
         let possible = |fault: &Self| match fault {
             Self::WorkerKilled | Self::WorkerFrozen | Self::PublisherKilled => true,
-            // The older RabbitMQ loses what it has confirmed: its log has holes afterwards, and its queues crash on them.
+            // The older RabbitMQ loses messages that it has confirmed: its log has holes afterwards, and its
+            // queues crash on them.
             Self::DiskFull if options.on == On::Rabbitmq && !options.new => false,
             Self::DiskFull => broker.ballast().is_some(),
-            // While the disk is busy Redis holds its writes back, unless it syncs each: a kill takes them with it.
+            // While the disk is busy Redis holds back its writes, unless it syncs each: they are lost with a
+            // kill.
             Self::ServerKilled if options.on == On::Redis => options.fsync,
             _ => broker.process().is_some(),
         };
@@ -82,7 +84,7 @@ impl Fault {
         if all.is_empty() { Err("none of these faults can happen here".into()) } else { Ok(all) }
     }
 
-    /// Lets it happen, and heals it.
+    /// Causes the fault, and ends it.
     pub(crate) async fn strike(self, broker: &Broker, team: &mut Team, random: &mut Rng) -> Result<()> {
         let mut moment = |range: std::ops::Range<u64>| Duration::from_millis(random.u64(range));
         match self {
@@ -131,8 +133,8 @@ impl Fault {
                 fill(&path)?;
                 sleep(moment(1000..4000)).await;
                 std::fs::remove_file(&path)?;
-                // What an operator does: some servers end, some stand still until they are started again, and NATS of
-                // 2.9 does not even end when it is told to.
+                // The operator's reaction: some servers end, some stop working until they are restarted, and
+                // NATS 2.9 does not even end on SIGTERM.
                 if broker.hangs_when_full() {
                     server.kill().await?;
                     server.start().await?;
@@ -146,12 +148,12 @@ impl Fault {
     }
 }
 
-/// Writes until there is no room left.
+/// Writes until the disk is full.
 fn fill(path: &std::path::Path) -> Result<()> {
     let mut file = std::fs::File::create(path)?;
     let block = vec![0; 1024 * 1024];
     while file.write_all(&block).is_ok() {}
-    // The rest, smaller than a block.
+    // The remaining space, smaller than a block.
     while file.write_all(&block[..512]).is_ok() {}
     Ok(())
 }

@@ -1,11 +1,12 @@
-//! Files that are only appended to, one line for each fact. A line is written in one piece, also by several processes.
+//! Files that are only appended to, one line for each fact. A line is written as a whole, also with several
+//! processes.
 
 use crate::Result;
 use std::fs::{File, OpenOptions, read_to_string};
 use std::io::Write;
 use std::path::Path;
 
-/// The writing end.
+/// The writer of a ledger.
 #[derive(Debug)]
 pub(crate) struct Ledger(File);
 
@@ -14,7 +15,7 @@ impl Ledger {
         Ok(Self(OpenOptions::new().create(true).append(true).open(path)?))
     }
 
-    /// Writes one line. What is written survives this process.
+    /// Writes one line. A written line survives this process.
     pub(crate) fn write(&self, line: &str) -> std::io::Result<()> {
         (&self.0).write_all(format!("{line}\n").as_bytes())
     }
@@ -23,11 +24,11 @@ impl Ledger {
 /// A line of a publisher.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Published {
-    /// It will be published, until it is confirmed.
+    /// The step will be published, until it is confirmed.
     Begun(String, u64),
-    /// It was confirmed.
+    /// The step was confirmed.
     Confirmed(String, u64),
-    /// An error that a fault does not explain.
+    /// A publish failed with an error that no fault explains.
     Strange(String),
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Handled {
     pub(crate) lane: String,
     pub(crate) number: u64,
     pub(crate) attempt: u32,
-    /// It was handled; otherwise the handler failed on it, as it does on poison.
+    /// Whether the step was handled; otherwise the handler failed on it, as it does on poison.
     pub(crate) well: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Torture: publishers and consumers at work on a real server while everything that can fail does, and a checker.
+//! Torture: publishers and consumers run on a real server while faults of every kind happen, and a checker
+//! verifies the result.
 //!
 //! ```text
 //! torture --on nats --faults 200 --seed 1     # 200 faults drawn by the seed, then the check
@@ -7,8 +8,8 @@
 //! torture --on sqlite --faults 20             # embedded: processes that are killed or stand still
 //! ```
 //!
-//! Publishers and workers are child processes of this program. Each writes what it knows into a file that is only
-//! ever appended to: a publish after it was confirmed, a handling while it happens. What is written survives the
+//! Publishers and workers are child processes of this program. Each records its facts in a file that is only
+//! appended to: a publish after it was confirmed, a handled step while it is handled. The records survive the
 //! process. At the end the files, the groups and the dead letters must agree: see [`checker`].
 //!
 //! The exit code is 0 only when every promise was kept.
@@ -52,5 +53,5 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What goes wrong here is told to a person and ends the program.
+/// The result of this program's functions; an error is printed for the user and ends the program.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

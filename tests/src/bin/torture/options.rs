@@ -1,48 +1,48 @@
-//! The command line, of a person and of the child processes.
+//! The command line, for users and for the child processes.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Publishers and consumers at work on a real server while everything that can fail does.
+/// Runs publishers and consumers on a real server while faults of every kind happen, and checks the result.
 #[derive(Debug, Parser)]
 #[command(name = "torture")]
 pub(crate) struct Options {
-    /// Which bus.
+    /// The bus to test.
     #[arg(long, value_enum, default_value = "sqlite")]
     pub(crate) on: On,
-    /// The newer generation of the server.
+    /// Use the newer generation of the server.
     #[arg(long)]
     pub(crate) new: bool,
-    /// The server syncs before it confirms (NATS, Redis).
+    /// Make the server sync before it confirms (NATS, Redis).
     #[arg(long)]
     pub(crate) fsync: bool,
-    /// How many faults.
+    /// The number of faults.
     #[arg(long, default_value_t = 20)]
     pub(crate) faults: usize,
-    /// Ends after this time even if faults are left: 90s, 10m.
+    /// End after this time even if faults are left: 90s, 10m.
     #[arg(long = "for", value_parser = duration)]
     pub(crate) time: Option<Duration>,
-    /// Draws the faults and their moments.
+    /// The seed that determines the faults and their moments.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// No faults, half speed, for this time.
+    /// Run without faults at half speed for this time.
     #[arg(long, value_parser = duration)]
     pub(crate) soak: Option<Duration>,
     /// Only these faults, by name, separated by commas.
     #[arg(long, value_delimiter = ',')]
     pub(crate) only: Vec<String>,
-    /// Keys that each of the two publishers publishes to, one message at a time each.
+    /// The number of keys of each of the two publishers, one message at a time each.
     #[arg(long, default_value_t = 16)]
     pub(crate) lanes: usize,
-    /// The rest between two messages of one key, in milliseconds.
+    /// The pause between two messages of one key, in milliseconds.
     #[arg(long, default_value_t = 50)]
     pub(crate) pause: u64,
     #[command(subcommand)]
     pub(crate) role: Option<Role>,
 }
 
-/// Which bus to torture.
+/// The bus to test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum On {
     Sqlite,
@@ -51,7 +51,7 @@ pub(crate) enum On {
     Rabbitmq,
 }
 
-/// What a child process does.
+/// The role of a child process.
 #[derive(Debug, Subcommand)]
 #[command(hide = true)]
 pub(crate) enum Role {
@@ -65,12 +65,12 @@ pub(crate) struct Publish {
     pub(crate) url: String,
     #[arg(long)]
     pub(crate) ledger: PathBuf,
-    /// Which publisher, from 0.
+    /// The number of the publisher, from 0.
     #[arg(long)]
     pub(crate) number: usize,
     #[arg(long)]
     pub(crate) lanes: usize,
-    /// Milliseconds.
+    /// The pause between two messages of one key, in milliseconds.
     #[arg(long)]
     pub(crate) pause: u64,
     #[arg(long)]
@@ -93,10 +93,10 @@ pub(crate) struct Work {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time such as 90s or 10m"))?;
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a time such as 90s or 10m"))?;
     match &text[digits.len()..] {
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number * 60)),
-        unit => Err(format!("{unit:?} is no unit: s or m")),
+        unit => Err(format!("{unit:?} is not a unit: use s or m")),
     }
 }

@@ -1,4 +1,4 @@
-//! A publisher: each of its lanes publishes its next step until it is confirmed, over and over.
+//! A publisher: each of its lanes publishes its next step until it is confirmed, repeatedly.
 
 use crate::Result;
 use crate::ledger::{Ledger, Published, published};
@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// Publishes until SIGTERM, then ends when all that was begun is confirmed.
+/// Publishes until SIGTERM, then ends when every step that it began is confirmed.
 pub(crate) async fn run(role: &Publish) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
-    // A predecessor that was killed may have begun what nobody confirmed: that is where each lane goes on.
+    // A predecessor that was killed may have begun a step that is not confirmed: each lane continues there.
     let mut next: HashMap<String, u64> = HashMap::new();
     for line in published(&role.ledger)? {
         match line {
@@ -59,7 +59,7 @@ async fn along(
     while !*stopped.borrow() {
         let step = Step { lane: lane.clone(), number, kind: kind(seed, &lane, number) };
         ledger.write(&format!("begun {lane} {number}"))?;
-        // The same id each time: a transport that knows it stores the step once.
+        // The same id on each try: a transport with dedup stores the step once.
         while let Err(error) = bus.publish(step.clone()).id(format!("{lane}-{number}")).await {
             let expected =
                 matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Full);

@@ -1,4 +1,5 @@
-//! A run: faults one after another, each followed by proof that all goes on; then the end and the check.
+//! A run: faults one after another, each followed by a check that work continues; then the end and the final
+//! check.
 
 use crate::broker::Broker;
 use crate::checker::{Evidence, check};
@@ -14,12 +15,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// How long everything may take to go on after a fault is over.
+/// How long work may take to continue after a fault is over.
 const RECOVERED: Duration = Duration::from_secs(90);
-/// How long the groups may stand still while they work off what is left. How much that is, and how fast it goes, is
-/// the machine's business.
+/// How long the groups may make no progress while they handle the remaining messages. The number of messages
+/// and the speed depend on the machine.
 const DRAINED: Duration = Duration::from_secs(120);
-/// Growth of a ledger that proves life, in bytes: some ten lines.
+/// The growth of a ledger that proves progress, in bytes: about ten lines.
 const LIFE: u64 = 250;
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
@@ -27,7 +28,7 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     let mut team = Team::start(options, &broker).await?;
     let result = torture(options, &broker, &mut team).await;
     if result.is_err() {
-        // What happened is to be read from what they wrote.
+        // The files are kept, so that the failure can be investigated.
         println!("kept: {}", team.keep().display());
         if let Some(server) = broker.process() {
             server.keep();
@@ -56,7 +57,7 @@ async fn torture(options: &Options, broker: &Broker, team: &mut Team) -> Result<
         let struck = started.elapsed();
         goes_on(team, &format!("fault {number}, {}", fault.name())).await?;
         println!(
-            "{number}/{}: {} for {:.1} s, all go on after {:.1} s",
+            "{number}/{}: {} for {:.1} s, work continues after {:.1} s",
             options.faults,
             fault.name(),
             struck.as_secs_f64(),
@@ -66,7 +67,7 @@ async fn torture(options: &Options, broker: &Broker, team: &mut Team) -> Result<
         sleep(Duration::from_millis(random.u64(50..500))).await;
     }
     team.leave_to_the_steady().await?;
-    goes_on(team, "all faults, with only the workers that lived through them").await?;
+    goes_on(team, "all faults, with only the workers that survived them").await?;
     println!("finishing");
     let evidence = finish(options, broker, team, number).await?;
     let mut verdict = check(&evidence);
@@ -100,7 +101,7 @@ async fn torture(options: &Options, broker: &Broker, team: &mut Team) -> Result<
     Err(format!("{} promises broken", verdict.violations.len()).into())
 }
 
-/// Waits until publishers and both groups have written more.
+/// Waits until the ledgers of the publishers and both groups have grown.
 async fn goes_on(team: &mut Team, after: &str) -> Result<()> {
     let (start, before) = (Instant::now(), team.progress());
     loop {
@@ -120,7 +121,7 @@ async fn goes_on(team: &mut Team, after: &str) -> Result<()> {
     }
 }
 
-/// Lets everybody finish and gathers what they left.
+/// Lets all children finish and collects their results.
 pub(crate) async fn finish(
     options: &Options,
     broker: &Broker,
@@ -133,7 +134,7 @@ pub(crate) async fn finish(
     team.call_back()?;
     drained(&bus, team, &GROUPS[2..]).await?;
     team.stop_workers().await?;
-    // What a worker had without knowing comes back when it goes.
+    // Messages that a worker held without recording them return to the group when it ends.
     let back = bus.admin().groups().await?;
     let left = back.iter().filter(|status| status.waiting + status.retrying > 0).map(|s| format!("{s:?}"));
     let left = left.collect();
@@ -158,7 +159,7 @@ pub(crate) async fn finish(
     Ok(Evidence { seed: options.seed, lanes: options.lanes, faults, published, handled, dead, left })
 }
 
-/// Waits until these groups have nothing left.
+/// Waits until these groups have no unsettled message.
 async fn drained(bus: &Bus, team: &mut Team, names: &[&str]) -> Result<()> {
     let (mut moved, mut last) = (Instant::now(), u64::MAX);
     loop {
@@ -178,7 +179,7 @@ async fn drained(bus: &Bus, team: &mut Team, names: &[&str]) -> Result<()> {
             (moved, last) = (Instant::now(), left);
         }
         if moved.elapsed() > DRAINED {
-            return Err(format!("not worked off, and no progress for {DRAINED:?}: {busy:?}").into());
+            return Err(format!("messages are left, and no progress for {DRAINED:?}: {busy:?}").into());
         }
         sleep(Duration::from_millis(100)).await;
     }

@@ -1,4 +1,4 @@
-//! A soak: no faults, half of the speed that this machine has, and everything that is counted stays flat.
+//! A soak: no faults, half of the machine's full speed, and every counter must stay flat.
 
 use crate::Result;
 use crate::broker::Broker;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 /// How long the full speed is measured.
 const MEASURED: Duration = Duration::from_secs(10);
-/// How often everything is read.
+/// The interval between two readings.
 const EVERY: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(options: &Options) -> Result<()> {
@@ -27,9 +27,9 @@ pub(crate) async fn run(options: &Options) -> Result<()> {
     sleep(MEASURED).await;
     team.stop_publishers().await?;
     let full = (confirmed(&team)? - before) as f64 / MEASURED.as_secs_f64();
-    // Each lane takes its share of half the speed; what a publish takes itself comes on top.
+    // Each lane gets its share of half the speed; the duration of a publish itself is added to the pause.
     let pause = (2.0 * options.lanes as f64 * 1000.0 / (full / 2.0)).ceil().max(1.0) as u64;
-    println!("full speed {full:.0}/s; half of it from here on: one step of each key every {pause} ms");
+    println!("full speed {full:.0}/s; half of it from now on: one step of each key every {pause} ms");
     team.start_publishers(pause)?;
     let (start, begun, mut readings) = (Instant::now(), confirmed(&team)?, Readings::new());
     while start.elapsed() < time {

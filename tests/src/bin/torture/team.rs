@@ -1,4 +1,5 @@
-//! The child processes: two publishers, two workers of each group that is there, and who of them may be hurt.
+//! The child processes: two publishers, two workers of each active group, and the choice of those that faults
+//! may hit.
 
 use crate::Result;
 use crate::broker::Broker;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
-/// The groups: one in order of keys, one without, and one that nobody works for until the end.
+/// The groups: one with order of keys, one without, and one that has no worker until the end.
 pub(crate) const GROUPS: [&str; 3] = ["keyed", "free", "away"];
 
 /// All children and their ledgers.
@@ -26,11 +27,11 @@ pub(crate) struct Team {
     lanes: usize,
     pause: u64,
     publishers: Vec<Child>,
-    /// Of the keyed group, then of the free one.
+    /// Workers of the keyed group, then of the free one.
     workers: Vec<(usize, Child)>,
 }
 
-/// A connection that is tried until it stands: a child may be started in the middle of a fault.
+/// Connects, and repeats that until it succeeds: a child may be started in the middle of a fault.
 pub(crate) async fn connect(url: &str) -> Result<Bus> {
     for _ in 0..600 {
         match Bus::connect(url).await {
@@ -44,7 +45,7 @@ pub(crate) async fn connect(url: &str) -> Result<Bus> {
 }
 
 impl Team {
-    /// Makes the groups, so that they get all, and starts everybody.
+    /// Creates the groups, so that they receive every message, and starts all children.
     pub(crate) async fn start(options: &Options, broker: &Broker) -> Result<Self> {
         let bus = connect(broker.url()).await?;
         for group in GROUPS {
@@ -78,37 +79,37 @@ impl Team {
         Ok(())
     }
 
-    /// Lets the ledgers stay, and says where.
+    /// Keeps the ledgers after the run, and returns their folder.
     pub(crate) fn keep(&mut self) -> &Path {
         self.folder.disable_cleanup(true);
         self.folder.path()
     }
 
-    /// The ledger of a group's workers.
+    /// Returns the ledger of a group's workers.
     pub(crate) fn handled(&self, group: &str) -> PathBuf {
         self.folder.path().join(group)
     }
 
-    /// The ledgers of the publishers.
+    /// Returns the ledgers of the publishers.
     pub(crate) fn published(&self) -> [PathBuf; 2] {
         [0, 1].map(|number| self.folder.path().join(format!("published-{number}")))
     }
 
-    /// Bytes of everybody's ledger: publishers together, then each group that is at work.
+    /// Returns the sizes of the ledgers in bytes: publishers together, then each active group.
     pub(crate) fn progress(&self) -> [u64; 3] {
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
         let published = self.published().iter().map(|path| size(path)).sum();
         [published, size(&self.handled(GROUPS[0])), size(&self.handled(GROUPS[1]))]
     }
 
-    /// Kills the second publisher and starts another in its place.
+    /// Kills the second publisher and starts a new one.
     pub(crate) async fn replace_publisher(&mut self) -> Result<()> {
         self.publishers[1].kill().await?;
         self.publishers[1] = self.publisher(1)?;
         Ok(())
     }
 
-    /// Kills a worker, the second one of either group, and starts another in its place.
+    /// Kills a worker, the second one of either group, and starts a new one.
     pub(crate) async fn replace_worker(&mut self, group: usize) -> Result<()> {
         let index = group * 2 + 1;
         self.workers[index].1.kill().await?;
@@ -116,7 +117,7 @@ impl Team {
         Ok(())
     }
 
-    /// Stops a worker's clock for a while: for the others it is gone, for itself no time passed.
+    /// Suspends a worker for a while: for the others it has disappeared, for itself no time has passed.
     pub(crate) async fn freeze_worker(&mut self, group: usize, time: Duration) -> Result<()> {
         let worker = &self.workers[group * 2 + 1].1;
         signal(worker, Signal::STOP)?;
@@ -124,18 +125,18 @@ impl Team {
         signal(worker, Signal::CONT)
     }
 
-    /// An error when one of them has ended by itself.
+    /// Returns an error when one of the children has ended without being stopped.
     pub(crate) fn all_live(&mut self) -> Result<()> {
         let workers = self.workers.iter_mut().map(|(_, child)| child);
         for child in self.publishers.iter_mut().chain(workers) {
             if let Some(status) = child.try_wait()? {
-                return Err(format!("a child process ended by itself: {status}").into());
+                return Err(format!("a child process ended unexpectedly: {status}").into());
             }
         }
         Ok(())
     }
 
-    /// Those that nobody hurts, by what they do, with their process ids.
+    /// Returns the children that no fault hits, by their role, with their process ids.
     pub(crate) fn steady(&self) -> Vec<(&'static str, u32)> {
         let all = [
             ("publisher", self.publishers.first()),
@@ -145,7 +146,8 @@ impl Team {
         all.into_iter().filter_map(|(name, child)| Some((name, child?.id()?))).collect()
     }
 
-    /// Waits until each publisher is at work: before that, a signal would end it like any program.
+    /// Waits until each publisher is running: before that, it has no signal handler, and SIGTERM would just
+    /// kill it.
     pub(crate) async fn publishers_at_work(&self) -> Result<()> {
         let size = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.len());
         for path in self.published() {
@@ -161,7 +163,7 @@ impl Team {
         Ok(())
     }
 
-    /// Lets the publishers finish what they have begun.
+    /// Lets the publishers finish the steps that they have begun.
     pub(crate) async fn stop_publishers(&mut self) -> Result<()> {
         for mut publisher in std::mem::take(&mut self.publishers) {
             end(&mut publisher, "a publisher").await?;
@@ -169,7 +171,8 @@ impl Team {
         Ok(())
     }
 
-    /// Leaves each group to the worker that nobody has hurt: it has lived through every fault and must still live.
+    /// Stops all workers but those that no fault has hit: they ran through every fault and must still be
+    /// running.
     pub(crate) async fn leave_to_the_steady(&mut self) -> Result<()> {
         for index in [3, 1] {
             let (group, mut worker) = self.workers.remove(index);
@@ -178,7 +181,7 @@ impl Team {
         Ok(())
     }
 
-    /// Starts the work of the group that was away.
+    /// Starts a worker for the group that had none.
     pub(crate) fn call_back(&mut self) -> Result<()> {
         let worker = self.worker(2)?;
         self.workers.push((2, worker));
@@ -212,7 +215,7 @@ impl Team {
 fn command(role: &str, url: &str, ledger: &Path) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args([role, "--url", url, "--ledger"]).arg(ledger).stdin(Stdio::null()).kill_on_drop(true);
-    // What they say lies beside their ledger: that of the one before is kept, too.
+    // A child's standard error goes to a file beside its ledger, which keeps the text of its predecessors.
     let log = ledger.with_extension("log");
     command.stderr(File::options().create(true).append(true).open(log)?);
     Ok(command)

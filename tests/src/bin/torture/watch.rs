@@ -1,14 +1,14 @@
-//! Memory and open files over time, and whether they stay flat.
+//! Reads memory and open files over time, and checks that they stay flat.
 
 use crate::broker::Broker;
 use crate::team::Team;
 use std::collections::BTreeMap;
 use std::fs;
 
-/// Readings of one quantity, in order.
+/// The readings of each quantity, in order.
 pub(crate) type Readings = BTreeMap<String, Vec<u64>>;
 
-/// Reads everything once: of the processes that nobody hurts, and of the server.
+/// Reads every quantity once: of the processes that no fault hits, and of the server.
 pub(crate) async fn read(readings: &mut Readings, team: &Team, broker: &Broker) {
     let mut note = |name: String, value: u64| readings.entry(name).or_default().push(value);
     for (name, id) in team.steady() {
@@ -32,11 +32,13 @@ fn memory(id: u32) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// Told and not judged: the server's memory holds what the group that is away has not taken, and pending entries are
-/// what workers have in hand, more on a busier machine. A run does not end before there are none.
+/// Printed but not checked: the server's memory holds the messages of the group without a worker, and pending
+/// entries are the workers' messages in flight, more on a busier machine. A run does not end before there are
+/// none.
 const TOLD: [&str; 2] = ["server: memory", "server: pending entries"];
 
-/// The second quarter beside the last one, for each quantity: a line, and whether it is flat.
+/// Compares the second quarter with the last one, for each quantity: returns a line, and whether the quantity
+/// is flat.
 pub(crate) fn verdicts(readings: &Readings) -> Vec<(String, bool)> {
     let mean = |values: &[u64]| values.iter().sum::<u64>() / values.len().max(1) as u64;
     let verdict = |(name, values): (&String, &Vec<u64>)| {

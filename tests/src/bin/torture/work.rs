@@ -1,4 +1,4 @@
-//! What is published: numbered steps along lanes. A lane is a key; its numbers have no gaps.
+//! The published events: numbered steps along lanes. A lane is a key; its numbers have no gaps.
 
 use event_client::Event;
 use schemars::JsonSchema;
@@ -14,28 +14,29 @@ pub(crate) struct Step {
     pub(crate) kind: Kind,
 }
 
-/// What handling a step is like.
+/// How a step is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
-    /// At once.
+    /// The handler succeeds at once.
     Quick,
-    /// Longer than the lease.
+    /// The handler succeeds after a time that is longer than the lease.
     Long,
-    /// Always an error: ends as a dead letter.
+    /// The handler always fails: the step ends as a dead letter.
     Poison,
 }
 
-/// How long a crashed worker keeps what it had fetched.
+/// How long a crashed worker keeps the messages that it had fetched.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 /// How long a [`Kind::Long`] step is handled.
 pub(crate) const LONG: Duration = Duration::from_secs(5);
-/// Most steps that one worker handles at a time.
+/// The maximum number of steps that one worker handles at a time.
 pub(crate) const CONCURRENCY: usize = 16;
-/// Attempts before a step is given up. More than poison needs: what crashes take with them counts, too.
+/// The number of attempts before a step becomes a dead letter. More than poison needs, because crashes count
+/// as attempts, too.
 pub(crate) const ATTEMPTS: u32 = 8;
 
-/// What the step of this number is: the same for publisher and checker.
+/// Returns the kind of the step with this number, which is the same for publisher and checker.
 pub(crate) fn kind(seed: u64, lane: &str, number: u64) -> Kind {
     let mut mixed = seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     for byte in lane.bytes() {

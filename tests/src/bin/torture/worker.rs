@@ -14,9 +14,10 @@ use tokio::time::sleep;
 /// How long a worker may take to start.
 const STARTED: Duration = Duration::from_secs(300);
 
-/// Works until SIGTERM.
+/// Handles steps until SIGTERM.
 pub(crate) async fn run(role: &Work) -> Result<()> {
-    // Listened for before anything that takes time: whoever is told to stop meanwhile must not just die.
+    // The handler is installed before anything that takes time: SIGTERM in the meantime must not just kill
+    // the process.
     let mut terminate = signal(SignalKind::terminate())?;
     let bus = crate::team::connect(&role.url).await?;
     let ledger = Arc::new(Ledger::open(&role.ledger)?);
@@ -34,11 +35,12 @@ pub(crate) async fn run(role: &Work) -> Result<()> {
         };
         let ended = service.run_until(until).await;
         match ended {
-            // Started in the middle of a fault: what a supervisor does with a service that cannot start.
+            // Started in the middle of a fault: retry, as a supervisor does with a service that cannot start.
             Err(error) if !asked && passing(&error) && Instant::now() < end => {
                 sleep(Duration::from_millis(100)).await
             }
-            // Asked to stop in the middle of a fault: what was not confirmed is delivered again, and the checker sees it.
+            // Stopped in the middle of a fault: unconfirmed messages are delivered again, and the checker
+            // counts them.
             Err(error) if asked && passing(&error) => break eprintln!("stopped: {error}"),
             ended => break ended?,
         }

@@ -1,4 +1,4 @@
-//! `backbone demo`: two reference systems, real traffic, and a report in which every count must add up.
+//! `backbone demo`: runs two reference systems with traffic and prints a report in which every count must match.
 
 mod observe;
 mod report;
@@ -21,9 +21,9 @@ use crate::stack::{Options, Stack};
 use observe::Observed;
 use terminal::Output;
 
-/// The beat schedules of production run so many times as often: every 0.5 s, 3 s and 6 s.
+/// Factor by which the schedules run more often than in production: every 0.5 s, 3 s and 6 s.
 const SPEED: u32 = 600;
-/// The most that settling may take after the traffic.
+/// Longest time to wait after the traffic until all counts match.
 const SETTLE: Duration = Duration::from_secs(40);
 
 pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::Result<ExitCode> {
@@ -44,9 +44,9 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
             .url
             .clone()
             .map(|url| if args.once { Url::new(apart(url.expose().to_owned())) } else { url }),
-        // Expected failures are part of the show; the report and the viewer tell of them.
+        // The demo contains failures on purpose; the report and the viewer show them.
         log: quiet(super::log_settings()?),
-        drain: Duration::from_secs(15),
+        shutdown: service_kit::shutdown::Settings { drain: Duration::from_secs(15), ..Default::default() },
         leftovers: Duration::from_secs(5),
     };
     let vault = Vault::open(data_dir.join("securebox"))?;
@@ -72,20 +72,21 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
     }
     let show = Show { bus: stack.bus.clone(), vault, viewer, observed, once: args.once, output };
     let (answer, report) = oneshot::channel();
-    // The last part to start is the first to stop: its report is made while everything else still runs.
+    // The last part to start is the first to stop: its report is made while all other parts still run.
     stack.parts.add("traffic", |stop| async move {
         drop(answer.send(show.run(stop).await));
         Ok::<(), event_client::Error>(())
     });
     let stopped = stack.run().await;
-    let adds_up = report.await.context("the demonstration was cut short")??;
+    let adds_up = report.await.context("the demonstration was interrupted")??;
     if !stopped.is_clean() {
         terminal::note(&format!("error: {stopped}"));
     }
     Ok(if adds_up && stopped.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A run that must add up shares a broker with others, and with its own earlier runs, only under a name of its own.
+/// Adds a random namespace to the URL of a broker, so that events of other users and of earlier runs do not change
+/// the counts of this run.
 fn apart(url: String) -> String {
     let shared = !url.starts_with("sqlite:") && !url.starts_with("memory:");
     let named = url.contains("namespace=") || std::env::var_os("EVENT_BUS_NAMESPACE").is_some();
@@ -96,7 +97,7 @@ fn apart(url: String) -> String {
     format!("{url}{separator}namespace=demo-{:08x}", fastrand::u32(..))
 }
 
-/// The traffic and what is shown of it.
+/// The part that sends the traffic and prints the report.
 struct Show {
     bus: Bus,
     vault: Vault,
@@ -107,7 +108,8 @@ struct Show {
 }
 
 impl Show {
-    /// Sends rounds of traffic, one or until it is asked to stop, and prints the report; answers whether it adds up.
+    /// Sends one round of traffic, or rounds until the stop request, and prints the report; returns whether all
+    /// counts match.
     async fn run(self, stop: Stop) -> anyhow::Result<bool> {
         let began = Instant::now();
         let mut expected = Expected::default();
@@ -129,7 +131,7 @@ impl Show {
     }
 }
 
-/// Both systems at once.
+/// Runs the traffic of both systems concurrently.
 async fn traffic(bus: &Bus, vault: &Vault, viewer: &str) -> anyhow::Result<Expected> {
     let securebox = securebox::traffic(bus, vault, securebox::Load::default());
     let terrarium = edge_terrarium::traffic(bus, viewer, edge_terrarium::Load::default());
@@ -161,7 +163,7 @@ async fn summary(output: Output, observed: &Observed, up: Duration) -> anyhow::R
     ))?)
 }
 
-/// Nothing on the screen unless the environment asks for it.
+/// Turns log lines off unless the environment sets a filter.
 fn quiet(mut log: telemetry::Settings) -> telemetry::Settings {
     if log.filter.is_none() {
         log.format = telemetry::Format::Off;

@@ -1,4 +1,4 @@
-//! What has really happened, read from where it is kept: groups, dead letters, tasks, schedules, stored logs.
+//! Reads the observed counts from where the data are stored: groups, dead letters, tasks, schedules, stored logs.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::report::Report;
 use crate::stack::Stack;
 
-/// Where to look.
+/// The sources of the observed counts.
 pub(super) struct Observed {
     bus: Bus,
     tasks: Arc<dyn TaskStore>,
@@ -27,18 +27,18 @@ pub(super) struct Observed {
     shipped: Arc<ShippingStats>,
     stats: BTreeMap<SmolStr, Arc<Stats>>,
     published: Published,
-    /// Records, dead letters and firings of earlier runs in the same data directory.
+    /// Counts of records, dead letters and firings of earlier runs in the same data directory.
     before: Now,
 }
 
-/// What the bus told everybody, by subject; log batches aside, which go on while we count.
+/// Counts the broadcast events by subject, without log batches, which continue during the count.
 struct Published {
     counts: Arc<Mutex<BTreeMap<String, u64>>>,
     _counting: AbortOnDropHandle<()>,
 }
 
 impl Published {
-    /// Counts from now on.
+    /// Starts to count.
     async fn watch(bus: &Bus) -> anyhow::Result<Self> {
         let topics = ["files.>", "edge.>"].map(|topic| Pattern::new(topic).expect("a valid pattern"));
         let subscription = bus.subscribe(Subscribe::broadcast(topics)).await?;
@@ -58,7 +58,7 @@ impl Published {
     }
 }
 
-/// Everything counted at one moment, since the demonstration began.
+/// All counts at one moment, since the demonstration began.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Now {
     pub(super) published: BTreeMap<String, u64>,
@@ -86,12 +86,12 @@ impl Observed {
             before: Now::default(),
         };
         observed.before = observed.read().await?;
-        // This process has shipped some by now, which count.
+        // Use the counts from the start: this process has shipped some records since, which belong to this run.
         observed.before.logs = stack.stored_before.clone();
         Ok(observed)
     }
 
-    /// The counts since the start.
+    /// Returns the counts since the start.
     pub(super) async fn now(&self) -> anyhow::Result<Now> {
         let mut now = self.read().await?;
         for (map, before) in [
@@ -140,9 +140,10 @@ impl Observed {
         Ok(now)
     }
 
-    /// Compares what happened with what had to, until it adds up or `bound` has passed; answers the last comparison.
+    /// Compares observed with expected counts, until they match or `bound` has passed; returns the last comparison.
     ///
-    /// Schedules go on firing and logging meanwhile: a moment is sought at which no task and no batch is on its way.
+    /// Schedules still fire and log meanwhile: this waits for a moment at which no task and no log batch is in
+    /// flight.
     pub(super) async fn settle(&self, expected: &Expected, bound: Duration) -> anyhow::Result<Report> {
         let end = Instant::now() + bound;
         loop {

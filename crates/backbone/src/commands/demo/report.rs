@@ -1,4 +1,4 @@
-//! Expected against observed, row by row.
+//! Compares expected with observed counts, row by row.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::observe::Now;
 use terminal::Output;
 
-/// One comparison.
+/// One compared count.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     what: &'static str,
@@ -18,7 +18,7 @@ struct Row {
     observed: u64,
 }
 
-/// All comparisons of one moment.
+/// All compared counts of one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Report {
     rows: Vec<Row>,
@@ -41,7 +41,8 @@ impl Report {
             0,
             now.fired.values().filter(|fired| **fired == 0).count() as u64,
         );
-        // In by HTTP and by the bus, stored under the same names; the aggregator logs its own start.
+        // Records posted over HTTP and shipped over the bus are stored under the same names; the aggregator also logs
+        // its own start, which does not count.
         let mut posted = expected.posted.clone();
         posted.insert(SHIPPED.into(), now.shipped);
         let mut stored = now.logs.clone();
@@ -68,7 +69,7 @@ impl Report {
         self.rows.push(Row { what, name: name.to_owned(), expected, observed });
     }
 
-    /// Whether every observed count is the expected one.
+    /// Returns whether every observed count equals the expected one.
     pub(super) fn adds_up(&self) -> bool {
         self.rows.iter().all(|row| row.expected == row.observed)
     }
@@ -96,7 +97,7 @@ impl Report {
             &["COUNT", "OF", "EXPECTED", "OBSERVED", ""],
             &self.rows.iter().map(cells).collect::<Vec<_>>(),
         )?;
-        let verdict = if self.adds_up() { "every count adds up" } else { "not every count adds up" };
+        let verdict = if self.adds_up() { "all counts match" } else { "not all counts match" };
         Ok(output.line(&format!("\n{} after {seconds:.1} s", output.verdict(self.adds_up(), verdict)))?)
     }
 }

@@ -1,7 +1,9 @@
-//! Circuit breaker: stops calling what keeps failing, and asks it now and then whether it is well again.
+//! Circuit breaker: stops calls to a dependency that keeps failing, and tests with single calls whether it works
+//! again.
 //!
-//! A circuit is **closed** while calls succeed. After 5 failures in a row it **opens** for 60 s: calls are not made.
-//! Then it is **half-open**: one call is let through as a probe; success closes the circuit, failure opens it anew.
+//! A circuit is **closed** while calls succeed. After 5 failures in a row it **opens** for 60 s: no calls are made.
+//! Then it is **half-open**: one call is made as a probe. If the probe succeeds, the circuit closes; if it fails, the
+//! circuit opens again.
 
 mod store;
 
@@ -23,18 +25,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
 use store::{now, until};
 
-/// A waiting event looks again this often, in case a shared store was changed by another process.
+/// A waiting event checks the circuit at least this often, because another process may have changed a shared store.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Opens after a number of failures in a row; see the [module](self).
+/// Stops calls after a number of failures in a row; see the [module](self).
 ///
-/// There is one circuit for each handler or requested subject, or with [`named`](CircuitBreaker::named) one for all
-/// that this value and its clones are put around. Only failures that are not the message's own fault count: errors
-/// that ask for a retry, server-fault codes, timeouts of layers further in.
+/// There is one circuit for each handler or requested subject. With [`named`](CircuitBreaker::named) there is one
+/// circuit for all services and clients that this value and its clones wrap. Only failures that the message itself
+/// does not cause are counted: errors that request a retry, status codes of server faults, and timeouts of inner
+/// layers.
 ///
-/// While a circuit is open, requests are refused at once (`UNAVAILABLE`), sent or served. Events wait in their
-/// handler, leased and uncounted, until the circuit lets one through: no attempt is spent on a dependency that is
-/// known to be down.
+/// While a circuit is open, a request fails at once with `UNAVAILABLE`, whether it is sent or served. An event waits
+/// in its handler until the circuit admits it: it stays leased and the wait does not count as an attempt, so no
+/// attempt is spent on a dependency that is known to be unavailable.
 #[derive(Clone)]
 pub struct CircuitBreaker {
     settings: Settings,
@@ -50,40 +53,43 @@ struct Settings {
 }
 
 impl CircuitBreaker {
-    /// 5 failures in a row open it for 60 s.
+    /// Creates a breaker whose circuits open for 60 s after 5 failures in a row.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Failures in a row that open a circuit, at least one. Default 5.
+    /// Sets the number of failures in a row that open a circuit, at least 1. Default 5.
     #[must_use]
     pub fn failures(mut self, failures: u32) -> Self {
         self.settings.failures = failures.max(1);
         self
     }
 
-    /// How long a circuit stays open before a probe. Default 60 s.
+    /// Sets the time that a circuit stays open before a probe. Default 60 s.
     #[must_use]
     pub fn open_for(mut self, time: Duration) -> Self {
         self.settings.open_for = time;
         self
     }
 
-    /// One circuit of this name for everything this is put around, such as the database behind several handlers.
+    /// Uses one circuit of this name for all services and clients that the breaker wraps, such as the handlers that
+    /// use one database.
     #[must_use]
     pub fn named(mut self, name: impl Into<SmolStr>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Where the circuits' states live, so that the replicas of a service may share them. Default: this process.
+    /// Sets the store of the circuits' states, so that the replicas of a service can share them. Default
+    /// [`MemoryCircuits`]: this process only.
     #[must_use]
     pub fn store(mut self, store: impl CircuitStore) -> Self {
         self.store = Arc::new(store);
         self
     }
 
-    /// A circuit's state: of a handler's group, a requested subject, or the name given.
+    /// Returns the state of a circuit by name: a handler's group, a requested subject, or the name set with
+    /// [`named`](CircuitBreaker::named). A circuit that has not been used is closed.
     pub fn state(&self, name: &str) -> CircuitState {
         self.circuits.find(name).map_or_else(CircuitState::default, |circuit| circuit.cell.load())
     }
@@ -153,7 +159,8 @@ struct Circuit {
 }
 
 impl Circuit {
-    /// Whether to go, and if so whether as a probe; otherwise how long it will be at the most.
+    /// Tries to pass: `Ok(true)` admits the call as a probe, `Ok(false)` as a normal call; `Err` is the longest time
+    /// until the circuit may admit a call.
     fn try_pass(&self) -> Result<bool, Duration> {
         loop {
             let state = self.cell.load();
@@ -165,14 +172,14 @@ impl Circuit {
             if left.is_positive() {
                 return Err(left.unsigned_abs());
             }
-            // A probe that does not come back is given up after as long as the circuit stays open.
+            // A probe without a result is given up after `open_for`; then another probe may start.
             if self.change(state, CircuitState::HalfOpen { until: store::until(self.settings.open_for) }) {
                 return Ok(true);
             }
         }
     }
 
-    /// Waits for the circuit to let an event through.
+    /// Waits until the circuit admits an event.
     fn turn(self: Arc<Self>, mut wait: Duration) -> BoxFuture<'static, Pass> {
         Box::pin(async move {
             loop {
@@ -193,7 +200,8 @@ impl Circuit {
                 CircuitState::Closed { failures: 0 } => return,
                 CircuitState::Closed { .. } => {}
                 CircuitState::HalfOpen { .. } if probe => {}
-                // A late success of before says nothing about now.
+                // A call that started before the circuit opened has succeeded late. That does not show that the
+                // dependency works now.
                 _ => return,
             }
             if self.change(state, CircuitState::default()) {
@@ -221,7 +229,7 @@ impl Circuit {
         }
     }
 
-    /// The probe was given up without a result: another may go at once.
+    /// The probe was cancelled without a result: another probe may start at once.
     fn probe_lost(&self) {
         let state = self.cell.load();
         if matches!(state, CircuitState::HalfOpen { .. }) {
@@ -250,7 +258,7 @@ impl Circuit {
     }
 }
 
-/// The right to one call through a circuit.
+/// The right to make one call through a circuit.
 pub struct Pass {
     circuit: Arc<Circuit>,
     probe: bool,

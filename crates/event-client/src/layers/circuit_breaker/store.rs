@@ -1,4 +1,4 @@
-//! Where circuits live: in this process, or in a store that the replicas of a service share.
+//! The states of circuits, kept in this process or in a store that the replicas of a service share.
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-/// A circuit as it stands.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum CircuitState {
@@ -15,20 +15,20 @@ pub enum CircuitState {
         /// Failures in a row so far.
         failures: u32,
     },
-    /// Calls are not made.
+    /// No calls are made.
     Open {
-        /// Then a probe is.
+        /// The time from which one call may be made as a probe.
         until: Timestamp,
     },
-    /// A probe is on its way.
+    /// One call is being made as a probe.
     HalfOpen {
-        /// Then another is, if this one has not come back.
+        /// The time from which another probe may start if this one has no result by then.
         until: Timestamp,
     },
 }
 
 impl CircuitState {
-    /// `closed`, `open` or `half-open`.
+    /// Returns the name of the state: `closed`, `open` or `half-open`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Closed { .. } => "closed",
@@ -37,7 +37,7 @@ impl CircuitState {
         }
     }
 
-    /// For gauges: 0 closed, 1 half-open, 2 open.
+    /// Returns the value for gauges: 0 closed, 1 half-open, 2 open.
     pub(super) const fn level(&self) -> f64 {
         match self {
             Self::Closed { .. } => 0.0,
@@ -53,25 +53,27 @@ impl Default for CircuitState {
     }
 }
 
-/// Keeps the states of circuits.
+/// Stores the states of circuits.
 pub trait CircuitStore: Send + Sync + 'static {
-    /// The circuit of this name; asked once for each name and process.
+    /// Returns the circuit of this name. A breaker and its clones call this once for each name, and more often beyond
+    /// 4096 names.
     fn open(&self, name: &str) -> Arc<dyn CircuitCell>;
 }
 
 /// The state of one circuit.
 ///
-/// Both methods are called on the way of every message and must not block: a store over the network keeps a local
-/// copy, follows changes in the background, and writes behind. Being late is harmless, it costs a few more failures.
+/// Both methods are called for every message and must not block. A store over the network keeps a local copy, applies
+/// remote changes to it in the background, and writes its own changes later (write-behind). A stale state does no
+/// harm except a few more failed calls.
 pub trait CircuitCell: Send + Sync + 'static {
-    /// The state as last known.
+    /// Returns the last known state.
     fn load(&self) -> CircuitState;
 
-    /// Replaces `seen` by `next`; false when the state is no longer `seen`.
+    /// Replaces `seen` by `next`; returns false when the state is no longer `seen`.
     fn swap(&self, seen: CircuitState, next: CircuitState) -> bool;
 }
 
-/// Circuits of this process alone.
+/// Keeps the states of circuits in this process only.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MemoryCircuits;
 
@@ -96,7 +98,8 @@ impl CircuitCell for Mutex<CircuitState> {
     }
 }
 
-/// The time of day by tokio's clock: the same for all processes, and it stands still where a test stops it.
+/// The time of day, advanced by tokio's clock: all processes have the same time, and it stands still while a test
+/// pauses the clock.
 pub(super) fn now() -> Timestamp {
     static START: LazyLock<(Instant, Timestamp)> = LazyLock::new(|| (Instant::now(), Timestamp::now()));
     let (started, time) = *START;
@@ -104,7 +107,7 @@ pub(super) fn now() -> Timestamp {
     passed.ok().and_then(|passed| time.checked_add(passed).ok()).unwrap_or(Timestamp::MAX)
 }
 
-/// The time of day after `wait`.
+/// The time of day after `wait` has passed.
 pub(super) fn until(wait: Duration) -> Timestamp {
     SignedDuration::try_from(wait)
         .ok()

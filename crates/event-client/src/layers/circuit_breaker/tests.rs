@@ -1,4 +1,4 @@
-//! A circuit's life, without services around it.
+//! Tests of a circuit's state changes, without services around it.
 
 use super::*;
 
@@ -34,7 +34,11 @@ async fn one_probe_decides() {
     assert_eq!(circuit.try_pass(), Ok(true), "the first is the probe");
     assert!(circuit.try_pass().is_err(), "one at a time");
     circuit.succeeded(false);
-    assert_eq!(circuit.cell.load().as_str(), "half-open", "a late answer from before decides nothing");
+    assert_eq!(
+        circuit.cell.load().as_str(),
+        "half-open",
+        "a late success of an earlier call changes nothing"
+    );
     circuit.failed(true);
     assert!(circuit.try_pass().is_err(), "open for another while");
     pass(61).await;
@@ -52,7 +56,7 @@ async fn a_probe_that_is_given_up_makes_way_for_another() {
     let probe = circuit.try_pass().unwrap();
     drop(Pass { circuit: circuit.clone(), probe });
     assert_eq!(circuit.try_pass(), Ok(true));
-    // And one that a crashed process of the same store held, after as long as the circuit stays open.
+    // The same holds when a crashed process that shares the store held the probe: it is given up after `open_for`.
     pass(61).await;
     assert_eq!(circuit.try_pass(), Ok(true));
 }

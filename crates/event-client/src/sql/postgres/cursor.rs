@@ -1,12 +1,12 @@
-//! Which rows may be published now.
+//! Finds the outbox rows that may be published now, in the order of staging, although commits have another order.
 //!
-//! Positions are given when a row is staged and seen when its transaction commits, so a later position may appear
-//! before an earlier one of the same key. The cursor therefore has a ceiling: up to it, every row that will ever
-//! be is there. To raise it, the cursor notes the newest committed position and who has the table open for
-//! writing (`pg_locks` tells); when all of those have ended, the noted position is the new ceiling. A writer
-//! takes the table's lock before its first position and keeps it until its end, so none is missed. Only
-//! transactions that have staged something are waited for; one that stays open holds the outbox back, which is
-//! logged with its process id.
+//! A row gets its position when it is staged and becomes visible when its transaction commits, so a later position may
+//! become visible before an earlier one of the same key. The cursor therefore has a ceiling: up to it, no further row
+//! can appear. To raise the ceiling, the cursor reads the newest committed position and the transactions that have the
+//! table open for writing (from `pg_locks`); when all of these have ended, that position is the new ceiling. A writer
+//! takes the table's lock before its first position and keeps it until its transaction ends, so none is missed. The
+//! cursor waits only for transactions that have staged something; one that stays open stops the publication of later
+//! rows, which is logged with its process id.
 
 use std::time::{Duration, Instant};
 
@@ -16,19 +16,19 @@ use sqlx::{Row as _, query};
 use super::read;
 use crate::sql::Look;
 
-/// Rows below the floor are looked for again this often: an operator may have let one wait again.
+/// The interval at which rows below the floor are queried again: an operator may have set one to wait again.
 const FROM_THE_BEGINNING: Duration = Duration::from_secs(2);
-/// A transaction that holds the outbox back for longer is named in the log, and again each time as long.
+/// A transaction that delays the publication by this time is logged, and logged again each time this time has passed.
 const LONG: Duration = Duration::from_secs(10);
 
-/// What a relay knows of the table from earlier looks.
+/// The state of a relay's cursor between two queries.
 #[derive(Debug, Default)]
 pub struct Cursor {
-    /// No row at or below it waits. Spares the index its dead entries, which a long transaction elsewhere keeps.
+    /// No row at or below it waits. It saves the scan of dead index entries, which a long transaction elsewhere keeps.
     floor: i64,
-    /// No row at or below it is still to appear.
+    /// No further row at or below it can appear.
     ceiling: i64,
-    /// The ceiling to be.
+    /// The next ceiling, and the transactions to wait for.
     next: Option<Next>,
     began: Option<Instant>,
 }
@@ -36,7 +36,7 @@ pub struct Cursor {
 #[derive(Debug)]
 struct Next {
     ceiling: i64,
-    /// Virtual transaction ids of those who may have staged below it.
+    /// Virtual transaction ids of the transactions that may have staged rows below it.
     writers: Vec<String>,
     since: Instant,
     reported: Duration,
@@ -74,10 +74,10 @@ impl Cursor {
         select.try_map(|row| read(&row)).fetch_all(connection).await
     }
 
-    /// Raises the ceiling where it can; answers whether somebody has the table open for writing.
+    /// Raises the ceiling if possible. Returns whether a transaction has the table open for writing.
     async fn raise(&mut self, connection: &mut PgConnection) -> sqlx::Result<bool> {
-        // The rows are those of before this statement, the locks those of now: a writer below the newest row is
-        // either among the locks or had ended, and then the next statement sees what it left.
+        // The statement sees the rows committed before it starts, and the locks held while it runs: a writer below the
+        // newest row either still has its lock, or has ended, and then the next statement sees its rows.
         let select = query(
             "SELECT (SELECT max(position) FROM outbox
                      WHERE published IS NULL AND error IS NULL AND position > $1),
@@ -120,7 +120,7 @@ impl Next {
         tracing::warn!(
             held_ms = held.as_millis() as u64,
             server_pids = ?pids.iter().flatten().collect::<Vec<_>>(),
-            "a transaction that has staged events stays open and holds the outbox back"
+            "a transaction that has staged events stays open and delays the publication of later events"
         );
     }
 }

@@ -1,11 +1,12 @@
-//! PostgreSQL: many writers at a time, so that the order of positions is not the order of commits.
+//! The statements of outbox and inbox for PostgreSQL, whose concurrent writers commit in another order than positions.
 //!
-//! - Order: `cursor` shows a row only when every transaction that may have staged before it has ended.
-//! - Several relays: a lease in a row, on the server's clock. It needs no session of its own, so it goes through
-//!   connection poolers, and it passes on from a relay that hangs as well as from one that died. It only saves
-//!   double work: each relay publishes a key's rows in order from the oldest, so the first copies are in order
-//!   whoever publishes. Row locks with SKIP LOCKED would not do: the rows skipped are the older ones of a key.
-//! - Waking: `notifier` has stagers notify only while a relay sleeps.
+//! - Order: `cursor` returns a row only when every transaction that may have staged an earlier row has ended.
+//! - Several relays: a lease in a row, by the server's clock. It needs no session, so it works through connection
+//!   poolers, and another relay can take it over from a relay that hangs as well as from one that has ended. It only
+//!   avoids double work: each relay publishes a key's rows in order from the oldest, so the first copies are in order
+//!   whichever relay publishes. Row locks with SKIP LOCKED would break the order: the skipped rows are the older ones
+//!   of a key.
+//! - Waking: `notify` lets staging transactions notify only while a relay sleeps.
 
 mod cursor;
 mod notify;
@@ -30,8 +31,8 @@ impl Dialect for Postgres {
     }
 
     fn stage(connection: &mut PgConnection, rows: Vec<Row>) -> BoxFuture<'_, sqlx::Result<()>> {
-        // One statement of one text however many rows there are, so that it stays prepared and takes one trip.
-        // Ordered, so that positions follow the rows. The second half rings the bell: see `notifier`.
+        // One SQL text for any number of rows, so that the statement stays prepared and needs one round trip. `ORDER
+        // BY` gives positions in the order of the rows. The second half notifies the relay: see `notify`.
         let insert = query(
             "WITH staged AS (
                 INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created)
@@ -144,7 +145,7 @@ impl Dialect for Postgres {
         before: i64,
         limit: u32,
     ) -> BoxFuture<'_, sqlx::Result<u64>> {
-        // Relays may prune at the same time: each takes other rows.
+        // Several relays may prune at the same time: `SKIP LOCKED` makes each delete different rows.
         let delete = query(
             "DELETE FROM outbox WHERE position = ANY(ARRAY(
                 SELECT position FROM outbox WHERE published < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
@@ -159,7 +160,7 @@ impl Dialect for Postgres {
         former: &'c str,
         now: i64,
     ) -> BoxFuture<'c, sqlx::Result<bool>> {
-        // A second transaction with this key waits here until the first has ended.
+        // A second transaction with the same key waits here until the first has ended.
         let insert = query(
             "INSERT INTO inbox (key, handled) SELECT $1::text, $2::bigint \
              WHERE NOT EXISTS (SELECT 1 FROM inbox WHERE key = $3) ON CONFLICT (key) DO NOTHING",
@@ -186,18 +187,18 @@ impl Dialect for Postgres {
         // https://www.postgresql.org/docs/current/errcodes-appendix.html
         Some(match &*error.code()? {
             "42P01" => MISSING_TABLE,
-            "42703" => (Config, "the table has other columns than this library's; is the name taken?"),
+            "42703" => (Config, "the table lacks a column of this library; another program may use the name"),
             "42501" => (
                 Denied,
                 "the role lacks a permission; it needs SELECT, INSERT, UPDATE and DELETE on outbox, outbox_relay \
                  and inbox, and CREATE on the schema to create them",
             ),
-            "28P01" | "28000" => (Denied, "the database does not let this user in; check name and password"),
+            "28P01" | "28000" => (Denied, "the database refuses this user; check name and password"),
             "3D000" => (Config, "the database does not exist"),
             "25006" => (Unavailable, "the database is read-only; connect to the primary"),
-            "40001" | "40P01" => (Unavailable, "the transaction met another one; try it again"),
+            "40001" | "40P01" => (Unavailable, "the transaction conflicted with another one; try it again"),
             "53100" => (Full, "the database's disk is full"),
-            "53300" => (Unavailable, "the database has no connection left"),
+            "53300" => (Unavailable, "the database has no free connection"),
             "57P01" | "57P02" | "57P03" => (Unavailable, "the database is starting or stopping"),
             _ => return None,
         })

@@ -1,9 +1,9 @@
-//! The bell: a commit of staged events wakes a relay that sleeps, and costs nothing while it works.
+//! Wakes a sleeping relay with NOTIFY when staged events are committed, without cost while the relay works.
 //!
-//! Notifying in every staging transaction would let them commit one at a time only, since PostgreSQL holds a lock
-//! of the whole server from NOTIFY until the commit is on disk. So a sleeping relay holds an advisory lock, the
-//! bell; each staging transaction tries to share it and notifies only where it fails. The relay gets the lock only
-//! when no transaction shares it, and looks once more before it sleeps: nothing falls in between.
+//! If every staging transaction notified, they could commit only one at a time, because PostgreSQL holds a lock of the
+//! whole server from NOTIFY until the commit is on disk. Therefore a sleeping relay holds an advisory lock; each
+//! staging transaction tries to take it in shared mode and notifies only if that fails. The relay gets the lock only
+//! when no transaction shares it, and queries the outbox once more before it sleeps, so no commit is missed.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use sqlx::query_scalar;
 
-/// Advisory lock of an outbox: this plus the table's object id.
+/// The key of an outbox's advisory lock is this number plus the table's object id.
 pub(super) const LOCK: i64 = 0x6f75_7462 << 32;
-/// Longest wait for an answer here: the relay looks by itself anyway.
+/// The longest wait for the server here; the relay polls anyway.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// A server that took no listener is not asked again before.
+/// The pause before another attempt after the listener has failed.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// The notifier of a relay; the module's documentation describes it.
 #[derive(Debug)]
 pub struct Notifier {
     pool: PgPool,
@@ -28,7 +28,7 @@ pub struct Notifier {
 
 #[derive(Debug)]
 struct Listener {
-    /// A connection of its own: the service's pool stays whole.
+    /// A separate connection, so that the service's pool loses none.
     connection: PgListener,
     lock: i64,
     armed: bool,
@@ -40,7 +40,7 @@ impl Notifier {
     }
 
     async fn connect(&self) -> sqlx::Result<Listener> {
-        // Asked through the service's own pool, whose connections may have a search path of their own.
+        // Queried through the service's pool, because its connections may have a special search path.
         let table: i64 = query_scalar("SELECT 'outbox'::regclass::oid::bigint").fetch_one(&self.pool).await?;
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
         let own = own.acquire_timeout(DEADLINE).connect_lazy_with((*self.pool.connect_options()).clone());
@@ -75,9 +75,9 @@ impl Notifier {
         Ok(())
     }
 
-    /// Without its connection the lock is gone, too.
+    /// Drops the failed connection; the server then releases its advisory lock.
     fn lost(&mut self, error: &dyn std::fmt::Display) {
-        tracing::debug!(%error, "the outbox's bell is gone; the relay looks by itself until it is back");
+        tracing::debug!(%error, "the connection for outbox notifications failed; the relay polls until it is back");
         self.listener = None;
         self.failed = Some(tokio::time::Instant::now());
     }

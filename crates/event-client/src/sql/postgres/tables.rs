@@ -1,9 +1,10 @@
-//! The tables of outbox and inbox.
+//! Creates the tables of outbox and inbox in PostgreSQL.
 
 use sqlx::postgres::PgConnection;
 use sqlx::query_scalar;
 
-/// One of two that start at the same time waits for the other: `IF NOT EXISTS` alone lets both try.
+/// Makes one of two services that start at the same time wait for the other: with `IF NOT EXISTS` alone both would try
+/// to create the tables, and one would fail.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(hashtextextended('backbone outbox: create tables', 0))";
 
 const THERE: &str = "SELECT to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_waiting') IS NOT NULL
@@ -11,8 +12,8 @@ const THERE: &str = "SELECT to_regclass('outbox') IS NOT NULL AND to_regclass('o
     AND to_regclass('outbox_relay') IS NOT NULL AND to_regclass('inbox') IS NOT NULL
     AND to_regclass('inbox_handled') IS NOT NULL";
 
-// Rows come and go: vacuumed by their number rather than by their share, or a table that was large once is
-// scanned through its dead rows.
+// Rows are inserted and deleted all the time: autovacuum starts by a number of rows rather than by a share of the
+// table, because otherwise scans of a table that was large once would read many dead rows.
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS outbox (
         position BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -38,13 +39,14 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS inbox (key TEXT PRIMARY KEY, handled BIGINT NOT NULL);
     CREATE INDEX IF NOT EXISTS inbox_handled ON inbox (handled);";
 
-/// Creates what is missing. A role that may not create tables passes when nothing is.
+/// Creates the missing tables and indexes. If none is missing, this also succeeds for a role without permission to
+/// create tables.
 pub(super) async fn create(connection: &mut PgConnection) -> sqlx::Result<()> {
     if query_scalar(THERE).fetch_one(&mut *connection).await? {
         return Ok(());
     }
     sqlx::query(LOCK).execute(&mut *connection).await?;
-    // The server's notices that a table exists are no news.
+    // Suppresses the server's notices that a table exists already.
     sqlx::raw_sql("SET LOCAL client_min_messages = warning").execute(&mut *connection).await?;
     sqlx::raw_sql(TABLES).execute(&mut *connection).await.map(drop)
 }

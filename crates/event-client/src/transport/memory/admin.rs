@@ -1,4 +1,5 @@
-//! The operator's door: dead letters, groups and their lag.
+//! Operator functions of the memory transport: list and replay dead letters, list, seek and delete groups, apply
+//! topology.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::transport::{
     Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Mode, Start, Subscribe, Topology,
 };
 
-/// Dead letters by the order in which they died; each keeps its message's place in the log's accounts.
+/// Dead letters in the order in which they were rejected. Each one keeps the pin of its message in the log.
 #[derive(Debug, Default)]
 pub(super) struct DeadLetters {
     letters: BTreeMap<u64, StoredDeadLetter>,
@@ -91,7 +92,7 @@ fn unknown(group: &Group) -> Error {
 }
 
 impl State {
-    /// What a group lacks of what `spec` asks.
+    /// Returns the change that the group of `spec` needs to match `spec`, or `None` when it needs none.
     fn compare(&self, spec: &Subscribe) -> Option<Change> {
         let Mode::Group(name) = &spec.mode else { return None };
         compare_group(spec, self.names.get(name).map(|place| self.groups[*place].terms()))
@@ -99,7 +100,7 @@ impl State {
 }
 
 impl MemoryTransport {
-    /// Runs `step` under the lock, with everything due brought up to date.
+    /// Runs `step` under the lock, after the due timers of the bus and of all groups have been processed.
     fn admin_step<T>(
         &self,
         operation: &'static str,
@@ -132,7 +133,7 @@ impl Admin for MemoryTransport {
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         self.admin_step("replay dead letters", |state| {
             let chosen = state.dead.chosen(&filter);
-            // All or nothing: a letter without a group would be lost.
+            // Checked for all letters before the first one moves: a letter whose group does not exist would be lost.
             for id in &chosen {
                 let group = &state.dead.letters[id].group;
                 if !state.names.contains_key(group) {
@@ -212,8 +213,9 @@ impl Admin for MemoryTransport {
             let back = start != Start::New && from == state.log.first();
             let mut given_up = group.clear();
             given_up.sort_by_key(|entry| entry.number);
-            // Pinned first and let go of afterwards, so that nothing is forgotten in between. What was already
-            // forgotten by the log but is owed to this group stays owed.
+            // The messages from `from` on are pinned before the old entries are unpinned, so that the log drops none
+            // of them in between. Entries that the log has already dropped stay in the group when it seeks to the
+            // oldest message.
             let kept = given_up.extract_if(.., |entry| back && entry.number < from);
             kept.for_each(|entry| group.add(entry.afresh()));
             owe_from(group, &mut state.log, from);

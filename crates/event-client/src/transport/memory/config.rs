@@ -1,4 +1,4 @@
-//! Options of a `memory:` URL, with their bounds.
+//! Parses and checks the options of a `memory:` URL.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Provision;
 use crate::url::BusUrl;
 
-/// Bounds of one bus in memory.
+/// Options and limits of one bus in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryConfig {
-    /// Most messages kept: history, what groups still need, delayed messages and dead letters together.
-    /// Default 1,000,000.
+    /// Largest number of messages kept: history, messages that groups still need, delayed messages and dead letters
+    /// together. Default 1,000,000.
     pub max_messages: usize,
-    /// Most bytes kept, counted as [`Message::size`](crate::message::Message::size) and a fixed part for each message.
-    /// Default 256 MiB.
+    /// Largest number of bytes kept. Each message counts as [`Message::size`](crate::message::Message::size) plus a
+    /// fixed overhead. Default 256 MiB.
     pub max_bytes: usize,
     /// Largest message in bytes. Default 1 MiB.
     pub max_payload: usize,
@@ -35,9 +35,7 @@ impl Default for MemoryConfig {
 }
 
 impl MemoryConfig {
-    const OPTIONS: [&str; 5] = ["max_messages", "max_bytes", "max_payload", "dedup_window", "provision"];
-
-    /// The name and the options of a URL; no options are the defaults.
+    /// Returns the name, the options and the provision mode of a URL. Options that the URL omits have their defaults.
     pub(super) fn from_url(mut url: BusUrl) -> Result<(String, Self, Provision)> {
         let mut config = Self::default();
         let provision = Provision::take(&mut url)?;
@@ -49,7 +47,7 @@ impl MemoryConfig {
             name => {
                 return Err(Error::new(
                     ErrorKind::Config,
-                    format!("the name of a bus in memory takes a-z A-Z 0-9 . _ -, not {name:?}"),
+                    format!("the name of a bus in memory may contain a-z A-Z 0-9 . _ -, not {name:?}"),
                 ));
             }
         };
@@ -64,12 +62,12 @@ impl MemoryConfig {
         }
         config.dedup_window =
             url.take_duration("dedup_window", config.dedup_window, Duration::ZERO..=LONGEST)?;
-        url.finish(&Self::OPTIONS)?;
+        url.finish()?;
         config.check()?;
         Ok((name, config, provision))
     }
 
-    /// Refuses bounds that could never hold a message.
+    /// Refuses limits under which no message could be stored.
     pub(super) fn check(&self) -> Result<()> {
         if self.max_messages == 0 {
             return Err(Error::new(ErrorKind::Config, "option `max_messages` must be at least 1"));
@@ -78,7 +76,7 @@ impl MemoryConfig {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "option `max_bytes` must hold one message of `max_payload` and {} bytes beside it",
+                    "option `max_bytes` must be at least `max_payload` plus {} bytes",
                     super::log::OVERHEAD
                 ),
             )
@@ -122,5 +120,10 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.to_string().contains(word), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn the_page_has_every_option_and_its_default() {
+        crate::transport::docs::tests::check(include_str!("docs.md"), "memory:", parse);
     }
 }

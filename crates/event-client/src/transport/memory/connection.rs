@@ -1,4 +1,4 @@
-//! The bus that connections share, and the names under which they find it.
+//! The bus that connections share, and the registry that finds a bus by its name.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -19,10 +19,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::Provision;
 
-/// Buses that somebody in this process still uses, by name.
+/// Buses that at least one connection in this process uses, by name.
 static NAMED: LazyLock<Mutex<HashMap<String, Weak<Bus>>>> = LazyLock::new(Mutex::default);
 
-/// Everything that the connections of one name share.
+/// The state that all connections to one bus share.
 pub(super) struct Bus {
     pub(super) config: MemoryConfig,
     state: Mutex<State>,
@@ -30,7 +30,7 @@ pub(super) struct Bus {
     next_id: AtomicU64,
 }
 
-/// What the lock guards. Parts are separate structs so that one can be read while another is changed.
+/// The data behind the lock. The parts are separate structs so that one can be read while another is changed.
 pub(super) struct State {
     pub(super) log: Log,
     pub(super) schedule: Schedule,
@@ -42,19 +42,19 @@ pub(super) struct State {
     pub(super) dead: DeadLetters,
 }
 
-/// A durable group's place in [`State::groups`], valid as long as the group lives.
+/// The slot of a durable group in [`State::groups`]. It is valid as long as the group exists.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GroupRef {
     pub(super) place: usize,
     pub(super) uid: u64,
 }
 
-/// One opened handle on a bus.
+/// One open connection to a bus.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) bus: Arc<Bus>,
     pub(super) id: u64,
-    /// What it may do to groups.
+    /// Whether this connection may create or change groups.
     pub(super) provision: Provision,
     pub(super) closed: CancellationToken,
 }
@@ -80,7 +80,7 @@ impl Bus {
         }))
     }
 
-    /// The bus called `name`, made with `config` when nobody has it open.
+    /// Returns the bus called `name`, or creates it with `config` when no connection has it open.
     pub(super) fn named(name: &str, config: MemoryConfig) -> Result<Arc<Self>> {
         let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
         named.retain(|_, bus| bus.strong_count() > 0);
@@ -99,11 +99,12 @@ impl Bus {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic of ours is a defect; stopping every other user of the bus would only spread it.
+        // A poisoned lock means a panic in this crate, which is a defect. An error here would stop every other user
+        // of the bus too.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number that nothing else on this bus has.
+    /// Returns a number that is unique on this bus.
     pub(super) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
@@ -111,7 +112,7 @@ impl Bus {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Its messages are the users' data.
+        // The messages are omitted because they are user data.
         f.debug_struct("Bus").field("config", &self.config).finish_non_exhaustive()
     }
 }
@@ -127,15 +128,15 @@ impl Connection {
         Arc::new(Self { id: bus.next_id(), bus, provision, closed: CancellationToken::new() })
     }
 
-    /// Refuses work on a closed connection.
+    /// Returns an error when the connection is closed.
     pub(super) fn check(&self) -> Result<()> {
         if self.closed.is_cancelled() { Err(closed()) } else { Ok(()) }
     }
 
-    /// Hands back what is unsettled and ends everything that waits. Once is enough.
+    /// Releases the unsettled deliveries of this connection and ends all its waits. A second call has no effect.
     pub(super) fn close(&self) {
         let mut state = self.bus.lock();
-        // Under the lock, so that nothing joins after the members were counted.
+        // Cancelled under the lock, so that no member joins after the loop below has evicted the members.
         self.closed.cancel();
         for (_, group) in &mut state.groups {
             while let Some(member) = group.members.iter().find(|member| member.connection == self.id) {

@@ -1,4 +1,4 @@
-//! The bounded log: what was published, in order, and which of it somebody still needs.
+//! The bounded log: published messages in order, with a count of the groups and dead letters that need each one.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use crate::message::Message;
 
-/// What a message takes beside its own bytes, about: its place in the log, in a group and on the heap.
+/// Approximate bytes that a message takes in addition to its own: its place in the log, in a group and on the heap.
 pub(super) const OVERHEAD: usize = 512;
 
-/// Messages and bytes.
+/// A number of messages and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) messages: usize,
@@ -41,25 +41,25 @@ pub(super) struct Record {
     pub(super) published_at: Timestamp,
     pub(super) expires: Option<Instant>,
     bytes: usize,
-    /// How many groups and dead letters need it.
+    /// Number of groups and dead letters that need the record.
     pins: u32,
 }
 
-/// Numbered records of every topic. The oldest are forgotten when room is needed, except that what is pinned goes on
-/// counting until it is let go.
+/// Numbered records of all topics. The log drops the oldest record when it needs room. A dropped record that is
+/// pinned still counts towards the limits until its last pin is removed.
 #[derive(Debug)]
 pub(super) struct Log {
     records: VecDeque<Record>,
     /// Number of the first record.
     first: u64,
-    /// Pinned records that are no longer in the log: their pins and bytes.
+    /// Pinned records that are no longer in the log, by number: their pins and bytes.
     held: HashMap<u64, (u32, usize)>,
     needed: Usage,
     total: Usage,
     limit: Usage,
 }
 
-/// Bytes that `message` counts for.
+/// Returns the number of bytes that `message` counts for.
 pub(super) fn weight(message: &Message) -> usize {
     message.size() + OVERHEAD
 }
@@ -76,30 +76,30 @@ impl Log {
         }
     }
 
-    /// Whether a message may be added, at the cost of history that nobody needs.
+    /// Returns whether a message fits after all records without pins were dropped.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         self.needed.fits(bytes, &self.limit)
     }
 
-    /// How much cannot be forgotten.
+    /// Returns the usage of messages that must not be dropped.
     pub(super) fn needed(&self) -> Usage {
         self.needed
     }
 
-    /// Sets room aside for a message that comes later. Ask [`Log::has_room`] first.
+    /// Reserves room for a message that is published later. Check [`Log::has_room`] first.
     pub(super) fn reserve(&mut self, bytes: usize) {
         self.evict(bytes);
         self.needed.add(bytes);
         self.total.add(bytes);
     }
 
-    /// Gives back what was set aside.
+    /// Frees room that [`Log::reserve`] reserved.
     pub(super) fn unreserve(&mut self, bytes: usize) {
         self.needed.sub(bytes);
         self.total.sub(bytes);
     }
 
-    /// Adds a record that `pins` groups need; answers its number. Ask [`Log::has_room`] first.
+    /// Adds a record that `pins` groups need and returns its number. Check [`Log::has_room`] first.
     pub(super) fn append(
         &mut self,
         message: Arc<Message>,
@@ -117,7 +117,7 @@ impl Log {
         self.end() - 1
     }
 
-    /// Forgets the oldest until a message of `bytes` fits.
+    /// Drops the oldest records until a message of `bytes` fits.
     fn evict(&mut self, bytes: usize) {
         while !self.total.fits(bytes, &self.limit) {
             let Some(oldest) = self.records.pop_front() else { return };
@@ -130,12 +130,12 @@ impl Log {
         }
     }
 
-    /// Number of the oldest record kept.
+    /// Returns the number of the oldest record in the log.
     pub(super) fn first(&self) -> u64 {
         self.first
     }
 
-    /// Number of the next record.
+    /// Returns the number of the next record.
     pub(super) fn end(&self) -> u64 {
         self.first + self.records.len() as u64
     }
@@ -144,13 +144,13 @@ impl Log {
         self.records.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
-    /// Number of the first record stored at or after `time`.
+    /// Returns the number of the first record published at or after `time`.
     pub(super) fn find_time(&self, time: Timestamp) -> u64 {
         let at = self.records.iter().position(|record| record.published_at >= time);
         self.first + at.unwrap_or(self.records.len()) as u64
     }
 
-    /// Says that one more needs the record.
+    /// Adds one pin to the record.
     pub(super) fn pin(&mut self, number: u64) {
         if let Some(at) = number.checked_sub(self.first) {
             let record = &mut self.records[at as usize];
@@ -163,7 +163,7 @@ impl Log {
         }
     }
 
-    /// Says that one less needs the record.
+    /// Removes one pin from the record.
     pub(super) fn unpin(&mut self, number: u64) {
         if let Some(at) = number.checked_sub(self.first) {
             let record = &mut self.records[at as usize];

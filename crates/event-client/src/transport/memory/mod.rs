@@ -1,7 +1,9 @@
-//! `memory:` and `memory:NAME`: a bus within one process, and the reference for what every transport means.
+//! The transport `memory:` and `memory:NAME`: a bus within one process, and the reference behaviour for every
+//! transport.
 //!
-//! Whoever opens the same name shares the bus; it ends with its last user. Nothing survives the process, so no
-//! durability can be promised. One lock guards it all: every step is short, and nobody waits while holding it.
+//! All connections that open the same name share the bus, and it ends with its last connection. Its messages do not
+//! survive the process, so it offers no durability. One lock guards the whole state: every step is short, and no task
+//! waits while it holds the lock.
 //!
 //! ```text
 //!   publish ─▶ log (bounded history) ─▶ group: ready │ in flight │ delayed ─▶ feeding task ─▶ Subscription
@@ -35,7 +37,7 @@ mod tests;
 pub use config::MemoryConfig;
 use connection::{Bus, Connection};
 
-/// One connection to a bus in memory.
+/// A connection to a bus in memory.
 #[derive(Debug)]
 pub struct MemoryTransport {
     connection: Arc<Connection>,
@@ -43,24 +45,27 @@ pub struct MemoryTransport {
 }
 
 impl MemoryTransport {
-    /// The bus that `url` names, shared with all who opened the same name; `memory:` is the name `default`.
+    /// Opens the bus that `url` names, shared with all connections to the same name; `memory:` means the name
+    /// `default`.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options, or when the bus is open with others.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options, or when the bus is open
+    /// with other options.
     pub fn open(url: BusUrl) -> Result<Self> {
         let (name, config, provision) = MemoryConfig::from_url(url)?;
         Ok(Self::on(Bus::named(&name, config)?, provision))
     }
 
-    /// A bus without a name, for a test or a part of a program. [`MemoryTransport::connect`] shares it.
+    /// Creates a bus without a name, for a test or a part of a program. [`MemoryTransport::connect`] opens more
+    /// connections to it.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for bounds that could never hold a message.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for limits under which no message could be stored.
     pub fn private(config: MemoryConfig) -> Result<Self> {
         Ok(Self::on(Bus::new(config)?, Provision::Create))
     }
 
-    /// Another connection to the same bus, with its own `close`.
+    /// Opens another connection to the same bus, with its own `close`.
     pub fn connect(&self) -> Self {
         Self::on(self.connection.bus.clone(), self.connection.provision)
     }

@@ -1,4 +1,4 @@
-//! Publishing: limits, dedup, delay, and the way from a subject to the groups that want it.
+//! Publishes messages: size limits, dedup, delay, and the routes from a subject to its groups and listeners.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
@@ -20,7 +20,7 @@ use crate::message::{Durability, Message, MessageId, Position};
 use crate::subject::Subject;
 use crate::transport::{Receipt, headers};
 
-/// Stores `message` and hands it to whoever waits.
+/// Stores `message` and wakes the groups and listeners that match its subject.
 pub(super) fn publish(connection: &Connection, message: Message) -> Result<Receipt> {
     connection.check()?;
     headers::check(&message).map_err(|error| error.with("subject", &message.subject))?;
@@ -34,7 +34,7 @@ pub(super) fn publish(connection: &Connection, message: Message) -> Result<Recei
         .with("subject", &message.subject));
     }
     let wall = Timestamp::now();
-    // Wall-clock times become spans at once: from here on the runtime's clock counts, which tests can pause.
+    // Wall-clock times become durations at once: from here on the runtime's clock counts, which tests can pause.
     let now = Instant::now();
     let reach = |at| bounds::later(now, bounds::left_until(at));
     let expires = message.expires_at.map(reach);
@@ -79,7 +79,7 @@ pub(super) fn publish(connection: &Connection, message: Message) -> Result<Recei
     Ok(Receipt { position, duplicate: false })
 }
 
-/// Refuses what is larger than the bus takes.
+/// Refuses a message that is larger than `max_payload`.
 pub(super) fn check_size(message: &Message, config: &MemoryConfig) -> Result<()> {
     let size = message.size();
     if size <= config.max_payload {
@@ -108,7 +108,7 @@ impl State {
         number
     }
 
-    /// Publishes what was delayed and is due.
+    /// Publishes delayed messages that are due.
     pub(super) fn advance(&mut self, now: Instant) {
         while let Some(due) = self.schedule.pop(now) {
             self.log.unreserve(weight(&due.message));
@@ -116,14 +116,14 @@ impl State {
         }
     }
 
-    /// Lets go of what expired before anybody fetched it.
+    /// Removes entries that expired before any member fetched them.
     fn sweep(&mut self, now: Instant) {
         let log = &mut self.log;
         let expired = self.groups.iter_mut().map(|(_, group)| group.sweep(now, log)).sum();
         count_expired(expired);
     }
 
-    /// Wakes all that wait, to look at the clock again.
+    /// Wakes all members and listeners, so that they check the timers again.
     pub(super) fn wake_all(&mut self) {
         self.groups.iter_mut().for_each(|(_, group)| group.wake_all());
         self.listeners.wake_all();
@@ -136,7 +136,7 @@ pub(super) fn count_expired(messages: u64) {
     }
 }
 
-/// Which groups and listeners a subject goes to, worked out once per subject.
+/// A cache of the groups and listeners that match a subject.
 #[derive(Debug, Default)]
 pub(super) struct Routes(HashMap<Subject, Route>);
 
@@ -147,14 +147,14 @@ struct Route {
 }
 
 impl Routes {
-    /// Subjects may be made up without end; the memory for them may not.
+    /// Largest number of cached subjects. Publishers may use any number of subjects, but the cache must stay bounded.
     const MOST: usize = 4096;
 
     fn find(&mut self, subject: &Subject, groups: &Slab<GroupState>, listeners: &Listeners) -> &Route {
         if self.0.len() >= Self::MOST && !self.0.contains_key(subject) {
             self.0.clear();
         }
-        // A hit must not clone the subject, so `entry` will not do.
+        // `entry` would clone the subject even when it is cached.
         if !self.0.contains_key(subject) {
             let groups = (groups.iter())
                 .filter(|(_, group)| group.filters.iter().any(|filter| filter.matches(subject)))
@@ -166,13 +166,13 @@ impl Routes {
         &self.0[subject]
     }
 
-    /// Groups or listeners changed.
+    /// Clears the cache because groups or listeners changed.
     pub(super) fn forget(&mut self) {
         self.0.clear();
     }
 }
 
-/// Messages that wait for their time, each accounted for in the log.
+/// Delayed messages. The log reserves room for each of them.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     due: BinaryHeap<Reverse<(Instant, u64)>>,
@@ -208,7 +208,7 @@ impl Schedule {
     }
 }
 
-/// Ids seen within the dedup window.
+/// Message ids seen within the dedup window.
 #[derive(Debug, Default)]
 pub(super) struct Dedup {
     seen: HashMap<MessageId, Option<Position>>,
@@ -216,7 +216,8 @@ pub(super) struct Dedup {
 }
 
 impl Dedup {
-    /// Where the message with this id stands, if it was published within the window.
+    /// Returns the position of the message with this id, if it was published within the window. A delayed message has
+    /// none.
     fn find(&mut self, id: &MessageId, now: Instant) -> Option<Option<Position>> {
         while self.ends.front().is_some_and(|(end, _)| *end <= now) {
             if let Some((_, id)) = self.ends.pop_front() {
@@ -232,7 +233,7 @@ impl Dedup {
         }
         Err(Error::new(
             ErrorKind::Full,
-            "the bus in memory remembers as many dedup ids as it may; publish fewer within the dedup window",
+            "the bus in memory has reached its limit of dedup ids; publish fewer messages within the dedup window",
         )
         .with("max_messages", config.max_messages)
         .with("dedup_window", format!("{:?}", config.dedup_window)))

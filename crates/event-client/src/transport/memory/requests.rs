@@ -1,4 +1,4 @@
-//! Requests and replies: members by subject in turn, credit, deadlines, frames in order.
+//! Requests and replies in memory: members of a subject in turn, `max_in_flight`, deadlines, and frames in order.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,19 +20,19 @@ use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, IncomingRequest, Replies, Requests, Respond, Responder, Serve};
 
-/// Frames of one answer that may wait for the caller.
+/// Largest number of frames of one answer that are buffered for the caller.
 const FRAMES: usize = 64;
 
-/// Who serves which subject.
+/// The members that serve each subject.
 #[derive(Debug, Default)]
 pub(super) struct Rpc(Mutex<HashMap<Subject, Pool>>);
 
 #[derive(Debug, Default)]
 struct Pool {
     members: Vec<Arc<Server>>,
-    /// Whose turn it is.
+    /// Index of the member whose turn it is.
     next: usize,
-    /// Wakes a caller when a member has room again, and all of them when a member leaves.
+    /// Wakes a caller when a member has capacity again, and all callers when a member joins or leaves.
     freed: Arc<Notify>,
 }
 
@@ -43,11 +43,11 @@ struct Server {
     requests: mpsc::Sender<IncomingRequest>,
     max_in_flight: Arc<Semaphore>,
     closed: CancellationToken,
-    /// To be told of room: one for each subject.
+    /// Notified when this member has capacity: one entry for each subject.
     freed: Mutex<Vec<Arc<Notify>>>,
 }
 
-/// What a caller finds.
+/// Result of the search for a member that has capacity.
 enum Found {
     Room(Arc<Server>, OwnedSemaphorePermit),
     Busy(Arc<Notify>),
@@ -75,18 +75,18 @@ impl Rpc {
         for subject in subjects {
             let Some(pool) = pools.get_mut(subject) else { continue };
             pool.members.retain(|member| member.id != id);
-            pool.freed.notify_waiters(); // the last to leave leaves callers without hope
+            pool.freed.notify_waiters(); // callers that wait must find out when the last member has left
             if pool.members.is_empty() {
                 pools.remove(subject);
             }
         }
     }
 
-    /// The next member in turn that has room.
+    /// Returns the next member in turn that has capacity.
     fn find(&self, subject: &Subject) -> Found {
         let mut pools = self.lock();
         let Some(pool) = pools.get_mut(subject) else { return Found::Nobody };
-        // A member whose receiver is gone is about to leave.
+        // A member whose receiver was dropped is about to leave.
         if pool.members.iter().all(|member| member.requests.is_closed()) {
             return Found::Nobody;
         }
@@ -149,7 +149,7 @@ fn serve(connection: &Connection, spec: Serve) -> Result<mpsc::Receiver<Incoming
             () = server.closed.cancelled() => {}
         }
         bus.calls.leave(&spec.subjects, server.id);
-        // Dropping the sender ends the receiver once callers in mid-step have let go of theirs.
+        // Dropping the sender ends the receiver as soon as callers in `hand_over` have dropped their references too.
     });
     Ok(incoming)
 }
@@ -163,21 +163,21 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     let deadline = bounds::later(Instant::now(), within);
     loop {
         let (server, permit) = member(connection, &request.subject, deadline).await?;
-        // A member that leaves in this moment has begun nothing: the next one is asked.
+        // A member that leaves at this moment has not started the request, so the next member gets it.
         if let Some(replies) = hand_over(connection, &request, deadline, server, permit)? {
             return Ok(replies);
         }
     }
 }
 
-/// Waits for a member that has room.
+/// Waits for a member that has capacity.
 async fn member(
     connection: &Connection,
     subject: &Subject,
     deadline: Instant,
 ) -> Result<(Arc<Server>, OwnedSemaphorePermit)> {
     loop {
-        // Registered before the look, so that room made in between is not missed.
+        // The notification is enabled before the second `find`, so that capacity freed in between is not missed.
         let freed = match connection.bus.calls.find(subject) {
             Found::Room(server, permit) => return Ok((server, permit)),
             Found::Nobody => return Err(nobody(subject)),
@@ -198,7 +198,7 @@ async fn member(
     }
 }
 
-/// Gives a request to a member; `None` when it has left.
+/// Sends a request to a member. Returns `None` when the member has left.
 fn hand_over(
     connection: &Connection,
     request: &Arc<Message>,
@@ -212,7 +212,7 @@ fn hand_over(
         server.has_room();
         return Err(timeout(&request.subject));
     }
-    // One place more than frames may take, so that an error always finds room.
+    // One slot more than frames may use, so that an error always fits.
     let (frames, replies) = mpsc::channel(FRAMES + 1);
     let (parked, waiting) = mpsc::channel(1);
     let gone = CancellationToken::new();
@@ -244,14 +244,14 @@ fn hand_over(
 }
 
 fn nobody(subject: &Subject) -> Error {
-    Error::new(ErrorKind::NoResponder, "nobody serves this subject").with("subject", subject)
+    Error::new(ErrorKind::NoResponder, "no responder serves this subject").with("subject", subject)
 }
 
 fn timeout(subject: &Subject) -> Error {
     Error::new(ErrorKind::Timeout, "no answer within the deadline").with("subject", subject)
 }
 
-/// A unit of a server's credit.
+/// One unit of a member's `max_in_flight`, returned on drop.
 struct Slot {
     permit: Option<OwnedSemaphorePermit>,
     server: Arc<Server>,
@@ -264,12 +264,12 @@ impl Drop for Slot {
     }
 }
 
-/// The server's end of one answer.
+/// The responder's side of one answer.
 struct Reply {
     frames: mpsc::Sender<Result<Frame>>,
-    /// A frame that found no room waits here.
+    /// A frame for which `frames` had no room.
     parked: mpsc::Sender<(Result<Frame>, Option<Answer<()>>)>,
-    /// A frame is parked: no other may overtake it.
+    /// A frame is parked, and no other frame may overtake it.
     busy: Arc<AtomicBool>,
     gone: CancellationToken,
     _slot: Slot,
@@ -278,7 +278,7 @@ struct Reply {
 impl Respond for Reply {
     fn send(&mut self, frame: Frame) -> Confirm<()> {
         if self.gone.is_cancelled() || self.frames.is_closed() {
-            let error = Error::new(ErrorKind::Closed, "nobody waits for this answer any more");
+            let error = Error::new(ErrorKind::Closed, "the caller no longer waits for this answer");
             return Confirm::ready(Err(error.during("reply")));
         }
         let parked = self.busy.load(Ordering::Acquire);
@@ -300,12 +300,12 @@ impl Respond for Reply {
     }
 
     fn abandoned(&mut self) {
-        let error = Error::new(ErrorKind::Unavailable, "the server let go of the request without an answer");
+        let error = Error::new(ErrorKind::Unavailable, "the server dropped the request without an answer");
         let _ = self.parked.try_send((Err(error.during("request")), None));
     }
 }
 
-/// Sees to one call until it has ended.
+/// Supervises one call until it ends: forwards parked frames, and reports a deadline or a closed connection.
 struct Watch {
     frames: mpsc::Sender<Result<Frame>>,
     waiting: mpsc::Receiver<(Result<Frame>, Option<Answer<()>>)>,
@@ -332,14 +332,14 @@ impl Watch {
     }
 }
 
-/// Moves parked frames on as the caller makes room; ends when the answer has.
+/// Moves parked frames to the caller as it makes room. Ends when the answer has ended or the caller has dropped it.
 async fn pump(
     waiting: &mut mpsc::Receiver<(Result<Frame>, Option<Answer<()>>)>,
     frames: &mpsc::Sender<Result<Frame>>,
     busy: &AtomicBool,
 ) {
     while let Some((frame, answer)) = waiting.recv().await {
-        // Two, so that one is left for an error.
+        // Two slots, so that one stays free for an error.
         let Ok(mut room) = frames.reserve_many(2).await else { return };
         if let Some(room) = room.next() {
             room.send(frame);

@@ -1,4 +1,4 @@
-//! Settling: ack, retry, reject and release, answered at once.
+//! Settles deliveries: ack, retry, reject, release and defer, each with an immediate result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::confirm::Confirm;
 use crate::delivery::{Settle, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Settles for one subscription.
+/// Settles the deliveries of one subscription.
 #[derive(Debug)]
 pub(super) struct Settler {
     connection: Arc<Connection>,
@@ -42,18 +42,18 @@ impl Settler {
                 let at = if after.is_zero() { None } else { Some(bounds::from_now(after)) };
                 group.retry(index, at);
                 if at.is_some() {
-                    group.wake_all(); // somebody must watch the new timer
+                    group.wake_all(); // a member must watch the new timer
                 }
             }
             Settlement::Reject(rejection) => {
                 let name = group.name.clone();
-                // The letter takes over the entry's claim on its room.
+                // The dead letter takes over the entry's pin in the log.
                 state.dead.dead_letter(name, group.finish(index), rejection, Timestamp::now());
             }
             Settlement::Release => group.release(index),
             Settlement::Defer { after } => {
                 group.defer(index, bounds::from_now(after));
-                group.wake_all(); // somebody must watch the new timer
+                group.wake_all(); // a member must watch the new timer
             }
         }
         group.wake_one();

@@ -1,4 +1,4 @@
-//! Subscribing: groups with their start, broadcast listeners, and the task that feeds each subscription.
+//! Subscriptions in memory: groups with their start position, broadcast listeners, and the task that feeds each one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::supervise;
 use crate::transport::topology::compare_group;
 use crate::transport::{Mode, Start, Subscribe};
 
-/// Most deliveries that one hold of the lock hands out, so that publishers are not kept waiting.
+/// Largest number of deliveries fetched under one hold of the lock, so that publishers are not blocked for long.
 const BATCH: usize = 512;
 
 pub(super) fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
@@ -42,7 +42,7 @@ pub(super) fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result
     Ok(subscription)
 }
 
-/// Number of the first record that a subscription with `start` sees.
+/// Returns the number of the first record that a subscription with `start` receives.
 pub(super) fn first(log: &Log, start: Start) -> u64 {
     match start {
         Start::New => log.end(),
@@ -52,7 +52,7 @@ pub(super) fn first(log: &Log, start: Start) -> u64 {
     }
 }
 
-/// Owes to `group` what the log has from `start` on.
+/// Adds to `group` all matching records of the log from `start` on, and pins them.
 pub(super) fn owe_from(group: &mut GroupState, log: &mut Log, start: u64) {
     for number in start..log.end() {
         let Some(record) = log.get(number) else { continue };
@@ -64,7 +64,7 @@ pub(super) fn owe_from(group: &mut GroupState, log: &mut Log, start: u64) {
 }
 
 impl State {
-    /// A new group, owed what is there from its start on.
+    /// Creates a group with all matching records from its start position on.
     pub(super) fn add_group(&mut self, uid: u64, name: Group, spec: &Subscribe) -> usize {
         let mut group = GroupState::new(uid, name.clone(), spec.filters.clone(), spec.keyed);
         let start = first(&self.log, spec.start);
@@ -75,17 +75,17 @@ impl State {
         place
     }
 
-    /// Makes an existing group what `spec` says.
+    /// Changes the filters and the key order of an existing group to those of `spec`.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] when its live members treat keys otherwise.
+    /// [`ErrorKind::Config`] when the group has live members and `spec.keyed` differs from the group.
     pub(super) fn change_group(&mut self, place: usize, spec: &Subscribe) -> Result<()> {
         let group = &mut self.groups[place];
         if group.keyed() != spec.keyed {
             if group.members.iter().any(|member| !member.stopped) {
                 return Err(Error::new(
                     ErrorKind::Config,
-                    "live members of this group keep the order of keys and this one does not, or the other way round",
+                    "this subscription and the live members of its group differ in `keyed`; use the same value for all",
                 )
                 .with("group", &group.name)
                 .with("keyed", spec.keyed));
@@ -100,7 +100,7 @@ impl State {
     }
 }
 
-/// A live subscription's place in its group. Dropped, it leaves the group and its leases begin to run out.
+/// The membership of a live subscription in its group. On drop it leaves the group and its leases start to run out.
 struct Membership {
     connection: Arc<Connection>,
     group: GroupRef,
@@ -109,11 +109,11 @@ struct Membership {
     wake: Arc<Notify>,
 }
 
-/// What a feeding task does next.
+/// Next step of a feeding task.
 enum Next {
-    /// It has something, or was told to look again.
+    /// It fetched entries, or has to fetch again.
     Deliver,
-    /// Nothing to do until it is woken or the time comes.
+    /// It waits for a wake-up or until this time.
     Wait(Option<Instant>),
     /// Its group was deleted or its connection closed.
     End,
@@ -170,7 +170,7 @@ impl Membership {
             let timers = [next_due, group.next_timer()];
             return Next::Wait(timers.into_iter().flatten().min());
         }
-        // What is left is for another member that has room.
+        // The remaining entries are for another member that has free slots.
         group.wake_one();
         Next::Deliver
     }
@@ -199,7 +199,7 @@ async fn feed_member(feed: Feed, member: Membership) {
         match member.fetch(feed.free().min(BATCH), &mut batch) {
             Next::Deliver => {
                 for fetched in batch.drain(..) {
-                    // Only this task takes slots, so what was free still is.
+                    // Only this task takes slots, so the slots that were free before are still free.
                     let Some(slot) = feed.try_slot() else {
                         unreachable!("a slot was taken by another task")
                     };
@@ -218,7 +218,7 @@ async fn feed_member(feed: Feed, member: Membership) {
     member.stop();
     feed.report(Health::Stopped);
     if !member.connection.closed.is_cancelled() && feed.stopped().is_cancelled() {
-        // Taken deliveries stay leased while the subscription is held.
+        // Deliveries that the consumer has taken stay leased while it holds the subscription.
         tokio::select! {
             () = feed.gone().cancelled() => {}
             () = member.connection.closed.cancelled() => {}
@@ -226,7 +226,8 @@ async fn feed_member(feed: Feed, member: Membership) {
     }
 }
 
-/// Waits until at least one delivery may be handed over; `false` when none may be ever again.
+/// Waits until at least one slot is free. Returns `false` when the subscription has stopped or the connection is
+/// closed.
 async fn room(feed: &Feed, connection: &Connection) -> bool {
     let over = || feed.stopped().is_cancelled() || connection.closed.is_cancelled();
     if feed.free() == 0 && !over() {
@@ -254,7 +255,7 @@ async fn wait(feed: &Feed, connection: &Connection, wake: &Notify, until: Option
     }
 }
 
-/// Ephemeral subscribers; each reads the log at its own pace.
+/// Broadcast subscriptions; each reads the log at its own pace.
 #[derive(Debug, Default)]
 pub(super) struct Listeners(Vec<Listener>);
 
@@ -263,9 +264,9 @@ struct Listener {
     id: u64,
     filters: Vec<Pattern>,
     wake: Arc<Notify>,
-    /// Number of the next record to look at.
+    /// Number of the next record to read.
     next: u64,
-    /// It has seen everything that matters to it, and waits.
+    /// It has read all matching records and waits for a wake-up.
     idle: bool,
 }
 
@@ -275,10 +276,10 @@ impl Listeners {
         self.0.iter().filter(matches).map(|listener| listener.id).collect()
     }
 
-    /// A record that matches was added.
+    /// Wakes an idle listener for the new record `number`, which matches.
     pub(super) fn wake(&mut self, id: u64, number: u64) {
         if let Some(listener) = self.0.iter_mut().find(|listener| listener.id == id && listener.idle) {
-            // What came in between was not for it, so it does not count as missed.
+            // The records in between did not match, so they do not count as missed.
             listener.next = number;
             listener.idle = false;
             listener.wake.notify_one();
@@ -290,14 +291,14 @@ impl Listeners {
     }
 }
 
-/// A listener's place. Dropped, it is forgotten.
+/// The registration of a listener, removed on drop.
 struct Listening {
     connection: Arc<Connection>,
     id: u64,
     wake: Arc<Notify>,
 }
 
-/// Records fetched for a listener, and how many it was too slow for.
+/// Deliveries for a listener, and the number of records that the log dropped before the listener read them.
 #[derive(Default)]
 struct Heard {
     deliveries: VecDeque<Delivery>,

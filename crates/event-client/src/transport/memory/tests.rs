@@ -1,4 +1,4 @@
-//! What the exam does not see: the paused clock, the shared name, and the bounds of memory.
+//! Tests that the conformance suite does not contain: the paused clock, a shared name, and the limits of memory.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn a_name_is_one_bus_while_it_is_open() {
     two.close().await.unwrap();
     one.publish(message("b")).await.unwrap();
     drop((one, two, subscription));
-    // The feeding task lets go in its own time; until then the name stays taken.
+    // The feeding task drops the bus asynchronously; until then the name stays in use.
     while open("memory:shared-name?max_messages=5").is_err() {
         tokio::task::yield_now().await;
     }
@@ -64,7 +64,7 @@ async fn a_paused_clock_drives_delay_retry_and_lease() {
     assert_eq!(delivery.info().attempt, 2);
     assert!(start.elapsed() > Duration::from_secs(4190), "{:?}", start.elapsed());
 
-    // A consumer that vanished: its lease runs out once nobody holds the subscription.
+    // A consumer that disappears: its lease runs out once the subscription is dropped.
     std::mem::forget(delivery);
     let second = bus.subscribe(spec(1)).await.unwrap();
     assert!(tokio::time::timeout(Duration::from_secs(300), second.next()).await.is_err());
@@ -77,7 +77,7 @@ async fn a_paused_clock_drives_delay_retry_and_lease() {
 #[tokio::test]
 async fn full_of_needed_messages_refuses_and_goes_on_when_they_are_settled() {
     let bus = bounded(3);
-    // Nobody needs these: history gives way.
+    // No group needs these messages, so the log drops them.
     for _ in 0..10 {
         bus.publish(message("old")).await.unwrap();
     }
@@ -89,7 +89,7 @@ async fn full_of_needed_messages_refuses_and_goes_on_when_they_are_settled() {
     assert_eq!(error.kind(), ErrorKind::Full);
     let first = subscription.next().await.unwrap();
     first.reject(Rejection::new(Reason::Permanent, "no")).await.unwrap();
-    // A dead letter still takes its room.
+    // A dead letter still occupies room.
     assert_eq!(bus.publish(message("more")).await.unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(bus.admin().drop_dead_letters(DeadLetterFilter::default()).await.unwrap(), 1);
     bus.publish(message("more")).await.unwrap();
@@ -117,7 +117,7 @@ async fn seeking_back_keeps_what_the_log_forgot_but_the_group_is_owed() {
     let subscription = bus.subscribe(spec(1)).await.unwrap();
     bus.publish(message("owed")).await.unwrap();
     let owed = subscription.next().await.unwrap();
-    // History moves past the one that is in flight.
+    // The log drops the record of the message that is in flight.
     let mut elsewhere = message("x");
     elsewhere.subject = Subject::new("other").unwrap();
     for _ in 0..5 {

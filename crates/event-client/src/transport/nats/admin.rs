@@ -1,4 +1,4 @@
-//! The operator's door: dead letters, groups and their lag, the difference to what should be.
+//! Operator functions over NATS: dead letters, groups and their lag, and the difference between topology and server.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -76,7 +76,7 @@ impl Connection {
         Ok(status)
     }
 
-    /// What a keyed group has not settled, and since when.
+    /// Fills in the state of a keyed group. Returns the number of unsettled messages and the time of the oldest one.
     async fn keyed_status(
         &self,
         status: &mut GroupStatus,
@@ -118,7 +118,7 @@ impl Connection {
         if groups.is_empty() {
             return Ok(Vec::new());
         }
-        // What members have, before what the server still owes: a message that goes in between counts once.
+        // The members' status is read before the server's counts, so that a message settled in between counts once.
         let all_members = self.all_members().await?;
         let statuses = groups.into_iter().map(|(group, record)| {
             let all_members = &all_members;
@@ -152,7 +152,7 @@ impl Connection {
         }
     }
 
-    /// The consumers of a group's record, and what is known of their messages.
+    /// Deletes the consumers of a group record, their stored attempts, and the group's replayed messages.
     async fn drop_consumers(&self, group: &Group, record: &Record) -> Result<()> {
         let name = names::consumer(group, record.epoch);
         for topic in self.topics_of(record).await? {
@@ -174,7 +174,7 @@ impl Connection {
         if self.write(&subject, &gone, stored.sequence).await?.is_none() {
             return Err(Error::new(
                 ErrorKind::Unavailable,
-                "the group was changed in this moment; try again",
+                "the group was changed at the same time; try again",
             ));
         }
         self.drop_consumers(group, &stored.value).await?;
@@ -182,7 +182,7 @@ impl Connection {
             self.delete_consumer(&self.names.work(), &names::consumer(group, 0)).await?;
         }
         let state = self.names.state();
-        // The record stays and says that the group was deleted: one that is missing is made again by its members.
+        // The record stays, marked as deleted: members would create a missing record again.
         self.purge(&state, &self.names.record("leader", &token(group.as_str()))).await
     }
 
@@ -207,7 +207,7 @@ impl Connection {
         Ok(changes)
     }
 
-    /// Consumers that a group needs and that are not there.
+    /// Returns one change for each consumer that the group needs and that does not exist.
     async fn missing_consumers(&self, group: &Group, record: &Record) -> Result<Vec<Change>> {
         let name = names::consumer(group, record.epoch);
         let mut changes = Vec::new();
@@ -245,7 +245,7 @@ impl Connection {
     }
 }
 
-/// Topics that are named, by themselves or in a filter.
+/// Returns the topics that the topology lists or that its filters name.
 fn topics(topology: &Topology) -> Result<Vec<String>> {
     let mut topics: Vec<String> = topology.topics.iter().map(ToString::to_string).collect();
     for topic in &topics {

@@ -1,4 +1,4 @@
-//! Questions to JetStream's API: JSON both ways, each with a deadline, errors told apart by their code.
+//! Requests to JetStream's API: JSON in both directions, a deadline for each, and errors classified by their code.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use super::connection::Connection;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Why a question was not answered as hoped.
+/// The reason why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// JetStream refused.
+    /// JetStream returned an error.
     Api(ApiError),
-    /// Nobody answers for JetStream: it is off, or not ready yet after a restart.
+    /// No responder serves JetStream's API: JetStream is disabled, or not ready yet after a restart.
     NoResponder,
-    /// Anything else.
+    /// Any other error.
     Other(Error),
 }
 
-/// JetStream's own words. Codes: <https://github.com/nats-io/nats-server/blob/main/server/errors.json>.
+/// JetStream's error object. Codes: <https://github.com/nats-io/nats-server/blob/main/server/errors.json>.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct ApiError {
     #[serde(default)]
@@ -44,7 +44,7 @@ impl From<Failure> for Error {
         match failure {
             Failure::Other(error) => error,
             Failure::NoResponder => {
-                Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now")
+                Error::new(ErrorKind::Unavailable, "JetStream does not answer at the moment")
             }
             Failure::Api(error) => error.into(),
         }
@@ -55,7 +55,7 @@ impl From<ApiError> for Error {
     fn from(error: ApiError) -> Self {
         let kind = match (error.err_code, error.code) {
             (10076 | 10039 | 10035, _) => ErrorKind::Unsupported,
-            // Room: of the account, the server, the stream.
+            // Limits of the account, the server or the stream are reached.
             (10002 | 10023 | 10028 | 10047 | 10077 | 10122 | 10026 | 10027, _) => ErrorKind::Full,
             (10054, _) => ErrorKind::TooLarge,
             (10052 | 10065 | 10058 | 10025 | 10012 | 10013 | 10074, _) => ErrorKind::Config,
@@ -68,14 +68,14 @@ impl From<ApiError> for Error {
     }
 }
 
-/// An answer, or the error in its place.
+/// The error of a reply, if there is one.
 #[derive(Deserialize)]
 struct Reply {
     error: Option<ApiError>,
 }
 
 impl Connection {
-    /// Asks JetStream's API; `subject` without its prefix.
+    /// Sends a request to JetStream's API. `subject` omits the prefix `$JS.API.`.
     pub(super) async fn api<T: DeserializeOwned>(
         &self,
         subject: &str,
@@ -91,7 +91,7 @@ impl Connection {
         }
     }
 
-    /// A request over core NATS with a deadline.
+    /// Sends a request over core NATS with a deadline.
     pub(super) async fn ask(&self, subject: String, body: Bytes, within: Duration) -> Result<Bytes, Failure> {
         self.ask_with_headers(subject, async_nats::HeaderMap::new(), body, within).await
     }
@@ -123,7 +123,7 @@ impl Connection {
                         Err(Failure::Other(self.no_answer(&subject, within)))
                     }
                     Err(error) => Err(Failure::Other(
-                        Error::new(ErrorKind::Unavailable, "the question did not reach the server").because(error),
+                        Error::new(ErrorKind::Unavailable, "the request did not reach the server").because(error),
                     )),
                 },
                 refused = denied.recv() => if let Ok(refused) = refused
@@ -139,11 +139,11 @@ impl Connection {
 
 fn odd(error: serde_json::Error) -> Failure {
     Failure::Other(
-        Error::new(ErrorKind::Unsupported, "JetStream answered in words unknown here").because(error),
+        Error::new(ErrorKind::Unsupported, "the reply of JetStream could not be parsed").because(error),
     )
 }
 
-/// A duration as JetStream writes it.
+/// Converts a duration to JetStream's unit, nanoseconds.
 pub(super) fn nanos(duration: Duration) -> u64 {
     bounds::signed_nanos(duration).unsigned_abs()
 }

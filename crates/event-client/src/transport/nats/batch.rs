@@ -1,9 +1,10 @@
-//! Atomic batches: what waits for one topic while the last batch is being stored becomes the next one.
+//! Atomic batches: messages for one topic that wait while the last batch is being stored form the next one.
 //!
-//! Only where the servers fsync each message (`sync=always`) and know atomic batches (2.12): a batch costs as many
-//! fsyncs as a few single messages, so a window of publishes shares them. One batch of a topic is on its way at a time,
-//! which keeps the order. A refused batch has stored nothing, so its messages are sent again one by one, each with an
-//! outcome of its own; of a batch that nobody answered for, nobody knows, and each publisher is told so.
+//! Used only where the servers fsync each message (`sync=always`) and support atomic batches (2.12): a batch costs as
+//! many fsyncs as a few single messages, so a window of publishes shares them. One batch of a topic is in flight at a
+//! time, which keeps the order. A refused batch has stored nothing, so its messages are sent again one by one, each
+//! with its own outcome. When the server does not confirm a batch, its outcome is unknown, and each publisher
+//! receives an error.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,20 +24,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
 use crate::transport::Receipt;
 
-/// First server with atomic batches.
+/// First server version with atomic batches.
 pub(super) const SINCE: (u32, u32) = (2, 12);
-/// The stream's setting that allows them.
+/// Stream setting that allows atomic batches.
 pub(super) const SETTING: &str = "allow_atomic";
-/// Fewer than that are stored faster one by one: a batch takes about four fsyncs.
+/// Smallest batch. Fewer messages are stored faster one by one, because a batch takes about four fsyncs.
 const LEAST: usize = 4;
-/// Most messages of a batch; servers take 1000.
+/// Largest number of messages in a batch; servers accept 1000.
 const MOST: usize = 500;
-/// Most bytes of a batch beside its first message.
+/// Largest payload bytes of a batch. Its first message may be larger.
 const MOST_BYTES: usize = 4 << 20;
-/// How long single messages are sent after a batch was refused.
+/// Time for which messages are sent singly after a batch was refused.
 const REST: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// A message on its way into a batch.
+/// A message that waits to be stored, in a batch or singly.
 pub(super) struct Item {
     pub(super) subject: NatsSubject,
     pub(super) headers: HeaderMap,
@@ -45,29 +46,29 @@ pub(super) struct Item {
     pub(super) deadline: Instant,
 }
 
-/// What waits, by topic.
+/// The waiting messages, by topic.
 #[derive(Default)]
 pub(super) struct Batches {
     lines: Mutex<HashMap<SmolStr, Line>>,
-    /// A line has ended, told while closing.
+    /// Notified when a line has ended; `idle` waits for it while the connection closes.
     done: Notify,
 }
 
-/// A topic that something is being stored in.
+/// The queue of a topic in which messages are being stored.
 #[derive(Default)]
 struct Line {
     waiting: VecDeque<Item>,
-    /// No batches before that.
+    /// No batches are sent before this time.
     rest: Option<Instant>,
 }
 
-/// What the server made of a batch.
+/// The server's reply to a batch.
 enum BatchReply {
-    /// Stored, the last message at this place.
+    /// The batch is stored; the last message has this sequence.
     Stored(u64),
-    /// Nothing of it is stored.
+    /// Nothing of the batch is stored.
     Refused(ApiError),
-    /// Nobody was there to take it.
+    /// No responder received the commit.
     Nobody,
 }
 
@@ -76,7 +77,7 @@ impl Batches {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores a message behind what was published to its topic before.
+    /// Stores a message after all earlier messages of its topic.
     pub(super) fn publish(connection: &Arc<Connection>, item: Item) {
         let topic = item.message.subject.topic();
         let mut lines = connection.batches.lines();
@@ -93,20 +94,20 @@ impl Batches {
             let closed = connection.closed.clone();
             tokio::select! {
                 () = connection.store_line(&topic) => {}
-                // Its publishers learn that nobody knows.
+                // The dropped answers report an unknown outcome to the publishers.
                 () = closed.cancelled() => drop(connection.batches.lines().remove(&topic)),
             }
             connection.batches.done.notify_waiters();
         });
     }
 
-    /// Lets go of everything; its publishers are told that the connection is closed.
+    /// Drops all waiting messages; their publishers receive an error that the connection is closed.
     pub(super) fn abandon(&self) {
         self.lines().clear();
         self.done.notify_waiters();
     }
 
-    /// Waits until nothing is on its way.
+    /// Waits until no message waits or is in flight.
     pub(super) async fn idle(&self) {
         loop {
             let mut done = std::pin::pin!(self.done.notified());
@@ -118,12 +119,12 @@ impl Batches {
         }
     }
 
-    /// What goes next, and whether as a batch; nothing when the line has ended.
+    /// Returns the next messages and whether they form a batch. Returns `None` when the line has ended.
     fn next(&self, topic: &str) -> Option<(Vec<Item>, bool)> {
         let mut lines = self.lines();
         let line = lines.get_mut(topic)?;
         if line.waiting.is_empty() {
-            // Removed under the lock: whoever comes now starts anew.
+            // Removed under the lock: the next publish starts a new line.
             lines.remove(topic);
             return None;
         }
@@ -133,7 +134,7 @@ impl Batches {
             && items.len() < MOST
             && (items.is_empty() || bytes + next.message.payload.len() <= MOST_BYTES)
         {
-            // Not every server with batches takes an id for its dedup window in them.
+            // Not every server with atomic batches accepts a dedup id inside them.
             if next.message.dedup && !items.is_empty() {
                 break;
             }
@@ -156,9 +157,9 @@ impl Batches {
 }
 
 impl Connection {
-    /// Stores what waits for a topic, until nothing does.
+    /// Stores the waiting messages of a topic until none is left.
     async fn store_line(self: &Arc<Self>, topic: &str) {
-        // Whoever publishes a whole window has his turn to do so.
+        // Yields once, so that a publisher can queue a whole window of messages first.
         tokio::task::yield_now().await;
         while let Some((items, batch)) = self.batches.next(topic) {
             if batch {
@@ -169,7 +170,7 @@ impl Connection {
         }
     }
 
-    /// Each on its own, in order; waits until the last is answered for.
+    /// Publishes each message on its own, in order, and waits until the last one is confirmed or has failed.
     async fn store_singly(self: &Arc<Self>, items: Vec<Item>) {
         let mut waiting: Vec<(PendingPublish, Confirm<Receipt>)> = Vec::with_capacity(items.len());
         for item in items {
@@ -229,15 +230,15 @@ impl Connection {
     }
 }
 
-/// Reads the answer to a commit. Whatever it does not say plainly is unknown.
+/// Reads the reply to a commit. The outcome is unknown when the reply does not confirm the whole batch or refuse it.
 fn outcome(answer: Result<Option<async_nats::Message>>, count: usize) -> Result<BatchReply> {
     let Some(reply) = answer? else { return Ok(BatchReply::Nobody) };
     let ack: Ack = serde_json::from_slice(&reply.payload).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the server's confirmation is not understood").because(error)
+        Error::new(ErrorKind::Internal, "the server's confirmation could not be parsed").because(error)
     })?;
     match ack {
         Ack { error: Some(error), .. } => Ok(BatchReply::Refused(error)),
-        // A server that knows no batches has stored each message, and confirms the last alone.
+        // A server without atomic batches has stored each message and confirms only the last one.
         Ack { seq, count: stored, .. } if stored == count && seq >= count as u64 => {
             Ok(BatchReply::Stored(seq))
         }

@@ -1,4 +1,4 @@
-//! Broadcast: a consumer in the server's memory for each topic, which nobody acknowledges and nobody keeps.
+//! Broadcast subscriptions: an ephemeral consumer in the server's memory for each topic, without acknowledgements.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,9 +28,9 @@ use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::{Start, Subscribe};
 
-/// How often topics are looked for beside the news of new ones.
+/// Interval of scans for topics, in addition to the notifications of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How soon a gap is looked into.
+/// Delay before a gap is checked.
 const LOOK: Duration = Duration::from_millis(200);
 
 struct Listener {
@@ -42,25 +42,25 @@ struct Listener {
     messages: Subscriber,
     news: Subscriber,
     pulls: Pulls,
-    /// Where each topic's consumer is, once there was one.
+    /// The read position of each topic that has had a consumer.
     places: HashMap<SmolStr, Place>,
-    /// The subscriber had no room since gaps were last looked into.
+    /// The subscriber had no free slot at some time since gaps were last checked.
     behind: bool,
-    /// When to look into gaps.
+    /// Time of the next check of gaps.
     look: Option<Instant>,
     outage: Outage,
 }
 
-/// How far a topic is heard.
+/// The read position in a topic.
 struct Place {
-    /// When its stream was created.
+    /// Creation time of its stream.
     made: Option<Timestamp>,
-    /// The next message, by its place in the stream.
+    /// Stream sequence of the next message.
     next: u64,
-    /// How many the present consumer handed out that arrived.
+    /// Consumer sequence of the last message that arrived from the present consumer.
     turn: u64,
-    /// Where the stream was left out since the subscriber fell behind, and how much of it: what does not match, and
-    /// what the stream has deleted.
+    /// Sequence from which messages were skipped since the subscriber fell behind, and their number. Skipped messages
+    /// do not match the filter or were deleted from the stream.
     gap: Option<(u64, u64)>,
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
         outage: Outage::default(),
     };
     listener.scan().await?;
-    // What comes to be from now on is new from its beginning.
+    // A topic that is created from now on is read from its beginning.
     if listener.start == Start::New {
         listener.start = Start::Earliest;
     }
@@ -96,7 +96,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
 }
 
 impl Listener {
-    /// Makes a consumer for each topic that has none here.
+    /// Creates a consumer for each topic that has none in this listener.
     async fn scan(&mut self) -> Result<()> {
         let mut topics: Vec<SmolStr> =
             self.filters.iter().filter_map(Pattern::topic).map(SmolStr::new).collect();
@@ -129,14 +129,15 @@ impl Listener {
             "num_replicas": 1,
             "inactive_threshold": super::api::nanos(Duration::from_secs(60)),
         });
-        // Several filters would be one more thing that an old server ignores: what is too much is sorted out here.
+        // Several filters would be one more setting that an old server ignores. Messages that do not match are
+        // dropped here.
         if let [filter] = names::cover(reaching, topic, false).as_slice() {
             config["filter_subject"] = json!(self.connection.names.event(filter));
         }
         let made = self.connection.stand(topic).await?;
         let from = match self.places.get(topic) {
             Some(place) if place.made == made => StartAt::Sequence(place.next),
-            // The stream was deleted and made again: all that is in it is new.
+            // The stream was deleted and created again, so all its messages are new.
             Some(_) => {
                 self.places.remove(topic);
                 StartAt::All
@@ -158,7 +159,7 @@ impl Listener {
         let mut rescan = Instant::now() + RESCAN;
         self.feed.report(Health::Live);
         loop {
-            // Read once; slots that are released after this wake the `slot` branch below.
+            // Read once: slots that are released later wake the `slot` branch below.
             let free = self.feed.free();
             let (wake, silent) = self.pulls.top_up(free);
             if silent {
@@ -221,8 +222,8 @@ impl Listener {
         let Some(topic) = self.connection.names.topic(ack.stream) else { return };
         let Some(place) = self.places.get_mut(topic) else { return };
         if ack.turn != place.turn + 1 {
-            // One before it was lost on its way: this one comes again behind it.
-            self.begin_outage("messages were lost on their way");
+            // An earlier message was lost in transit. It is delivered again, and this one after it.
+            self.begin_outage("messages were lost in transit");
             return self.renew().await;
         }
         if self.behind && ack.sequence > place.next {
@@ -246,7 +247,7 @@ impl Listener {
         self.feed.push(Delivery::unleased(Arc::new(decoded), info, slot));
     }
 
-    /// Reports what the stream deleted before the subscriber had room for it.
+    /// Reports messages that the stream deleted before the subscriber had room for them.
     async fn count_missed(&mut self) {
         (self.behind, self.look) = (false, None);
         for (topic, place) in &mut self.places {
@@ -256,7 +257,7 @@ impl Listener {
                 self.connection.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
             match info {
                 Ok(info) => self.feed.missed("nats", info.state.first_seq.saturating_sub(from).min(size)),
-                // Looked into again with the next gap.
+                // Checked again with the next gap.
                 Err(_) => {
                     place.gap = Some((from, size));
                     self.behind = true;
@@ -271,7 +272,8 @@ impl Listener {
         }
     }
 
-    /// The server may have lost consumers: those that are gone are made anew where they were.
+    /// Checks all consumers, because the server may have lost some, and creates lost ones again at their read
+    /// position.
     async fn renew(&mut self) {
         self.pulls.forget();
         let sources: Vec<_> = self.pulls.sources().cloned().collect();
@@ -285,8 +287,8 @@ impl Listener {
         self.rescan().await;
     }
 
-    /// What was handed out and did not arrive is asked for again, beside what nobody can read: it would break the
-    /// connection again.
+    /// Creates the consumer again at the first message that was delivered but did not arrive. Messages that cannot be
+    /// read are skipped, because they would break the connection again.
     async fn go_back(&mut self, source: &Arc<Source>, delivered: u64) {
         let Some(topic) = self.connection.names.topic(&source.stream).map(SmolStr::new) else { return };
         let Some(place) = self.places.get(&topic).filter(|place| place.next <= delivered) else { return };
@@ -307,7 +309,7 @@ impl Listener {
                         stream = %source.stream,
                         position = raw.seq,
                         error = why,
-                        "a broadcast passed over a message of another client: it cannot be read"
+                        "a broadcast skipped a message of another client that cannot be read"
                     ),
                 }
             }
@@ -321,13 +323,13 @@ impl Listener {
 
     fn begin_outage(&mut self, what: &str) {
         if self.outage.begins(&self.feed, what) {
-            tracing::warn!(inbox = %self.inbox, error = what, "a broadcast is interrupted; it is tried again");
+            tracing::warn!(inbox = %self.inbox, error = what, "a broadcast is interrupted and will be retried");
         }
     }
 
     fn end_outage(&mut self) {
         if self.outage.ends(&self.feed) {
-            tracing::info!(inbox = %self.inbox, "a broadcast goes on");
+            tracing::info!(inbox = %self.inbox, "a broadcast has resumed");
         }
     }
 }

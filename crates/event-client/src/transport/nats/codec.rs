@@ -1,4 +1,4 @@
-//! Our messages as NATS messages, and back: headers, subjects, and where an acknowledgement goes.
+//! Converts messages to NATS messages and back: headers, subjects, and the reply subject of a delivery.
 
 use async_nats::{HeaderMap, HeaderValue};
 use jiff::Timestamp;
@@ -9,14 +9,15 @@ use crate::message::{Message, MessageId};
 use crate::subject::Subject;
 use crate::transport::headers::{self, Reader};
 
-/// Names of free headers whose values are percent-encoded: NATS trims white space around a value.
+/// Header with the names of user headers whose values are percent-encoded, because NATS trims white space around
+/// values.
 const ESCAPED: &str = "bus-escaped";
-/// Where the original of a copy stands in its topic.
+/// Header with the position of a copy's original in its topic.
 pub(super) const POSITION: &str = "bus-position";
-/// The topic of a copy's original.
+/// Header with the dedup id of a message.
 pub(super) const DEDUP_ID: &str = "Nats-Msg-Id";
 
-/// The headers of `message`.
+/// Returns the headers of `message`.
 pub(super) fn headers(message: &Message) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let mut escaped = String::new();
@@ -35,15 +36,15 @@ pub(super) fn headers(message: &Message) -> HeaderMap {
     headers
 }
 
-/// Sets a header whose name and value were checked.
+/// Sets a header whose name and value have been checked.
 pub(super) fn put(headers: &mut HeaderMap, name: &str, value: &str) {
-    // A value that could not travel was refused long before; losing the header is better than a panic.
+    // Values that cannot be sent were refused before. Losing the header is better than a panic.
     if let Ok(value) = value.parse::<HeaderValue>() {
         headers.insert(name, value);
     }
 }
 
-/// Bytes that headers take on the wire.
+/// Returns the number of bytes that `headers` take on the wire.
 pub(super) fn wire_len(headers: &HeaderMap) -> usize {
     let line = |name: &str, value: &HeaderValue| name.len() + value.as_str().len() + 4;
     14 + headers
@@ -56,12 +57,13 @@ pub(super) fn get<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::as_str)
 }
 
-/// Our subject of a message of a topic's stream; foreign publishers may use names that are not ours.
+/// Returns the event subject of a message in a topic's stream. Other publishers may use subjects that are not valid
+/// here.
 pub(super) fn subject(names: &Names, name: &str) -> Option<Subject> {
     Subject::new(names.event_subject(name)?).ok()
 }
 
-/// The message that came in under `subject`; `id` names one without an id of its own.
+/// Builds the message that arrived under `subject`. `id` makes an id for a message without one.
 pub(super) fn message(
     headers: Option<&HeaderMap>,
     payload: bytes::Bytes,
@@ -84,18 +86,18 @@ pub(super) fn message(
     reader.finish(subject, payload, id)
 }
 
-/// What the reply subject of a delivery says.
+/// The fields in the reply subject of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct AckInfo<'a> {
     pub(super) stream: &'a str,
     pub(super) consumer: &'a str,
-    /// How often it was delivered, from 1.
+    /// Delivery count, from 1.
     pub(super) delivered: u64,
-    /// Its place in the stream.
+    /// Stream sequence.
     pub(super) sequence: u64,
-    /// Its place among all that this consumer handed out, from 1: a gap is a message that was lost on its way.
+    /// Consumer sequence, from 1. A gap means that a message was lost in transit.
     pub(super) turn: u64,
-    /// Unix nanoseconds of its publication.
+    /// Publication time in Unix nanoseconds.
     pub(super) time: i64,
 }
 
@@ -103,7 +105,8 @@ impl<'a> AckInfo<'a> {
     /// Reads `$JS.ACK.<stream>.<consumer>.…`, or the longer form with a domain and an account in front (ADR-15).
     pub(super) fn read(reply: &'a str) -> Option<Self> {
         let rest = reply.strip_prefix("$JS.ACK.")?;
-        // Old: 7 more tokens. New: 9, or 10 with a random one at the end, or whatever is appended later.
+        // The old form has 7 more tokens. The new form has 9, or 10 with a random one at the end, or more in later
+        // versions.
         let mut tokens = rest.split('.');
         if rest.bytes().filter(|b| *b == b'.').count() >= 8 {
             tokens.next();
@@ -121,7 +124,7 @@ impl<'a> AckInfo<'a> {
         Timestamp::from_nanosecond(i128::from(self.time)).unwrap_or_default()
     }
 
-    /// An id for a message that came without one.
+    /// Returns an id for a message that has none: stream name and sequence.
     pub(super) fn id(&self) -> MessageId {
         MessageId::Text(SmolStr::new(format!("{}/{}", self.stream, self.sequence)))
     }

@@ -1,4 +1,4 @@
-//! The options behind `nats://…` and `tls://…`, typed and checked.
+//! Parses and checks the options of `nats://…` and `tls://…` URLs.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -10,30 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Provision;
 use crate::url::BusUrl;
 
-/// What a URL asks for: `nats://[user:password@|token@]host[:port][,host…][?option=…]`, or `tls://` for TLS.
-///
-/// | option | default | meaning |
-/// |---|---|---|
-/// | `namespace` | `backbone` | in front of every subject and stream name: `a-z 0-9 -`, at most 32 |
-/// | `provision` | `create` | see [`Provision`] |
-/// | `storage` | `file` | `file` or `memory`, of the streams that hold events and dead letters |
-/// | `replicas` | `1` | copies of every stream in a cluster, 1 to 5 |
-/// | `max_age` | `7d` | events older than this go, settled or not; `0s` keeps them |
-/// | `max_bytes` | `0` | size of one topic beyond which the oldest events go; `0` is no bound |
-/// | `dead_max_age` | `30d` | dead letters older than this go |
-/// | `dedup_window` | `2m` | how long a dedup id is remembered |
-/// | `max_unsettled` | `100000` | most messages of one group and topic that are out or wait for a retry |
-/// | `max_payload` | the server's | largest message in bytes, below the server's own limit |
-/// | `publish_timeout` | `10s` | how long a publish waits for its confirmation, outages included |
-/// | `request_timeout` | `5s` | how long a question to the server may take |
-/// | `sync` | `default` | `always` when the servers run with `sync_interval: always`: publishes are confirmed after an fsync |
-/// | `token` | | an authentication token |
-/// | `nkey` | | path of a file with an nkey seed |
-/// | `creds` | | path of a credentials file (JWT and seed) |
-/// | `ca` `cert` `key` | | paths of PEM files: authorities to trust, and a certificate with its key to show |
-/// | `tls_first` | `false` | TLS before the server's greeting |
-/// | `services` | `true` | answer `$SRV.PING`, `INFO` and `STATS` for what is served |
-#[derive(Clone)]
+/// Options of a URL, as described in `docs.md`.
+#[derive(Clone, PartialEq)]
 pub(super) struct Config {
     pub(super) servers: Vec<String>,
     pub(super) tls: bool,
@@ -47,17 +25,17 @@ pub(super) struct Config {
     pub(super) replicas: usize,
     pub(super) max_age: Duration,
     pub(super) max_bytes: u64,
-    pub(super) dead_max_age: Duration,
+    pub(super) dead_letter_max_age: Duration,
     pub(super) dedup_window: Duration,
     pub(super) max_unsettled: u64,
     pub(super) max_payload: Option<usize>,
     pub(super) publish_timeout: Duration,
     pub(super) request_timeout: Duration,
     pub(super) sync_always: bool,
-    pub(super) services: bool,
+    pub(super) service_discovery: bool,
 }
 
-/// How to log in.
+/// Login method and its data.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Login {
     None,
@@ -67,7 +45,7 @@ pub(super) enum Login {
     Creds(PathBuf),
 }
 
-/// Where a stream lives.
+/// Storage of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
     File,
@@ -83,38 +61,16 @@ impl Storage {
     }
 }
 
-const KNOWN: [&str; 21] = [
-    "namespace",
-    "provision",
-    "storage",
-    "replicas",
-    "max_age",
-    "max_bytes",
-    "dead_max_age",
-    "dedup_window",
-    "max_unsettled",
-    "max_payload",
-    "publish_timeout",
-    "request_timeout",
-    "sync",
-    "token",
-    "nkey",
-    "creds",
-    "ca",
-    "cert",
-    "key",
-    "tls_first",
-    "services",
-];
-
 const DAY: Duration = Duration::from_secs(86_400);
-/// How long an answer of the server may be waited for.
+/// Range of the timeouts for replies of the server.
 const PATIENCE: RangeInclusive<Duration> = Duration::from_nanos(1)..=DAY;
 
 impl Config {
-    /// Reads a URL.
+    /// Parses a URL.
     pub(super) fn read(mut url: BusUrl) -> Result<Self> {
         let wrong = |what: &str| Error::new(ErrorKind::Config, what);
+        url.renamed("dead_max_age", "dead_letter_max_age")?;
+        url.renamed("services", "service_discovery")?;
         let (user, hosts) = match url.rest().strip_prefix("//") {
             None | Some("") => return Err(wrong("the URL names no server; use `nats://HOST:PORT`")),
             Some(rest) => match rest.rsplit_once('@') {
@@ -130,7 +86,7 @@ impl Config {
         let scheme = if tls { "tls" } else { "nats" };
         let mut servers = Vec::new();
         for host in hosts.split(',') {
-            // Others' user names are in the URL once, for all servers.
+            // The URL has one login for all servers, so a host carries none.
             let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
             if host.is_empty() {
                 return Err(wrong("a server of the URL has no name; use `nats://HOST:PORT,HOST:PORT`"));
@@ -173,7 +129,7 @@ impl Config {
         let namespace = url.take::<String>("namespace", "a name")?.unwrap_or_else(|| "backbone".into());
         let well_spelled = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
         if !(1..=32).contains(&namespace.len()) || !namespace.bytes().all(well_spelled) {
-            return Err(wrong("option `namespace` takes 1 to 32 of a-z 0-9 -"));
+            return Err(wrong("option `namespace` takes 1 to 32 characters of a-z 0-9 -"));
         }
         let storage = match url.take::<String>("storage", "file or memory")?.as_deref() {
             None | Some("file") => Storage::File,
@@ -198,7 +154,11 @@ impl Config {
             replicas: url.take("replicas", "a number from 1 to 5")?.unwrap_or(1),
             max_age: url.take_duration("max_age", 7 * DAY, Duration::ZERO..=LONGEST)?,
             max_bytes: url.take("max_bytes", "a number of bytes")?.unwrap_or(0),
-            dead_max_age: url.take_duration("dead_max_age", 30 * DAY, Duration::ZERO..=LONGEST)?,
+            dead_letter_max_age: url.take_duration(
+                "dead_letter_max_age",
+                30 * DAY,
+                Duration::ZERO..=LONGEST,
+            )?,
             dedup_window: url.take_duration(
                 "dedup_window",
                 Duration::from_secs(120),
@@ -209,9 +169,9 @@ impl Config {
             publish_timeout: url.take_duration("publish_timeout", Duration::from_secs(10), PATIENCE)?,
             request_timeout: url.take_duration("request_timeout", Duration::from_secs(5), PATIENCE)?,
             sync_always,
-            services: url.take("services", "true or false")?.unwrap_or(true),
+            service_discovery: url.take("service_discovery", "true or false")?.unwrap_or(true),
         };
-        url.finish(&KNOWN)?;
+        url.finish()?;
         config.check()?;
         Ok(config)
     }
@@ -222,7 +182,7 @@ impl Config {
             return wrong("option `replicas` takes a number from 1 to 5");
         }
         if !self.max_age.is_zero() && self.max_age < self.dedup_window {
-            return wrong("option `max_age` takes at least the `dedup_window`, or 0s to keep everything");
+            return wrong("option `max_age` must be at least `dedup_window`, or 0s to keep everything");
         }
         if self.max_unsettled == 0 {
             return wrong("option `max_unsettled` takes at least 1");
@@ -238,7 +198,7 @@ fn decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
-/// Without secrets.
+/// Omits secrets.
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
@@ -268,6 +228,18 @@ mod tests {
     }
 
     #[test]
+    fn old_names_of_options_are_accepted() {
+        let config = read("nats://a?dead_max_age=2d&services=false").unwrap();
+        assert_eq!((config.dead_letter_max_age, config.service_discovery), (2 * DAY, false));
+        assert!(read("nats://a?services=true&service_discovery=true").is_err());
+    }
+
+    #[test]
+    fn the_page_has_every_option_and_its_default() {
+        crate::transport::docs::tests::check(include_str!("docs.md"), "nats://a", read);
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_by_name() {
         for (url, word) in [
             ("nats:", "nats://HOST:PORT"),
@@ -282,7 +254,7 @@ mod tests {
             ("tls://a?cert=x", "`cert` and `key`"),
             ("nats://u:p@a?token=x", "two ways"),
             ("nats://a?sync=sometimes", "sync"),
-            ("nats://a?synchronous=full", "synchronous"),
+            ("nats://a?synchronous=full", "max_unsettled"),
         ] {
             let error = read(url).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Config);

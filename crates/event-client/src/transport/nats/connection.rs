@@ -1,4 +1,5 @@
-//! The connection to the server: opened with a deadline, probed for its version, watched, closed once.
+//! The connection to the server: opens it with a deadline, checks version and JetStream, tracks its events, closes
+//! it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,32 +24,32 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::Capabilities;
 
-/// Oldest server that is supported.
+/// Oldest supported server version.
 const OLDEST: (u32, u32) = (2, 9);
-/// Room that a dead letter's own headers need beside its message.
+/// Bytes that a dead letter's own headers need in addition to its message.
 const HEADROOM: usize = 32 * 1024;
 
-/// Everything that the parts of one handle share.
+/// The state that all parts of one transport handle share.
 pub(super) struct Connection {
     pub(super) config: Config,
     pub(super) names: Names,
-    /// Topics whose stream is known to be there.
+    /// Topics whose stream is known to exist.
     pub(super) topics_seen: super::publish::Topics,
     pub(super) client: Client,
     pub(super) outbound: Arc<Outbound>,
     pub(super) batches: super::batch::Batches,
     pub(super) unconfirmed: super::pub_ack::InflightBudget,
-    /// Names this connection among all that use the namespace.
+    /// Identifies this connection among all connections of the namespace.
     pub(super) id: SmolStr,
     pub(super) version: (u32, u32),
-    /// Most bytes of a message with its headers.
+    /// Largest size in bytes of a message with its headers.
     pub(super) max_wire: usize,
     /// Largest message or frame in bytes, as [`Message::size`](crate::message::Message::size) counts them.
     pub(super) max_payload: usize,
     pub(super) closed: CancellationToken,
-    /// Subjects that the server refused.
+    /// Subjects whose use the server has denied.
     pub(super) denied: broadcast::Sender<Denied>,
-    /// Goes up with every new connection to the server.
+    /// Increases with every new connection to the server.
     pub(super) connects: watch::Receiver<u64>,
     counts: Arc<async_nats::Statistics>,
     pub(super) tasks: TaskTracker,
@@ -56,18 +57,18 @@ pub(super) struct Connection {
     pub(super) calls: super::requests::Calls,
     pub(super) served: super::reply::Served,
     pub(super) services: super::micro::Services,
-    /// Set once this connection answers for its members.
+    /// Set once this connection answers status requests about its members.
     pub(super) present: tokio::sync::OnceCell<()>,
-    /// Set once the stream of dead letters is known to be there.
+    /// Set once the stream of dead letters is known to exist.
     pub(super) dead_ready: std::sync::OnceLock<()>,
-    /// The same of the stream of delayed messages.
+    /// Set once the stream of delayed messages is known to exist.
     pub(super) work_ready: std::sync::atomic::AtomicBool,
-    /// Set once this connection hears of new topics and moves delayed messages.
+    /// Set once this connection receives notifications of new topics and moves delayed messages.
     pub(super) mover: tokio::sync::OnceCell<()>,
     next: AtomicU64,
 }
 
-/// What tells of the connection's state, made before there is one.
+/// Senders for events of the connection. They exist before the connection does.
 struct Events {
     connects: watch::Sender<u64>,
     denied: broadcast::Sender<Denied>,
@@ -90,7 +91,7 @@ impl Connection {
         if !info.headers {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "the server has headers switched off; they are needed",
+                "the server has headers switched off; enable them",
             ));
         }
         let names = Names::new(&config.namespace);
@@ -99,7 +100,7 @@ impl Connection {
         if room < 1024 {
             return Err(Error::new(
                 ErrorKind::Config,
-                "the server's `max_payload` leaves no room for messages; 64 KiB is the least",
+                "the server's `max_payload` leaves no room for messages; set it to at least 64 KiB",
             )
             .with("max_payload", info.max_payload));
         }
@@ -109,7 +110,7 @@ impl Connection {
             return Err(Error::new(
                 ErrorKind::Config,
                 format!(
-                    "option `max_payload` is above what the server takes: at most {room}, for headers need some of its {}",
+                    "option `max_payload` may be at most {room}, because headers need a part of the {} bytes that the server accepts",
                     info.max_payload
                 ),
             ));
@@ -172,18 +173,18 @@ impl Connection {
         }
     }
 
-    /// Whether topics should allow atomic batches.
+    /// Returns whether topics should allow atomic batches.
     pub(super) fn batches(&self) -> bool {
         self.config.sync_always && self.version >= super::batch::SINCE
     }
 
-    /// Whether the server is at least of this version.
+    /// Returns whether the server has at least this version.
     pub(super) fn at_least(&self, major: u32, minor: u32) -> bool {
         self.version >= (major, minor)
     }
 
-    /// How many connections there have been. What was written to an earlier one may be lost. `connects` tells the same,
-    /// a little later.
+    /// Returns the number of connections made so far. Data that was written to an earlier one may be lost. `connects`
+    /// carries the same number, slightly later.
     pub(super) fn incarnation(&self) -> u64 {
         self.counts.connects.load(std::sync::atomic::Ordering::Acquire)
     }
@@ -208,25 +209,25 @@ impl Connection {
         }
     }
 
-    /// A number that nothing else on this connection has.
+    /// Returns a number that is unique on this connection.
     pub(super) fn next_id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes up a member.
+    /// Registers a member.
     pub(super) fn add_member(&self, member: &Arc<dyn Participant>) {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.push(Arc::downgrade(member));
     }
 
-    /// Members that still live.
+    /// Returns the members that still exist.
     pub(super) fn live_members(&self) -> Vec<Arc<dyn Participant>> {
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(|member| member.strong_count() > 0);
         members.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Runs a task that everything on this connection needs: should it die, the connection is closed with it.
+    /// Runs a task that the whole connection needs: when the task fails, the connection is closed.
     pub(super) fn vital(
         self: &Arc<Self>,
         name: &'static str,
@@ -240,7 +241,7 @@ impl Connection {
         }));
     }
 
-    /// Ends everything at once; whoever waits is told that the connection is closed.
+    /// Closes the connection at once. All waiting operations fail with an error that the connection is closed.
     fn break_off(&self) {
         self.outbound.stop_taking();
         self.closed.cancel();
@@ -250,7 +251,7 @@ impl Connection {
         self.topics_seen.abandon();
     }
 
-    /// Settles, flushes and closes. Once is enough; whoever comes second waits for the first.
+    /// Settles, flushes and closes. One call is enough; a second one waits for the first.
     pub(super) async fn close(&self) {
         self.outbound.stop_taking();
         self.let_go_of_calls();

@@ -1,4 +1,4 @@
-//! Dead letters: a stream of copies, each with why it is there; and their way back to the group that failed.
+//! Dead letters: a stream of copies of rejected messages with the reason of each, and their replay to the group.
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use crate::message::{Message, MessageId};
 use crate::subject::{Group, Subject};
 use crate::transport::{DeadLetter, DeadLetterFilter, Provision, headers};
 
-/// What is known of a message that was given up.
+/// A message that a group gave up, with data about its deliveries.
 pub(super) struct DeadLettering {
     pub(super) message: Arc<Message>,
     pub(super) info: DeliveryInfo,
     /// Unix milliseconds of the first attempt.
     pub(super) first_ms: i64,
-    /// The same however often it is said.
+    /// The dedup id, equal for every attempt to store this dead letter.
     pub(super) id: String,
 }
 
-/// Stores a copy of what `group` gave up; answers when it is safe.
+/// Stores a copy of a message that `group` gave up. Returns when the server has confirmed the copy.
 pub(super) async fn dead_letter(
     connection: &Connection,
     group: &Group,
@@ -54,12 +54,12 @@ pub(super) async fn dead_letter(
     if let Some(position) = dead_lettering.info.position {
         put(codec::POSITION, &position.to_string());
     }
-    // Said twice, it is stored once.
+    // With this id, a dead letter that is sent twice is stored once.
     put(codec::DEDUP_ID, &dead_lettering.id);
     let subject = connection.names.dead_letter(group, message.subject.topic());
     let store = || connection.outbound.store(subject.clone(), headers.clone(), message.payload.clone());
     match store().await {
-        // Nobody answers: the stream may have been deleted.
+        // No responder: the stream may have been deleted.
         Err(error) if error.kind() == ErrorKind::Unavailable => {
             connection.ensure_stream(Kind::Dead).await?;
             store().await.map(drop)
@@ -68,7 +68,7 @@ pub(super) async fn dead_letter(
     }
 }
 
-/// The original behind a copy, and what is known of it.
+/// Returns the original message of a copy and fills `info` with its position and publication time.
 pub(super) fn copy(headers: &HeaderMap, payload: bytes::Bytes, info: &mut DeliveryInfo) -> Option<Message> {
     let original = original(headers, payload)?;
     info.position = codec::get(headers, codec::POSITION).and_then(|text| text.parse().ok());
@@ -86,11 +86,11 @@ fn original(headers: &HeaderMap, payload: bytes::Bytes) -> Option<Message> {
     Some(codec::message(Some(headers), payload, subject.clone(), id))
 }
 
-/// The group's place for replayed letters.
+/// Creates the stream for replayed letters and, unless the group is keyed, the group's consumer in it.
 pub(super) async fn ensure_replays(connection: &Connection, group: &Group, record: &Record) -> Result<()> {
     connection.ensure_stream(Kind::Work).await?;
     if record.keyed {
-        return Ok(()); // its leader reads by itself, see `keyed/`
+        return Ok(()); // the leader of a keyed group reads the stream without a consumer, see `keyed/`
     }
     let (stream, name) = (connection.names.work(), names::consumer(group, 0));
     let filters = [connection.names.replayed(group)];
@@ -99,7 +99,7 @@ pub(super) async fn ensure_replays(connection: &Connection, group: &Group, recor
     made.await.map(drop)
 }
 
-/// A letter as the API told it.
+/// Decodes a dead letter from a message that the API returned.
 fn letter(raw: &Raw) -> Option<DeadLetter> {
     let headers = raw.headers();
     let message = original(&headers, raw.payload().into())?;
@@ -117,7 +117,7 @@ fn letter(raw: &Raw) -> Option<DeadLetter> {
 }
 
 impl Connection {
-    /// The chosen letters, oldest first.
+    /// Returns the letters that match `filter`, oldest first.
     pub(super) async fn letters(&self, filter: &DeadLetterFilter) -> Result<Vec<(DeadLetter, Raw)>> {
         let stream = self.names.dead();
         let subject = match &filter.group {
@@ -140,7 +140,7 @@ impl Connection {
         Ok(letters)
     }
 
-    /// Sends letters to their groups again, all or none of them.
+    /// Sends letters to their groups again. When one of the groups does not exist, no letter is sent.
     pub(super) async fn replay(&self, filter: &DeadLetterFilter) -> Result<u64> {
         let letters = self.letters(filter).await?;
         let mut groups: Vec<&Group> = letters.iter().map(|(letter, _)| &letter.group).collect();
@@ -167,7 +167,8 @@ impl Connection {
             }
             codec::put(&mut headers, headers::REPLAYED, "1");
             codec::put(&mut headers, codec::DEDUP_ID, &format!("replay/{}/{}", raw.seq, raw.time));
-            // Stored first: a crash in between leaves a letter whose second replay the id makes harmless.
+            // Stored before the delete: after a crash in between, a second replay is harmless because of the dedup
+            // id.
             let subject = self.names.replayed(&letter.group);
             self.outbound.store(subject, headers, raw.payload().into()).await?;
             self.delete_message(&self.names.dead(), raw.seq).await?;
@@ -179,7 +180,7 @@ impl Connection {
         Ok(count)
     }
 
-    /// Deletes letters.
+    /// Deletes the letters that match `filter` and returns their number.
     pub(super) async fn drop_letters(&self, filter: &DeadLetterFilter) -> Result<u64> {
         let mut count = 0;
         for (_, raw) in self.letters(filter).await? {
@@ -188,7 +189,7 @@ impl Connection {
         Ok(count)
     }
 
-    /// Has the group's members look for replays.
+    /// Records that the group has replayed letters, so that its members fetch them.
     async fn open_replays(&self, group: &Group) -> Result<()> {
         loop {
             let Some(stored) = self.group(group).await? else { return Ok(()) };
@@ -203,7 +204,7 @@ impl Connection {
         }
     }
 
-    /// How many letters each group has.
+    /// Returns the number of dead letters of a group.
     pub(super) async fn count_letters(&self, group: &Group) -> Result<u64> {
         let subjects = self.subjects(&self.names.dead(), &self.names.dead_letters_of(group)).await?;
         Ok(subjects.iter().map(|(_, count)| count).sum())

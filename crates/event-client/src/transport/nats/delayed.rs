@@ -1,5 +1,5 @@
-//! Delayed publish on every generation of servers: a message waits in the work stream, refused until its time, and is
-//! then published as any other. Every connection with subscriptions helps to move what is due.
+//! Delayed publish on all supported servers: a message is stored in the work stream, delayed by nak until it is due,
+//! and then published like any other. Every connection with subscriptions helps to move due messages.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,14 +25,14 @@ use crate::transport::{Provision, Receipt, headers};
 
 const CONSUMER: &str = "delay";
 const LEASE: Duration = Duration::from_secs(30);
-/// Pause before the consumer is looked for again that could not be asked.
+/// Pause before the consumer is looked up again after a pull from it failed.
 const INTERRUPTED: Duration = Duration::from_millis(250);
-/// Messages that one connection moves at a time.
+/// Largest number of messages that one connection requests at a time.
 const ROOM: usize = 64;
-/// Whether the message asked for a dedup id, which it then has in its topic as well.
+/// Header of a message that was published with a dedup id. Its topic then uses that id as well.
 const DEDUP: &str = "bus-dedup";
 
-/// Stores a message that is not to be delivered yet.
+/// Stores a message that is to be delivered later.
 pub(super) fn publish(connection: &Arc<Connection>, message: Message, answer: PendingPublish) {
     let connection = connection.clone();
     connection.tasks.clone().spawn(async move {
@@ -46,7 +46,7 @@ async fn store(connection: &Arc<Connection>, message: Message) -> Result<Receipt
     let mut put = |name: &str, value: &str| codec::put(&mut headers, name, value);
     put(headers::SUBJECT, message.subject.as_str());
     if let Some(at) = message.deliver_at {
-        // Rounded up: not a millisecond early.
+        // Rounded up, so that the message is not delivered a millisecond early.
         put(headers::DELIVER_AT, &at.as_millisecond().saturating_add(1).to_string());
     }
     if message.dedup {
@@ -62,7 +62,7 @@ async fn store(connection: &Arc<Connection>, message: Message) -> Result<Receipt
     let subject = connection.names.delayed(&uuid::Uuid::now_v7().simple().to_string());
     let store = || connection.outbound.store(subject.clone(), headers.clone(), message.payload.clone());
     match store().await {
-        // Nobody answers: the stream may have been deleted.
+        // No responder: the stream may have been deleted.
         Err(error) if error.kind() == ErrorKind::Unavailable => {
             connection.work_ready.store(false, Ordering::Release);
             ensure(connection, connection.config.provision).await?;
@@ -86,7 +86,7 @@ async fn ensure(connection: &Connection, provision: Provision) -> Result<()> {
 }
 
 impl Connection {
-    /// A delayed message's topic must be there when its time comes, or the error should be now.
+    /// Creates the topic of a delayed message now, so that its publisher receives the error if that fails.
     async fn topic_for_later(self: &Arc<Self>, topic: &str) -> Result<()> {
         if !self.topics_seen.is_ready(topic) {
             let batches = self.ensure_topic(topic).await?;
@@ -95,12 +95,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Tells all connections that a topic or the work stream came to be.
+    /// Notifies all connections of new topics, a new work stream or replayed letters.
     pub(super) fn tell_news(&self) {
         self.outbound.send_bare(NatsSubject::from(self.names.news()), None, bytes::Bytes::new());
     }
 
-    /// Moves what is due, as long as this connection lives.
+    /// Starts the task that moves due messages while this connection exists.
     pub(super) async fn start_mover(self: &Arc<Self>) -> Result<()> {
         self.mover
             .get_or_try_init(|| async {
@@ -158,7 +158,7 @@ impl Mover {
                 () = closed.cancelled() => return,
             }
             if interrupted {
-                // The consumer may not stand any more.
+                // The consumer may have been deleted.
                 self.pulls.clear();
                 look = look.min(Instant::now() + INTERRUPTED);
             }
@@ -173,7 +173,7 @@ impl Mover {
         }
     }
 
-    /// Takes what came; whether it says that the consumer cannot be asked now.
+    /// Processes a received message. Returns `true` when it reports that the consumer cannot be pulled from now.
     fn take(&mut self, message: async_nats::Message) -> bool {
         if let Some(status) = message.status {
             let said = self.pulls.status(&message, status);
@@ -202,31 +202,31 @@ impl Mover {
         if !left.is_zero() {
             return connection.outbound.send_bare(reply, None, delayed(left));
         }
-        // A stream that is made again counts anew, so the place alone names nothing.
+        // A stream that is created again restarts its sequence, so the sequence alone is not unique.
         let place = format!("{}/{}", ack.sequence, ack.time);
         connection.tasks.clone().spawn(async move {
             match move_on(&connection, message, &place).await {
                 Ok(()) => connection.outbound.send_bare(reply, None, ACK),
-                // It comes again when its lease has ended.
+                // The message is delivered again when its lease has ended.
                 Err(error) => {
-                    tracing::warn!(%error, "a delayed message could not be published; it is tried again")
+                    tracing::warn!(%error, "a delayed message could not be published; it will be retried")
                 }
             }
         });
     }
 }
 
-/// Publishes what is due.
+/// Publishes a due message to its topic.
 async fn move_on(connection: &Arc<Connection>, message: async_nats::Message, place: &str) -> Result<()> {
     let headers = message.headers.unwrap_or_default();
     let Some(subject) = codec::get(&headers, headers::SUBJECT).and_then(|text| Subject::new(text).ok())
     else {
-        return Ok(()); // not ours
+        return Ok(()); // not a message of this library
     };
     let dedup = codec::get(&headers, DEDUP).is_some();
     let message = codec::message(Some(&headers), message.payload, subject, || MessageId::Text(place.into()));
     let mut headers = codec::headers(&message);
-    // Moved twice, it is there once.
+    // With this id, a message that is moved twice is stored once.
     let id = match dedup {
         true => headers::escape(&message.id.to_string()).to_string(),
         false => format!("delay/{}/{place}", connection.config.namespace),

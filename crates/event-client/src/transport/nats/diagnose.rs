@@ -1,4 +1,4 @@
-//! What is to be said of the server: version, encryption, JetStream's room, replicas, durability, clock.
+//! Findings about the server: version, encryption, access, JetStream's limits, replicas, durability and clock.
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 use crate::transport::Finding;
 use crate::transport::diagnosis::{clock, plain_text, room};
 
-/// Servers before this one lack what saves consumers and round trips.
+/// Older servers lack features that save consumers and round trips.
 const BETTER: (u32, u32) = (2, 10);
 
-/// JetStream's account, as `$JS.API.INFO` tells it; a limit below one is none.
+/// JetStream's account as `$JS.API.INFO` reports it. A limit below one means no limit.
 #[derive(Deserialize)]
 struct Account {
     #[serde(default)]
@@ -40,8 +40,10 @@ struct Limits {
 }
 
 impl Connection {
+    /// Returns findings about the server.
+    ///
     /// # Errors
-    /// When the server cannot be asked.
+    /// Fails when a request to the server fails.
     pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
         let info = self.client.server_info();
         let mut findings = vec![if self.at_least(BETTER.0, BETTER.1) {
@@ -50,7 +52,7 @@ impl Connection {
             Finding::advice(
                 "version",
                 format!(
-                    "NATS {} serves; from 2.10 on a group with several patterns needs one consumer instead of many",
+                    "NATS {} is supported; from 2.10 on a group with several patterns needs one consumer instead of many",
                     info.version
                 ),
             )
@@ -60,23 +62,23 @@ impl Connection {
         if matches!(self.config.login, Login::None) && !info.auth_required {
             findings.push(Finding::advice(
                 "access",
-                "anybody who reaches the server may do anything; set users, tokens or keys in its configuration",
+                "every client that reaches the server has full access; set users, tokens or keys in its configuration",
             ));
         }
         self.diagnose_account(&mut findings).await?;
         findings.push(self.diagnose_storage(info.cluster.is_some()).await);
         self.diagnose_durability(&mut findings).await?;
         findings.push(if self.config.sync_always {
-            Finding::good("fsync", "`sync=always` is said: the server is believed to run with `sync_interval: always`")
+            Finding::good("fsync", "`sync=always` is set: the server is assumed to run with `sync_interval: always`")
         } else {
             Finding::advice(
                 "fsync",
-                "confirmed messages reach the disk within the server's `sync_interval` (2 minutes unless set); where a loss of power must lose nothing, run it with `sync_interval: always` and connect with `sync=always`",
+                "confirmed messages reach the disk within the server's `sync_interval` (2 minutes unless set); if a power failure must not lose messages, run the server with `sync_interval: always` and connect with `sync=always`",
             )
         });
         findings.push(match self.read_clock().await {
             Ok((before, server, after)) => clock(before, server, after),
-            Err(error) => Finding::advice("clock", format!("not seen: {error}")),
+            Err(error) => Finding::advice("clock", format!("the server's clock could not be read: {error}")),
         });
         Ok(findings)
     }
@@ -85,7 +87,7 @@ impl Connection {
         let account: Account = self.api("INFO", &json!({})).await.map_err(Error::from)?;
         let limit = |limit: i64| u64::try_from(limit).ok();
         let Limits { max_storage, max_memory, max_streams, max_consumers } = account.limits;
-        let grow = "raise the account's limit, or `max_age` and `max_bytes` keep less";
+        let grow = "raise the account's limit, or lower `max_age` or `max_bytes`";
         findings.extend(
             [
                 room("storage", "bytes on disk", account.storage, limit(max_storage), grow),
@@ -105,7 +107,7 @@ impl Connection {
         Ok(())
     }
 
-    /// How the state stream is kept, which all other streams of the namespace follow.
+    /// Reports storage and replicas of the state stream. All other streams of the namespace use the same settings.
     async fn diagnose_storage(&self, clustered: bool) -> Finding {
         let name = Kind::State.name(&self.names);
         let asked: Result<Value, Failure> = self.api(&format!("STREAM.INFO.{name}"), &json!({})).await;
@@ -114,7 +116,7 @@ impl Connection {
                 info["config"]["num_replicas"].as_u64().unwrap_or(1),
                 info["config"]["storage"].as_str().unwrap_or_default().to_owned(),
             ),
-            // Nothing is stored yet: what the URL asks for.
+            // The stream does not exist yet, so the options of the URL apply.
             Err(Failure::Api(error)) if error.err_code == 10059 => {
                 (self.config.replicas as u64, self.config.storage.as_str().to_owned())
             }
@@ -127,7 +129,7 @@ impl Connection {
         if storage == Storage::Memory.as_str() {
             Finding::advice(
                 "streams",
-                format!("{text}: all is lost when the server stops; use `storage=file`"),
+                format!("{text}: all messages are lost when the server stops; use `storage=file`"),
             )
         } else if clustered && replicas < 3 {
             Finding::advice(
@@ -139,7 +141,7 @@ impl Connection {
         }
     }
 
-    /// Streams of ours that confirm what they do not keep.
+    /// Reports streams of the namespace that confirm messages without keeping them as promised.
     async fn diagnose_durability(&self, findings: &mut Vec<Finding>) -> Result<()> {
         let topics = self.topics().await?;
         let kinds = topics.iter().map(|topic| Kind::Topic(topic)).chain([Kind::Dead, Kind::Work]);
@@ -153,7 +155,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes a record, reads when the server wrote it, and takes it away.
+    /// Writes a record, reads the time at which the server stored it, and deletes it.
     async fn read_clock(&self) -> Result<(Timestamp, Timestamp, Timestamp)> {
         self.ensure_stream(Kind::State).await?;
         let subject = self.names.record("clock", &self.id);
@@ -163,13 +165,13 @@ impl Connection {
         let stored = self.read::<()>(&subject).await;
         self.purge(&self.names.state(), &subject).await?;
         let time = stored?.map(|stored| stored.time).ok_or_else(|| {
-            Error::new(crate::ErrorKind::Unavailable, "the record that was just written is not there")
+            Error::new(crate::ErrorKind::Unavailable, "the record that was just written cannot be found")
         })?;
         Ok((before, time, after))
     }
 }
 
-/// `host` of `nats://host:4222`.
+/// Returns `host` of `nats://host:4222`.
 fn host(server: &str) -> &str {
     let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);

@@ -1,6 +1,6 @@
 //! Confirms acknowledgements on demand. The server processes the acknowledgements that one connection sends to one
-//! consumer in order, so they are numbered, and one confirmed acknowledgement (NATS' double ack) proves that all earlier
-//! ones were processed.
+//! consumer in order, so they are numbered, and one confirmed acknowledgement (NATS' double ack) proves that all
+//! earlier ones were processed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, PoisonError};
@@ -45,16 +45,16 @@ impl AckLog {
     }
 }
 
-/// Sends `word` (an acknowledgement, a renewal) without asking for a reply.
+/// Sends `word`, the payload of an acknowledgement or a renewal, without requesting a reply.
 pub(super) fn send(connection: &Connection, source: &Source, ack: NatsSubject, word: Bytes) -> AckSeq {
-    // The incarnation is read before and the number taken after sending: if the connection changes meanwhile, the word
-    // counts as sent over the earlier one, and behind all words that were sent at the same time.
+    // The incarnation is read before and the number taken after sending: if the connection changes meanwhile, the
+    // payload counts as sent over the earlier one, and behind all payloads that were sent at the same time.
     let incarnation = connection.incarnation();
     connection.outbound.send_bare(ack, None, word);
     AckSeq { incarnation, number: source.ack_log.sent.fetch_add(1, Ordering::AcqRel) }
 }
 
-/// Resolves when the server has processed a word that was sent and that may be sent twice.
+/// Resolves when the server has processed a payload that was sent before and that may be sent twice.
 pub(super) async fn confirm(
     connection: Arc<Connection>,
     source: Arc<Source>,
@@ -75,7 +75,7 @@ pub(super) async fn confirm(
     Box::pin(ask(&connection, &source, &ack, &word, until)).await
 }
 
-/// Sends a word once, and resolves when the server has processed it.
+/// Sends a payload and resolves when the server has processed it.
 pub(super) async fn send_and_confirm(
     connection: &Connection,
     source: &Source,
@@ -98,7 +98,7 @@ async fn ask(
         }
         let (incarnation, sent) = (connection.incarnation(), source.ack_log.sent.load(Ordering::Acquire));
         let within = until.max(Instant::now() + Duration::from_millis(1));
-        // Through the outbound queue, so that it arrives behind the words that were sent before.
+        // Through the outbound queue, so that it arrives behind the payloads that were sent before.
         if connection.outbound.ask(ack.clone(), None, word.clone(), within).await?.is_some() {
             if connection.incarnation() == incarnation {
                 let mut confirmed = source.ack_log.confirmed();
@@ -116,5 +116,5 @@ async fn ask(
 }
 
 fn silent() -> Error {
-    Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now").during("settle")
+    Error::new(ErrorKind::Unavailable, "JetStream does not answer at the moment").during("settle")
 }

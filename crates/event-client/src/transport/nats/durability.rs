@@ -1,4 +1,5 @@
-//! What a confirmed publish survives, read from the stream itself: whoever made it may have chosen otherwise than our URL.
+//! The durability of a confirmed publish, read from the stream's configuration, which may differ from the URL's
+//! options.
 
 use serde_json::Value;
 
@@ -8,12 +9,13 @@ use super::names::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 
-/// A stream's setting of 2.12: `async` confirms before the write, whatever the server's `sync_interval`.
+/// Stream setting since 2.12: `async` confirms before the write, whatever the server's `sync_interval` is.
 pub(super) const PERSIST_MODE: &str = "persist_mode";
-/// Its value that keeps no promise.
+/// Value of `persist_mode` without durability.
 pub(super) const ASYNC: &str = "async";
 
-/// What the URL promises. How often the server syncs is not told to clients: `sync=always` is the operator's word.
+/// Returns the durability that the URL promises. Clients cannot read how often the server syncs, so `sync=always` is
+/// a statement of the operator.
 pub(super) fn promised(config: &Config) -> Durability {
     match config.storage {
         Storage::Memory => Durability::Default,
@@ -22,7 +24,7 @@ pub(super) fn promised(config: &Config) -> Durability {
     }
 }
 
-/// Why a stream with this configuration confirms what it does not keep; `None` when it keeps what a server does.
+/// Returns the reason why a stream with this configuration confirms messages without keeping them, or `None`.
 pub(super) fn flaw(stream: &Value) -> Option<&'static str> {
     let is = |setting: &str, value: &str| stream.get(setting).and_then(Value::as_str) == Some(value);
     if is("storage", Storage::Memory.as_str()) {
@@ -33,12 +35,12 @@ pub(super) fn flaw(stream: &Value) -> Option<&'static str> {
 }
 
 impl Connection {
-    /// Refuses a stream that keeps less than this connection promises, whatever `provision` says.
+    /// Refuses a stream with less durability than this connection promises, for every value of `provision`.
     pub(super) fn keeps_promise(&self, stream: &str, info: &StreamInfo) -> Result<()> {
         match flaw(&info.config) {
             Some(flaw) if promised(&self.config) > Durability::Default => {
                 let text =
-                    format!("the stream cannot keep what is promised to publishers: {flaw}; make it anew");
+                    format!("the stream lacks the durability promised to publishers: {flaw}; recreate it");
                 Err(Error::new(ErrorKind::Unsupported, text).with("stream", stream))
             }
             _ => Ok(()),

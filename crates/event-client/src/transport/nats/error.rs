@@ -1,4 +1,4 @@
-//! Errors of the client and the server in this crate's words.
+//! Converts errors of the NATS client and the server to errors of this crate.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::config::{Config, Login};
 use super::connection::Connection;
 use crate::error::{Error, ErrorKind};
 
-/// The server does not let us use a subject. It says so on its own, not as an answer.
+/// The server denies the use of a subject. It reports this separately, not as the reply to an operation.
 #[derive(Clone, Debug)]
 pub(super) struct Denied {
     pub(super) subject: SmolStr,
@@ -21,14 +21,14 @@ impl Denied {
         Self { subject: subject.into(), publish: true }
     }
 
-    /// Nothing can be answered to us.
+    /// Returns whether the denied subject is an inbox, so that replies cannot reach this connection.
     pub(super) fn is_inbox(&self) -> bool {
         !self.publish && self.subject.starts_with("_INBOX.")
     }
 }
 
 impl Denied {
-    /// Reads `Permissions Violation for Publish to "orders.placed"`.
+    /// Parses `Permissions Violation for Publish to "orders.placed"`.
     pub(super) fn read(text: &str) -> Option<Self> {
         let rest = text.strip_prefix("Permissions Violation for ")?;
         let (what, rest) = rest.split_once('"')?;
@@ -40,7 +40,7 @@ impl Denied {
         let what = if self.publish { "publish to" } else { "subscribe to" };
         Error::new(
             ErrorKind::Denied,
-            format!("the server does not let this user {what} the subject; give it the permission"),
+            format!("the server does not allow this user to {what} the subject; grant the permission"),
         )
         .with("nats_subject", &self.subject)
     }
@@ -58,16 +58,16 @@ pub(super) fn lost() -> Error {
     .during("settle")
 }
 
-/// Why the first connection failed.
+/// Converts the error of the first connection attempt.
 pub(super) fn connect(error: async_nats::ConnectError, config: &Config) -> Error {
     use async_nats::ConnectErrorKind as Kind;
-    // Before anything was sent: the file has no seed to sign with. What is in it is not for an error to tell.
+    // Nothing was sent yet: the file has no seed to sign with. The error must not contain the file's content.
     if let (Kind::Authentication, Login::Nkey(path) | Login::Creds(path)) = (error.kind(), &config.login) {
         return Error::new(ErrorKind::Config, "the file has no seed of an nkey that could be used")
             .with("path", path.display());
     }
     let (kind, text) = match error.kind() {
-        // The reason why a server refuses a certificate may be overtaken by the reset that follows it.
+        // A server that refuses a certificate may reset the connection before the reason arrives.
         _ if is_tls(&error) || config.tls && is_cut(&error) => {
             (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`")
         }
@@ -75,15 +75,15 @@ pub(super) fn connect(error: async_nats::ConnectError, config: &Config) -> Error
             ErrorKind::Denied,
             "the server refused the credentials; check user and password, token, nkey or creds",
         ),
-        Kind::ServerParse => (ErrorKind::Config, "the URL's server address is ill-spelled"),
+        Kind::ServerParse => (ErrorKind::Config, "the server address in the URL is invalid"),
         Kind::TimedOut => (ErrorKind::Unavailable, "the server did not answer in time"),
-        Kind::Dns => (ErrorKind::Unavailable, "the server's name is not known"),
+        Kind::Dns => (ErrorKind::Unavailable, "the server's name cannot be resolved"),
         _ => (ErrorKind::Unavailable, "no NATS server answers at this address"),
     };
     Error::new(kind, text).because(error)
 }
 
-/// Whether certificates are behind it; the client calls most of that an IO error.
+/// Returns whether TLS or a certificate caused the error. The client reports most of these errors as IO errors.
 fn is_tls(error: &async_nats::ConnectError) -> bool {
     let by_rustls = |error: &(dyn std::error::Error + 'static)| {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -92,7 +92,7 @@ fn is_tls(error: &async_nats::ConnectError) -> bool {
     error.kind() == async_nats::ConnectErrorKind::Tls || causes(error).any(by_rustls)
 }
 
-/// Whether the server answered and then hung up.
+/// Returns whether the server answered and then closed the connection.
 fn is_cut(error: &async_nats::ConnectError) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let cut = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
@@ -105,14 +105,14 @@ fn causes(error: &async_nats::ConnectError) -> impl Iterator<Item = &(dyn std::e
 }
 
 impl Connection {
-    /// No answer came in time: is the server away, or only slow?
+    /// Builds the error for a missing reply: a timeout while connected, otherwise an unavailable server.
     pub(super) fn no_answer(&self, subject: &str, within: Duration) -> Error {
         let error = if self.is_connected() {
             Error::new(ErrorKind::Timeout, "the server did not answer in time; the outcome is unknown")
         } else {
             Error::new(
                 ErrorKind::Unavailable,
-                "the connection to the server is lost and did not come back in time",
+                "the connection to the server is lost and was not restored in time",
             )
         };
         error.with("nats_subject", subject).with("waited", format!("{within:?}"))

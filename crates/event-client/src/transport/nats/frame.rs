@@ -1,4 +1,4 @@
-//! Frames of an answer as NATS messages, and errors in the words of NATS' own tools.
+//! Converts frames of an answer to NATS messages and back. Errors use the headers of NATS' own service tools.
 
 use async_nats::{HeaderMap, Message as NatsMessage};
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use crate::status::{Code, STATUS, STATUS_MESSAGE};
 use crate::subject::Subject;
 use crate::transport::{Frame, headers};
 
-/// A frame's headers as a message's; the id means nothing.
+/// Puts a frame's headers into a message, so that the codec can write them. The id is not used.
 fn vessel(headers: Headers, content_type: SmolStr) -> Message {
     let subject = Subject::new("frame").expect("a valid name");
     let mut message =
@@ -19,7 +19,7 @@ fn vessel(headers: Headers, content_type: SmolStr) -> Message {
     message
 }
 
-/// The headers of a frame.
+/// Returns the headers of a frame.
 pub(super) fn frame_headers(frame: &mut Frame) -> HeaderMap {
     let message = vessel(std::mem::take(&mut frame.headers), frame.content_type.clone());
     let mut headers = codec::headers(&message);
@@ -45,7 +45,7 @@ pub(super) fn error_headers(code: u16, text: &str) -> HeaderMap {
     headers
 }
 
-/// Says in the words of NATS' own tools that an answer is an error; what it says.
+/// Adds NATS' service error headers when a frame reports an error. Returns the text of the error.
 pub(super) fn failure(frame: &Frame, headers: &mut HeaderMap) -> Option<SmolStr> {
     let code: Code = frame.headers.get(STATUS)?.parse().unwrap_or(Code::Unknown);
     if code == Code::Ok {

@@ -1,4 +1,4 @@
-//! The state stream: the last word on each group, attempt, connection and leader, one subject each.
+//! The state stream: the latest record of each group, attempt, connection and leader, with one subject for each.
 
 use async_nats::HeaderMap;
 use base64::Engine as _;
@@ -15,16 +15,16 @@ use super::connection::Connection;
 use super::names::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A record as it was stored.
+/// A record with its sequence and time in the state stream.
 #[derive(Clone, Debug)]
 pub(super) struct Stored<T> {
     pub(super) sequence: u64,
-    /// By the server's clock.
+    /// Time of the write by the server's clock.
     pub(super) time: Timestamp,
     pub(super) value: T,
 }
 
-/// A message as the API tells it.
+/// A message as the API returns it.
 #[derive(Deserialize)]
 pub(super) struct Raw {
     pub(super) seq: u64,
@@ -47,12 +47,12 @@ impl Raw {
         STANDARD.decode(&self.data).unwrap_or_default()
     }
 
-    /// The headers as they are.
+    /// Returns the headers as raw bytes.
     pub(super) fn header_bytes(&self) -> Vec<u8> {
         self.hdrs.as_ref().and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default()
     }
 
-    /// The headers; bytes that are not UTF-8 are replaced, for no connection may break on them.
+    /// Returns the headers. Bytes that are not UTF-8 are replaced, so that they cannot break a connection.
     pub(super) fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for line in String::from_utf8_lossy(&self.header_bytes()).lines().skip(1) {
@@ -68,7 +68,8 @@ impl Raw {
 }
 
 impl Connection {
-    /// A message of a stream: `which` is `{"last_by_subj": …}` or `{"seq": …}`.
+    /// Reads a message of a stream. `which` is `{"last_by_subj": …}`, `{"seq": …}` or
+    /// `{"seq": …, "next_by_subj": …}`.
     pub(super) async fn read_raw(&self, stream: &str, which: serde_json::Value) -> Result<Option<Raw>> {
         match self.api::<Got>(&format!("STREAM.MSG.GET.{stream}"), &which).await {
             Ok(got) => Ok(Some(got.message)),
@@ -77,7 +78,7 @@ impl Connection {
         }
     }
 
-    /// The record under `subject`.
+    /// Reads the record under `subject`.
     pub(super) async fn read<T: DeserializeOwned>(&self, subject: &str) -> Result<Option<Stored<T>>> {
         let Some(raw) = self.read_raw(&self.names.state(), json!({ "last_by_subj": subject })).await? else {
             return Ok(None);
@@ -87,14 +88,14 @@ impl Connection {
             return Ok(None);
         }
         let value = serde_json::from_slice(&payload).map_err(|error| {
-            Error::new(ErrorKind::Corrupt, "a record of the library's own is not understood")
+            Error::new(ErrorKind::Corrupt, "a record of this library could not be parsed")
                 .with("nats_subject", subject)
                 .because(error)
         })?;
         Ok(Some(Stored { sequence: raw.seq, time: raw.time, value }))
     }
 
-    /// Writes a record when its last one is `after` (0: none); `None` when somebody else was first.
+    /// Writes a record if its last sequence is `after` (0: none). Returns `None` when another client wrote first.
     pub(super) async fn write(
         &self,
         subject: &str,
@@ -114,7 +115,7 @@ impl Connection {
             .ask_with_headers(subject.to_owned(), headers, payload.into(), self.config.request_timeout)
             .await?;
         let ack: Ack = serde_json::from_slice(&bytes).map_err(|error| {
-            Error::new(ErrorKind::Internal, "the server's confirmation is not understood").because(error)
+            Error::new(ErrorKind::Internal, "the server's confirmation could not be parsed").because(error)
         })?;
         match ack.error {
             None => Ok(Some(ack.seq)),
@@ -135,14 +136,14 @@ impl Connection {
         }
     }
 
-    /// Removes what is older than `sequence` of the messages under `filter`.
+    /// Removes messages under `filter` whose sequence is below `sequence`.
     pub(super) async fn purge_below(&self, stream: &str, filter: &str, sequence: u64) -> Result<()> {
         let body = json!({ "filter": filter, "seq": sequence });
         let _: serde_json::Value = self.api(&format!("STREAM.PURGE.{stream}"), &body).await?;
         Ok(())
     }
 
-    /// Removes one message; whether it was there.
+    /// Removes one message. Returns whether it existed.
     pub(super) async fn delete_message(&self, stream: &str, sequence: u64) -> Result<bool> {
         let body = json!({ "seq": sequence, "no_erase": true });
         match self.api::<serde_json::Value>(&format!("STREAM.MSG.DELETE.{stream}"), &body).await {
@@ -156,7 +157,7 @@ impl Connection {
         }
     }
 
-    /// How many messages each subject under `filter` has.
+    /// Returns the number of messages of each subject under `filter`.
     pub(super) async fn subjects(&self, stream: &str, filter: &str) -> Result<Vec<(String, u64)>> {
         let body = json!({ "subjects_filter": filter });
         match self.api::<StreamInfo>(&format!("STREAM.INFO.{stream}"), &body).await {
@@ -166,7 +167,7 @@ impl Connection {
         }
     }
 
-    /// All records under `filter`, by subject.
+    /// Returns all records under `filter`, in the order of their subjects.
     pub(super) async fn read_all<T: DeserializeOwned>(
         &self,
         filter: &str,
@@ -177,7 +178,7 @@ impl Connection {
             .buffer_unordered(64);
         let mut all = Vec::new();
         while let Some((record, subject)) = records.next().await {
-            // One that went in between is none.
+            // A record that was removed in between is omitted.
             if let Some(record) = record? {
                 all.push((subject, record));
             }

@@ -1,4 +1,4 @@
-//! A live subscription of a group: what it holds, for whom, and until when.
+//! A live subscription of a group: the messages that it leases, the end of each lease, and its recent settlements.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,16 +30,16 @@ pub(super) struct Member {
     pub(super) group: Group,
     lease_ms: AtomicU64,
     in_flight: Mutex<InFlight>,
-    /// To the task that fetches.
+    /// Sends commands to the fetching task.
     pub(super) commands: mpsc::UnboundedSender<Command>,
-    /// Fetching; a released message may come back by itself.
+    /// Whether the member takes part in the group's work; otherwise it reports no status.
     pub(super) live: AtomicBool,
-    /// Settlements under way that take several steps.
+    /// Number of settlements in progress that take several steps.
     pub(super) busy: AtomicU64,
     pub(super) idle: Notify,
-    /// Told to hand back everything.
+    /// Set to `true` when the member has to release everything.
     pub(super) closing: watch::Sender<bool>,
-    /// The fetching task has ended.
+    /// Set to `true` when the fetching task has ended.
     pub(super) ended: watch::Sender<bool>,
 }
 
@@ -49,20 +49,20 @@ pub(super) enum Command {
     Verify,
 }
 
-/// Where a member fetches: a consumer of a stream.
+/// A consumer of a stream that a member fetches from.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) stream: SmolStr,
     pub(super) consumer: String,
-    /// Copies, not originals: who they are is in their headers.
+    /// Its messages are copies; the headers identify the originals.
     pub(super) copies: bool,
-    /// What was said to it.
+    /// Acknowledgements sent to it.
     pub(super) ack_log: AckLog,
-    /// The highest place that it has sent.
+    /// The highest sequence that it has delivered.
     highest: AtomicU64,
-    /// When it was created, which tells it from another of its name.
+    /// Its creation time, which distinguishes it from another consumer of the same name.
     created: Option<Timestamp>,
-    /// Everything up to here was settled when the consumer was last asked.
+    /// The last settled sequence when the consumer's information was last read.
     floor: AtomicU64,
 }
 
@@ -79,13 +79,13 @@ impl Source {
         }
     }
 
-    /// A group's consumer as the server describes it.
+    /// Builds the source of a group's consumer from the server's information.
     pub(super) fn of(stream: String, consumer: String, copies: bool, info: &ConsumerInfo) -> Self {
         let floor = AtomicU64::new(info.ack_floor.stream_seq);
         Self { created: info.created, floor, ..Self::new(stream, consumer, copies) }
     }
 
-    /// Whether this is the same consumer; if so, how far it is counts from now on.
+    /// Returns whether `info` describes the same consumer, and if so takes over its ack floor.
     pub(super) fn is_still(&self, info: &ConsumerInfo) -> bool {
         let same = self.created == info.created;
         if same {
@@ -94,8 +94,8 @@ impl Source {
         same
     }
 
-    /// Where another consumer goes on in its place, in the stream that was created then; `None` when that is another
-    /// stream than this one's.
+    /// Returns the start of another consumer in its place, in a stream created at `stream_created`. Returns `None`
+    /// when that is another stream than this consumer's.
     pub(super) fn successor(&self, stream_created: Option<Timestamp>) -> Option<StartAt> {
         let same_stream =
             stream_created.zip(self.created).is_some_and(|(stream, consumer)| stream <= consumer);
@@ -103,27 +103,27 @@ impl Source {
     }
 }
 
-/// What is out.
+/// The messages in flight at a member.
 #[derive(Default)]
 pub(super) struct InFlight {
     entries: Slab<LeasedMessage>,
     generation: u32,
-    /// What was settled for good last, by source, place and time of publication.
+    /// The last finally settled messages, by source, sequence and time of publication.
     settled: VecDeque<(usize, u64, i64)>,
 }
 
-/// What the hand knows of a message that arrives.
+/// State of a received message according to the messages in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// The server has not sent it before.
+    /// The server has not delivered it before.
     Never,
-    /// It may be in the hand.
+    /// It may be in flight at this member.
     Perhaps,
-    /// It was settled for good.
+    /// It was finally settled.
     Settled,
 }
 
-/// How many settled messages are remembered.
+/// Number of settled messages that are remembered.
 const REMEMBERED: usize = 1024;
 
 /// A message that this member leases.
@@ -131,21 +131,22 @@ pub(super) struct LeasedMessage {
     generation: u32,
     pub(super) source: Arc<Source>,
     pub(super) sequence: u64,
-    /// When it was stored there, in Unix nanoseconds: a stream that is made again has others at the same places.
+    /// Time of its storage in Unix nanoseconds: a stream that is created again has other messages at the same
+    /// sequences.
     pub(super) time: i64,
-    /// Where its settlement goes.
+    /// Subject that its settlement is sent to.
     pub(super) ack: NatsSubject,
     pub(super) delivered: u64,
     pub(super) message: Arc<Message>,
     pub(super) info: DeliveryInfo,
     pub(super) first_ms: i64,
-    /// Certain until then.
+    /// Time until which the lease is certain.
     pub(super) lease_until: Instant,
-    /// With the consumer, or in its queue.
+    /// Delivered to the consumer, or in its queue.
     pub(super) out: bool,
-    /// Its attempts are on record there.
+    /// Its attempts are recorded in the state stream.
     pub(super) recorded: bool,
-    /// It may be in the hand already.
+    /// It may already be in flight at this member.
     pub(super) again: bool,
 }
 
@@ -183,13 +184,13 @@ impl Member {
         self.lease_ms.store(bounds::millis(lease), Ordering::Relaxed);
     }
 
-    /// How long after the server was told a lease is certain: a little less than the server gives.
+    /// Returns how long a lease is certain after it was requested: slightly less than the server's lease.
     pub(super) fn certain(&self) -> Duration {
         let lease = self.lease();
         lease - lease / 20
     }
 
-    /// Waits for settlements that take several steps.
+    /// Waits until no settlement with several steps is in progress.
     pub(super) async fn until_idle(&self) {
         loop {
             let idle = self.idle.notified();
@@ -224,7 +225,7 @@ impl std::fmt::Debug for Member {
 }
 
 impl InFlight {
-    /// Takes a message in.
+    /// Adds a message.
     pub(super) fn insert(&mut self, mut entry: LeasedMessage) -> Token {
         self.generation = self.generation.wrapping_add(1);
         entry.generation = self.generation;
@@ -240,7 +241,7 @@ impl InFlight {
         self.entries.get_mut(index).filter(|entry| entry.generation == generation)
     }
 
-    /// Takes it out, settled or lost.
+    /// Removes a message that is settled or lost.
     pub(super) fn remove(&mut self, token: Token) -> Option<LeasedMessage> {
         let (index, generation) = Self::index(token);
         if self.entries.get(index)?.generation != generation {
@@ -249,7 +250,7 @@ impl InFlight {
         Some(self.entries.remove(index))
     }
 
-    /// It is settled for good.
+    /// Records that a message was finally settled.
     pub(super) fn remember(&mut self, source: &Arc<Source>, sequence: u64, time: i64) {
         if self.settled.len() == REMEMBERED {
             self.settled.pop_front();
@@ -257,8 +258,8 @@ impl InFlight {
         self.settled.push_back((Arc::as_ptr(source) as usize, sequence, time));
     }
 
-    /// What is known of a message that comes now. An acknowledgement may be lost with its connection, and servers of 2.9
-    /// hand out a message once more, as if for the first time, when its redelivery met no open pull.
+    /// Returns the state of a received message. An acknowledgement may be lost with its connection, and servers of
+    /// 2.9 deliver a message again, as if for the first time, when there was no open pull for its redelivery.
     pub(super) fn seen(&mut self, source: &Arc<Source>, info: &AckInfo<'_>) -> Seen {
         let sequence = info.sequence;
         if info.delivered == 1 && sequence > source.highest.fetch_max(sequence, Ordering::Relaxed) {
@@ -268,7 +269,7 @@ impl InFlight {
         if settled { Seen::Settled } else { Seen::Perhaps }
     }
 
-    /// The message at this place, if it is here. Asked only of what comes again.
+    /// Returns the message with this sequence, if it is in flight. Call it only for a repeated delivery.
     pub(super) fn at(&mut self, source: &Source, sequence: u64) -> Option<&mut LeasedMessage> {
         let mut entries = self.entries.iter_mut().map(|(_, entry)| entry);
         entries.find(|entry| entry.sequence == sequence && entry.source.stream == source.stream)
@@ -280,12 +281,12 @@ impl InFlight {
             .map(|(index, entry)| (u64::from(entry.generation) << 32 | index as u64, entry))
     }
 
-    /// With consumers.
+    /// Returns the number of messages delivered to consumers.
     pub(super) fn out(&self) -> u64 {
         self.entries.iter().filter(|(_, entry)| entry.out).count() as u64
     }
 
-    /// Lets go of everything: the group was moved or deleted.
+    /// Drops everything because the group was moved or deleted.
     pub(super) fn clear(&mut self) {
         self.entries.clear();
         self.settled.clear();
@@ -321,7 +322,7 @@ impl LeasedMessage {
         }
     }
 
-    /// Nobody wants it any more.
+    /// Returns whether the message has expired. A replayed message does not expire.
     pub(super) fn is_expired(&self) -> bool {
         !self.info.replayed && self.message.expires_at.is_some_and(|at| at <= jiff::Timestamp::now())
     }

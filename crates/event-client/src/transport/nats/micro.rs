@@ -1,4 +1,4 @@
-//! What NATS' own tools ask of a service: `$SRV.PING`, `INFO` and `STATS`, as ADR-32 has it.
+//! Answers requests of NATS' own tools to a service: `$SRV.PING`, `INFO` and `STATS`, as specified in ADR-32.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::request::is_health;
 use crate::subject::Subject;
 use crate::transport::Serve;
 
-/// Services of this connection, by their name for NATS.
+/// Services of this connection, by their NATS name.
 #[derive(Default)]
 pub(super) struct Services(Mutex<HashMap<String, Arc<Service>>>);
 
@@ -27,7 +27,7 @@ struct Service {
     endpoints: Mutex<Vec<Arc<Endpoint>>>,
 }
 
-/// One subject of a service, and what became of its requests.
+/// One subject of a service, with statistics of its requests.
 pub(super) struct Endpoint {
     name: String,
     subject: String,
@@ -39,7 +39,7 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// A request was answered.
+    /// Counts a request that was answered.
     pub(super) fn count(&self, took: Duration, failed: Option<SmolStr>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.nanos.fetch_add(super::api::nanos(took), Ordering::Relaxed);
@@ -61,7 +61,7 @@ impl Endpoint {
             "queue_group": "q",
             "num_requests": requests,
             "num_errors": self.errors.load(Ordering::Relaxed),
-            // Null and not left out: some clients want the fields to be there.
+            // Null instead of omitted: some clients require the fields.
             "last_error": self.last_error.lock().unwrap_or_else(PoisonError::into_inner).as_deref(),
             "processing_time": nanos,
             "average_processing_time": nanos.checked_div(requests).unwrap_or(0),
@@ -81,7 +81,7 @@ impl Service {
         endpoints.clone()
     }
 
-    /// The answer to `PING`, `INFO` or `STATS`; none when nothing is served any more.
+    /// Returns the answer to `PING`, `INFO` or `STATS`; `None` when the service has no endpoint any more.
     fn answer(&self, verb: &str) -> Option<Value> {
         let endpoints = self.endpoints();
         if endpoints.is_empty() {
@@ -100,7 +100,7 @@ impl Service {
                 answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.info()).collect();
             }
             "STATS" => {
-                // Three digits of a second: some clients read no more than six, and none read no digits.
+                // Three digits of a second: some clients read at most six digits, and every client reads some.
                 answer["started"] = json!(self.started.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string());
                 answer["endpoints"] = endpoints.iter().map(|endpoint| endpoint.stats()).collect();
             }
@@ -110,14 +110,14 @@ impl Service {
     }
 }
 
-/// A name as NATS takes it.
+/// Converts a name to the characters that NATS allows.
 fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' }).collect()
 }
 
 impl Connection {
-    /// Adds a subject to a service, which from then on answers for it. The question of its health is none of its
-    /// endpoints.
+    /// Adds a subject to a service, and answers `$SRV` requests for it from then on. The health subject is not an
+    /// endpoint.
     pub(super) async fn enlist(self: &Arc<Self>, spec: &Serve, subject: &Subject) -> Arc<Endpoint> {
         let endpoint = Arc::new(Endpoint {
             name: plain(subject.as_str()),
@@ -128,7 +128,7 @@ impl Connection {
             nanos: AtomicU64::new(0),
             last_error: Mutex::default(),
         });
-        if !self.config.services || is_health(subject) {
+        if !self.config.service_discovery || is_health(subject) {
             return endpoint;
         }
         let name = plain(&spec.service);
@@ -159,7 +159,7 @@ impl Connection {
             for of in
                 [String::new(), format!(".{}", service.name), format!(".{}.{}", service.name, service.id)]
             {
-                // A server that forbids it is served all the same, only unseen by its tools.
+                // On a server that denies this subscription the service works, but NATS' tools do not find it.
                 let Ok(mut questions) = self.client.subscribe(format!("$SRV.{verb}{of}")).await else {
                     continue;
                 };

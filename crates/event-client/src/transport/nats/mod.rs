@@ -1,4 +1,4 @@
-//! `nats://HOST:PORT`: NATS JetStream, 2.9 or newer, used the way its experts would.
+//! The transport `nats://HOST:PORT` for NATS JetStream, version 2.9 or newer.
 //!
 //! ```text
 //!   publish ─▶ outbound ▶ stream EVT_<ns>_<topic>  ◀─ durable pull consumer per group ─▶ fetch ─▶ Subscription
@@ -7,20 +7,24 @@
 //!                                                                    DLQ_<ns> dead letters ◀──┘
 //! ```
 //!
-//! - **One stream per topic**, Limits retention: a group that comes later, or was away, misses nothing.
-//! - **Attempts are counted here.** The server's delivery count knows nothing of releases, so what was released, or
-//!   waits for a retry, is on record in the state stream; only redeliveries read it.
-//! - **A lease is valid until its last confirmed renewal**; renewals are sent every third of the lease. Settling later
-//!   returns `LeaseLost`, although the server would still accept the acknowledgement.
-//! - **Acknowledgements are sent at once and confirmed on demand**: one confirmed acknowledgement proves all earlier ones.
-//! - **Order per key** needs one working member per group, for the server redelivers behind what came later. The others
-//!   stand by. The one that leads reads the streams itself and writes one record of how far the group is (`keyed/`).
-//!   Pinned clients of 2.11 would not do: their acknowledgements are taken from whoever was overtaken, too.
-//! - **No limit of deliveries on the server** (`max_deliver` is -1): attempts are this library's, so there is never a
-//!   `MAX_DELIVERIES` advisory, which nobody hears when nobody listens, nor a message that stays behind it unsettled.
-//! - **Batches where each message costs an fsync** (`sync=always`, 2.12): what waits shares one (`batch.rs`). Elsewhere
-//!   single messages are faster.
-//! - **Delayed publish** waits in a work queue that is refused until its time, on every server alike.
+//! - **One stream per topic**, with Limits retention: a group that is created later, or was not connected, misses no
+//!   message.
+//! - **Attempts are counted by this library.** The server's delivery count also counts releases, so the attempts of a
+//!   message that was released, or that waits for a retry, are recorded in the state stream; only redeliveries read
+//!   it.
+//! - **A lease is valid until its last confirmed renewal**; renewals are sent every third of the lease. Settling
+//!   later returns `LeaseLost`, although the server would still accept the acknowledgement.
+//! - **Acknowledgements are sent at once and confirmed on demand**: one confirmed acknowledgement proves all earlier
+//!   ones.
+//! - **Order per key** needs one working member per group, because the server redelivers a message after later ones.
+//!   The others stand by. The leader reads the streams itself and writes one record of the group's progress
+//!   (`keyed/`). Pinned clients of 2.11 are no alternative: the server accepts acknowledgements from a replaced
+//!   client, too.
+//! - **No limit of deliveries on the server** (`max_deliver` is -1): this library counts attempts, so there is never
+//!   a `MAX_DELIVERIES` advisory, which is lost without a subscriber, nor an unsettled message left behind by it.
+//! - **Batches where each message costs an fsync** (`sync=always`, 2.12): waiting messages share one batch
+//!   (`batch.rs`). Elsewhere single messages are faster.
+//! - **Delayed publish** uses a work queue whose messages are refused until they are due, on every supported server.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Names on the server, and the streams behind them: created, compared, changed only where they differ.
+//! Names of subjects, streams and consumers; and the streams: created, compared, changed only where they differ.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::subject::{Group, Pattern, Subject};
 use crate::transport::{Action, Change, Difference};
 
-/// Names of everything that one namespace owns. No name of ours has a dot where NATS forbids it.
+/// Names of all server objects of one namespace. No name contains a dot where NATS forbids it.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     ns: SmolStr,
@@ -33,17 +33,17 @@ impl Names {
         stream.strip_prefix("EVT_")?.strip_prefix(self.ns.as_str())?.strip_prefix('_')
     }
 
-    /// Dead letters.
+    /// The stream of dead letters.
     pub(super) fn dead(&self) -> String {
         format!("DLQ_{}", self.ns)
     }
 
-    /// The last word on groups, attempts, connections and leaders.
+    /// The stream of the latest records of groups, attempts, connections and leaders.
     pub(super) fn state(&self) -> String {
         format!("SYS_{}", self.ns)
     }
 
-    /// Messages on their way: delayed, or replayed to one group.
+    /// The stream of messages that are delayed, or replayed to one group.
     pub(super) fn work(&self) -> String {
         format!("WRK_{}", self.ns)
     }
@@ -55,7 +55,7 @@ impl Names {
         name
     }
 
-    /// The subject behind [`Names::event`].
+    /// Returns the event subject of a name made by [`Names::event`].
     pub(super) fn event_subject<'a>(&self, name: &'a str) -> Option<&'a str> {
         name.strip_prefix(self.events.as_str())
     }
@@ -72,7 +72,7 @@ impl Names {
         format!("{}.dlq.{group}.*", self.ns)
     }
 
-    /// A record of the state stream: `kind` and what it is about.
+    /// Subject of a record in the state stream: its `kind` and the object that it describes.
     pub(super) fn record(&self, kind: &str, of: &str) -> String {
         format!("{}.sys.kv.{kind}.{of}", self.ns)
     }
@@ -85,40 +85,40 @@ impl Names {
         format!("{}.sys.replay.{}", self.ns, token(group.as_str()))
     }
 
-    /// Where a connection answers for its members.
+    /// Subject on which a connection answers requests for the status of its members.
     pub(super) fn presence(&self, connection: &str) -> String {
         format!("{}.sys.conn.{connection}", self.ns)
     }
 
-    /// Told when nobody leads a keyed group any more.
+    /// Subject of the notification that a keyed group has lost its leader.
     pub(super) fn led(&self, group: &Group) -> String {
         format!("{}.sys.led.{}", self.ns, token(group.as_str()))
     }
 
-    /// Where a caller that left, and a call that asks for its server, are heard.
+    /// Subject of messages from callers to a connection, or to `all`: a caller left, has room, or requests a status.
     pub(super) fn calls(&self, call: &str) -> String {
         format!("{}.sys.call.{call}", self.ns)
     }
 
-    /// Told when a topic, a delayed message or a replay appeared.
+    /// Subject of the notification of new topics, a new work stream or replayed letters.
     pub(super) fn news(&self) -> String {
         format!("{}.sys.news", self.ns)
     }
 }
 
-/// A name of one token: dots become `=`, which no name of ours has.
+/// Converts a name to one token: dots become `=`, which no name of this library contains.
 pub(super) fn token(name: &str) -> String {
     name.replace('.', "=")
 }
 
-/// The server's name of a group's consumer; a new one for each time that the group was moved.
+/// Returns the server's name of a group's consumer. It is a new one each time the group is moved.
 pub(super) fn consumer(group: &Group, epoch: u64) -> String {
     let name = token(group.as_str());
     if epoch == 0 { name } else { format!("{name}@{epoch}") }
 }
 
-/// The narrowest filters of `topic` that cover all of `patterns`; none is everything. Servers before 2.10 take only
-/// one and would not say so, hence `several`; filters of one consumer may not overlap.
+/// Returns the narrowest filters of `topic` that cover all `patterns`; no filter means everything. `several`: servers
+/// before 2.10 accept only one, and report no error. Filters of one consumer may not overlap.
 pub(super) fn cover<'a>(
     patterns: impl IntoIterator<Item = &'a Pattern>,
     topic: &str,
@@ -147,7 +147,7 @@ pub(super) fn cover<'a>(
     }
 }
 
-/// Whether everything that `narrow` matches is matched by `wide`.
+/// Returns whether `wide` matches everything that `narrow` matches.
 fn covers(wide: &str, narrow: &str) -> bool {
     let (mut wide, mut narrow) = (wide.split('.'), narrow.split('.'));
     loop {
@@ -160,10 +160,10 @@ fn covers(wide: &str, narrow: &str) -> bool {
     }
 }
 
-/// A stream as the server describes it, as far as it concerns us.
+/// The parts of the server's information on a stream that this library uses.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct StreamInfo {
-    /// Tells a stream from an earlier one of its name.
+    /// Distinguishes a stream from an earlier one of the same name.
     #[serde(default)]
     pub(super) created: Option<jiff::Timestamp>,
     pub(super) config: Value,
@@ -178,7 +178,7 @@ pub(super) struct StreamState {
     pub(super) subjects: Option<std::collections::HashMap<String, u64>>,
 }
 
-/// What kind of stream, and so its settings.
+/// The kind of a stream, which determines its settings.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) enum Kind<'a> {
     Topic(&'a str),
@@ -197,7 +197,7 @@ impl Kind<'_> {
         }
     }
 
-    /// The settings that we want and compare.
+    /// Returns the settings that this library sets and compares.
     fn settings(self, config: &Config, names: &Names) -> Value {
         let ns = &config.namespace;
         let (subjects, retention, max_age, max_bytes, storage) = match self {
@@ -209,7 +209,7 @@ impl Kind<'_> {
                 config.storage,
             ),
             Self::Dead => {
-                (vec![format!("{ns}.dlq.>")], "limits", nanos(config.dead_max_age), -1, config.storage)
+                (vec![format!("{ns}.dlq.>")], "limits", nanos(config.dead_letter_max_age), -1, config.storage)
             }
             Self::State => (vec![format!("{ns}.sys.kv.>")], "limits", 0, -1, config.storage),
             Self::Work => (
@@ -239,7 +239,7 @@ impl Kind<'_> {
 }
 
 impl Connection {
-    /// Makes sure that a stream is there and as it should be, as far as `provision` allows.
+    /// Creates a missing stream, and compares or updates an existing one, as far as `provision` allows.
     pub(super) async fn ensure_stream(&self, kind: Kind<'_>) -> Result<StreamInfo> {
         let name = kind.name(&self.names);
         let provision = self.config.provision;
@@ -262,7 +262,7 @@ impl Connection {
         .map_err(|error| error.with("stream", name))
     }
 
-    /// What a stream lacks of what it should be.
+    /// Returns the information on a stream, and the change that it needs to have the wanted settings.
     pub(super) async fn compare_stream(
         &self,
         kind: Kind<'_>,
@@ -286,7 +286,7 @@ impl Connection {
                 ));
             }
         }
-        // Nobody's default, and unknown to servers before 2.12: compared, never sent.
+        // No server's default, and unknown to servers before 2.12: compared, but never sent.
         if is.and_then(|is| is.get(PERSIST_MODE)).and_then(Value::as_str) == Some(ASYNC) {
             differences.push(Difference::new(PERSIST_MODE, Some(ASYNC.into()), "default"));
         }
@@ -303,7 +303,7 @@ impl Connection {
         Ok((info, change))
     }
 
-    /// Creates a stream, or changes what we want of it and nothing else.
+    /// Creates a stream, or changes the settings of this library in it and no others.
     pub(super) async fn put_stream(&self, kind: Kind<'_>, is: Option<&StreamInfo>) -> Result<StreamInfo> {
         let name = kind.name(&self.names);
         let mut config = is.map_or_else(|| json!({}), |info| info.config.clone());
@@ -317,7 +317,7 @@ impl Connection {
         let verb = if is.is_some() { "UPDATE" } else { "CREATE" };
         match self.api(&format!("STREAM.{verb}.{name}"), &config).await {
             Ok(info) => Ok(info),
-            // Somebody else made it in this moment.
+            // Another client created it at the same time.
             Err(Failure::Api(error)) if is.is_none() && error.err_code == 10058 => {
                 Ok(self.api(&format!("STREAM.INFO.{name}"), &json!({})).await?)
             }
@@ -325,7 +325,7 @@ impl Connection {
         }
     }
 
-    /// Topics that have a stream.
+    /// Returns the topics that have a stream.
     pub(super) async fn topics(&self) -> Result<Vec<SmolStr>> {
         #[derive(Deserialize)]
         struct Page {
@@ -350,7 +350,7 @@ impl Connection {
     }
 }
 
-/// What a setting is that the server leaves out.
+/// Returns the value of a setting that the server omits.
 fn zero(like: &Value) -> Value {
     match like {
         Value::Number(_) => json!(0),

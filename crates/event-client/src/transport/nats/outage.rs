@@ -27,14 +27,14 @@ impl Outage {
     /// [`begins`](Self::begins) for a member of this group.
     pub(super) fn begins_for(&mut self, group: &Group, feed: &Feed, what: &str) {
         if self.begins(feed, what) {
-            tracing::warn!(%group, error = what, "fetching is interrupted; it is tried again");
+            tracing::warn!(%group, error = what, "fetching is interrupted and will be retried");
         }
     }
 
     /// [`ends`](Self::ends) for a member of this group.
     pub(super) fn ends_for(&mut self, group: &Group, feed: &Feed) {
         if self.ends(feed) {
-            tracing::info!(%group, "fetching goes on");
+            tracing::info!(%group, "fetching has resumed");
         }
     }
 }

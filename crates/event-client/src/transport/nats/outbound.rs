@@ -1,7 +1,7 @@
 //! The outbound queue of a connection, which sends in order and never blocks, and the table of pending replies.
 //!
 //! One inbox receives all replies of a connection; the last token of a reply's subject is its index in the table.
-//! Messages go straight into the client's channel while it has room, and into a queue of our own behind a full one.
+//! Messages go straight into the client's channel while it has room; otherwise they wait in this connection's queue.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -148,13 +148,13 @@ impl Outbound {
     pub(super) fn send(&self, letter: OutboundMessage) {
         let mut line = self.line();
         let Line { client, queue } = &mut *line;
-        // Unconstrained: the result must tell about the channel, not about this task's cooperative budget.
+        // Unconstrained: the result must depend on the channel, not on this task's cooperative budget.
         let mut room = pin!(tokio::task::unconstrained(poll_fn(|cx| client.poll_ready_unpin(cx))));
         if queue.is_empty()
             && let Poll::Ready(ready) = room.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         {
             if ready.is_ok() {
-                // An error can only be about the size, which was checked before.
+                // The only possible error is the size, which was checked before.
                 let _ = client.start_send_unpin(letter);
             }
             return;
@@ -174,7 +174,7 @@ impl Outbound {
         self.send(OutboundMessage { subject, reply: None, payload: Bytes::new(), headers: Some(headers) });
     }
 
-    /// Publishes a message of the library's own into a stream.
+    /// Publishes an internal message of this library into a stream.
     pub(super) fn store(&self, subject: String, headers: HeaderMap, payload: Bytes) -> Confirm<Receipt> {
         let (answer, confirm) = PendingPublish::free();
         let subject = NatsSubject::from(subject);
@@ -198,7 +198,7 @@ impl Outbound {
         confirm
     }
 
-    /// Publishes a user's message into a stream; `answer` gets the receipt.
+    /// Publishes a user's message into a stream; `answer` receives the receipt.
     pub(super) fn publish(
         &self,
         subject: NatsSubject,
@@ -276,7 +276,7 @@ impl Outbound {
                 super::publish::again(&connection, *message, answer, waiting.deadline);
                 return None;
             }
-            Err(Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now"))
+            Err(Error::new(ErrorKind::Unavailable, "JetStream does not answer at the moment"))
         } else {
             Ack::receipt(&reply.payload)
         };

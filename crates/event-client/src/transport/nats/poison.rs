@@ -1,9 +1,10 @@
-//! Messages of others that no handler can be given: their subject is none of ours, or the client cannot read them.
+//! Finds messages of other clients that cannot be delivered: their subject is invalid, or the client cannot parse
+//! them.
 //!
-//! The server lets anybody write header bytes that the client library takes for the end of the protocol: the connection
-//! is dropped, and made again, and the message comes again when its lease ends, in front of all that came after it. So
-//! after a break that the server did not cause, what was on its way is looked at through JetStream's API, whose words
-//! carry headers as base64; what nobody can read becomes a dead letter, and the group goes on.
+//! The server accepts header bytes that the client library reads as the end of the protocol: the client drops the
+//! connection and reconnects, and the message is delivered again when its lease ends, before all later ones. So after
+//! a disconnect that the server did not cause, the messages in transit are checked through JetStream's API, whose
+//! replies carry headers as base64. A message that cannot be parsed becomes a dead letter, and the group continues.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,17 +26,18 @@ use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
 use crate::subject::{Group, Subject};
 
-/// Most messages of one consumer that are looked at after one break; the next break goes on behind them.
+/// Largest number of messages of one consumer that are checked after one disconnect. The next one continues after
+/// them.
 const MOST: u64 = 4096;
-/// Of which so many at a time.
+/// Number of messages that are checked at a time.
 const AT_ONCE: usize = 64;
 
-/// What a subscription remembers of the breaks of its connection.
+/// The disconnects that a subscription has recorded.
 #[derive(Default)]
 pub(super) struct Disconnects {
     server: String,
     last: Option<Instant>,
-    /// How far each stream is known to be readable.
+    /// Sequence up to which each stream is known to be readable.
     read_to: HashMap<String, u64>,
 }
 
@@ -44,7 +46,7 @@ impl Disconnects {
         Self { server: connection.client.server_info().server_id, ..Self::default() }
     }
 
-    /// The connection came back; whether the server was there all the time, or it broke not long ago as well.
+    /// Records a reconnect. Returns whether the server is the same as before, or the connection also broke recently.
     pub(super) fn are_odd(&mut self, connection: &Connection, lease: Duration) -> bool {
         let now = Instant::now();
         let server = connection.client.server_info().server_id;
@@ -53,7 +55,7 @@ impl Disconnects {
         std::mem::replace(&mut self.server, server.clone()) == server || soon
     }
 
-    /// Looks for what nobody can read among what a consumer has handed out, and buries it; how many there were.
+    /// Stores unreadable messages among those that a consumer has delivered as dead letters. Returns their number.
     pub(super) async fn dead_letter_poison(
         &mut self,
         member: &Arc<Member>,
@@ -91,7 +93,7 @@ impl Disconnects {
     }
 }
 
-/// Why the client cannot read the message: the rules are its own.
+/// Returns the reason why the client cannot parse the message. The rules are those of the client.
 pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
     if raw.subject.contains('\u{fffd}') {
         return Some("its subject is not UTF-8");
@@ -111,7 +113,7 @@ pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
     }
     let mut first = true;
     for line in lines.filter(|line| !line.is_empty()) {
-        // A line that begins with space goes on with the last one.
+        // A line that begins with white space continues the previous one.
         if !std::mem::take(&mut first) && line.starts_with(char::is_whitespace) {
             continue;
         }
@@ -126,7 +128,7 @@ pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
     None
 }
 
-/// What can be saved of it.
+/// Builds a message from the readable parts.
 fn original(connection: &Connection, stream: &str, raw: &Raw) -> Message {
     let id = || MessageId::Text(format!("{stream}/{}", raw.seq).into());
     let subject =
@@ -134,13 +136,13 @@ fn original(connection: &Connection, stream: &str, raw: &Raw) -> Message {
     codec::message(Some(&raw.headers()), raw.payload().into(), subject, id)
 }
 
-/// A subject for what has none of ours.
+/// Returns a subject for a message whose own is invalid.
 pub(super) fn topic_of(connection: &Connection, stream: &str) -> Subject {
     let topic = connection.names.topic(stream).unwrap_or("unknown");
     Subject::new(topic).unwrap_or_else(|_| Subject::new("unknown").expect("a subject"))
 }
 
-/// Stores a dead letter for the group, then settles the message; once, whoever sees it first.
+/// Stores a dead letter for the group, then settles the message; once, by the first member that finds it.
 pub(super) async fn dead_letter(
     member: &Member,
     source: &Arc<Source>,
@@ -153,7 +155,7 @@ pub(super) async fn dead_letter(
     let record = connection.attempt_subject(source, sequence);
     let buried = connection.read::<Attempt>(&record).await?.is_some_and(|stored| stored.value.error == why);
     if !buried {
-        // The server looks at the place alone.
+        // The server reads only the sequence.
         let ack = format!(
             "$JS.ACK.{}.{}.1.{sequence}.1.{}.0",
             source.stream,
@@ -175,7 +177,7 @@ pub(super) async fn dead_letter(
     Ok(())
 }
 
-/// Stores a dead letter of a message as the API told it; `id` is the same however often it is said.
+/// Stores a dead letter of a message that the API returned. `id` is the same for every attempt to store it.
 pub(super) async fn bury_raw(
     connection: &Connection,
     group: &Group,
@@ -188,7 +190,7 @@ pub(super) async fn bury_raw(
     store(connection, group, raw.seq, raw.time, message, id, why).await.map(drop)
 }
 
-/// Stores a dead letter and says so; when, in Unix milliseconds.
+/// Stores a dead letter and logs it. Returns the time in Unix milliseconds.
 async fn store(
     connection: &Connection,
     group: &Group,
@@ -208,7 +210,7 @@ async fn store(
         .await?;
     tracing::warn!(
         %group, %subject, position = sequence, error = why,
-        "a message of another client cannot be read; it is a dead letter"
+        "a message of another client cannot be read; it was stored as a dead letter"
     );
     metrics::counter!("event_client_unreadable_total", "transport" => "nats").increment(1);
     Ok(now)
@@ -226,7 +228,7 @@ mod tests {
         let body = json!({
             "subject": "shop.evt.orders.a", "seq": 7, "hdrs": STANDARD.encode(headers), "time": "2026-01-01T00:00:00Z",
         });
-        serde_json::from_value(body).expect("as the API tells it")
+        serde_json::from_value(body).expect("as the API returns it")
     }
 
     #[test]

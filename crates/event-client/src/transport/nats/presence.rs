@@ -1,4 +1,5 @@
-//! Who is there: each connection with members is on record and answers for them, so a dead one is told at once.
+//! The presence of members: each connection has a record and answers for its members, so a dead one is detected at
+//! once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +15,20 @@ use super::names::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 
-/// What a connection says of one member.
+/// The status of one member, as its connection reports it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct MemberStatus {
     pub(super) group: SmolStr,
-    /// With consumers.
+    /// Number of deliveries held by consumers.
     pub(super) out: u64,
 }
 
-/// A member as its connection sees it.
+/// A member, as its connection uses it.
 pub(super) trait Participant: Send + Sync {
-    /// What it has; `None` when it takes no part any more.
+    /// Returns its status; `None` when it no longer takes part.
     fn status(&self) -> Option<MemberStatus>;
 
-    /// Ends it, and hands back what it holds.
+    /// Stops it, and releases the messages that it holds.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
@@ -37,7 +38,7 @@ struct Present {
 }
 
 impl Connection {
-    /// Puts this connection on record and answers for its members from now on.
+    /// Writes the record of this connection, and answers requests for the status of its members from now on.
     pub(super) async fn announce_presence(self: &Arc<Self>) -> Result<()> {
         self.present
             .get_or_try_init(|| async {
@@ -71,7 +72,7 @@ impl Connection {
             .map(drop)
     }
 
-    /// Writes down that this connection is there; once more after the state stream was lost.
+    /// Writes the record of this connection; called again after the state stream was lost.
     pub(super) async fn announce(&self) -> Result<()> {
         let record = self.names.record("conn", &self.id);
         self.write(&record, &Present { pid: std::process::id() }, 0).await.map(drop)
@@ -87,7 +88,7 @@ impl Connection {
         self.live_members().iter().filter_map(|member| member.status()).collect()
     }
 
-    /// Every member that is there now, of all groups.
+    /// Returns the status of every present member, of all groups.
     pub(super) async fn all_members(&self) -> Result<Vec<MemberStatus>> {
         let prefix = self.names.record("conn", "");
         let records = self.subjects(&self.names.state(), &self.names.record("conn", ">")).await?;
@@ -100,11 +101,11 @@ impl Connection {
                 match self.ask(self.names.presence(id), bytes::Bytes::new(), Duration::from_secs(2)).await {
                     Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
                     Err(Failure::NoResponder) => {
-                        // It died without a word.
+                        // It ended without removing its record.
                         let _ = self.purge(&self.names.state(), subject).await;
                         Ok(Vec::new())
                     }
-                    // It may be stopped, or slow: what it has is not known.
+                    // It may be suspended or slow: its messages are not known.
                     Err(Failure::Other(error)) if error.kind() == ErrorKind::Timeout => Ok(Vec::new()),
                     Err(failure) => Err(Error::from(failure)),
                 }

@@ -11,9 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
 use crate::transport::Receipt;
 
-/// Most bytes of unconfirmed messages. They are kept in memory, to be sent again.
+/// Largest number of bytes of unconfirmed messages. They are kept in memory, to be sent again.
 const MOST: usize = 256 << 20;
-/// Bytes that a message takes beside its own size, estimated.
+/// Estimated bytes that a message takes in addition to its own size.
 const OVERHEAD: usize = 256;
 
 /// The bytes of one connection's unconfirmed messages.
@@ -55,7 +55,7 @@ impl Drop for Reserved {
 }
 
 impl PendingPublish {
-    /// A publish that reserves nothing: of the library's own, or one whose bytes are reserved already.
+    /// Creates a publish that reserves nothing: an internal one, or one whose bytes are reserved already.
     pub(super) fn free() -> (Self, Confirm<Receipt>) {
         let (answer, confirm) = Confirm::channel();
         (Self { answer, _reserved: None }, confirm)
@@ -74,14 +74,14 @@ pub(super) struct Ack {
     pub(super) seq: u64,
     #[serde(default)]
     duplicate: bool,
-    /// How many messages the batch has that this one committed.
+    /// Number of messages in the batch that this PubAck confirms.
     #[serde(default)]
     pub(super) count: usize,
     pub(super) error: Option<ApiError>,
 }
 
 impl Ack {
-    /// Reads a PubAck as the receipt of the publisher.
+    /// Converts a PubAck to the receipt of the publisher.
     pub(super) fn receipt(payload: &[u8]) -> Result<Receipt> {
         match serde_json::from_slice::<Self>(payload) {
             Ok(Self { error: Some(error), .. }) => Err(Error::from(error)),
@@ -89,7 +89,7 @@ impl Ack {
                 Ok(Receipt { position: Some(Position(u128::from(ack.seq))), duplicate: ack.duplicate })
             }
             Err(error) => {
-                let text = "the server's confirmation is not understood";
+                let text = "the server's confirmation could not be parsed";
                 Err(Error::new(ErrorKind::Internal, text).because(error))
             }
         }

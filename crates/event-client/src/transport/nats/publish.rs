@@ -1,4 +1,4 @@
-//! Publishing: the topic's stream is there before its first message, then each goes straight out.
+//! Publishes messages: ensures that a topic's stream exists before its first message, then sends each one directly.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,17 +20,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::transport::{Receipt, headers};
 
-/// Pause before a message is sent again that the server was not ready for.
+/// Pause before a message for which there was no responder is sent again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Streams that this connection knows to be there.
+/// Streams that this connection knows to exist.
 #[derive(Debug, Default)]
 pub(super) struct Topics(Mutex<HashMap<SmolStr, StreamState>>);
 
 enum StreamState {
-    /// The stream is there; whether it takes batches.
+    /// The stream exists; the value tells whether it accepts batches.
     Ready(bool),
-    /// Being looked at; these wait for it, in order.
+    /// The stream is being checked or created; these messages wait for it, in order.
     Opening(Vec<(Message, PendingPublish, Instant)>),
 }
 
@@ -45,12 +45,12 @@ impl Topics {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of everything; who waits is told that the connection is closed.
+    /// Drops all entries; waiting publishers receive an error that the connection is closed.
     pub(super) fn abandon(&self) {
         self.lock().clear();
     }
 
-    /// The stream is there.
+    /// Returns whether the topic's stream is known to exist.
     pub(super) fn is_ready(&self, topic: &str) -> bool {
         matches!(self.lock().get(topic), Some(StreamState::Ready(_)))
     }
@@ -98,7 +98,7 @@ impl NatsTransport {
     }
 }
 
-/// Sees that the stream is there, then sends what waited for it.
+/// Ensures that the stream exists, then sends the messages that waited for it.
 async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
     let result = loop {
         match connection.ensure_topic(&topic).await {
@@ -127,7 +127,7 @@ async fn open(connection: &Arc<Connection>, topic: SmolStr, deadline: Instant) {
     }
 }
 
-/// Sends a message whose stream is there.
+/// Sends a message whose stream exists.
 fn dispatch(
     connection: &Arc<Connection>,
     message: Message,
@@ -151,7 +151,7 @@ fn dispatch(
     }
 }
 
-/// Header names and escapes count on the wire, though not in a message's own size.
+/// Checks the size on the wire. It includes header names and escapes, which a message's own size does not.
 pub(super) fn fits(
     connection: &Connection,
     message: &Message,
@@ -167,7 +167,7 @@ pub(super) fn fits(
         .with("limit", connection.max_wire))
 }
 
-/// Sends again what found nobody, after a pause and a look at the stream.
+/// Sends a message for which there was no responder again, after a pause and a check of the stream.
 pub(super) fn again(
     connection: &Arc<Connection>,
     message: Message,
@@ -175,7 +175,7 @@ pub(super) fn again(
     deadline: Instant,
 ) {
     if Instant::now() + PAUSE >= deadline {
-        let error = Error::new(ErrorKind::Unavailable, "the server's JetStream does not answer just now");
+        let error = Error::new(ErrorKind::Unavailable, "JetStream does not answer at the moment");
         answer.send(Err(error.with("subject", &message.subject)));
         return;
     }
@@ -196,7 +196,8 @@ pub(super) fn again(
 }
 
 impl Connection {
-    /// Makes sure that a topic's stream is there, and joins groups that take every topic; whether it takes batches.
+    /// Ensures that a topic's stream exists, and adds it to groups with a wildcard. Returns whether it accepts
+    /// batches.
     pub(super) async fn ensure_topic(self: &Arc<Self>, topic: &str) -> Result<bool> {
         let there = self.compare_stream(Kind::Topic(topic)).await?.0.is_some();
         let stream = self.ensure_stream(Kind::Topic(topic)).await?;

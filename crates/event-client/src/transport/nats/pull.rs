@@ -1,4 +1,4 @@
-//! Open pulls of one subscription: never more asked for than there is room, silence noticed.
+//! The open pulls of one subscription: requests no more messages than there is room for, and detects a silent server.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use tokio::time::Instant;
 use super::member::Source;
 use super::outbound::Outbound;
 
-/// How long a pull waits at the server. Short, for an open pull cannot be taken back: whoever stops waits for its end,
-/// or what the server has just sent would be lost until its lease ends. Its end is also the sign of life that is
-/// watched for.
+/// Time that a pull waits at the server. It is short because an open pull cannot be cancelled: a member that stops
+/// waits for its end, or a message that the server has just sent would be lost until its lease ends. The end of a
+/// pull also proves that the server is alive.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
-/// A pull for more goes out as soon as one part of so many of the room is free: the server must not run dry meanwhile.
+/// Another pull is sent when one part out of this number of parts of the room is free, so that a pull is always open.
 const AGAIN: usize = 4;
-/// Silence after which a pull is given up.
+/// Time without a message after which a pull is considered lost.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// How much of this room is worth a pull of its own.
+/// Returns the smallest part of this room for which another pull is sent.
 pub(super) fn part(room: usize) -> usize {
     room.div_ceil(AGAIN)
 }
 
-/// The pulls of a subscription, over all its consumers; one inbox takes everything.
+/// The pulls of a subscription on all its consumers. One inbox receives all messages.
 pub(super) struct Pulls {
     outbound: Arc<Outbound>,
     inbox: String,
@@ -35,10 +35,10 @@ pub(super) struct Pulls {
 /// The open pulls of one consumer.
 pub(super) struct Pull {
     pub(super) source: Arc<Source>,
-    /// Number and what is left of each, the oldest first.
+    /// Number of each pull and its remaining messages, the oldest first.
     open: VecDeque<(u64, usize)>,
     heard: Instant,
-    /// Not before then.
+    /// No pull is sent before this time.
     after: Instant,
     failures: u32,
 }
@@ -49,7 +49,7 @@ pub(super) enum PullStatus {
     Alive,
     /// The pull failed, for this reason.
     Failed(String),
-    /// The message is about no open pull, or needs no reaction.
+    /// The message belongs to no open pull, or needs no reaction.
     Ignored,
 }
 
@@ -88,22 +88,22 @@ impl Pulls {
         self.list.clear();
     }
 
-    /// A consumer is no longer there.
+    /// Removes a consumer that no longer exists.
     pub(super) fn remove(&mut self, source: &Arc<Source>) {
         self.list.retain(|pull| !Arc::ptr_eq(&pull.source, source));
     }
 
-    /// Whether the server may still send something.
+    /// Returns whether the server may still send messages.
     pub(super) fn any_open(&self) -> bool {
         self.list.iter().any(|pull| !pull.open.is_empty())
     }
 
-    /// The server has forgotten all of them.
+    /// Drops all pulls, because the server has dropped them.
     pub(super) fn forget(&mut self) {
         self.list.iter_mut().for_each(|pull| pull.open.clear());
     }
 
-    /// The source that a message came from; its oldest pull got it.
+    /// Returns the source of a received message, and counts the message for the source's oldest pull.
     pub(super) fn received(&mut self, stream: &str, consumer: &str, now: Instant) -> Option<Arc<Source>> {
         let pull = self
             .list
@@ -120,19 +120,21 @@ impl Pulls {
         Some(pull.source.clone())
     }
 
-    /// How many messages the server was asked for.
+    /// Returns the number of messages that the server may still send.
     pub(super) fn outstanding(&self) -> usize {
         self.list.iter().map(Pull::outstanding).sum()
     }
 
-    /// Opens pulls for `free` messages; when to look again at the latest, and whether one was not answered.
+    /// Sends pulls for `free` messages. Returns the latest time of the next check, and whether a pull was not
+    /// answered.
     ///
-    /// Several consumers share the room, but each may have one message on its way: what is too much waits here.
+    /// Several consumers share the room, but each may have one message in transit: surplus messages wait at the
+    /// member.
     pub(super) fn top_up(&mut self, free: usize) -> (Option<Instant>, bool) {
         self.top_up_by(free, free)
     }
 
-    /// The same, for no less than a part of `room` where something was asked for already.
+    /// Like [`Pulls::top_up`], but sends another pull to a consumer only for at least a part of `room`.
     pub(super) fn top_up_by(&mut self, free: usize, room: usize) -> (Option<Instant>, bool) {
         let now = Instant::now();
         let (mut wake, mut silent) = (None, false);
@@ -163,7 +165,7 @@ impl Pulls {
         (wake, silent)
     }
 
-    /// Opens one pull.
+    /// Sends one pull.
     fn open(&mut self, at: usize, count: usize) {
         self.next += 1;
         let pull = &mut self.list[at];
@@ -177,7 +179,7 @@ impl Pulls {
         self.outbound.send_bare(NatsSubject::from(subject), Some(reply), body.into());
     }
 
-    /// Reads a status message.
+    /// Processes a status message.
     pub(super) fn status(&mut self, message: &async_nats::Message, status: StatusCode) -> PullStatus {
         let Some((at, request)) = self.request_of(message) else { return PullStatus::Ignored };
         let Some(pull) = self.list.get_mut(at) else { return PullStatus::Ignored };
@@ -186,12 +188,12 @@ impl Pulls {
             return PullStatus::Alive;
         }
         pull.open.retain(|(number, _)| *number != request);
-        let text = message.description.as_deref().unwrap_or("JetStream does not answer just now");
+        let text = message.description.as_deref().unwrap_or("JetStream does not answer at the moment");
         match status.as_u16() {
             404 | 408 => PullStatus::Alive,
             _ => {
                 pull.back_off();
-                // A full consumer goes on as soon as something is settled.
+                // A consumer at its limit continues as soon as a message is settled.
                 if text.contains("MaxAckPending") || text.contains("Batch Completed") {
                     PullStatus::Ignored
                 } else {
@@ -201,7 +203,7 @@ impl Pulls {
         }
     }
 
-    /// The consumer and number of the pull that a status is about.
+    /// Returns the consumer and the number of the pull that a status belongs to.
     fn request_of(&self, message: &async_nats::Message) -> Option<(usize, u64)> {
         let rest = message.subject.as_str().strip_prefix(self.inbox.as_str())?;
         let number = rest.strip_prefix('.')?.parse().ok()?;

@@ -1,4 +1,4 @@
-//! Answering: frames go out as the caller has room, callers that leave or ask are heard, deadlines watched.
+//! Answers requests: sends frames while the caller has room, processes messages of callers, and watches deadlines.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,14 +23,14 @@ use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Frame, Respond, headers};
 
-/// After this time a caller is told that its request is being worked on.
+/// After this time a caller is notified that its request is being processed.
 const HOLD: Duration = Duration::from_millis(100);
 
-/// Requests in the hands of this connection's servers, by their reply subject.
+/// Requests in progress at this connection, by their reply subject.
 #[derive(Default)]
 pub(super) struct Served {
     calls: Mutex<HashMap<SmolStr, Arc<OpenRequest>>>,
-    /// There is something to watch again.
+    /// Notified when there is a request to watch again.
     grown: tokio::sync::Notify,
     started: OnceCell<()>,
 }
@@ -41,12 +41,12 @@ struct OpenRequest {
     gone: CancellationToken,
     deadline: Instant,
     since: Instant,
-    /// The caller is of this library: it knows of frames, room and questions.
+    /// The caller uses this library: it supports frames, `room` messages and status requests.
     ours: bool,
     flow: Mutex<Flow>,
 }
 
-/// How many frames may still be sent, and what waits.
+/// The number of frames that may still be sent, and the frames that wait.
 struct Flow {
     room: usize,
     parked: VecDeque<(OutboundMessage, bool, Option<Answer<()>>)>,
@@ -65,7 +65,7 @@ impl OpenRequest {
     }
 }
 
-/// The server's end of one answer.
+/// The responder's side of one answer.
 pub(super) struct Reply {
     connection: Arc<Connection>,
     held: Arc<OpenRequest>,
@@ -74,7 +74,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// An answer that is to be given within a time; whether to a caller of this library.
+    /// Creates an answer that is due `within` this time. `ours` tells whether the caller uses this library.
     pub(super) fn new(
         connection: &Arc<Connection>,
         reply: &NatsSubject,
@@ -97,7 +97,7 @@ impl Reply {
         Self { connection: connection.clone(), held, endpoint, _permit: permit }
     }
 
-    /// Cancelled when nobody waits for it any more.
+    /// Returns a token that is cancelled when the caller no longer waits.
     pub(super) fn gone(&self) -> CancellationToken {
         self.held.gone.clone()
     }
@@ -107,7 +107,7 @@ impl Respond for Reply {
     fn send(&mut self, mut frame: Frame) -> Confirm<()> {
         let refuse = |error: Error| Confirm::ready(Err(error.during("reply")));
         if self.held.gone.is_cancelled() {
-            return refuse(Error::new(ErrorKind::Closed, "nobody waits for this answer any more"));
+            return refuse(Error::new(ErrorKind::Closed, "the caller no longer waits for this answer"));
         }
         let mut headers = frame_headers(&mut frame);
         let bytes = frame.payload.len() + codec::wire_len(&headers);
@@ -165,7 +165,7 @@ impl Reply {
 }
 
 impl Connection {
-    /// Listens to callers that leave, ask, or have room again, and watches deadlines.
+    /// Subscribes to messages of callers that leave, request a status or have room again, and watches deadlines.
     pub(super) async fn serve_calls(self: &Arc<Self>) -> Result<()> {
         self.served
             .started
@@ -243,7 +243,8 @@ impl Connection {
         }
     }
 
-    /// Tells callers that wait that they are not forgotten, and servers that nobody waits; whether any are left.
+    /// Notifies waiting callers that their requests are held, and cancels late requests. Returns whether any are
+    /// open.
     fn watch_calls(&self) -> bool {
         let now = Instant::now();
         let calls: Vec<_> = self.served.lock().values().cloned().collect();
@@ -263,7 +264,7 @@ impl Connection {
         !calls.is_empty()
     }
 
-    /// Tells every caller that nobody answers here any more.
+    /// Notifies every caller that this connection no longer answers.
     pub(super) fn let_go_of_calls(&self) {
         let calls: Vec<_> = self.served.lock().drain().map(|(_, held)| held).collect();
         for held in calls {

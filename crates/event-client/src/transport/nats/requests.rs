@@ -1,10 +1,11 @@
-//! Calling: a request over core NATS, told at once when nobody serves it, its frames read no faster than they are
-//! wanted.
+//! Calls over core NATS: a request fails at once without a responder, and frames are read no faster than the caller
+//! takes them.
 //!
-//! Right behind a request goes an echo to ourselves: the server answers one connection in order, so an echo without a
-//! word before it means that somebody has the request. A member without room says `busy`, and the call tries again
-//! until its deadline. A server that works for long says that it holds the call and where it is reached; from then on
-//! it is asked now and then whether it is still there.
+//! Right after a request, the call sends an empty message, an echo, to its own reply subject. The server handles the
+//! messages of one connection in order, so an echo without a no-responders status before it means that a responder
+//! has the request. A member without room replies `busy`, and the call tries again until its deadline. A server that
+//! works for long replies that it holds the call, with the subject on which it is reached; from then on the call
+//! requests its status at intervals.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,20 +33,20 @@ use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, headers};
 
-/// Frames of one answer that may wait for the caller, and as many again on their way.
+/// Frames of one answer that may be buffered for the caller; as many again may be in transit.
 pub(super) const FRAMES: usize = 64;
-/// What a frame may be beside `more` and `last`.
+/// Values of a frame's header besides `more` and `last`.
 pub(super) const BUSY: &str = "busy";
 pub(super) const HELD: &str = "held";
 pub(super) const GONE: &str = "gone";
-/// Our own word for a call that the server does not let us make; without headers nobody else can say it.
+/// Internal status of a call that the server denies. No other client can send a status without headers.
 const REFUSED: StatusCode = StatusCode::REQUEST_TERMINATED;
-/// How often a server that holds a call is asked whether it is still there.
+/// Interval of the status requests to a server that holds a call.
 const ASK: Duration = Duration::from_secs(1);
-/// A live server says something within this time.
+/// A live server sends a message within this time.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// Calls on their way, by the last token of their reply subject.
+/// Open calls, by the last token of their reply subject.
 #[derive(Default)]
 pub(super) struct Calls {
     inbox: OnceCell<String>,
@@ -73,7 +74,7 @@ impl Requests for NatsTransport {
 }
 
 impl Connection {
-    /// The inbox of all calls, and the task that sorts what comes into it.
+    /// Returns the inbox of all calls, and starts the task that dispatches its messages.
     async fn calls_inbox(self: &Arc<Self>) -> Result<&String> {
         self.calls
             .inbox
@@ -111,7 +112,7 @@ impl Connection {
     }
 }
 
-/// Every call hears of a refused subject; one knows it for its own.
+/// Notifies every call of a denied subject; the call that used it recognises it.
 fn tell_all(open: &Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>, refused: &Denied) {
     for call in open.lock().unwrap_or_else(PoisonError::into_inner).values() {
         let _ = call.send(NatsMessage {
@@ -126,7 +127,7 @@ fn tell_all(open: &Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>, refu
     }
 }
 
-/// One call's place in the table. Dropped, what still comes for it is passed over.
+/// One call's entry in the table. After it is dropped, further replies to the call are ignored.
 struct Place {
     open: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>,
     number: u64,
@@ -177,7 +178,7 @@ async fn call(connection: &Arc<Connection>, request: Message, within: Duration) 
     }
 }
 
-/// A call until it has ended.
+/// The state of a call until it has ended.
 struct Call {
     connection: Arc<Connection>,
     subject: Subject,
@@ -187,20 +188,20 @@ struct Call {
     payload: Bytes,
     incoming: mpsc::UnboundedReceiver<NatsMessage>,
     frames: mpsc::Sender<Result<Frame>>,
-    /// Until it is known that somebody has the request.
+    /// Present until a responder is known to have the request.
     accepted: Option<oneshot::Sender<Result<()>>>,
     gone: CancellationToken,
     deadline: Instant,
-    /// Where the server that holds the call is reached.
+    /// Subject on which the server that holds the call is reached.
     server: Option<SmolStr>,
-    /// Attempts at a member with room.
+    /// Number of times the request was sent, to find a member with room.
     asks: u32,
-    /// Frames handed over since the server was told of room.
+    /// Frames passed to the caller since the server was last notified of room.
     passed: usize,
     _place: Place,
 }
 
-/// How a call goes on.
+/// Whether a call continues.
 enum Step {
     Go,
     End,
@@ -254,7 +255,7 @@ impl Call {
 
     async fn on_message(&mut self, message: NatsMessage) -> Step {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            self.fail(Error::new(ErrorKind::NoResponder, "nobody serves this subject"));
+            self.fail(Error::new(ErrorKind::NoResponder, "no responder serves this subject"));
             return Step::End;
         }
         if message.status == Some(REFUSED) && message.headers.is_none() {
@@ -271,7 +272,7 @@ impl Call {
             self.server = Some(server.into());
         }
         match kind {
-            // Our own echo, or a foreign server's whole answer.
+            // The call's own echo, or the complete answer of a server without this library.
             None if message.headers.is_none() && message.payload.is_empty() && self.accepted.is_some() => {
                 self.accept();
                 Step::Go
@@ -297,7 +298,7 @@ impl Call {
                 self.accept();
                 self.fail(Error::new(
                     ErrorKind::Unavailable,
-                    "the server let go of the request without an answer",
+                    "the server dropped the request without an answer",
                 ));
                 Step::End
             }
@@ -305,13 +306,13 @@ impl Call {
         }
     }
 
-    /// Hands a frame over as there is room for it.
+    /// Passes a frame to the caller when there is room for it.
     async fn pass(&mut self, message: NatsMessage) -> Step {
         self.accept();
         let frame = read_frame(message);
         let last = frame.last;
         tokio::select! {
-            // One place is kept for an error.
+            // One slot is kept for an error.
             room = self.frames.reserve_many(2) => match room {
                 Ok(mut room) => room.next().expect("two of them").send(Ok(frame)),
                 Err(_) => return Step::End,
@@ -327,7 +328,7 @@ impl Call {
         if last { Step::End } else { Step::Go }
     }
 
-    /// Somebody has the request.
+    /// Reports to the caller that a responder has the request.
     fn accept(&mut self) {
         if let Some(accepted) = self.accepted.take() {
             let _ = accepted.send(Ok(()));
@@ -342,13 +343,13 @@ impl Call {
         }
     }
 
-    /// Tells whoever works on it that nobody waits.
+    /// Notifies the server that the caller no longer waits.
     fn leave(&self) {
         self.tell("gone");
     }
 
     fn tell(&self, what: &str) {
-        // Whoever holds it is known from its first word; before that all are told.
+        // The server is known from its first reply; before that, all connections are notified.
         let to = match &self.server {
             Some(server) => server.to_string(),
             None => self.connection.names.calls("all"),
@@ -357,7 +358,7 @@ impl Call {
         self.connection.outbound.send_bare(NatsSubject::from(to), None, text.into());
     }
 
-    /// Asks the server whether it is still at work.
+    /// Requests from the server whether it still works on the call.
     async fn look(&mut self) -> Step {
         let lost = "the server went away before it answered";
         if !self.connection.is_connected() {
@@ -371,7 +372,7 @@ impl Call {
         let question = format!("ask {}", self.reply.as_str());
         match self.connection.ask(server.to_string(), question.into(), Duration::from_secs(5)).await {
             Ok(answer) if &*answer == b"yes" => Step::Go,
-            // It may have answered in this moment: what came is heard first.
+            // The server may have answered at this moment: received messages are processed first.
             Ok(_) if !self.incoming.is_empty() => Step::Go,
             Ok(_) | Err(Failure::NoResponder) => {
                 self.fail(Error::new(ErrorKind::Unavailable, lost));

@@ -1,4 +1,4 @@
-//! Serving: members of a queue group take requests while they have room, and say so when they have none.
+//! Serves requests: members of a queue group accept requests while they have room, and reply `busy` otherwise.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,13 +26,13 @@ use crate::subject::Subject;
 use crate::supervise;
 use crate::transport::{IncomingRequest, Responder, Serve, headers};
 
-/// Callers that say no deadline are not waited for beyond this.
+/// Longest time for a request whose caller sends no deadline.
 const LONGEST: Duration = Duration::from_secs(3600);
-/// How long the server may take to learn that a member has left.
+/// Longest wait until the server has read the UNSUB of a member that leaves.
 const LEAVING: Duration = Duration::from_secs(2);
-/// The server may be about to send a request whose member it chose before it read the UNSUB.
+/// Wait for a request whose member the server chose before it read the UNSUB.
 const LINGER: Duration = Duration::from_millis(50);
-/// Requests of plain clients that wait for room.
+/// Largest number of requests of plain NATS clients that wait for room.
 const BACKLOG: usize = 1024;
 
 pub(super) async fn serve(
@@ -70,8 +70,8 @@ pub(super) async fn serve(
         let (counting, died) = (counter.run(requested, connection.outbound.clone()), left.clone());
         connection.tasks.spawn(supervise::run("nats serve", counting, move || died.cancel()));
     }
-    // Whoever calls it from now on must find it. A refusal reaches us by another task than the echo: by the second
-    // echo it is here.
+    // A call from now on must find the member. A refusal arrives through another task than the echo: after the second
+    // echo it has arrived.
     connection.round_trip().await?;
     connection.round_trip().await?;
     while let Ok(refused) = denied.try_recv() {
@@ -82,7 +82,7 @@ pub(super) async fn serve(
     Ok(incoming)
 }
 
-/// Takes the requests of one subject.
+/// Accepts the requests of one subject.
 struct Counter {
     connection: Weak<Connection>,
     subject: Subject,
@@ -90,7 +90,7 @@ struct Counter {
     room: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
     endpoint: Arc<Endpoint>,
-    /// Of all subjects of the member: when one of them died it serves none.
+    /// Shared by all subjects of the member: when the task of one subject fails, the member serves none.
     left: CancellationToken,
 }
 
@@ -109,10 +109,10 @@ impl Counter {
         }
         self.endpoint.leave();
         let Some(connection) = self.connection.upgrade() else { return };
-        // Callers of requests that the server sent before it read the UNSUB must not wait in vain. `drain()` of
-        // async-nats 0.51 forgets the subscription before the server has read the UNSUB, and drops them. An UNSUB with
-        // a count beyond the server's range ends the subscription at the server at once (2.9 and 2.15), and the client
-        // keeps it until it is dropped.
+        // Requests that the server sent before it read the UNSUB are answered, so that their callers do not wait in
+        // vain. `drain()` of async-nats 0.51 forgets the subscription before the server has read the UNSUB, and drops
+        // them. An UNSUB with a count beyond the server's range ends the subscription at the server at once (2.9 and
+        // 2.15), and the client keeps it until it is dropped.
         if requested.unsubscribe_after(u64::MAX).await.is_err() {
             return;
         }
@@ -145,7 +145,7 @@ impl Counter {
             Ok(permit) => self.begin(connection, request, reply, deadline, permit),
             Err(_) if deadline.is_some() => connection.outbound.answer(reply, busy()),
             Err(_) if self.waiting.fetch_add(1, Ordering::AcqRel) < BACKLOG => {
-                // A plain client knows nothing of `busy`: it waits here.
+                // A plain client does not know `busy`, so its request waits here.
                 let (connection, counter) = (connection.clone(), self.clone());
                 tokio::spawn(async move {
                     let permit = tokio::time::timeout(LONGEST, counter.room.clone().acquire_owned()).await;
@@ -172,7 +172,7 @@ impl Counter {
     ) {
         let within = deadline.map_or(LONGEST, bounds::left_until);
         if within.is_zero() {
-            return; // the caller has heard of its deadline by itself
+            return; // the caller's own timer reports the deadline
         }
         let id = || MessageId::Text(reply.as_str().into());
         let message = codec::message(request.headers.as_ref(), request.payload, self.subject.clone(), id);
@@ -181,18 +181,18 @@ impl Counter {
         let gone = respond.gone();
         let responder = Responder::new(Box::new(respond), gone, connection.max_payload);
         let incoming = IncomingRequest { message: Arc::new(message), within, responder };
-        // As many as there are permits fit; a receiver that is gone drops it, which tells the caller.
+        // There is a slot for every permit. A dropped receiver drops the request, and that notifies the caller.
         drop(self.requests.try_send(incoming));
     }
 }
 
-/// When the caller gives up; a plain client does not say.
+/// Returns the caller's deadline; a plain client sends none.
 fn deadline(request: &NatsMessage) -> Option<Timestamp> {
     let headers = request.headers.as_ref()?;
     codec::get(headers, headers::DEADLINE).and_then(headers::time)
 }
 
-/// Tells a caller of ours to ask another member.
+/// Returns headers that make a caller of this library try another member.
 fn busy() -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(headers::FRAME, BUSY);

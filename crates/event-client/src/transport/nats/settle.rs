@@ -1,4 +1,4 @@
-//! Settlements. They are sent at once; a caller that awaits one gets it confirmed (`double_ack.rs`).
+//! Settlements of deliveries: sent at once, and confirmed for a caller that awaits one (`double_ack.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,17 +26,17 @@ pub(super) const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
 const TERM: Bytes = Bytes::from_static(b"+TERM");
 const NAK: Bytes = Bytes::from_static(b"-NAK");
 
-/// What is on record of a message that comes again: the delivery count alone does not know of releases.
+/// The stored attempts of a message that is delivered again: the server's delivery count does not exclude releases.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Attempt {
-    /// Deliveries when this was written.
+    /// Delivery count when this was written.
     pub(super) delivered: u64,
-    /// Attempts that count among them.
+    /// Number of these deliveries that count as attempts.
     pub(super) attempts: u32,
-    /// Unix milliseconds of the next try; 0 is at once.
+    /// Unix milliseconds of the next attempt; 0 means at once.
     #[serde(default)]
     pub(super) due: i64,
-    /// Unix milliseconds of the first try.
+    /// Unix milliseconds of the first attempt.
     #[serde(default)]
     pub(super) first: i64,
     #[serde(default, skip_serializing_if = "str::is_empty")]
@@ -45,7 +45,7 @@ pub(super) struct Attempt {
 
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        // Counted before it leaves the hand, or the member might look idle in between.
+        // Counted before the message stops being in flight, because the member might look idle in between.
         let _busy = self.begin();
         let entry = match self.take(token, matches!(settlement, Settlement::Ack)) {
             Ok(entry) => entry,
@@ -79,7 +79,7 @@ impl Settle for Member {
 }
 
 impl Member {
-    /// Takes a delivery out of the hand, to settle it `for_good` or in steps.
+    /// Removes a delivery from the messages in flight, to settle it finally (`for_good`) or in several steps.
     fn take(&self, token: Token, for_good: bool) -> Result<LeasedMessage> {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
@@ -88,7 +88,7 @@ impl Member {
         let entry = in_flight.get(token).ok_or_else(lost)?;
         if entry.lease_until <= Instant::now() {
             let entry = in_flight.remove(token).expect("just seen");
-            drop((in_flight, entry)); // it comes again
+            drop((in_flight, entry)); // the server delivers it again
             return Err(lost());
         }
         let entry = in_flight.remove(token).ok_or_else(lost)?;
@@ -106,7 +106,7 @@ impl Member {
         self.confirm(entry.source, entry.ack, ACK, seq)
     }
 
-    /// Retry, reject and release take more than one step.
+    /// Performs retry, reject, release and defer, which take more than one step.
     fn in_steps(&self, entry: LeasedMessage, settlement: Settlement, answer: Answer<()>) {
         let steps = Steps { connection: self.connection.clone(), group: self.group.clone() };
         let busy = self.begin();
@@ -121,7 +121,7 @@ impl Member {
         });
     }
 
-    /// Resolves when the server has processed what was said.
+    /// Resolves when the server has processed the payload `word` that was sent before.
     pub(super) fn confirm(
         &self,
         source: Arc<Source>,
@@ -137,7 +137,7 @@ impl Member {
         let connection = self.connection.clone();
         let busy = self.begin();
         tokio::spawn(async move {
-            // Left behind it harms nobody; the group's deletion takes it along.
+            // A record that stays is harmless; it is removed with the group.
             let _ = connection.purge(&connection.names.state(), &subject).await;
             drop(busy);
         });
@@ -149,11 +149,11 @@ impl Member {
     }
 
     fn this(&self) -> Arc<Self> {
-        self.me.upgrade().expect("whoever settles holds it")
+        self.me.upgrade().expect("a caller that settles holds the member")
     }
 }
 
-/// Counted while a settlement takes its steps.
+/// Counts a settlement while its steps are in progress.
 struct Busy(Arc<Member>);
 
 impl Drop for Busy {
@@ -164,7 +164,7 @@ impl Drop for Busy {
     }
 }
 
-/// What a settlement of several steps needs.
+/// The data for a settlement of several steps.
 pub(super) struct Steps {
     pub(super) connection: Arc<Connection>,
     pub(super) group: crate::subject::Group,
@@ -202,7 +202,7 @@ impl Steps {
             }
         };
         let settled = word == TERM;
-        // Said once: a second refusal would hit the next delivery.
+        // Sent once: a second nak would apply to the next delivery.
         let result = send_and_confirm(&self.connection, &entry.source, &entry.ack, &word).await;
         if settled && entry.recorded {
             let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
@@ -211,7 +211,8 @@ impl Steps {
         result
     }
 
-    /// Notes that the last delivery is no attempt; answers the word that gives it back for `after`.
+    /// Records that the last delivery was not an attempt. Returns the payload that gives the message back for
+    /// `after`.
     async fn untried(&self, entry: &LeasedMessage, after: Duration) -> Result<Bytes> {
         let now = Timestamp::now().as_millisecond();
         let due = if after.is_zero() { 0 } else { now.saturating_add(bounds::signed_millis(after)) };
@@ -236,12 +237,12 @@ pub(super) fn delayed(after: Duration) -> Bytes {
 }
 
 impl Connection {
-    /// Where the attempts of a message are on record.
+    /// Returns the subject of a message's stored attempts.
     pub(super) fn attempt_subject(&self, source: &Source, sequence: u64) -> String {
         format!("{}{sequence}", self.attempts_of(source))
     }
 
-    /// What stands in front of the record of every message of a consumer.
+    /// Returns the prefix of the subjects of the stored attempts of a consumer's messages.
     pub(super) fn attempts_of(&self, source: &Source) -> String {
         self.names.record("attempt", &format!("{}.{}.", source.consumer, source.stream))
     }

@@ -1,4 +1,4 @@
-//! Subscribing: the group with all it needs stands before the first delivery.
+//! Starts subscriptions: a group's streams and consumers exist before its first delivery.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! The operator's door: dead letters, groups and their lag.
+//! The administration of a RabbitMQ bus: dead letters, groups and their lag.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::transport::{
     Start, Topology,
 };
 
-/// How long a queue may take to have a leader again.
+/// How long a queue may take to get a new leader.
 const ELECTED: Duration = Duration::from_secs(2);
 
 fn unknown(group: &Group) -> Error {
     Error::new(ErrorKind::NotFound, "no group of this name exists").with("group", group)
 }
 
-/// What the broker counts of a group.
+/// The broker's message counts of a group.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Counted {
     ready: u64,
@@ -51,15 +51,17 @@ impl Inner {
         Ok(counted)
     }
 
-    /// The broker counts what waits, the members tell what they hold: two looks at different moments. A message on its
-    /// way from one to the other may be in neither, so a group that looks idle is looked at until two looks agree.
+    /// The broker counts the waiting messages, and the members report the messages that they hold, each at a different
+    /// moment. A message in transit between them may be in neither count, so a group that seems idle is counted again
+    /// until two results agree.
     async fn status(&self) -> Result<Vec<GroupStatus>> {
         let list = self.registrar.read().await?;
         let (mut before, patience) = (None, Instant::now() + ELECTED);
         let mut looks = 0;
         while looks < 5 {
             let look = self.look(&list).await?;
-            // A queue whose leader is being elected counts as empty; its members know better.
+            // A queue whose leader is being elected counts as empty and without consumers, although its members are
+            // connected.
             let silent = |(name, counted): (&String, &Counted)| {
                 counted.consumers == 0 && look.1.iter().any(|held| held.live && held.group == *name)
             };
@@ -103,7 +105,7 @@ impl Inner {
     async fn seek_to(&self, group: &Group, start: Start) -> Result<()> {
         let record = self.known(group).await?;
         if start != Start::New {
-            let text = "`rabbitmq` keeps no history: a group can only be moved to what comes next";
+            let text = "`rabbitmq` keeps no history: a group can only be moved to new messages";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
         self.declarer.purge(self.names.group(group)).await?;
@@ -111,7 +113,7 @@ impl Inner {
         for length in delay_queues::lengths(record.rooms) {
             self.declarer.purge(self.names.retry(group, length)).await?;
         }
-        // What was on its way back when it was first emptied.
+        // Removes messages that returned to the queue after it was first purged.
         self.declarer.purge(self.names.group(group)).await
     }
 

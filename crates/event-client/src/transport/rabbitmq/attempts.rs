@@ -1,10 +1,11 @@
-//! What is known of a keyed group's messages beside the queue, and where it is written down for the next owner.
+//! Attempts and due times of a keyed group's messages, which the queue does not hold, and the journal that stores them
+//! for the next owner.
 //!
-//! A keyed message keeps its place in the queue while it waits for a retry, so neither its attempts nor the time of its next
-//! one can travel on a copy of it. The owner keeps the difference to the broker's count, and the due time; a durable queue of
-//! one message keeps them for the next owner. It is written before a retry is confirmed, and when an owner leaves: messages
-//! that it had fetched and nobody tried are counted one too many by the broker then. Losing it costs a count and a wait,
-//! never a message.
+//! A keyed message keeps its place in the queue while it waits for a retry, so neither its attempts nor the time of its
+//! next one can travel on a copy of it. The owner keeps the difference to the broker's count, and the due time; a
+//! durable queue of one message, the journal, stores them for the next owner. It is written before a retry is
+//! confirmed, and when an owner leaves: the broker then counts one attempt too many for messages that the owner had
+//! fetched and no handler had tried. A lost journal costs a count and a wait, never a message.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -26,17 +27,18 @@ use crate::message::Message;
 use crate::subject::Group;
 use crate::transport::consumer_name;
 
-/// What is known of one message.
+/// The stored facts about one message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 struct Note {
-    /// What to add to the broker's count.
+    /// The number to add to the broker's count.
     offset: i64,
-    /// Unix milliseconds of the next attempt; 0 is at once.
+    /// Unix milliseconds of the next attempt; 0 means at once.
     due: i64,
 }
 
-/// A note as it is stored; earlier versions wrote the offset alone, and still read it.
+/// A note as it is stored. Earlier versions wrote the offset alone; a note without a due time keeps that form, so that
+/// they can read it.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -63,9 +65,9 @@ impl From<Note> for Written {
 #[derive(Debug)]
 pub(super) struct Counted {
     notes: HashMap<SmolStr, Note>,
-    /// From before the channel was lost: they stand unless another member has owned the group since.
+    /// Notes from before the channel was lost: they are valid unless another member has owned the group since.
     earlier: HashMap<SmolStr, Note>,
-    /// Who writes.
+    /// The id of this writer in the journal.
     writer: SmolStr,
     loaded: bool,
     declared: bool,
@@ -103,7 +105,7 @@ impl Counted {
         self.note(message).offset
     }
 
-    /// When the message is to be tried again, if that is still to come.
+    /// The time until the message's next attempt, if that is in the future.
     pub(super) fn left(&self, message: &Message) -> Option<std::time::Duration> {
         let due = self.note(message).due;
         if due == 0 { None } else { delay_queues::left(Timestamp::from_millisecond(due).ok()) }
@@ -115,7 +117,7 @@ impl Counted {
     }
 
     pub(super) fn keep_due(&mut self, message: &Message, offset: i64, due: Option<Timestamp>) {
-        // Rounded up: never before its time.
+        // Rounded up, so that the message is never delivered before its time.
         let due = due.map_or(0, |at| at.as_millisecond().saturating_add(1));
         self.put(message, Note { offset, due });
     }
@@ -131,13 +133,13 @@ impl Counted {
         self.earlier.clear();
     }
 
-    /// Another member may own the group, and write, before this one does again.
+    /// Another member may own the group, and write the journal, before this one owns it again.
     pub(super) fn lose(&mut self) {
         self.loaded = false;
         self.earlier.extend(self.notes.drain());
     }
 
-    /// Reads, once for each time that the group is ours, what the owner before us wrote.
+    /// Reads the previous owner's journal, once for each time that this member becomes the owner.
     pub(super) async fn load(&mut self, inner: &Arc<Inner>, group: &Group) {
         if std::mem::replace(&mut self.loaded, true) {
             return;
@@ -151,7 +153,7 @@ impl Counted {
             Ok(got)
         });
         let mut known = std::mem::take(&mut self.earlier);
-        // There is none where nothing was ever written; what we wrote last is older than what we know.
+        // There is no journal if nothing was ever written; one that this member wrote is older than its own notes.
         if let Ok(Some(got)) = read.await {
             let writer = got.delivery.properties.app_id().as_ref().map(ShortString::as_str);
             if writer != Some(self.writer.as_str()) {
@@ -163,7 +165,7 @@ impl Counted {
         }
     }
 
-    /// Writes everything down.
+    /// Writes all notes to the journal.
     pub(super) fn store(
         &mut self,
         inner: &Arc<Inner>,
@@ -198,8 +200,8 @@ impl Counted {
 }
 
 impl Member {
-    /// Begins to write the notes down, one after the other so that the newest stands in the end; retries since the last time
-    /// share it.
+    /// Starts to write the notes, one write after the other so that the newest is stored last; retries since the last
+    /// write share the next one.
     pub(super) fn note(&mut self) {
         if self.noting.is_some() || self.to_note.is_empty() {
             return;
@@ -209,16 +211,16 @@ impl Member {
         self.noting = Some(Box::pin(async move { (told, stored.await) }));
     }
 
-    /// They are written, or not: then a crash costs the count and the wait, not the message.
+    /// Handles the end of a write. If it failed, a crash costs the count and the wait, not the message.
     pub(super) fn noted(&mut self, (told, result): (Vec<Asker>, Result<()>)) {
         self.noting = None;
         if let Err(error) = result {
-            tracing::warn!(%error, group = %self.group, "the retries of a keyed group are not written down; its next owner does not wait for them");
+            tracing::warn!(%error, group = %self.group, "the retries of a keyed group could not be stored; its next owner will not wait for them");
         }
         told.into_iter().for_each(|answer| answer.tell(Ok(())));
     }
 
-    /// Writes down all that the next owner must know.
+    /// Writes everything that the next owner needs.
     pub(super) async fn note_all(&mut self) {
         if let Some(noting) = self.noting.take() {
             let noted = noting.await;
@@ -230,7 +232,8 @@ impl Member {
         self.noted((told, result));
     }
 
-    /// All that we have comes again with the broker's count raised by one, though no consumer tried some of it.
+    /// The broker will deliver all messages of this member again with its count raised by one, although no handler
+    /// tried some of them.
     pub(super) fn note_untaken(&mut self) {
         let waits = self.waits.values().map(|(item, _)| item);
         let untaken = self.ready.iter().chain(waits).chain(self.lanes.iter());

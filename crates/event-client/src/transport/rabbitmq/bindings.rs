@@ -1,9 +1,9 @@
-//! Whether the exchange of events still has the bindings that groups were given.
+//! Checks whether the exchange of events still has the bindings of the groups, and restores them.
 //!
-//! Who deletes the exchange deletes all bindings, and whoever declares it again gets an empty one of the same name, which
-//! takes publishes and drops them. AMQP cannot list bindings. So one more queue is bound, to the empty routing key, which no
-//! pattern of a group matches: a `mandatory` publish with that key is returned when the bindings are gone. Then all that the
-//! list of groups names are made again, and the mark last.
+//! Deleting the exchange deletes all bindings, and declaring it again creates an empty exchange of the same name, which
+//! accepts publishes and drops them. AMQP cannot list bindings. So one more queue, the mark, is bound to the empty
+//! routing key, which no pattern of a group matches: a `mandatory` publish with that key is returned when the bindings
+//! are deleted. Then all bindings in the list of groups are created again, and the mark last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{Action, Change, Difference, Provision};
 
-/// How often the mark is looked for.
+/// Interval of the checks for the mark.
 const LOOK: Duration = Duration::from_secs(30);
 
-/// The exchange of one namespace, seen from one connection.
+/// The exchange of one namespace, as one connection sees it.
 #[derive(Debug)]
 pub(super) struct Bindings {
     names: Names,
@@ -35,7 +35,7 @@ pub(super) struct Bindings {
     declarer: Arc<Declarer>,
     registrar: Arc<Registrar>,
     provision: Provision,
-    /// What is wrong with it, for the health of members.
+    /// The problem with the exchange, for the health of members.
     trouble: watch::Sender<Option<String>>,
 }
 
@@ -50,12 +50,12 @@ impl Bindings {
         Self { names, publish, declarer, registrar, provision, trouble: watch::Sender::new(None) }
     }
 
-    /// What is wrong, as it changes.
+    /// Watches the problem with the exchange.
     pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.subscribe()
     }
 
-    /// Looks for the mark again and again.
+    /// Checks for the mark periodically.
     pub(super) async fn watch(self: Arc<Self>, closing: CancellationToken) {
         loop {
             let pause = LOOK / 2 + LOOK.mul_f64(fastrand::f64() / 2.0);
@@ -64,15 +64,15 @@ impl Bindings {
                 () = closing.cancelled() => return,
             }
             if let Err(error) = self.stand().await {
-                tracing::debug!(%error, "the exchange is looked at again later");
+                tracing::debug!(%error, "the exchange is checked again later");
             }
         }
     }
 
-    /// Sees that the exchange and its bindings stand; they are made again as far as `provision` allows.
+    /// Checks that the exchange and its bindings exist; creates missing ones as far as `provision` allows.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when they are gone and may not be made.
+    /// [`ErrorKind::NotFound`] when they are missing and may not be created.
     pub(super) async fn stand(&self) -> Result<()> {
         let result = self.look(self.provision).await;
         match &result {
@@ -91,12 +91,12 @@ impl Bindings {
         });
     }
 
-    /// The same under another `provision`, for an operator's command.
+    /// Like `stand`, under another `provision`, for an operator's command.
     pub(super) async fn look(&self, provision: Provision) -> Result<()> {
         if self.marked().await? {
             return Ok(());
         }
-        // A namespace without groups has nothing to restore, and gets its mark with the first one.
+        // A namespace without groups has nothing to restore, and gets its mark with the first group.
         let groups = self.declarer.counts(self.names.registry()).await?.is_some();
         if !provision.creates() {
             let lost = groups && self.registrar.read().await?.marked;
@@ -111,7 +111,7 @@ impl Bindings {
         self.registrar
             .change_with(async |list| {
                 if self.marked().await? {
-                    return Ok(false); // another did it
+                    return Ok(false); // another connection did it
                 }
                 lost = list.marked;
                 restored = self.restore(list).await?;
@@ -121,7 +121,7 @@ impl Bindings {
         if lost {
             tracing::error!(
                 exchange = %self.names.events(), groups = restored,
-                "the exchange was deleted, and with it the bindings of all groups; they are made again, and what was published in between reached no group"
+                "the exchange was deleted, and with it the bindings of all groups; they are created again, and messages published in between reached no group"
             );
         }
         Ok(())
@@ -133,7 +133,7 @@ impl Bindings {
         for (name, record) in &list.groups {
             let queue = self.names.group(&Group::new(name)?);
             if self.declarer.counts(queue.clone()).await?.is_none() {
-                continue; // made again by whoever subscribes
+                continue; // the next subscriber creates it again
             }
             for pattern in record.patterns() {
                 self.declarer.bind(&queue, self.names.events(), binding(&pattern)).await?;
@@ -144,7 +144,7 @@ impl Bindings {
         Ok(restored)
     }
 
-    /// Binds the mark. What reaches its queue is dropped at once.
+    /// Binds the mark. Its queue drops every message at once.
     pub(super) async fn mark(&self, list: &mut Registry) -> Result<()> {
         let queue = self.names.mark();
         self.declarer.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
@@ -153,7 +153,7 @@ impl Bindings {
         Ok(())
     }
 
-    /// Whether the mark is bound; taken for granted where that cannot be found out.
+    /// Whether the mark is bound; `true` where that cannot be found out.
     async fn marked(&self) -> Result<bool> {
         if self.publish.blocked().is_some() {
             return Ok(true);
@@ -171,7 +171,7 @@ impl Bindings {
             }
             Ok(Err(error)) if is_missing(&error) => return Ok(false),
             Ok(Err(error)) => match amqp(error) {
-                // Who may not publish cannot look.
+                // A client that may not publish cannot check.
                 error if error.kind() == ErrorKind::Denied => return Ok(true),
                 error => return Err(error),
             },
@@ -181,7 +181,7 @@ impl Bindings {
         marked
     }
 
-    /// What is missing of the exchange.
+    /// Returns the change that the exchange needs.
     pub(super) async fn plan(&self, list: &Registry) -> Result<Option<Change>> {
         let object = format!("exchange {}", self.names.events());
         if !self.declarer.has_exchange(self.names.events()).await? {

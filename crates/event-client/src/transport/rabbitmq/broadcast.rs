@@ -1,7 +1,8 @@
-//! Broadcast: an exclusive queue for each subscriber, bounded, gone with it.
+//! Broadcast: each subscriber has a bounded, exclusive queue, which is deleted with the subscription.
 //!
-//! The broker drops the oldest from a full queue and says nothing. So what it drops goes to a second queue, which is
-//! purged now and then while messages come: the broker answers how many were in it, and sends none of them.
+//! The broker drops the oldest messages of a full queue without a notice. So dropped messages go to a second queue,
+//! which is purged periodically while messages arrive: the broker returns the number of purged messages, and sends none
+//! of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -29,16 +30,16 @@ use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::{Subscribe, consumer_name};
 
-/// Most messages that wait at the broker for a subscriber that does not keep up; the oldest are dropped.
+/// Maximum number and bytes of messages that wait at the broker for a slow subscriber; the oldest are dropped.
 const KEPT: u64 = 100_000;
 const KEPT_BYTES: u64 = 64 * 1024 * 1024;
-/// How often what was dropped is counted while messages come or wait.
+/// How often the dropped messages are counted while messages arrive or wait.
 const COUNT: Duration = Duration::from_millis(250);
 
 struct Open {
     channel: Channel,
     consumer: Consumer,
-    /// The queue of what the broker dropped.
+    /// The queue of messages that the broker dropped.
     dropped: ShortString,
 }
 
@@ -65,7 +66,7 @@ impl Inner {
             ("x-max-length", number(KEPT)),
             ("x-max-length-bytes", number(KEPT_BYTES)),
         ];
-        // Nobody consumes from this one, so it goes when it is deleted, or with the connection.
+        // This queue has no consumer, so it exists until it is deleted, or until the connection ends.
         let kept = QueueDeclareOptions { auto_delete: false, ..options };
         let counted = arguments(bounds.clone());
         command("make a queue", channel.queue_declare(dropped.clone(), kept, counted)).await?;
@@ -95,7 +96,7 @@ impl Inner {
         Ok(Open { channel, consumer, dropped })
     }
 
-    /// Deletes the queue of what was dropped. Where that fails it goes with the connection.
+    /// Deletes the queue of dropped messages. If that fails, it is deleted with the connection.
     async fn forget(&self, dropped: ShortString) {
         let Ok(channel) = self.consume.channel().await else { return };
         let delete = channel.queue_delete(dropped, QueueDeleteOptions::default());
@@ -104,7 +105,7 @@ impl Inner {
     }
 }
 
-/// A message to hand over, and when it was published.
+/// A message to deliver, and its publication time.
 struct Heard {
     message: Arc<Message>,
     published_at: Option<Timestamp>,
@@ -119,7 +120,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
             None => match inner.listen(&spec).await {
                 Ok(open) => {
                     tracing::info!(
-                        "the broadcast subscription is live again; what was published meanwhile is missed"
+                        "the broadcast subscription is live again; messages published meanwhile are missed"
                     );
                     backoff.reset();
                     open
@@ -164,7 +165,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                 }
                 () = async { sleep_until(count.expect("checked")).await }, if count.is_some() => {
                     let purge = channel.queue_purge(dropped.clone(), QueuePurgeOptions::default());
-                    match command("count what was dropped", purge).await {
+                    match command("count the dropped messages", purge).await {
                         Ok(messages) => feed.missed("rabbitmq", u64::from(messages)),
                         Err(error) => {
                             feed.report(Health::Rebuilding(error.to_string()));
@@ -183,7 +184,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                             Some(Ok(delivery)) => {
                                 last = Some(delivery.delivery_tag);
                                 let key = delivery.routing_key.clone();
-                                // What is no message of ours is not for us.
+                                // A message that cannot be decoded is ignored.
                                 if let Ok(read) = codec::read(key.as_str(), &delivery.properties, delivery.data.into()) {
                                     let heard = Heard {
                                         message: Arc::new(read.message),
@@ -212,7 +213,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                         broken |= command("acknowledge", ack).await.is_err();
                     }
                     if broken {
-                        feed.report(Health::Rebuilding("the channel is gone".into()));
+                        feed.report(Health::Rebuilding("the channel was lost".into()));
                         break false;
                     }
                 }

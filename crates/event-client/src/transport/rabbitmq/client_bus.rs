@@ -1,8 +1,8 @@
-//! What connections of one namespace say to each other: questions to all, orders, answers, and frames of replies.
+//! Messages between the connections of one namespace: queries and commands to all, answers, and frames of replies.
 //!
-//! Each connection that consumes or calls has an inbox, an exclusive queue. What it sends there goes without storing.
-//! A second queue without messages, the roster, has every inbox's owner as a consumer: the broker's count of its
-//! consumers tells how many answers to a question there will be.
+//! Each connection that consumes or calls has an inbox, an exclusive queue. The broker does not store messages to
+//! inboxes. A second queue, the roster, has no messages, but the owner of every inbox consumes from it: its consumer
+//! count is the number of answers that a query will get.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,38 +31,38 @@ use super::serve::Served;
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 
-/// How long members may take to answer a question.
+/// How long members may take to answer a query.
 const ANSWERED: Duration = Duration::from_secs(1);
 
-/// A question or order to every connection.
+/// A query or command to every connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Ask {
-    /// What do you hold?
+    /// Report the messages that you hold.
     Status,
-    /// Forget what you hold of this group, it was moved.
+    /// Discard the messages of this group, because the group was moved.
     GiveUp(String),
-    /// This group is deleted.
+    /// End the members of this group, because the group is deleted.
     End(String),
-    /// Somebody publishes with delay.
+    /// A connection publishes with delay.
     Delays,
 }
 
-/// What one subscription holds.
+/// The messages that one subscription holds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Holding {
     pub(super) group: String,
-    /// It takes new messages.
+    /// The subscription receives new messages.
     pub(super) live: bool,
-    /// In consumers' hands or settled and not yet written.
+    /// Delivered to consumers, or settled and not yet acknowledged to the broker.
     pub(super) in_flight: u64,
-    /// Fetched, but behind others of their key.
+    /// Fetched, but waiting behind other messages of their key.
     pub(super) held: u64,
-    /// Waiting for a retry, here.
+    /// Waiting in this member for a retry.
     pub(super) retrying: u64,
-    /// Unix milliseconds of the oldest's publication.
+    /// Publication time of the oldest message, in Unix milliseconds.
     pub(super) oldest: Option<i64>,
-    /// Everything it ever received: tells two looks apart.
+    /// Number of messages that it ever received: distinguishes two status reports.
     pub(super) seen: u64,
 }
 
@@ -73,7 +73,7 @@ struct Question {
     number: u64,
 }
 
-/// What this connection has open.
+/// The inbox of this connection, and its open queries, members, calls and requests.
 #[derive(Debug)]
 pub(super) struct ClientBus {
     names: Names,
@@ -81,7 +81,7 @@ pub(super) struct ClientBus {
     publish: Arc<Link>,
     declarer: Arc<Declarer>,
     closed: CancellationToken,
-    /// The channel that it sends on.
+    /// The channel for sending.
     sender: tokio::sync::Mutex<Option<Channel>>,
     inbox: tokio::sync::Mutex<Option<Inbox>>,
     numbers: AtomicU64,
@@ -89,7 +89,7 @@ pub(super) struct ClientBus {
     pub(super) members: Mutex<HashMap<u64, (String, mpsc::UnboundedSender<Command>)>>,
     pub(super) calls: Calls,
     pub(super) served: Served,
-    /// Woken when somebody publishes with delay.
+    /// Notified when a connection publishes with delay.
     pub(super) delays: tokio::sync::Notify,
 }
 
@@ -124,7 +124,7 @@ impl ClientBus {
         })
     }
 
-    /// A number that nothing else of this connection has.
+    /// Returns a number that is unique in this connection.
     pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -133,7 +133,7 @@ impl ClientBus {
         &self.closed
     }
 
-    /// The inbox's name; made when there is none.
+    /// Returns the inbox's name; creates the inbox if there is none.
     pub(super) async fn inbox(self: &Arc<Self>) -> Result<ShortString> {
         let mut kept = self.inbox.lock().await;
         if let Some(inbox) = kept.as_ref().filter(|inbox| !inbox.broken.is_cancelled()) {
@@ -192,7 +192,7 @@ impl ClientBus {
                 let Some(Ok(delivery)) = next else { break };
                 self.take(delivery);
             }
-            // Whoever is to answer now does not know us any more.
+            // Responders do not know the name of the next inbox, so no answer can arrive for the open calls.
             inbox.broken.cancel();
             self.calls.end_all();
             let mut backoff = Backoff::default();
@@ -202,7 +202,7 @@ impl ClientBus {
                 }
                 let mut kept = self.inbox.lock().await;
                 if kept.as_ref().is_some_and(|kept| !kept.broken.is_cancelled()) {
-                    return; // somebody needed it sooner
+                    return; // another task has already opened one
                 }
                 let name = self.names.inbox(&crate::transport::consumer_name());
                 if let Ok(made) = self.open(&name).await {
@@ -265,7 +265,7 @@ impl ClientBus {
         let _ = self.tell(question.to.into(), properties, &bytes).await;
     }
 
-    /// Asks everybody and waits for all answers, or for as long as a member may take.
+    /// Sends a query to all connections and waits for all answers, at most [`ANSWERED`].
     pub(super) async fn ask(self: &Arc<Self>, ask: Ask) -> Result<Vec<Holding>> {
         let to = self.inbox().await?.to_string();
         let number = self.number();
@@ -283,7 +283,7 @@ impl ClientBus {
                 match timeout_at(end, answers.recv()).await {
                     Ok(Some(holdings)) => all.extend(holdings),
                     _ => {
-                        tracing::debug!("a connected process does not answer; what it holds is not counted");
+                        tracing::debug!("a connected process does not answer; its messages are not counted");
                         break;
                     }
                 }
@@ -295,7 +295,7 @@ impl ClientBus {
         result
     }
 
-    /// Sends to the queue of this name; answers whether there is one.
+    /// Sends to the queue of this name; returns whether the queue exists.
     pub(super) async fn tell(
         &self,
         queue: ShortString,
@@ -305,7 +305,8 @@ impl ClientBus {
         self.send("".into(), queue, properties, payload).await
     }
 
-    /// Sends without storing. A message that no queue took is seen by its own number, or by its sender's confirmation.
+    /// Sends a message that the broker does not store; returns `false` when no queue took it. A returned message may
+    /// arrive with the confirmation of another message, so it is identified by its own number.
     pub(super) async fn send(
         &self,
         exchange: ShortString,
@@ -344,12 +345,12 @@ impl ClientBus {
 }
 
 impl ClientBus {
-    /// Whether the broker has no such queue.
+    /// Whether the broker has no queue of this name.
     pub(super) async fn is_gone(&self, queue: &ShortString) -> bool {
         matches!(self.declarer.counts(queue.clone()).await, Ok(None))
     }
 
-    /// Waits until everybody who waits for this connection, or for whom it waits, has been told.
+    /// Waits, within a time limit, until no call and no request of this connection is open.
     pub(super) async fn calm(&self) {
         let end = Instant::now() + ANSWERED * 3;
         while !(self.calls.is_empty() && self.served.is_empty()) && Instant::now() < end {
@@ -357,7 +358,7 @@ impl ClientBus {
         }
     }
 
-    /// A message found no queue: its receiver is gone.
+    /// Handles a message that no queue took: its receiver has ended.
     fn returned(&self, queue: &ShortString, properties: &BasicProperties) {
         match (properties.kind().as_ref().map(ShortString::as_str), number_of(properties)) {
             (Some("request"), Some(number)) => self.calls.nobody(number),

@@ -1,16 +1,17 @@
-//! A message as AMQP properties, headers and body, and back.
+//! Converts messages to AMQP properties, headers and body, and back.
 //!
 //! | AMQP | meaning |
 //! |---|---|
 //! | property `content_type` | MIME type of the body |
 //! | property `message_id` | id of the event |
-//! | property `timestamp` | seconds of the publication |
+//! | property `timestamp` | time of the publication, in seconds |
 //! | property `delivery_mode` | 2, persistent |
-//! | header `bus-published` | milliseconds of the publication, a number |
+//! | header `bus-published` | time of the publication in milliseconds, a number |
 //! | header `cloudEvents_NAME` | an attribute of an event in binary mode, not percent-encoded |
 //! | others | as in [`headers`]: the key, the expiry, free headers |
 //!
-//! The prefix is that of the CloudEvents binding for AMQP; `cloudEvents:` and `ce-`, which others write, are read as well.
+//! The prefix is that of the CloudEvents binding for AMQP; the prefixes `cloudEvents:` and `ce-` of other producers are
+//! read as well.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -23,17 +24,17 @@ use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
 use crate::transport::headers;
 
-/// In front of an attribute's name, elsewhere and here.
+/// Prefix of an attribute's name: in the library's own headers, and over AMQP.
 const CE: &str = "ce-";
 const CLOUD_EVENTS: &str = "cloudEvents_";
-/// What a short string holds.
+/// Maximum length of a short string in bytes.
 const SHORT: usize = 255;
-/// Names of a frame's headers in their order.
+/// Header with the names of a frame's headers, in their order.
 const ORDER: &str = "bus-headers";
-/// Headers must fit one frame of 128 KiB with room for properties.
+/// Headers must fit one frame of 128 KiB together with the properties.
 const HEADERS: usize = 120 * 1024;
 
-/// Facts that travel beside a message, on a copy.
+/// Facts that travel beside a message, as headers of a copy.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Facts {
     /// Attempt number of the first delivery of this copy, from 1.
@@ -41,7 +42,7 @@ pub(super) struct Facts {
     pub(super) published_at: Option<Timestamp>,
     pub(super) first_attempt_at: Option<Timestamp>,
     pub(super) replayed: bool,
-    /// Not to be delivered before.
+    /// The message must not be delivered before this time.
     pub(super) due: Option<Timestamp>,
 }
 
@@ -98,7 +99,7 @@ fn encode(message: &Message, mut table: FieldTable) -> Result<BasicProperties> {
             headers::CONTENT_TYPE if value.len() <= SHORT => {
                 properties = std::mem::take(&mut properties).with_content_type(value.into());
             }
-            // Unescaped, as AMQP takes any UTF-8 here.
+            // The id becomes a property and is not percent-encoded, because AMQP allows any UTF-8 there.
             headers::ID if !named => {}
             _ => match name.strip_prefix(CE) {
                 Some(attribute) if binary => {
@@ -132,7 +133,7 @@ pub(super) fn id_text(id: &MessageId) -> SmolStr {
     }
 }
 
-/// Properties of a frame of an answer: its headers in their order.
+/// Properties of a frame of an answer, with its headers in their order.
 pub(super) fn write_frame(
     properties: BasicProperties,
     content_type: &str,
@@ -180,22 +181,22 @@ pub(super) fn read_frame(properties: &BasicProperties) -> (SmolStr, Headers) {
     (content_type, headers)
 }
 
-/// What came in, read.
+/// A decoded delivery.
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) message: Message,
     pub(super) facts: Facts,
-    /// How often the broker has given it to a consumer that did not settle it.
+    /// How often the broker has delivered it to a consumer that did not settle it.
     pub(super) returns: u32,
-    /// It came with an id.
+    /// The message came with an id.
     pub(super) named: bool,
 }
 
-/// Reads a delivery. A foreign message without an id gets a fresh one: equal bytes need not be the same event, and the
-/// broker tells nothing of a message by which it could be known again.
+/// Decodes a delivery. A foreign message without an id gets a new one: equal bytes need not be the same event, and the
+/// broker provides nothing that identifies a message when it is delivered again.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidName`] when the routing key is no subject.
+/// [`ErrorKind::InvalidName`] when the routing key is not a valid subject.
 pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Bytes) -> Result<Incoming> {
     let headers = Fields(properties.headers().as_ref());
     let subject = headers.text(headers::SUBJECT);
@@ -235,7 +236,8 @@ pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Byt
     Ok(Incoming { message, facts, returns, named })
 }
 
-/// The attribute that a header is under a prefix of the AMQP binding, its value percent-encoded as headers elsewhere.
+/// Returns the attribute in a header that has a prefix of the AMQP binding, with its value percent-encoded as in the
+/// library's other headers.
 fn attribute<'a>(name: &'a str, value: &AMQPValue) -> Option<(&'a str, SmolStr)> {
     let name = name.strip_prefix(CLOUD_EVENTS).or_else(|| name.strip_prefix("cloudEvents:"))?;
     let value = attribute_text(name, value)?;
@@ -254,7 +256,7 @@ fn attribute_text(name: &str, value: &AMQPValue) -> Option<SmolStr> {
     Some(format_smolstr!("{at}"))
 }
 
-/// The name under which a free header travels: one of the broker's own is held apart.
+/// The name under which a free header travels: a name that the broker uses itself gets a prefix.
 fn free_name(name: &str) -> ShortString {
     match is_brokers(name) {
         true => format_smolstr!("{}{name}", headers::HELD).as_str().into(),
@@ -262,7 +264,7 @@ fn free_name(name: &str) -> ShortString {
     }
 }
 
-/// Headers that a broker adds, or that the library reads as the broker's.
+/// Whether the broker adds a header of this name, or the library reads it as the broker's.
 fn is_brokers(name: &str) -> bool {
     name.starts_with("x-death")
         || name.starts_with("x-first-death")
@@ -270,7 +272,7 @@ fn is_brokers(name: &str) -> bool {
         || matches!(name, "x-delivery-count" | "x-acquired-count" | "x-opt-rabbitmq-received-time")
 }
 
-/// A header's value as text; tables, arrays and nothing have none.
+/// A header's value as text; `None` for tables, arrays and empty values.
 fn plain(value: &AMQPValue) -> Option<SmolStr> {
     Some(match value {
         AMQPValue::LongString(text) => SmolStr::new(String::from_utf8_lossy(text.as_bytes())),
@@ -297,7 +299,7 @@ fn integer(value: &AMQPValue) -> Option<i64> {
     }
 }
 
-/// Reading headers by name.
+/// Access to headers by name.
 pub(super) struct Fields<'a>(pub(super) Option<&'a FieldTable>);
 
 impl<'a> Fields<'a> {

@@ -1,19 +1,6 @@
-//! Options of an `amqp:` or `amqps:` URL.
+//! Parses the options of an `amqp:` or `amqps:` URL.
 //!
-//! `amqp://[user:password@]host[:port][,host2[:port]…][/vhost]?option=value&…`
-//!
-//! | option | meaning | default |
-//! |---|---|---|
-//! | `namespace` | first part of every exchange's and queue's name, 1 to 24 of `a-z 0-9 _ -` | `backbone` |
-//! | `provision` | `off`, `verify`, `create` or `update`, see [`Provision`] | `create` |
-//! | `max_payload` | largest message in bytes, at most what the server takes (16 MiB since RabbitMQ 4) | 1048576 |
-//! | `connect_timeout` | for one try to connect, all hosts together | `5s` |
-//! | `publish_timeout` | how long a publish waits for the broker, a reconnection included | `10s` |
-//! | `heartbeat` | the broker gives a silent connection up after twice this time, whole seconds | `10s` |
-//! | `delivery_limit` | a message that its consumers' deaths returned so often becomes a dead letter without us | 100 |
-//! | `keyed_backlog` | most messages of a keyed group that its owner holds behind busy or failing keys, 1 to 60000 | 4096 |
-//! | `auth` | `plain` (user and password) or `external` (the client certificate) | `plain` |
-//! | `ca`, `cert`, `key` | paths of PEM files: whom to trust, and who we are | the system's |
+//! `docs.md` describes them.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Provision;
 use crate::url::BusUrl;
 
-/// What a URL says, checked.
+/// The checked settings of a URL.
 #[derive(Clone)]
 pub(super) struct Config {
     pub(super) namespace: String,
@@ -43,21 +30,6 @@ pub(super) struct Config {
 }
 
 impl Config {
-    const OPTIONS: [&str; 12] = [
-        "namespace",
-        "provision",
-        "max_payload",
-        "connect_timeout",
-        "publish_timeout",
-        "heartbeat",
-        "delivery_limit",
-        "keyed_backlog",
-        "auth",
-        "ca",
-        "cert",
-        "key",
-    ];
-
     pub(super) fn from_url(mut url: BusUrl) -> Result<Self> {
         let provision = Provision::take(&mut url)?;
         let namespace: String = url.take("namespace", "a name")?.unwrap_or_else(|| "backbone".into());
@@ -73,7 +45,7 @@ impl Config {
         let connect_timeout =
             url.take_duration("connect_timeout", Duration::from_secs(5), patience.clone())?;
         let publish_timeout = url.take_duration("publish_timeout", Duration::from_secs(10), patience)?;
-        // The protocol has 16 bits for its seconds.
+        // The protocol has 16 bits for the number of seconds.
         let heartbeats = Duration::from_nanos(1)..=Duration::from_secs(u16::MAX.into());
         let heartbeat = url.take_duration("heartbeat", Duration::from_secs(10), heartbeats)?;
         let delivery_limit = url.take("delivery_limit", "a number of deliveries")?.unwrap_or(100);
@@ -91,7 +63,7 @@ impl Config {
             }
         };
         let tls = tls(&mut url)?;
-        url.finish(&Self::OPTIONS)?;
+        url.finish()?;
         let (uris, vhost) = uris(&url, external, heartbeat)?;
         Ok(Self {
             namespace,
@@ -146,7 +118,7 @@ fn uris(url: &BusUrl, external: bool, heartbeat: Duration) -> Result<(Vec<AMQPUr
     let rest = url.rest().strip_prefix("//").ok_or_else(|| ill("the URL names no host"))?;
     let (who, rest) = rest.rsplit_once('@').map_or((None, rest), |(who, rest)| (Some(who), rest));
     let (hosts, vhost) = rest.split_once('/').map_or((rest, ""), |(hosts, vhost)| (hosts, vhost));
-    // Without a vhost, and with nothing after the slash, it is the default one.
+    // A missing or empty vhost is the default vhost.
     let vhost = if vhost.is_empty() { "/".to_owned() } else { decode(vhost) };
     let (username, password) = match who {
         None => ("guest".to_owned(), "guest".to_owned()),
@@ -185,7 +157,7 @@ fn uris(url: &BusUrl, external: bool, heartbeat: Duration) -> Result<(Vec<AMQPUr
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The URIs have the password in them.
+        // The URIs contain the password.
         f.debug_struct("Config")
             .field("namespace", &self.namespace)
             .field("vhost", &self.vhost)
@@ -217,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_refused_by_name() {
+    fn impossible_options_are_refused_by_name() {
         for (url, word) in [
             ("amqp:h", "host"),
             ("amqp://", "host"),
@@ -233,5 +205,28 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.to_string().contains(word), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn the_page_has_every_option_and_its_default() {
+        // The TLS files cannot be compared, and have no default.
+        let read = |url: &str| {
+            let Config {
+                namespace,
+                provision,
+                max_payload,
+                connect_timeout,
+                publish_timeout,
+                delivery_limit,
+                keyed_backlog,
+                vhost,
+                uris,
+                tls: _,
+            } = parse(url)?;
+            let timeouts = (connect_timeout, publish_timeout);
+            let numbers = (max_payload, delivery_limit, keyed_backlog);
+            Ok((namespace, provision, timeouts, numbers, vhost, uris))
+        };
+        crate::transport::docs::tests::check(include_str!("docs.md"), "amqp://h", read);
     }
 }

@@ -1,7 +1,7 @@
-//! Two connections to the broker, made when needed and made again when lost.
+//! The two connections to the broker: each is opened when needed, and opened again after a failure.
 //!
 //! One publishes, the other consumes: a broker that runs out of memory or disk stops reading from connections that
-//! publish, and acknowledgements must still get through then.
+//! publish, and it must still receive acknowledgements then.
 
 use std::sync::{Arc, Mutex as Cell};
 use std::time::Duration;
@@ -23,20 +23,20 @@ use crate::error::{Error, ErrorKind, Result};
 /// How long the broker may take for a command on an open connection.
 pub(super) const COMMAND: Duration = Duration::from_secs(10);
 
-/// How long our consumers ask the broker to leave a delivery with them: its largest number.
+/// The `x-consumer-timeout` that consumers request: the largest number that the broker accepts.
 const HELD: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// One supervised connection.
+/// One connection, opened when needed and again after a failure.
 #[derive(Debug)]
 pub(super) struct Link {
     config: Arc<Config>,
     role: &'static str,
     connection: Mutex<Option<Arc<lapin::Connection>>>,
-    /// Of the broker of the last connection.
+    /// The version of the broker at the last connection.
     version: Cell<Option<Version>>,
-    /// Why the broker has stopped reading from the connection, in its own words.
+    /// The broker's reason for not reading from the connection.
     blocked: Arc<Cell<Option<String>>>,
-    /// Cancelled when the bus is closed, or cannot go on.
+    /// Cancelled when the bus is closed or cannot continue.
     pub(super) closed: CancellationToken,
 }
 
@@ -52,7 +52,7 @@ impl Link {
         }
     }
 
-    /// The connection; tries once to make it where there is none.
+    /// Returns the connection; tries once to open it if there is none.
     pub(super) async fn connection(&self) -> Result<Arc<lapin::Connection>> {
         let mut kept = self.connection.lock().await;
         if self.closed.is_cancelled() {
@@ -82,8 +82,9 @@ impl Link {
             );
             let host = format!("{}:{}", uri.authority.host, uri.authority.port);
             let connecting = async {
-                // Asked each time, not for the version alone: an attempt of the client library that is given up keeps its
-                // thread and buffers for as long as a server that hangs holds the socket. Ours ends with its socket.
+                // Read each time, and not for the version alone: when an attempt of the client library is dropped, it
+                // keeps its thread and buffers for as long as a hanging server holds the socket. This handshake ends
+                // with its socket.
                 let told = handshake::version(uri, &self.config.tls).await?;
                 *self.version.lock().expect("not poisoned") = Some(told);
                 connecting.await.map_err(amqp)
@@ -109,31 +110,31 @@ impl Link {
         Err(failure.expect("there is at least one host"))
     }
 
-    /// Which broker it is, once there was a connection.
+    /// The version of the broker, once there was a connection.
     pub(super) fn version(&self) -> Option<Version> {
         *self.version.lock().expect("not poisoned")
     }
 
-    /// A new channel.
+    /// Opens a new channel.
     pub(super) async fn channel(&self) -> Result<Channel> {
         let connection = self.connection().await?;
         command("open a channel", connection.create_channel()).await
     }
 
-    /// A new channel whose publishes the broker confirms.
+    /// Opens a new channel with publisher confirms.
     pub(super) async fn confirming(&self) -> Result<Channel> {
         let channel = self.channel().await?;
         command("ask for confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(channel)
     }
 
-    /// What the broker is able to do; the oldest one is taken for granted before it is known.
+    /// Whether the broker has an ability; while its version is unknown, only abilities of the oldest version count.
     pub(super) fn can(&self, ability: impl FnOnce(Version) -> bool) -> bool {
         self.version().is_some_and(ability)
     }
 
-    /// The arguments of a consumer of a quorum queue that holds each delivery for as long as its handler works: the broker must not take the
-    /// channel away from it after `consumer_timeout`. Older brokers cannot be told.
+    /// The arguments for a consumer of a quorum queue that holds each delivery for as long as its handler works: the
+    /// broker must not close its channel after `consumer_timeout`. Older brokers do not support this argument.
     pub(super) fn patience(&self) -> FieldTable {
         let mut table = FieldTable::default();
         if self.can(Version::lets_consumers_hold) {
@@ -142,28 +143,29 @@ impl Link {
         table
     }
 
-    /// The error of what waits for a broker that has stopped reading from this connection; `None` when it reads.
+    /// The error for operations that wait for a broker that has stopped reading from this connection; `None` when it
+    /// reads.
     pub(super) fn blocked(&self) -> Option<Error> {
         let reason = self.blocked.lock().expect("not poisoned").clone()?;
         let text = "the broker has stopped taking messages: its memory or disk alarm is on";
         Some(Error::new(ErrorKind::Unavailable, text).with("reason", reason))
     }
 
-    /// Gives up a connection on which an answer did not come in time: the next one who needs it makes another. Bytes that a
-    /// network lost can leave it alive and deaf, for heartbeats of the broker still arrive.
+    /// Drops a connection on which an answer did not come in time; the next operation opens another one. When a network
+    /// has lost bytes, a connection can stay open and yet be unusable, because heartbeats of the broker still arrive.
     pub(super) async fn abandon(&self) {
         if self.blocked().is_some() {
-            return; // It is slow on purpose.
+            return; // the broker delays answers on purpose
         }
         if let Some(connection) = self.connection.lock().await.take() {
-            tracing::warn!(role = self.role, "the broker does not answer on a connection; another is made");
+            tracing::warn!(role = self.role, "the broker does not answer on a connection; opening a new one");
             tokio::spawn(async move {
                 let _ = timeout(Duration::from_secs(2), connection.close(200, "no answer".into())).await;
             });
         }
     }
 
-    /// Says goodbye. Whatever still waits on it fails.
+    /// Closes the connection. Operations that still wait on it fail.
     pub(super) async fn close(&self) {
         let kept = self.connection.lock().await.take();
         if let Some(connection) = kept {
@@ -172,7 +174,7 @@ impl Link {
     }
 }
 
-/// Notes when the broker stops and begins to read, which is logged once each.
+/// Records when the broker stops reading and when it starts again; logs each once.
 async fn listen(
     events: impl Stream<Item = Event> + Send + 'static,
     status: ConnectionStatus,
@@ -190,14 +192,14 @@ async fn listen(
                 tracing::info!(%broker, "the broker takes messages again");
                 *blocked.lock().expect("not poisoned") = None;
             }
-            // A channel's error comes here as well, and the connection outlives it.
+            // A channel's error arrives here as well; the connection stays open then.
             Event::Error(_) if !status.connected() => return,
             _ => {}
         }
     }
 }
 
-/// Awaits the broker's answer for no longer than [`COMMAND`].
+/// Waits for the broker's answer, for at most [`COMMAND`].
 pub(super) async fn command<T>(what: &str, answer: impl Future<Output = lapin::Result<T>>) -> Result<T> {
     match timeout(COMMAND, answer).await {
         Ok(result) => result.map_err(amqp),
@@ -216,7 +218,7 @@ impl Backoff {
         sleep(Duration::from_millis(most / 2 + fastrand::u64(..=most / 2))).await;
     }
 
-    /// How often it failed since it last worked.
+    /// Number of tries since the last success.
     pub(super) fn tries(&self) -> u32 {
         self.0
     }

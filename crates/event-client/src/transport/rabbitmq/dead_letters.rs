@@ -1,8 +1,9 @@
-//! Dead letters: a durable queue for each group, looked into by taking everything and giving back what stays.
+//! Dead letters: a durable queue for each group; a command takes all letters of it and returns the ones that stay.
 //!
-//! A queue can only be read by taking from it, so whoever looks holds a lock, takes all letters without acknowledging
-//! them, acknowledges those that go and gives the others back to their places. Should the process die meanwhile, the
-//! broker gives all back: a letter that was just being replayed may then be replayed once more, none is lost.
+//! A queue can only be read by taking messages from it. So a command holds a lock, takes all letters without
+//! acknowledging them, acknowledges the ones to remove, and returns the others to their places. If the process dies
+//! meanwhile, the broker returns all of them: a letter that was just being replayed may then be replayed once more,
+//! none is lost.
 
 use std::time::Duration;
 
@@ -25,22 +26,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{DeadLetter, DeadLetterFilter, headers};
 
-/// Most letters of a group that can be looked at; the oldest ones.
+/// Maximum number of letters of a group that can be read: the oldest ones.
 const MOST: u16 = u16::MAX;
-/// How long the broker may take to send one.
+/// How long the broker may take to send one letter.
 const EACH: Duration = Duration::from_secs(5);
 
-/// A letter in our hands.
+/// A letter that is taken from its queue and not acknowledged.
 struct Taken {
     letter: DeadLetter,
     facts: Facts,
     tag: u64,
-    /// Which of the channels it came on.
+    /// Index of the channel on which it came.
     from: usize,
     chosen: bool,
 }
 
-/// What to do with the chosen ones.
+/// The operation on the chosen letters.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Fate {
     Stay,
@@ -49,7 +50,7 @@ pub(super) enum Fate {
 }
 
 impl Inner {
-    /// The chosen letters, after their fate.
+    /// Runs the operation on the chosen letters, and returns them.
     pub(super) async fn letters(&self, filter: DeadLetterFilter, fate: Fate) -> Result<Vec<DeadLetter>> {
         let list = self.registrar.read().await?;
         let mut groups: Vec<&String> = list.groups.keys().chain(&list.buried).collect();
@@ -119,7 +120,7 @@ impl Inner {
         }
     }
 
-    /// Waits until what was given back is countable again, so that the next look sees it.
+    /// Waits until the returned letters are counted again, so that the next command sees them.
     async fn settled_again(&self, group: &str, at_least: usize) {
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
@@ -145,7 +146,7 @@ impl Inner {
         let mut failure = None;
         let mut moved = vec![true; chosen.len()];
         if fate == Fate::Replay {
-            // Handed over in their order; each is stored before its letter goes.
+            // Copies are sent in order; each is stored before its letter is acknowledged.
             let copies = chosen.iter().map(|item| {
                 let facts = Facts { attempt: 1, replayed: true, due: None, ..item.facts.clone() };
                 let facts = Facts { first_attempt_at: None, ..facts };
@@ -214,12 +215,12 @@ impl Inner {
         let reason = fields.text(headers::DLQ_REASON);
         let reason = Reason::ALL.into_iter().find(|known| Some(known.as_str()) == reason.as_deref());
         let dead_at = fields.time(headers::DLQ_TIME).or(read.facts.published_at).unwrap_or_default();
-        // Without a reason of ours the broker gave it up: its consumers kept dying.
+        // A letter without a reason of this library comes from the broker: its consumers kept dying.
         let mut letter =
             DeadLetter::new(id, group, read.message, reason.unwrap_or(Reason::CrashLoop), dead_at);
         letter.error = match fields.text(headers::DLQ_ERROR) {
             Some(error) => headers::unescape(&error),
-            None => SmolStr::new("its consumers kept dying on it, until the broker gave it up"),
+            None => SmolStr::new("its consumers died repeatedly, until the broker made it a dead letter"),
         };
         let attempts = fields.number(headers::DLQ_ATTEMPTS).and_then(|n| u32::try_from(n).ok());
         letter.attempts =
@@ -237,7 +238,7 @@ fn chosen(letter: &DeadLetter, filter: &DeadLetterFilter) -> bool {
         && filter.reason.is_none_or(|reason| reason == letter.reason)
 }
 
-/// A word of what the broker wrote when it gave a message up.
+/// Returns a value that the broker wrote in `x-death` when it made the message a dead letter.
 fn death(properties: &BasicProperties, what: &str) -> Option<String> {
     let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else {
         return None;

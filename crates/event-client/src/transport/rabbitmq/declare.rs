@@ -1,6 +1,7 @@
-//! Commands to the broker outside of any subscription: declaring, counting, purging, deleting.
+//! Sends commands to the broker outside of any subscription: declaring, counting, purging, deleting.
 //!
-//! A command that fails closes its channel, so they run one after another on a channel that is replaced when needed.
+//! A command that fails closes its channel, so commands run one after another on a channel that is replaced when
+//! needed.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub(super) struct Declarer {
     channel: Mutex<Option<Channel>>,
 }
 
-/// What a passive declaration tells.
+/// The reply to a passive declaration.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counts {
     pub(super) ready: u64,
@@ -61,7 +62,7 @@ impl Declarer {
         Self { link, channel: Mutex::new(None) }
     }
 
-    /// Runs `step` on the channel; one at a time. A failed step costs the channel.
+    /// Runs `step` on the channel, one step at a time. A failed step loses the channel.
     pub(super) async fn run<T>(
         &self,
         what: &str,
@@ -99,8 +100,9 @@ impl Declarer {
             .map_err(|error| error.with("queue", shown))
     }
 
-    /// RabbitMQ, 3.10 and 4.3 alike, writes the name of a new quorum queue down only with the next one: killed within seconds, it comes
-    /// back with a queue that never answers. So there is a next one, for a moment.
+    /// RabbitMQ, 3.10 and 4.3 alike, stores the name of a new quorum queue only with the next one: a broker that is
+    /// killed within seconds restarts with a queue that never answers. So another quorum queue is declared for a
+    /// moment.
     pub(super) async fn settle_names(&self, names: &Names) {
         let queue = names.lock(&format!("settle-{}", crate::transport::consumer_name()));
         let arguments = arguments([("x-queue-type", word("quorum")), ("x-expires", number(60_000))]);
@@ -109,7 +111,7 @@ impl Declarer {
             self.delete(queue).await
         };
         if let Err(error) = done.await {
-            tracing::debug!(%error, "a queue's name is settled later");
+            tracing::debug!(%error, "a queue's name will be stored later");
         }
     }
 
@@ -123,7 +125,7 @@ impl Declarer {
         .map_err(|error| error.with("exchange", shown))
     }
 
-    /// Whether there is an exchange of this name.
+    /// Whether an exchange of this name exists.
     pub(super) async fn has_exchange(&self, exchange: ShortString) -> Result<bool> {
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
         let told = self
@@ -165,7 +167,7 @@ impl Declarer {
         .await
     }
 
-    /// Ready messages of a queue; `None` when there is no such queue.
+    /// Ready messages and consumers of a queue; `None` when the queue does not exist.
     pub(super) async fn counts(&self, queue: ShortString) -> Result<Option<Counts>> {
         let options = QueueDeclareOptions { passive: true, ..DURABLE };
         let told = self
@@ -183,12 +185,12 @@ impl Declarer {
         }
     }
 
-    /// Consumers of a queue; none when there is no such queue.
+    /// Number of consumers of a queue; 0 when the queue does not exist.
     pub(super) async fn consumers(&self, queue: ShortString) -> Result<u64> {
         Ok(self.counts(queue).await?.map_or(0, |counts| counts.consumers))
     }
 
-    /// Forgets what is ready in a queue, which may be missing.
+    /// Removes the ready messages of a queue, which may be missing.
     pub(super) async fn purge(&self, queue: ShortString) -> Result<()> {
         let done = self
             .try_run("purge a queue", async |channel| {

@@ -1,9 +1,10 @@
-//! Waiting rooms: one queue for each length of time, whose messages go on by dead-lettering when it has passed.
+//! Delay queues: one queue for each length of time; when the time has passed, dead-lettering moves the message on.
 //!
-//! A broker honours a time to live at the head of a queue only, so the times of one queue must be equal. Lengths are
-//! powers of two. A copy waits for the longest that does not exceed its delay, its due time in a header; who receives it
-//! early holds it when it is nearly due, and sends it to wait again otherwise. So no delay is cut short, a delay is exact
-//! to milliseconds, and a handful of queues serves them all. A room that nobody used for a while deletes itself.
+//! A broker expires messages only at the head of a queue, so the times of one queue must be equal. Lengths are powers
+//! of two. A copy waits in the longest queue that does not exceed its delay, with its due time in a header. A member
+//! that receives it early holds it if it is nearly due, and sends it to another delay queue otherwise. So no delay is
+//! cut short, a few queues serve all delays, and a delay is exact to milliseconds, except that a queue up to 1/16 too
+//! long is used where that saves a step. A delay queue that was not used for a while deletes itself.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -19,45 +20,45 @@ use crate::error::Result;
 
 const FIRST: u32 = 5;
 const LAST: u32 = 30;
-/// A room lives so much longer than it is used.
+/// The broker deletes a delay queue after this time and twice its length without use.
 const SPARE: Duration = Duration::from_secs(3600);
-/// A room is declared anew before it is used when the last time is longer ago; far below [`SPARE`].
+/// A delay queue is declared again before use when the last declaration is older than this; far below [`SPARE`].
 const FRESH: Duration = Duration::from_secs(600);
 
-/// The number of the room for `delay`; `None` when it is too short for any.
+/// The number of the delay queue for `delay`; `None` when `delay` is too short for any.
 pub(super) fn tier(delay: Duration) -> Option<u32> {
     let millis = bounds::millis(delay);
     if millis < 1 << FIRST {
         return None;
     }
     let below = millis.ilog2();
-    // Rounded up where that is little, to save a trip.
+    // Rounded up where the difference is small, to save a step.
     let above = 1_u64 << (below + 1).min(63);
     let tier = if above - millis <= millis / 16 { below + 1 } else { below };
     Some(tier.min(LAST))
 }
 
-/// How long a message waits in a room.
+/// How long a message waits in a delay queue.
 pub(super) fn length(tier: u32) -> Duration {
     Duration::from_millis(1 << tier)
 }
 
-/// The lengths whose bits are set.
+/// The lengths of the delay queues whose bits are set.
 pub(super) fn lengths(used: u32) -> impl Iterator<Item = Duration> {
     (FIRST..=LAST).filter(move |tier| used & (1 << tier) != 0).map(length)
 }
 
-/// What is left until `due`; nothing when it has come.
+/// The time until `due`; `None` when it has passed.
 pub(super) fn left(due: Option<Timestamp>) -> Option<Duration> {
     Some(bounds::left_until(due?)).filter(|left| !left.is_zero())
 }
 
-/// Which rooms exist for sure.
+/// Delay queues that certainly exist, each with the time of its last declaration.
 #[derive(Debug, Default)]
 pub(super) struct DelayQueues(Mutex<HashMap<ShortString, Instant>>);
 
 impl DelayQueues {
-    /// Makes sure that `room` exists and passes its messages on to `exchange` with the key `to`, or with their own.
+    /// Makes sure that the delay queue `room` exists; it moves its messages to the queue `to`.
     pub(super) async fn ensure(
         &self,
         declarer: &Declarer,
@@ -89,7 +90,7 @@ impl DelayQueues {
         Ok(())
     }
 
-    /// What was known of a room is no longer true.
+    /// Removes a delay queue that turned out to be missing.
     pub(super) fn forget(&self, room: &ShortString) {
         self.0.lock().expect("not poisoned").remove(room);
     }

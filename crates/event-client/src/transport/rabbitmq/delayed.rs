@@ -1,8 +1,9 @@
-//! Delayed publishes: they wait room by room, and whoever consumes anything moves them on.
+//! Delayed publishes: a message passes from delay queue to delay queue, moved on by every connection with a
+//! subscription.
 //!
-//! A room passes what has waited to the queue `NS.due`. Every connection with a subscription consumes that queue as long as
-//! there is one: what is not due yet goes to the next, shorter room; what is due is published. Nothing is lost when nobody
-//! is connected: it is published when somebody comes.
+//! A delay queue passes a message whose time is over to the queue `NS.due`. Every connection with a subscription
+//! consumes that queue as long as it exists: a message that is not due yet goes to the next, shorter delay queue; a due
+//! message is published. Nothing is lost when no such connection exists: the messages are published when one opens.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::message::Message;
 use crate::supervise;
 use crate::transport::Receipt;
 
-/// Most messages that one connection moves at a time.
+/// Maximum number of messages that one connection moves at a time.
 const MOVED: usize = 256;
 
 impl Inner {
@@ -44,7 +45,7 @@ impl Inner {
         Ok(Receipt::default())
     }
 
-    /// Begins, once, to move on what is due.
+    /// Starts, once, the task that moves delayed messages.
     pub(super) fn start_mover(self: &Arc<Self>) {
         if !self.moving.swap(true, std::sync::atomic::Ordering::AcqRel) {
             let inner = self.clone();
@@ -60,13 +61,13 @@ impl Inner {
                 () = self.closing.cancelled() => return,
             };
             match result {
-                // There is no such queue as long as nobody publishes with delay.
+                // The queue does not exist until a client publishes with delay.
                 Ok(false) => tokio::select! {
                     () = self.client_bus.delays.notified() => {}
                     () = self.closing.cancelled() => return,
                 },
                 Ok(true) => backoff.reset(),
-                Err(error) => tracing::debug!(%error, "delayed messages are not moved on just now"),
+                Err(error) => tracing::debug!(%error, "delayed messages cannot be moved on at the moment"),
             }
             tokio::select! {
                 () = backoff.pause() => {}
@@ -75,7 +76,7 @@ impl Inner {
         }
     }
 
-    /// `false` when there is nothing to consume, `true` when it worked and broke.
+    /// Returns `false` when there is no queue to consume, `true` when consuming worked and then ended.
     async fn move_until_broken(self: &Arc<Self>) -> Result<bool> {
         if self.declarer.counts(self.names.due()).await?.is_none() {
             return Ok(false);

@@ -1,23 +1,23 @@
-//! The unacknowledged delivery tags of one channel, acknowledged with as few frames as possible.
+//! Tracks the unacknowledged delivery tags of one channel, to acknowledge them with as few frames as possible.
 
 use std::collections::VecDeque;
 
-/// Delivery tags of one channel, which grow one by one from 1.
+/// Delivery tags of one channel, which count up from 1.
 #[derive(Debug)]
 pub(super) struct DeliveryTags {
-    /// The tag of the first of `states`; without any, of the next to come.
+    /// The tag of the first of `states`; if that is empty, the next tag to arrive.
     first: u64,
     states: VecDeque<State>,
-    /// Settled ones that the broker does not know of.
+    /// Settled tags that are not acknowledged to the broker.
     loose: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     Open,
-    /// Settled, the broker does not know yet.
+    /// Settled, and not acknowledged to the broker yet.
     Settled,
-    /// The broker knows.
+    /// Acknowledged, or returned to the broker.
     Told,
 }
 
@@ -25,7 +25,7 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Ack {
     pub(super) tag: u64,
-    /// All before it as well.
+    /// Acknowledges all earlier tags as well.
     pub(super) multiple: bool,
 }
 
@@ -36,8 +36,8 @@ impl Default for DeliveryTags {
 }
 
 impl DeliveryTags {
-    /// Whether it is the next one. If not, a delivery before it did not reach us, which an acknowledgement of all up to
-    /// here would lose: nothing may be told on this channel any more.
+    /// Returns whether `tag` is the next one. If not, an earlier delivery did not arrive, and an acknowledgement of all
+    /// tags up to this one would lose its message: no acknowledgement may be sent on this channel any more.
     #[must_use]
     pub(super) fn received(&mut self, tag: u64) -> bool {
         let next = tag == self.first + self.states.len() as u64;
@@ -58,29 +58,30 @@ impl DeliveryTags {
         }
     }
 
-    /// How many are settled that the broker does not know of.
+    /// Number of settled tags that are not acknowledged to the broker.
     pub(super) fn to_tell(&self) -> usize {
         self.loose.len()
     }
 
-    /// How many the broker waits to hear about.
+    /// Number of tags for which the broker has received no acknowledgement.
     pub(super) fn unsettled(&self) -> usize {
         self.states.iter().filter(|state| **state != State::Told).count()
     }
 
-    /// It was given back by itself.
+    /// Marks a tag whose message was returned to the broker separately.
     pub(super) fn told(&mut self, tag: u64) {
         if let Some(state) = self.state(tag) {
             *state = State::Told;
         }
     }
 
-    /// What to tell the broker now.
+    /// Appends the acknowledgements to send to the broker now.
     pub(super) fn flush(&mut self, acks: &mut Vec<Ack>) {
         let mut last = None;
         let mut count = 0;
         while let Some(state) = self.states.front().filter(|state| **state != State::Open) {
-            // `multiple` must name a tag that the broker waits for, or it would take it for all there are.
+            // `multiple` must name a tag that is open at the broker; otherwise the broker would take it for all open
+            // tags.
             if *state == State::Settled {
                 last = Some(self.first);
                 count += 1;
@@ -107,7 +108,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_prefix_takes_one_word() {
+    fn a_prefix_takes_one_frame() {
         let mut tags = DeliveryTags::default();
         assert!((1..=6).all(|tag| tags.received(tag)));
         let mut acks = Vec::new();
@@ -134,9 +135,10 @@ mod tests {
     }
 
     proptest! {
-        /// The broker's side, as it reads acknowledgements: exactly what was settled is gone, and none is unknown to it.
+        /// Simulates the broker: acknowledgements remove exactly the settled tags, and none names a tag that is unknown
+        /// to the broker.
         #[test]
-        fn exactly_what_was_settled_is_told(
+        fn exactly_the_settled_tags_are_acknowledged(
             steps in proptest::collection::vec((0_u8..10, any::<proptest::sample::Index>()), 1..200),
         ) {
             let (mut tags, mut broker, mut open) = (DeliveryTags::default(), BTreeSet::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! What is to be said of the broker: encryption, access, alarms, limits.
+//! Diagnoses the broker: encryption, access, alarms, limits.
 
 use super::Inner;
 use super::handshake::Version;
@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::transport::Finding;
 use crate::transport::diagnosis::plain_text;
 
-/// Queues and their members each take a channel.
+/// A `channel_max` below this is reported: each group of a process needs a channel.
 const FEW_CHANNELS: u16 = 256;
 
 impl Inner {
@@ -24,12 +24,12 @@ impl Inner {
         if uris.iter().any(|uri| uri.authority.userinfo.username == "guest") {
             findings.push(Finding::advice(
                 "access",
-                "the well-known user `guest` is used; make a user of its own for each service, with rights on its vhost",
+                "the well-known user `guest` is used; create a separate user for each service, with rights on its vhost",
             ));
         }
         findings.push(match self.publish.blocked() {
             Some(error) => Finding::bad("alarm", format!("{error}; look at `rabbitmq-diagnostics alarms`")),
-            None => Finding::good("alarm", "none: publishes are taken"),
+            None => Finding::good("alarm", "none: the broker accepts publishes"),
         });
         let channels = limits.channel_max();
         let text = format!("{channels} channels a connection, frames of {} bytes", limits.frame_max());
@@ -55,19 +55,19 @@ impl Inner {
     }
 }
 
-/// Whether the broker lets a handler take its time. AMQP does not tell `consumer_timeout`.
+/// Whether the broker lets a handler run for a long time. AMQP does not report `consumer_timeout`.
 fn held(version: Option<Version>) -> Finding {
     if version.is_some_and(Version::lets_consumers_hold) {
         return Finding::good(
             "consumer timeout",
-            "a handler may take up to 24 days: our consumers ask for it, whatever the broker's `consumer_timeout` is",
+            "a handler may take up to 24 days: the consumers request this, independent of the broker's `consumer_timeout`",
         );
     }
     Finding::advice(
         "consumer timeout",
         "a handler, or a keyed retry, that takes longer than the broker's `consumer_timeout` (30 minutes unless it is set) \
-         costs the channel: all that was fetched on it comes again as one attempt more; set `consumer_timeout` in \
-         rabbitmq.conf above the longest handler, or take RabbitMQ 3.12 or later, where our consumers ask for more",
+         loses the channel: all messages fetched on it are delivered again as one attempt more; set `consumer_timeout` in \
+         rabbitmq.conf above the longest handler, or use RabbitMQ 3.12 or later, where the consumers request more",
     )
 }
 
@@ -79,7 +79,7 @@ fn version(version: Version) -> Finding {
         "version",
         format!(
             "{version}: its quorum queues can lose confirmed messages when the disk is full; keep `disk_free_limit` far \
-             above what is written there in ten seconds, or take RabbitMQ 4.3 or later"
+             above the amount that is written there in ten seconds, or use RabbitMQ 4.3 or later"
         ),
     )
 }

@@ -1,11 +1,11 @@
-//! The client's errors in our words.
+//! Converts the AMQP client's errors to this crate's errors.
 
 use lapin::ErrorKind as Amqp;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 use crate::error::{Error, ErrorKind};
 
-/// What the client says, as far as a caller can act on it.
+/// Converts an error, as far as a caller can act on it.
 pub(super) fn amqp(error: lapin::Error) -> Error {
     let (kind, text) = match error.kind() {
         Amqp::ProtocolError(protocol) => {
@@ -15,7 +15,7 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
                     (ErrorKind::NotFound, "the broker has no such exchange or queue")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
-                    (ErrorKind::Unavailable, "the broker has the queue, and does not have it running now")
+                    (ErrorKind::Unavailable, "the queue exists at the broker, but is not running now")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
                     if said.to_ascii_lowercase().contains("login") =>
@@ -24,23 +24,23 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => (
                     ErrorKind::Denied,
-                    "the broker refused it; give the user the permission (rabbitmqctl set_permissions)",
+                    "the broker refused access; give the user the permission (rabbitmqctl set_permissions)",
                 ),
                 AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
                     if said.contains("inequivalent arg") =>
                 {
-                    (ErrorKind::Config, "it exists with other settings")
+                    (ErrorKind::Config, "it already exists with other settings")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("larger than") => {
-                    (ErrorKind::TooLarge, "the message is larger than the broker takes")
+                    (ErrorKind::TooLarge, "the message is larger than the broker accepts")
                 }
                 AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if said.contains("invalid arg") => (
                     ErrorKind::Unsupported,
-                    "the broker does not know a setting; RabbitMQ 3.10 or later is needed",
+                    "the broker does not support a setting; RabbitMQ 3.10 or later is needed",
                 ),
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("vhost") => (
                     ErrorKind::Denied,
-                    "the broker does not open the vhost: it does not exist or the user has no permission there \
+                    "the broker refuses the vhost: it does not exist or the user has no permission there \
                      (rabbitmqctl add_vhost, set_permissions)",
                 ),
                 AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED) => {
@@ -55,7 +55,7 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
         Amqp::IOError(_) | Amqp::RuntimeShutdownError(_) => {
             (ErrorKind::Unavailable, "the connection to the broker failed")
         }
-        Amqp::MissingHeartbeatError => (ErrorKind::Unavailable, "the broker has gone silent"),
+        Amqp::MissingHeartbeatError => (ErrorKind::Unavailable, "the broker sent no heartbeat"),
         Amqp::InvalidProtocolVersion(_) => (ErrorKind::Unsupported, "the server does not speak AMQP 0.9.1"),
         Amqp::AuthProviderError(_) => (ErrorKind::Denied, "the client cannot authenticate"),
         Amqp::SerialisationError(_) => (ErrorKind::TooLarge, "a message's headers do not fit one frame"),
@@ -64,14 +64,14 @@ pub(super) fn amqp(error: lapin::Error) -> Error {
     Error::new(kind, text).because(error)
 }
 
-/// Whether the broker says that a thing does not exist.
+/// Whether the error reports that an exchange or queue does not exist.
 pub(super) fn is_missing(error: &lapin::Error) -> bool {
     soft(error, &AMQPSoftError::NOTFOUND)
         && matches!(error.kind(), Amqp::ProtocolError(said) if is_absent(said.get_message().as_str()))
 }
 
-/// "Not found" is also what a broker says of a queue that it knows and that is down, still starting or without a leader:
-/// whoever took that for "gone" would make it anew.
+/// The broker also reports "not found" for a queue that exists and is down, still starting or without a leader: a
+/// caller that took this for a deleted queue would create it again.
 fn is_absent(said: &str) -> bool {
     let said = said.strip_prefix("NOT_FOUND - ").unwrap_or(said);
     ["no queue ", "no exchange ", "no binding ", "no previously declared queue"]
@@ -84,7 +84,7 @@ pub(super) fn is_locked(error: &lapin::Error) -> bool {
     soft(error, &AMQPSoftError::RESOURCELOCKED)
 }
 
-/// Whether the same may be tried again: the broker could not be reached, or was not ready.
+/// Whether the same operation may be tried again: the broker could not be reached, or was not ready.
 pub(super) fn is_passing(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout)
 }

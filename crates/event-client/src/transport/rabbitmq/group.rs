@@ -1,7 +1,7 @@
-//! A durable group: one quorum queue with all that the group is owed, whatever topics it comes from.
+//! A durable group: one quorum queue with all messages for the group, from whatever topics they come.
 //!
-//! One queue for each group, not for each group and topic: patterns may span topics, what waits has one place to look,
-//! and one consumer with one credit serves it. The order of a topic is the queue's order.
+//! There is one queue for each group, not for each group and topic: patterns may span topics, all waiting messages are
+//! in one place, and one consumer with one prefetch serves it. The order of a topic is the queue's order.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::supervise;
 use crate::transport::topology::compare_group;
 use crate::transport::{Action, Change, Mode, Provision, Subscribe};
 
-/// What a member is asked to do.
+/// A command to a member.
 pub(super) enum Command {
     Settle(Token, Settlement, Answer<()>),
     Progress(Token, Answer<()>),
@@ -39,7 +39,8 @@ impl Record {
     }
 }
 
-/// What a group lacks of what `spec` asks. The order of keys is a setting of its queue that cannot be changed.
+/// Returns the change that the group needs to fulfil `spec`. The order of keys is a setting of its queue that cannot be
+/// changed.
 pub(super) fn compare(list: &Registry, spec: &Subscribe) -> Option<Change> {
     let Mode::Group(group) = &spec.mode else { return None };
     let record = list.groups.get(group.as_str());
@@ -58,10 +59,10 @@ impl Inner {
         group: Group,
         spec: Subscribe,
     ) -> Result<Subscription> {
-        // Its inbox first: who is not heard from would not be counted.
+        // Opens its inbox first: a status query would not count a member without an inbox.
         self.client_bus.inbox().await?;
         match self.bindings.stand().await {
-            Err(error) if is_passing(&error) => tracing::debug!(%error, "the exchange is looked at later"),
+            Err(error) if is_passing(&error) => tracing::debug!(%error, "the exchange is checked later"),
             looked => looked?,
         }
         self.provide(&spec, self.config.provision).await?;
@@ -87,10 +88,11 @@ impl Inner {
         Ok(subscription)
     }
 
-    /// Makes the group what `spec` says, as far as `provision` allows; answers what was to be done.
+    /// Creates or changes the group as `spec` requires, as far as `provision` allows; returns the change that was
+    /// needed.
     pub(super) async fn provide(&self, spec: &Subscribe, provision: Provision) -> Result<Option<Change>> {
         let Mode::Group(group) = &spec.mode else { return Ok(None) };
-        // An existing group goes on where it was, whatever start is asked.
+        // An existing group continues where it was, whatever start is requested.
         let startable = |change: Option<&Change>| match change {
             Some(change) if change.action == Action::Create => self.capabilities.check_start(spec.start),
             _ => Ok(()),
@@ -131,11 +133,12 @@ impl Inner {
         Ok(done)
     }
 
-    /// Sees that a known group has its queue and its bindings: either may have been deleted.
+    /// Checks that a known group has its queue and its bindings, and creates missing ones: either may have been
+    /// deleted.
     async fn stand(&self, group: &Group, spec: &Subscribe) -> Result<()> {
         let queue = self.names.group(group);
         if self.declarer.counts(queue.clone()).await?.is_none() {
-            tracing::error!(%group, "the group's queue was deleted; it is made again, empty");
+            tracing::error!(%group, "the group's queue was deleted; it is created again, empty");
             self.declare_dead(group.as_str()).await?;
             self.declare_group(group, spec.keyed).await?;
         }
@@ -145,7 +148,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes a group again whose queue has vanished.
+    /// Creates a group again whose queue is missing.
     pub(super) async fn restore(&self, group: &Group, spec: &Subscribe) -> Result<()> {
         self.bindings.stand().await?;
         self.registrar
@@ -168,7 +171,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Queues and bindings of a group that is new or has other filters.
+    /// Creates queues and bindings of a group that is new or has other filters.
     async fn make(&self, group: &Group, spec: &Subscribe, list: &Registry) -> Result<()> {
         let queue = self.names.group(group);
         self.declare_dead(group.as_str()).await?;
@@ -183,7 +186,7 @@ impl Inner {
         Ok(())
     }
 
-    /// The group's queue. What its consumers' deaths return too often is a dead letter without our doing.
+    /// Declares the group's queue. The broker itself makes a message a dead letter when its consumers died too often.
     pub(super) async fn declare_group(&self, group: &Group, keyed: bool) -> Result<()> {
         let dead = self.names.dead(group.as_str());
         let mut table = arguments([
@@ -203,13 +206,13 @@ impl Inner {
     pub(super) async fn declare_dead(&self, group: &str) -> Result<()> {
         let table = arguments([
             ("x-queue-type", word("quorum")),
-            // Looking at letters takes them and gives them back.
+            // Reading the letters takes them and returns them.
             ("x-delivery-limit", number(1_000_000_000)),
         ]);
         self.declare_known(self.names.dead(group), table).await
     }
 
-    /// A queue that may stand already: with other settings it is refused with the difference.
+    /// Declares a queue that may exist already: if it has other settings, the error reports the difference.
     async fn declare_known(&self, queue: lapin::types::ShortString, table: FieldTable) -> Result<()> {
         let shown = queue.clone();
         self.declarer.declare(queue, table).await.map_err(|error| match error.kind() {

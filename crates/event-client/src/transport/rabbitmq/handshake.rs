@@ -1,7 +1,7 @@
-//! What a broker says of itself before anything else: who it is, and which version.
+//! Reads the broker's greeting before a connection is opened: its product and its version.
 //!
-//! The client library keeps the greeting to itself, so it is read before each connection, on one of its own.
-//! What an older broker does not know it may ignore without a word: better to know beforehand.
+//! The client library does not expose the greeting, so it is read before each connection, on a separate one. An older
+//! broker may silently ignore a feature that it does not support, so its version must be known beforehand.
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 const FRAME: [u8; 3] = [1, 0, 0];
 /// The method `connection.start`, of protocol 0.9.
 const START: [u8; 6] = [0, 10, 0, 10, 0, 9];
-/// No greeting is larger.
+/// Maximum size of a greeting in bytes.
 const LARGEST: usize = 64 * 1024;
-/// How long a server that hung up over TLS is listened to, before it is spoken to a second time.
+/// How long the second try reads from a server that closed a TLS connection, before it sends anything.
 const LISTEN: Duration = Duration::from_secs(1);
 
 /// Version of a broker.
@@ -30,20 +30,22 @@ const LISTEN: Duration = Duration::from_secs(1);
 pub(super) struct Version(u32, u32);
 
 impl Version {
-    /// The oldest one that has what groups need: quorum queues with a time to live, dead-lettering at least once.
+    /// The oldest version with the features that groups need: quorum queues with a time to live, dead-lettering at
+    /// least once.
     const OLDEST: Self = Self(3, 10);
 
-    /// What is given back by `nack` is not counted as delivered, and keeps its place.
+    /// Whether a message that was returned by `nack` is not counted as delivered, and keeps its place.
     pub(super) fn returns_uncounted(self) -> bool {
         self >= Self(4, 3)
     }
 
-    /// A consumer may say itself how long it may hold a delivery (`x-consumer-timeout`).
+    /// Whether a consumer may set how long it may hold a delivery (`x-consumer-timeout`).
     pub(super) fn lets_consumers_hold(self) -> bool {
         self >= Self(3, 12)
     }
 
-    /// A full disk was seen to tear holes into the log of quorum queues of 3.10, and not of 4.3.
+    /// Whether quorum queues survive a full disk: it was observed to leave gaps in their log with 3.10, and not with
+    /// 4.3.
     pub(super) fn survives_full_disks(self) -> bool {
         self >= Self(4, 3)
     }
@@ -55,14 +57,16 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Asks the broker at `uri`.
+/// Reads the version of the broker at `uri`.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for what is not RabbitMQ or too old, [`ErrorKind::Unavailable`] when there is no greeting.
+/// [`ErrorKind::Unsupported`] for a server that is not RabbitMQ or is too old, [`ErrorKind::Unavailable`] when there is
+/// no greeting.
 pub(super) async fn version(uri: &AMQPUri, tls: &OwnedTLSConfig) -> Result<Version> {
     let greeting = match read(uri, tls, None).await {
-        // With TLS 1.3 a server refuses our certificate after we believe to be connected. It closes without reading
-        // what we said meanwhile, so TCP answers with a reset, which can overtake the reason. Silent, we hear it.
+        // With TLS 1.3, the server refuses a client certificate after the client already considers itself connected.
+        // The server closes without reading the data that the client sent meanwhile, so TCP answers with a reset, which
+        // can overtake the TLS alert. A client that sends nothing receives the alert.
         Err(error) if error.kind() == ErrorKind::Unavailable && uri.scheme == AMQPScheme::AMQPS => {
             read(uri, tls, Some(LISTEN)).await?
         }
@@ -92,7 +96,8 @@ fn judge(product: &str, version: &str) -> Result<Version> {
     }
 }
 
-/// The connection could not be made, or broke. Certificates that one of the two refuses stay refused.
+/// The error of a connection that could not be opened, or broke. A certificate that either side refuses will be refused
+/// again, so that error is `Denied`.
 fn failed(error: std::io::Error) -> Error {
     let certificates = error.to_string().to_ascii_lowercase().contains("certificate");
     let (kind, text) = if certificates {
@@ -103,7 +108,8 @@ fn failed(error: std::io::Error) -> Error {
     Error::new(kind, text).because(error)
 }
 
-/// The server properties of the greeting, as they came; asked for after `silence`.
+/// Returns the server properties of the greeting as raw bytes. With `silence`, it first reads that long without
+/// sending.
 async fn read(uri: &AMQPUri, tls: &OwnedTLSConfig, silence: Option<Duration>) -> Result<Vec<u8>> {
     let stranger = || Error::new(ErrorKind::Unsupported, "the server does not speak AMQP 0.9.1");
     let runtime = lapin::runtime::default_runtime().map_err(super::error::amqp)?;

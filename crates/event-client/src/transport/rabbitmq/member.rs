@@ -1,13 +1,14 @@
-//! One member of a group: a task that owns a channel, what was fetched on it, and what becomes of it.
+//! One member of a group: a task that owns a channel, the messages that were fetched on it, and their settlements.
 //!
 //! ```text
-//!  broker ─▶ arrive ─▶ [lane of its key] ─▶ ready ─▶ out (consumers' hands) ─▶ ack │ copy, then ack
+//!  broker ─▶ arrive ─▶ [lane of its key] ─▶ ready ─▶ out (delivered) ─▶ ack │ copy, then ack
 //!                            ▲                 ▲            │ retry of a keyed one
 //!                            └── next of key ──┴── waits ◀──┘
 //! ```
 //!
-//! What is out is ours as long as the channel lives: the broker keeps no lease. A lease begins to run when the consumer
-//! has gone without settling; a process that dies loses its channel, and the broker gives all of it to others.
+//! A delivered message belongs to the member as long as the channel is open: the broker keeps no lease. A lease starts
+//! when the subscription was dropped and the delivery is not settled. A process that dies loses its channel, and the
+//! broker delivers all of its messages to other members.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -37,36 +38,36 @@ use crate::subscription::{Feed, Health};
 use crate::transport::key_queue::KeyQueue;
 use crate::transport::{Subscribe, consumer_name};
 
-/// Most settlements that are handled before acknowledgements are written.
+/// Maximum number of settlements that are handled before acknowledgements are written.
 const BATCH: usize = 256;
-/// Most messages that wait to be acknowledged while there is other work.
+/// Maximum number of messages that wait to be acknowledged while there is other work.
 const BUNDLE: usize = 64;
 
 /// A fetched message.
 pub(super) struct Item {
     pub(super) tag: u64,
     pub(super) message: Arc<Message>,
-    /// Its attempt in here is what the broker's count makes it.
+    /// Its `attempt` follows from the broker's count.
     pub(super) facts: Facts,
-    /// What it is.
+    /// The actual attempt number.
     pub(super) attempt: u32,
 }
 
 impl Item {
-    /// What the broker's count lacks.
+    /// The difference between the actual attempt number and the broker's count.
     pub(super) fn offset(&self) -> i64 {
         i64::from(self.attempt) - i64::from(self.facts.attempt)
     }
 }
 
-/// An item in a consumer's hands.
+/// An item that is delivered to a consumer and not settled.
 pub(super) struct Out {
     pub(super) item: Item,
-    /// Runs when the consumer has gone.
+    /// Set when the subscription was dropped.
     pub(super) lease: Option<Instant>,
 }
 
-/// A copy under way: its tag, whom to tell, and what came of it.
+/// A copy in progress: its item, the caller to notify, and the result.
 pub(super) type Copying = BoxFuture<'static, (Item, Option<Asker>, Result<()>)>;
 
 /// A bundle of acknowledgements that is being written.
@@ -89,37 +90,37 @@ pub(super) struct Member {
     pub(super) tokens: u64,
     pub(super) seen: u64,
     pub(super) tags: DeliveryTags,
-    /// A delivery that came before its predecessor: the channel cannot be trusted and is given up.
+    /// Tag of a delivery that arrived before its predecessor: the channel is unreliable and must be closed.
     pub(super) gap: Option<u64>,
     pub(super) out: HashMap<Token, Out>,
     pub(super) ready: VecDeque<Item>,
     pub(super) lanes: KeyQueue<Item>,
-    /// Keyed retries and what is nearly due, by time.
+    /// Keyed retries, and messages that are nearly due, by time.
     pub(super) waits: BTreeMap<(Instant, u64), (Item, bool)>,
     pub(super) copying: FuturesUnordered<Copying>,
-    /// What goes back to its place in the queue.
+    /// Tags of messages that return to their place in the queue.
     pub(super) returned: Vec<u64>,
-    /// Acknowledgements on their way into the connection, and whom to tell then.
+    /// Acknowledgements that are being written to the connection, and the callers to notify afterwards.
     pub(super) writing: Option<Writing>,
-    /// Whom to tell with the next ones.
+    /// Callers to notify after the next bundle is written.
     pub(super) told: Vec<Asker>,
-    /// When the last ones were written.
+    /// When the last bundle was written.
     pub(super) last_told: Option<Instant>,
-    /// Attempts and due times of a keyed group that the broker does not tell, by message.
+    /// Attempts and due times of a keyed group's messages that the broker does not report, by message.
     pub(super) counted: super::attempts::Counted,
-    /// They are on their way to the journal, and whom to tell then.
+    /// The write to the journal in progress, and the callers to notify afterwards.
     pub(super) noting: Option<Writing>,
-    /// Whom to tell when they are written the next time.
+    /// Callers to notify after the next write to the journal.
     pub(super) to_note: Vec<Asker>,
     pub(super) stopping: bool,
     pub(super) gone: bool,
 }
 
-/// Why a session ended.
+/// The reason for the end of a session.
 pub(super) enum End {
-    /// The subscription is over.
+    /// The subscription has ended.
     Over,
-    /// The channel is gone.
+    /// The channel was lost.
     Broken(Error),
 }
 
@@ -183,7 +184,7 @@ impl Member {
         u16::try_from(most).unwrap_or(u16::MAX)
     }
 
-    /// Begins to consume.
+    /// Starts to consume.
     pub(super) fn open(&self) -> impl Future<Output = Result<Session>> + Send + use<> {
         open(self.inner.clone(), self.group.clone(), self.prefetch())
     }
@@ -230,7 +231,7 @@ impl Member {
         self.feed.stopped().is_cancelled() || self.inner.closing.is_cancelled()
     }
 
-    /// Waits before the next try, telling who settles meanwhile that it is too late.
+    /// Waits before the next try; settlements that arrive meanwhile are refused as too late.
     async fn pause(&mut self, backoff: &mut Backoff) {
         let over = self.feed.stopped().clone();
         let closing = self.inner.closing.clone();
@@ -246,7 +247,7 @@ impl Member {
         }
     }
 
-    /// A new channel; `None` when the group has been deleted.
+    /// Opens a new channel; `None` when the group has been deleted.
     async fn reopen(&mut self) -> Result<Option<Session>> {
         match self.open().await {
             Ok(session) => return Ok(Some(session)),
@@ -264,8 +265,8 @@ impl Member {
                 .provision
                 .missing(format!("queue {}", self.inner.names.group(&self.group))));
         }
-        // By hand, or by a broker that was killed before it had written it down.
-        tracing::warn!(group = %self.group, "the group's queue has vanished; it is made again, empty");
+        // A user deleted it, or the broker was killed before it had stored the queue.
+        tracing::warn!(group = %self.group, "the group's queue is missing; it is created again, empty");
         self.inner.restore(&self.group, &self.spec).await?;
         self.open().await.map(Some)
     }
@@ -275,7 +276,7 @@ impl Member {
         let mut fences: FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>> =
             FuturesUnordered::new();
         let mut batch = Vec::with_capacity(BATCH);
-        // Acknowledged together when there are so many, and when there is nothing else to do.
+        // Messages are acknowledged together when this number is reached, and when there is no other work.
         let bundle = usize::from(self.prefetch()).div_ceil(4).min(BUNDLE);
         let mut exhausted = false;
         let stopped = self.feed.stopped().clone();
@@ -302,7 +303,7 @@ impl Member {
                 arrival = consumer.next(), if !exhausted => match arrival {
                     Some(Ok(delivery)) => {
                         self.receive(delivery).await;
-                        // More may be here; what they lead to is done for all of them.
+                        // More deliveries may have arrived; the work that follows is done once for all of them.
                         while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
                             self.receive(delivery).await;
                         }
@@ -314,7 +315,7 @@ impl Member {
                 Ok(()) = bindings.changed() => self.feed.report(healthy(&bindings.borrow_and_update())),
                 () = closing.cancelled() => return self.hand_back(&channel, &name, &mut consumer).await,
                 () = stopped.cancelled(), if !self.stopping => {
-                    // A keyed group's next owner must not begin before all that we have is back.
+                    // The next owner of a keyed group must not start before all messages of this one are back.
                     if !self.spec.keyed {
                         if let Err(error) = self.stop_consuming(&channel, &name, &mut consumer).await {
                             return End::Broken(error);
@@ -337,7 +338,7 @@ impl Member {
                             Command::Settle(token, settlement, answer) => self.settle(token, settlement, answer),
                             Command::Progress(token, answer) => drop(answer.send(self.progress(token))),
                             Command::Status(answer) => {
-                                // What the broker has sent on this channel arrives before its answer.
+                                // Deliveries that the broker has sent on this channel arrive before its answer.
                                 let (channel, prefetch) = (channel.clone(), self.prefetch());
                                 fences.push(Box::pin(async move {
                                     let _ = super::connection::command(

@@ -1,22 +1,23 @@
-//! `amqp://HOST` and `amqps://HOST`: RabbitMQ 3.10 or later, by AMQP 0.9.1.
+//! The transport for `amqp://HOST` and `amqps://HOST`: RabbitMQ 3.10 or later, over AMQP 0.9.1.
 //!
 //! ```text
 //!  publish ─▶ NS.evt (topic) ─▶ NS.group.GROUP (quorum) ─▶ member ─▶ Subscription
 //!                                     ▲   ▲                  │ retry: a copy, then ack
-//!                                     │   └─ NS.retry.GROUP.MS ◀┤ (a queue per length of time, back by dead-lettering)
+//!                                     │   └─ NS.retry.GROUP.MS ◀┤ (one delay queue per duration; dead-lettering returns the copy)
 //!                                     └── release, replay ◀─────┤
 //!                                         NS.dlq.GROUP ◀────────┘ reject: a copy, then ack
 //! ```
 //!
-//! - A group is one quorum queue ([`group`]); which groups there are is written in one message ([`registry`]).
-//! - Publishes are confirmed after the quorum has fsynced them ([`publish`]); copies are `mandatory` and returns are
-//!   read ([`republish`]). A connection that publishes and one that consumes are two ([`connection`]).
-//! - **Keyed groups have a single active consumer**: the broker hands the queue to the next member only after all that
-//!   the one before had is back in its place, so no order is lost in a take-over. The owner holds a failed message, and
-//!   the next of its key behind it ([`member`], [`journal`]); other keys go on, up to `keyed_backlog` held messages.
-//! - What is in flight is known to the members alone; they are asked ([`client_bus`]).
+//! - A group is one quorum queue ([`group`]); one message stores the list of groups ([`registry`]).
+//! - The broker confirms publishes after the quorum has fsynced them ([`publish`]). Copies are `mandatory`, and
+//!   returned copies are detected ([`republish`]). Publishing and consuming use separate connections ([`connection`]).
+//! - **Keyed groups have a single active consumer**: the broker gives the queue to the next member only after all
+//!   messages of the previous one are back in their places, so a take-over loses no order. The owner holds a failed
+//!   message and, behind it, the next ones of its key ([`member`], [`attempts`]); other keys continue, up to
+//!   `keyed_backlog` held messages.
+//! - Only the members have the state of messages in flight; other connections query them ([`client_bus`]).
 //!
-//! What it lacks: history (`Start::Earliest` and the like), positions, and publish deduplication.
+//! Not supported: history (`Start::Earliest` and the like), positions, and publish deduplication.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -80,13 +81,13 @@ use publish::Publisher;
 use registry::Registrar;
 use republish::Republisher;
 
-/// A connection to RabbitMQ.
+/// An open bus on RabbitMQ.
 #[derive(Debug)]
 pub(super) struct RabbitTransport {
     inner: Arc<Inner>,
 }
 
-/// What the parts of one connection share.
+/// The state that the parts of one bus share.
 #[derive(Debug)]
 struct Inner {
     config: Arc<Config>,
@@ -100,15 +101,15 @@ struct Inner {
     registrar: Arc<Registrar>,
     bindings: Arc<Bindings>,
     delay_queues: DelayQueues,
-    /// Waiting rooms that are noted in the registry, by group.
+    /// Delay queues that the registry records, by group, one bit each.
     rooms: Mutex<HashMap<Group, u32>>,
     client_bus: Arc<ClientBus>,
-    /// Whether the queue of delayed publishes is there.
+    /// Whether the queue of delayed publishes exists.
     delays: tokio::sync::Mutex<bool>,
     moving: AtomicBool,
-    /// No new work.
+    /// Cancelled when closing begins: no new work is accepted.
     closing: CancellationToken,
-    /// No connection.
+    /// Cancelled when the connections end.
     down: CancellationToken,
 }
 
@@ -116,8 +117,8 @@ impl RabbitTransport {
     /// Connects to the broker that `url` names.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for credentials, permissions and
-    /// vhosts, [`ErrorKind::Unavailable`] when no broker answers.
+    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for refused credentials,
+    /// permissions and vhosts, [`ErrorKind::Unavailable`] when no broker answers.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
         let config = Arc::new(Config::from_url(url)?);
         let mut capabilities = Capabilities::new("rabbitmq");
@@ -131,12 +132,12 @@ impl RabbitTransport {
         capabilities.cross_topic = true;
         capabilities.keyed_members = 1;
         let names = Names::new(&config.namespace);
-        // Whatever ends the connections ends all that is on them.
+        // When the connections end for good, all tasks that use them must end too.
         let down = CancellationToken::new();
         let closing = down.child_token();
         let consume = Arc::new(Link::new(config.clone(), "consumes", down.clone()));
         let publish = Arc::new(Link::new(config.clone(), "publishes", down.clone()));
-        // Whether the broker can be reached at all is told now.
+        // Connects now, so that an unreachable broker is an error at once.
         let declarer = Arc::new(Declarer::new(consume.clone()));
         consume.connection().await?;
         let republisher = Republisher::start(publish.clone());
@@ -193,14 +194,14 @@ impl Inner {
         if self.closing.is_cancelled() { Err(closed()) } else { Ok(()) }
     }
 
-    /// Runs `step` until it works or fails for good; a broker that is away is waited for as a publish waits for it.
+    /// Runs `step` until it succeeds or fails for good; waits for an unreachable broker as long as a publish does.
     async fn patiently<'a, T>(&self, step: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
         let end = Instant::now() + self.config.publish_timeout;
         let mut backoff = Backoff::default();
         loop {
             match step().await {
                 Err(error) if is_passing(&error) && Instant::now() < end && !self.closing.is_cancelled() => {
-                    tracing::debug!(%error, "tried again in a moment");
+                    tracing::debug!(%error, "the operation failed; trying again in a moment");
                     backoff.pause().await;
                 }
                 result => return result,
@@ -220,7 +221,7 @@ impl Inner {
 
     async fn close(&self) {
         self.closing.cancel();
-        // What was published is answered, what is held is given back: each within its own bound.
+        // Publishes get their confirmations and held messages are given back, each within its own time limit.
         let members = async {
             while !self.client_bus.members.lock().expect("not poisoned").is_empty() {
                 tokio::time::sleep(Duration::from_millis(2)).await;

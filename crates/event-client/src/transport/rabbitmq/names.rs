@@ -1,4 +1,4 @@
-//! Names of exchanges and queues: everything of ours begins with the namespace.
+//! Names of exchanges and queues: each starts with the namespace.
 
 use std::time::Duration;
 
@@ -38,12 +38,12 @@ impl Names {
         self.one("roster")
     }
 
-    /// Queue that keeps one document: which groups there are.
+    /// Queue with one message: the list of groups.
     pub(super) fn registry(&self) -> ShortString {
         self.one("registry")
     }
 
-    /// Queue that drops everything; its binding shows that the exchange of events has those that it was given.
+    /// Queue that drops every message; its binding shows that the exchange of events still has its bindings.
     pub(super) fn mark(&self) -> ShortString {
         self.one("mark")
     }
@@ -63,7 +63,7 @@ impl Names {
         self.of("dlq", group)
     }
 
-    /// Attempts that a keyed group's owner counted.
+    /// Attempts that the owner of a keyed group has counted.
     pub(super) fn journal(&self, group: &Group) -> ShortString {
         self.of("journal", group.as_str())
     }
@@ -88,7 +88,7 @@ impl Names {
         self.of("rpc", subject)
     }
 
-    /// What is sent to one connection.
+    /// Messages to one connection.
     pub(super) fn inbox(&self, id: &str) -> ShortString {
         self.of("inbox", id)
     }
@@ -99,7 +99,7 @@ impl Names {
     }
 }
 
-/// A pattern in the words of a topic exchange: `>` is one or more tokens, `#` would be none as well.
+/// A pattern as a binding key of a topic exchange: `>` matches one or more tokens, but `#` would also match none.
 pub(super) fn binding(pattern: &Pattern) -> ShortString {
     match pattern.as_str().strip_suffix('>') {
         Some(start) => format!("{start}*.#").into(),

@@ -1,7 +1,7 @@
-//! Publishing: one channel, one task, a sliding window of unconfirmed messages in their order.
+//! Publishes messages: one channel, one task, a sliding window of unconfirmed messages in order.
 //!
-//! Messages that were under way when a connection broke are sent again in their order before anything newer; the broker
-//! may have stored them already, so they may come twice, with the same id.
+//! Messages that were unconfirmed when a connection broke are sent again, in order and before newer ones. The broker
+//! may have stored them already, so they may be delivered twice, with the same id.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,12 +27,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::Receipt;
 
-/// Most messages on their way to the broker at a time.
+/// Maximum number of unconfirmed messages in flight to the broker.
 const WINDOW: usize = 2048;
-/// Most messages that wait for a place in the window.
+/// Maximum number of messages that wait for a place in the window.
 const WAITING: usize = 65_536;
 
-/// A message on its way.
+/// A message in flight.
 pub(super) struct Pending {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
@@ -40,11 +40,11 @@ pub(super) struct Pending {
     pub(super) payload: Bytes,
     answer: Answer<Receipt>,
     deadline: Instant,
-    /// A missing exchange may be made for it, once.
+    /// A missing exchange may be created again for this message, once.
     mends: bool,
 }
 
-/// The door to the publishing task.
+/// The queue of the publishing task.
 #[derive(Debug)]
 pub(super) struct Publisher {
     parcels: mpsc::UnboundedSender<Pending>,
@@ -55,8 +55,8 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// `makes` is an exchange to make again, with its bindings, should it vanish: somebody may delete it, and a broker that is killed may forget what was declared a
-    /// moment before.
+    /// `makes` is an exchange to create again, with its bindings, when it is missing: a user may delete it, and a
+    /// broker that is killed may lose declarations of the last moment.
     pub(super) fn start(
         link: Arc<Link>,
         within: Duration,
@@ -115,7 +115,7 @@ impl Publisher {
         }
     }
 
-    /// Waits until everything taken before the close is answered.
+    /// Waits until every publish that was accepted before the close has its result.
     pub(super) async fn finished(&self) {
         self.finished.cancelled().await;
     }
@@ -130,15 +130,16 @@ struct Task {
     under_way: VecDeque<(Pending, Sending)>,
     closed: CancellationToken,
     within: Duration,
-    /// The exchange to make again when it has vanished, with its bindings, if we may.
+    /// The exchange to create again, with its bindings, when it is missing; `None` where that is not allowed.
     makes: Option<(ShortString, Arc<Bindings>)>,
-    /// It is to be made again.
+    /// The exchange must be created again.
     made: bool,
-    /// The broker closed the channel over one message of a batch without naming it: send one at a time to find it.
+    /// The broker closed the channel because of one message of a batch without naming it: sends one at a time to find
+    /// it.
     careful: bool,
 }
 
-/// What the broker's word means for who published.
+/// Converts the broker's confirmation to the result of the publish.
 fn stored(confirmation: Confirmation) -> Result<Receipt> {
     match confirmation {
         Confirmation::Ack(_) => Ok(Receipt::default()),
@@ -149,7 +150,7 @@ fn stored(confirmation: Confirmation) -> Result<Receipt> {
     }
 }
 
-/// Hands a message to the client; the frames are queued by the first poll, so the order is that of the calls.
+/// Passes a message to the client. The first poll queues the frames, so the order is that of the calls.
 async fn send(channel: &Channel, parcel: &Pending) -> Sending {
     let (channel, payload) = (channel.clone(), parcel.payload.clone());
     let (exchange, routing_key) = (parcel.exchange.clone(), parcel.routing_key.clone());
@@ -170,9 +171,9 @@ impl Task {
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
             if let (true, Some((_, bindings))) = (std::mem::take(&mut self.made), &self.makes) {
-                // Should it fail, so does the next publish.
+                // If it fails, the next publish fails, too.
                 if let Err(error) = bindings.stand().await {
-                    tracing::warn!(%error, "the exchange cannot be made again");
+                    tracing::warn!(%error, "the exchange cannot be created again");
                 }
             }
             if self.careful {
@@ -198,10 +199,10 @@ impl Task {
         }
     }
 
-    /// A channel, or `None` when there is nothing left to do. What cannot wait for it any longer is told so.
+    /// Returns a channel, or `None` when there is nothing left to do. Messages that cannot wait longer get an error.
     async fn channel(&mut self, backoff: &mut Backoff) -> Option<Channel> {
         loop {
-            // Without anything to send no connection is needed.
+            // Without a message to send no connection is needed.
             if self.under_way.is_empty() {
                 let parcel = tokio::select! {
                     parcel = self.incoming.recv() => parcel?,
@@ -241,7 +242,7 @@ impl Task {
         }
     }
 
-    /// Answers what has waited too long, or everything.
+    /// Ends publishes that have waited too long, or all of them, with an error.
     fn expire(&mut self, error: impl Fn() -> Error, all: bool) {
         let now = Instant::now();
         while self.under_way.front().is_some_and(|(parcel, _)| all || parcel.deadline <= now) {
@@ -250,7 +251,8 @@ impl Task {
         }
     }
 
-    /// Sends and confirms until the channel breaks, which it answers, or until the bus is closed and all is told.
+    /// Sends and confirms until the channel breaks (returns its error), or until the bus is closed and every publish
+    /// has its result.
     async fn work(&mut self, channel: &Channel) -> Option<Error> {
         let mut batch = Vec::with_capacity(256);
         let mut confirmed = Vec::new();
@@ -265,7 +267,7 @@ impl Task {
                 {
                     let mut next = Some(result);
                     let mut broken = None;
-                    // The broker confirms many with one word.
+                    // The broker confirms many messages with one frame.
                     while let Some(result) = next {
                         let (parcel, _) = self.under_way.pop_front().expect("not empty");
                         match result {
@@ -314,7 +316,7 @@ impl Task {
         }
     }
 
-    /// Sends what is under way with nothing else beside it; answers what the channel broke on.
+    /// Sends the unconfirmed messages one at a time; returns the error if the channel breaks.
     async fn one_by_one(&mut self, channel: &Channel) -> Option<Error> {
         while let Some((parcel, _)) = self.under_way.pop_front() {
             let sending = send(channel, &parcel).await;
@@ -331,7 +333,7 @@ impl Task {
         None
     }
 
-    /// The channel broke. What it broke on is not tried again: that would break the next one, too.
+    /// Handles a broken channel. The message that caused it is not sent again: it would break the next channel, too.
     fn broken(&mut self, parcel: Pending, error: lapin::Error) -> Option<Error> {
         let error = amqp(error);
         let guilty = matches!(

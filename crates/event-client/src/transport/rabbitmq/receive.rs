@@ -1,4 +1,5 @@
-//! What a member has fetched and nobody has taken yet: read, lined up behind its key, handed out when there is room.
+//! Handles messages that a member has fetched and no handler has taken: decodes them, queues them by key, and delivers
+//! them when there is room.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::message::Message;
 use crate::subject::Subject;
 
 impl Member {
-    /// Takes what the broker sent.
+    /// Handles a delivery of the broker.
     pub(super) async fn receive(&mut self, delivery: lapin::message::Delivery) {
         self.seen += 1;
         let tag = delivery.delivery_tag;
@@ -44,7 +45,7 @@ impl Member {
         let first = facts.attempt;
         facts.attempt = first.saturating_add(read.returns);
         let mut attempt = i64::from(facts.attempt) + self.counted.offset(&message);
-        // Behind another of its key nobody can have tried it, however often it was fetched.
+        // Behind another message of its key, no handler can have tried it, however often it was fetched.
         if read.returns > 0
             && self.spec.keyed
             && message.key.as_ref().is_some_and(|key| self.lanes.is_busy(key))
@@ -70,8 +71,9 @@ impl Member {
             }
             return;
         }
-        // The id must be the same in each delivery, so it is written down before anybody sees it: as a copy that has it.
-        // One with a key keeps its place, as its order matters more.
+        // The id must be the same in each delivery, so a message without an id is stored again, as a copy with an id,
+        // before any handler sees it. A message with a key keeps its place instead, because its order is more
+        // important.
         if !(read.named || self.spec.keyed && item.message.key.is_some()) {
             let published_at = item.facts.published_at.or_else(|| Some(Timestamp::now()));
             let facts = Facts { attempt: item.attempt, published_at, ..item.facts.clone() };
@@ -91,7 +93,8 @@ impl Member {
         }
     }
 
-    /// Its turn has come, but for the wait that it may owe to a retry of its last owner.
+    /// The message is the first of its key: makes it ready, or lets it wait for a retry time that the previous owner
+    /// set.
     fn line_up_next(&mut self, item: Item) {
         match self.counted.left(&item.message) {
             Some(left) => self.wait(bounds::from_now(left), item, true),
@@ -108,19 +111,19 @@ impl Member {
         self.waits.insert((until, self.tokens), (item, retry));
     }
 
-    /// A foreign message that cannot be ours: a dead letter with the bytes that came.
+    /// Handles a foreign message that cannot be decoded: it becomes a dead letter with its original bytes.
     fn undecodable(&mut self, tag: u64, routing_key: &str, payload: Bytes, error: &Error) {
         let subject = Subject::new("foreign").expect("a valid subject");
         let message = Arc::new(Message::new(subject, "application/octet-stream", payload));
         let item = Item { tag, message, facts: Facts::default(), attempt: 1 };
         let rejection = Rejection::new(
             Reason::Undecodable,
-            format!("the routing key {routing_key:?} is no subject: {error}"),
+            format!("the routing key {routing_key:?} is not a valid subject: {error}"),
         );
         self.dead_letter(item, rejection, None);
     }
 
-    /// Gives consumers what they have room for.
+    /// Delivers messages as far as consumers have room.
     pub(super) fn hand_out(&mut self) {
         if self.stopping {
             return;
@@ -147,7 +150,7 @@ impl Member {
         }
     }
 
-    /// The message is settled for good: the next of its key may go.
+    /// The message is settled for good: the next one of its key may be delivered.
     pub(super) fn finish(&mut self, item: &Item) {
         if self.spec.keyed {
             self.counted.forget(&item.message);
@@ -159,7 +162,7 @@ impl Member {
         }
     }
 
-    /// Leases that have run out, waits that are over.
+    /// Handles leases that have expired and waits that are over.
     pub(super) async fn pass(&mut self, channel: &Channel) {
         let now = Instant::now();
         let late: Vec<_> = self
@@ -173,7 +176,7 @@ impl Member {
             if !self.spec.keyed {
                 self.give_back(channel, &item).await;
             }
-            // A keyed one goes back with all the others when this channel closes.
+            // A keyed message goes back with all the others when this channel closes.
         }
         while let Some(entry) = self.waits.first_entry() {
             if entry.key().0 > now {
@@ -184,7 +187,7 @@ impl Member {
         }
     }
 
-    /// What is here, for who asks.
+    /// Returns the state of this member, for status queries.
     pub(super) fn holding(&self) -> Holding {
         let waiting = self.waits.values().filter(|(_, retry)| *retry).count();
         let early = self.waits.len() - waiting;

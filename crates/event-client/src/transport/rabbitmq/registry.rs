@@ -1,8 +1,8 @@
-//! Which groups there are: AMQP cannot list queues, so one durable queue keeps one message, and that is the list.
+//! Stores the list of groups: AMQP cannot list queues, so one durable queue keeps one message, which is that list.
 //!
-//! Whoever reads or changes it holds a lock: an exclusive queue, which the broker gives to one connection at a time and
-//! takes back when that connection ends. A change publishes the new list and then acknowledges the old one; after a crash
-//! in between there are two, of which the higher version stands.
+//! Every read or change of the list holds a lock: an exclusive queue, which the broker gives to one connection at a
+//! time and deletes when that connection ends. A change publishes the new list and then acknowledges the old one; after
+//! a crash in between there are two lists, of which the one with the higher version counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,38 +20,38 @@ use super::names::Names;
 use super::republish::Republisher;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long others may hold the lock.
+/// How long to wait while other connections hold the lock.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long the queue must have been empty to be believed.
+/// How long the queue must be empty before the list counts as missing.
 const EMPTY: Duration = Duration::from_secs(3);
 
-/// The list.
+/// The list of groups.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Registry {
     version: u64,
     /// By name.
     pub(super) groups: BTreeMap<String, Record>,
-    /// Deleted groups whose dead letters may still be there.
+    /// Deleted groups whose dead letters may still exist.
     #[serde(default)]
     pub(super) buried: Vec<String>,
-    /// The exchange has a mark, see `bindings.rs`.
+    /// The exchange of events has a mark, see `bindings.rs`.
     #[serde(default)]
     pub(super) marked: bool,
 }
 
-/// What is known of a group.
+/// The stored facts about a group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) filters: Vec<String>,
     #[serde(default)]
     pub(super) keyed: bool,
-    /// Waiting rooms that it has ever used, a bit each.
+    /// Delay queues that it has ever used, one bit each.
     #[serde(default)]
     pub(super) rooms: u32,
 }
 
-/// One connection's way to the list.
+/// One connection's access to the list.
 #[derive(Debug)]
 pub(super) struct Registrar {
     names: Names,
@@ -61,7 +61,7 @@ pub(super) struct Registrar {
     turn: Mutex<()>,
 }
 
-/// The lock, held.
+/// The lock while it is held.
 pub(super) struct Turn<'a> {
     registrar: &'a Registrar,
     what: &'static str,
@@ -78,12 +78,12 @@ impl Registrar {
         Self { names, link, declarer, republisher, turn: Mutex::new(()) }
     }
 
-    /// The list as it is.
+    /// Returns the list.
     pub(super) async fn read(&self) -> Result<Registry> {
         self.change(|_| Ok(false)).await.map(|(list, _)| list)
     }
 
-    /// Runs `edit` on the list while nobody else can, and stores the list where `edit` says that it changed.
+    /// Runs `edit` on the list under the lock, and stores the list if `edit` returns that it changed it.
     pub(super) async fn change(
         &self,
         edit: impl FnOnce(&mut Registry) -> Result<bool>,
@@ -91,7 +91,7 @@ impl Registrar {
         self.change_with(async |list| edit(list)).await
     }
 
-    /// The same with an `edit` that talks to the broker.
+    /// Like `change`, with an `edit` that sends commands to the broker.
     pub(super) async fn change_with(
         &self,
         edit: impl AsyncFnOnce(&mut Registry) -> Result<bool>,
@@ -121,7 +121,7 @@ impl Registrar {
                 Err(_) => return Err(super::error::timeout("read the list of groups")),
             };
             let Some(got) = got else {
-                // Given back a moment ago, or never written because its first writer died.
+                // Another reader returned the list a moment ago, or it was never written because its first writer died.
                 if tags.is_empty() && empty.elapsed() < EMPTY {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                     continue;
@@ -146,7 +146,7 @@ impl Registrar {
         if store || tags.len() > 1 {
             list.version = before.version + 1;
             if let Err(error) = self.store(&list).await {
-                // The old one is still there: the channel gives it back.
+                // The old list is still in the queue: closing the channel returns it.
                 let _ = channel.close(200, "undone".into()).await;
                 return Err(error);
             }
@@ -161,14 +161,15 @@ impl Registrar {
         edited.map(|changed| (list, changed))
     }
 
-    /// There is no list yet: it is made with the first change. Who makes a group settles the names of all its queues.
+    /// There is no list yet: creates it with the first change. The caller that creates a group runs `settle_names`,
+    /// which covers all its queues and this one.
     async fn first(&self, edit: impl AsyncFnOnce(&mut Registry) -> Result<bool>) -> Result<(Registry, bool)> {
         let mut list = Registry::default();
         let changed = edit(&mut list).await?;
         if changed {
             let arguments = arguments([
                 ("x-queue-type", word("quorum")),
-                // It is taken and given back with every reading.
+                // Every read takes the message and returns it.
                 ("x-delivery-limit", number(1_000_000_000)),
             ]);
             self.declarer.declare(self.names.registry(), arguments).await?;
@@ -208,7 +209,7 @@ impl Turn<'_> {
             channel.queue_delete(lock, QueueDeleteOptions::default()).await
         });
         if let Err(error) = freed.await {
-            // The broker frees it with the connection at the latest.
+            // The broker frees the lock at the latest when the connection ends.
             tracing::debug!(%error, "a lock is freed later");
         }
     }

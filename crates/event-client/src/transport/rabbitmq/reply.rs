@@ -1,4 +1,4 @@
-//! Answering: one request's frames in their order, each when the caller has room for it.
+//! Sends the frames of one request's answer, in order, each when the caller has granted credit for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +19,9 @@ use crate::status::Status;
 use crate::transport::headers;
 use crate::transport::{Frame, Respond};
 
-/// A caller learns who has its request when the answer takes longer than this.
+/// The caller receives a notice with the responder's inbox when the answer takes longer than this.
 const NOTICE: Duration = Duration::from_millis(20);
-/// And is made sure of so often.
+/// Interval of further notices: when one is returned, the caller has ended.
 const LOOK: Duration = Duration::from_secs(2);
 
 pub(super) enum Step {
@@ -29,7 +29,7 @@ pub(super) enum Step {
     Abandon,
 }
 
-/// The responder's side: frames in their order, each when the caller has room for it.
+/// The responder's end of one answer: passes its frames, in order, to the task that sends them.
 pub(super) struct Outgoing {
     pub(super) frames: mpsc::UnboundedSender<Step>,
     pub(super) room: Arc<Semaphore>,
@@ -40,11 +40,11 @@ impl Respond for Outgoing {
     fn send(&mut self, frame: Frame) -> Confirm<()> {
         self.unread += 1;
         if self.unread > WINDOW * 4 + self.room.available_permits() && self.room.available_permits() == 0 {
-            // Counted roughly: only who never waits for a confirmation comes here.
+            // An estimate: only a responder that never awaits a confirmation gets here.
             self.unread = WINDOW * 4;
             return Confirm::ready(Err(Error::new(
                 ErrorKind::Full,
-                "the caller does not read so fast; await confirmations",
+                "the caller reads slower than frames are sent; await confirmations",
             )));
         }
         let (answer, confirm) = Confirm::channel();
@@ -69,7 +69,7 @@ impl Respond for Outgoing {
 pub(super) struct Answering {
     pub(super) client_bus: Arc<ClientBus>,
     pub(super) at: (SmolStr, u64),
-    /// The correlation id of a caller that is not of this library.
+    /// The correlation id of a caller that does not use this library.
     pub(super) foreign: Option<ShortString>,
     pub(super) inbox: ShortString,
     pub(super) gone: CancellationToken,
@@ -104,7 +104,7 @@ impl Answering {
                 Some(Step::Frame(frame, answer)) => {
                     let last = frame.last;
                     if !last {
-                        // A caller that is gone reads nothing; what is sent to it may as well be forgotten.
+                        // A caller that has ended reads nothing, so frames for it may be dropped.
                         tokio::select! {
                             permit = room.acquire() => permit.expect("never closed").forget(),
                             () = self.gone.cancelled() => {}
@@ -115,7 +115,7 @@ impl Answering {
                     if !self.gone.is_cancelled() {
                         sent = self.tell(self.frame(&frame), &frame.payload).await;
                     }
-                    // The broker may be set to take less than our `max_payload`.
+                    // The broker's limit may be lower than `max_payload`.
                     let refused = sent.as_ref().err().filter(|error| error.kind() == ErrorKind::TooLarge);
                     let status = refused.map(|error| Frame::status(&Status::from(error)));
                     if let Some(status) = &status {
@@ -150,12 +150,12 @@ impl Answering {
 
     async fn tell(&self, properties: BasicProperties, payload: &[u8]) -> Result<()> {
         if self.at.0.is_empty() {
-            return Ok(()); // nobody asked for an answer
+            return Ok(()); // the request has no reply queue
         }
         let mut tries = 0;
         loop {
             match self.client_bus.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
-                // The broker returns what goes to its direct reply-to, and delivers it all the same.
+                // The broker returns messages to its direct reply-to queue, and delivers them all the same.
                 Ok(taken) => {
                     if !taken && self.foreign.is_none() {
                         self.gone.cancel();

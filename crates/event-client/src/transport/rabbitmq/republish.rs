@@ -1,7 +1,9 @@
-//! Copies: retries, dead letters, replays. Each must arrive in a queue, so each is `mandatory` and returns are read.
+//! Publishes copies: retries, dead letters, replays. Each must arrive in a queue, so each is `mandatory`, and returned
+//! copies are detected.
 //!
-//! The client hands a returned message to *some* confirmation of the batch that it was confirmed with. Therefore copies
-//! go in batches of whatever waits, all confirmations of a batch are awaited, and a return is known by its own number.
+//! The client attaches a returned message to *some* confirmation of the batch with which it was confirmed. Therefore
+//! all waiting copies go in one batch, all confirmations of a batch are awaited, and a returned copy is identified by
+//! its own number.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,9 +22,9 @@ use super::error::{amqp, closed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 
-/// Most copies in a batch.
+/// Maximum number of copies in a batch.
 const BATCH: usize = 256;
-/// How long the broker may take for a batch.
+/// How long the broker may take to confirm a batch.
 const WITHIN: Duration = Duration::from_secs(10);
 
 struct Job {
@@ -33,12 +35,12 @@ struct Job {
     answer: oneshot::Sender<Result<()>>,
 }
 
-/// The door to the copying task.
+/// The queue of the copying task.
 #[derive(Clone, Debug)]
 pub(super) struct Republisher(mpsc::UnboundedSender<Job>);
 
 impl Republisher {
-    /// The task ends with the last door.
+    /// Starts the task; it ends when the last `Republisher` is dropped.
     pub(super) fn start(link: Arc<Link>) -> Self {
         let (jobs, waiting) = mpsc::unbounded_channel();
         let died = link.closed.clone();
@@ -49,7 +51,7 @@ impl Republisher {
     /// Stores a copy in the queue of this name.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] when there is no such queue.
+    /// [`ErrorKind::NotFound`] when the queue does not exist.
     pub(super) async fn to_queue(
         &self,
         queue: ShortString,
@@ -100,7 +102,7 @@ async fn run(link: Arc<Link>, mut waiting: mpsc::UnboundedReceiver<Job>) {
     }
 }
 
-/// Sends a batch and answers each; whether the channel is still good.
+/// Sends a batch and reports each result; returns whether the channel is still usable.
 async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, link: &Link) -> bool {
     let publishes = batch.iter_mut().zip(first..).map(|(job, number)| {
         let properties = std::mem::take(&mut job.properties).with_correlation_id(number.to_string().into());
@@ -130,7 +132,7 @@ async fn send(channel: &Channel, first: u64, batch: &mut Vec<Job>, link: &Link) 
     for ((job, number), confirmation) in batch.drain(..).zip(first..).zip(confirmations) {
         let result = match confirmation {
             Ok(_) if returned.contains_key(&number.to_string()) => {
-                Err(Error::new(ErrorKind::NotFound, "no queue takes the copy")
+                Err(Error::new(ErrorKind::NotFound, "the queue for the copy does not exist")
                     .with("queue", &job.routing_key))
             }
             Ok(Confirmation::Ack(_)) => Ok(()),

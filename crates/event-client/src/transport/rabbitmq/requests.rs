@@ -1,13 +1,13 @@
-//! Calling: a request goes to the queue of its subject, `mandatory`, and the answer comes to the caller's inbox.
+//! Calls: sends each request, `mandatory`, to the queue of its subject, and receives the answer in the caller's inbox.
 //!
-//! An inbox of our own instead of the broker's direct reply-to: both ends can then see that the other is gone, because
-//! what they send to it comes back.
+//! It uses an inbox queue of this library and not the broker's direct reply-to: both ends can then detect that the
+//! other has ended, because messages to its inbox are returned.
 //!
 //! ```text
-//!  caller ── request ──▶ NS.rpc.SUBJECT ──▶ member          nobody there: returned, `NoResponder`
-//!         ◀── taken (after 20 ms, then every 2 s) ──        returned: the caller is gone
+//!  caller ── request ──▶ NS.rpc.SUBJECT ──▶ member          no member: returned, `NoResponder`
+//!         ◀── taken (after 20 ms, then every 2 s) ──        returned: the caller has ended
 //!         ◀── frame, frame, … last │ abandoned ────
-//!         ── more n │ gone ──▶                              returned: the member is gone
+//!         ── more n │ gone ──▶                              returned: the member has ended
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -31,9 +31,9 @@ use crate::message::Message;
 use crate::transport::headers;
 use crate::transport::{Frame, Replies};
 
-/// Frames that may be on their way without having been read.
+/// Maximum number of frames that are in flight and not yet read.
 pub(super) const WINDOW: usize = 64;
-/// How often a caller makes sure that its server is there.
+/// How often a caller checks that its server still exists.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Outstanding calls of one connection.
@@ -43,7 +43,7 @@ pub(super) struct Calls(Mutex<HashMap<u64, Call>>);
 #[derive(Debug)]
 struct Call {
     events: mpsc::UnboundedSender<Event>,
-    /// The inbox of who has it.
+    /// The inbox of the server that has the request.
     server: Option<SmolStr>,
 }
 
@@ -65,26 +65,31 @@ impl Calls {
         }
     }
 
-    /// Nobody serves the subject.
+    /// Ends a call whose subject has no member.
     pub(super) fn nobody(&self, number: u64) {
-        self.send(number, Event::Failed(Error::new(ErrorKind::NoResponder, "nobody serves the subject")));
+        self.send(
+            number,
+            Event::Failed(Error::new(ErrorKind::NoResponder, "no responder serves this subject")),
+        );
     }
 
-    /// A message to this server's inbox came back.
+    /// Ends the calls of a server whose inbox no longer exists: a message to it was returned.
     pub(super) fn lost(&self, server: &str) {
         for call in self.0.lock().expect("not poisoned").values() {
             if call.server.as_deref() == Some(server) {
-                let _ = call.events.send(Event::Failed(unavailable("the server went away with the request")));
+                let _ = call
+                    .events
+                    .send(Event::Failed(unavailable("the server ended before it answered the request")));
             }
         }
     }
 
-    /// The inbox is lost: no answer can come.
+    /// Ends all calls, because the inbox is lost and no answer can arrive.
     pub(super) fn end_all(&self) {
         for call in self.0.lock().expect("not poisoned").values() {
-            let _ = call
-                .events
-                .send(Event::Failed(unavailable("the connection was lost with the request under way")));
+            let _ = call.events.send(Event::Failed(unavailable(
+                "the connection was lost while the request was in progress",
+            )));
         }
     }
 
@@ -99,7 +104,8 @@ impl Calls {
         }
         match kind {
             "frame" => self.send(number, Event::Frame(frame(delivery))),
-            "abandoned" => self.send(number, Event::Failed(unavailable("the server let go of the request"))),
+            "abandoned" => self
+                .send(number, Event::Failed(unavailable("the server dropped the request without an answer"))),
             _ => {}
         }
     }
@@ -153,15 +159,15 @@ pub(super) async fn call(
         .with_correlation_id(number.to_string().into())
         .with_reply_to(inbox)
         .with_expiration(millis.to_string().into());
-    // The answer may be quicker than the confirmation, and both may be later than the deadline.
+    // The answer may arrive before the confirmation, and both may arrive after the deadline.
     let sent = tokio::select! {
         sent = client_bus.tell(queue, properties, &request.payload) => sent,
         () = sleep_until(deadline) => Err(Error::new(ErrorKind::Timeout, "the deadline passed before the request was sent")),
     };
     if !sent? {
-        return Err(Error::new(ErrorKind::NoResponder, "nobody serves the subject"));
+        return Err(Error::new(ErrorKind::NoResponder, "no responder serves this subject"));
     }
-    // The broker may have told it to another call's confirmation.
+    // The returned request may have arrived with the confirmation of another call.
     if let Ok(event) = waiting.incoming.try_recv() {
         match event {
             Event::Failed(error) if error.kind() == ErrorKind::NoResponder => return Err(error),
@@ -173,12 +179,12 @@ pub(super) async fn call(
     Ok(replies)
 }
 
-/// One call, from its sending to its end.
+/// One call, from the request to its end.
 struct Waiting {
     client_bus: Arc<ClientBus>,
     number: u64,
     inbox: ShortString,
-    /// Where the request went.
+    /// The queue of the request.
     queue: ShortString,
     incoming: mpsc::UnboundedReceiver<Event>,
     server: Option<SmolStr>,
@@ -187,7 +193,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Takes an event; answers whether it was the end.
+    /// Handles an event; returns whether it was the last one.
     fn accept(&mut self, event: Event) -> bool {
         match event {
             Event::Taken(server) => {
@@ -263,9 +269,9 @@ impl Waiting {
                 }
                 _ = looks.tick(), if !ended => match &self.server {
                     Some(_) => self.tell("more", "0").await,
-                    // Who had it died before it could say so, and was the last to serve the subject.
+                    // The server died before it could send a notice, and it was the last one that served the subject.
                     None if self.client_bus.is_gone(&self.queue).await => {
-                        self.pending.push_back(Err(unavailable("the server went away with the request")));
+                        self.pending.push_back(Err(unavailable("the server ended before it answered the request")));
                         ended = true;
                     }
                     None => {}

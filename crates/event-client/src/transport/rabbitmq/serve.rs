@@ -1,4 +1,5 @@
-//! Serving: members of a service share one queue for each subject; a member that dies with a request is told to its caller.
+//! Serves requests: members of a service share one queue for each subject; when a member dies, the callers of its
+//! requests get an error.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -29,10 +30,11 @@ use crate::supervise;
 use crate::transport::headers;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
-/// The queue of a subject goes with its last member, or so long after a broker's restart.
+/// The queue of a subject is deleted with its last consumer, or after this number of milliseconds without use, as after
+/// a broker's restart.
 const UNUSED: u64 = 300_000;
 
-/// Requests in hand, by the caller's inbox and number.
+/// Requests in progress, by the caller's inbox and number.
 #[derive(Debug, Default)]
 pub(super) struct Served(pub(super) Mutex<HashMap<(SmolStr, u64), InHand>>);
 
@@ -64,7 +66,7 @@ impl Served {
         self.0.lock().expect("not poisoned").is_empty()
     }
 
-    /// A message to this caller's inbox came back.
+    /// Cancels the requests of a caller whose inbox no longer exists: a message to it was returned.
     pub(super) fn lost(&self, caller: &str) {
         let served = self.0.lock().expect("not poisoned");
         served
@@ -101,7 +103,8 @@ impl Member {
 
     async fn open(&self, subjects: &[Subject], max_in_flight: usize) -> Result<(Channel, Vec<Consumer>)> {
         let channel = self.link.channel().await?;
-        // Together no more than the credit, if every subject may have at least one.
+        // All subjects together get no more than the limit, unless the subjects outnumber it, as each needs at least
+        // one.
         let each = u16::try_from((max_in_flight / subjects.len()).max(1)).unwrap_or(u16::MAX);
         command("set the credit", channel.basic_qos(each, BasicQosOptions::default())).await?;
         let mut consumers = Vec::new();
@@ -112,7 +115,7 @@ impl Member {
             command("make a queue of requests", channel.queue_declare(queue.clone(), options, arguments))
                 .await
                 .map_err(|error| error.with("queue", &queue))?;
-            // A classic queue refuses a timeout of the consumer's own.
+            // A classic queue refuses a consumer's own `x-consumer-timeout`.
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
             let consume = channel.basic_consume(queue, subject.as_str().into(), options, arguments);
             consumers.push(command("consume requests", consume).await?);
@@ -169,7 +172,7 @@ impl Member {
                     }
                     () = self.closed.cancelled() => {
                         drop(sender);
-                        // What is in hand is let go of, and says so.
+                        // Requests in progress are abandoned, and their callers are notified.
                         self.leave(&spec, &channel, &slots, max_in_flight).await;
                         return;
                     }
@@ -184,7 +187,7 @@ impl Member {
         }
     }
 
-    /// Takes no more, and stays until what it has is answered.
+    /// Takes no more requests, and returns when the ones in progress are answered.
     async fn leave(&self, spec: &Serve, channel: &Channel, slots: &Arc<Semaphore>, max_in_flight: usize) {
         for subject in &spec.subjects {
             let cancel = channel.basic_cancel(subject.as_str().into(), BasicCancelOptions::default());
@@ -241,10 +244,11 @@ impl Member {
             let outgoing = Outgoing { frames, room, unread: 0 };
             let responder = Responder::new(Box::new(outgoing), gone, self.max_payload);
             let request = IncomingRequest { message: Arc::new(read.message), within, responder };
-            // Refused only when nobody receives any more; then the responder says that the request is let go of.
+            // Fails only when no receiver is left; then the dropped responder reports to the caller that the request
+            // was dropped.
             drop(sender.try_send(request));
         } else {
-            // Whoever had it before may have done it already.
+            // A redelivered request may have been handled already by another member.
             let _ = frames.send(Step::Abandon);
         }
         tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! What becomes of a delivery beyond an acknowledgement: copies to wait, to die, or to be tried by another.
+//! Settles deliveries: acknowledges them, stores copies for retries and dead letters, and returns messages to the
+//! group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,13 +30,13 @@ use crate::message::Message;
 use crate::subject::Group;
 use crate::transport::headers;
 
-/// A dead letter's own id, on the letter.
+/// Header of a dead letter: its own id.
 pub(super) const LETTER: &str = "bus-dlq-id";
 
-/// One subscription's door for settlements.
+/// The queue of one subscription's settlements to its member task.
 pub(super) struct Settler(pub(super) mpsc::UnboundedSender<Command>);
 
-/// A caller that awaits a settlement. Dropped without an answer, it returns `LeaseLost`.
+/// A caller that awaits a settlement. Dropped without a result, it reports `LeaseLost`.
 pub(super) struct Asker(Option<Answer<()>>);
 
 impl Asker {
@@ -55,7 +56,7 @@ impl Drop for Asker {
 }
 
 pub(super) fn lost() -> Error {
-    Error::new(ErrorKind::LeaseLost, "the delivery is another consumer's by now")
+    Error::new(ErrorKind::LeaseLost, "another consumer owns the delivery now")
 }
 
 impl Settle for Settler {
@@ -77,7 +78,7 @@ impl Settle for Settler {
 }
 
 impl Inner {
-    /// Stores a copy for this group only, to be delivered not before `after`.
+    /// Stores a copy for this group only, which is not delivered before `after` has passed.
     pub(super) async fn copy_to_group(
         self: Arc<Self>,
         group: Group,
@@ -92,7 +93,7 @@ impl Inner {
         self.wait_and_deliver(Some(&group), queue, &message, &facts).await
     }
 
-    /// Stores a copy in `queue`, by way of a waiting room when it is not due yet.
+    /// Stores a copy in `queue`, through a delay queue when it is not due yet.
     pub(super) async fn wait_and_deliver(
         &self,
         group: Option<&Group>,
@@ -120,10 +121,10 @@ impl Inner {
                 result => return result,
             }
         }
-        unreachable!("the second try answers")
+        unreachable!("the second try returns")
     }
 
-    /// Notes once that the group uses this room, so that whoever looks at the group finds it.
+    /// Records once that the group uses this delay queue, so that the administration of the group finds it.
     async fn mark_room(&self, group: &Group, tier: u32) -> Result<()> {
         let known = |rooms: &u32| rooms & (1 << tier) != 0;
         if self.rooms.lock().expect("not poisoned").get(group).is_some_and(known) {
@@ -217,7 +218,7 @@ impl Member {
                 self.copy(item, facts, after, Some(answer));
             }
             Settlement::Release if self.spec.keyed => {
-                // In front of the next of its key, which waits for it.
+                // In front of the next message of its key, which waits for it.
                 self.ready.push_front(item);
                 answer.tell(Ok(()));
             }
@@ -232,7 +233,8 @@ impl Member {
         }
     }
 
-    /// A keyed message waits here, and the next of its key behind it; the broker keeps its place in the queue.
+    /// A keyed message waits in this member, and the next ones of its key behind it; it keeps its place in the broker's
+    /// queue.
     fn retry_here(&mut self, mut item: Item, after: Duration, answer: Asker) {
         item.attempt = item.attempt.saturating_add(1);
         let due = (!after.is_zero()).then(|| bounds::time_from_now(after));
@@ -246,7 +248,8 @@ impl Member {
         self.keep_copying(item, answer, copied);
     }
 
-    /// A copy goes on by itself: it may hold the control channel, for which the member waits before it leaves.
+    /// A copy runs in its own task: it may hold the control channel, and the member waits for that channel before it
+    /// leaves.
     pub(super) fn keep_copying(
         &mut self,
         item: Item,
@@ -255,13 +258,15 @@ impl Member {
     ) {
         let copied = AbortOnDropHandle::new(tokio::spawn(copied));
         self.copying.push(Box::pin(async move {
-            let given_up = |error| Err(Error::new(ErrorKind::Internal, "a copy was given up").because(error));
+            let given_up =
+                |error| Err(Error::new(ErrorKind::Internal, "a copy was cancelled").because(error));
             let result = copied.await.unwrap_or_else(given_up);
             (item, answer, result)
         }));
     }
 
-    /// Back to the group as if nobody had had it: in its place where the broker can do that, as a copy otherwise.
+    /// Returns a message to the group as if it had not been delivered: to its place if the broker supports that, as a
+    /// copy otherwise.
     pub(super) fn release(&mut self, item: Item) {
         if self.inner.consume.can(Version::returns_uncounted) {
             self.returned.push(item.tag);
@@ -284,7 +289,8 @@ impl Member {
         self.keep_copying(item, answer, buried);
     }
 
-    /// A copy is stored, so the original may go; or it is not, and the original goes back.
+    /// Handles the end of a copy: if it is stored, the original is acknowledged; otherwise the original returns to the
+    /// group.
     pub(super) async fn copied(
         &mut self,
         channel: &Channel,
@@ -304,7 +310,7 @@ impl Member {
                     answer.tell(Err(error.during("settle")));
                 }
                 if self.spec.keyed {
-                    // Its place is kept; another try after a while.
+                    // It keeps its place; another try follows after a second.
                     self.wait(Instant::now() + Duration::from_secs(1), item, true);
                 } else {
                     self.give_back(channel, &item).await;
@@ -313,14 +319,15 @@ impl Member {
         }
     }
 
-    /// Back to the broker, counted as an attempt. Rejected, as a `nack` is not counted by newer brokers.
+    /// Returns a message to the broker, counted as an attempt. It is rejected, because newer brokers do not count a
+    /// `nack`.
     pub(super) async fn give_back(&mut self, channel: &Channel, item: &Item) {
         self.tags.told(item.tag);
         let back = channel.basic_reject(item.tag, BasicRejectOptions { requeue: true });
         let _ = command("give back", back).await;
     }
 
-    /// Whether the broker has not been told everything.
+    /// Whether settlements are not yet written to the broker.
     pub(super) fn owes(&self) -> bool {
         self.writing.is_some()
             || !self.told.is_empty()
@@ -328,7 +335,8 @@ impl Member {
             || self.tags.to_tell() > 0
     }
 
-    /// Begins to write acknowledgements, one bundle at a time: what is settled meanwhile goes with the next one.
+    /// Starts to write acknowledgements, one bundle at a time: settlements that arrive meanwhile go with the next
+    /// bundle.
     pub(super) fn flush(&mut self, channel: &Channel) {
         if self.writing.is_some() || !self.owes() {
             return;
@@ -351,7 +359,8 @@ impl Member {
         }));
     }
 
-    /// A bundle is written, and who waits for it is told; or it is not, and who waits is forgotten with the channel.
+    /// Handles the end of a write: after a success the callers are notified; after an error their dropped [`Asker`]s
+    /// report the loss.
     pub(super) fn wrote(&mut self, (told, result): (Vec<Asker>, Result<()>)) -> Result<()> {
         self.writing = None;
         if result.is_ok() {
@@ -361,7 +370,7 @@ impl Member {
         result
     }
 
-    /// Writes all that the broker has not been told.
+    /// Writes all settlements that are not yet written to the broker.
     pub(super) async fn flush_all(&mut self, channel: &Channel) -> Result<()> {
         while self.owes() {
             self.flush(channel);

@@ -1,4 +1,4 @@
-//! How a member goes: by itself, with its bus, or because its group was moved.
+//! Ends a member: because its subscription stops, its bus closes, or its group was moved.
 
 use std::time::Duration;
 
@@ -17,21 +17,22 @@ use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Health;
 
-/// How long a member that closes may take to give back what it has.
+/// How long a closing member may take to give back its messages.
 const GOODBYE: Duration = Duration::from_secs(3);
-/// How long a member that stops waits for what the broker has on its way.
+/// How long a stopping member waits for deliveries in flight.
 const CALM: Duration = Duration::from_millis(300);
-/// How long a channel stays open after its last acknowledgement. Behind some 32 that a quorum queue has not written down
-/// yet, the broker keeps further ones in the channel's process and drops them with it: the messages would come again.
+/// How long a channel stays open after its last acknowledgement. When some 32 acknowledgements wait for a quorum queue
+/// to write them, the broker keeps further ones in the channel's process and drops them when the channel closes: their
+/// messages would be delivered again.
 const WRITTEN: Duration = Duration::from_millis(200);
 
-/// How a member is whose channel is open: without bindings its queue stays empty, however well it is read.
+/// The health of a member with an open channel: without bindings its queue stays empty, although it is read.
 pub(super) fn healthy(bindings: &Option<String>) -> Health {
     bindings.clone().map_or(Health::Live, Health::Rebuilding)
 }
 
 impl Member {
-    /// The channel is gone, and with it everything that was fetched: the broker gives it out again.
+    /// Drops the state of a lost channel: the broker delivers everything that was fetched on it again.
     pub(super) fn forget(&mut self) {
         if self.spec.keyed {
             self.note_untaken();
@@ -49,9 +50,10 @@ impl Member {
         self.writing = None;
     }
 
-    /// Ends the consumer when the broker has nothing on its way to it. What the broker sends just before it hears of the
-    /// end arrives after its answer, where the client no longer takes it, and would come again as one attempt more.
-    /// Nothing is acknowledged meanwhile, so the broker sends no more than the credit allows.
+    /// Cancels the consumer when the broker has no deliveries in flight to it. Deliveries that the broker sends just
+    /// before it receives the cancel arrive after its answer. The client no longer accepts them then, and they would be
+    /// delivered again with one attempt more. Nothing is acknowledged meanwhile, so the broker sends no more than the
+    /// prefetch allows.
     pub(super) async fn stop_consuming(
         &mut self,
         channel: &Channel,
@@ -60,7 +62,7 @@ impl Member {
     ) -> Result<()> {
         let end = Instant::now() + CALM;
         let queue = self.inner.names.group(&self.group);
-        // Where it does not count what comes too late, that may as well come again.
+        // A broker that does not count returned deliveries may deliver late ones again without harm.
         while !self.inner.consume.can(Version::returns_uncounted) {
             while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
                 self.receive(delivery).await;
@@ -85,7 +87,7 @@ impl Member {
         }
     }
 
-    /// The group was moved: nothing of what we have counts any more.
+    /// The group was moved: all messages of this member are void and count as settled.
     pub(super) async fn give_up(&mut self) {
         while let Some((item, answer, result)) = self.copying.next().await {
             if result.is_ok() {
@@ -106,7 +108,7 @@ impl Member {
         self.out.is_empty() && self.copying.is_empty() && !self.owes() && (exhausted || self.spec.keyed)
     }
 
-    /// Ends the channel. What a keyed member still has goes back to its place.
+    /// Closes the channel. Messages that a keyed member still has go back to their places in the queue.
     pub(super) async fn leave(&mut self, channel: &Channel) -> End {
         if self.spec.keyed {
             self.note_all().await;
@@ -118,9 +120,9 @@ impl Member {
         End::Over
     }
 
-    /// Gives up a channel on which a delivery is missing: the broker gives out again what it waits for.
+    /// Closes a channel on which a delivery is missing: the broker then delivers its unacknowledged messages again.
     pub(super) async fn mistrust(&mut self, channel: &Channel, tag: u64) -> End {
-        tracing::warn!(group = %self.group, tag, "a delivery before this one did not arrive; its channel is given up");
+        tracing::warn!(group = %self.group, tag, "an earlier delivery did not arrive; the channel is closed");
         let _ = command("close", channel.close(200, "a delivery is missing".into())).await;
         End::Broken(Error::new(ErrorKind::Unavailable, "a delivery did not arrive"))
     }
@@ -138,7 +140,7 @@ impl Member {
         }
     }
 
-    /// What came while the last channel was being closed.
+    /// Answers commands that arrived while the last channel was being closed.
     pub(super) fn refuse_rest(&mut self) {
         self.commands.close();
         while let Ok(command) = self.commands.try_recv() {
@@ -146,7 +148,7 @@ impl Member {
         }
     }
 
-    /// The bus is closed: what nobody took is released, what is taken goes back as it is.
+    /// The bus is closed: releases messages that no handler has taken; the others return to the queue unsettled.
     pub(super) async fn hand_back(&mut self, channel: &Channel, name: &str, consumer: &mut Consumer) -> End {
         self.stopping = true;
         if !self.spec.keyed {

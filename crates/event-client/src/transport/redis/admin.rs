@@ -1,4 +1,4 @@
-//! The operator's door: dead letters, groups and their lag, topology.
+//! The administration of a Redis bus: dead letters, groups and their lag, topology.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -98,7 +98,7 @@ impl Admin for RedisTransport {
         self.admin_step("delete group", async move |client| {
             let Some((_, definition)) = client.definition(&group).await? else { return Err(unknown(&group)) };
             let keys = &client.keys;
-            // Its members see the end of its definition before that of anything else.
+            // Members must see that the definition is deleted before they see that anything else is.
             let mut pipeline = Pipeline::new();
             pipeline.cmd("MULTI");
             pipeline.cmd("SET").arg(keys.tombstone(group.as_str())).arg("deleted").arg("EX").arg(86_400);
@@ -144,7 +144,7 @@ impl Client {
         self.connection.ask_all(&pipeline).await.map(drop)
     }
 
-    /// An empty stream, registered.
+    /// Creates and registers an empty stream.
     async fn create_topic(&self, topic: &SmolStr) -> Result<()> {
         self.register(std::slice::from_ref(topic)).await?;
         let mut pipeline = Pipeline::new();
@@ -152,7 +152,7 @@ impl Client {
         pipeline.cmd("XGROUP").arg("CREATE").arg(&log).arg("~").arg("$").arg("MKSTREAM");
         pipeline.cmd("XGROUP").arg("DESTROY").arg(&log).arg("~");
         for value in self.connection.run(&pipeline).await? {
-            // Another may have just made it.
+            // Another client may have just created it.
             if !super::error::is_code(&value, "BUSYGROUP") {
                 reply(value)?;
             }
@@ -180,7 +180,7 @@ async fn plan(client: &Client, topology: &Topology) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// Topics that are named beside the groups' and have no stream.
+/// Topics that the topology lists besides those of its groups and that have no stream.
 async fn missing_topics(client: &Client, topology: &Topology) -> Result<Vec<SmolStr>> {
     let mut missing = Vec::new();
     for topic in &topology.topics {

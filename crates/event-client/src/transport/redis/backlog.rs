@@ -1,4 +1,5 @@
-//! Keyed: what the active member of a topic knows: whose turn it is, who waits behind whom, and until when.
+//! Keyed groups: the unsettled messages of a topic at its active member, their order within each key, and the times of
+//! their retries.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -11,7 +12,8 @@ use super::keys::Source;
 use crate::message::Message;
 use crate::transport::key_queue::KeyQueue;
 
-/// Most messages that wait in memory behind busy keys, and their bytes. Beyond it nothing new is read.
+/// Maximum number of messages that wait in memory behind busy keys, and of their bytes. Beyond it no new entries are
+/// read.
 const MOST: usize = 10_000;
 const MOST_BYTES: usize = 64 << 20;
 
@@ -38,7 +40,7 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// Takes in an entry, behind those of its key.
+    /// Adds an entry, behind the earlier ones of its key.
     pub(super) fn add(
         &mut self,
         number: u64,
@@ -69,7 +71,7 @@ impl Backlog {
         }
     }
 
-    /// It is an item's turn, now or when its time has come.
+    /// Makes an item ready, now or at its time.
     fn go(&mut self, number: u64, first: bool) {
         match self.items.get(&number).and_then(|item| item.not_before) {
             Some(at) => self.delayed.push(Reverse((at, number))),
@@ -86,7 +88,7 @@ impl Backlog {
         self.items.get(&number)
     }
 
-    /// Settled for good: the next of its key may go.
+    /// Removes an item that is settled for good: the next one of its key may be delivered.
     pub(super) fn finish(&mut self, number: u64) {
         let Some(item) = self.items.remove(&number) else { return };
         self.bytes -= item.message.size();
@@ -97,7 +99,7 @@ impl Backlog {
         }
     }
 
-    /// To be tried again; its key waits for it.
+    /// Schedules another attempt; the later messages of its key wait.
     pub(super) fn again(&mut self, number: u64, made: u32, at: Option<Instant>) {
         let Some(item) = self.items.get_mut(&number) else { return };
         item.made = made;
@@ -105,7 +107,7 @@ impl Backlog {
         self.go(number, true);
     }
 
-    /// The next whose turn it is.
+    /// Returns the next item that may be delivered.
     pub(super) fn next(&mut self, now: Instant) -> Option<u64> {
         while let Some(Reverse((at, number))) = self.delayed.peek().copied() {
             if at > now {
@@ -120,7 +122,7 @@ impl Backlog {
         self.ready.pop_front()
     }
 
-    /// It could not go after all.
+    /// Makes an item ready again that could not be delivered.
     pub(super) fn put_back(&mut self, number: u64) {
         self.ready.push_front(number);
     }
@@ -133,12 +135,12 @@ impl Backlog {
         self.delayed.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Whether more may be read.
+    /// Whether more entries may be read.
     pub(super) fn has_space(&self) -> bool {
         self.items.len() < MOST && self.bytes < MOST_BYTES
     }
 
-    /// Keys of nothing are kept.
+    /// Whether nothing is left, including keys without messages.
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty() && self.lanes.waiting() == 0 && self.bytes == 0

@@ -1,4 +1,4 @@
-//! A connection that blocks until something comes, and can be called back.
+//! A connection for blocking reads, which `CLIENT UNBLOCK` can interrupt.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use super::connection::Connection;
 use super::error::{explain, reply};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest that a command blocks; its answer must come soon after, or the connection is dead.
+/// Maximum time that a command blocks; its reply must follow within [`GRACE`], or the connection counts as dead.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
-/// The same where the ACL forbids to call a connection back.
+/// The same where the ACL forbids `CLIENT UNBLOCK`.
 const SHORT: Duration = Duration::from_millis(50);
 
 pub(super) struct Reader {
@@ -32,17 +32,17 @@ impl Reader {
         Ok(Self { shared: shared.clone(), connection, id, stubborn: false })
     }
 
-    /// How long a command may block, when nothing is wanted sooner.
+    /// How long a command may block when the caller wants at most `wanted`.
     pub(super) fn patience(&self, wanted: Duration) -> Duration {
         wanted.min(if self.stubborn { SHORT } else { LONGEST }).max(Duration::from_millis(1))
     }
 
-    /// A command that is answered at once.
+    /// Runs a command that the server answers at once.
     pub(super) async fn ask(&mut self, command: &Cmd) -> Result<Value> {
         super::dial::ask_within(&mut self.connection, command, GRACE).await
     }
 
-    /// A command that blocks up to `block`, or until `wake`.
+    /// Runs a command that blocks up to `block`, or until `wake` is notified.
     pub(super) async fn wait(&mut self, command: &Cmd, block: Duration, wake: &Notify) -> Result<Value> {
         let mut connection = self.connection.clone();
         let mut answer = std::pin::pin!(connection.send_packed_command(command));
@@ -51,7 +51,7 @@ impl Reader {
             biased;
             answer = &mut answer => answer,
             () = wake.notified() => {
-                // Called back rather than given up: what was handed to it must not be lost.
+                // The read is unblocked and not dropped: entries that the server has assigned to it must not be lost.
                 loop {
                     tokio::select! {
                         biased;
@@ -59,10 +59,10 @@ impl Reader {
                         () = &mut late => return Err(stalled()),
                         called = unblock(&self.shared, self.id), if !self.stubborn => match called {
                             Ok(true) => {}
-                            // Not blocked yet, or not any more.
+                            // Not blocked yet, or no longer.
                             Ok(false) => tokio::time::sleep(Duration::from_millis(1)).await,
                             Err(error) if error.kind() == ErrorKind::Denied => {
-                                tracing::warn!("the ACL forbids CLIENT UNBLOCK: readers look every {SHORT:?} instead");
+                                tracing::warn!("the ACL forbids CLIENT UNBLOCK: readers poll every {SHORT:?} instead");
                                 self.stubborn = true;
                             }
                             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,

@@ -1,7 +1,8 @@
-//! Broadcast: each subscriber reads the logs for itself, and nothing is owed to it.
+//! Broadcast subscriptions: each subscriber reads the logs itself, and the server keeps no state for it.
 //!
-//! A log is trimmed without regard to it, and a read begins with the oldest entry that is left. So a subscriber that is
-//! behind compares how many entries the log has lost with how many it has passed.
+//! A log is trimmed without regard to subscribers, and a read begins with the oldest entry that is left. So a
+//! subscriber that has fallen behind compares the number of entries that the log has removed with the number that it
+//! has passed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,15 +28,15 @@ use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::{Start, Subscribe};
 
-/// Most entries of one read.
+/// Maximum number of entries in one read.
 const BATCH: usize = 256;
 
-/// A log and how far it was read.
+/// A log and the position up to which it was read.
 struct Tail {
     topic: SmolStr,
     stream: String,
     last: EntryId,
-    /// How many of the entries that the log ever had are at or before `last`; no more than that.
+    /// Number of entries at or before `last`, removed ones included; a lower bound.
     passed: u64,
 }
 
@@ -45,9 +46,9 @@ struct Tails {
     wild: bool,
     feed: Feed,
     tails: Vec<Tail>,
-    /// Read and not handed over for want of room.
+    /// Entries that were read and not yet delivered, for lack of room.
     waiting: VecDeque<Entry>,
-    /// There is more to read, or had to wait for the subscriber.
+    /// There may be more entries to read, or reading had to wait for the subscriber.
     behind: bool,
     reader: Option<Reader>,
     wake: Arc<Notify>,
@@ -156,7 +157,7 @@ impl Tails {
         let answers = self.client.connection.run(&pipeline).await?;
         for ((topic, stream), info) in topics.into_iter().zip(streams).zip(answers) {
             let log = Log::read(info)?;
-            // A time to come is no message yet.
+            // A start in the future means the end of the log.
             let last = last_unwanted(start).map_or(log.newest, |id| id.min(log.newest));
             let passed = if last == log.newest { log.added } else { log.gone };
             self.tails.push(Tail { topic, stream, last, passed });
@@ -169,7 +170,7 @@ impl Tails {
             self.reader = Some(Reader::open(&self.client.connection).await?);
         }
         if self.wild {
-            // What came after the subscription is seen from its first message on.
+            // Topics that were created after the subscription are read from their first message on.
             self.find(Start::Earliest).await?;
         }
         while let Some(entry) = self.waiting.pop_front() {
@@ -201,7 +202,7 @@ impl Tails {
         self.read().await
     }
 
-    /// Reports what was trimmed away before it was read.
+    /// Reports the number of entries that were trimmed before they were read.
     async fn count_missed(&mut self) -> Result<()> {
         let mut pipeline = Pipeline::new();
         for tail in &self.tails {
@@ -247,14 +248,14 @@ impl Tails {
     }
 }
 
-/// How a log stands; one that is not there has had no entry.
+/// The state of a log; the default is that of a stream that does not exist.
 #[derive(Default)]
 struct Log {
     newest: EntryId,
     oldest: Option<EntryId>,
-    /// Entries that it ever had.
+    /// Number of entries ever added.
     added: u64,
-    /// Those of them that it no longer has.
+    /// Number of those entries that were removed.
     gone: u64,
 }
 

@@ -1,4 +1,4 @@
-//! One handle on a server: its connections, its tasks, and what it knows of the server.
+//! The state of one open Redis bus: its connections, its background tasks and the facts about the server.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ use super::settle::Settler;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::consumer_name;
 
-/// What everything of one handle shares.
+/// The state that all parts of one bus share.
 pub(super) struct Client {
     pub(super) config: Config,
     pub(super) keys: Keys,
     pub(super) connection: Arc<Connection>,
     pub(super) subscriber: Arc<Subscriber>,
-    /// Unique in the server: names its inbox and its consumers.
+    /// Unique in the server: part of the names of its inbox channel, consumers and service members.
     pub(super) id: SmolStr,
     pub(super) facts: Facts,
     pub(super) kept: Kept,
@@ -39,11 +39,11 @@ pub(super) struct Client {
     pub(super) reply_sender: ReplySender,
     pub(super) members: Mutex<Vec<Weak<Member>>>,
     pub(super) services: Mutex<Vec<Weak<Service>>>,
-    /// Cancelled when closing begins: nothing new is taken on.
+    /// Cancelled when closing begins: from then on new work is refused.
     pub(super) closing: CancellationToken,
 }
 
-/// The handle and the tasks that end with it.
+/// The opened client and its writer task.
 pub(super) struct Opened {
     pub(super) client: Arc<Client>,
     pub(super) writer: tokio::task::JoinHandle<()>,
@@ -58,7 +58,7 @@ impl Client {
         let subscriber = Subscriber::open(connection.clone()).await?;
         let keys = Keys::new(&config.namespace, config.db);
         let (outbox, writer) = Outbox::open(connection.clone(), keys.clone(), &config);
-        // Whatever ends the connection ends all that is on it.
+        // When the connection ends for good, all tasks that use it must end too.
         let closing = connection.closed.child_token();
         let client = Arc::new(Self {
             settler: Settler::open(connection.clone()),
@@ -83,7 +83,7 @@ impl Client {
         Ok(Opened { client, writer })
     }
 
-    /// Every topic that was ever published to or subscribed.
+    /// Returns every topic that was ever published to or subscribed to, sorted.
     pub(super) async fn topics(&self) -> Result<Vec<SmolStr>> {
         let mut ask = redis::cmd("SMEMBERS");
         ask.arg(self.keys.topics());
@@ -93,14 +93,14 @@ impl Client {
         Ok(topics)
     }
 
-    /// Sends a signal to whoever listens; nobody may be there.
+    /// Publishes `word` on a channel as a wake-up message; the channel may have no subscriber.
     pub(super) async fn signal(&self, channel: &str, word: &str) -> Result<()> {
         let mut command = redis::cmd("PUBLISH");
         command.arg(channel).arg(word);
         self.connection.ask(command).await.map(drop)
     }
 
-    /// Registers topics, as a publish to them would.
+    /// Registers topics, as a publish to them does.
     pub(super) async fn register(&self, topics: &[SmolStr]) -> Result<()> {
         let mut pipeline = Pipeline::new();
         for topic in topics {
@@ -119,7 +119,8 @@ impl Client {
     }
 }
 
-/// A node of a cluster has a part of the topics, and sends clients elsewhere for the rest.
+/// Refuses a node of a Redis Cluster: it stores only a part of the topics and redirects clients to other nodes for the
+/// rest.
 async fn refuse_cluster(connection: &Connection) -> Result<()> {
     let mut ask = redis::cmd("INFO");
     ask.arg("cluster");
@@ -133,7 +134,8 @@ async fn refuse_cluster(connection: &Connection) -> Result<()> {
     }
 }
 
-/// What an outage has cut short is tried again for as long as a publish would wait: for what may be done twice.
+/// Repeats an operation that an outage interrupted, for as long as a publish would wait; only for operations that may
+/// run twice.
 pub(super) struct Patience<'a> {
     client: &'a Client,
     since: Instant,
@@ -145,7 +147,7 @@ impl<'a> Patience<'a> {
         Self { client, since: Instant::now(), pause: Duration::from_millis(20) }
     }
 
-    /// Waits a moment; `false` when another try makes no sense.
+    /// Waits before the next try; `false` when another try is useless: other errors, too much time, or a closing bus.
     pub(super) async fn lasts(&mut self, error: &Error) -> bool {
         if error.kind() != ErrorKind::Unavailable || self.since.elapsed() > self.client.config.publish_timeout
         {

@@ -1,4 +1,4 @@
-//! A message as the fields of a stream entry, and back; ids of entries.
+//! Converts messages to the fields of a stream entry and back; parses entry ids.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ pub(super) const DATA: &str = "data";
 /// Field of a copy: the id of the entry that it was copied from.
 pub(super) const ORIGIN: &str = "bus-origin";
 
-/// Id of a stream entry: milliseconds and a number within them.
+/// The id of a stream entry: Unix milliseconds and a sequence number within them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct EntryId {
     pub(super) ms: u64,
@@ -49,7 +49,7 @@ impl EntryId {
 }
 
 impl EntryId {
-    /// Reads `MS-SEQ`, or `MS` alone.
+    /// Parses `MS-SEQ`, or `MS` alone.
     pub(super) fn read(text: &[u8]) -> Option<Self> {
         let number = |digits: &[u8]| {
             let digit = |sum: Option<u64>, byte: &u8| {
@@ -64,7 +64,7 @@ impl EntryId {
         }
     }
 
-    /// Writes `MS-SEQ` at the end of `space`; answers where it begins.
+    /// Writes `MS-SEQ` at the end of `space`; returns the offset of its first byte.
     fn write(self, space: &mut [u8; 41]) -> usize {
         let mut at = space.len();
         for mut number in [self.seq, self.ms] {
@@ -85,7 +85,8 @@ impl EntryId {
     }
 }
 
-/// Each entry that comes and each that is acknowledged has its id in a command, so it is written without a detour.
+/// Every received and every acknowledged entry has its id in a command, so the id is written without an intermediate
+/// string.
 impl ToRedisArgs for EntryId {
     fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
         let mut space = [0; 41];
@@ -110,7 +111,7 @@ impl FromStr for EntryId {
     }
 }
 
-/// Appends one argument after another.
+/// Appends the arguments one after another.
 pub(super) fn args<A: ToRedisArgs>(command: &mut Cmd, all: impl IntoIterator<Item = A>) {
     for argument in all {
         command.arg(argument);
@@ -130,17 +131,17 @@ pub(super) fn write(message: &Message, command: &mut Cmd) {
     command.arg(DATA).arg(&message.payload[..]);
 }
 
-/// What a stream entry holds.
+/// The content of a stream entry.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: EntryId,
     pub(super) message: Message,
-    /// Where and when it was first published, for copies.
+    /// The id under which the message was first published; for a copy it differs from `id`.
     pub(super) origin: EntryId,
     pub(super) replayed: bool,
-    /// Its subject breaks the rules; the message has the topic instead.
+    /// Its subject is invalid; the message has the topic as its subject instead.
     pub(super) ill_named: bool,
-    /// The library's fields that are no part of a message, for dead letters.
+    /// The library's fields that are not part of a message, for dead letters.
     pub(super) extra: Vec<(String, String)>,
 }
 
@@ -150,7 +151,7 @@ impl Entry {
     }
 }
 
-/// Reads `[id, [name, value, …]]`; `None` for an entry that was deleted.
+/// Parses `[id, [name, value, …]]`; `None` for a deleted entry.
 pub(super) fn read(value: Value, topic: &str) -> Option<Entry> {
     let Value::Array(parts) = value else { return None };
     let mut parts = parts.into_iter();
@@ -160,7 +161,7 @@ pub(super) fn read(value: Value, topic: &str) -> Option<Entry> {
     Some(read_fields(id, fields, topic))
 }
 
-/// Reads the fields of the entry `id` of `topic`.
+/// Parses the fields of the entry `id` of `topic`.
 pub(super) fn read_fields(id: EntryId, fields: Vec<Value>, topic: &str) -> Entry {
     let mut reader = Reader::default();
     let mut data = Bytes::new();
@@ -177,7 +178,7 @@ pub(super) fn read_fields(id: EntryId, fields: Vec<Value>, topic: &str) -> Entry
             data = Bytes::from(value);
             continue;
         }
-        // A foreign producer may write any bytes.
+        // A foreign producer may write arbitrary bytes.
         let name = String::from_utf8_lossy(&name);
         let value = String::from_utf8_lossy(&value);
         match &*name {
@@ -201,7 +202,7 @@ pub(super) fn read_fields(id: EntryId, fields: Vec<Value>, topic: &str) -> Entry
     Entry { id, message, origin, replayed, ill_named, extra }
 }
 
-/// A reply's text, whatever kind of string it is.
+/// The text of a reply, for every kind of string.
 pub(super) fn text(value: &Value) -> &str {
     match value {
         Value::BulkString(bytes) => std::str::from_utf8(bytes).unwrap_or_default(),
@@ -210,7 +211,7 @@ pub(super) fn text(value: &Value) -> &str {
     }
 }
 
-/// A reply's number, also when it came as text.
+/// The number in a reply, also if it came as text.
 pub(super) fn number(value: &Value) -> i64 {
     match value {
         Value::Int(number) => *number,
@@ -218,7 +219,7 @@ pub(super) fn number(value: &Value) -> i64 {
     }
 }
 
-/// A reply's parts; none when it is nil.
+/// The parts of a reply; empty if it is nil.
 pub(super) fn parts(value: Value) -> Vec<Value> {
     match value {
         Value::Array(parts) => parts,

@@ -1,4 +1,4 @@
-//! The options behind `redis://HOST?…`, typed and checked.
+//! The options of a `redis://HOST?…` URL, parsed and checked.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,28 +14,8 @@ use crate::message::Durability;
 use crate::transport::Provision;
 use crate::url::BusUrl;
 
-/// What a URL asks for: `redis[s]://[user:password@]host[:port][,host2…][/db]?option=value&…`. A name or password with
-/// `@`, `:` or `/` in it is percent-encoded. `redis:///path/to/socket` is a socket file.
-///
-/// | option | default | meaning |
-/// |---|---|---|
-/// | `namespace` | `backbone` | first part of every key and channel: `a-z 0-9 _ -` |
-/// | `provision` | `create` | see [`Provision`]; `off` and `verify` make no streams either |
-/// | `max_payload` | `1m` | largest message in bytes, `1k` to `64m` |
-/// | `dedup_window` | `10m` | how long a dedup id is remembered, up to a day |
-/// | `retention_age` | `7d` | messages that every group has are kept for replay this long |
-/// | `retention_messages` | `1000000` | most messages of a topic kept for replay; never fewer than a group still needs |
-/// | `housekeeping` | `1m` | how often each topic is trimmed, `100ms` to `1h`; consumers that were silent for 60 times as long are removed |
-/// | `dead_letters` | `100000` | most dead letters of one group on one topic; beyond it the oldest go, and a warning says so |
-/// | `durability` | what the server says | `fsync`, `page-cache` or `none`: the operator's word where `CONFIG` and `INFO` are forbidden |
-/// | `eviction` | `refuse` | `allow`: use a server that may throw streams away when its memory is full |
-/// | `wait_replicas` | `0` | a publish is confirmed only when so many replicas have it (`WAIT`) |
-/// | `publish_timeout` | `10s` | how long a publish waits for the server to come back and for its confirmation |
-/// | `connect_timeout` | `5s` | how long opening a connection may take |
-/// | `sentinel` | | name of the master that the sentinels at these hosts look after |
-/// | `sentinel_user`, `sentinel_password` | | credentials at the sentinels, where they differ |
-/// | `ca`, `cert`, `key` | | PEM files: who signed the server's certificate, and ours for mutual TLS |
-#[derive(Clone)]
+/// The settings in a URL, as described in `docs.md`.
+#[derive(Clone, PartialEq)]
 pub(super) struct Config {
     pub(super) hosts: Vec<Host>,
     pub(super) tls: Option<Tls>,
@@ -49,9 +29,9 @@ pub(super) struct Config {
     pub(super) dedup_window: Duration,
     pub(super) retention_age: Duration,
     pub(super) retention_messages: u64,
-    pub(super) housekeeping: Duration,
-    pub(super) dead_letters: u64,
-    /// The operator's word.
+    pub(super) housekeeping_interval: Duration,
+    pub(super) max_dead_letters: u64,
+    /// The option `durability`; `None` uses the server's report.
     pub(super) durability: Option<Durability>,
     pub(super) may_evict: bool,
     pub(super) wait_replicas: u32,
@@ -59,7 +39,7 @@ pub(super) struct Config {
     pub(super) connect_timeout: Duration,
 }
 
-/// Where a server or sentinel is.
+/// The address of a server or sentinel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Host {
     Tcp(String, u16),
@@ -74,41 +54,21 @@ pub(super) struct Tls {
     pub(super) key: Option<PathBuf>,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(super) struct Sentinel {
     pub(super) master: String,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
 }
 
-const KNOWN: [&str; 19] = [
-    "namespace",
-    "provision",
-    "max_payload",
-    "dedup_window",
-    "retention_age",
-    "retention_messages",
-    "housekeeping",
-    "dead_letters",
-    "durability",
-    "eviction",
-    "wait_replicas",
-    "publish_timeout",
-    "connect_timeout",
-    "sentinel",
-    "sentinel_user",
-    "sentinel_password",
-    "ca",
-    "cert",
-    "key",
-];
-
 impl Config {
-    /// Reads a URL.
+    /// Parses a URL.
     pub(super) fn read(mut url: BusUrl) -> Result<Self> {
         const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
         let shown = url.to_string();
         let wrong = move |what: &str| Error::new(ErrorKind::Config, what).with("url", &shown);
+        url.renamed("housekeeping", "housekeeping_interval")?;
+        url.renamed("dead_letters", "max_dead_letters")?;
         let provision = Provision::take(&mut url)?;
         let namespace = match url.take::<SmolStr>("namespace", "a name")? {
             None => SmolStr::new_static("backbone"),
@@ -131,8 +91,8 @@ impl Config {
         let retention_age = url.take_duration("retention_age", 7 * day, Duration::ZERO..=LONGEST)?;
         let publish_timeout = url.take_duration("publish_timeout", 10 * SECOND, patience.clone())?;
         let connect_timeout = url.take_duration("connect_timeout", 5 * SECOND, patience)?;
-        let housekeeping =
-            url.take_duration("housekeeping", 60 * SECOND, Duration::from_millis(100)..=3600 * SECOND)?;
+        let interval = Duration::from_millis(100)..=3600 * SECOND;
+        let housekeeping_interval = url.take_duration("housekeeping_interval", 60 * SECOND, interval)?;
         let durability = match url.take::<String>("durability", "fsync, page-cache or none")?.as_deref() {
             None => None,
             Some("fsync") => Some(Durability::Fsync),
@@ -147,25 +107,28 @@ impl Config {
         };
         let count = "a number";
         let retention_messages = url.take("retention_messages", count)?.unwrap_or(1_000_000);
-        let dead_letters = url.take("dead_letters", count)?.unwrap_or(100_000);
-        if dead_letters == 0 {
-            return Err(wrong("option `dead_letters` takes at least 1"));
+        let max_dead_letters = url.take("max_dead_letters", count)?.unwrap_or(100_000);
+        if max_dead_letters == 0 {
+            return Err(wrong("option `max_dead_letters` takes at least 1"));
         }
         let wait_replicas = url.take("wait_replicas", count)?.unwrap_or(0);
-        let sentinel = match url.take("sentinel", "the name of a master")? {
-            None => None,
-            Some(master) => Some(Sentinel {
-                master,
-                user: url.take("sentinel_user", "a name")?,
-                password: url.take("sentinel_password", "a password")?,
-            }),
+        let sentinel = match (
+            url.take("sentinel", "the name of a master")?,
+            url.take("sentinel_user", "a name")?,
+            url.take("sentinel_password", "a password")?,
+        ) {
+            (None, None, None) => None,
+            (None, ..) => {
+                return Err(wrong("options `sentinel_user` and `sentinel_password` need `sentinel=NAME`"));
+            }
+            (Some(master), user, password) => Some(Sentinel { master, user, password }),
         };
         let files = Tls {
             ca: url.take("ca", "a file")?,
             cert: url.take("cert", "a file")?,
             key: url.take("key", "a file")?,
         };
-        url.finish(&KNOWN)?;
+        url.finish()?;
         let tls = match url.scheme() {
             "rediss" => Some(files),
             _ if files == Tls::default() => None,
@@ -177,7 +140,9 @@ impl Config {
         let default_port = if sentinel.is_some() { 26379 } else { 6379 };
         let place = Place::read(url.rest(), default_port).map_err(|what| wrong(&what))?;
         if place.hosts.len() > 1 && sentinel.is_none() {
-            return Err(wrong("several hosts are sentinels: say which master with `sentinel=NAME`"));
+            return Err(wrong(
+                "several hosts are allowed only as sentinels: set the master's name with `sentinel=NAME`",
+            ));
         }
         if tls.is_some() && place.hosts.iter().any(|host| matches!(host, Host::Socket(_))) {
             return Err(wrong("a socket file needs no TLS; use `redis:///PATH`"));
@@ -195,8 +160,8 @@ impl Config {
             dedup_window,
             retention_age,
             retention_messages,
-            housekeeping,
-            dead_letters,
+            housekeeping_interval,
+            max_dead_letters,
             durability,
             may_evict,
             wait_replicas,
@@ -206,7 +171,7 @@ impl Config {
     }
 }
 
-/// What stands before the options.
+/// The part of a URL before the options.
 struct Place {
     hosts: Vec<Host>,
     user: Option<String>,
@@ -308,6 +273,18 @@ mod tests {
     }
 
     #[test]
+    fn old_names_of_options_are_accepted() {
+        let config = read("redis://a?housekeeping=2m&dead_letters=7").unwrap();
+        assert_eq!((config.housekeeping_interval, config.max_dead_letters), (Duration::from_secs(120), 7));
+        assert!(read("redis://a?dead_letters=7&max_dead_letters=7").is_err());
+    }
+
+    #[test]
+    fn the_page_has_every_option_and_its_default() {
+        crate::transport::docs::tests::check(include_str!("docs.md"), "redis://a", read);
+    }
+
+    #[test]
     fn wrong_options_say_what_would_work() {
         for (url, hint) in [
             ("redis:", "redis://HOST"),
@@ -322,7 +299,8 @@ mod tests {
             ("redis://a?durability=some", "page-cache"),
             ("redis://a?eviction=yes", "allow or refuse"),
             ("redis://a?publish_timeout=0s", "100ms"),
-            ("redis://a?housekeeping=1ms", "100ms"),
+            ("redis://a?housekeeping_interval=1ms", "100ms"),
+            ("redis://a?sentinel_user=x", "`sentinel=NAME`"),
             ("redis://a?ca=/x", "rediss://"),
             ("rediss://a?cert=/x", "belong together"),
             ("redis://a?colour=red", "namespace"),

@@ -1,4 +1,5 @@
-//! The connection that commands share: one pipeline, rebuilt when it breaks, with a deadline for every call.
+//! The connection that all non-blocking commands share: it pipelines them, reconnects after a failure and limits the
+//! time of every call.
 
 use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -18,14 +19,14 @@ use super::scripts;
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 
-/// How often an idle connection is asked whether it still lives.
+/// Interval of the `PING` that detects a dead connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 static PROBE: LazyLock<Cmd> = LazyLock::new(|| redis::cmd("PING"));
 
 #[derive(Clone)]
 pub(super) struct Live {
     connection: MultiplexedConnection,
-    /// Counts connections, so that a late failure does not condemn the next one.
+    /// Counts connections, so that a late failure of an old connection does not close the next one.
     pub(super) generation: u64,
 }
 
@@ -38,7 +39,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects once, so that a wrong URL is told at once, and keeps the connection from then on.
+    /// Connects once, so that a wrong URL fails at once; afterwards reconnects automatically.
     pub(super) async fn open(server: Dialer) -> Result<Arc<Self>> {
         let connection = connect(&server).await?;
         let shared = Arc::new(Self {
@@ -53,7 +54,7 @@ impl Connection {
         Ok(shared)
     }
 
-    /// The connection, waiting for it at most `within`.
+    /// Returns the connection; waits at most `within` for it.
     pub(super) async fn live(&self, within: Duration) -> Result<Live, Failure> {
         let mut late = None;
         loop {
@@ -65,12 +66,12 @@ impl Connection {
         }
     }
 
-    /// The connection, if there is one.
+    /// The connection, if there is one now.
     pub(super) fn now(&self) -> Option<Live> {
         self.live.borrow().clone()
     }
 
-    /// Waits for a connection.
+    /// Waits for a connection until `late`.
     async fn wait_until(&self, late: Instant) -> Result<(), Failure> {
         let mut watch = self.live.subscribe();
         tokio::select! {
@@ -100,7 +101,7 @@ impl Connection {
         }
     }
 
-    /// Sends commands in one write; the replies come in order, errors of single commands among them.
+    /// Sends commands in one write; returns the replies in order, errors of single commands among them.
     pub(super) async fn run(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
         let late = Instant::now() + self.server.answer_timeout;
         loop {
@@ -112,17 +113,17 @@ impl Connection {
         }
     }
 
-    /// The same on this connection. [`Failure::Unsent`] comes with the first poll, when the connection ended while
-    /// nothing was on its way; there will be another.
+    /// Like [`run`](Self::run), on this connection. Returns [`Failure::Unsent`] at the first poll when the connection
+    /// had ended before the commands were sent; the caller then waits for the next connection.
     pub(super) async fn run_on(&self, live: Live, pipeline: &Pipeline) -> Result<Vec<Value>, Failure> {
         let Live { mut connection, generation } = live;
         let sent = {
             let mut sending = pin!(connection.send_packed_commands(pipeline, 0, pipeline.len()));
             match poll!(sending.as_mut()) {
-                // The client's task has ended, and takes nothing any more. One that takes the commands and ends before
-                // this poll returns looks the same; then they may be done twice.
+                // The client's task has ended and accepts no commands. A task that accepts the commands and ends before
+                // this poll returns looks the same; then the commands may run twice.
                 Poll::Ready(Err(error)) => {
-                    self.condemn(generation, "it ended while nothing was on its way".into());
+                    self.condemn(generation, "it ended while no command was in flight".into());
                     return Err(Failure::Unsent(explain(&error)));
                 }
                 Poll::Ready(sent) => sent,
@@ -146,7 +147,8 @@ impl Connection {
         Ok(replies)
     }
 
-    /// A server that was restarted or replaced has forgotten our scripts: what was not done is done now.
+    /// Handles a server that was restarted or replaced and no longer has the scripts: loads them and repeats the
+    /// commands that failed with `NOSCRIPT`.
     async fn repeat_unknown_scripts(
         &self,
         connection: &mut MultiplexedConnection,
@@ -165,7 +167,7 @@ impl Connection {
         }
     }
 
-    /// One command.
+    /// Runs one command.
     pub(super) async fn ask(&self, command: Cmd) -> Result<Value> {
         let mut pipeline = Pipeline::with_capacity(1);
         pipeline.add_command(command);
@@ -173,7 +175,7 @@ impl Connection {
         reply(replies.pop().unwrap_or_default())
     }
 
-    /// Several commands, none of which may fail.
+    /// Runs several commands; an error reply to any of them is an error.
     pub(super) async fn ask_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>> {
         if pipeline.is_empty() {
             return Ok(Vec::new());
@@ -197,7 +199,7 @@ async fn load_scripts(connection: &mut MultiplexedConnection) -> Result<()> {
     replies.into_iter().try_for_each(|value| reply(value).map(drop))
 }
 
-/// Rebuilds the connection whenever it breaks; each outage is logged once.
+/// Reconnects whenever the connection fails; logs each outage once.
 async fn keep(shared: Arc<Connection>) {
     let mut generation = 1;
     loop {
@@ -205,7 +207,8 @@ async fn keep(shared: Arc<Connection>) {
             () = shared.closed.cancelled() => return,
             () = shared.broken.notified() => {}
             () = tokio::time::sleep(PROBE_EVERY) => {
-                // On the connection itself: who waits here for the next one waits for who makes it.
+                // Uses this connection only: `run` would wait for the next connection, which this task itself has to
+                // make.
                 if let Some(live) = shared.now() {
                     let mut ping = Pipeline::with_capacity(1);
                     ping.add_command(PROBE.clone());
@@ -241,7 +244,7 @@ async fn keep(shared: Arc<Connection>) {
     }
 }
 
-/// Half of `pause` up to all of it, so that many do not come back at once.
+/// A random duration from half of `pause` to all of it, so that many clients do not reconnect at the same moment.
 pub(super) fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

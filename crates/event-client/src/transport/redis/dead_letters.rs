@@ -1,4 +1,4 @@
-//! Dead letters: a stream for each group and topic, read, replayed and dropped by their ids.
+//! Dead letters: one stream for each group and topic; lists, replays and drops letters by their ids.
 
 use jiff::Timestamp;
 use redis::{Pipeline, Value};
@@ -14,10 +14,10 @@ use crate::subject::Group;
 use crate::transport::headers;
 use crate::transport::{DeadLetter, DeadLetterFilter};
 
-/// Letters of one page.
+/// Number of letters in one page.
 const PAGE: usize = 200;
 
-/// A letter with its place.
+/// A letter with its location.
 pub(super) struct Letter {
     topic: SmolStr,
     group: Group,
@@ -27,7 +27,7 @@ pub(super) struct Letter {
 }
 
 impl Client {
-    /// The chosen letters, oldest first.
+    /// Returns the letters that match the filter, oldest first.
     pub(super) async fn letters(&self, filter: &DeadLetterFilter) -> Result<Vec<Letter>> {
         let topics = match filter.subject.as_ref().and_then(|pattern| pattern.topic()) {
             Some(topic) => vec![SmolStr::new(topic)],
@@ -80,7 +80,7 @@ impl Client {
                 _ => Vec::new(),
             };
             found += choose(page, topic, group, filter, letters);
-            // No more than the limit are needed of each stream, for each is in order.
+            // Of each stream, no more letters than the limit are needed, because each is in order.
             let enough = filter.limit > 0 && found >= filter.limit;
             match ids.last() {
                 Some(last) if ids.len() == PAGE && !enough => from = format!("({last}"),
@@ -89,7 +89,7 @@ impl Client {
         }
     }
 
-    /// Sends letters to the group that failed on them; answers how many.
+    /// Sends letters to the group that failed on them; returns the number of letters.
     pub(super) async fn replay(&self, letters: Vec<Letter>) -> Result<u64> {
         // All or nothing: a letter without a group would be lost.
         for letter in &letters {
@@ -134,7 +134,7 @@ impl Client {
     }
 }
 
-/// Adds the letters of a page that the filter wants; answers how many.
+/// Adds the letters of a page that match the filter; returns their number.
 fn choose(
     page: Value,
     topic: &SmolStr,

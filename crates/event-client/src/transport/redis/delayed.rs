@@ -1,4 +1,5 @@
-//! Delayed messages: whoever is there when one is due puts it into the log.
+//! Delayed messages: every open bus moves due messages into the log, and the first one that finds a message due moves
+//! it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -15,9 +16,9 @@ use super::scripts;
 use crate::error::Result;
 use crate::supervise;
 
-/// Most messages that one step moves.
+/// Maximum number of messages that one step moves.
 const BATCH: usize = 100;
-/// How often all topics are looked at, should a hint have been missed.
+/// How often all topics are checked, in case a notification was missed.
 const SWEEP: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -27,7 +28,7 @@ struct Hints {
     wake: Notify,
 }
 
-/// Starts the task that moves what is due.
+/// Starts the task that moves due messages.
 pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
     let hints = Arc::new(Hints::default());
     hints.all.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -67,7 +68,7 @@ async fn run(client: Weak<Client>, hints: Arc<Hints>) {
         if hints.all.swap(false, std::sync::atomic::Ordering::Relaxed) || now >= sweep {
             sweep = now + SWEEP;
             if let Err(error) = client.kept.look(&client.connection).await {
-                tracing::debug!(%error, "cannot see how durable the server is");
+                tracing::debug!(%error, "cannot read the server's durability settings");
             }
             match client.topics().await {
                 Ok(topics) => due.extend(topics.into_iter().map(|topic| (topic, now))),
@@ -84,7 +85,7 @@ async fn run(client: Weak<Client>, hints: Arc<Hints>) {
                 Ok(Some(wait)) => drop(due.insert(topic, Instant::now() + wait)),
                 Ok(None) => drop(due.remove(&topic)),
                 Err(error) => {
-                    tracing::debug!(%error, "cannot look at delayed messages");
+                    tracing::debug!(%error, "cannot publish delayed messages");
                     due.insert(topic, Instant::now() + Duration::from_millis(500));
                 }
             }
@@ -99,7 +100,7 @@ async fn run(client: Weak<Client>, hints: Arc<Hints>) {
     }
 }
 
-/// Publishes what is due; answers how long until the next.
+/// Publishes due messages; returns the time until the next one.
 async fn advance(client: &Client, topic: &str) -> Result<Option<Duration>> {
     let mut command = scripts::DUE.on(&[&client.keys.log(topic), &client.keys.delayed(topic)]);
     command.arg(BATCH);

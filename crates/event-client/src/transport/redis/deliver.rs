@@ -1,4 +1,5 @@
-//! Handing entries to a consumer that is not keyed, and acknowledging what nobody wants.
+//! Delivers entries to the consumer of a group that is not keyed, and acknowledges entries that the group does not
+//! want.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::unmatched;
 use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
 
 impl Fetcher {
-    /// Gives entries to the consumer; what nobody wants is acknowledged.
+    /// Delivers entries to the consumer; acknowledges unwanted and expired ones.
     pub(super) async fn hand_out(
         &mut self,
         source: &Arc<Source>,
@@ -77,10 +78,9 @@ impl Fetcher {
         self.member.table.lock().expect("not poisoned").insert(held) as u64
     }
 
-    /// A foreign message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
+    /// A foreign message with an invalid subject matches no pattern; as a dead letter it is visible to operators.
     fn dead_letter(&self, token: u64) {
-        let rejection =
-            Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
+        let rejection = Rejection::new(Reason::Undecodable, "the subject of this foreign message is invalid");
         drop(self.settle.settle(token, Settlement::Reject(rejection)));
     }
 }

@@ -1,4 +1,4 @@
-//! What is to be said of the server: version, encryption, access, memory, durability, replicas, clock.
+//! Diagnoses the server: version, encryption, access, memory, durability, replicas, clock.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::transport::diagnosis::{clock, plain_text, room};
 
 impl Client {
     /// # Errors
-    /// When the server cannot be asked.
+    /// When the server cannot be queried.
     pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
         let mut findings = Vec::new();
         let hosts = self.config.hosts.iter().map(|host| match host {
@@ -35,7 +35,7 @@ impl Client {
         if self.config.password.is_none() && matches!(self.config.hosts.first(), Some(Host::Tcp(..))) {
             findings.push(Finding::advice(
                 "access",
-                "anybody who reaches the server may do anything; set `requirepass` or ACL users there",
+                "any client that reaches the server may run any command; set `requirepass` or ACL users there",
             ));
         }
         let before = Timestamp::now();
@@ -54,7 +54,7 @@ impl Client {
             Durability::Fsync => Finding::good("fsync", "`appendonly yes` and `appendfsync always`"),
             Durability::PageCache => Finding::advice(
                 "fsync",
-                "confirmed messages reach the disk within a second; where a loss of power must lose nothing, set `appendfsync always`",
+                "confirmed messages reach the disk within a second; if a power failure must lose no message, set `appendfsync always`",
             ),
             Durability::Default => Finding::bad(
                 "fsync",
@@ -77,18 +77,18 @@ fn diagnose_info(info: &HashMap<String, String>, findings: &mut Vec<Finding>) {
     match (evicting, budget) {
         (true, _) => findings.push(Finding::bad(
             "memory",
-            format!("`maxmemory-policy {policy}` may throw keys of the bus away; set `noeviction`"),
+            format!("`maxmemory-policy {policy}` may evict keys of the bus; set `noeviction`"),
         )),
         (false, None) => findings.push(Finding::advice(
             "memory",
-            "no `maxmemory` is set: the server grows until the system kills it; set it below the machine's memory, publishes are then refused with an error",
+            "no `maxmemory` is set: the server grows until the system kills it; set it below the machine's memory, then the server refuses publishes with an error instead",
         )),
         (false, Some(_)) => findings.extend(room(
             "memory",
             "bytes",
             count("used_memory"),
             budget,
-            "give it more, or keep less with `retention_age` and `retention_messages`",
+            "raise `maxmemory`, or lower `retention_age` and `retention_messages`",
         )),
     }
     for (name, what) in [
@@ -99,7 +99,10 @@ fn diagnose_info(info: &HashMap<String, String>, findings: &mut Vec<Finding>) {
         if !matches!(word(name), "" | "ok") {
             findings.push(Finding::bad(
                 "disk",
-                format!("writing {what} failed last time ({name}: {}); look into the server's log and at its disk", word(name)),
+                format!(
+                    "writing {what} failed last time ({name}: {}); check the server's log and its disk",
+                    word(name)
+                ),
             ));
         }
     }
@@ -112,15 +115,13 @@ fn diagnose_info(info: &HashMap<String, String>, findings: &mut Vec<Finding>) {
     );
     findings.extend(clients);
     if word("role") != "master" && !word("role").is_empty() {
-        findings.push(Finding::bad(
-            "role",
-            "this server is a replica and takes no writes; connect to its master",
-        ));
+        findings
+            .push(Finding::bad("role", "this server is a replica and refuses writes; connect to its master"));
     } else if count("connected_slaves") > 0 {
         findings.push(Finding::good(
             "replicas",
             format!(
-                "{}; copies lag behind, so a failover may lose what was confirmed just before unless `wait_replicas` is set",
+                "{}; replicas lag behind, so a failover may lose messages that were confirmed just before, unless `wait_replicas` is set",
                 count("connected_slaves")
             ),
         ));
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_loses_messages_is_bad_and_what_may_is_advice() {
+    fn a_loss_of_messages_is_bad_and_a_risk_is_advice() {
         let good = [("redis_version", "8.0"), ("maxmemory_policy", "noeviction")];
         assert_eq!(of(&good)[1], ("memory".into(), Severity::Advice));
         let with = |name, value| {

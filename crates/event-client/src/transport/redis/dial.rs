@@ -1,4 +1,4 @@
-//! Where the server is and how a connection to it is made: addresses, TLS, credentials, Sentinel.
+//! Opens connections to the Redis server: addresses, TLS, credentials, Sentinel.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use super::config::{Config, Host, Tls};
 use super::error::{explain, odd, reply};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Opens connections.
+/// Opens connections to one server or to the master behind sentinels.
 pub(super) struct Dialer {
     hosts: Vec<Host>,
     tls: Option<TlsCertificates>,
     login: RedisConnectionInfo,
-    /// Name of the master, and the login at its sentinels.
+    /// Name of the master, and the credentials for its sentinels.
     sentinel: Option<(String, RedisConnectionInfo)>,
     pub(super) connect_timeout: Duration,
     pub(super) answer_timeout: Duration,
@@ -43,7 +43,8 @@ impl Dialer {
         let tls = match &config.tls {
             None => None,
             Some(files) => {
-                // The client asks for the process's default; whoever came first may have chosen another, which serves.
+                // The client uses the process's default provider. If another one is already installed, that one works
+                // too.
                 let _ = rustls::crypto::ring::default_provider().install_default();
                 Some(certificates(files)?)
             }
@@ -76,7 +77,7 @@ impl Dialer {
         .map_err(|error| explain(&error))
     }
 
-    /// The server that takes writes, now.
+    /// Returns a client for the server that currently accepts writes.
     async fn master(&self) -> Result<Client> {
         let Some((name, login)) = &self.sentinel else { return self.client(&self.hosts[0], &self.login) };
         let mut last = None;
@@ -95,8 +96,10 @@ impl Dialer {
         ask.arg("get-master-addr-by-name").arg(name);
         let answer = connection.send_packed_command(&ask).await.map_err(|error| explain(&error))?;
         match reply(answer)? {
-            Value::Nil => Err(Error::new(ErrorKind::Unavailable, "the sentinels know no such master")
-                .with("sentinel_master", name)),
+            Value::Nil => {
+                Err(Error::new(ErrorKind::Unavailable, "the sentinels monitor no master of this name")
+                    .with("sentinel_master", name))
+            }
             answer => {
                 let (host, port): (String, u16) =
                     redis::from_redis_value(answer).map_err(|_| odd("a master's address"))?;
@@ -116,25 +119,25 @@ impl Dialer {
             .map_err(|error| explain(&error).with("server", client.get_connection_info().addr()))
     }
 
-    /// A connection for commands that are answered at once.
+    /// Opens a connection for commands that the server answers at once.
     pub(super) async fn commands(&self) -> Result<MultiplexedConnection> {
         let mut connection = self.multiplexed(&self.master().await?, Some(self.answer_timeout)).await?;
         if self.sentinel.is_some() {
-            // A sentinel may still name the old master, which has become a replica or is about to.
+            // A sentinel may still return the old master, which has become a replica or is about to become one.
             let role =
                 connection.send_packed_command(&redis::cmd("ROLE")).await.map_err(|error| explain(&error))?;
             let is_master = matches!(&role, Value::Array(parts) if parts.first() == Some(&Value::BulkString(b"master".to_vec())));
             if !is_master {
                 return Err(Error::new(
                     ErrorKind::Unavailable,
-                    "the sentinels name a server that is no master",
+                    "the sentinels return a server that is not a master",
                 ));
             }
         }
         Ok(connection)
     }
 
-    /// A connection that may block, with its id for being unblocked.
+    /// Opens a connection that may block; returns it with its client id, which `CLIENT UNBLOCK` needs.
     pub(super) async fn blocking(&self) -> Result<(MultiplexedConnection, i64)> {
         let mut connection = self.multiplexed(&self.master().await?, None).await?;
         let mut ask = redis::cmd("CLIENT");
@@ -146,7 +149,7 @@ impl Dialer {
         }
     }
 
-    /// A connection that listens to channels.
+    /// Opens a connection for channel subscriptions.
     pub(super) async fn listening(&self) -> Result<PubSub> {
         let client = self.master().await?;
         match tokio::time::timeout(self.connect_timeout, client.get_async_pubsub()).await {
@@ -156,7 +159,7 @@ impl Dialer {
     }
 }
 
-/// A command on a connection that has no deadline of its own.
+/// Runs a command with a deadline, on a connection that has no deadline of its own.
 pub(super) async fn ask_within(
     connection: &mut MultiplexedConnection,
     command: &Cmd,

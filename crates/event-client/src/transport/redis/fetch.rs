@@ -1,4 +1,5 @@
-//! Reading for a group that is not keyed: new entries, due retries and what dead members left, in one loop.
+//! The reader of a group that is not keyed: reads new entries, due retries and entries that dead members left, in one
+//! loop.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,17 +21,17 @@ use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
 use crate::transport::Subscribe;
 
-/// Most entries of one read.
+/// Maximum number of entries in one read.
 const BATCH: usize = 500;
 
-/// A topic of the group.
+/// The state of one topic of the group.
 pub(super) struct TopicCursor {
     pub(super) place: Place,
-    /// When to look for retries and dead members' entries.
+    /// When to take due retries and dead members' entries.
     next_take: Instant,
-    /// Last entry seen; where to wait from when there is not room for one of each topic.
+    /// Last entry received; `XREAD` waits from here when there is no room for one entry of each topic.
     last: EntryId,
-    /// It may have new entries.
+    /// The topic may have new entries.
     maybe: bool,
 }
 
@@ -89,7 +90,7 @@ pub(super) async fn run(
     let Fetcher { member, feed, .. } = fetcher;
     feed.report(Health::Stopped);
     member.ended.cancel();
-    // Nobody will take what lies in the queue; dropping the feed gives it back.
+    // No consumer will take the deliveries left in the queue; dropping the feed gives them back.
     drop(feed);
     drop(listening);
 }
@@ -100,10 +101,10 @@ pub(super) struct Fetcher {
     pub(super) feed: Feed,
     pub(super) settle: Arc<dyn Settle>,
     pub(super) topics: Vec<TopicCursor>,
-    /// Which topic is first, when there is not room for all.
+    /// The topic that is read first when there is no room for all.
     turn: usize,
     reader: Option<Reader>,
-    /// Read under patterns that have changed since.
+    /// Entries that were read under patterns that have changed since.
     pub(super) stale: unmatched::Stale,
 }
 
@@ -135,7 +136,7 @@ impl Fetcher {
             .collect();
     }
 
-    /// One round; `false` when the group is no more.
+    /// Runs one round; `false` when the group was deleted.
     async fn step(&mut self) -> Result<bool> {
         let events = self.member.signals.take();
         if events.changed || events.all {
@@ -179,23 +180,24 @@ impl Fetcher {
         Ok(true)
     }
 
-    /// Waits for room; `None` when it should rather look around.
+    /// Waits for room; `None` when the caller must check for signals or the end first.
     async fn room(&mut self) -> Option<usize> {
         loop {
             let room = self.member.room(self.feed.free());
             if self.is_over() {
                 return None;
             }
-            // Many small reads cost more than one: with work waiting, some room is gathered for a moment.
+            // Many small reads cost more than one large read: while deliveries are queued, it waits a moment for more
+            // room.
             if room > 0 && (room * 2 >= self.member.max_in_flight || self.feed.untaken() == 0) {
                 return Some(room);
             }
             tokio::select! {
                 () = self.member.signals.room.notified() => {}
-                // A settlement may be confirmed before its delivery has let go of its slot.
+                // A settlement may be confirmed before its delivery frees its slot.
                 slot = self.feed.slot(), if self.feed.free() == 0 => drop(slot),
                 () = self.member.signals.wake.notified(), if room == 0 => {
-                    // Its end must be known, room or no room.
+                    // The signal may announce the end of the group, which must be handled even without room.
                     return None;
                 }
                 () = tokio::time::sleep(Duration::from_millis(1)), if room > 0 => return Some(room),
@@ -205,7 +207,7 @@ impl Fetcher {
         }
     }
 
-    /// Due retries and what dead members left, of the log and of the replays.
+    /// Takes due retries and entries that dead members left, of the log and of the replays.
     async fn take(&mut self, at: usize, room: usize) -> Result<()> {
         let place = self.topics[at].place.clone();
         let mut next = (self.member.lease / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
@@ -236,14 +238,14 @@ impl Fetcher {
         Ok(())
     }
 
-    /// New entries; waits for them when there are none.
+    /// Reads new entries; waits for them when there are none.
     async fn read(&mut self, room: usize) -> Result<()> {
         let now = Instant::now();
         let next = self.topics.iter().map(|topic| topic.next_take).min();
         let wanted = next.map_or(Duration::from_secs(5), |next| next.saturating_duration_since(now));
         let count = self.topics.len();
         if count == 0 {
-            // A wildcard before the first topic.
+            // The pattern is a wildcard and no topic exists yet.
             tokio::select! {
                 () = self.member.signals.wake.notified() => {}
                 () = self.feed.stopped().cancelled() => {}
@@ -254,7 +256,7 @@ impl Fetcher {
         if room >= count {
             return self.read_all(room / count, wanted).await;
         }
-        // Not room for one of each: from one topic after another, as much as there is room for.
+        // There is no room for one entry of each topic: reads one topic after another, with all the room there is.
         for step in 0..count {
             let at = (self.turn + step) % count;
             if self.topics[at].maybe {
@@ -278,7 +280,7 @@ impl Fetcher {
     }
 
     async fn read_all(&mut self, each: usize, wanted: Duration) -> Result<()> {
-        // A moved group has another name on some topics for a moment.
+        // A group that is being moved has different names on its topics for a moment.
         let name = self.topics[0].place.name.clone();
         if self.topics.iter().any(|topic| topic.place.name != name) {
             return self.read_in_turn(each).await;
@@ -292,7 +294,8 @@ impl Fetcher {
         let answer = tokio::select! {
             answer = reader.wait(&command, block, &self.member.signals.wake) => answer?,
         };
-        // Answered a moment ago at most, as far as anybody can know.
+        // The server may have taken the entries at any time during the block; they count from the reply, which cannot
+        // be older than a moment.
         let asked = Instant::now();
         for stream in parts(answer) {
             let mut stream = parts(stream).into_iter();
@@ -307,7 +310,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Where topics have different names in Redis: one after another, without waiting.
+    /// Reads topics on which the group has different names in Redis: one after another, without blocking.
     async fn read_in_turn(&mut self, each: usize) -> Result<()> {
         for at in 0..self.topics.len() {
             self.read_one(at, each).await?;
@@ -340,7 +343,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Waits without taking anything: somebody else may be quicker.
+    /// Waits for new entries without taking them: another member may take them first.
     async fn wait_for_any(&mut self, wanted: Duration) -> Result<()> {
         let Some(reader) = &mut self.reader else { return Ok(()) };
         let block = reader.patience(wanted);
@@ -373,12 +376,13 @@ impl Fetcher {
             self.topics[at].last = self.topics[at].last.max(last.id);
         }
         self.hand_out(&source, &name, entries, asked).await;
-        // The consumer goes first: to ask for more now would wake a second thread, for which it would have to wait.
+        // Lets the consumer run first: another read now would wake a second thread, and the consumer would have to wait
+        // for it.
         tokio::task::yield_now().await;
     }
 }
 
-/// Runs commands whose replies nobody needs but for their errors.
+/// Runs commands whose replies matter only when they are errors.
 pub(super) async fn run_all(member: &Member, pipeline: &Pipeline) -> Result<()> {
     for value in member.client.connection.run(pipeline).await? {
         reply(value)?;

@@ -1,14 +1,14 @@
-//! What a group receives of a topic, and since when: a change of patterns holds for what is published after it.
+//! The patterns of a group on a topic over time: changed patterns apply to entries that are published after the change.
 
 use super::codec::EntryId;
 use crate::subject::{Pattern, Subject};
 
-/// Patterns with the entry behind which they hold, the latest last.
+/// Lists of patterns, each with the entry after which it applies, the latest last.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Filters(Vec<(EntryId, Vec<Pattern>)>);
 
 impl Filters {
-    /// Reads lines of an id and patterns; malformed lines are ignored.
+    /// Parses lines of an id and patterns; malformed lines are ignored.
     pub(super) fn parse(text: &str) -> Self {
         let line = |line: &str| {
             let mut words = line.split(' ');
@@ -18,7 +18,7 @@ impl Filters {
         Self(text.lines().filter_map(line).collect())
     }
 
-    /// Whether the entry `id` is received.
+    /// Whether the group receives the entry `id`.
     pub(super) fn matches(&self, subject: &Subject, id: EntryId) -> bool {
         let since = self.0.iter().rev().find(|(from, _)| *from < id).or(self.0.first());
         since.is_some_and(|(_, patterns)| patterns.iter().any(|pattern| pattern.matches(subject)))
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_holds_for_what_comes_after_it() {
+    fn a_change_applies_to_later_entries() {
         let filters = Filters::parse("0-0 a.>\n10-1 b.>");
         let (a, b) = (Subject::new("a.x").unwrap(), Subject::new("b.x").unwrap());
         let at = |seq| EntryId { ms: 10, seq };

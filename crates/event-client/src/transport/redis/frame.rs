@@ -1,6 +1,6 @@
-//! Requests and frames of answers on their way: lines of `name: value`, an empty line, the body.
+//! Encodes and decodes requests and answer frames: lines of `name: value`, an empty line, the body.
 //!
-//! Anybody can write a request: `bus-subject`, `bus-reply-to` (a channel), `bus-request` (a name for it),
+//! Any client can write a request: `bus-subject`, `bus-reply-to` (a channel), `bus-request` (an id for it),
 //! `bus-deadline` (Unix milliseconds), and the headers of [`headers`].
 
 use bytes::Bytes;
@@ -11,11 +11,11 @@ use crate::subject::Subject;
 use crate::transport::Frame;
 use crate::transport::headers::{self, Reader};
 
-/// Header: the request that a frame belongs to.
+/// Header: the id of the request to which a frame belongs.
 pub(super) const REQUEST: &str = "bus-request";
-/// Header of the first frame: the channel at which the server takes credit.
+/// Header of the first frame: the channel on which the responder receives credit.
 pub(super) const FROM: &str = "bus-from";
-/// Header of a message to a server: so many more frames may come.
+/// Header of a message to a responder: the number of further frames that it may send.
 pub(super) const CREDIT: &str = "bus-credit";
 
 /// Headers and a body.
@@ -26,7 +26,7 @@ pub(super) struct Packet {
 }
 
 impl Packet {
-    /// Reads a packet; bytes that are none are a body without headers.
+    /// Parses a packet; bytes without this format become a body without headers.
     pub(super) fn read(bytes: Bytes) -> Self {
         let mut headers = Vec::new();
         let mut at = 0;
@@ -49,14 +49,14 @@ impl Packet {
         self.headers.iter().find(|(have, _)| have == name).map(|(_, value)| value.as_str())
     }
 
-    /// The message that a request is.
+    /// Converts a request into its message.
     pub(super) fn message(self, subject: &Subject) -> Message {
         let mut reader = Reader::default();
         self.headers.iter().for_each(|(name, value)| reader.header(name, value));
         reader.finish(subject.clone(), self.body, MessageId::now)
     }
 
-    /// The frame that it is.
+    /// Converts the packet into a frame of an answer.
     pub(super) fn frame(self, last: bool) -> Frame {
         let mut headers = Headers::new();
         let mut content_type = SmolStr::default();
@@ -96,7 +96,7 @@ impl Writer {
     }
 }
 
-/// A request with the library's headers.
+/// Encodes a request with the library's headers.
 pub(super) fn request(message: &Message, number: u64, reply_to: &str, deadline: i64) -> Bytes {
     let mut writer = Writer(Vec::with_capacity(message.size() + 256));
     writer.header(headers::SUBJECT, message.subject.as_str());
@@ -108,7 +108,7 @@ pub(super) fn request(message: &Message, number: u64, reply_to: &str, deadline: 
     writer.finish(&message.payload)
 }
 
-/// A frame of the answer to `request`.
+/// Encodes a frame of the answer to `request`.
 pub(super) fn frame(frame: &Frame, request: &str, from: Option<&str>) -> Bytes {
     let mut writer = Writer(Vec::with_capacity(frame.payload.len() + 128));
     writer.header(REQUEST, request).header(headers::FRAME, if frame.last { "last" } else { "more" });
@@ -124,7 +124,7 @@ pub(super) fn frame(frame: &Frame, request: &str, from: Option<&str>) -> Bytes {
     writer.finish(&frame.payload)
 }
 
-/// A frame that says something about the request: `working` or `abandoned`.
+/// Encodes a frame that reports the state of the request: `working` or `abandoned`.
 pub(super) fn notice(word: &str, request: &str) -> Bytes {
     Writer::default().header(REQUEST, request).header(headers::FRAME, word).finish(b"")
 }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_packet_is_a_body() {
+    fn bytes_without_the_packet_format_are_a_body() {
         for bytes in ["", "hello", "hello\n\nyou", "a: b\nc"] {
             let packet = Packet::read(bytes.into());
             assert_eq!((packet.headers.len(), &packet.body[..]), (0, bytes.as_bytes()), "{bytes:?}");

@@ -1,4 +1,4 @@
-//! Groups: their definition for the whole namespace, and their Redis groups on each topic.
+//! Creates and changes groups: their definition for the whole namespace, and their Redis groups on each topic.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::subject::{Group, Pattern};
 use crate::transport::topology::compare_group;
 use crate::transport::{Action, Change, Difference, Start, Subscribe};
 
-/// What a group is, as all members see it.
+/// The definition of a group, shared by all its members.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Definition {
     pub(super) filters: Vec<SmolStr>,
     pub(super) keyed: bool,
-    /// Topics on which it has, or is about to have, a group in Redis.
+    /// Topics on which the group has, or is about to have, a Redis group.
     pub(super) topics: BTreeSet<SmolStr>,
 }
 
@@ -44,7 +44,7 @@ impl Definition {
     }
 }
 
-/// A group on a topic.
+/// A group on one topic.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) log: Arc<Source>,
@@ -52,10 +52,10 @@ pub(super) struct Place {
     /// Its name in Redis.
     pub(super) name: Arc<str>,
     pub(super) filters: Filters,
-    /// Of the filters.
+    /// Version of the filters.
     pub(super) version: SmolStr,
     pub(super) delivered: EntryId,
-    /// It was removed from the server, and has just been made again.
+    /// The group was removed from the server, and has just been created again.
     pub(super) lost: bool,
 }
 
@@ -72,8 +72,8 @@ impl Client {
         read_definition(&self.connection.ask(ask).await?)
     }
 
-    /// Makes the group what `spec` says, as far as it is allowed, and answers where it is.
-    /// `forced` is an operator's word, which is always allowed.
+    /// Creates or changes the group as `spec` requires, as far as that is allowed, and returns its places. `forced`
+    /// marks an operator's command, which is always allowed.
     pub(super) async fn define(
         &self,
         group: &Group,
@@ -81,7 +81,7 @@ impl Client {
         joining: Option<Joining<'_>>,
         forced: bool,
     ) -> Result<(Definition, Vec<Place>)> {
-        // Others may change it at the same time; somebody always wins.
+        // Other clients may change it at the same time; each round one of them succeeds.
         for _ in 0..50 {
             let was = self.definition(group).await?;
             let change = compare(spec, was.as_ref().map(|(_, definition)| definition));
@@ -109,7 +109,8 @@ impl Client {
                 seen.to_owned()
             } else {
                 serde_json::to_string(&wanted).map_err(|error| {
-                    Error::new(ErrorKind::Internal, "a group cannot be written down").because(error)
+                    Error::new(ErrorKind::Internal, "a group's definition cannot be serialized")
+                        .because(error)
                 })?
             };
             let keys = &self.keys;
@@ -129,7 +130,7 @@ impl Client {
                     let start = |topic: &SmolStr| match before {
                         None => spec.start,
                         Some(before) if before.topics.contains(topic) || filters_change => Start::New,
-                        // It came after the group.
+                        // The topic is newer than the group.
                         Some(_) => Start::Earliest,
                     };
                     let may_create = match before {
@@ -154,10 +155,10 @@ impl Client {
                 _ => tokio::time::sleep(Duration::from_millis(fastrand::u64(1..20))).await,
             }
         }
-        Err(Error::new(ErrorKind::Unavailable, "others keep changing this group").with("group", group))
+        Err(Error::new(ErrorKind::Unavailable, "other clients keep changing this group").with("group", group))
     }
 
-    /// The group on each of its topics; made there when it is missing.
+    /// Returns the group's place on each of its topics; creates missing ones.
     async fn places(
         &self,
         group: &Group,
@@ -190,7 +191,7 @@ impl Client {
                 if lost {
                     tracing::error!(
                         %group, %topic,
-                        "the group, or its stream, was removed from the server; it goes on behind what is known to be settled"
+                        "the group, or its stream, was removed from the server; it continues after the last entry that is known to be settled"
                     );
                 }
                 Ok(Place {
@@ -221,7 +222,7 @@ impl Client {
         format!("group {group} of stream {}", self.keys.log(topic))
     }
 
-    /// Topics on which a group should be and is not.
+    /// Topics on which a group should exist and does not.
     pub(super) async fn missing_places(&self, group: &Group, definition: &Definition) -> Result<Vec<Change>> {
         let mut missing = Vec::new();
         for topic in &definition.topics {
@@ -234,7 +235,8 @@ impl Client {
         Ok(missing)
     }
 
-    /// Where the group is now, for a member that was told of a change; `None` when it was deleted.
+    /// Returns the group's present places, for a member that received a change signal; `None` when the group was
+    /// deleted.
     pub(super) async fn look_again(
         &self,
         group: &Group,
@@ -253,14 +255,14 @@ impl Client {
                 if self.connection.ask(ask).await? != Value::Int(0) {
                     return Ok(None);
                 }
-                tracing::error!(%group, "the server has lost this group and what waited for it; was it emptied, or restarted without persistence?");
-                // Whatever is there by now came after the group.
+                tracing::error!(%group, "the server has lost this group and its waiting messages; was it emptied, or restarted without persistence?");
+                // All entries that exist by now are newer than the group.
                 as_it_is.start = Start::Earliest;
             }
         }
         match self.define(group, &as_it_is, Some(joining), false).await {
             Ok((_, places)) => Ok(Some(places)),
-            // Not to be taken for a group that is about to be made.
+            // The reader takes `NotFound` for a group that is about to be created.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 Err(Error::new(ErrorKind::Unavailable, error.to_string()))
             }
@@ -278,7 +280,7 @@ enum Create {
     New = 2,
 }
 
-/// Reads what [`Client::define`] wrote, with its text.
+/// Parses a definition that [`Client::define`] wrote; returns it with its text.
 pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definition)>> {
     if *value == Value::Nil {
         return Ok(None);
@@ -290,13 +292,13 @@ pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definitio
     Ok(Some((written.to_owned(), definition)))
 }
 
-/// What the group lacks of what `spec` asks.
+/// The change that the group needs to fulfil `spec`.
 pub(super) fn compare(spec: &Subscribe, is: Option<&Definition>) -> Option<Change> {
     let patterns = is.map(|is| (is.patterns(), is.keyed));
     compare_group(spec, patterns.as_ref().map(|(patterns, keyed)| (patterns.as_slice(), *keyed)))
 }
 
-/// A start as the scripts take it: the last id that is not wanted.
+/// The start in the form that the scripts take: the last id that is not wanted.
 pub(super) fn start_word(start: Start) -> String {
     match last_unwanted(start) {
         None => "new".into(),
@@ -304,7 +306,7 @@ pub(super) fn start_word(start: Start) -> String {
     }
 }
 
-/// The entry before the start; `None` for what comes from now on.
+/// The last entry before the start; `None` for entries from now on.
 pub(super) fn last_unwanted(start: Start) -> Option<EntryId> {
     match start {
         Start::New => None,

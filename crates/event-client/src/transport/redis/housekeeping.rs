@@ -1,4 +1,5 @@
-//! Housekeeping, by whoever comes first: old messages that every group has, consumers that are gone.
+//! Housekeeping, by the first bus that finds it due: removes old messages that every group has settled, and dead
+//! consumers.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,11 +15,12 @@ use crate::bounds;
 use crate::error::{ErrorKind, Result};
 use crate::supervise;
 
-/// A consumer without a sign of life for so many rounds is gone.
+/// A consumer that was idle for this number of rounds counts as dead.
 const GONE: u32 = 60;
 
 pub(super) fn start(client: &Arc<Client>) {
-    let (weak, closing, every) = (Arc::downgrade(client), client.closing.clone(), client.config.housekeeping);
+    let (weak, closing, every) =
+        (Arc::downgrade(client), client.closing.clone(), client.config.housekeeping_interval);
     tokio::spawn(supervise::again("redis housekeeping", move || run(weak.clone(), closing.clone(), every)));
 }
 
@@ -31,7 +33,7 @@ async fn run(client: Weak<Client>, closing: tokio_util::sync::CancellationToken,
         }
         let Some(client) = client.upgrade() else { return };
         if let Err(error) = round(&client, &mut reported).await {
-            tracing::debug!(%error, "housekeeping failed; the next round comes");
+            tracing::debug!(%error, "housekeeping failed; the next round tries again");
         }
     }
 }
@@ -47,7 +49,7 @@ async fn round(client: &Client, reported: &mut Vec<(SmolStr, String)>) -> Result
     for (topic, group) in held_back.iter().filter(|known| !reported.contains(known)) {
         tracing::warn!(
             %topic, group,
-            "this group keeps messages beyond their retention: nobody reads it, or it is far behind; delete it if it is abandoned"
+            "this group keeps messages beyond their retention: no member reads it, or it is far behind; delete it if it is abandoned"
         );
     }
     metrics::gauge!("event_client_groups_holding_back", "transport" => "redis").set(held_back.len() as f64);
@@ -56,14 +58,14 @@ async fn round(client: &Client, reported: &mut Vec<(SmolStr, String)>) -> Result
 }
 
 impl Client {
-    /// Trims a topic's log; answers the group that holds it back.
+    /// Trims a topic's log; returns the group that holds entries back.
     async fn trim(&self, topic: &str) -> Result<Option<String>> {
         let config = &self.config;
         let mut command =
             scripts::TRIM.on(&[&self.keys.log(topic), &self.keys.janitor(topic), &self.keys.floors(topic)]);
         command.arg(bounds::millis(config.retention_age)).arg(config.retention_messages);
-        // Whatever the number of processes, a topic is looked after about once a round.
-        command.arg(bounds::millis(config.housekeeping) / 2);
+        // Independent of the number of processes, each topic is trimmed about once a round.
+        command.arg(bounds::millis(config.housekeeping_interval) / 2);
         let answer = parts(self.connection.ask(command).await?);
         let Some(held) = answer.get(2) else { return Ok(None) };
         let trimmed = answer.first().map_or(0, number);
@@ -73,9 +75,9 @@ impl Client {
         Ok(Some(text(held).to_owned()).filter(|group| !group.is_empty()))
     }
 
-    /// Removes consumers that have been silent for long and have nothing pending.
+    /// Removes consumers that were idle for long and have nothing pending.
     async fn remove_consumers(&self, topic: &str) -> Result<()> {
-        let gone = self.config.housekeeping * GONE;
+        let gone = self.config.housekeeping_interval * GONE;
         for group in groups(&self.info(topic).await?) {
             let mut ask = redis::cmd("XINFO");
             ask.arg("CONSUMERS").arg(self.keys.log(topic)).arg(&group);
@@ -86,7 +88,7 @@ impl Client {
                     consumer.chunks(2).find(|pair| text(&pair[0]) == name).and_then(|pair| pair.get(1))
                 };
                 let name = field("name").map(text).unwrap_or_default();
-                // Only ours have a lease in their names.
+                // Only consumers of this library have a lease in their names.
                 let ours = name.rsplit_once('.').is_some_and(|(_, lease)| lease.parse::<u64>().is_ok());
                 let silent = field("idle").map_or(0, number) as u128 > gone.as_millis();
                 if ours && silent && field("pending").map_or(1, number) == 0 {
@@ -104,7 +106,7 @@ impl Client {
         let mut ask = redis::cmd("XINFO");
         ask.arg("GROUPS").arg(self.keys.log(topic));
         match self.connection.ask(ask).await {
-            // The stream is not there yet.
+            // The stream does not exist yet.
             Err(error) if error.kind() == ErrorKind::Internal => Ok(Value::Nil),
             answer => answer,
         }

@@ -1,8 +1,9 @@
-//! Reading for a keyed group: on each topic one member is active, the others stand by.
+//! The reader of a keyed group: on each topic one member is active, the others stand by.
 //!
-//! The active member holds a key with a lease; every script that reads or hands out checks it, so that a member that
-//! was paused and lost it can do nothing. Entries are read under the consumer `~` and become the member's own only
-//! when they are handed out: what waits behind a busy key is in nobody's hand, and no crash counts against it.
+//! The active member holds a key with a lease. Every script that reads or assigns entries checks this key, so that a
+//! member that was paused and lost it can do nothing. Entries are read under the consumer `~` and are assigned to the
+//! member only when they are delivered: an entry that waits behind a busy key is assigned to no member, and no crash
+//! counts as an attempt.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,29 +26,29 @@ use crate::error::{ErrorKind, Result};
 use crate::subscription::{Feed, Health};
 use crate::transport::Subscribe;
 
-/// Entries of one page of what waited before.
+/// Number of entries in one page of those that waited before.
 const PAGE: usize = 200;
 
 pub(super) struct TopicReader {
     pub(super) place: Place,
     /// `None` while another member is active.
     pub(super) active: Option<Active>,
-    /// When to try to become the active member.
+    /// When to try again to become the active member.
     pub(super) next_try: Instant,
-    /// Last entry seen.
+    /// Last entry received.
     last: EntryId,
 }
 
 /// The active member's state.
 pub(super) struct Active {
     pub(super) backlog: Backlog,
-    /// What waited before is read first, page by page: of the log, of the replays.
+    /// Ids after which earlier entries are still to be read, page by page, before new ones: of the log, of the replays.
     pub(super) loading: [Option<EntryId>; 2],
     /// The last entry that was read: of the log, of the replays.
     pub(super) seen: [EntryId; 2],
-    /// Read, not wanted, and not yet acknowledged.
+    /// Entries that were read, are not wanted, and are not yet acknowledged.
     pub(super) unwanted: Vec<EntryId>,
-    /// New entries may be there: in the log, in the replays.
+    /// There may be new entries: in the log, in the replays.
     pub(super) maybe: [bool; 2],
     /// Settlements whose outcome is unknown.
     pub(super) unsure: Vec<u64>,
@@ -86,7 +87,7 @@ pub(super) async fn run(
             Ok(false) => break,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 keyed.member.signals.changed();
-                // A group that is being moved is back in a moment.
+                // A group that is being moved exists again in a moment.
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err(error) => {
@@ -119,7 +120,7 @@ pub(super) struct Keyed {
     pub(super) settle: Arc<dyn Settle>,
     pub(super) topics: Vec<TopicReader>,
     pub(super) next_item: u64,
-    /// When to look for replays whose hint was missed.
+    /// When to check for replays whose notification was missed.
     next_look: Instant,
     reader: Option<Reader>,
 }
@@ -152,7 +153,7 @@ impl Keyed {
                 }
             })
             .collect();
-        // A moved group begins anew.
+        // A moved group starts without the old state.
         let kept: HashSet<_> = self
             .topics
             .iter()
@@ -177,7 +178,7 @@ impl Keyed {
         }
     }
 
-    /// One round; `false` when the group is no more.
+    /// Runs one round; `false` when the group was deleted.
     async fn step(&mut self) -> Result<bool> {
         let events = self.member.signals.take();
         if (events.changed || events.all) && !self.look_again().await? {
@@ -201,7 +202,7 @@ impl Keyed {
                 active.maybe[0] |= events.all;
             }
         }
-        // Whoever lost the ownership to another begins anew.
+        // A member that lost the ownership to another one starts again.
         let owned: HashSet<_> =
             self.member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
         for topic in &mut self.topics {
@@ -226,7 +227,7 @@ impl Keyed {
         Ok(true)
     }
 
-    /// Goes on with what was settled.
+    /// Processes the settlements since the last round.
     fn conclude(&mut self) {
         let settled = std::mem::take(&mut *self.member.lanes.lock().expect("not poisoned"));
         for Settled { item, how } in settled {
@@ -243,7 +244,7 @@ impl Keyed {
         }
     }
 
-    /// Reads what waited before, then what is new.
+    /// Reads the entries that waited before, then new ones.
     async fn fill(&mut self, at: usize) -> Result<bool> {
         for replay in [false, true] {
             let which = usize::from(replay);
@@ -252,7 +253,7 @@ impl Keyed {
                 return Ok(false);
             }
             let loading = active.loading[which];
-            // The log's past comes before the replays' past, and both before anything new.
+            // Earlier entries of the log come before those of the replays, and both before new entries.
             let blocked = replay && active.loading[0].is_some();
             if blocked || (loading.is_none() && !active.maybe[which]) {
                 continue;
@@ -282,7 +283,7 @@ impl Keyed {
                 return Ok(true);
             }
             Err(error) => {
-                // Entries may have been read all the same: nothing may overtake them.
+                // The server may have read entries all the same: no later entry may overtake them.
                 if let Some(active) = &mut self.topics[at].active {
                     active.loading[which].get_or_insert(active.seen[which]);
                 }
@@ -318,7 +319,7 @@ impl Keyed {
         Ok(count > 0)
     }
 
-    /// Waits for something new, a settlement, room, or the time of a retry.
+    /// Waits for a new entry, a settlement, room, or the time of a retry.
     async fn wait(&mut self) -> Result<()> {
         let now = Instant::now();
         let mut until = now + Duration::from_secs(5);

@@ -1,5 +1,5 @@
-//! Names of keys and channels. All keys of one topic carry it as their hash tag, so that one script may touch them
-//! in a cluster, too.
+//! Names of keys and channels. All keys of one topic contain it as their hash tag, so that one script may use them in a
+//! cluster, too.
 //!
 //! | key | holds |
 //! |---|---|
@@ -7,12 +7,12 @@
 //! | `NS:{TOPIC}:delayed` | sorted set: delayed messages by due time |
 //! | `NS:{TOPIC}:id:ID` | string with TTL: a dedup id |
 //! | `NS:{TOPIC}:g:GROUP` | hash: the group's settings on this topic |
-//! | `NS:{TOPIC}:g:GROUP:due`, `…:notes` | sorted set and hash: what waits for its next attempt |
+//! | `NS:{TOPIC}:g:GROUP:due`, `…:notes` | sorted set and hash: entries that wait for their next attempt |
 //! | `NS:{TOPIC}:g:GROUP:owner` | string with TTL: the active member of a keyed group |
 //! | `NS:{TOPIC}:g:GROUP:replay` (`:due`, `:notes`) | stream: replayed dead letters of this group |
 //! | `NS:{TOPIC}:g:GROUP:dlq` | stream: its dead letters |
 //! | `NS:{TOPIC}:dlqs` | set: groups with dead letters |
-//! | `NS:{TOPIC}:floors` | hash: behind what each group is known to have settled all, should it be removed |
+//! | `NS:{TOPIC}:floors` | hash: for each group, the id up to which it is known to have settled everything; its restart point if the group is removed |
 //! | `NS:topics` | set: every topic |
 //! | `NS:{groups}`, `NS:{groups}:m:GROUP` | hash of groups; sorted set of a group's live members |
 //! | `NS:{rpc:SUBJECT}`, `…:servers` | list with TTL: waiting requests; sorted set of live servers |
@@ -27,11 +27,11 @@ use smol_str::{SmolStr, format_smolstr};
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
     namespace: SmolStr,
-    /// Channels know no databases, so the number is part of their names.
+    /// Redis channels are not separated by database, so the database number is part of their names.
     channels: SmolStr,
 }
 
-/// Where deliveries come from: a topic's log, or a group's replayed dead letters on that topic.
+/// The source of deliveries: a topic's log, or a group's replayed dead letters on that topic.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) topic: SmolStr,
@@ -51,7 +51,7 @@ impl ToRedisArgs for LogKey<'_> {
     fn write_redis_args<W: RedisWrite + ?Sized>(&self, out: &mut W) {
         let mut key = out.writer_for_next_arg();
         for part in [self.namespace, ":{", self.topic, "}"] {
-            // Into memory: it cannot fail.
+            // A write into memory cannot fail.
             let _ = key.write_all(part.as_bytes());
         }
     }
@@ -67,7 +67,7 @@ impl Keys {
         format!("{}:{{{topic}}}", self.namespace)
     }
 
-    /// [`log`](Self::log) as an argument, written where it goes.
+    /// [`log`](Self::log) as a command argument, written directly into the command.
     pub(super) fn log_argument<'a>(&'a self, topic: &'a str) -> LogKey<'a> {
         LogKey { namespace: &self.namespace, topic }
     }
@@ -116,7 +116,7 @@ impl Keys {
         format!("{}:{{groups}}:m:{group}", self.namespace)
     }
 
-    /// Says for a day that a group was deleted, not lost.
+    /// A key that exists for one day after a group was deleted: it distinguishes a deleted group from a lost one.
     pub(super) fn tombstone(&self, group: &str) -> String {
         format!("{}:{{groups}}:x:{group}", self.namespace)
     }
@@ -129,22 +129,22 @@ impl Keys {
         format!("{}:{{rpc:{subject}}}:servers", self.namespace)
     }
 
-    /// Channel: new topics and delays.
+    /// Channel: announces new topics and delayed messages.
     pub(super) fn system(&self) -> SmolStr {
         format_smolstr!("{}:sys", self.channels)
     }
 
-    /// Channel: something changed for a group.
+    /// Channel: announces changes to a group.
     pub(super) fn wake(&self, group: &str) -> SmolStr {
         format_smolstr!("{}:wake:{group}", self.channels)
     }
 
-    /// Channel: frames for callers and servers of one handle.
+    /// Channel: frames for the callers and credit for the responders of one bus.
     pub(super) fn inbox(&self, client: &str) -> SmolStr {
         format_smolstr!("{}:inbox:{client}", self.channels)
     }
 
-    /// Channel: callers of a subject that no longer wait.
+    /// Channel: announces callers of a subject that no longer wait.
     pub(super) fn cancels(&self, subject: &str) -> SmolStr {
         format_smolstr!("{}:rpc:{subject}", self.channels)
     }

@@ -1,4 +1,5 @@
-//! Leases: what is in hand is claimed again by its own consumer each third of the lease, waiting or at work.
+//! Renews leases: a member claims its unsettled entries again every third of the lease, whether they wait or are being
+//! handled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,10 @@ use super::scripts;
 use crate::bounds;
 use crate::error::Result;
 
-/// Most leases that one script renews.
+/// Maximum number of leases that one script renews.
 const CHUNK: usize = 500;
-/// Members that did not say that they live for so many leases are gone; at least this long.
+/// Shortest life of a member without a beat. A member counts as dead after two leases without a beat, but not before
+/// this time.
 const SHORTEST_LIFE: Duration = Duration::from_secs(3);
 
 impl Member {
@@ -29,7 +31,7 @@ impl Member {
     }
 }
 
-/// Renews until the subscription and all that it handed out are gone.
+/// Renews until the last clone of the subscription is dropped; then waits up to one lease for the last deliveries.
 pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::CancellationToken) {
     let mut beat = tokio::time::interval(member.lease / 3);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -39,7 +41,7 @@ pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::Cancellati
     loop {
         tokio::select! {
             () = gone.cancelled() => break,
-            () = member.closed.cancelled() => return, // `part` does the rest
+            () = member.closed.cancelled() => return, // `part` leaves the group
             () = ended.cancelled(), if !told => {
                 told = true;
                 leave(&member).await;
@@ -56,7 +58,7 @@ pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::Cancellati
         }
     }
     leave(&member).await;
-    // What is handed back is on its way; what is forgotten runs out with its lease.
+    // Deliveries that were given back still wait for their confirmation; forgotten deliveries expire with their lease.
     let end = Instant::now() + member.lease;
     while !is_idle(&member) && Instant::now() < end {
         tokio::select! {
@@ -82,16 +84,16 @@ fn is_idle(member: &Member) -> bool {
     member.table.lock().expect("not poisoned").is_empty()
 }
 
-/// It takes no more.
+/// Ends the membership: the member takes no more entries.
 async fn leave(member: &Member) {
     let mut command = redis::cmd("ZREM");
     command.arg(member.client.keys.members(member.group.as_str())).arg(member.consumer.as_str());
     if let Err(error) = member.client.connection.ask(command).await {
-        tracing::debug!(group = %member.group, %error, "cannot leave; the membership ends by itself");
+        tracing::debug!(group = %member.group, %error, "cannot leave the group; the membership expires automatically");
     }
 }
 
-/// Lets others take over, and removes the consumer where nothing is pending.
+/// Releases its ownerships, and removes its consumers that have no pending entries.
 async fn give_up(member: &Member) {
     let owned = std::mem::take(&mut *member.owned.lock().expect("not poisoned"));
     let mut pipeline = Pipeline::new();

@@ -1,4 +1,4 @@
-//! One member of a group: what it has in hand, and how it is told to look again.
+//! One member of a group: its unsettled deliveries, and the signals that make its reader check the server again.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,34 +17,35 @@ use crate::confirm::Confirm;
 use crate::delivery::{Settle, Settlement, Token};
 use crate::subject::Group;
 
-/// A subscription's place in its group.
+/// A subscription's membership in its group.
 pub(super) struct Member {
     pub(super) client: Arc<Client>,
     pub(super) group: Group,
-    /// Unique in the server; ends with the lease in milliseconds, so that others know when it has run out.
+    /// Unique in the server; ends with the lease in milliseconds, so that other members can compute when it has
+    /// expired.
     pub(super) consumer: SmolStr,
     pub(super) lease: Duration,
     pub(super) max_in_flight: usize,
     pub(super) keyed: bool,
     pub(super) table: Mutex<Slab<Unsettled>>,
     pub(super) signals: Signals,
-    /// Cancelled when its deliveries are handed back because the handle closes.
+    /// Cancelled when its deliveries are given back because the bus closes.
     pub(super) closed: CancellationToken,
-    /// Cancelled when its reader has ended.
+    /// Cancelled when its reader task has ended.
     pub(super) ended: CancellationToken,
-    /// Keyed: settlements for the reader to go on with.
+    /// Keyed: settlements that the reader has to process.
     pub(super) lanes: Mutex<Vec<Settled>>,
-    /// Keyed: topics whose active member this is.
+    /// Keyed: topics on which this member is active.
     pub(super) owned: Mutex<Vec<Owned>>,
-    /// Where its consumer has to be removed at the end.
+    /// The streams from which its consumer must be removed at the end.
     pub(super) joined: Mutex<Vec<(Arc<Source>, Arc<str>)>>,
 }
 
-/// The right to hand out a topic's messages.
+/// The right to deliver a topic's messages.
 #[derive(Clone, Debug)]
 pub(super) struct Owned {
     pub(super) topic: SmolStr,
-    /// Until then no other can have become the active member.
+    /// Until then no other member can have become active.
     pub(super) safe_until: Instant,
 }
 
@@ -52,18 +53,18 @@ pub(super) struct Owned {
 #[derive(Clone, Debug)]
 pub(super) struct Unsettled {
     pub(super) source: Arc<Source>,
-    /// The group's name in Redis when it was fetched: a moved group has another.
+    /// The group's name in Redis when the entry was fetched: a moved group has another name.
     pub(super) name: Arc<str>,
     pub(super) id: EntryId,
     pub(super) attempt: u32,
     pub(super) since: Instant,
-    /// Until then nobody can have taken it away.
+    /// Until then no other consumer can have claimed the entry.
     pub(super) safe_until: Instant,
     /// Its number among the keyed reader's items.
     pub(super) item: Option<u64>,
 }
 
-/// Keyed: how an item came out.
+/// Keyed: the result of an item's settlement.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settled {
     pub(super) item: u64,
@@ -72,19 +73,19 @@ pub(super) struct Settled {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum How {
-    /// Acknowledged or dead: the next of its key may go.
+    /// Acknowledged or dead: the next message of its key may be delivered.
     Done,
-    /// To be tried again after this time, with so many attempts made.
+    /// To be tried again after this time, with this number of attempts made.
     Again(Duration, u32),
-    /// Somebody else has it, or nobody knows: everything must be looked at anew.
+    /// Another consumer has it, or its state is unknown: the reader must check the server.
     Lost,
 }
 
-/// Reasons to look again.
+/// Reasons for the reader to check the server again.
 #[derive(Debug, Default)]
 pub(super) struct Signals {
     events: Mutex<Events>,
-    /// Something happened that must not wait.
+    /// An event that must be handled at once.
     pub(super) wake: Notify,
     /// There may be room for another delivery.
     pub(super) room: Notify,
@@ -92,13 +93,13 @@ pub(super) struct Signals {
 
 #[derive(Debug, Default, Clone)]
 pub(super) struct Events {
-    /// Topics with something due, each with the time from which on.
+    /// Topics with a due entry, each with the time when it is due.
     pub(super) due: Vec<(SmolStr, Instant)>,
     /// The group was changed, moved or deleted, or topics were added.
     pub(super) changed: bool,
     /// Keyed: a topic has lost its active member.
     pub(super) owner: bool,
-    /// Anything may have happened.
+    /// The cause is unknown: everything must be checked.
     pub(super) all: bool,
 }
 
@@ -129,7 +130,8 @@ impl Signals {
         std::mem::take(&mut *self.events.lock().expect("not poisoned"))
     }
 
-    /// What a message on the group's channel says: `due TOPIC MS`, `changed`, or nothing: anything.
+    /// Handles a message on the group's channel: `due TOPIC MS`, `changed` or `owner`; any other message, also an empty
+    /// one, makes the reader check everything.
     pub(super) fn on_message(&self, message: &[u8]) {
         let mut words = std::str::from_utf8(message).unwrap_or_default().split(' ');
         match (words.next(), words.next(), words.next()) {
@@ -148,12 +150,12 @@ impl Signals {
 }
 
 impl Member {
-    /// How many more deliveries may be fetched: settlements on their way still count.
+    /// Number of further deliveries that may be fetched: settlements in flight still count as unsettled.
     pub(super) fn room(&self, free: usize) -> usize {
         free.min(self.max_in_flight.saturating_sub(self.table.lock().expect("not poisoned").len()))
     }
 
-    /// The latest time at which nobody can have taken away what is fetched or renewed now.
+    /// The latest time at which no other consumer can have claimed an entry that was fetched or renewed at `asked`.
     pub(super) fn safe_from(&self, asked: Instant) -> Instant {
         asked + self.lease - self.lease / 8
     }
@@ -162,12 +164,12 @@ impl Member {
         self.table.lock().expect("not poisoned").get(token as usize).cloned()
     }
 
-    /// A delivery is settled, whatever came of it; that there may be room is for the caller to say.
+    /// Removes a delivery that is settled, with any result; the caller must signal that there may be room.
     pub(super) fn finish(&self, token: Token) {
         self.table.lock().expect("not poisoned").try_remove(token as usize);
     }
 
-    /// Keyed: tells the reader.
+    /// Keyed: reports the result to the reader.
     pub(super) fn settled(&self, item: Option<u64>, how: How) {
         if let Some(item) = item {
             self.lanes.lock().expect("not poisoned").push(Settled { item, how });
@@ -176,7 +178,7 @@ impl Member {
     }
 }
 
-/// The subscription's side of settling.
+/// Settles the deliveries of a subscription.
 pub(super) struct Holder(pub(super) Arc<Member>);
 
 impl Settle for Holder {
@@ -190,10 +192,10 @@ impl Settle for Holder {
 }
 
 impl Member {
-    /// Gives everything back to the group, because the handle closes.
+    /// Gives all deliveries back to the group, because the bus closes.
     pub(super) async fn hand_back(self: &Arc<Self>) {
         self.closed.cancel();
-        // What the reader was just fetching is released by itself.
+        // The reader itself releases entries that it was just fetching.
         let patience = self.client.config.publish_timeout;
         let _ = tokio::time::timeout(patience, self.ended.cancelled()).await;
         let held: Vec<Token> =

@@ -1,17 +1,18 @@
-//! `redis://HOST`: a log per topic on Redis Streams, shared by any number of processes and machines.
+//! The transport for `redis://HOST`: stores each topic as a Redis stream, shared by any number of processes and
+//! machines.
 //!
-//! | gives | how |
+//! | feature | implementation |
 //! |---|---|
-//! | confirmed publish as durable as the server's own settings | what waits shares a pipeline; with `appendfsync always` a reply comes after the fsync |
+//! | confirmed publish as durable as the server's own settings | waiting publishes share a pipeline; with `appendfsync always` the server replies after the fsync |
 //! | durable groups, replay by time and position | a Redis consumer group on each topic's stream |
-//! | leases, attempts, retries | the group's pending list is the record: what waits belongs to the consumer `~`, its delivery count is the number of attempts made, a sorted set has the times |
-//! | dead letters, replay to one group | a stream for each group and topic; a replayed letter goes to a stream that this group alone reads |
-//! | keyed order | one active member of a group on each topic, by a key with a lease that every script checks |
-//! | delay, dedup | a sorted set; a key with a TTL; both in one script with the publish, and only when asked for |
-//! | requests | a list with a TTL for each subject, answers over channels |
+//! | leases, attempts, retries | the group's pending list is the record: entries that wait for an attempt belong to the consumer `~`, the delivery count is the number of attempts made, a sorted set holds the due times |
+//! | dead letters, replay to one group | one stream of dead letters for each group and topic; a replayed letter moves to a stream that only this group reads |
+//! | keyed order | one active member of a group on each topic; it holds a key with a TTL as its lease, and every script that reads or assigns entries checks this key |
+//! | delay, dedup | a sorted set for delayed messages, a key with a TTL for each dedup id; one script handles both together with the publish, and only messages that use them run this script |
+//! | requests | a list with a TTL for each subject; answers travel over pub/sub channels |
 //!
-//! Each subscription has a connection of its own that may block. Hints travel over channels, but no hint is the
-//! record: whoever misses one finds out at intervals.
+//! Each subscription has its own connection, which may block. Pub/sub channels carry wake-up messages, but these may be
+//! lost: a reader that misses one finds the change at its next periodic check.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, Weak};
@@ -65,12 +66,12 @@ use client::{Client, Opened};
 use config::Config;
 use error::closed;
 
-/// One handle on a server.
+/// An open bus on a Redis server.
 pub(super) struct RedisTransport {
     client: Arc<Client>,
     capabilities: Capabilities,
     writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
-    /// Closing happens once; whoever comes later waits for it.
+    /// `true` once the bus is closed. The lock makes later calls of `close` wait for the first one.
     finished: tokio::sync::Mutex<bool>,
 }
 
@@ -78,7 +79,7 @@ impl RedisTransport {
     /// Connects to the server that `url` names.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for unknown or impossible options and for a server that may throw messages away,
+    /// [`ErrorKind::Config`] for unknown or impossible options and for a server that may evict messages,
     /// [`ErrorKind::Denied`] for wrong credentials or rights, [`ErrorKind::Unsupported`] for a server that is too old,
     /// [`ErrorKind::Unavailable`] when it cannot be reached.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
@@ -116,7 +117,7 @@ impl Transport for RedisTransport {
             return Confirm::ready(Err(error.during("publish").with("subject", &message.subject)));
         }
         if !self.client.kept.covers(message.durability) {
-            let text = "the server was set to keep less than it did when this connection was made; set `appendonly yes` and `appendfsync always` there for `fsync`";
+            let text = "the server's durability was reduced after this bus was opened; set `appendonly yes` and `appendfsync always` on the server for `fsync`";
             let error = Error::new(ErrorKind::Unsupported, text).with("subject", &message.subject);
             return Confirm::ready(Err(error.during("publish")));
         }
@@ -168,7 +169,7 @@ impl Transport for RedisTransport {
             for member in &members {
                 member.hand_back().await;
             }
-            // Without its queue the writer ends when everything is answered.
+            // Without its queue, the writer ends when every publish has its reply.
             drop(client.outbox.lock().expect("not poisoned").take());
             let writer = self.writer.lock().expect("not poisoned").take();
             if let Some(writer) = writer {

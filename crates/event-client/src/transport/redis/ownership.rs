@@ -1,4 +1,4 @@
-//! Keyed: becoming the active member of a topic, and handing out what may go.
+//! Keyed groups: becomes the active member of a topic, and delivers the messages whose turn it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement};
 use crate::error::Result;
 
 impl Keyed {
-    /// Becomes the active member, when nobody is.
+    /// Becomes the active member, if no other member is active.
     pub(super) async fn acquire(&mut self, at: usize) -> Result<()> {
         let member = self.member.clone();
         let topic = &mut self.topics[at];
@@ -50,7 +50,7 @@ impl Keyed {
         Ok(())
     }
 
-    /// Another member is active, or everything must begin anew.
+    /// Drops the state of a topic: another member is active, or reading must start again.
     pub(super) fn lose(&mut self, at: usize) {
         let topic = &mut self.topics[at];
         topic.active = None;
@@ -59,7 +59,7 @@ impl Keyed {
         self.member.owned.lock().expect("not poisoned").retain(|owned| owned.topic != *name);
     }
 
-    /// Lets another become active at once.
+    /// Releases the ownership, so that another member can become active at once.
     pub(super) async fn give_up(&self, at: usize) -> Result<()> {
         let member = &self.member;
         let keys = &member.client.keys;
@@ -73,7 +73,7 @@ impl Keyed {
         member.client.connection.ask(command).await.map(drop)
     }
 
-    /// Hands out what may go, as far as there is room.
+    /// Delivers the messages whose turn it is, as far as there is room.
     pub(super) async fn hand_out(&mut self, at: usize) -> Result<bool> {
         let member = self.member.clone();
         let room = member.room(self.feed.free());
@@ -127,7 +127,8 @@ impl Keyed {
         let replies = match member.client.connection.run(&pipeline).await {
             Ok(replies) => replies,
             Err(failure) => {
-                // Handed out or not: whoever has it is asked before it goes again.
+                // They may be assigned already. The next hand-out assigns them again, after its script has checked the
+                // ownership.
                 going.iter().rev().for_each(|item| active.backlog.put_back(*item));
                 return Err(failure.into());
             }
@@ -160,7 +161,7 @@ impl Keyed {
         let token = self.member.table.lock().expect("not poisoned").insert(held) as u64;
         if known.ill_named {
             let rejection =
-                Rejection::new(Reason::Undecodable, "the subject of this foreign message breaks the rules");
+                Rejection::new(Reason::Undecodable, "the subject of this foreign message is invalid");
             drop(self.settle.settle(token, Settlement::Reject(rejection)));
             return;
         }
@@ -176,7 +177,7 @@ impl Keyed {
         self.feed.push(Delivery::new(known.message.clone(), info, self.settle.clone(), token, slot));
     }
 
-    /// Finds out what became of settlements that were not answered.
+    /// Queries the outcome of settlements that had no reply.
     pub(super) async fn resolve(&mut self, at: usize) -> Result<bool> {
         let topic = &mut self.topics[at];
         let Some(active) = &mut topic.active else { return Ok(false) };
@@ -200,7 +201,7 @@ impl Keyed {
         Ok(some)
     }
 
-    /// Takes in what the group wants and acknowledges the rest.
+    /// Adds the entries that the group wants to the backlog, and acknowledges the others.
     pub(super) async fn take_in(
         &mut self,
         at: usize,
@@ -244,7 +245,7 @@ impl Keyed {
             }
         };
         if skipped == Value::Int(0) {
-            // The patterns have changed: everything is judged again, in order.
+            // The patterns have changed: all entries are checked again, in order.
             self.lose(at);
             self.give_up(at).await?;
             self.member.signals.changed();

@@ -1,7 +1,8 @@
-//! Publishing: what waits shares a pipeline, several pipelines are on their way, each publish has its own reply.
+//! Publishes messages: waiting messages share a pipeline, several pipelines are in flight, each publish has its own
+//! reply.
 //!
-//! When nothing waits and nothing is on its way, a publish goes to the connection at once, from the caller's thread: to
-//! wake the writer first would double the time of a message that is alone.
+//! When no publish waits or is in flight, a publish goes to the connection directly from the caller's thread: waking
+//! the writer first would double the latency of a single message.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -33,19 +34,19 @@ use crate::message::{Message, MessageId};
 use crate::supervise;
 use crate::transport::Receipt;
 
-/// Most messages and bytes of one pipeline.
+/// Maximum number of messages and bytes in one pipeline.
 const BATCH: usize = 128;
 const BATCH_BYTES: usize = 512 << 10;
-/// Most pipelines on their way.
+/// Maximum number of pipelines in flight.
 const WINDOW: usize = 4;
-/// Most that waits for its turn; beyond it publishes are refused.
+/// Maximum number of bytes that wait for their turn; beyond it publishes are refused.
 const MOST_WAITING: usize = 256 << 20;
 
 /// A message to be stored.
 struct Publish {
     topic: SmolStr,
     command: Cmd,
-    /// The script answers differently.
+    /// The command is a script, whose reply has another form.
     scripted: bool,
     bytes: usize,
     at: Instant,
@@ -54,11 +55,11 @@ struct Publish {
 
 type Sending = Pin<Box<dyn Future<Output = Sent> + Send>>;
 
-/// Where publishes are handed in.
+/// Accepts publishes and passes them to the connection or to the writer task.
 pub(super) struct Outbox {
     queue: mpsc::UnboundedSender<Publish>,
     sender: Arc<Sender>,
-    /// Where the connection's task and its timers live.
+    /// The runtime of the connection's task and its timers.
     runtime: Handle,
 }
 
@@ -90,10 +91,10 @@ impl Outbox {
     }
 
     pub(super) fn publish(&self, message: &Message, keys: &Keys, config: &Config) -> Confirm<Receipt> {
-        // The largest of what the headers add; too little would only mean to move what is written so far.
+        // The largest size that the headers add; a smaller estimate would only cause a reallocation.
         let bytes = message.size() + 256;
         if self.sender.waiting.load(Ordering::Relaxed) + bytes > MOST_WAITING {
-            let text = "too many messages wait to be sent; publish no more than a window at a time";
+            let text = "too many messages wait to be sent; await confirmations before you publish more";
             return Confirm::ready(Err(Error::new(ErrorKind::Full, text).during("publish")));
         }
         let topic = SmolStr::new(message.subject.topic());
@@ -118,7 +119,7 @@ impl Outbox {
                 let _timers = self.runtime.enter();
                 let rest = self.sender.send_alone(publish);
                 if self.queue.is_closed() {
-                    // Nobody reads its reply any more; dropped, its answer says so.
+                    // The writer has ended and reads no reply; the dropped `Answer` reports the error.
                     drop(self.sender.take_alone());
                 }
                 rest
@@ -126,7 +127,7 @@ impl Outbox {
             _ => Some(publish),
         };
         if let Some(publish) = rest {
-            // Refused only when closed; then the answer drops and says so.
+            // Fails only after close; then the dropped `Answer` reports the error.
             drop(self.queue.send(publish));
         }
         confirm
@@ -139,7 +140,7 @@ fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, c
         MessageId::Text(text) => text.to_string(),
     };
     let window = if message.dedup { bounds::millis(config.dedup_window) } else { 0 };
-    // Rounded up: never before its time.
+    // Rounded up, so that the message is never published before its time.
     let due = due.map_or(0, |at| at.as_nanosecond().div_euclid(1_000_000) + 1);
     let mut command = scripts::PUBLISH.on(&[&keys.log(topic), &keys.delayed(topic), &keys.dedup(topic, &id)]);
     command.arg(window).arg(due as i64).arg(i32::from(config.provision.creates()));
@@ -148,23 +149,23 @@ fn script(message: &Message, topic: &str, due: Option<Timestamp>, keys: &Keys, c
     command
 }
 
-/// What the writer and its callers share.
+/// The state that the writer and its callers share.
 struct Sender {
     connection: Arc<Connection>,
     keys: Keys,
-    /// Bytes that are handed in and not answered.
+    /// Bytes of accepted publishes that have no reply yet.
     waiting: AtomicUsize,
     replicas: u32,
     patience: Duration,
     creates: bool,
     registered: Mutex<Registered>,
-    /// A publish that was sent past the writer.
+    /// A publish that was sent directly, without the writer.
     alone: Mutex<Option<Sending>>,
     /// Wakes the writer to poll `alone`.
     heard: Notify,
 }
 
-/// Topics that were registered over one connection: another server may not know them.
+/// Topics that were registered over one connection: after a reconnect, another server may not have them.
 #[derive(Default)]
 struct Registered {
     generation: u64,
@@ -174,20 +175,20 @@ struct Registered {
 struct Sent {
     batch: Vec<Publish>,
     pipeline: Pipeline,
-    /// Replies before those of the batch.
+    /// Number of replies before those of the batch.
     before: usize,
-    /// One more reply after them: how many replicas have it.
+    /// If not 0, one more reply follows them: the number of replicas that have the batch.
     replicas: u32,
     replies: Result<Vec<Value>, Failure>,
 }
 
 impl Sent {
-    /// Whether nothing of it was sent, because the connection had ended; there will be another.
+    /// Whether nothing was sent because the connection had ended; another connection will follow.
     fn is_unsent(&self) -> bool {
         matches!(self.replies, Err(Failure::Unsent(_)))
     }
 
-    /// The batch as it was.
+    /// Returns the batch with its commands restored.
     fn unpack(mut self) -> Vec<Publish> {
         for (publish, command) in self.batch.iter_mut().zip(self.pipeline.cmd_iter().skip(self.before)) {
             publish.command = command.clone();
@@ -196,7 +197,7 @@ impl Sent {
     }
 }
 
-/// Sends what waits, in order.
+/// Sends waiting publishes, in order.
 async fn write(sender: Arc<Sender>, mut queue: mpsc::UnboundedReceiver<Publish>) {
     let mut flying: FuturesUnordered<Sending> = FuturesUnordered::new();
     let mut open = true;
@@ -217,7 +218,7 @@ async fn write(sender: Arc<Sender>, mut queue: mpsc::UnboundedReceiver<Publish>)
     }
 }
 
-/// Wakes the writer for a publish that was sent past it.
+/// Wakes the writer for a publish that was sent directly.
 impl Wake for Sender {
     fn wake(self: Arc<Self>) {
         self.heard.notify_one();
@@ -225,12 +226,13 @@ impl Wake for Sender {
 }
 
 impl Sender {
-    /// Hands a publish to the connection at once, where that is possible; its reply is the writer's to read.
+    /// Sends a publish at once, if there is a connection; the writer reads its reply. Returns a publish that was not
+    /// sent.
     fn send_alone(self: &Arc<Self>, publish: Publish) -> Option<Publish> {
         let Some(live) = self.connection.now() else { return Some(publish) };
         let mut sending = self.pipeline(live, vec![publish]);
         let waker = Waker::from(self.clone());
-        // Held until it has its place: the writer may be woken before.
+        // Locked until `alone` is stored: the writer may be woken before that.
         let mut alone = self.alone.lock().expect("not poisoned");
         match sending.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Pending => *alone = Some(sending),
@@ -244,7 +246,7 @@ impl Sender {
         self.alone.lock().expect("not poisoned").take()
     }
 
-    /// Puts a batch on its way.
+    /// Sends a batch in one or more pipelines.
     async fn send(&self, batch: Vec<Publish>, flying: &mut FuturesUnordered<Sending>) {
         let mut batch = batch.into_iter().peekable();
         while batch.peek().is_some() {
@@ -272,7 +274,7 @@ impl Sender {
                 }
             };
             let mut sending = self.pipeline(live, part);
-            // The first poll hands it to the connection, so that order is kept.
+            // The first poll passes the pipeline to the connection, so that publishes stay in order.
             match futures_util::poll!(&mut sending) {
                 Poll::Ready(sent) if sent.is_unsent() => part = sent.unpack(),
                 Poll::Ready(sent) => return self.answer(sent),
@@ -296,7 +298,7 @@ impl Sender {
                 register.arg(publish.topic.as_str()).arg(self.keys.system().as_str());
                 pipeline.add_command(register);
                 before += 1;
-                // Names may be made up without end; the memory for them may not.
+                // The number of topic names has no bound; this memory must have one.
                 if topics.len() > 10_000 {
                     topics.clear();
                 }
@@ -329,7 +331,7 @@ impl Sender {
                 for (publish, value) in batch.into_iter().zip(replies).rev() {
                     let mut result = receipt(value, publish.scripted);
                     if too_few && result.is_ok() {
-                        let text = "the message is stored, but too few replicas have it; it may be lost when the master is";
+                        let text = "the message is stored, but too few replicas have it; it may be lost if the master fails";
                         result = Err(Error::new(ErrorKind::Unavailable, text)
                             .with("replicas", copies)
                             .with("wait_replicas", replicas));

@@ -18,12 +18,12 @@ use super::error::{closed, explain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 
-/// Told of every message; of an empty one when messages may have been missed.
+/// A callback for each message on a channel; an empty message means that messages may have been missed.
 pub(super) type Listener = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 type Listeners = HashMap<SmolStr, Vec<(u64, Listener)>>;
 
-/// The handle's listening connection.
+/// The pub/sub connection of a bus.
 pub(super) struct Subscriber {
     listeners: Arc<Mutex<Listeners>>,
     commands: mpsc::UnboundedSender<Command>,
@@ -35,7 +35,7 @@ enum Command {
     Forget(SmolStr),
 }
 
-/// A place among the listeners; dropped, nothing is heard any more.
+/// A registered listener; dropping it ends the calls.
 pub(super) struct Listening {
     subscriber: Arc<Subscriber>,
     channel: SmolStr,
@@ -129,7 +129,7 @@ async fn listen(
     }
 }
 
-/// Another connection with all that was listened to.
+/// Opens another connection and subscribes it to all channels.
 async fn resume(shared: &Connection, listeners: &Mutex<Listeners>) -> Result<PubSub> {
     let mut connection = shared.server.listening().await?;
     let channels: Vec<SmolStr> = listeners.lock().expect("not poisoned").keys().cloned().collect();
@@ -149,7 +149,7 @@ async fn within(subscribing: impl Future<Output = redis::RedisResult<()>>) -> Re
     }
 }
 
-/// Listens until the connection breaks; `true` when the handle is closed.
+/// Receives messages until the connection breaks; `true` when the bus is closed.
 async fn on_message(
     connection: PubSub,
     listeners: &Mutex<Listeners>,

@@ -1,4 +1,4 @@
-//! The server's end of an answer: frames in order, no more than the caller has room for; what waits goes in one
+//! Sends the frames of answers: in order, never more than the caller granted credit for; waiting frames share a
 //! pipeline.
 
 use std::future::Future;
@@ -25,17 +25,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::{Frame, Respond};
 
-/// The server's end of one answer.
+/// The responder's end of one answer.
 pub(super) struct Reply {
     pub(super) service: Arc<Service>,
-    /// The caller's channel and its number of the request.
+    /// The caller's channel and the caller's number of the request.
     pub(super) key: (SmolStr, SmolStr),
     pub(super) active: Arc<Active>,
-    /// The first frame says where credit goes.
+    /// `true` until the first frame is sent; that frame names the channel that receives credit.
     pub(super) first: bool,
-    /// A frame waits for room: no other may overtake it.
+    /// A frame waits for credit: no other frame may overtake it.
     pub(super) parked: Arc<AtomicBool>,
-    /// Ends the request at its deadline.
+    /// The task that ends the request at its deadline.
     pub(super) watch: AbortHandle,
     pub(super) _permit: OwnedSemaphorePermit,
 }
@@ -44,7 +44,7 @@ impl Respond for Reply {
     fn send(&mut self, frame: Frame) -> Confirm<()> {
         let refuse = |kind, text: &str| Confirm::ready(Err(Error::new(kind, text).during("reply")));
         if self.active.gone.is_cancelled() {
-            return refuse(ErrorKind::Closed, "nobody waits for this answer any more");
+            return refuse(ErrorKind::Closed, "the caller no longer waits for this answer");
         }
         if self.parked.load(Ordering::Acquire) {
             return refuse(
@@ -86,7 +86,7 @@ impl Respond for Reply {
             return;
         }
         tokio::spawn(async move {
-            // After the frame that still waits for room.
+            // Sent after the frame that still waits for credit.
             while parked.load(Ordering::Acquire) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -96,7 +96,7 @@ impl Respond for Reply {
 }
 
 impl Reply {
-    /// The caller has enough for now: the frame waits until it has taken some.
+    /// The caller's credit is used up: the frame waits until the caller grants more.
     fn park(&self, letter: Letter) {
         let (client, active, parked) =
             (self.service.client.clone(), self.active.clone(), self.parked.clone());
@@ -116,19 +116,19 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        // The answer is complete or given up: its deadline is nobody's business any more, but a parked frame's.
+        // The answer is complete or abandoned: only a parked frame still needs the deadline.
         if !self.parked.load(Ordering::Acquire) {
             self.watch.abort();
         }
     }
 }
 
-/// Most frames of one pipeline.
+/// Maximum number of frames in one pipeline.
 const BATCH: usize = 128;
-/// Most pipelines on their way.
+/// Maximum number of pipelines in flight.
 const WINDOW: usize = 4;
 
-/// Where frames are handed in. What waits is bounded by the window of each answer and the credit of each service.
+/// The queue of the task that sends frames. The window of each answer and the credit of each service limit its length.
 pub(super) struct ReplySender(mpsc::UnboundedSender<Letter>);
 
 /// A frame for a caller's channel.
@@ -136,7 +136,7 @@ pub(super) struct Letter {
     pub(super) caller: SmolStr,
     pub(super) bytes: Bytes,
     pub(super) active: Arc<Active>,
-    /// Nobody asks about a notice.
+    /// `None` for a notice: no caller waits for its result.
     pub(super) answer: Option<Answer<()>>,
 }
 
@@ -152,7 +152,7 @@ impl ReplySender {
     }
 
     pub(super) fn send(&self, letter: Letter) {
-        // Refused only when closed; then the answer drops and says so.
+        // Fails only after close; then the dropped `Answer` reports the error.
         drop(self.0.send(letter));
     }
 }
@@ -171,7 +171,7 @@ async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Let
             continue;
         }
         let mut sending = send(connection.clone(), batch);
-        // The first poll hands it to the connection, so that order is kept.
+        // The first poll passes the pipeline to the connection, so that frames stay in order.
         match futures_util::poll!(&mut sending) {
             std::task::Poll::Ready(sent) => conclude(sent),
             std::task::Poll::Pending => flying.push(sending),
@@ -190,7 +190,7 @@ fn send(connection: Arc<Connection>, batch: Vec<Letter>) -> Sending {
     })
 }
 
-/// Tells each sender whether anybody heard its frame.
+/// Reports to each sender whether its frame reached a subscriber.
 fn conclude((batch, replies): Sent) {
     let mut replies = match replies {
         Ok(replies) => replies.into_iter(),
@@ -209,13 +209,13 @@ fn conclude((batch, replies): Sent) {
 }
 
 impl Letter {
-    /// Tells the sender how many heard it.
+    /// Reports the result to the sender; `heard` is the number of subscribers that received the frame.
     pub(super) fn conclude(self, heard: Result<i64>) {
         let result = match heard {
             Ok(1..) => Ok(()),
             Ok(_) => {
                 self.active.gone.cancel();
-                Err(Error::new(ErrorKind::Closed, "nobody waits for this answer any more"))
+                Err(Error::new(ErrorKind::Closed, "the caller no longer waits for this answer"))
             }
             Err(error) => Err(error),
         };

@@ -1,4 +1,5 @@
-//! Calls: a request waits in its subject's list, frames of the answer come to this handle's channel.
+//! Calls: queues each request in its subject's list, and receives the frames of the answer on the inbox channel of this
+//! bus.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,14 +25,14 @@ use crate::subject::Subject;
 use crate::transport::headers;
 use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve};
 
-/// Frames of one answer that may be on their way or wait for the caller.
+/// Maximum number of frames of one answer that are in flight or wait for the caller.
 pub(super) const WINDOW: usize = 64;
-/// A server says at least so often that it lives and works.
+/// Interval in which a server reports that it is alive and working.
 pub(super) const BEAT: Duration = Duration::from_secs(2);
-/// Without a word for so long it is gone.
+/// A server without a report for this time counts as dead.
 pub(super) const LIFE: Duration = Duration::from_secs(8);
-/// A caller asks after its request when it heard nothing for so long: later than [`LIFE`], so that a dead server is
-/// no responder by then.
+/// A caller checks its request when it received nothing for this time: longer than [`LIFE`], so that a dead server does
+/// not count as a responder by then.
 const SUSPICION: Duration = Duration::from_millis(10_500);
 
 /// Calls that wait for frames.
@@ -43,7 +44,7 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// A frame for one of ours.
+    /// Passes a packet to the call to which it belongs.
     fn on_message(&self, packet: Packet) {
         let Some(number) = packet.get(frame::REQUEST).and_then(|number| number.parse().ok()) else { return };
         let waiting = self.waiting.lock().expect("not poisoned");
@@ -52,14 +53,14 @@ impl Calls {
         }
     }
 
-    /// Waits until every call has been told that the handle closes.
+    /// Waits until every call has reported to its caller that the bus closes.
     pub(super) async fn close(&self, client: &Client) {
         self.running.close();
         let _ = tokio::time::timeout(client.config.publish_timeout, self.running.wait()).await;
     }
 }
 
-/// Listens to the handle's own channel.
+/// Subscribes to the inbox channel of this bus.
 pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
     let told = Arc::downgrade(client);
     let listening = client
@@ -105,20 +106,20 @@ impl Requests for RedisTransport {
     }
 }
 
-/// One call on its way.
+/// One call in progress.
 struct Call {
     client: Arc<Client>,
     number: u64,
     subject: Subject,
-    /// Its bytes in the queue, by which it is found there.
+    /// The bytes of the request in the queue, which identify it there.
     request: Bytes,
     deadline: Instant,
     incoming: mpsc::UnboundedReceiver<Packet>,
     frames: mpsc::Sender<Result<Frame>>,
     gone: CancellationToken,
-    /// A server has it.
+    /// A server has taken the request.
     taken: bool,
-    /// Where the server takes credit.
+    /// The channel on which the server receives credit.
     server: Option<String>,
     unpaid: usize,
     heard: Instant,
@@ -133,7 +134,7 @@ async fn call(client: &Arc<Client>, request: Message, within: Duration) -> Resul
     let bytes = frame::request(&request, number, &inbox, deadline);
     let (sender, incoming) = mpsc::unbounded_channel();
     client.calls.waiting.lock().expect("not poisoned").insert(number, sender);
-    // Forgotten wherever this future is dropped.
+    // Removed wherever this future is dropped.
     let place = Place { client: client.clone(), number };
     let subject = request.subject;
     let mut command =
@@ -144,9 +145,11 @@ async fn call(client: &Arc<Client>, request: Message, within: Duration) -> Resul
         Err(_) => return Err(timeout(&subject)),
     };
     if queued != Value::Int(1) {
-        return Err(Error::new(ErrorKind::NoResponder, "nobody serves this subject").with("subject", subject));
+        return Err(
+            Error::new(ErrorKind::NoResponder, "no responder serves this subject").with("subject", subject)
+        );
     }
-    // One place more than frames may take, so that an error always finds room.
+    // One slot more than frames may use, so that an error always fits.
     let (frames, replies) = mpsc::channel(WINDOW + 1);
     let gone = CancellationToken::new();
     let call = Call {
@@ -170,7 +173,7 @@ async fn call(client: &Arc<Client>, request: Message, within: Duration) -> Resul
     Ok(Replies::new(replies, Some(gone)))
 }
 
-/// A call's place among those that wait.
+/// The registration of a call that waits for frames; dropping it removes the call.
 struct Place {
     client: Arc<Client>,
     number: u64,
@@ -186,7 +189,7 @@ fn timeout(subject: &Subject) -> Error {
     Error::new(ErrorKind::Timeout, "no answer within the deadline").with("subject", subject)
 }
 
-/// What a call does next.
+/// The next event of a call.
 enum Next {
     Frame(Packet),
     Ask,
@@ -221,7 +224,7 @@ impl Call {
         }
     }
 
-    /// Passes a frame on; `Some` when it was the last that comes.
+    /// Passes a frame to the caller; `Some` when it was the last one.
     async fn take(&mut self, packet: Packet) -> Option<Option<Error>> {
         self.heard = Instant::now();
         self.taken = true;
@@ -231,10 +234,10 @@ impl Call {
         match packet.get(headers::FRAME) {
             Some("working") => None,
             Some("abandoned") => {
-                let text = "the server let go of the request without an answer";
+                let text = "the server dropped the request without an answer";
                 self.send(Err(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))).await;
                 self.gone.cancel();
-                // There is nobody to tell.
+                // No server is left that could be notified.
                 self.client.calls.waiting.lock().expect("not poisoned").remove(&self.number);
                 self.taken = false;
                 self.request = Bytes::new();
@@ -258,7 +261,7 @@ impl Call {
 
     async fn send(&self, frame: Result<Frame>) {
         tokio::select! {
-            // Room for two, so that one is left for an error.
+            // Reserves two slots, so that one is left for an error.
             room = self.frames.reserve_many(2) => if let Ok(mut room) = room && let Some(room) = room.next() {
                 room.send(frame.map_err(|error| error.during("request")));
             },
@@ -268,7 +271,7 @@ impl Call {
         }
     }
 
-    /// The caller has taken so many: the server may send as many more.
+    /// Grants credit: the server may send as many further frames as the caller has taken.
     async fn pay(&mut self) {
         let Some(server) = &self.server else { return };
         let mut writer = frame::Writer::default();
@@ -281,7 +284,7 @@ impl Call {
         let _ = self.client.connection.ask(command).await;
     }
 
-    /// Nothing was heard for long: does the request still wait, or has somebody died with it?
+    /// Runs after a long time without a message: checks whether the request is still queued or its server has died.
     async fn ask(&mut self) -> Option<Error> {
         self.heard = Instant::now();
         let keys = &self.client.keys;
@@ -291,17 +294,17 @@ impl Call {
         match self.client.connection.ask(command).await {
             Ok(Value::Int(0)) => {
                 self.request = Bytes::new();
-                let text = "the server went away before it answered";
+                let text = "the server stopped before it answered";
                 Some(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))
             }
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::Closed => Some(error),
-            // The deadline is still there.
+            // The deadline still ends the call.
             Err(_) => None,
         }
     }
 
-    /// Tells the caller, and the server that nobody waits any more.
+    /// Reports the error to the caller, and to the server that the caller no longer waits.
     async fn end(&mut self, error: Option<Error>) {
         if let Some(error) = error {
             let _ = self.frames.try_send(Err(error.during("request")));

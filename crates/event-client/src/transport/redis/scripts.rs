@@ -1,4 +1,4 @@
-//! The Lua scripts: what must happen in one step in the server.
+//! The Lua scripts: each is an operation that the server must run in one step.
 
 use std::sync::LazyLock;
 
@@ -40,7 +40,7 @@ scripts! {
     QUEUED = "queued.lua";
 }
 
-/// A script and the name under which the server keeps it.
+/// A script and the SHA-1 hash under which the server stores it.
 pub(super) struct Lua {
     body: &'static str,
     sha: String,
@@ -51,7 +51,7 @@ impl Lua {
         Self { body, sha: Script::new(body).get_hash().to_owned() }
     }
 
-    /// A call with `keys`; arguments follow.
+    /// Returns a call with `keys`; the caller appends the arguments.
     pub(super) fn on(&self, keys: &[&str]) -> Cmd {
         let mut command = redis::cmd("EVALSHA");
         command.arg(&self.sha).arg(keys.len()).arg(keys);
@@ -59,7 +59,7 @@ impl Lua {
     }
 }
 
-/// Commands that give the server every script.
+/// Returns the commands that load every script into the server.
 pub(super) fn load() -> Pipeline {
     let mut pipeline = Pipeline::with_capacity(ALL.len());
     for script in ALL {

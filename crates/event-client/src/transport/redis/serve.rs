@@ -1,4 +1,5 @@
-//! Serving: a member takes requests from its subjects' lists, no more than it has room for, and answers over channels.
+//! Serves requests: a member takes requests from its subjects' lists, no more than it has room for, and answers over
+//! channels.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +30,7 @@ use crate::supervise;
 use crate::transport::headers;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
-/// Most requests taken in one go.
+/// Maximum number of requests taken at once.
 const BATCH: usize = 8;
 
 /// One member of a service.
@@ -39,21 +40,21 @@ pub(super) struct Service {
     subjects: Vec<Subject>,
     requests: mpsc::Sender<IncomingRequest>,
     credit: Arc<Semaphore>,
-    /// Requests in hand by the caller's channel and number.
+    /// Requests in progress, by the caller's channel and the caller's number.
     pub(super) active: Mutex<HashMap<(SmolStr, SmolStr), Arc<Active>>>,
     closed: CancellationToken,
-    /// Cancelled when everybody has been told.
+    /// Cancelled when every caller has been notified.
     pub(super) ended: CancellationToken,
     wake: Notify,
 }
 
-/// A request in hand.
+/// A request in progress.
 pub(super) struct Active {
     since: Instant,
     pub(super) gone: CancellationToken,
-    /// Frames that may be sent before the caller has taken some.
+    /// Number of frames that may be sent before the caller grants more.
     pub(super) window: Arc<Semaphore>,
-    /// The answer has begun or ended: the caller needs no sign of life, or no answer.
+    /// The last frame was sent or the request was abandoned: the caller needs no further notice.
     pub(super) finished: AtomicBool,
 }
 
@@ -102,7 +103,7 @@ pub(super) async fn serve(client: &Arc<Client>, spec: Serve) -> Result<mpsc::Rec
     Ok(incoming)
 }
 
-/// Credit for one of this handle's answers.
+/// Adds credit to one of the answers of this bus.
 pub(super) fn credit(client: &Client, packet: &Packet) {
     let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) else {
         return;
@@ -119,7 +120,8 @@ pub(super) fn credit(client: &Client, packet: &Packet) {
 }
 
 async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
-    // Both end with this task, however it ends: the requests' receiver must learn of it.
+    // Both tasks end with this one, however it ends: they hold the sender of the requests, whose receiver must see the
+    // end.
     let died = service.clone();
     let beats = supervise::run("redis serve beat", beat(service.clone()), move || died.close());
     let _beating = AbortOnDropHandle::new(tokio::spawn(beats));
@@ -141,7 +143,8 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
             permit = service.credit.clone().acquire_owned() => permit.expect("the credit is never closed"),
             () = service.closed.cancelled() => break,
         };
-        // More than one only where they wait already, and few, so that other members get theirs.
+        // Takes more than one only where they are already queued, and only a few, so that other members get requests,
+        // too.
         let more = service.credit.available_permits().min(BATCH - 1);
         if let Ok(permits) = service.credit.clone().try_acquire_many_owned(more as u32) {
             room.merge(permits);
@@ -184,7 +187,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
     if service.client.closing.is_cancelled() {
         service.abandon_all().await;
     } else {
-        // What is in hand may still be answered.
+        // Requests in progress may still be answered.
         let empty = || service.active.lock().expect("not poisoned").is_empty();
         while !empty() && !service.client.closing.is_cancelled() {
             tokio::select! {
@@ -198,7 +201,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
     drop(listening);
 }
 
-/// Says while it lives that it does, and to callers that wait long that their requests are at work.
+/// Reports periodically that this member is alive, and to callers that wait long that their requests are in progress.
 async fn beat(service: Arc<Service>) {
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -208,7 +211,7 @@ async fn beat(service: Arc<Service>) {
         if !service.closed.is_cancelled()
             && let Err(error) = service.beat().await
         {
-            tracing::debug!(%error, "cannot say that this server lives");
+            tracing::debug!(%error, "cannot report that this server is alive");
         }
         let mut pipeline = Pipeline::new();
         for ((caller, request), active) in &*service.active.lock().expect("not poisoned") {
@@ -223,7 +226,7 @@ async fn beat(service: Arc<Service>) {
 }
 
 impl Service {
-    /// Ends when the handle closes.
+    /// Ends the member when the bus closes.
     pub(super) fn close(&self) {
         self.closed.cancel();
         self.wake.notify_one();
@@ -247,7 +250,7 @@ impl Service {
         let _ = self.client.connection.run(&pipeline).await;
     }
 
-    /// The next requests of any subject, at most `most`; subjects take turns at being first.
+    /// Takes the next requests of any one subject, at most `most`; subjects take turns at being first.
     async fn take(
         &self,
         reader: &mut Reader,
@@ -275,7 +278,7 @@ impl Service {
         Ok(subject.map(|subject| (subject.clone(), parts(requests).into_iter().filter_map(bytes).collect())))
     }
 
-    /// Popped while leaving: another member takes them.
+    /// Puts back requests that were popped while leaving, so that another member takes them.
     async fn put_back(&self, subject: &Subject, requests: &[Bytes]) {
         let queue = self.client.keys.queue(subject.as_str());
         let mut pipeline = Pipeline::new();
@@ -294,7 +297,7 @@ impl Service {
             .and_then(headers::time)
             .map_or(Duration::from_secs(30), bounds::left_until);
         if within.is_zero() {
-            return; // nobody waits
+            return; // the caller no longer waits
         }
         let caller = SmolStr::new(packet.get(headers::REPLY_TO).unwrap_or_default());
         let request = SmolStr::new(packet.get(frame::REQUEST).unwrap_or_default());
@@ -327,11 +330,11 @@ impl Service {
         };
         let message = Arc::new(packet.message(subject));
         let responder = Responder::new(Box::new(reply), gone, self.client.config.max_payload);
-        // Refused only when nobody takes requests any more; then the responder drops and says so.
+        // Fails only when no receiver takes requests; then the dropped responder reports it to the caller.
         drop(self.requests.try_send(IncomingRequest { message, within, responder }));
     }
 
-    /// A caller no longer waits.
+    /// Cancels a request whose caller no longer waits.
     fn cancelled(&self, packet: &Packet) {
         if let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) {
             let key = (SmolStr::new(caller), SmolStr::new(request));
@@ -341,7 +344,7 @@ impl Service {
         }
     }
 
-    /// Tells the callers of everything in hand that no answer will come.
+    /// Notifies the callers of all requests in progress that no answer will come.
     async fn abandon_all(&self) {
         let mut pipeline = Pipeline::new();
         for ((caller, request), active) in self.active.lock().expect("not poisoned").drain() {

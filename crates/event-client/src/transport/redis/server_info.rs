@@ -1,4 +1,4 @@
-//! What the connected server really does: its version, its durability, and whether it may throw messages away.
+//! Reads the facts about the connected server: its version, its durability, and whether it may evict messages.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -11,20 +11,20 @@ use super::connection::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 
-/// The oldest server that has what the scripts use.
+/// The oldest server that supports all commands in the scripts.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// What was found out.
+/// The facts that were read from the server.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// What a confirmed publish survives.
+    /// The durability of a confirmed publish.
     pub(super) durability: Durability,
-    /// It keeps anything over a restart.
+    /// The server keeps data over a restart.
     pub(super) persistent: bool,
 }
 
-/// What a confirmed publish survives by the server's present settings: they can change while it runs, and after a
-/// failover it is another server.
+/// The durability of a confirmed publish by the server's present settings: they can change while it runs, and after a
+/// failover another server answers.
 #[derive(Debug)]
 pub(super) struct Kept(AtomicU8);
 
@@ -33,18 +33,18 @@ impl Kept {
         Self(AtomicU8::new(durability as u8))
     }
 
-    /// Whether the server still keeps what was asked for.
+    /// Whether the server still provides the durability that a message requires.
     pub(super) fn covers(&self, asked: Durability) -> bool {
         asked == Durability::Default || asked as u8 <= self.0.load(Ordering::Relaxed)
     }
 
-    /// Looks again. Where the server does not tell, what was known stays.
+    /// Reads the settings again. Where the server does not report them, the last known durability stays.
     pub(super) async fn look(&self, connection: &Connection) -> Result<()> {
         let Some(now) = Facts::durability(connection, &HashMap::new()).await? else { return Ok(()) };
         if self.0.swap(now as u8, Ordering::Relaxed) > now as u8 {
             tracing::warn!(
                 durability = name(now),
-                "Redis was set to keep less: publishes that ask for more are refused until `appendonly` and `appendfsync` are as they were"
+                "the durability of Redis was reduced: publishes that require more are refused until `appendonly` and `appendfsync` are restored"
             );
         }
         Ok(())
@@ -52,11 +52,11 @@ impl Kept {
 }
 
 impl Facts {
-    /// Asks the server, and refuses one that cannot or must not be used.
+    /// Queries the server; refuses a server that cannot or must not be used.
     pub(super) async fn ask(connection: &Connection, config: &Config) -> Result<Self> {
         let info = match connection.ask(redis::cmd("INFO")).await {
             Ok(info) => parse_info(&info),
-            // Without it the operator's word counts.
+            // Without `INFO`, the operator's settings count.
             Err(error) if error.kind() == ErrorKind::Denied => {
                 tracing::warn!(
                     "the ACL forbids INFO: version and memory policy of the server are not checked"
@@ -72,7 +72,7 @@ impl Facts {
             (Some(word), Some(is)) if word > is => {
                 return Err(Error::new(
                     ErrorKind::Config,
-                    "the server does less for durability than the option `durability` says; set `appendonly yes` and `appendfsync always` there for `fsync`",
+                    "the server is less durable than the option `durability` claims; set `appendonly yes` and `appendfsync always` on the server for `fsync`",
                 )
                 .with("durability", name(word))
                 .with("server", name(is)));
@@ -81,7 +81,7 @@ impl Facts {
             (None, Some(is)) => is,
             (None, None) => {
                 tracing::warn!(
-                    "the ACL forbids CONFIG GET and INFO: how durable the server is cannot be seen, so nothing is promised; say it with the option `durability`"
+                    "the ACL forbids CONFIG GET and INFO: the server's durability is unknown, so none is promised; set the option `durability`"
                 );
                 Durability::Default
             }
@@ -117,7 +117,7 @@ impl Facts {
                 }))
             }
             Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::Internal) => {
-                // Hosted servers hide CONFIG; INFO tells at least whether there is a file.
+                // Hosted servers hide `CONFIG`; `INFO` reports at least whether an append-only file exists.
                 Ok(info
                     .get("aof_enabled")
                     .map(|on| if on == "1" { Durability::PageCache } else { Durability::Default }))
@@ -166,13 +166,13 @@ fn check_eviction(info: &HashMap<String, String>, config: &Config) -> Result<()>
     if policy.starts_with("allkeys") && bounded && !config.may_evict {
         return Err(Error::new(
             ErrorKind::Config,
-            "the server throws any keys away when its memory is full, streams included; set `maxmemory-policy noeviction`, or connect with `eviction=allow`",
+            "the server evicts any keys when its memory is full, including streams; set `maxmemory-policy noeviction`, or connect with `eviction=allow`",
         )
         .with("maxmemory_policy", policy));
     }
     tracing::warn!(
         maxmemory_policy = policy,
-        "Redis may throw keys of the bus away when its memory is full; set `maxmemory-policy noeviction`"
+        "Redis may evict keys of the bus when its memory is full; set `maxmemory-policy noeviction`"
     );
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! Settling: what waits goes in one pipeline, acknowledgements of one group in one command.
+//! Sends settlements: waiting settlements share a pipeline, and acknowledgements of one group share a command.
 //!
-//! A plain `XACK` does not ask whose the entry is, so it is used only while nobody can have taken the entry away;
-//! everything else is a script that looks first.
+//! A plain `XACK` does not check who owns the entry, so it is used only while no other consumer can have claimed it;
+//! all other settlements are scripts that check the owner first.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -26,13 +26,13 @@ use crate::delivery::{Rejection, Settlement, Token};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 
-/// Most settlements of one pipeline.
+/// Maximum number of settlements in one pipeline.
 const BATCH: usize = 512;
-/// Most pipelines on their way: one that the server works on and one that lies before its door. With more of them each
-/// carries fewer settlements and costs as much.
+/// Maximum number of pipelines in flight: one that the server processes and one that waits at the server. With more of
+/// them, each carries fewer settlements and costs as much.
 const WINDOW: usize = 2;
 
-/// Where settlements are handed in.
+/// The queue of the task that sends settlements.
 pub(super) struct Settler(mpsc::UnboundedSender<Job>);
 
 struct Job {
@@ -42,7 +42,7 @@ struct Job {
     what: What,
     answer: Option<Answer<()>>,
     at: Instant,
-    /// An earlier try may have been done.
+    /// An earlier try may have succeeded.
     again: bool,
 }
 
@@ -135,7 +135,7 @@ struct Batch {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    /// `XACK`, for what is surely ours.
+    /// `XACK`, for entries that this consumer certainly owns.
     Plain,
     Checked,
     Park,
@@ -216,7 +216,7 @@ impl Batch {
                 let groups = member.client.keys.dead_groups(&source.topic);
                 let mut command = scripts::REJECT.on(&[keys[0], keys[1], keys[2], &dead, &groups]);
                 command.arg(&*held.name).arg(consumer).arg(copy).arg(member.group.as_str());
-                command.arg(member.client.config.dead_letters).arg(held.id).arg(held.attempt);
+                command.arg(member.client.config.max_dead_letters).arg(held.id).arg(held.attempt);
                 if let What::Reject(rejection) = &self.jobs[0].what {
                     command.arg(rejection.reason.as_str());
                     command.arg(crate::transport::headers::escape(&rejection.error).to_string());
@@ -234,7 +234,7 @@ impl Batch {
         pipeline.add_command(command);
     }
 
-    /// Whether each job's entry was ours; an error when the command failed.
+    /// Returns whether this consumer owned each job's entry; an error when the command failed.
     fn outcomes(&self, value: Value) -> Result<Vec<bool>> {
         let value = reply(value)?;
         let count = self.jobs.len();
@@ -245,7 +245,7 @@ impl Batch {
                 warn_of_full_letters(&self.jobs[0], number(&value));
                 vec![done(number(&value), self.jobs[0].again)]
             }
-            // What an earlier try has parked is no longer ours.
+            // An entry that an earlier try has parked no longer belongs to this consumer.
             Kind::Park => {
                 parts(value).iter().zip(&self.jobs).map(|(v, job)| number(v) > 0 || job.again).collect()
             }
@@ -258,16 +258,16 @@ impl Batch {
 }
 
 fn warn_of_full_letters(job: &Job, letters: i64) {
-    let most = job.member.client.config.dead_letters;
+    let most = job.member.client.config.max_dead_letters;
     if letters > 0 && letters as u64 >= most && (letters as u64).is_multiple_of(100) {
         tracing::warn!(
             group = %job.member.group, topic = %job.held.source.topic, dead_letters = letters,
-            "there are as many dead letters as may be kept: the oldest go; replay or drop some"
+            "the dead letters have reached their limit: the oldest are deleted; replay or drop some"
         );
     }
 }
 
-/// Tells everybody; answers what must be tried again.
+/// Reports each result to its caller; returns the jobs that must be tried again.
 fn conclude(connection: &Connection, groups: Vec<Batch>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
     let mut again = Vec::new();
     let failed = |error: &Error, text: &'static str| {
@@ -294,7 +294,7 @@ fn conclude(connection: &Connection, groups: Vec<Batch>, replies: Result<Vec<Val
                     job.again
                 };
                 again.extend(group.jobs.extract_if(.., in_time));
-                group.finish(|_| failed(&error, "whether it was settled is unknown"));
+                group.finish(|_| failed(&error, "the outcome of the settlement is unknown"));
             }
         }
         Err(Failure::Unsent(error)) => {
@@ -305,7 +305,7 @@ fn conclude(connection: &Connection, groups: Vec<Batch>, replies: Result<Vec<Val
 }
 
 impl Batch {
-    /// Ends each of its jobs, and says once that there may be room.
+    /// Finishes each of its jobs, and signals once that there may be room.
     fn finish(self, result: impl Fn(usize) -> Result<()>) {
         let Some(member) = self.jobs.first().map(|job| job.member.clone()) else { return };
         for (at, job) in self.jobs.into_iter().enumerate().rev() {

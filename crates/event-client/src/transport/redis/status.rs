@@ -1,4 +1,4 @@
-//! How far groups are: pending lists, lags, and a look at what is not read yet.
+//! Reports the progress of groups: pending lists, lags, and the number of unread entries that they want.
 
 use redis::Pipeline;
 
@@ -12,13 +12,13 @@ use crate::error::Result;
 use crate::subject::{Group, Subject};
 use crate::transport::GroupStatus;
 
-/// Entries whose subjects are read in one step.
+/// Number of entries whose subjects are read in one step.
 const PAGE: usize = 1000;
-/// Beyond so many unread entries of a topic the rest is estimated.
+/// Beyond this number of unread entries of a topic, the rest is estimated.
 const EXACT: usize = 50_000;
 
 impl Client {
-    /// Every group with its definition.
+    /// Returns every group with its definition.
     pub(super) async fn definitions(&self) -> Result<Vec<(Group, Definition)>> {
         let mut ask = redis::cmd("HGETALL");
         ask.arg(self.keys.groups());
@@ -51,7 +51,7 @@ impl Client {
             command.arg(group.as_str());
             pipeline.add_command(command);
         }
-        // Members whose life has not run out, by the server's clock.
+        // Members whose membership has not expired, by the server's clock.
         pipeline.cmd("TIME");
         pipeline.cmd("ZRANGE").arg(keys.members(group.as_str())).arg(0).arg(-1).arg("WITHSCORES");
         let mut replies = self.connection.run(&pipeline).await?;
@@ -65,7 +65,7 @@ impl Client {
         for (topic, value) in definition.topics.iter().zip(replies) {
             let place = parts(reply(value)?);
             if place.is_empty() {
-                continue; // another member is about to make it
+                continue; // another member is about to create it
             }
             let [_, filters, parked, hand, retrying, first, delivered, lag, dead, replays, last] =
                 place.as_slice()
@@ -89,7 +89,7 @@ impl Client {
         Ok(status)
     }
 
-    /// How many unread entries of a topic the group wants, and the first of them.
+    /// Returns the number of unread entries of a topic that the group wants, and the first of them.
     async fn unread(
         &self,
         topic: &str,

@@ -1,4 +1,4 @@
-//! Subscribing to a group: it is made or changed as far as allowed, joined, and read by a task of its own.
+//! Subscribes to a group: creates or changes it as far as allowed, joins it, and starts the task that reads for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -46,7 +46,7 @@ async fn join(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Sub
         joined: Mutex::default(),
         group,
     });
-    // Heard from before it is read, so that no change is missed in between.
+    // Subscribes to the channel before the definition is read, so that no change in between is missed.
     let told = Arc::downgrade(&member);
     let wake = client.subscriber.on(client.keys.wake(member.group.as_str()), move |message| {
         if let Some(member) = told.upgrade() {
@@ -85,7 +85,7 @@ async fn join(client: &Arc<Client>, group: Group, spec: Subscribe) -> Result<Sub
             () = told.client.connection.closed.cancelled() => {}
             () = told.ended.cancelled() => {}
         }
-        // A reader that blocks is called back.
+        // Interrupts a reader that blocks.
         told.signals.wake.notify_one();
     });
     let ended = member.ended.clone();

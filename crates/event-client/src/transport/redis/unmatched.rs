@@ -1,4 +1,4 @@
-//! Entries that a group does not want: other subjects of its topics, and what has expired.
+//! Acknowledges entries that a group does not want: other subjects of its topics, and expired messages.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,14 +13,14 @@ use super::member::{Member, Unsettled};
 use super::scripts;
 use crate::delivery::{Settlement, Token};
 
-/// Entries that were judged by patterns that had changed: source, the group's name, entries with attempts, and when
-/// they were asked for.
+/// Entries that were checked against outdated patterns: source, the group's name, entries with attempts, and the time
+/// of the read.
 pub(super) type Misjudged = (Arc<Source>, Arc<str>, Vec<(Entry, u32)>, Instant);
 
-/// What is to be judged again; `None` when the member reads no more.
+/// Entries that must be checked again; `None` when the member reads no more.
 pub(super) type Stale = Arc<Mutex<Option<Vec<Misjudged>>>>;
 
-/// Hands entries back to the group that a member which reads no more cannot judge.
+/// Gives entries back to the group when the member reads no more and so cannot check them.
 pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Misjudged) {
     for (entry, attempt) in entries {
         let held = Unsettled {
@@ -37,7 +37,7 @@ pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Mi
     }
 }
 
-/// Acknowledges entries that the patterns do not want; when these have changed, the entries are judged again.
+/// Acknowledges entries that the patterns do not match; if the patterns have changed, the entries are checked again.
 pub(super) fn skip(
     member: &Arc<Member>,
     place: &Place,
@@ -63,8 +63,10 @@ pub(super) fn skip(
                 member.signals.changed();
             }
             Ok(_) => {}
-            // They come again when the lease has run out.
-            Err(error) => tracing::debug!(group = %member.group, %error, "cannot skip what is not wanted"),
+            // They are delivered again when their lease has expired.
+            Err(error) => {
+                tracing::debug!(group = %member.group, %error, "cannot acknowledge unwanted entries")
+            }
         }
     });
 }
@@ -86,7 +88,7 @@ pub(super) fn expire(member: &Arc<Member>, source: &Arc<Source>, name: &Arc<str>
     let member = member.clone();
     tokio::spawn(async move {
         if let Err(error) = run_all(&member, &pipeline).await {
-            tracing::debug!(group = %member.group, %error, "cannot settle what has expired");
+            tracing::debug!(group = %member.group, %error, "cannot acknowledge expired entries");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! The operator's door: dead letters, groups and their lag.
+//! Operations for operators on the SQLite file: dead letters, groups and their lag, topology, seek and ping.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Subject};
 use crate::transport::{Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Start, Topology};
 
-/// Letters of one read: those chosen by pattern are picked out of them.
+/// The number of dead letters that one query reads; the subject pattern is applied to them afterwards.
 const PAGE: i64 = 256;
 
 impl Admin for SqliteTransport {
@@ -141,10 +141,11 @@ fn found_or(found: bool, group: &Group, operation: &'static str) -> Result<()> {
     if found {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::NotFound, "there is no such group").during(operation).with("group", group))
+    Err(Error::new(ErrorKind::NotFound, "the group does not exist").during(operation).with("group", group))
 }
 
-/// Members in this process read their group's row again; those elsewhere are refused by its revision.
+/// Makes the members in this process read their group's row again. Claims of members in other processes are refused,
+/// because the row's revision has changed.
 async fn forget_place(open: &Open) {
     let feeds: Vec<_> = {
         let groups = open.groups.lock().expect("not poisoned");
@@ -173,7 +174,7 @@ async fn read<T>(
 const LETTER: &str =
     "SELECT id, grp, subject, reason, error, attempts, published, first_at, dead_at, data FROM dead";
 
-/// The chosen letters, oldest first.
+/// Reads the chosen dead letters, oldest first.
 async fn letters(connection: &mut SqliteConnection, filter: DeadLetterFilter) -> Sql<Vec<DeadLetter>> {
     let ids: Vec<i64> = filter.ids.iter().filter_map(|id| id.parse().ok()).collect();
     let limit = if filter.limit == 0 { usize::MAX } else { filter.limit };
@@ -238,7 +239,7 @@ fn letter(row: &SqliteRow) -> Sql<DeadLetter> {
     read().ok_or_else(|| damaged("a dead letter cannot be read"))
 }
 
-/// The letters' ids for one statement.
+/// The ids of the dead letters as a JSON array.
 fn chosen(letters: &[DeadLetter]) -> String {
     json(letters.iter().filter_map(|letter| letter.id.parse().ok()))
 }
@@ -252,9 +253,12 @@ async fn replay(connection: &mut SqliteConnection, filter: DeadLetterFilter) -> 
     script.bind(chosen(&letters));
     if let Some(row) = script.run(connection).await?[gone].first() {
         let group: String = row.try_get(0)?;
-        return Ok(Err(Error::new(ErrorKind::NotFound, "the group that failed does not exist any more")
-            .during("replay dead letters")
-            .with("group", group)));
+        return Ok(Err(Error::new(
+            ErrorKind::NotFound,
+            "the group of the dead letter does not exist any more",
+        )
+        .during("replay dead letters")
+        .with("group", group)));
     }
     let mut script = Script::default();
     script.statement(
@@ -327,7 +331,7 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
     Ok(statuses)
 }
 
-/// How many messages behind `cursor` match, and when the first was stored.
+/// The number of matching messages after `cursor`, and the time at which the first was stored.
 async fn log_lag(
     connection: &mut SqliteConnection,
     cursor: i64,
@@ -348,7 +352,7 @@ async fn log_lag(
             all &= wanted;
             here += if wanted { count } else { 0 };
         }
-        // The cursor stands inside: only what comes after it counts.
+        // The cursor is inside this segment: only the messages after it count.
         if last - total < cursor && here > 0 {
             here = if all {
                 (last - cursor) as u64

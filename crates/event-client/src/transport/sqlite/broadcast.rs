@@ -1,4 +1,4 @@
-//! Subscriptions without a group: each sees everything that matches and settles nothing.
+//! Broadcast subscriptions: each receives every matching message; messages are not settled.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::Subscribe;
 
-/// Sees everything that matches, settles nothing.
+/// Opens a broadcast subscription.
 pub(super) async fn broadcast(
     open: Arc<Open>,
     spec: Subscribe,

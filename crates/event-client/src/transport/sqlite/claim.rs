@@ -1,4 +1,4 @@
-//! Claims on runs of fresh messages: the group's cursor moves and a lease says who has what it passed over.
+//! Claims of fresh messages: a claim moves the group's cursor and stores a lease for the messages that it passed.
 
 use sqlx::Row;
 
@@ -7,36 +7,37 @@ use super::connection::{Answers, Script};
 use super::scan::Scan;
 use crate::confirm::Answer;
 
-/// A group's place in the log as last seen; the file may be further.
+/// A group's position in the log as this process last knew it; other processes may have moved it further in the file.
 #[derive(Debug, Default)]
 pub(super) struct Fresh {
     pub(super) scan: Scan,
-    /// The row's cursor; `None` before it was read.
+    /// The row's cursor; `None` when it must be read again.
     pub(super) cursor: Option<i64>,
     pub(super) revision: i64,
 }
 
-/// A claim on a run of fresh messages.
+/// A claim of fresh messages.
 pub(super) struct Claim {
     pub(super) group: i64,
     pub(super) revision: i64,
     pub(super) member: i64,
-    /// The cursor that it starts from, and where it leaves it.
+    /// The cursor before the claim and after it.
     pub(super) from: i64,
     pub(super) to: i64,
-    /// First position and all, as runs; `None` only moves the cursor over what does not match.
+    /// The first position, and all positions encoded as runs; `None` only moves the cursor past messages that are not
+    /// delivered.
     pub(super) pending: Option<(i64, Vec<u8>)>,
     pub(super) answer: Answer<Claimed>,
 }
 
-/// What became of a claim.
+/// The result of a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claimed {
-    /// Ours, under this lease.
+    /// The member has the messages, under the lease with this id.
     Lease(i64),
-    /// The cursor moved.
+    /// The cursor moved; there were no messages to lease.
     Moved,
-    /// Somebody else was there first, or the group or the membership changed.
+    /// Another member claimed first, or the group or the member's row changed.
     Refused,
 }
 

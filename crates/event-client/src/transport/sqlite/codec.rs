@@ -1,7 +1,7 @@
-//! The stored form of a message, and of many in one row.
+//! The binary form in which a message is stored: a record. A segment's row has many records.
 //!
-//! A record is: flags, content type, id, then what the flags announce, then the payload; numbers are LEB128.
-//! The subject is not part of it: it stands in a column, or in the segment's dictionary.
+//! A record has flags, content type, id, the fields whose flags are set, and the payload; numbers are LEB128.
+//! The subject is not part of the record: it is in a column, or in the segment's dictionary.
 
 use std::time::Duration;
 
@@ -19,12 +19,12 @@ const KEY: u8 = 1;
 const HEADERS: u8 = 1 << 1;
 const EXPIRES: u8 = 1 << 2;
 const TEXT_ID: u8 = 1 << 3;
-/// Stored earlier than its segment says: it was delayed.
+/// The record has its own publication time, earlier than its segment's: the message was delayed.
 const PUBLISHED: u8 = 1 << 4;
 const DEDUP: u8 = 1 << 5;
 const DELIVER_AT: u8 = 1 << 6;
 
-/// Content types that take one byte. Part of the file format: only ever append.
+/// Content types that are stored in one byte. Part of the file format: only append.
 const TYPES: [&str; 6] = [
     "application/cloudevents+json",
     "application/cloudevents+msgpack",
@@ -34,13 +34,13 @@ const TYPES: [&str; 6] = [
     "text/plain",
 ];
 
-/// Most bytes of records in one segment, unless one record alone is larger. A consumer may hold one message of a
-/// segment and with it the whole: so it is not larger than what the batching needs.
+/// The largest size of a segment's records in bytes, unless a single record is larger. A consumer that holds one
+/// message of a segment keeps the whole segment in memory, so a segment is not larger than batching requires.
 pub(super) const SEGMENT_BYTES: usize = 96 * 1024;
-/// Most messages in one segment.
+/// The highest number of messages in one segment.
 pub(super) const SEGMENT_COUNT: u32 = 512;
 
-/// Appends `message` to `out`; `published` when it differs from the time of the segment.
+/// Appends `message` to `out`. `published` is its publication time if it differs from the time of the segment.
 pub(super) fn encode(out: &mut Vec<u8>, message: &Message, published: Option<i64>) {
     out.reserve(message.size() + 64);
     let mut flags = 0;
@@ -86,7 +86,7 @@ pub(super) fn encode(out: &mut Vec<u8>, message: &Message, published: Option<i64
     out.extend_from_slice(&message.payload);
 }
 
-/// Reads records out of stored bytes; every read answers `None` for bytes that were not written by [`encode`].
+/// Reads records from stored bytes. Every method returns `None` for bytes that [`encode`] did not write.
 pub(super) struct Reader {
     bytes: Bytes,
     at: usize,
@@ -97,8 +97,8 @@ impl Reader {
         Self { bytes, at: 0 }
     }
 
-    /// The next record and, if it differs from its segment's time, when it was published.
-    /// The payload shares the bytes.
+    /// Reads the next record, and its publication time if it differs from its segment's time.
+    /// The payload shares the bytes without a copy.
     pub(super) fn record(&mut self, subject: Subject) -> Option<(Message, Option<i64>)> {
         let flags = self.take(1)?[0];
         let content_type = match self.take(1)?[0] {
@@ -135,7 +135,7 @@ impl Reader {
         Some((message, published))
     }
 
-    /// A number.
+    /// Reads a number.
     pub(super) fn number(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -148,17 +148,17 @@ impl Reader {
         None
     }
 
-    /// Passes over so many bytes.
+    /// Skips `length` bytes.
     pub(super) fn skip(&mut self, length: u64) -> Option<()> {
         self.take(usize::try_from(length).ok()?).map(drop)
     }
 
-    /// What is left.
+    /// Removes and returns the remaining bytes.
     pub(super) fn rest(&mut self) -> Bytes {
         self.bytes.split_off(self.at)
     }
 
-    /// Whether everything was read.
+    /// Whether all bytes have been read.
     pub(super) fn is_at_end(&self) -> bool {
         self.at == self.bytes.len()
     }
@@ -170,7 +170,7 @@ impl Reader {
         Some(taken)
     }
 
-    /// A text.
+    /// Reads a text.
     pub(super) fn text(&mut self) -> Option<SmolStr> {
         let length = usize::try_from(self.number()?).ok()?;
         std::str::from_utf8(self.take(length)?).ok().map(SmolStr::new)
@@ -196,31 +196,32 @@ pub(super) fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Nanoseconds since 1970, as stored.
+/// A time in its stored form: nanoseconds since 1970.
 pub(super) fn nanos(time: Timestamp) -> i64 {
     time.as_nanosecond().clamp(i64::MIN.into(), (i64::MAX - 1).into()) as i64
 }
 
-/// The present, as stored.
+/// The present time in its stored form.
 pub(super) fn now() -> i64 {
     nanos(Timestamp::now())
 }
 
-/// The end of a duration that begins now, as stored.
+/// The end of a duration that starts now, in its stored form.
 pub(super) fn now_and(duration: Duration) -> i64 {
     now().saturating_add(bounds::signed_nanos(duration))
 }
 
-/// A stored time.
+/// Reads a stored time.
 pub(super) fn timestamp(nanos: i64) -> Option<Timestamp> {
     Timestamp::from_nanosecond(nanos.into()).ok()
 }
 
-/// Says which letters kept as `unknown-type` are of an unknown version. Earlier builds refuse to read a list of letters
-/// with a reason that they do not know, so these letters keep a reason that all builds know.
+/// Prefix of the error text of dead letters with the reason `UnknownVersion`, which are stored with the reason
+/// `unknown-type`. Earlier builds cannot list dead letters with a reason that they do not know, so the stored reason is
+/// one that all builds know.
 const UNKNOWN_VERSION: &str = "unknown-version: ";
 
-/// The word kept for `reason`.
+/// The text that is stored for `reason`.
 pub(super) fn reason_word(reason: Reason) -> &'static str {
     match reason {
         Reason::UnknownVersion => Reason::UnknownType.as_str(),
@@ -228,12 +229,13 @@ pub(super) fn reason_word(reason: Reason) -> &'static str {
     }
 }
 
-/// The text kept for `reason` and `error`.
+/// The error text that is stored for `reason` and `error`.
 pub(super) fn reason_error(reason: Reason, error: &str) -> String {
     if reason == Reason::UnknownVersion { format!("{UNKNOWN_VERSION}{error}") } else { error.to_owned() }
 }
 
-/// Reads what [`reason_word`] and [`reason_error`] wrote; a word of a later build is read as `permanent`.
+/// Reads a reason and an error that [`reason_word`] and [`reason_error`] wrote; an unknown reason, of a later build, is
+/// read as `permanent`.
 pub(super) fn reason<'e>(word: &str, error: &'e str) -> (Reason, &'e str) {
     let reason = Reason::ALL.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Reason::Permanent);
     match error.strip_prefix(UNKNOWN_VERSION) {

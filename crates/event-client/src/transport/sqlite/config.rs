@@ -1,4 +1,4 @@
-//! The options behind `sqlite:PATH?…`, typed and checked.
+//! Reads and checks the options of a `sqlite:PATH?…` URL.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,21 +10,11 @@ use crate::message::Durability;
 use crate::transport::Provision;
 use crate::url::BusUrl;
 
-/// What a URL asks for.
-///
-/// | option | default | meaning |
-/// |---|---|---|
-/// | `synchronous` | `full` | `full`: a confirmed publish survives loss of power; `normal`: it survives a crash of the process only, and asking for [`Durability::Fsync`] is refused |
-/// | `max_payload` | `1m` | largest message in bytes, `1k` to `64m` |
-/// | `retention_age` | `7d` | messages that every group has are kept for replay this long |
-/// | `retention_bytes` | `1g` | size of the file beyond which the oldest go earlier; never what a group still needs |
-/// | `dedup_window` | `10m` | how long a dedup id is remembered, up to a day |
-/// | `busy_timeout` | `5s` | how long a write waits for another process's lock |
-/// | `provision` | `create` | see [`Provision`]; `off` and `verify` do not create the file either |
+/// The options of a URL, as described in `docs.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Config {
     pub(super) path: PathBuf,
-    /// What `Durability::Default` stands for, and the most that is promised.
+    /// The durability that `Durability::Default` means, and the strongest one that is supported.
     pub(super) durability: Durability,
     pub(super) max_payload: usize,
     pub(super) provision: Provision,
@@ -40,18 +30,8 @@ pub(super) struct Storage {
     pub(super) busy_timeout: Duration,
 }
 
-/// Most that `max_payload` may be.
+/// The largest allowed `max_payload`, in bytes.
 pub(super) const MAX_PAYLOAD: usize = 64 << 20;
-
-const KNOWN: [&str; 7] = [
-    "synchronous",
-    "max_payload",
-    "retention_age",
-    "retention_bytes",
-    "dedup_window",
-    "busy_timeout",
-    "provision",
-];
 
 impl Config {
     /// Reads a URL.
@@ -62,7 +42,7 @@ impl Config {
             Some("normal") => Durability::PageCache,
             Some(_) => return Err(wrong("option `synchronous` takes full or normal", &url)),
         };
-        const SIZE: &str = "a number of bytes, with k, m or g if you like, such as 64k";
+        const SIZE: &str = "a number of bytes, optionally with k, m or g, such as 64k";
         const DAY: Duration = Duration::from_secs(86_400);
         let max_payload = url.take("max_payload", SIZE)?.map_or(1 << 20, |Size(bytes)| bytes);
         let storage = Storage {
@@ -80,7 +60,7 @@ impl Config {
             )?,
         };
         let provision = Provision::take(&mut url)?;
-        url.finish(&KNOWN)?;
+        url.finish()?;
         if !(1 << 10..=MAX_PAYLOAD as u64).contains(&max_payload) {
             return Err(wrong("option `max_payload` takes 1k to 64m", &url));
         }
@@ -89,10 +69,7 @@ impl Config {
             return Err(wrong("the URL names no file; use `sqlite:PATH`", &url));
         }
         if path == ":memory:" {
-            return Err(wrong(
-                "nothing durable lives in `:memory:`; use `memory:` for a bus without a file",
-                &url,
-            ));
+            return Err(wrong("`:memory:` is not a file; use `memory:` for a bus without a file", &url));
         }
         Ok(Self { path: path.into(), durability, max_payload: max_payload as usize, provision, storage })
     }
@@ -129,6 +106,11 @@ mod tests {
         assert_eq!(config.durability, Durability::Fsync);
         assert_eq!(config.max_payload, 1024 * 1024);
         assert_eq!(read("sqlite:///var/bus.db").unwrap().path, PathBuf::from("/var/bus.db"));
+    }
+
+    #[test]
+    fn the_page_has_every_option_and_its_default() {
+        crate::transport::docs::tests::check(include_str!("docs.md"), "sqlite:b", read);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The file: opened once per process however many handles ask for it, one writer, a few readers.
+//! The database file: each process opens it once for all its handles, with one writer and a few reader connections.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,40 +30,40 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::{MemoryConfig, MemoryTransport, Provision};
 
-/// Everything that the handles of one file share.
+/// The state that all handles of one file in this process share.
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) path: PathBuf,
-    /// The files at `path`, as they were opened.
+    /// The identity of the files at `path` when they were opened.
     files: Identity,
-    /// The last look has not found them.
+    /// Whether the last check did not find these files.
     lost: AtomicBool,
     pub(super) storage: Storage,
     pub(super) inbox: Inbox,
     pub(super) readers: SqlitePool,
     pub(super) tail: TailCache,
     pub(super) processes: Processes,
-    /// Goes up when there may be something new to deliver.
+    /// A counter that is increased when there may be something new to deliver.
     pub(super) changed: watch::Sender<u64>,
     /// Groups with a subscription in this process.
     pub(super) groups: Mutex<HashMap<i64, Weak<GroupFeed>>>,
     /// Subscriptions whose leases are renewed.
     pub(super) members: Mutex<HashMap<i64, Weak<Member>>>,
     pub(super) calls: Calls,
-    /// Carries calls within the process.
+    /// Transports requests within the process.
     pub(super) here: Arc<MemoryTransport>,
-    /// When the next delayed message is due, nanoseconds since 1970.
+    /// The time at which the next delayed message is due, nanoseconds since 1970.
     pub(super) next_delayed: AtomicI64,
-    /// Wakes the keeper before its time.
+    /// Wakes the housekeeping task early.
     pub(super) keeper: tokio::sync::Notify,
-    /// Cancelled when no handle and no subscription is left.
+    /// Cancelled when the last handle and the last subscription are dropped.
     pub(super) closing: CancellationToken,
     /// Cancelled when the writer has flushed and closed the file.
     pub(super) finished: CancellationToken,
     purging: AtomicBool,
 }
 
-/// Keeps a [`Database`] open; the last one closes it.
+/// Keeps a [`Database`] open: dropping the last `Arc` of it closes the database.
 #[derive(Debug)]
 pub(super) struct Open(pub(super) Arc<Database>);
 
@@ -80,7 +80,7 @@ impl Drop for Open {
     }
 }
 
-/// One database per file and process, so that its handles share a writer and see each other without the disk.
+/// One database per file and process, so that all handles share a writer and wake each other without the disk.
 static OPEN: LazyLock<tokio::sync::Mutex<HashMap<PathBuf, Weak<Open>>>> = LazyLock::new(Default::default);
 
 /// Opens the file at `path`, or joins the handles that have it open.
@@ -91,15 +91,17 @@ pub(super) async fn open(path: &Path, storage: &Storage, provision: Provision) -
     let mut open = OPEN.lock().await;
     open.retain(|_, database| database.strong_count() > 0);
     let known = |path: &PathBuf| open.get(path).and_then(Weak::upgrade);
-    // Looked up before the file is touched: closing any handle of a file ends the locks that SQLite has on it.
+    // Looked up before the file is opened: closing any file descriptor of a file releases all POSIX locks that this
+    // process, and so SQLite, has on it.
     if let Some(database) = path.canonicalize().ok().as_ref().and_then(known)
         && !database.inbox.is_closed()
     {
         match database.intact() {
             Ok(()) => return joined(database, storage),
-            // Opened beside the one that is gone.
+            // The old files are deleted: the new file can be opened independently of them.
             Err(_) if database.files.is_gone() => {}
-            // Two views of one file, each with a log of its own, or two files with one log, would be destroyed.
+            // The old files still exist elsewhere. Two views of one file, each with its own write-ahead log, or two
+            // files with one log would be destroyed.
             Err(gone) => return Err(lost(&gone, "connect")),
         }
     }
@@ -109,19 +111,19 @@ pub(super) async fn open(path: &Path, storage: &Storage, provision: Provision) -
     Ok(database)
 }
 
-/// Another handle of a database that this process has open.
+/// Returns another handle of a database that this process has open already.
 fn joined(database: Arc<Open>, storage: &Storage) -> Result<Arc<Open>> {
     if database.storage != *storage {
         return Err(Error::new(
             ErrorKind::Config,
-            "this process has the file open with other retention, dedup or busy options; use the same options",
+            "this process has the file open with different retention, dedup or busy options; use the same options",
         )
         .with("file", database.path.display()));
     }
     Ok(database)
 }
 
-/// Creates the file, readable to its owner only, unless it is there; answers its one true path.
+/// Creates the file, readable by its owner only, unless it exists. Returns its canonical path.
 fn claim_file(path: &Path) -> Result<PathBuf> {
     let refuse = |error: io::Error| {
         let (kind, text) = match error.kind() {
@@ -177,14 +179,15 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         )
         .with("file", path.display()));
     }
-    // A checkpoint costs milliseconds inside some commit, so it comes seldom; the log is cut back afterwards.
+    // A checkpoint adds milliseconds to the commit that runs it, so it is rare (every 4000 pages); afterwards the log
+    // is truncated to 64 MiB.
     sqlx::raw_sql(
         "PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 67108864; PRAGMA temp_store = MEMORY;",
     )
     .execute(&mut writer)
     .await
     .map_err(explain)?;
-    // Read once, so that all its files are there.
+    // Read once, so that SQLite creates the `-wal` and `-shm` files before their identity is read.
     sqlx::raw_sql("SELECT 1 FROM sqlite_schema").execute(&mut writer).await.map_err(explain)?;
     let files = Identity::of(&path).map_err(|error| {
         Error::new(ErrorKind::Unavailable, "the database was removed while it was being opened")
@@ -197,7 +200,7 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
         .acquire_timeout(Duration::from_secs(10))
         .connect_lazy_with(options.pragma("query_only", "ON"));
     let processes = Processes::join(&path).map_err(|error| {
-        Error::new(ErrorKind::Unavailable, "cannot announce this process beside the database file")
+        Error::new(ErrorKind::Unavailable, "cannot create this process's file next to the database")
             .with("file", path.display())
             .because(error)
     })?;
@@ -238,7 +241,8 @@ async fn start(path: PathBuf, storage: Storage) -> Result<Arc<Database>> {
 }
 
 impl Database {
-    /// Nobody writes any more: everything on this file answers that it is closed, until it is opened anew.
+    /// Called when the writer task has panicked: every operation on this file returns that the bus is closed, until the
+    /// file is opened again.
     fn break_off(&self) {
         self.inbox.close();
         self.closing.cancel();
@@ -247,40 +251,40 @@ impl Database {
         self.wake_here();
     }
 
-    /// Puts a failure of the database into words.
+    /// Converts an SQLite error to this crate's error.
     pub(super) fn explain(&self, error: &sqlx::Error, operation: &'static str) -> Error {
         explain(error, operation, &self.path)
     }
 
-    /// Whether its files are still where they were opened: asked between a commit and what is confirmed by it. Says so
-    /// in the log when they have gone, and when they are back.
+    /// Checks whether the files are still at the path where they were opened. It is called between a commit and its
+    /// confirmation. It logs when the files are missing and when they are back.
     pub(super) fn intact(&self) -> Result<(), Lost> {
         let looked = self.files.check();
         let was_lost = self.lost.swap(looked.is_err(), Ordering::AcqRel);
         match &looked {
             Err(lost) if !was_lost => tracing::error!(
                 file = %self.path.display(), error = %lost,
-                "the database is no longer where it was opened: nothing is stored or delivered"
+                "the database files are no longer at their path: nothing is stored or delivered"
             ),
             Ok(()) if was_lost => {
-                tracing::info!(file = %self.path.display(), "the database is back where it was opened");
+                tracing::info!(file = %self.path.display(), "the database files are back at their path");
             }
             _ => {}
         }
         looked
     }
 
-    /// The same, and looks only when the last look has not found them.
+    /// Like [`Database::intact`], but checks only if the last check did not find the files.
     pub(super) fn still_intact(&self) -> Result<(), Lost> {
         if self.lost.load(Ordering::Acquire) { self.intact() } else { Ok(()) }
     }
 
-    /// Something may be deliverable: wakes the subscriptions of this process.
+    /// Wakes the subscriptions of this process, because there may be something to deliver.
     pub(super) fn wake_here(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Something may be deliverable again in any group: they look at their redeliveries.
+    /// Wakes the subscriptions of this process and lets every group look for due redeliveries.
     pub(super) fn wake_all_here(&self) {
         let groups = self.groups.lock().expect("not poisoned");
         for feed in groups.values().filter_map(Weak::upgrade) {
@@ -290,24 +294,25 @@ impl Database {
         self.wake_here();
     }
 
-    /// The same in every process.
+    /// Like [`Database::wake_all_here`], but in every process.
     pub(super) fn wake_everywhere(&self) {
         self.wake_all_here();
         self.processes.call();
     }
 
-    /// Claims the right to purge; `false` when a purge runs.
+    /// Marks a purge as running; `false` when one is running already.
     pub(super) fn begin_purge(&self) -> bool {
         !self.purging.swap(true, Ordering::AcqRel)
     }
 
-    /// Gives it back.
+    /// Marks the purge as ended.
     pub(super) fn end_purge(&self) {
         self.purging.store(false, Ordering::Release);
     }
 }
 
-/// Statements that travel to the connection's thread together: crossing to it costs more than most statements.
+/// Statements that are sent to the connection's thread together, because one round trip to that thread costs more than
+/// most statements.
 #[derive(Default)]
 pub(super) struct Script {
     sql: String,
@@ -315,11 +320,11 @@ pub(super) struct Script {
     steps: usize,
 }
 
-/// What each statement of a [`Script`] answered.
+/// The result rows of each statement of a [`Script`].
 pub(super) type Answers = Vec<Vec<SqliteRow>>;
 
 impl Script {
-    /// Adds a statement with `?` for its arguments; answers its place among the answers.
+    /// Adds a statement with `?` for its arguments. Returns the index of its result.
     pub(super) fn statement(&mut self, sql: &str) -> usize {
         self.sql.push_str(sql);
         self.sql.push(';');
@@ -333,8 +338,8 @@ impl Script {
         self
     }
 
-    /// Adds `{head} (VALUES (?, …), …) {tail}` for all rows, in as few different texts as the statement cache
-    /// likes; answers the places of the statements.
+    /// Adds `{head} (VALUES (?, …), …) {tail}` for all rows, in statements of 64, 8 or 1 rows, so that the statement
+    /// cache sees only three SQL texts. Returns the indexes of their results.
     pub(super) fn rows<T>(
         &mut self,
         head: &str,
@@ -357,12 +362,12 @@ impl Script {
         start..self.steps
     }
 
-    /// How many statements there are.
+    /// The number of statements.
     pub(super) fn len(&self) -> usize {
         self.steps
     }
 
-    /// Runs all statements; stops at the first that fails.
+    /// Runs all statements; stops at the first error.
     pub(super) async fn run(self, connection: &mut SqliteConnection) -> Sql<Answers> {
         let mut answers = Vec::with_capacity(self.steps);
         let mut rows = Vec::new();
@@ -378,7 +383,7 @@ impl Script {
     }
 }
 
-/// Numbers as the JSON array that `json_each` takes.
+/// Writes numbers as a JSON array for `json_each`.
 pub(super) fn json(numbers: impl IntoIterator<Item = i64>) -> String {
     let mut text = String::from("[");
     for number in numbers {

@@ -1,4 +1,4 @@
-//! What SQLite says, in the crate's own words: which file, what happened, what to do.
+//! Converts SQLite errors to this crate's errors: the file, the failure and the remedy.
 
 use std::path::Path;
 
@@ -6,38 +6,38 @@ use sqlite_kit::Lost;
 
 use crate::error::{Error, ErrorKind};
 
-/// Result of a statement; the database turns it into the crate's error where it knows the operation.
+/// Result of a statement. [`explain`] converts its error to this crate's error where the operation is known.
 pub(super) type Sql<T> = Result<T, sqlx::Error>;
 
-/// Puts an SQLite failure into words.
+/// Converts an SQLite error to this crate's error.
 pub(super) fn explain(error: &sqlx::Error, operation: &'static str, path: &Path) -> Error {
     let (kind, text) = classify(error);
-    // Its text only: one failed transaction is told to everybody who took part.
+    // Only the text of the cause, because the error of one failed transaction is sent to every caller in it.
     Error::new(kind, text).during(operation).with("file", path.display()).because(error.to_string())
 }
 
-/// The files of the database are no longer where they were opened.
+/// The error when the database files are no longer at the path where they were opened.
 pub(super) fn lost(lost: &Lost, operation: &'static str) -> Error {
-    let text = "the database is no longer where it was opened: nothing is stored or delivered until its files (`…`, \
-                `…-wal`, `…-shm`) are put back, or all three are taken away and the bus is opened again";
+    let text = "the database files are no longer at their path: nothing is stored or delivered until the files (`…`, \
+                `…-wal`, `…-shm`) are put back, or all three are removed and the bus is opened again";
     Error::new(ErrorKind::Corrupt, text).during(operation).because(lost.to_string())
 }
 
-/// The transport was closed while or before something was asked of it.
+/// The error when the transport was closed before or during an operation.
 pub(super) fn closed(operation: &'static str) -> Error {
     Error::new(ErrorKind::Closed, "the bus is closed; open it again").during(operation)
 }
 
-/// Somebody else owns the message now.
+/// The error when another consumer may have the message now.
 pub(super) fn lease_lost() -> Error {
     Error::new(
         ErrorKind::LeaseLost,
-        "the lease ran out or the group was moved, and the message belongs to another consumer now",
+        "the lease expired or the group was moved, and the message belongs to another consumer now",
     )
     .during("settle")
 }
 
-/// A row that this code did not write.
+/// The error for a row that this library did not write.
 pub(super) fn damaged(what: &'static str) -> sqlx::Error {
     sqlx::Error::Decode(what.into())
 }
@@ -49,17 +49,17 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
             return (ErrorKind::Corrupt, "the database holds a row that cannot be read");
         }
         sqlx::Error::PoolTimedOut => {
-            return (ErrorKind::Unavailable, "no reader became free in time; try again");
+            return (ErrorKind::Unavailable, "no reader connection became free in time; try again");
         }
         sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
             return (ErrorKind::Closed, "the database connection has ended");
         }
-        _ => return (ErrorKind::Unavailable, "the database does not answer"),
+        _ => return (ErrorKind::Unavailable, "the database does not respond"),
     };
-    // Extended codes that say more than their primary code.
+    // Extended codes that are more precise than their primary code.
     match code {
-        // IOERR_WRITE and IOERR_SHMSIZE: what a quota, a file size limit or a full disk looks like.
-        778 | 4874 => return (ErrorKind::Full, "the disk takes no more; free some space, then try again"),
+        // IOERR_WRITE and IOERR_SHMSIZE: SQLite reports them for a quota, a file size limit or a full disk.
+        778 | 4874 => return (ErrorKind::Full, "the disk or quota is full; free some space, then try again"),
         _ => {}
     }
     match code & 0xff {
@@ -70,7 +70,7 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, &'static str) {
         3 | 8 | 23 => {
             (ErrorKind::Denied, "the database may not be written; check the file's and folder's rights")
         }
-        10 => (ErrorKind::Unavailable, "the disk failed; look into the system log"),
+        10 => (ErrorKind::Unavailable, "the disk reported an error; check the system log"),
         11 => (ErrorKind::Corrupt, "the database file is damaged; restore it or move it away"),
         26 => (ErrorKind::Corrupt, "the file is not an SQLite database; choose another path or move it away"),
         13 => (ErrorKind::Full, "the disk is full; free some space, then try again"),

@@ -1,4 +1,4 @@
-//! When a consumer is gone: what it held goes back to its group, and for a keyed group the next member takes over.
+//! Failover: returns the deliveries of a dead consumer to its group, and selects the active member of a keyed group.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,7 +13,7 @@ use super::member::Member;
 use super::{lease, scan};
 use crate::error::Result;
 
-/// Makes `member` the one that works for its keyed group, if the place is free; answers whether it is.
+/// Makes `member` the active member of its keyed group if there is no other. Returns whether it is active.
 pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
     if member.active.load(Ordering::Acquire) {
         return Ok(true);
@@ -62,7 +62,8 @@ pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
 }
 
 impl Member {
-    /// After a refused claim: whether it was refused for good, because others took over.
+    /// To be called after a refused claim: whether this member has lost its row or its active place, so that it must
+    /// not claim again.
     pub(super) async fn is_fenced(&self) -> Sql<bool> {
         let id = self.id.load(Ordering::Acquire);
         let row = sqlx::query(
@@ -85,14 +86,14 @@ impl Member {
     }
 }
 
-/// A member's row as the keeper sees it.
+/// A member's row as it was last read.
 pub(super) struct Seen {
     pub(super) id: i64,
     pub(super) process: String,
     pub(super) until: i64,
 }
 
-/// The members of `groups`.
+/// Reads the members of `groups`.
 pub(super) async fn members(connection: &mut SqliteConnection, groups: &[i64]) -> Sql<Vec<Seen>> {
     let rows =
         sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?))")
@@ -104,7 +105,7 @@ pub(super) async fn members(connection: &mut SqliteConnection, groups: &[i64]) -
         .collect()
 }
 
-/// Gives back what members hold whose lease ran out or whose process is gone.
+/// Returns to their groups the deliveries of the members in `seen` whose lease ran out or whose process has ended.
 pub(super) async fn dead_letter(database: &Arc<Database>, seen: &[Seen]) -> Result<()> {
     let now = codec::now();
     for member in seen {
@@ -115,7 +116,7 @@ pub(super) async fn dead_letter(database: &Arc<Database>, seen: &[Seen]) -> Resu
         let id = member.id;
         let buried = database.write("renew", move |connection| {
             Box::pin(async move {
-                // It may have been renewed, or buried by another, since it was seen.
+                // Since it was read, it may have renewed its lease, or another process may have removed it.
                 let still = sqlx::query("SELECT 1 FROM member WHERE id = ? AND (? OR until <= ?)")
                     .bind(id)
                     .bind(gone)
@@ -129,14 +130,14 @@ pub(super) async fn dead_letter(database: &Arc<Database>, seen: &[Seen]) -> Resu
             })
         });
         if buried.await? {
-            tracing::warn!(member = id, process = %member.process, "a consumer is gone; its deliveries go to others");
+            tracing::warn!(member = id, process = %member.process, "a consumer's lease ran out or its process ended; its deliveries go to other consumers");
             database.wake_everywhere();
         }
     }
     Ok(())
 }
 
-/// Gives what `member` holds back to its group and ends the membership. The attempts count: it had its chance.
+/// Returns the deliveries of `member` to its group and deletes its rows. Each of these deliveries counts as an attempt.
 pub(super) async fn reap(connection: &mut SqliteConnection, member: i64) -> Sql<()> {
     let leases = sqlx::query("SELECT grp, at, pending FROM lease WHERE member = ?")
         .bind(member)

@@ -1,4 +1,4 @@
-//! One round of fetching for a member: what is due again, then what is new, as much as its credit allows.
+//! One round of fetching for a member: first due redeliveries, then fresh messages, up to its free permits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,12 +23,13 @@ use crate::error::Result;
 use crate::subject::Subject;
 use crate::subscription::Feed;
 
-/// How far the cursor may trail behind what was looked at and does not match: it holds back the retention.
+/// The highest number of non-matching messages by which the stored cursor may stay behind the scan. The limit exists
+/// because the retention does not delete messages after the cursor.
 const TRAIL: i64 = 4096;
-/// Most candidates of a keyed group that are looked at together.
+/// The highest number of redelivery rows of a keyed group that one query reads.
 const CANDIDATES: i64 = 256;
 
-/// Fetches and hands over; answers whether there was anything.
+/// Fetches and delivers messages. Returns whether there were any.
 pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     if member.lanes.is_some() && !failover::activate(member).await? {
         return Ok(false);
@@ -51,7 +52,7 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     Ok(fetched)
 }
 
-/// Delivers what waited in memory for its key.
+/// Delivers messages that waited in memory for their key and may be delivered now.
 fn hand_over_ready(member: &Arc<Member>, feed: &Feed) -> bool {
     let Some(lanes) = &member.lanes else { return false };
     let mut any = false;
@@ -64,7 +65,7 @@ fn hand_over_ready(member: &Arc<Member>, feed: &Feed) -> bool {
     any
 }
 
-/// Claims and delivers what is due again.
+/// Claims and delivers due redeliveries.
 async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let database = &member.database;
     let explain = |error: sqlx::Error| database.explain(&error, "fetch");
@@ -84,7 +85,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
                 .map(|(_, id, _)| id)
                 .collect();
             drop(lanes);
-            // Due but busy: the settlement that frees the key says so.
+            // If all due messages have busy keys, no timer is needed: the settlement that frees a key sets `redeliver`.
             first.map(|due| if due <= now && ids.is_empty() { (PARKED, None) } else { (due, Some(ids)) })
         }
     };
@@ -96,7 +97,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let rows = database
         .write("fetch", move |connection| {
             Box::pin(async move {
-                // The first of each key and some that follow it, unless one in between waits for its time.
+                // The first message of each key and some that follow it, up to the first one that is not due yet.
                 const FOLLOW: &str = "(SELECT f.id FROM json_each(?) AS h JOIN redelivery AS first ON first.id = h.value \
                     JOIN redelivery AS f ON f.id = first.id OR f.id IN (SELECT id FROM redelivery WHERE grp = first.grp AND key = first.key \
                     AND member IS NULL ORDER BY seq, id LIMIT ?) WHERE NOT EXISTS (SELECT 1 FROM redelivery AS w WHERE w.grp = f.grp \
@@ -122,7 +123,7 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
             })
         })
         .await?;
-    // More may be due than fitted, and the next time is not known yet.
+    // More messages may be due than were claimed, and the next due time is not known yet.
     member.feed.redeliver.store(true, Ordering::Release);
     let mut claimed = rows.iter().map(read_row).collect::<Sql<Vec<_>>>().map_err(explain)?;
     claimed.sort_by_key(|(id, entry)| (entry.seq, *id));
@@ -140,8 +141,8 @@ async fn redeliveries(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
         }
         match feed.try_slot() {
             Some(slot) => feed.push(member.deliver(held, entry, slot)),
-            // Cannot happen: this task alone takes slots. If it did, the lease would run out.
-            None => tracing::error!("a delivery was fetched beyond the credit"),
+            // Cannot happen, because only this task takes permits. If it did, the lease would run out.
+            None => tracing::error!("a message was fetched without a permit; its lease will expire"),
         }
     }
     hand_over_ready(member, feed);
@@ -159,7 +160,7 @@ async fn first_due(member: &Member) -> Sql<Option<i64>> {
         .try_get(0)
 }
 
-/// The first waiting message of each key: due time, row and key.
+/// The first waiting message of each key: due time, row id and key.
 async fn heads(member: &Member, now: i64) -> Sql<Vec<(i64, i64, Option<String>)>> {
     let rows = sqlx::query(
         "SELECT due, id, key FROM redelivery AS r WHERE grp = ? AND member IS NULL AND due < ? AND (key IS NULL OR NOT EXISTS \
@@ -193,7 +194,7 @@ fn read_row(row: &SqliteRow) -> Sql<(i64, StoredMessage)> {
     Ok((row.try_get(0)?, entry))
 }
 
-/// Claims and delivers what nobody has had.
+/// Claims and delivers fresh messages.
 async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     let want = match &member.lanes {
         None => feed.free(),
@@ -208,7 +209,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     let Some(lanes) = &member.lanes else {
         for (lease, index, entry) in claimed {
-            // Refused only by a defect: this task alone takes slots. Then the lease runs out.
+            // Fails only by a defect, because only this task takes permits. Then the lease runs out.
             let Some(slot) = feed.try_slot() else { break };
             feed.push(member.deliver(LeaseSlot::Fresh { lease, index }, entry, slot));
         }
@@ -237,7 +238,7 @@ async fn fresh(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
 
 type Taken = Vec<(Arc<Lease>, usize, StoredMessage)>;
 
-/// Which of the keys have messages waiting in the file.
+/// The keys of `claimed` that have messages waiting in the file.
 async fn keys_in_file(
     member: &Member,
     claimed: &Taken,
@@ -289,7 +290,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
             if stored.is_expired(now) { expired += 1 } else { taken.push(stored) }
         }
         let to = match fresh.scan.buffer.front() {
-            // What does not match before the next one is passed over as well.
+            // The cursor also passes the non-matching messages before the next matching one.
             Some(next) => next.seq - 1,
             None => fresh.scan.seen,
         };
@@ -300,7 +301,8 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
             if fresh.scan.revision == fresh.revision {
                 return Ok(Taken::new());
             }
-            // Other filters, another place, or no such group: a claim would tell, and there was nothing to claim.
+            // The group's filters or cursor changed, or the group was deleted. A claim would fail and show this, but
+            // there was nothing to claim: read the row again.
             fresh.cursor = None;
             continue;
         }
@@ -317,7 +319,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
             pending,
             answer,
         });
-        // Whatever comes, including that nobody waits for this any more: read the row again unless all is well.
+        // Unless the claim succeeds, the row must be read again, also when this future is dropped while it waits.
         fresh.cursor = None;
         match claimed.await? {
             Claimed::Refused => {
@@ -351,7 +353,7 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Taken> {
     }
 }
 
-/// The row's cursor is where we left it.
+/// Remembers the cursor after a successful claim.
 fn keep(member: &Member, fresh: &mut Fresh, to: i64) {
     fresh.cursor = Some(to);
     member.feed.note(to, None);

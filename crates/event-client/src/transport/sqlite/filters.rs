@@ -1,20 +1,20 @@
-//! What a group receives, and since when: a change of patterns holds for what is published after it.
+//! The patterns of a group and the positions from which they apply: a change applies to messages published after it.
 
 use crate::subject::{Pattern, Subject};
 
 use super::error::{Sql, damaged};
 
-/// Patterns with the position behind which they hold, the latest last.
+/// Lists of patterns, each with the position after which it applies; the latest is last.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Filters(Vec<(i64, Vec<Pattern>)>);
 
 impl Filters {
-    /// `patterns` for everything.
+    /// `patterns` for all messages.
     pub(super) fn new(patterns: Vec<Pattern>) -> Self {
         Self(vec![(0, patterns)])
     }
 
-    /// Reads what [`Filters::to_text`] wrote.
+    /// Reads the text that [`Filters::to_text`] writes.
     pub(super) fn parse(column: &str) -> Sql<Self> {
         let line = |line: &str| -> Option<(i64, Vec<Pattern>)> {
             let mut words = line.split(' ');
@@ -30,7 +30,7 @@ impl Filters {
             .ok_or_else(|| damaged("a group's filters cannot be read"))
     }
 
-    /// A line for each change.
+    /// Writes one line per change: the position and the patterns.
     pub(super) fn to_text(&self) -> String {
         let lines: Vec<String> = self
             .0
@@ -43,12 +43,12 @@ impl Filters {
         lines.join("\n")
     }
 
-    /// The patterns that hold now.
+    /// The patterns that apply to new messages.
     pub(super) fn latest(&self) -> &[Pattern] {
         self.0.last().map(|(_, patterns)| patterns.as_slice()).unwrap_or_default()
     }
 
-    /// Behind position `end` other patterns hold; what no message behind `cursor` needs is forgotten.
+    /// Applies `patterns` to messages after position `end`, and removes the lists that no message after `cursor` needs.
     pub(super) fn change(&mut self, patterns: Vec<Pattern>, end: i64, cursor: i64) {
         self.0.retain(|(from, _)| *from < end);
         self.0.push((end, patterns));
@@ -56,13 +56,13 @@ impl Filters {
         self.0.drain(..needed);
     }
 
-    /// Whether a message at `seq` is received.
+    /// Whether the group receives a message with `subject` at position `seq`.
     pub(super) fn matches(&self, subject: &Subject, seq: i64) -> bool {
         let since = self.0.iter().rev().find(|(from, _)| *from < seq).or(self.0.first());
         since.is_some_and(|(_, patterns)| patterns.iter().any(|pattern| pattern.matches(subject)))
     }
 
-    /// All patterns of any time.
+    /// The patterns of all lists.
     pub(super) fn all(&self) -> impl Iterator<Item = &Pattern> {
         self.0.iter().flat_map(|(_, patterns)| patterns)
     }
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(Filters::parse(&filters.to_text()).unwrap(), filters);
         assert_eq!(filters.latest(), patterns("b.>"));
 
-        // Once the cursor has passed the first change, the oldest patterns are of no use.
+        // Once the cursor has passed the first change, the oldest patterns are not needed any more.
         filters.change(patterns("c.>"), 20, 12);
         assert_eq!(filters.all().count(), 2);
         // A second change before anything was published replaces the first.

@@ -1,4 +1,4 @@
-//! A group's row and what its members in this process share.
+//! A consumer group's row in the file, and the state that its members in this process share.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -20,22 +20,22 @@ use crate::subject::Group;
 use crate::transport::topology::compare_group;
 use crate::transport::{Change, Mode, Provision, Start, Subscribe};
 
-/// What the members of a group in this process share.
+/// The state that the members of a group in this process share.
 #[derive(Debug)]
 pub(super) struct GroupFeed {
     pub(super) id: i64,
     pub(super) name: Group,
-    /// There may be redeliveries that nobody looked at.
+    /// There may be due redeliveries that no member has looked for yet.
     pub(super) redeliver: AtomicBool,
-    /// When the next known redelivery is due, nanoseconds since 1970.
+    /// The time at which the next known redelivery is due, nanoseconds since 1970.
     pub(super) next_due: AtomicI64,
-    /// Fresh messages are claimed by one member at a time; they take turns.
+    /// The lock lets one member at a time claim fresh messages.
     pub(super) fresh: tokio::sync::Mutex<Fresh>,
-    /// The row as it was last seen, should it be removed.
+    /// The row as it was last read, from which it can be created again if another program removes it.
     known: Mutex<Known>,
 }
 
-/// A group's row as a member last saw it.
+/// A group's row as a member last read it.
 #[derive(Clone, Debug, Default)]
 struct Known {
     cursor: i64,
@@ -56,7 +56,7 @@ impl GroupFeed {
         }
     }
 
-    /// The row's cursor was seen there, with its revision and filters where these were read.
+    /// Remembers the row's cursor, and its revision and filters if they were read too.
     pub(super) fn note(&self, cursor: i64, row: Option<(i64, &Filters)>) {
         let mut known = self.known.lock().expect("not poisoned");
         known.cursor = cursor;
@@ -66,17 +66,17 @@ impl GroupFeed {
     }
 }
 
-/// What became of a group that a subscription needs.
+/// The result of [`ensure_group`].
 pub(super) enum Ensured {
-    /// Its row stands.
+    /// The group's row exists as required.
     Group(i64),
-    /// These members are perhaps alive and treat keys otherwise.
+    /// The subscription's `keyed` setting differs, and these members of the group may be alive.
     Others(Vec<Seen>),
-    /// It may not be made or changed.
+    /// `provision` does not allow creating or changing the group.
     Refused(Error),
 }
 
-/// A group's row as far as subscriptions decide about it.
+/// The columns of a group's row that a subscription compares or changes.
 struct GroupRow {
     id: i64,
     filters: Filters,
@@ -94,14 +94,14 @@ async fn find(connection: &mut SqliteConnection, name: &str) -> Sql<Option<Group
     Ok(Some(GroupRow { id: row.try_get(0)?, filters, keyed: row.try_get(2)?, cursor: row.try_get(3)? }))
 }
 
-/// What the group of `spec` lacks of what it asks.
+/// Compares the group of `spec` with `spec`; `None` when nothing differs.
 pub(super) async fn compare(connection: &mut SqliteConnection, spec: &Subscribe) -> Sql<Option<Change>> {
     let Mode::Group(name) = &spec.mode else { return Ok(None) };
     let found = find(connection, name.as_str()).await?;
     Ok(compare_group(spec, found.as_ref().map(|row| (row.filters.latest(), row.keyed))))
 }
 
-/// The group's row, made or brought up to date as far as `provision` allows.
+/// Creates or changes the group's row as `spec` requires, if `provision` allows it.
 pub(super) async fn ensure_group(
     connection: &mut SqliteConnection,
     spec: &Subscribe,
@@ -136,7 +136,8 @@ pub(super) async fn ensure_group(
         if !others.is_empty() {
             return Ok(Ensured::Others(others));
         }
-        // What waited behind its key need not any more; a keyed member looks at the order itself.
+        // Messages that waited for an earlier one of their key need not wait any more; a keyed member checks the order
+        // itself.
         sqlx::query("UPDATE redelivery SET due = 0 WHERE grp = ? AND due = ?")
             .bind(id)
             .bind(PARKED)
@@ -158,14 +159,15 @@ pub(super) async fn ensure_group(
     Ok(Ensured::Group(id))
 }
 
-/// The refusal to change how a group treats keys while members are at work.
+/// The error for a subscription whose `keyed` setting differs from that of the group's live members.
 pub(super) fn disagree(group: &Group, keyed: bool) -> Error {
     let (they, we) = if keyed { ("not keyed", "keyed") } else { ("keyed", "not keyed") };
-    let text = format!("the group's members at work are {they}, this subscription is {we}; make them agree");
+    let text =
+        format!("the group's live members are {they}, this subscription is {we}; use the same setting");
     Error::new(ErrorKind::Config, text).with("group", group)
 }
 
-/// A new row for a member of the group.
+/// Inserts a row for a new member of the group and returns its id.
 pub(super) async fn join(
     connection: &mut SqliteConnection,
     group: i64,
@@ -181,7 +183,7 @@ pub(super) async fn join(
         .try_get(0)
 }
 
-/// The position behind which `start` begins.
+/// The position after which a subscription with `start` begins.
 pub(super) async fn resolve(connection: &mut SqliteConnection, start: Start) -> Sql<i64> {
     let end = async |connection: &mut SqliteConnection| -> Sql<i64> {
         sqlx::query("SELECT ifnull(max(last), 0) FROM segment").fetch_one(connection).await?.try_get(0)
@@ -191,7 +193,7 @@ pub(super) async fn resolve(connection: &mut SqliteConnection, start: Start) -> 
         Start::Earliest => Ok(0),
         Start::Position(Position(position)) => {
             let wanted = i64::try_from(position).unwrap_or(i64::MAX).saturating_sub(1).max(0);
-            // Beyond the end is the end: or what comes next would never be delivered.
+            // A position beyond the end of the log counts as the end: otherwise the next messages would be skipped.
             Ok(wanted.min(end(connection).await?))
         }
         Start::Time(time) => {
@@ -207,7 +209,7 @@ pub(super) async fn resolve(connection: &mut SqliteConnection, start: Start) -> 
     }
 }
 
-/// A group's row as a member reads it: cursor, revision and filters.
+/// Reads cursor, revision and filters of a group's row.
 pub(super) async fn reload(database: &Database, group: i64) -> Sql<Option<(i64, i64, Filters)>> {
     let row = sqlx::query("SELECT cursor, revision, filters FROM consumer_group WHERE id = ?")
         .bind(group)
@@ -224,10 +226,10 @@ pub(super) fn group_gone(member: &Member) -> Error {
         .with("group", &member.feed.name)
 }
 
-/// Makes the group's row again that was removed behind the library's back, where this member knows the group to be.
+/// Creates a group's row again that another program removed, at the last cursor that this member knows.
 ///
-/// Whoever deletes a group through the library deletes the rows of its members with it: a member whose own row is gone
-/// answers that the group does not exist any more.
+/// Deleting a group through the library also deletes the rows of its members. A member whose own row is missing
+/// therefore returns that the group does not exist any more.
 pub(super) async fn restore(member: &Member) -> Result<()> {
     let (id, me) = (member.feed.id, member.id.load(Ordering::Acquire));
     let name = member.feed.name.to_string();
@@ -265,7 +267,7 @@ pub(super) async fn restore(member: &Member) -> Result<()> {
         Restored::Done => {
             tracing::error!(
                 group = %member.feed.name, position = known.cursor,
-                "the group's row was removed from the file by somebody else; it is made again where this member knows the group to be"
+                "another program removed the group's row from the file; it is created again at the last known position"
             );
             Ok(())
         }
@@ -277,10 +279,10 @@ pub(super) async fn restore(member: &Member) -> Result<()> {
     }
 }
 
-/// What became of a row that was removed.
+/// The result of [`restore`]'s transaction.
 enum Restored {
     Done,
-    /// The group was deleted, or another one has its name.
+    /// The group was deleted, or another group has its name.
     Deleted,
     /// `provision` does not allow it.
     Refused,

@@ -1,4 +1,4 @@
-//! What must happen by the clock: renewing leases, burying the dead, delayed messages, retention.
+//! The periodic tasks: renew leases, remove dead members, release delayed messages, and apply the retention.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -20,11 +20,12 @@ use crate::bounds;
 use crate::error::Result;
 use crate::subject::Subject;
 
-/// Between two purges.
+/// The pause between two purges.
 const PURGE: Duration = Duration::from_secs(30);
-/// Segments that one transaction deletes, and delayed messages that one moves: others wait meanwhile.
+/// The highest number of segments that one transaction deletes, and of delayed messages that one moves: other writers
+/// wait meanwhile.
 const CHUNK: i64 = 256;
-/// Without watches other processes are only heard by looking.
+/// The pause between two polls for signals of other processes when this process cannot watch its file.
 const DEAF: Duration = Duration::from_millis(20);
 
 /// Runs until the database closes.
@@ -35,13 +36,13 @@ pub(super) async fn run(database: Arc<Database>) {
     loop {
         let members = members(&database);
         let lease = members.iter().map(|member| member.lease).min();
-        // A quarter: a third must pass without harm, and some for the disk.
+        // A quarter of the lease, so that a delay of a third of the lease does no harm and time is left for the disk.
         let tick = lease.map_or(POLL, |lease| (lease / 4).min(POLL));
         let now = codec::now();
         let delayed = database.next_delayed.load(Ordering::Acquire).saturating_sub(now).max(0);
         tokio::select! {
             () = tokio::time::sleep(tick.min(Duration::from_nanos(delayed as u64))) => {}
-            // Somebody joined or delayed something: the times are others now.
+            // A member joined or a delayed message was stored: compute the wait again.
             () = database.keeper.notified() => {}
             () = database.closing.cancelled() => return,
         }
@@ -68,7 +69,7 @@ pub(super) async fn run(database: Arc<Database>) {
                 return;
             }
             if !failing {
-                tracing::warn!(%error, "the bus cannot keep its leases and times; trying again");
+                tracing::warn!(%error, "the bus cannot renew leases or release delayed messages; retrying");
             }
             failing = true;
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -78,7 +79,7 @@ pub(super) async fn run(database: Arc<Database>) {
     }
 }
 
-/// Listens for the other processes.
+/// Waits for signals of the other processes and wakes the tasks of this one.
 pub(super) async fn hear(database: Arc<Database>) {
     let wait = if database.processes.is_watching() { POLL } else { DEAF };
     loop {
@@ -116,7 +117,7 @@ async fn renew(database: &Arc<Database>, members: &[Arc<Member>]) -> Result<()> 
     Ok(())
 }
 
-/// Gives back what members hold whose lease ran out or whose process is gone.
+/// Returns to their groups the deliveries of members whose lease ran out or whose process has ended.
 async fn dead_letter(database: &Arc<Database>, members: &[Arc<Member>]) -> Result<()> {
     let mut groups: Vec<i64> = members.iter().map(|member| member.feed.id).collect();
     groups.sort_unstable();
@@ -132,7 +133,7 @@ async fn dead_letter(database: &Arc<Database>, members: &[Arc<Member>]) -> Resul
     failover::dead_letter(database, &seen).await
 }
 
-/// Moves what is due to the log.
+/// Moves the delayed messages that are due to the log.
 async fn release_delayed(database: &Arc<Database>) -> Result<()> {
     let waiting = sqlx::query("SELECT ifnull(min(due), ?) FROM delayed").bind(PARKED);
     let due: i64 = waiting
@@ -177,7 +178,8 @@ async fn move_delayed(connection: &mut SqliteConnection) -> Sql<usize> {
     Ok(due.len())
 }
 
-/// Deletes what is older or more than the retention allows and no group needs, and what has run out.
+/// Deletes segments that exceed the retention's age or size and that no group needs, expired dedup ids, and the rows of
+/// expired calls.
 async fn purge_all(database: &Arc<Database>) -> Result<()> {
     if !database.begin_purge() {
         return Ok(());
@@ -217,10 +219,10 @@ async fn purge_all(database: &Arc<Database>) -> Result<()> {
     result
 }
 
-/// Deletes the oldest segments that no group needs and that are older than `before`, or any when the file is too
-/// large; answers how many.
+/// Deletes the oldest segments that no group needs and that are older than `before`, or of any age when the file is too
+/// large. Returns the number of deleted segments.
 async fn purge_segments(connection: &mut SqliteConnection, before: i64, too_large: bool) -> Sql<i64> {
-    // The newest row stays: the next position is counted from it.
+    // The newest row stays: the next position is computed from it.
     let rows = sqlx::query(
         "DELETE FROM segment WHERE last IN (SELECT last FROM segment WHERE last < (SELECT max(last) FROM segment) \
          AND last <= (SELECT ifnull(min(cursor), 9223372036854775807) FROM consumer_group) \

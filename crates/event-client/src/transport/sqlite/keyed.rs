@@ -1,4 +1,4 @@
-//! Order per key within the one member that works: which keys have a message out, and what waits behind it.
+//! Order per key within the active member: the keys with a message in flight, and the messages that wait for them.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -7,41 +7,42 @@ use smol_str::SmolStr;
 
 use super::member::{LeaseSlot, StoredMessage};
 
-/// Most fresh messages of one claim.
+/// The highest number of fresh messages in one claim.
 const MOST: usize = 256;
 
-/// Keys with a message out. Others need no memory.
+/// The keys with a message in flight. Idle keys need no memory.
 #[derive(Debug, Default)]
 pub(super) struct KeyQueue {
     lanes: HashMap<SmolStr, Lane>,
     parked: usize,
-    /// Waiting messages whose key has become free.
+    /// Messages that may be delivered now: no earlier message of their key is in flight.
     ready: VecDeque<Parked>,
-    /// Since when as many wait as may.
+    /// The time since when the number of waiting messages has been at its limit.
     full_since: Option<Instant>,
 }
 
-/// How long messages behind busy keys may hold up fresh ones of other keys. After that they go to the file, which
-/// costs a transaction each: too much for keys that are only busy, right for those that are stuck.
+/// The longest time for which messages that wait for busy keys stop the fetch of fresh messages. After it, further
+/// messages of busy keys are written to the file, which costs a transaction each: too expensive for keys that are only
+/// busy, right for keys that are stuck.
 const STUCK: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Lane {
-    /// Later messages of the key wait in the file, so that all that follow must go there too.
+    /// Later messages of the key wait in the file, so every message that follows must be written there too.
     in_file: bool,
     waiting: VecDeque<Parked>,
 }
 
-/// A message in our hands behind another of its key.
+/// A leased message that waits for an earlier one of its key.
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) held: LeaseSlot,
     pub(super) entry: StoredMessage,
 }
 
-/// What to do with a fresh message of a key.
+/// The decision about a fresh message of a key.
 pub(super) enum Turn {
-    /// The key is free: it is this message's now.
+    /// The key was idle: the message may be delivered, and the key is busy from now on.
     Go(Parked),
     /// It waits in memory.
     Waits,
@@ -50,12 +51,13 @@ pub(super) enum Turn {
 }
 
 impl KeyQueue {
-    /// Whether the key has a message out.
+    /// Whether the key has a message in flight.
     pub(super) fn is_busy(&self, key: &str) -> bool {
         self.lanes.contains_key(key)
     }
 
-    /// A message that came from the file: it goes, or follows one of its key that came with it.
+    /// Adds a message that was claimed from the file: it is ready, or waits for one of the same key that was claimed
+    /// with it.
     pub(super) fn take_row(&mut self, key: &SmolStr, parked: Parked) {
         match self.lanes.get_mut(key) {
             Some(lane) => {
@@ -69,13 +71,13 @@ impl KeyQueue {
         }
     }
 
-    /// How many more may wait in memory.
+    /// The number of further messages that may wait in memory.
     pub(super) fn room(&self, room: usize) -> usize {
         room.saturating_sub(self.parked + self.ready.len())
     }
 
-    /// A fresh message's turn; `in_file` says whether the file holds earlier ones of the key, `room` how many may
-    /// wait in memory.
+    /// Decides about a fresh message. `in_file` is true if earlier messages of the key are in the file; `room` is the
+    /// highest number of messages that may wait in memory.
     pub(super) fn turn(&mut self, key: &SmolStr, parked: Parked, in_file: bool, room: usize) -> Turn {
         match self.lanes.get_mut(key) {
             None if in_file => Turn::File(parked),
@@ -99,8 +101,8 @@ impl KeyQueue {
         }
     }
 
-    /// The message of `key` that was out is done; the next in memory becomes ready. `false` when the file must be
-    /// looked at before the key is free.
+    /// The message of `key` in flight is settled for good: the next one in memory becomes ready. Returns `false` when
+    /// later messages are in the file, so that the file must be checked before the key is idle.
     pub(super) fn finish(&mut self, key: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(key) else { return true };
         match lane.waiting.pop_front() {
@@ -117,7 +119,7 @@ impl KeyQueue {
         }
     }
 
-    /// How many fresh messages may be fetched while up to `room` may wait and `free` may go.
+    /// The number of fresh messages to fetch, if up to `room` messages may wait and `free` may be delivered.
     pub(super) fn wanted(&mut self, free: usize, room: usize) -> usize {
         if self.parked + self.ready.len() < room {
             self.full_since = None;
@@ -127,22 +129,22 @@ impl KeyQueue {
         if since.elapsed() < STUCK { 0 } else { free }
     }
 
-    /// It may go, as soon as there is a slot.
+    /// Adds a message that may be delivered as soon as a permit is free.
     pub(super) fn defer(&mut self, parked: Parked) {
         self.ready.push_back(parked);
     }
 
-    /// A waiting message whose key is its own now.
+    /// Removes the next message that may be delivered.
     pub(super) fn ready(&mut self) -> Option<Parked> {
         self.ready.pop_front()
     }
 
-    /// Whether a waiting message could go.
+    /// Whether a message may be delivered.
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Takes what waits behind `key`: its first message goes back to the file, and they follow.
+    /// Removes the messages that wait for `key`: the message in flight goes back to the file, and they must follow it.
     pub(super) fn unpark(&mut self, key: &str) -> VecDeque<Parked> {
         let Some(lane) = self.lanes.get_mut(key) else { return VecDeque::new() };
         lane.in_file = true;
@@ -150,12 +152,12 @@ impl KeyQueue {
         std::mem::take(&mut lane.waiting)
     }
 
-    /// The file knows all about `key`: it is free for whoever is first there.
+    /// Forgets `key`: all its messages are in the file, and the first one there may be claimed.
     pub(super) fn release(&mut self, key: &str) {
         self.lanes.remove(key);
     }
 
-    /// Takes all that waits.
+    /// Removes all waiting messages.
     pub(super) fn drain(&mut self) -> Vec<Parked> {
         self.parked = 0;
         let mut all: Vec<_> = self.ready.drain(..).collect();

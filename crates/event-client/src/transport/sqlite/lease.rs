@@ -1,16 +1,16 @@
-//! A lease on a run of fresh messages: one row however many they are, and which of them are settled.
+//! The lease of fresh messages: one row for all messages of a claim, and the record of those that are settled.
 
 use std::sync::{Arc, Mutex};
 
 use super::codec::{Reader, put_number};
 
-/// Fresh messages in one member's hands.
+/// The fresh messages that one claim leased to a member.
 #[derive(Debug)]
 pub(super) struct Lease {
-    /// Its row.
+    /// The id of its row.
     pub(super) id: i64,
     pub(super) member: i64,
-    /// Positions, rising.
+    /// Positions in ascending order.
     seqs: Box<[i64]>,
     settled: Mutex<Settled>,
 }
@@ -41,7 +41,7 @@ impl Lease {
         Arc::new(Self { id, member, seqs: seqs.into(), settled: Mutex::new(settled) })
     }
 
-    /// What would be pending once the messages at `indexes` are settled; `None` when nothing would.
+    /// The encoded positions that are still pending once the messages at `indexes` are settled; `None` if none are.
     pub(super) fn without(&self, indexes: &[usize]) -> Option<Vec<u8>> {
         let mut settled = self.settled.lock().expect("not poisoned").clone();
         indexes.iter().for_each(|index| settled.set(*index));
@@ -50,14 +50,14 @@ impl Lease {
         })
     }
 
-    /// The messages at `indexes` are settled.
+    /// Marks the messages at `indexes` as settled.
     pub(super) fn settle(&self, indexes: &[usize]) {
         let mut settled = self.settled.lock().expect("not poisoned");
         indexes.iter().for_each(|index| settled.set(*index));
     }
 }
 
-/// Rising positions as runs: the gap before each and its length.
+/// Encodes ascending positions as runs: the gap before each run and its length.
 pub(super) fn encode(seqs: impl Iterator<Item = i64>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut end = 0; // one after the last run
@@ -83,7 +83,7 @@ pub(super) fn encode(seqs: impl Iterator<Item = i64>) -> Vec<u8> {
     out
 }
 
-/// The positions that [`encode`] wrote; `None` for other bytes.
+/// Decodes the positions that [`encode`] wrote; `None` for invalid bytes.
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<i64>> {
     let mut reader = Reader::new(bytes.to_vec().into());
     let mut seqs = Vec::new();
@@ -91,7 +91,7 @@ pub(super) fn decode(bytes: &[u8]) -> Option<Vec<i64>> {
     while !reader.is_at_end() {
         let first = end.checked_add_unsigned(reader.number()?)?;
         let length = reader.number()?;
-        // More than any lease holds: damaged, and not worth the memory.
+        // No lease has so long a run: the bytes are damaged, and memory for them must not be allocated.
         if length > 1 << 20 {
             return None;
         }

@@ -1,4 +1,4 @@
-//! One subscription's membership in its group: what it has out, and what is said of it on the way to the file.
+//! One subscription's membership in its group: its unsettled deliveries, and how their settlements reach the writer.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -27,32 +27,32 @@ use crate::transport::Provision;
 
 /// One subscription's membership in its group.
 pub(super) struct Member {
-    /// Deliveries keep hold of the member through this.
+    /// A reference to itself: [`Settle`] has only `&self`, and settling needs an `Arc`.
     me: Weak<Self>,
     pub(super) database: Arc<Database>,
     pub(super) feed: Arc<GroupFeed>,
-    /// Its row; a new one after the leases were lost.
+    /// The id of its row; it has a new row after the leases were lost.
     pub(super) id: AtomicI64,
     pub(super) lease: Duration,
-    /// When a handler last said that it still works: counts when nobody renews any more.
+    /// The time of the last `in_progress` call of a handler; it matters once the automatic renewal has ended.
     pub(super) told: Mutex<Instant>,
-    /// Settlements are confirmed after an fsync.
+    /// Whether settlements are confirmed only after an fsync.
     fsync: bool,
-    /// What the subscription asked for, and whether its group may be made again should it be removed.
+    /// The subscription's patterns, and the permission to create its group again if another program removes it.
     pub(super) filters: Vec<Pattern>,
     pub(super) provision: Provision,
-    /// Of a keyed subscription.
+    /// `Some` for a keyed subscription.
     pub(super) lanes: Option<Mutex<KeyQueue>>,
     state: Mutex<State>,
     /// Signalled when a delivery was settled.
     pub(super) settled: Notify,
-    /// The leases ran out: the row is gone.
+    /// Whether the leases ran out and the row was deleted.
     pub(super) lost: AtomicBool,
-    /// The one member of its keyed group that works.
+    /// Whether it is the active member of its keyed group.
     pub(super) active: AtomicBool,
-    /// Messages that may wait in memory behind others of their key.
+    /// The highest number of messages that may wait in memory for others of their key.
     pub(super) room: usize,
-    /// Stops fetching; nothing is fetched any more; the membership has ended.
+    /// `stop` is cancelled to stop fetching, `idle` when fetching has stopped, `left` when the membership has ended.
     pub(super) stop: CancellationToken,
     pub(super) idle: CancellationToken,
     pub(super) left: CancellationToken,
@@ -70,7 +70,7 @@ struct Outstanding {
     entry: StoredMessage,
 }
 
-/// Where a delivery's lease is written.
+/// The place of a delivery's lease in the file.
 #[derive(Clone, Debug)]
 pub(super) enum LeaseSlot {
     /// In a lease of fresh messages.
@@ -79,19 +79,19 @@ pub(super) enum LeaseSlot {
     Row { id: i64, member: i64 },
 }
 
-/// A message and what is known of its past with this group.
+/// A message with its delivery history in this group.
 #[derive(Clone, Debug)]
 pub(super) struct StoredMessage {
     pub(super) message: Arc<Message>,
     pub(super) seq: i64,
-    /// This delivery's number.
+    /// The attempt number of this delivery.
     pub(super) attempt: u32,
     pub(super) published: i64,
     pub(super) first_at: i64,
     pub(super) replayed: bool,
 }
 
-/// What a subscription asked for.
+/// The settings of a subscription.
 pub(super) struct Terms {
     pub(super) lease: Duration,
     pub(super) fsync: bool,
@@ -132,7 +132,7 @@ impl Member {
         })
     }
 
-    /// A delivery of `entry`, on record until it is settled.
+    /// Makes a delivery of `entry` and records it as outstanding until it is settled.
     pub(super) fn deliver(
         self: &Arc<Self>,
         held: LeaseSlot,
@@ -152,12 +152,12 @@ impl Member {
         Delivery::new(message, info, self.clone(), token, slot)
     }
 
-    /// How many deliveries are not settled.
+    /// The number of unsettled deliveries.
     pub(super) fn outstanding(&self) -> usize {
         self.state.lock().expect("not poisoned").outstanding.len()
     }
 
-    /// Goes on as the new row `id`: what was outstanding belongs to others now.
+    /// Continues with the new row `id` and forgets the outstanding deliveries, which belong to other members now.
     pub(super) fn restart(&self, id: i64) {
         self.state.lock().expect("not poisoned").outstanding.clear();
         if let Some(lanes) = &self.lanes {
@@ -168,7 +168,8 @@ impl Member {
         self.lost.store(false, Ordering::Release);
     }
 
-    /// The message of `key` that was out is back in the file or gone from it: the next may go.
+    /// To be called when the message of `key` in flight has been written back to the file or settled there: the next
+    /// message of the key may be claimed.
     pub(super) fn release_lane(&self, key: &SmolStr) {
         if let Some(lanes) = &self.lanes {
             lanes.lock().expect("not poisoned").release(key);
@@ -176,19 +177,19 @@ impl Member {
         self.settled.notify_one();
     }
 
-    /// Stops fetching, hands back what is out and ends the membership.
+    /// Stops fetching, releases the unsettled deliveries and ends the membership.
     pub(super) async fn close(self: &Arc<Self>) {
         self.stop.cancel();
         self.idle.cancelled().await;
         for confirm in self.give_up() {
-            // What cannot be handed back goes to others when the lease runs out.
+            // A delivery that cannot be released goes to another member when the lease runs out.
             let _ = confirm.await;
         }
         self.settled.notify_one();
         self.left.cancelled().await;
     }
 
-    /// An expired message's row is done without being delivered.
+    /// Deletes the row of an expired message, which is not delivered.
     pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
         let lane = key.filter(|_| self.lanes.is_some()).map(|key| Lane {
             member: self.clone(),
@@ -205,7 +206,7 @@ impl Member {
         });
     }
 
-    /// Gives everything up: for a closing bus. Later settlements answer that it is closed.
+    /// Releases all deliveries when the bus closes. Later settlements return that the bus is closed.
     fn give_up(self: &Arc<Self>) -> Vec<Confirm<()>> {
         let mut state = self.state.lock().expect("not poisoned");
         state.closed = true;
@@ -217,7 +218,7 @@ impl Member {
         confirms
     }
 
-    /// Gives a message back that nobody had, to wait in the file behind another of its key.
+    /// Writes an undelivered message to the file, where it waits for an earlier one of its key.
     pub(super) fn park(self: &Arc<Self>, parked: Parked) -> Confirm<()> {
         let Parked { held, entry } = parked;
         let (answer, confirm) = Confirm::channel();
@@ -228,7 +229,7 @@ impl Member {
         confirm
     }
 
-    /// Moves all that waits in memory behind other messages to the file.
+    /// Moves all messages that wait in memory to the file.
     pub(super) fn unpark(self: &Arc<Self>) -> Vec<Confirm<()>> {
         let Some(lanes) = &self.lanes else { return Vec::new() };
         let parked = lanes.lock().expect("not poisoned").drain();
@@ -253,8 +254,9 @@ impl Member {
         let mut lane = None;
         if let (Some(lanes), Some(key)) = (&self.lanes, &entry.message.key) {
             let done = matches!(how, How::Done | How::Dead(_));
-            // The next of the key in memory may go as soon as this one is done. What goes back to the file must be
-            // there before anybody looks there for what comes next; what waits in memory follows it.
+            // If this message is done, the next of its key in memory may be delivered at once. If it goes back to the
+            // file, it must be written before the next message of the key is read from the file, and the messages that
+            // wait in memory must follow it there.
             if !(done && lanes.lock().expect("not poisoned").finish(key)) {
                 let behind = lanes.lock().expect("not poisoned").unpark(key);
                 for parked in behind {
@@ -276,12 +278,12 @@ impl Member {
     }
 }
 
-/// When what is to wait for so long is due.
+/// The due time of a message that waits for `after`; below [`PARKED`].
 fn due(after: Duration) -> i64 {
     codec::now_and(after).min(PARKED - 1)
 }
 
-/// [`Settle`] wants `&self`; this is the member with a hand on itself.
+// Settling needs an `Arc` of the member, which `me` provides.
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
         let mut state = self.state.lock().expect("not poisoned");

@@ -1,14 +1,14 @@
-//! The embedded default: `sqlite:PATH`, a durable log in one file, shared by the processes of one machine.
+//! The default transport `sqlite:PATH`: a durable log in one SQLite file, shared by the processes of one machine.
 //!
-//! | gives | how |
+//! | feature | implementation |
 //! |---|---|
-//! | confirmed publish that survives loss of power | WAL with `synchronous=FULL`; what waits at the same time shares a commit |
-//! | durable groups, leases, retries, dead letters, replay, delay, expiry, dedup | tables; fresh messages are leased by the run, not one by one |
-//! | several processes | one writer each, taking turns; a file per process to wake it and to see that it lives |
+//! | confirmed publish that survives loss of power | WAL with `synchronous=FULL`; publishes that wait at the same time share a commit |
+//! | durable groups, leases, retries, dead letters, replay, delay, expiry, dedup | tables; fresh messages are leased in runs, not one by one |
+//! | several processes | one writer each, taking turns; a file per process to wake it and to check that it runs |
 //! | keyed order | one member of a keyed group works, the others stand by |
-//! | requests | in memory within a process, through tables across |
+//! | requests | in memory within a process, through tables between processes |
 //!
-//! | lacks | instead |
+//! | not supported | alternative |
 //! |---|---|
 //! | more than one machine | any of the brokers |
 //! | parallel members of one keyed group | parallel keys within its one active member |
@@ -59,7 +59,7 @@ use connection::{Database, Open};
 use error::{closed, lost};
 use member::Member;
 
-/// One handle on a file.
+/// The SQLite transport: one handle of a database file.
 pub struct SqliteTransport {
     /// `None` once closed.
     open: Mutex<Option<Arc<Open>>>,
@@ -69,18 +69,19 @@ pub struct SqliteTransport {
     capabilities: Capabilities,
     members: Mutex<Vec<Weak<Member>>>,
     tails: CancellationToken,
-    /// This handle's end of the calls within the process.
+    /// This handle's connection to the in-memory bus for requests within the process.
     calls: MemoryTransport,
     closed: AtomicBool,
 }
 
 impl SqliteTransport {
-    /// Opens the file that `url` names, creating it when it is not there. Handles of one process share it.
+    /// Opens the file that `url` names, and creates it if it does not exist and `provision` allows it. All handles of
+    /// one process share the open database.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::NotFound`] for a missing folder,
-    /// [`ErrorKind::Denied`] for one that may not be written, [`ErrorKind::Corrupt`] for a file that is not ours,
-    /// [`ErrorKind::Unavailable`] when another program holds its lock.
+    /// [`ErrorKind::Config`] for unknown or invalid options, [`ErrorKind::NotFound`] for a missing folder or a file
+    /// that may not be created, [`ErrorKind::Denied`] without permission to write, [`ErrorKind::Corrupt`] for a file of
+    /// another program or a newer version, [`ErrorKind::Unavailable`] when another program has locked the file.
     pub async fn open(url: BusUrl) -> Result<Self> {
         let config = Config::read(url)?;
         let open = connection::open(&config.path, &config.storage, config.provision).await?;
@@ -115,7 +116,7 @@ impl SqliteTransport {
 
     fn live(&self, operation: &'static str) -> Result<Arc<Open>> {
         let open = self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))?;
-        // Its writer has died: only another handle goes on.
+        // The writer task has panicked: only a new handle, which opens the file again, can work.
         if open.inbox.is_closed() {
             return Err(closed(operation));
         }
@@ -129,7 +130,7 @@ impl SqliteTransport {
             return Some(closed("publish"));
         }
         if message.durability > self.durability {
-            let text = "this bus confirms before the disk does; open it with `synchronous=full` for messages that must survive loss of power";
+            let text = "this bus confirms publishes before the fsync; open it with `synchronous=full` for messages that must survive loss of power";
             return Some(about(Error::new(ErrorKind::Unsupported, text)));
         }
         self.capabilities.check(message).err().map(about)
@@ -191,7 +192,7 @@ impl Transport for SqliteTransport {
             for member in members.iter().filter_map(Weak::upgrade) {
                 member.close().await;
             }
-            // Everything that was published through this handle stands before this.
+            // The writer works in order: when the ping returns, all earlier publishes of this handle are stored.
             let flushed = ping(&open).await.map(drop);
             let database: Arc<Database> = Arc::clone(&open);
             drop(open);
@@ -203,7 +204,7 @@ impl Transport for SqliteTransport {
     }
 }
 
-/// A round trip through the writer to the file.
+/// Measures a round trip through the writer to the file.
 async fn ping(database: &Arc<Database>) -> Result<Duration> {
     let start = Instant::now();
     let job = database.write("ping", |connection| {

@@ -1,9 +1,9 @@
-//! Tracks the other processes that have the file open, and wakes them.
+//! Tracks the other processes that have the database file open, and wakes them.
 //!
-//! Beside the database `PATH` is a folder `PATH-peers` with one file per process. Each process holds a lock on its own
-//! file for life, so a free lock means a dead process, at once and whatever its process id became. Each process also
-//! watches its file: a byte written to it wakes that process within a millisecond. Without other processes nothing is
-//! written.
+//! Next to the database `PATH` is a folder `PATH-peers` with one file per process. Each process keeps a lock on its own
+//! file until it ends, so a free lock means that the process has ended; this is known at once, and a reused process id
+//! does not matter. Each process also watches its file: a byte written to it wakes the process within a millisecond.
+//! If there are no other processes, nothing is written.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -23,23 +23,23 @@ use crate::transport::consumer_name;
 pub(super) struct Processes {
     folder: PathBuf,
     me: SmolStr,
-    /// Signalled when another process calls.
+    /// Signalled when another process writes to this process's file.
     pub(super) called: Arc<Notify>,
     others: Mutex<HashMap<SmolStr, File>>,
-    /// Without one (the system's limit of watches is reached) only polling is left.
+    /// `None` if the watch failed (for example at the system's limit of watches): then this process polls.
     watcher: Option<RecommendedWatcher>,
     /// Holds the lock.
     _mine: File,
 }
 
 impl Processes {
-    /// Announces this process beside the database at `path`.
+    /// Creates this process's file in the folder next to the database at `path`.
     pub(super) fn join(path: &Path) -> io::Result<Self> {
         let mut folder = path.as_os_str().to_owned();
         folder.push("-peers");
         let folder = PathBuf::from(folder);
         private_files::shared_folder(&folder, path)?;
-        // Locked before it gets its name: whoever finds it unlocked may believe it.
+        // The file is locked before it gets its final name, so an unlocked file always means a process that has ended.
         let me = consumer_name();
         let (hidden, named) = (folder.join(format!(".{me}")), folder.join(&*me));
         let mine = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&hidden)?;
@@ -55,7 +55,7 @@ impl Processes {
         })
         .and_then(|mut watcher| watcher.watch(&named, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| {
-            tracing::warn!(%error, "cannot watch for calls of other processes; polling instead");
+            tracing::warn!(%error, "cannot watch the file through which other processes wake this one; polling instead");
         })
         .ok();
         let processes = Self { folder, me, called, others: Mutex::default(), watcher, _mine: mine };
@@ -68,7 +68,7 @@ impl Processes {
         &self.me
     }
 
-    /// Whether calls arrive by themselves.
+    /// Whether other processes can wake this one; otherwise it must poll.
     pub(super) fn is_watching(&self) -> bool {
         self.watcher.is_some()
     }
@@ -77,12 +77,12 @@ impl Processes {
     pub(super) fn call(&self) {
         for file in self.others.lock().expect("not poisoned").values() {
             let mut file = file;
-            // A call that fails is made up for by the other's poll.
+            // If the write fails, the other process still polls.
             let _ = file.rewind().and_then(|()| file.write_all(b"!"));
         }
     }
 
-    /// Looks who is there, and clears away what dead processes left.
+    /// Updates the list of the other processes, and deletes the files of processes that have ended.
     pub(super) fn refresh(&self) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
         let mut others = self.others.lock().expect("not poisoned");
@@ -105,22 +105,22 @@ impl Processes {
         *others = found;
     }
 
-    /// Whether the process of that name still runs.
+    /// Whether the process with this name still runs.
     pub(super) fn lives(&self, name: &str) -> bool {
         if name == self.me {
             return true;
         }
         match File::open(self.folder.join(name)) {
-            // A shared lock, so that two who ask at the same time do not take each other for the owner.
+            // A shared lock, so that two processes that check at the same time do not take each other for the owner.
             Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
             Err(error) => error.kind() != io::ErrorKind::NotFound,
         }
     }
 
-    /// Takes the name away: the process is done.
+    /// Deletes this process's file when it closes the database.
     pub(super) fn leave(&self) {
         let _ = std::fs::remove_file(self.folder.join(&*self.me));
-        // Removed only when this was the last one.
+        // The folder can be removed only when it is empty: by the last process.
         let _ = std::fs::remove_dir(&self.folder);
     }
 }

@@ -1,4 +1,4 @@
-//! From messages to rows: what was published together is stored together.
+//! Stores published messages: those that are published at the same time go into common rows and one transaction.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,20 +19,20 @@ use crate::message::{Message, Position};
 use crate::subject::Subject;
 use crate::transport::Receipt;
 
-/// A message on its way to the file.
+/// An encoded message that waits for the writer.
 pub(super) struct Publish {
     subject: Subject,
     pub(super) record: Vec<u8>,
     pub(super) fsync: bool,
-    /// The id to remember.
+    /// The dedup id to store.
     dedup: Option<SmolStr>,
-    /// Not before this time, nanoseconds since 1970.
+    /// The earliest delivery time, nanoseconds since 1970.
     due: Option<i64>,
     pub(super) answer: Answer<Receipt>,
 }
 
 impl Publish {
-    /// Encodes `message`; done by whoever publishes, so that the writer only copies.
+    /// Encodes `message`. The publisher's task does this, so that the writer only copies bytes.
     pub(super) fn new(message: &Message, fsync: bool, answer: Answer<Receipt>) -> Self {
         let now = codec::now();
         let due = message.deliver_at.map(codec::nanos).filter(|due| *due > now);
@@ -55,12 +55,12 @@ pub(super) struct Segment {
     subjects: Vec<(Subject, u32)>,
     count: u32,
     data: Vec<u8>,
-    /// Who they are, in order.
+    /// The index of each message's publish, in order.
     sources: Vec<usize>,
 }
 
 impl Segment {
-    /// Sorts records into segments; within a topic their order stays.
+    /// Distributes records to segments by topic; within a topic they keep their order.
     pub(super) fn pack<'a>(records: impl Iterator<Item = (usize, &'a Subject, &'a [u8])>) -> Vec<Self> {
         let mut full = Vec::new();
         let mut open: Vec<Self> = Vec::new();
@@ -78,7 +78,7 @@ impl Segment {
             }
             segment.push(source, subject, record);
         }
-        // A full segment stands before the open one of its topic.
+        // A full segment must come before the open one of its topic.
         full.append(&mut open);
         full
     }
@@ -121,10 +121,11 @@ impl Segment {
     }
 }
 
-/// Segments of one statement: few enough that each number of them is a text of its own in the statement cache.
+/// The highest number of segments in one statement: small, because each number is a separate SQL text in the statement
+/// cache.
 const ROWS: usize = 16;
 
-/// Adds the statements that store `segments`; they answer with their positions.
+/// Adds the statements that store `segments` and return their positions.
 pub(super) fn insert(script: &mut Script, segments: Vec<Segment>, now: i64) -> Inserted {
     let start = script.len();
     let mut sources = Vec::new();
@@ -151,7 +152,7 @@ pub(super) fn insert(script: &mut Script, segments: Vec<Segment>, now: i64) -> I
     Inserted { start, sources }
 }
 
-/// Where the answers of [`insert`] stand.
+/// The places of the results of [`insert`] among the script's results.
 #[derive(Default)]
 pub(super) struct Inserted {
     start: usize,
@@ -159,7 +160,7 @@ pub(super) struct Inserted {
 }
 
 impl Inserted {
-    /// The position of each source.
+    /// The position of each message, with the index of its publish.
     fn positions(&self, answers: &Answers) -> Sql<Vec<(usize, i64)>> {
         let mut positions = Vec::new();
         for (step, sources) in self.sources.iter().enumerate() {
@@ -187,14 +188,14 @@ pub(super) struct Batch {
     tail: Vec<Written>,
 }
 
-/// What a batch changed.
+/// The changes of a committed batch.
 #[derive(Default)]
 pub(super) struct Stored {
     /// Its segments, when they are small.
     pub(super) tail: Vec<Written>,
-    /// Something can be delivered.
+    /// Whether it has messages that can be delivered now.
     pub(super) any: bool,
-    /// When the first delayed message is due.
+    /// The time at which its first delayed message is due.
     pub(super) next_delayed: Option<i64>,
 }
 
@@ -229,12 +230,13 @@ impl Batch {
             Segment::pack(fresh.map(|(index, publish)| (index, &publish.subject, publish.record.as_slice())));
     }
 
-    /// Whether no transaction is needed around it.
+    /// Whether it is a single statement, which needs no explicit transaction.
     pub(super) fn is_one_statement(&self) -> bool {
         !self.dedup && !self.delayed && (1..=ROWS).contains(&self.segments.len())
     }
 
-    /// Runs `script` and stores the batch, in one go when it can; answers what the statements of `script` answered.
+    /// Runs `script` and stores the batch, in one round trip to the connection's thread if no dedup id is involved.
+    /// Returns the results of the statements of `script`.
     pub(super) async fn write(
         &mut self,
         mut script: Script,
@@ -250,7 +252,8 @@ impl Batch {
             self.place(inserted.positions(&answers)?);
             return Ok(answers);
         }
-        // Which ids are known must be read under the write lock, then the positions before the ids are stored.
+        // The known ids must be read under the write lock; then the messages must be stored to get their positions, and
+        // only then can the ids be stored with these positions.
         let ids: Vec<_> = self.publishes.iter().filter_map(|publish| publish.dedup.as_deref()).collect();
         let ids = serde_json::to_string(&ids).map_err(|error| sqlx::Error::Encode(error.into()))?;
         let known = script.statement(
@@ -305,7 +308,7 @@ impl Batch {
         Ok(answers)
     }
 
-    /// Adds the statements that store what is fresh.
+    /// Adds the statements that store the messages that are not duplicates.
     fn store(&mut self, script: &mut Script) -> Inserted {
         let delayed: Vec<_> = self
             .publishes
@@ -333,7 +336,7 @@ impl Batch {
     }
 
     fn place(&mut self, positions: Vec<(usize, i64)>) {
-        // One statement stored them all, one behind the other.
+        // One statement stored all cached segments, so their positions are consecutive.
         let mut last = positions.iter().map(|(_, at)| *at).max().unwrap_or_default();
         for written in self.tail.iter_mut().rev() {
             written.last = last;
@@ -344,7 +347,7 @@ impl Batch {
         }
     }
 
-    /// Confirms; to be called after the commit.
+    /// Confirms the publishes; to be called after the commit.
     pub(super) fn finish(self) -> Stored {
         let mut stored = Stored { tail: self.tail, ..Stored::default() };
         for (publish, receipt) in self.publishes.into_iter().zip(self.receipts).rev() {
@@ -361,7 +364,7 @@ impl Batch {
         stored
     }
 
-    /// Answers everybody with a failure.
+    /// Resolves every publish with an error.
     pub(super) fn fail(self, error: impl Fn() -> Error) {
         for publish in self.publishes {
             let _ = publish.answer.send(Err(error()));
@@ -369,7 +372,7 @@ impl Batch {
     }
 }
 
-/// A stored position as the contract's.
+/// Converts a stored position to the transport's [`Position`].
 pub(super) fn position(seq: i64) -> Position {
     Position(seq.max(0) as u128)
 }

@@ -1,5 +1,4 @@
-//! Request and reply. Within a process a private bus in memory carries them; other processes are reached by
-//! [`rpc`](super::rpc).
+//! Request and reply: within a process over a private in-memory bus, to other processes through [`rpc`](super::rpc).
 
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ impl Requests for SqliteTransport {
                 return Err(error);
             }
             match self.calls.requests().call(request.clone(), within).await {
-                // A member in this process would have been the shortest way.
+                // No member in this process serves the subject: try the other processes.
                 Err(error) if error.kind() == ErrorKind::NoResponder => {
                     rpc::call(&open, request, within).await
                 }
@@ -38,8 +37,9 @@ impl Requests for SqliteTransport {
             let largest = self.capabilities.max_payload;
             let mut incoming = self.calls.requests().serve(spec).await?;
             let id = rpc::announce(&open, &service, &subjects).await?;
-            // In between, so that the others learn when the receiver is dropped. A request's place in the member's
-            // credit is held by its responder, so this queue lets nobody take more.
+            // A second queue, so that this task notices when the receiver is dropped and withdraws the announcement.
+            // Each request's responder holds the permit of the member's `max_in_flight`, so this queue does not let the
+            // member take more requests.
             let (sender, receiver) = mpsc::channel(max_in_flight);
             let withdrawn = (open.clone(), id.clone());
             let serving = async move {
@@ -58,7 +58,7 @@ impl Requests for SqliteTransport {
                 rpc::withdraw(&open, id).await;
             };
             tokio::spawn(supervise::run("sqlite serve", serving, move || {
-                // The others must not wait for a member that is no more.
+                // After a panic, other processes must not send requests to a member that has ended.
                 tokio::spawn(async move { rpc::withdraw(&withdrawn.0, withdrawn.1).await });
             }));
             Ok(receiver)
@@ -66,9 +66,9 @@ impl Requests for SqliteTransport {
     }
 }
 
-/// Nobody serves it, here or elsewhere.
+/// The error for a request whose subject no member serves, in this or another process.
 pub(super) fn nobody(request: &Message) -> Error {
-    Error::new(ErrorKind::NoResponder, "nobody serves this subject")
+    Error::new(ErrorKind::NoResponder, "no member serves this subject")
         .during("request")
         .with("subject", &request.subject)
 }

@@ -1,4 +1,4 @@
-//! Reading the log forward: what comes after a position and matches, some of it ahead of need.
+//! Reads the log forward: buffers the matching messages after a position.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use super::tail_cache::Written;
 use crate::message::Message;
 use crate::subject::{Pattern, Subject};
 
-/// Segments of one read.
+/// The highest number of segments that one query reads.
 const ROWS: usize = 8;
-/// Topics that are looked up one by one; more are found by reading everything.
+/// Up to this number of topics, the query selects segments by topic; with more topics it reads all segments.
 const TOPICS: usize = 8;
 
-/// A message as the log holds it.
+/// A message in the log, with its position and publication time.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) message: Arc<Message>,
@@ -29,47 +29,49 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Whether nobody may have it any more.
+    /// Whether it has expired at the time `now`.
     pub(super) fn is_expired(&self, now: i64) -> bool {
         is_expired(&self.message, now)
     }
 }
 
-/// Whether `message` may not be delivered any more.
+/// Whether `message` has expired at the time `now` and must not be delivered.
 pub(super) fn is_expired(message: &Message, now: i64) -> bool {
     message.expires_at.is_some_and(|at| codec::nanos(at) <= now)
 }
 
-/// A place in the log and what was read beyond it. Bounded: a read happens only when nothing is left.
+/// A position in the log and a buffer of messages after it. The buffer is bounded, because a read happens only when it
+/// is empty.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
-    /// Whose filters these are; 0 is no group.
+    /// The id of the group that the filters belong to; 0 for a broadcast.
     group: i64,
-    /// The group's revision as of the last read of the file; 0 when there is no such group.
+    /// The group's revision at the last read of the file; 0 when the group does not exist.
     pub(super) revision: i64,
     pub(super) filters: Filters,
-    /// Everything up to here was looked at.
+    /// The last position that was checked.
     pub(super) seen: i64,
-    /// Matching messages up to `seen`, not taken yet.
+    /// Matching messages up to `seen` that have not been taken yet.
     pub(super) buffer: VecDeque<Stored>,
-    /// Has read since it started: from then on nothing may be missing.
+    /// Whether a read has happened since the start: from then on deleted messages count as missed.
     reading: bool,
-    /// Messages that retention deleted before they were looked at.
+    /// The number of messages that the retention deleted before they were read.
     passed_over: u64,
 }
 
 impl Scan {
-    /// Starts over behind `position`, for a group or for none (0).
+    /// Starts again after `position`, for a group or for a broadcast (`group` 0).
     pub(super) fn restart(&mut self, group: i64, position: i64, filters: Filters) {
         *self = Self { group, filters, seen: position, ..Self::default() };
     }
 
-    /// How many messages retention has deleted since the last call before they were looked at. For a group it is none.
+    /// The number of messages, since the last call, that the retention deleted before they were read. It is zero for a
+    /// group, whose messages the retention keeps.
     pub(super) fn passed_over(&mut self) -> u64 {
         std::mem::take(&mut self.passed_over)
     }
 
-    /// Reads on, if nothing is left; answers whether there may be more behind it.
+    /// Fills the buffer if it is empty. Returns whether there may be more messages to read.
     pub(super) async fn fill(&mut self, database: &Database) -> Sql<bool> {
         if !self.buffer.is_empty() {
             return Ok(true);
@@ -105,8 +107,8 @@ impl Scan {
         Ok(more)
     }
 
-    /// The next segments, each beside the end of the log and the group's revision; one row without a segment when there
-    /// is none.
+    /// The query for the next segments. Each row also has the end of the log and the group's revision; if there is no
+    /// segment, one row has only these.
     fn query(&self) -> Script {
         let topics: Option<BTreeSet<&str>> = self.filters.all().map(Pattern::topic).collect();
         let mut script = Script::default();
@@ -145,7 +147,7 @@ impl Scan {
         self.take(last, count, at, &subjects, || Bytes::copy_from_slice(data))
     }
 
-    /// Takes what matches of one segment.
+    /// Adds the matching messages of one segment to the buffer.
     fn take(
         &mut self,
         last: i64,
@@ -174,7 +176,7 @@ impl Scan {
     }
 }
 
-/// A segment's subjects with their counts.
+/// Reads a segment's subjects with their counts.
 pub(super) fn subjects(column: &str) -> Sql<Vec<(Subject, u64)>> {
     column
         .lines()
@@ -188,7 +190,8 @@ pub(super) fn subjects(column: &str) -> Sql<Vec<(Subject, u64)>> {
 
 type Unpacked = Vec<(i64, (Message, Option<i64>))>;
 
-/// The records of a segment that are wanted by their index and their subject's, with their index.
+/// Decodes the records of a segment for which `wanted` returns true, given the record's index and the index of its
+/// subject. Returns each record with its index.
 fn unpack(
     data: Bytes,
     count: i64,
@@ -213,7 +216,7 @@ fn unpack(
     Ok(unpacked)
 }
 
-/// The messages at `seqs`, for whoever found them in a lease.
+/// Reads the messages at the positions `seqs` of a lease.
 pub(super) async fn find(connection: &mut sqlx::sqlite::SqliteConnection, seqs: &[i64]) -> Sql<Vec<Stored>> {
     let mut found = Vec::new();
     let mut at = 0;
@@ -245,7 +248,7 @@ pub(super) async fn find(connection: &mut sqlx::sqlite::SqliteConnection, seqs: 
     Ok(found)
 }
 
-/// How many messages behind `cursor` in the segment that ends at `last` match.
+/// The number of matching messages after `cursor` in the segment that ends at `last`.
 pub(super) async fn count_after(
     connection: &mut sqlx::sqlite::SqliteConnection,
     last: i64,

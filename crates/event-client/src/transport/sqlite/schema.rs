@@ -1,22 +1,22 @@
-//! The tables, their version, and what happens to a file of another version.
+//! The tables and their version; refuses a file of another program or of a newer version.
 
 use sqlx::{Connection, Row, SqliteConnection};
 
 use super::error::Sql;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Written to `user_version`; raised with every change of the tables or of the record format.
+/// The schema version, stored in `user_version`; every change of the tables or of the record format increases it.
 const VERSION: i64 = 1;
-/// Written to `application_id`: "BkBn", so that `file` and we can tell a bus from another database.
+/// Stored in `application_id`: "BkBn", by which the `file` program and this library recognise a bus database.
 const APPLICATION: i64 = 0x426b_426e;
-/// `due` of a message that waits behind an earlier one of its key.
+/// The value of `due` for a message that waits for an earlier one of its key.
 pub(super) const PARKED: i64 = i64::MAX;
 
-/// Times are nanoseconds since 1970; `seq` is a message's position, one count for the whole file.
+/// Times are nanoseconds since 1970; `seq` is a message's position, counted over the whole file.
 const TABLES: &str = "
 -- Messages of one topic that were stored together; positions last-count+1 ..= last. `subjects` lists the distinct
--- subjects with their counts, `data` the records in order. Many messages share a row: a statement through sqlx
--- costs more than the bytes of a message.
+-- subjects with their counts, `data` has the records in order. Many messages share a row, because a statement through
+-- sqlx costs more than writing the bytes of a message.
 CREATE TABLE segment (last INTEGER PRIMARY KEY, count INTEGER NOT NULL, at INTEGER NOT NULL, topic TEXT NOT NULL,
   subjects TEXT NOT NULL, data BLOB NOT NULL);
 CREATE INDEX segment_topic ON segment (topic, last);
@@ -24,21 +24,21 @@ CREATE TABLE delayed (id INTEGER PRIMARY KEY, due INTEGER NOT NULL, subject TEXT
 CREATE INDEX delayed_due ON delayed (due);
 CREATE TABLE dedup (id TEXT PRIMARY KEY, at INTEGER NOT NULL, position INTEGER) WITHOUT ROWID;
 CREATE INDEX dedup_at ON dedup (at);
--- `cursor` is the last position that was leased; `revision` fences members that read an older row;
--- `active` is the one member of a keyed group that works.
+-- `cursor` is the last position that was leased; `revision` fences members that have read an older row;
+-- `active` is the working member of a keyed group.
 CREATE TABLE consumer_group (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, filters TEXT NOT NULL,
   cursor INTEGER NOT NULL, revision INTEGER NOT NULL, keyed INTEGER NOT NULL, active INTEGER);
--- One row per subscription. Its leases last until `until`; deleting the row is what fences it.
+-- One row per subscription. Its leases last until `until`; deleting the row fences the member.
 CREATE TABLE member (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, process TEXT NOT NULL,
   until INTEGER NOT NULL);
 CREATE INDEX member_grp ON member (grp);
--- Fresh messages in a member's hands; `pending` are the positions not settled yet, as runs.
+-- Fresh messages that a member has claimed; `pending` has the positions that are not settled yet, as runs.
 CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, member INTEGER NOT NULL,
   first INTEGER NOT NULL, at INTEGER NOT NULL, pending BLOB NOT NULL);
 CREATE INDEX lease_grp ON lease (grp, first);
 CREATE INDEX lease_member ON lease (member);
--- What one group must see again: retries, releases, what crashed consumers left, replays, and what waits behind
--- an earlier message of its key. Rows hold their own copy, so they outlive the segments.
+-- Messages to deliver to one group again: retries, releases, deliveries of crashed consumers, replays, and messages
+-- that wait for an earlier one of their key. Rows have their own copy, so segments can be deleted before them.
 CREATE TABLE redelivery (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, seq INTEGER NOT NULL,
   key TEXT, attempts INTEGER NOT NULL, due INTEGER NOT NULL, member INTEGER, subject TEXT NOT NULL,
   published INTEGER NOT NULL, first_at INTEGER, replayed INTEGER NOT NULL, error TEXT NOT NULL, data BLOB NOT NULL);
@@ -49,7 +49,7 @@ CREATE TABLE dead (id INTEGER PRIMARY KEY AUTOINCREMENT, grp TEXT NOT NULL, seq 
   subject TEXT NOT NULL, reason TEXT NOT NULL, error TEXT NOT NULL, attempts INTEGER NOT NULL,
   published INTEGER NOT NULL, first_at INTEGER, dead_at INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE INDEX dead_grp ON dead (grp, id);
--- Calls between processes: who serves what, the request while it waits or runs, the answer's frames.
+-- Requests between processes: the servers of each subject, the requests that wait or are handled, the reply frames.
 CREATE TABLE rpc_server (id TEXT NOT NULL, process TEXT NOT NULL, service TEXT NOT NULL, subject TEXT NOT NULL,
   used INTEGER NOT NULL, PRIMARY KEY (subject, id)) WITHOUT ROWID;
 CREATE TABLE rpc_request (id TEXT PRIMARY KEY, server TEXT NOT NULL, process TEXT NOT NULL, caller TEXT NOT NULL,
@@ -60,13 +60,13 @@ CREATE TABLE rpc_frame (id INTEGER PRIMARY KEY, request TEXT NOT NULL, caller TE
 CREATE INDEX rpc_frame_caller ON rpc_frame (caller, id);
 ";
 
-/// Creates the tables in an empty file, or checks that the file is ours and of our version.
+/// Creates the tables in an empty file, or checks that the file is a bus database of this version.
 pub(super) async fn prepare(writer: &mut SqliteConnection) -> Sql<Result<()>> {
     let (application, version) = versions(writer).await?;
     if (application, version) == (APPLICATION, VERSION) {
         return Ok(Ok(()));
     }
-    // Two processes may find the file empty at the same time: look again under the write lock.
+    // Two processes may find the file empty at the same time: check again under the write lock.
     let mut transaction = writer.begin_with("BEGIN IMMEDIATE").await?;
     let (application, version) = versions(&mut transaction).await?;
     let tables: i64 =
@@ -78,7 +78,7 @@ pub(super) async fn prepare(writer: &mut SqliteConnection) -> Sql<Result<()>> {
             return Ok(Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "the file was written by a newer version of this program (schema {newer}, this one knows {VERSION}); update the program or choose another file"
+                    "a newer version of this program wrote the file (schema {newer}, this one supports {VERSION}); update the program or choose another file"
                 ),
             )));
         }
@@ -86,7 +86,7 @@ pub(super) async fn prepare(writer: &mut SqliteConnection) -> Sql<Result<()>> {
             return Ok(Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
-                    "the file is an SQLite database of something else (application id {application:#x}, version {version}); choose another path"
+                    "the file is an SQLite database of another program (application id {application:#x}, version {version}); choose another path"
                 ),
             )));
         }

@@ -1,4 +1,4 @@
-//! What consumers say of their deliveries, and how it reaches the file: many at a time.
+//! Settlements of deliveries (ack, retry, reject, release), many of which are written in one transaction.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::delivery::Reason;
 use crate::error::Error;
 use crate::message::Message;
 
-/// A settlement on its way to the file.
+/// A settlement that waits for the writer.
 pub(super) struct Settled {
     pub(super) feed: Arc<GroupFeed>,
     pub(super) held: LeaseSlot,
@@ -33,7 +33,7 @@ pub(super) struct Settled {
 pub(super) struct Lane {
     pub(super) member: Arc<Member>,
     pub(super) key: SmolStr,
-    /// The key is free again afterwards.
+    /// Whether the key becomes idle afterwards.
     pub(super) release: bool,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Again {
     copy: Copy,
     attempts: u32,
     due: i64,
-    /// `None` keeps the last one.
+    /// `None` keeps the stored error.
     error: Option<SmolStr>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Dead {
     pub(super) error: SmolStr,
 }
 
-/// A message as its row keeps it.
+/// The copy of a message that a row of `redelivery` or `dead` stores.
 pub(super) struct Copy {
     message: Arc<Message>,
     seq: i64,
@@ -89,11 +89,11 @@ impl How {
 /// The settlements of one transaction.
 pub(super) struct Plan {
     items: Vec<Settled>,
-    /// Which items settle messages of which lease.
+    /// For each lease: the indexes of the messages that are settled.
     leases: HashMap<i64, (Arc<Lease>, Vec<usize>)>,
 }
 
-/// Where the answers of a plan stand.
+/// The places of a plan's results among the script's results.
 #[derive(Default)]
 pub(super) struct Steps {
     leases: Vec<usize>,
@@ -115,14 +115,14 @@ impl Plan {
         self.items.is_empty()
     }
 
-    /// Adds the statements. What a lost lease tried to settle changes nothing.
+    /// Adds the statements. A settlement under a lost lease changes nothing.
     pub(super) fn write(&self, script: &mut Script) -> Steps {
         let mut steps = Steps::default();
         if self.is_empty() {
             return steps;
         }
         self.write_copies(script);
-        // Fresh messages: the lease shrinks or goes.
+        // Fresh messages: the settled ones are removed from the lease; an empty lease is deleted.
         let mut finished = Vec::new();
         let mut shrunk = Vec::new();
         for (id, (lease, indexes)) in &self.leases {
@@ -148,7 +148,8 @@ impl Plan {
                 script.bind(id).bind(pending);
             },
         ));
-        // Rows: they go back to waiting, or go. A row belongs to one member, so each is asked for by its own.
+        // Rows of `redelivery`: they become claimable again or are deleted, but only while they belong to the member
+        // that settles them.
         let mut done: HashMap<i64, Vec<i64>> = HashMap::new();
         let mut back = Vec::new();
         for item in &self.items {
@@ -178,7 +179,8 @@ impl Plan {
         steps
     }
 
-    /// Copies of what outlives its lease, written while the lease can still be asked whether it holds.
+    /// Stores copies of the messages to deliver again and of dead letters. This comes before the leases are changed,
+    /// because the statements check that the lease still exists.
     fn write_copies(&self, script: &mut Script) {
         let mut again = Vec::new();
         let mut dead: [Vec<_>; 2] = Default::default();
@@ -228,7 +230,7 @@ impl Plan {
         }
     }
 
-    /// Lets the next message of each key be due that may have become the first of its key.
+    /// Makes the first message of each affected key due, if it was parked behind an earlier one.
     fn write_promotions(&self, script: &mut Script) {
         let mut keys: HashMap<i64, HashSet<&str>> = HashMap::new();
         for item in &self.items {
@@ -246,7 +248,7 @@ impl Plan {
         }
     }
 
-    /// Confirms; to be called after the commit. Answers whether something became deliverable again.
+    /// Confirms the settlements; to be called after the commit. Returns whether messages became deliverable again.
     pub(super) fn finish(self, answers: &Answers, steps: Steps) -> bool {
         let alive = |steps: &[usize]| -> HashSet<i64> {
             steps.iter().flat_map(|step| ids(&answers[*step])).collect()
@@ -275,7 +277,7 @@ impl Plan {
         again
     }
 
-    /// Answers everybody with a failure; answers what must be tried again.
+    /// Resolves every confirmation with an error. Returns the settlements, which must be tried again.
     pub(super) fn fail(mut self, error: impl Fn() -> Error) -> Vec<Settled> {
         for item in &mut self.items {
             if let Some(answer) = item.answer.take() {

@@ -1,4 +1,4 @@
-//! Joining a group and feeding a subscription: due redeliveries first, then fresh messages by the run.
+//! Joins a group, and runs the task that fetches messages for one subscription.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,12 +20,12 @@ use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::{Change, Mode, Provision, Subscribe};
 
-/// The longest wait without a look, for calls that got lost and owners that died.
+/// The longest wait between two polls of the file, for lost wake-ups and dead members.
 pub(super) const POLL: Duration = Duration::from_secs(1);
-/// Wait after a failure.
+/// The pause after a failure.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
-/// Joins the group, creating it if need be, and starts to feed.
+/// Joins the group, creates it if necessary, and starts the task that fetches for the subscription.
 pub(super) async fn group(
     open: Arc<Open>,
     group: Group,
@@ -52,7 +52,7 @@ pub(super) async fn group(
     };
     let mut joined = attempt().await?;
     if let Err(others) = &joined {
-        // Those that died have no say, and are not always buried yet.
+        // Dead members must not prevent the change, and their rows may still exist: remove them and try again.
         failover::dead_letter(&open, others).await?;
         joined = attempt().await?;
     }
@@ -69,7 +69,7 @@ pub(super) async fn group(
             }
         }
     };
-    // Known from the beginning, should the row be removed.
+    // The row is remembered from the start, so that it can be created again if another program removes it.
     if let Some((cursor, revision, filters)) =
         group::reload(&open, id).await.map_err(|error| open.explain(&error, "subscribe"))?
     {
@@ -90,14 +90,14 @@ pub(super) async fn group(
     open.keeper.notify_one();
     let ended = (member.idle.clone(), member.left.clone());
     tokio::spawn(supervise::run("sqlite fetch", run(open, member.clone(), sender), move || {
-        // Its row, which nobody renews, runs out with its lease.
+        // After a panic the member's row is no longer renewed and expires with its lease.
         ended.0.cancel();
         ended.1.cancel();
     }));
     Ok((member, subscription))
 }
 
-/// Makes a group what `spec` says without joining it; answers what was to be done.
+/// Creates or changes a group as `spec` requires, without joining it. Returns the change that was necessary.
 pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<Change>> {
     let attempt = async || {
         let spec = spec.clone();
@@ -163,12 +163,12 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
             }
             Err(error) if error.kind() == ErrorKind::Closed => break,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                tracing::warn!(group = %member.feed.name, "the group was deleted; its subscription ends");
+                tracing::warn!(group = %member.feed.name, "the group was deleted; the subscription ends");
                 break;
             }
             Err(error) => {
                 if !failing {
-                    tracing::warn!(group = %member.feed.name, %error, "cannot fetch; trying again");
+                    tracing::warn!(group = %member.feed.name, %error, "cannot fetch messages; retrying");
                 }
                 failing = true;
                 feed.report(Health::Rebuilding(error.to_string()));
@@ -183,17 +183,18 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
     drop(feed);
     member.idle.cancel();
     leave(&open, &member, &gone).await;
-    // In this order: whoever waits for the end may be the last who has the file open.
+    // The order matters: the task that waits for `left` may hold the last other reference to the open file.
     drop(open);
     member.left.cancel();
 }
 
-/// What was taken stays leased until it is settled, or until the consumer is gone for as long as a lease lasts.
+/// Ends the membership. Taken deliveries stay leased until they are settled, or until one lease time has passed since
+/// the consumer dropped the subscription.
 async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken) {
     drop(member.unpark());
     let settled = async {
         while member.outstanding() > 0 && !open.inbox.is_closed() {
-            // The timeout looks at the bus again, not at the clock.
+            // The timeout only serves to check again whether the database is closed.
             let _ = timeout(POLL, member.settled.notified()).await;
         }
     };
@@ -204,7 +205,8 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
         () = async {
             gone.cancelled().await;
             forget();
-            // A handler that outlives its subscription may go on renewing for itself.
+            // A handler that still runs after its subscription was dropped may renew the lease itself, with
+            // `in_progress`.
             let mut since = Instant::now();
             loop {
                 sleep_until(since + member.lease).await;
@@ -217,13 +219,13 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
         } => {}
     }
     forget();
-    // Its row runs out by itself when this fails.
+    // If this fails, the row expires with its lease.
     let left = open.write("unsubscribe", move |connection| Box::pin(failover::reap(connection, id)));
     let _ = left.await;
     open.wake_everywhere();
 }
 
-/// Takes part again after the leases were lost.
+/// Joins the group again, with a new member row, after the leases were lost.
 async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
     let (group, old) = (member.feed.id, member.id.load(Ordering::Acquire));
     let process = open.processes.me().to_owned();
@@ -241,7 +243,7 @@ async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
         })
     });
     let id = joined.await?.ok_or_else(|| group_gone(member))?;
-    tracing::warn!(group = %member.feed.name, "the leases ran out while this process did not run; going on with new ones");
+    tracing::warn!(group = %member.feed.name, "the leases ran out because they were not renewed in time; joining the group again");
     member.restart(id);
     let mut members = open.members.lock().expect("not poisoned");
     members.remove(&old);

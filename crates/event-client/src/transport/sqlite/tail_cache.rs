@@ -1,7 +1,7 @@
-//! The end of the log as this process wrote it, so that a waiting member need not read back what was just stored.
+//! A cache of the latest segments that this process wrote, so that a waiting member need not read them from the file.
 //!
-//! Only an aid: positions are counted without gaps over the whole file, so whoever has seen everything before a
-//! segment may take it from here; everybody else reads the file.
+//! It is only an optimisation: positions have no gaps over the whole file, so a reader that has read everything before
+//! a segment may take the segment from this cache; every other reader reads the file.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -10,10 +10,10 @@ use bytes::Bytes;
 
 use crate::subject::Subject;
 
-/// Largest segment kept, in bytes: what few publishers store. A bulk of messages is read from the file, which then
-/// costs little for each.
+/// Largest cached data of one commit, in bytes: as much as a few publishers store. Larger amounts are read from the
+/// file, where the cost per message is then low.
 pub(super) const MAX_BYTES: usize = 16 << 10;
-/// Segments kept.
+/// The number of cached segments.
 const MAX_COUNT: usize = 16;
 
 /// A segment that was stored.
@@ -32,7 +32,7 @@ pub(super) struct Written {
 pub(super) struct TailCache(Mutex<VecDeque<Written>>);
 
 impl TailCache {
-    /// Adds what was committed.
+    /// Adds committed segments.
     pub(super) fn extend(&self, written: Vec<Written>) {
         if written.is_empty() {
             return;
@@ -43,7 +43,7 @@ impl TailCache {
         tail.drain(..over);
     }
 
-    /// The segment that begins right behind `seen`.
+    /// The segment whose first message directly follows position `seen`.
     pub(super) fn after(&self, seen: i64) -> Option<Written> {
         let tail = self.0.lock().expect("not poisoned");
         tail.iter().rev().find(|written| written.last - written.count == seen).cloned()

@@ -1,4 +1,4 @@
-//! The one task per file that writes: everything that waits shares a transaction, and with it an fsync.
+//! The writer task of a database file: all work that waits at the same time shares one transaction and one fsync.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,15 +19,15 @@ use super::settle::{self, Settled};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Most publishes that may wait, in number and bytes; beyond it a publish is refused.
+/// The highest number and size in bytes of waiting publishes; further publishes are refused.
 const MAX_WAITING: usize = 65_536;
 const MAX_WAITING_BYTES: usize = 64 << 20;
-/// Most publishes of one transaction.
+/// The highest number of publishes in one transaction.
 const MAX_BATCH: usize = 8192;
-/// How long settlements that could not be stored wait for the next try.
+/// The pause before settlements that could not be stored are tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What waits for the writer.
+/// The queue of work for the writer.
 #[derive(Default)]
 pub(super) struct Inbox {
     work: Mutex<Work>,
@@ -45,14 +45,14 @@ struct Work {
     closed: bool,
 }
 
-/// Members whose leases go on until then; answers those that still exist.
+/// Extends the leases of `members` to the time `until`; the answer lists the members that still exist.
 pub(super) struct Renewal {
     pub(super) members: Vec<i64>,
     pub(super) until: i64,
     pub(super) answer: Answer<Vec<i64>>,
 }
 
-/// Rare work in a transaction of its own.
+/// Other work, which is rare and has its own transaction.
 type Job = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, ()> + Send>;
 
 impl Inbox {
@@ -64,12 +64,12 @@ impl Inbox {
         result
     }
 
-    /// Takes nothing more; dropped, the answers of what waits say that the bus is closed.
+    /// Closes the queue and drops the waiting work: dropping its answers makes them report that the bus is closed.
     pub(super) fn close(&self) {
         drop(self.with(false, |work| std::mem::replace(work, Work { closed: true, ..Work::default() })));
     }
 
-    /// Whether nothing is taken any more.
+    /// Whether the queue is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.with(false, |work| work.closed)
     }
@@ -99,7 +99,7 @@ impl Inbox {
         }
     }
 
-    /// Adds a claim; dropped unanswered when closed.
+    /// Adds a claim; a closed queue drops it without an answer.
     pub(super) fn claim(&self, claim: Claim) {
         self.with(true, |work| {
             if !work.closed {
@@ -108,7 +108,7 @@ impl Inbox {
         });
     }
 
-    /// Adds a settlement; dropped unanswered when closed.
+    /// Adds a settlement; a closed queue drops it without an answer.
     pub(super) fn settle(&self, settled: Settled) {
         self.with(true, |work| {
             if !work.closed {
@@ -117,7 +117,7 @@ impl Inbox {
         });
     }
 
-    /// Renews leases; answers the members that still exist.
+    /// Renews the leases of `members` until the time `until`. The confirmation lists the members that still exist.
     pub(super) fn renew(&self, members: Vec<i64>, until: i64) -> Confirm<Vec<i64>> {
         let (answer, confirm) = Confirm::channel();
         self.with(true, |work| {
@@ -130,7 +130,7 @@ impl Inbox {
 }
 
 impl Database {
-    /// Runs `job` in a write transaction of its own and without an fsync of its own.
+    /// Runs `job` in its own write transaction, which commits without an fsync.
     pub(super) async fn write<T: Send + 'static>(
         self: &Arc<Self>,
         operation: &'static str,
@@ -176,17 +176,17 @@ async fn transact<T>(
         Err(error) => Err(error),
     };
     if result.is_err() {
-        // Fails when the error has ended the transaction already.
+        // This fails when the error has already ended the transaction.
         let _ = run("ROLLBACK", connection).await;
     }
     result
 }
 
-/// The task.
+/// The writer task.
 pub(super) struct Writer {
     database: Arc<Database>,
     connection: SqliteConnection,
-    /// Whether commits fsync now, if known: SQLite's `synchronous` is switched between transactions.
+    /// Whether commits fsync at present, if known: SQLite's `synchronous` is changed between transactions.
     fsync: Option<bool>,
 }
 
@@ -210,7 +210,8 @@ impl Writer {
                 }
             }
             while self.round().await {
-                // Those who were just answered may have more: what they send now shares the next transaction.
+                // The tasks that were just answered may send more work: after this yield it shares the next
+                // transaction.
                 tokio::task::yield_now().await;
             }
         }
@@ -220,7 +221,7 @@ impl Writer {
         database.finished.cancel();
     }
 
-    /// Takes what waits and writes it; `false` when nothing waited.
+    /// Takes the waiting work and writes it; `false` when there was none.
     async fn round(&mut self) -> bool {
         let work = self.database.inbox.with(false, |work| {
             let rest = if work.publishes.len() > MAX_BATCH {
@@ -258,7 +259,7 @@ impl Writer {
         Ok(())
     }
 
-    /// One transaction for all of it.
+    /// Writes all of it in one transaction.
     async fn commit(
         &mut self,
         publishes: Vec<Publish>,
@@ -277,7 +278,7 @@ impl Writer {
         if let Err(gone) = self.database.still_intact() {
             return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
         }
-        // A single statement is a transaction by itself and saves two.
+        // A single statement is a transaction already; this saves `BEGIN` and `COMMIT`.
         let alone =
             claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
         if !alone {
@@ -300,13 +301,13 @@ impl Writer {
         let answers = match result {
             Ok(answers) => answers,
             Err(error) => {
-                // Fails when there is no transaction left to end.
+                // This fails when the error has already ended the transaction.
                 let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await;
                 let explain = |operation| self.database.explain(&error, operation);
                 return self.fail(&explain, batch, claims, settles, renewals);
             }
         };
-        // What went into a file that nobody else finds is not stored.
+        // A commit into a file that is no longer at its path counts as not stored: no other process can find it.
         if let Err(gone) = self.database.intact() {
             return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
         }
@@ -329,7 +330,7 @@ impl Writer {
         }
     }
 
-    /// Answers everybody with what went wrong; settlements stay and are tried again.
+    /// Resolves every answer with the error. Settlements are queued again after a pause.
     fn fail(
         &self,
         explain: &(dyn Fn(&'static str) -> Error + Sync),
@@ -361,10 +362,10 @@ impl Writer {
     }
 }
 
-/// Closes the writer's connection and with it the file, cutting the log back.
+/// Truncates the write-ahead log and closes the connections to the file.
 async fn finish(mut writer: SqliteConnection, readers: &SqlitePool) {
     readers.close().await;
-    // Refused while another process reads: then that one will do it.
+    // This fails while another process reads; that process then truncates the log when it closes.
     let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer).await;
     let _ = writer.close().await;
 }

@@ -1,4 +1,5 @@
-//! Atomic batches on a server that fsyncs each message: order, places and each message's own outcome.
+//! Tests atomic batches on a server that fsyncs each message: order, positions, and a separate outcome for
+//! each message.
 
 use async_nats::jetstream;
 use event_client::ErrorKind;
@@ -10,7 +11,7 @@ use test_servers::{Generation, Nats};
 
 use super::{group, message, open, plain};
 
-/// Publishes at once and answers each outcome.
+/// Awaits all confirms together and returns each outcome.
 async fn outcomes(confirms: Vec<Confirm<Receipt>>) -> Vec<Result<Receipt, ErrorKind>> {
     futures_util::future::join_all(confirms)
         .await
@@ -45,7 +46,7 @@ async fn a_window_of_publishes_shares_a_batch_in_order() {
     }
 }
 
-/// A batch that the server refuses for one of its messages costs the others nothing.
+/// A batch that the server refuses because of one message does not fail the other messages.
 #[tokio::test]
 async fn each_message_of_a_refused_batch_has_its_own_outcome() {
     let server = Nats::options().generation(Generation::New).fsync().start().await.expect("a server");
@@ -76,7 +77,7 @@ async fn each_message_of_a_refused_batch_has_its_own_outcome() {
     assert_eq!(info.state.messages, 20, "nothing is stored twice");
 }
 
-/// Ids for the dedup window go alone, in their turn.
+/// Messages with a dedup id are published alone, in their place in the order.
 #[tokio::test]
 async fn what_must_be_stored_once_is_stored_once_among_batches() {
     let server = Nats::options().generation(Generation::New).fsync().start().await.expect("a server");

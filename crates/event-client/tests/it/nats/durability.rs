@@ -1,4 +1,4 @@
-//! What is promised to publishers is what the stream really gives.
+//! Tests that the durability promised to publishers is the one that the stream provides.
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
@@ -8,7 +8,7 @@ use test_servers::{Generation, Nats};
 
 use super::{message, open, plain};
 
-/// A topic's stream as somebody else may have made it.
+/// Creates a topic's stream with settings that another client may have chosen.
 async fn make_stream(url: &str, namespace: &str, settings: Value) {
     let name = format!("EVT_{namespace}_orders");
     let mut config = json!({
@@ -44,11 +44,11 @@ async fn a_stream_that_confirms_before_it_writes_keeps_no_promise() {
         assert!(matches!(error.kind(), ErrorKind::Config | ErrorKind::Unsupported), "{options}: {error:?}");
         assert!(error.to_string().contains("persist_mode"), "{options}: {error}");
         let findings = bus.admin().diagnose().await.expect("looked at");
-        let found = findings.iter().find(|finding| finding.check == "durability").expect("it is told");
+        let found = findings.iter().find(|finding| finding.check == "durability").expect("reported");
         assert_eq!(found.severity, Severity::Bad, "{found:?}");
         assert!(found.text.contains("persist_mode"), "{found:?}");
     }
-    // A neighbour is not harmed.
+    // Streams of another namespace are not affected.
     let bus = open(&format!("{}?namespace=neighbour&sync=always", server.url())).await.expect("opened");
     bus.publish(message("orders.placed", "x")).await.expect("kept");
 }
@@ -65,7 +65,7 @@ async fn a_stream_in_memory_promises_nothing() {
         let error = bus.publish(sent.clone()).await.expect_err("it cannot be kept");
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
         bus.publish(message("orders.placed", "x")).await.expect("stored in memory");
-        // The stream is what it is, whatever the URL says.
+        // The stream keeps its settings, whatever the URL requests.
         let bus = open(&format!("{url}&provision=off")).await.expect("opened");
         let error = bus.publish(sent).await.expect_err("it cannot be kept");
         assert!(error.to_string().contains("memory"), "{error:?}");

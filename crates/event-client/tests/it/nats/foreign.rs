@@ -1,4 +1,5 @@
-//! Plain NATS clients: what they write is taken, what they read is as documented in `ops/brokers/nats.md`.
+//! Tests plain NATS clients: messages they write are delivered, and messages they read are as documented in
+//! `ops/brokers/nats.md`.
 
 use async_nats::jetstream;
 use event_client::delivery::Reason;
@@ -36,7 +37,8 @@ async fn a_plain_client_reads_an_event() {
     assert_eq!(got.payload, "{\"cents\":5}");
 }
 
-/// Nothing of ours is needed; headers in any case, twice, folded, with odd text.
+/// A message needs none of this library's headers; headers may be in any case, repeated, folded, and with
+/// unusual text.
 #[tokio::test]
 async fn a_plain_client_writes_an_event() {
     let (url, namespace) = shared().await;
@@ -68,7 +70,8 @@ async fn a_plain_client_writes_an_event() {
     other.ack().await.expect("acknowledged");
 }
 
-/// A subject that breaks the rules matches nobody: it becomes a dead letter of each group, and others go on.
+/// An illegal subject matches no handler: the message becomes a dead letter of each group, and other messages
+/// are delivered.
 #[tokio::test]
 async fn an_illegal_subject_is_a_dead_letter() {
     let (url, namespace) = shared().await;
@@ -85,11 +88,11 @@ async fn an_illegal_subject_is_a_dead_letter() {
         }
         client.flush().await.expect("sent");
         bus.publish(message("orders.a", "fine")).await.expect("published");
-        let delivery = subscription.next().await.expect("what came after them");
+        let delivery = subscription.next().await.expect("the message after them");
         assert_eq!(delivery.message().payload, "fine");
         delivery.ack().await.expect("acknowledged");
         if keyed {
-            continue; // passed over and logged
+            continue; // skipped and logged
         }
         let letters = letters(&bus, name, illegal.len()).await;
         for subject in illegal {
@@ -102,7 +105,7 @@ async fn an_illegal_subject_is_a_dead_letter() {
     }
 }
 
-/// A status in front of a foreign message is no word of the server.
+/// A status line in a message that a client published is not a status message of the server.
 #[tokio::test]
 async fn a_foreign_status_is_a_message_like_any_other() {
     let (url, namespace) = shared().await;
@@ -123,7 +126,7 @@ async fn a_foreign_status_is_a_message_like_any_other() {
     }
 }
 
-/// A body alone reaches a handler that takes plain data, as the same event each time.
+/// A message with only a body reaches a handler of plain data, as the same event on each delivery.
 #[tokio::test]
 async fn a_handler_takes_what_a_plain_client_writes() {
     let (url, namespace) = shared().await;

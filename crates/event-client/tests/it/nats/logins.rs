@@ -1,11 +1,12 @@
-//! Ways to log in: each works, a wrong one is a clear error, and no secret is ever shown.
+//! Tests the ways to log in: each works, wrong credentials give a clear error, and no output contains a
+//! secret.
 
 use event_client::{Error, ErrorKind};
 use test_servers::{Nats, Tls};
 
 use super::{message, open, refused};
 
-/// Connects, stores something, and shows no secret.
+/// Connects, publishes a message, and checks that no debug output contains the secret.
 async fn works(url: &str, secret: &str) {
     let bus = open(url).await.expect("opened");
     bus.publish(message("orders.placed", "x")).await.expect("stored");
@@ -13,7 +14,7 @@ async fn works(url: &str, secret: &str) {
     assert!(!shown.contains(secret), "{shown}");
 }
 
-/// Every word of an error and of what caused it.
+/// Returns the full text of an error and of its causes.
 fn words(error: &Error) -> String {
     let mut text = format!("{error} {error:?}");
     let mut cause = std::error::Error::source(error);
@@ -24,7 +25,7 @@ fn words(error: &Error) -> String {
     text
 }
 
-/// Is refused for its credentials, without showing them.
+/// Checks that the login is denied for its credentials, and that the error does not contain the secret.
 async fn denied(url: &str, secret: &str) {
     let error = open(url).await.expect_err("wrong credentials");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
@@ -38,7 +39,7 @@ async fn user_and_password() {
     works(&server.url(), "s3cr3t").await;
     denied(&server.url_of("app", "wr0ng-one"), "wr0ng-one").await;
     denied(&server.bare_url(), "s3cr3t").await;
-    // What a URL gives a meaning travels escaped.
+    // Characters with a meaning in a URL are escaped.
     let odd = Nats::options().user("app", "p@ss:w/rd?").start().await.expect("a server");
     works(&odd.url_of("app", "p%40ss%3Aw%2Frd%3F"), "p@ss:w/rd?").await;
 }
@@ -97,10 +98,10 @@ async fn tls_and_the_wrong_authority() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
         assert!(error.to_string().contains("TLS"), "{error}");
     }
-    // The wrong password over TLS is still told as such.
+    // The wrong password over TLS is still reported as such.
     denied(&format!("{}?ca={}", server.url_of("app", "wr0ng-one"), files.ca.display()), "wr0ng-one").await;
     refused(&format!("{}?ca=/no/such/file", server.url()), ErrorKind::Config, "/no/such/file").await;
-    // A server that wants TLS gets it, or an error: never the password in the clear.
+    // A server that requires TLS gets TLS, or the connection fails: the password is never sent unencrypted.
     let plain = server.url().replace("tls://", "nats://");
     let error = open(&plain).await.expect_err("no authority to trust");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
@@ -115,7 +116,7 @@ async fn mutual_tls_and_no_certificate() {
     let error = open(&format!("{}?ca={ca}", server.url())).await.expect_err("no certificate");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
     assert!(error.to_string().contains("`cert`"), "{error}");
-    // A key that is none, and a certificate in its place.
+    // A file that is not a key, and a certificate in its place.
     let url = format!("{}?ca={ca}&cert={cert}&key={cert}", server.url());
     let error = open(&url).await.expect_err("no key");
     assert!(matches!(error.kind(), ErrorKind::Config | ErrorKind::Unavailable), "{error:?}");

@@ -1,4 +1,4 @@
-//! What NATS' own command line asks and calls: `nats micro ls|ping|info|stats` and `nats request` (ADR-32).
+//! Tests the requests of NATS' own command line: `nats micro ls|ping|info|stats` and `nats request` (ADR-32).
 
 use event_client::Bus;
 use event_client::service::{Msg, Running, Service, State};
@@ -11,7 +11,7 @@ use super::{plain, shared};
 use crate::events::{OrderPlaced, placed};
 use crate::requests::quote;
 
-/// The version of the service, and not of this library.
+/// The version of the service, not of this library.
 const VERSION: &str = "3.1.4-rc.1+build.5";
 
 async fn pricing(bus: &Bus) -> Running {
@@ -19,7 +19,7 @@ async fn pricing(bus: &Bus) -> Running {
     service.start().await.expect("started")
 }
 
-/// Every answer to a question to all, as the command line gathers them.
+/// Returns all replies to a request that is sent to all services, as the command line collects them.
 async fn all(client: &async_nats::Client, question: &str, count: usize) -> Vec<Value> {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.expect("subscribed");
@@ -27,13 +27,13 @@ async fn all(client: &async_nats::Client, question: &str, count: usize) -> Vec<V
     let mut all = Vec::new();
     while all.len() < count {
         let answer = answers.next().await.expect("an answer");
-        assert_eq!(answer.status, None, "nobody answers {question}");
+        assert_eq!(answer.status, None, "no service answers {question}");
         all.push(serde_json::from_slice(&answer.payload).expect("JSON"));
     }
     all
 }
 
-/// The endpoint that gives quotes.
+/// Returns the endpoint that gives quotes.
 fn quotes(answer: &Value) -> &Value {
     let endpoints = answer["endpoints"].as_array().expect("endpoints");
     let quotes = |endpoint: &&Value| endpoint["subject"] == "backbone.rpc.pricing.get-quote.v1";
@@ -60,7 +60,7 @@ async fn services_are_listed_pinged_and_counted() {
             assert_eq!((&ping["name"], &ping["metadata"]), (&json!("pricing"), &json!({})));
             assert_eq!(ping["version"], VERSION);
         }
-        // By name, and one of them alone.
+        // By the service's name, and by one instance's id.
         assert_eq!(all(&client, "$SRV.PING.pricing", 2).await.len(), 2);
         let question = format!("$SRV.INFO.pricing.{}", ids[0]);
         let info = client.request(question, "".into()).await.expect("one answer");
@@ -73,7 +73,7 @@ async fn services_are_listed_pinged_and_counted() {
         assert!(
             endpoint["name"].as_str().expect("a name").chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         );
-        // Ten good calls and two bad ones, wherever they go.
+        // Ten valid calls and two invalid ones, to any member.
         for sku in std::iter::repeat_n("tea", 10).chain(["gold", "gold"]) {
             let body = json!({ "sku": sku }).to_string();
             let answer =
@@ -95,7 +95,7 @@ async fn services_are_listed_pinged_and_counted() {
             assert_eq!(stats["version"], VERSION);
             let started = stats["started"].as_str().expect("a time");
             started.parse::<jiff::Timestamp>().expect("RFC 3339");
-            // Python's `%f` wants one to six digits, and its `Z` a `Z`.
+            // Python's `%f` requires one to six digits, and its `Z` a literal `Z`.
             let digits =
                 started.rsplit_once('.').and_then(|(_, rest)| rest.strip_suffix('Z')).expect("a fraction");
             assert_eq!(digits.len(), 3, "{started}");
@@ -119,14 +119,14 @@ async fn services_are_listed_pinged_and_counted() {
         }
         assert_eq!((requests, errors), (12, 2));
         let error = client.request("backbone.rpc.nobody.is-here.v1", "{}".into()).await.expect_err("nobody");
-        assert_eq!(error.kind(), async_nats::RequestErrorKind::NoResponders, "told at once");
+        assert_eq!(error.kind(), async_nats::RequestErrorKind::NoResponders, "reported at once");
         for service in [first, second] {
             service.drain().await.expect("drained");
         }
     }
 }
 
-/// What NATS' own JavaScript client reads of a service, and that it can call it.
+/// NATS' own JavaScript client can list a service and call it.
 #[tokio::test]
 async fn the_javascript_client_lists_and_calls_a_service() {
     let clients = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/clients");
@@ -153,7 +153,8 @@ async fn the_javascript_client_lists_and_calls_a_service() {
     }
 }
 
-/// Every service answers how it is; that is no endpoint of its author. A service of nothing else is not listed.
+/// Every service answers health requests, which is not one of its author's endpoints. A service without other
+/// endpoints is not listed.
 #[tokio::test]
 async fn only_endpoints_that_somebody_made_are_listed() {
     let server = Nats::options().start().await.expect("a server");
@@ -184,7 +185,7 @@ async fn a_version_is_a_semantic_version() {
     drop(service.start().await.expect("it is one"));
 }
 
-/// The subject that the page for operators shows is one that a service answers.
+/// A service answers the subject that the operators' page shows.
 #[tokio::test]
 async fn the_request_that_the_page_shows_is_answered() {
     let page = include_str!("../../../../../ops/brokers/nats.md");
@@ -196,11 +197,11 @@ async fn the_request_that_the_page_shows_is_answered() {
     let bus = Bus::connect(&format!("{}?namespace=shop", server.url())).await.unwrap();
     let _service = pricing(&bus).await;
     let client = plain(&server.url()).await;
-    let answer = client.request(subject.to_owned(), body.to_owned().into()).await.expect("somebody answers");
+    let answer = client.request(subject.to_owned(), body.to_owned().into()).await.expect("a reply");
     assert!(answer.headers.expect("headers").get("content-type").is_some());
 }
 
-/// What `ops/brokers/nats.md` says a plain client may do with events.
+/// A plain client can read and write events as `ops/brokers/nats.md` describes.
 #[tokio::test]
 async fn a_plain_client_reads_and_writes_typed_events() {
     let (url, namespace) = shared().await;
@@ -221,7 +222,7 @@ async fn a_plain_client_reads_and_writes_typed_events() {
     assert_eq!((&body["specversion"], &body["type"]), (&json!("1.0"), &json!("orders.placed.v1")));
     assert_eq!(body["data"]["order_id"], 7);
     assert_eq!(told.recv().await, Some(7));
-    // The same with another number and nothing but a content type.
+    // The same with another number and only a content type.
     body["data"]["order_id"] = json!(8);
     body["id"] = json!("written-by-hand");
     let mut headers = async_nats::HeaderMap::new();

@@ -1,4 +1,5 @@
-//! The NATS transport against real servers: what it refuses, what comes from elsewhere, what other clients see.
+//! Tests the NATS transport against real servers: refused input, foreign messages, and the view of other
+//! clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ mod removed;
 mod rights;
 mod unreadable;
 
-/// The shared server with a namespace of this test's own.
+/// The shared server with a namespace that only this test uses.
 async fn shared() -> (String, String) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let namespace = format!("it-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -30,12 +31,12 @@ async fn shared() -> (String, String) {
     (format!("{}?namespace={namespace}", server.url()), namespace)
 }
 
-/// A plain client.
+/// A plain client, without this library.
 async fn plain(url: &str) -> async_nats::Client {
     async_nats::connect(url.split('?').next().expect("a URL")).await.expect("connected")
 }
 
-/// The dead letters of a group, once there are so many.
+/// Waits until a group has `count` dead letters, and returns them.
 async fn letters(bus: &Arc<dyn Transport>, name: &str, count: usize) -> Vec<DeadLetter> {
     let filter = DeadLetterFilter { group: Some(Group::new(name).expect("a group")), ..Default::default() };
     loop {
@@ -48,7 +49,7 @@ async fn letters(bus: &Arc<dyn Transport>, name: &str, count: usize) -> Vec<Dead
     }
 }
 
-/// Publishes with header bytes that no client library would let through.
+/// Publishes a message with raw header bytes that every client library would refuse.
 async fn write(url: &str, subject: &str, headers: &[u8], payload: &[u8]) {
     let address = url.split("://").nth(1).and_then(|rest| rest.split('?').next()).expect("an address");
     let mut stream = BufReader::new(TcpStream::connect(address).await.expect("connected"));

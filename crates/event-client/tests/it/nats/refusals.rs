@@ -1,4 +1,4 @@
-//! Bad input: each is a clear error, and harms nothing else.
+//! Tests bad input: each case is a clear error, and does not affect other messages.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ async fn a_server_without_jetstream() {
     }
 }
 
-/// A greeting of the given kind, and answers as polite as a client needs to go on.
+/// A fake server that sends the given INFO line, and the answers that a client needs to continue.
 async fn pretender(info: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let port = listener.local_addr().expect("an address").port();
@@ -46,7 +46,7 @@ async fn pretender(info: &'static str) -> String {
     format!("nats://127.0.0.1:{port}")
 }
 
-/// No older server is at hand, but its greeting is known.
+/// No older server is available, but its INFO line is known.
 #[tokio::test]
 async fn a_server_that_is_too_old() {
     let url = pretender(
@@ -104,7 +104,8 @@ async fn a_payload_above_the_servers_limit_is_refused_alone() {
     refused(&tiny.url(), ErrorKind::Config, "leaves no room").await;
 }
 
-/// The operator made the limit smaller while we were connected: the server's own word counts.
+/// The operator lowers the limit while the client is connected: the limit in the server's refusal is the one
+/// that applies.
 #[tokio::test]
 async fn a_stream_that_takes_less_refuses_that_message_alone() {
     let (url, namespace) = shared().await;
@@ -120,7 +121,8 @@ async fn a_stream_that_takes_less_refuses_that_message_alone() {
     bus.publish(message("orders.a", "fits")).await.expect("stored");
 }
 
-/// A stream of ours that somebody made with other settings is compared, told, and not touched.
+/// A stream of this library that another client created with other settings is compared, reported, and not
+/// changed.
 #[tokio::test]
 async fn a_stream_with_other_settings() {
     for generation in Generation::ALL {
@@ -143,14 +145,14 @@ async fn a_stream_with_other_settings() {
         let error = bus.subscribe(group("g", "orders.>")).await.expect_err("it differs");
         assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
         bus.publish(message("billing.a", "x")).await.expect("another topic is not harmed");
-        let mut stream = js.get_stream("EVT_other-stream_orders").await.expect("still there");
+        let mut stream = js.get_stream("EVT_other-stream_orders").await.expect("the stream still exists");
         let config = &stream.info().await.expect("its settings").config;
         assert_eq!(config.retention, jetstream::stream::RetentionPolicy::WorkQueue);
         assert_eq!(config.max_messages, 10);
     }
 }
 
-/// Somebody else's stream takes our subjects.
+/// A stream of another application captures this library's subjects.
 #[tokio::test]
 async fn a_stream_of_others_over_our_subjects() {
     let (url, namespace) = shared().await;
@@ -167,7 +169,7 @@ async fn a_stream_of_others_over_our_subjects() {
     assert!(error.to_string().contains("overlap"), "{error}");
 }
 
-/// A consumer that is not what the group needs.
+/// A consumer whose settings do not fit the group.
 #[tokio::test]
 async fn a_consumer_with_other_settings() {
     for generation in Generation::ALL {
@@ -218,7 +220,7 @@ async fn durability_that_the_server_lacks_is_refused() {
     bus.publish(strong).await.expect("on the disk");
 }
 
-/// More copies than there are servers.
+/// More replicas than servers.
 #[tokio::test]
 async fn replicas_without_a_cluster() {
     let (url, _) = shared().await;
@@ -228,7 +230,7 @@ async fn replicas_without_a_cluster() {
     assert!(error.to_string().contains("replicas"), "{error}");
 }
 
-/// What is not confirmed is kept, to be sent again; so there is an end to it.
+/// Unconfirmed messages are kept in memory to be sent again; so their number is limited.
 #[tokio::test]
 async fn too_many_unconfirmed_are_refused_and_their_room_comes_back() {
     let server = Nats::options().start().await.expect("a server");
@@ -239,12 +241,12 @@ async fn too_many_unconfirmed_are_refused_and_their_room_comes_back() {
     let window: Vec<_> = (0..400).map(|_| bus.publish(message("orders.a", &large))).collect();
     let mut full = 0;
     for confirm in window {
-        match confirm.await.expect_err("nobody confirms").kind() {
+        match confirm.await.expect_err("no confirmation").kind() {
             ErrorKind::Full => full += 1,
             kind => assert!(matches!(kind, ErrorKind::Timeout | ErrorKind::Unavailable), "{kind:?}"),
         }
     }
     assert!((50..200).contains(&full), "{full}");
-    let error = bus.publish(message("orders.a", "one more")).await.expect_err("nobody confirms");
+    let error = bus.publish(message("orders.a", "one more")).await.expect_err("no confirmation");
     assert_ne!(error.kind(), ErrorKind::Full, "{error:?}");
 }

@@ -1,5 +1,5 @@
-//! What stands on the server is deleted under members at work, by somebody else: it is noticed, and made again as far as
-//! `provision` allows.
+//! Tests that another client deletes streams and consumers while members use them: the library notices it,
+//! and creates them again as far as `provision` allows.
 
 use event_client::subscription::Subscription;
 use event_client::transport::Subscribe;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::broker::{gets, is_planned_and_applied, passes, planned, recovers, suffers};
 
-/// A question to JetStream's API, answered without an error.
+/// Makes a JetStream API request, which must be answered without an error.
 async fn api(client: &async_nats::Client, subject: String, body: Value) -> Value {
     let body = serde_json::to_vec(&body).expect("JSON");
     let answer = client.request(format!("$JS.API.{subject}"), body.into()).await.expect("an answer");
@@ -21,7 +21,8 @@ async fn delete_consumer(client: &async_nats::Client, namespace: &str, group: &s
     api(client, format!("CONSUMER.DELETE.EVT_{namespace}_orders.{group}"), json!({})).await;
 }
 
-/// Deletes a stream, with its folder: servers of 2.9 answer before that is gone, and files of a new stream would go with it.
+/// Deletes a stream and waits until its folder is deleted: servers of version 2.9 answer before that, and
+/// would delete files of a new stream of that name too.
 async fn delete_stream(server: &Nats, stream: String) {
     let client = plain(&server.url()).await;
     api(&client, format!("STREAM.DELETE.{stream}"), json!({})).await;
@@ -37,7 +38,7 @@ fn keyed(name: &str) -> Subscribe {
     spec
 }
 
-/// A bus of its own namespace on the shared server of this generation.
+/// The URL of this generation's shared server with a namespace of the test's own, and that namespace.
 async fn on(generation: Generation) -> (String, String) {
     let (_, namespace) = shared().await;
     (format!("{}?namespace={namespace}", Nats::shared(generation).await.url()), namespace)
@@ -49,8 +50,8 @@ async fn some_pass(bus: &Arc<dyn Transport>, subscription: &Subscription, what: 
     }
 }
 
-/// The consumer is deleted while its member waits: what is published afterwards arrives, and what was settled long before
-/// does not come again.
+/// The consumer is deleted while its member waits: messages published afterwards are delivered, and messages
+/// settled long before are not delivered again.
 #[tokio::test]
 async fn a_deleted_consumer_is_made_again_where_the_group_was() {
     for generation in [Generation::Old, Generation::New] {
@@ -60,12 +61,12 @@ async fn a_deleted_consumer_is_made_again_where_the_group_was() {
         let subscription = bus.subscribe(group("g", "orders.>")).await.expect("subscribed");
         some_pass(&bus, &subscription, "before", 5).await;
         drop(subscription);
-        // A member that has asked how far the group is, as every one does now and then.
+        // A member that has requested the group's position, as every member does from time to time.
         let subscription = bus.subscribe(group("g", "orders.>")).await.expect("subscribed");
         passes(&bus, &subscription, "orders.placed", "a").await;
         delete_consumer(&client, &namespace, "g").await;
         bus.publish(message("orders.placed", "b")).await.expect("confirmed");
-        // At least once: what was settled since it last asked may come again.
+        // At least once: messages settled since the member's last request may be delivered again.
         loop {
             let delivery = subscription.next().await.expect("a delivery");
             let text = String::from_utf8_lossy(&delivery.message().payload).into_owned();
@@ -79,7 +80,8 @@ async fn a_deleted_consumer_is_made_again_where_the_group_was() {
     }
 }
 
-/// A stream is deleted while members wait, and made again by whoever publishes next: nothing of the new one is passed over.
+/// A stream is deleted while members wait, and created again by the next publisher: no message of the new
+/// stream is skipped.
 #[tokio::test]
 async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     for generation in [Generation::Old, Generation::New] {
@@ -114,7 +116,8 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     }
 }
 
-/// The same while nobody is there: a stored position of the earlier stream means nothing in the new one.
+/// The same while the group has no member: a stored position of the earlier stream is not valid in the new
+/// one.
 #[tokio::test]
 async fn a_position_in_an_earlier_stream_passes_nothing_over() {
     let (url, namespace) = shared().await;
@@ -128,7 +131,7 @@ async fn a_position_in_an_earlier_stream_passes_nothing_over() {
     let order = bus.subscribe(keyed("order")).await.expect("subscribed");
     some_pass(&bus, &order, "keyed", 5).await;
     drop(order);
-    // Filters of the past go by positions as well.
+    // Records of earlier filters contain positions as well.
     drop(bus.subscribe(group("other", "orders.a")).await.expect("subscribed"));
     drop(bus.subscribe(group("other", "orders.placed")).await.expect("subscribed"));
     delete_stream(Nats::shared(Generation::Old).await, format!("EVT_{namespace}_orders")).await;
@@ -143,7 +146,8 @@ async fn a_position_in_an_earlier_stream_passes_nothing_over() {
     }
 }
 
-/// Without leave to make anything, a member says what is missing, a plan shows it, and goes on when an operator has made it.
+/// Without permission to create anything, a member reports the missing object, a plan lists it, and the
+/// member continues after an operator has created it.
 #[tokio::test]
 async fn what_may_not_be_made_again_is_said_and_planned() {
     let (url, namespace) = shared().await;
@@ -159,7 +163,7 @@ async fn what_may_not_be_made_again_is_said_and_planned() {
         suffers(&subscription, "provision").await;
         is_planned_and_applied(&bus, &spec, "consumer g of stream").await;
         bus.publish(message("orders.placed", "goes on")).await.expect("confirmed");
-        // From where the group began, for nobody knows better.
+        // From the group's start, because its position is not known.
         let mut text = String::new();
         while text != "goes on" {
             let delivery = subscription.next().await.expect("a delivery");
@@ -171,7 +175,8 @@ async fn what_may_not_be_made_again_is_said_and_planned() {
     }
 }
 
-/// A server that keeps nothing is restarted: groups, streams and leaders are made again, and nobody stays deaf.
+/// A server that stores nothing is restarted: groups, streams and leaders are created again, and every member
+/// receives messages again.
 #[tokio::test]
 async fn members_outlive_a_server_that_forgets_everything() {
     let server = Nats::options().start().await.expect("a server");
@@ -192,7 +197,8 @@ async fn members_outlive_a_server_that_forgets_everything() {
     assert_eq!(groups, [1, 1]);
 }
 
-/// The streams behind the topics are deleted: the next dead letter, the next delayed message and the next group work.
+/// The library's internal streams are deleted: the next dead letter, the next delayed message and the next
+/// group work.
 #[tokio::test]
 async fn the_librarys_own_streams_are_made_again() {
     let (url, namespace) = shared().await;

@@ -1,4 +1,5 @@
-//! Missing permissions: what is refused is refused alone, also when a right is lost while the service runs.
+//! Tests missing permissions: only the operation that lacks one is refused, also when it is revoked while the
+//! service runs.
 
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ async fn a_missing_permission_harms_one_topic_only() {
     }
 }
 
-/// JetStream's own doors are subjects, too.
+/// JetStream's API requests are subjects with permissions, too.
 #[tokio::test]
 async fn a_missing_right_to_make_streams_or_consumers() {
     let denied = ["$JS.API.STREAM.CREATE.EVT_backbone_secret", "$JS.API.CONSUMER.DURABLE.CREATE.>"];
@@ -56,7 +57,8 @@ async fn a_missing_right_to_make_streams_or_consumers() {
     assert!(error.to_string().contains("_INBOX."), "{error}");
 }
 
-/// Without the right to be listed a service works all the same; without its subject it is told so.
+/// A service without permission for `$SRV` works all the same; without permission for its own subject it gets
+/// an error.
 #[tokio::test]
 async fn services_and_their_rights() {
     let denied = ["$SRV.>", "backbone.rpc.secret.>"];
@@ -74,13 +76,14 @@ async fn services_and_their_rights() {
     let error = bus.requests().serve(serve("secret.quote")).await.expect_err("not allowed");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
     let error = match bus.requests().call(message("secret.quote", "x"), Duration::from_secs(20)).await {
-        Ok(mut replies) => replies.next().await.expect("a word").expect_err("not allowed"),
+        Ok(mut replies) => replies.next().await.expect("a reply").expect_err("not allowed"),
         Err(error) => error,
     };
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
 }
 
-/// The operator takes a right away and gives it back: publishes say so, the connection and everything else lives.
+/// The operator revokes a permission and restores it: publishes fail with that reason, and the connection and
+/// all else continue.
 #[tokio::test]
 async fn a_right_that_is_lost_while_running() {
     let server = Nats::options().restricted_user("app", "pw", &["nothing"]).start().await.expect("a server");
@@ -118,7 +121,7 @@ async fn a_right_that_is_lost_while_running() {
     }
 }
 
-/// The rights that the operator's page prints suffice, on both generations.
+/// The permissions on the operators' page are sufficient, on both generations.
 #[tokio::test]
 async fn the_printed_rights_suffice() {
     let page = include_str!("../../../../../ops/brokers/nats.md").replace("<ns>", "backbone");

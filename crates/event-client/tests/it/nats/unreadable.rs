@@ -1,4 +1,5 @@
-//! Header bytes that break the client's connection: the message becomes a dead letter, nothing else is lost, no loop.
+//! Tests header bytes that break the client's connection: the message becomes a dead letter once, and no
+//! other message is lost.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{group, letters, message, open, plain, write};
 
-/// Everything that async-nats does not read.
+/// Header blocks that async-nats cannot parse.
 const UNREADABLE: [&[u8]; 4] = [
     b"NATS/1.0\r\nunit: \xff\xfe\r\n\r\n",
     b"NATS/1.0\r\nno colon\r\n\r\n",
@@ -42,7 +43,8 @@ async fn a_keyed_group_goes_on_behind_it_on_the_newer_server() {
     goes_on(Generation::New, true).await;
 }
 
-/// Acknowledges. A word that was on its way when the connection broke may be lost: then the message comes again.
+/// Acknowledges. An ack that was in flight when the connection broke may be lost: then the message is
+/// delivered again.
 async fn settle(delivery: Delivery) {
     if let Err(error) = delivery.ack().await {
         let lost = [ErrorKind::Timeout, ErrorKind::Unavailable, ErrorKind::LeaseLost];
@@ -61,7 +63,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
     let bus = open(&server.url()).await.expect("opened");
     let mut spec = group("g", "orders.>");
     (spec.max_in_flight, spec.lease, spec.keyed) = (64, Duration::from_secs(2), keyed);
-    // All of it is there before anybody reads: one batch has good and bad.
+    // All messages are stored before the group fetches: one batch contains good and bad ones.
     bus.publish(message("orders.a", "0")).await.expect("stored");
     for (at, bytes) in UNREADABLE.iter().enumerate() {
         write(&server.url(), "backbone.evt.orders.a", bytes, format!("bad {at}").as_bytes()).await;
@@ -71,7 +73,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
     let js = async_nats::jetstream::new(plain(&server.url()).await);
     let stored =
         js.get_stream("EVT_backbone_orders").await.expect("a stream").cached_info().state.last_sequence;
-    // The newer server takes a foreign status away: that message can be read.
+    // The newer server removes a foreign status line: that message can be read.
     let is_bad = |at: &usize| generation == Generation::Old || !UNREADABLE[*at].starts_with(b"NATS/1.0 ");
     let (bad, good): (Vec<usize>, Vec<usize>) = (0..UNREADABLE.len()).partition(is_bad);
     let subscription = bus.subscribe(spec).await.expect("subscribed");
@@ -89,7 +91,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
         assert_eq!(letter.message.subject.as_str(), "orders.a");
     }
     assert!(letters[0].error.contains("UTF-8"), "{}", letters[0].error);
-    // Settled for good: the group owes nothing, and the connection is not broken again.
+    // Settled for good: the group has no message left, and the connection does not break again.
     if keyed {
         let owes = |status: &GroupStatus| status.waiting + status.in_flight + status.retrying;
         while owes(&bus.admin().groups().await.expect("groups")[0]) > 0 {
@@ -102,7 +104,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
             settle_what_comes(&subscription).await;
         }
     }
-    // And it can be replayed, with what could be saved.
+    // The letter can be replayed, with the parts of the message that could be read.
     assert_eq!(
         bus.admin().replay_dead_letters(Default::default()).await.expect("replayed"),
         bad.len() as u64
@@ -117,7 +119,7 @@ async fn goes_on(generation: Generation, keyed: bool) {
 async fn a_broadcast_passes_over_it() {
     let server = Nats::options().start().await.expect("a server");
     let bus = open(&server.url()).await.expect("opened");
-    // A confirmation that was on its way when the connection broke would be a timeout.
+    // A confirmation that was in flight when the connection broke would be a timeout.
     let writer = open(&server.url()).await.expect("opened");
     let spec = Subscribe::broadcast([Pattern::new("orders.>").expect("a pattern")]);
     let subscription = bus.subscribe(spec).await.expect("subscribed");
@@ -135,7 +137,7 @@ async fn a_broadcast_passes_over_it() {
     assert_eq!(last, Some(Position(2 * UNREADABLE.len() as u128)));
 }
 
-/// A request like that is nobody's, and the service is there for the next one.
+/// An unreadable request gets no reply, and the service answers the next one.
 #[tokio::test]
 async fn a_service_outlives_it() {
     let server = Nats::options().start().await.expect("a server");
@@ -154,7 +156,8 @@ async fn a_service_outlives_it() {
     let client = plain(&server.url()).await;
     for bytes in UNREADABLE {
         write(&server.url(), "backbone.rpc.shop.quote", bytes, b"x").await;
-        // Until the service has connected again nobody is there, or the request goes down with its connection.
+        // Until the service has connected again there is no responder, or the request is lost with its
+        // connection.
         loop {
             let asked = client.request("backbone.rpc.shop.quote", "hi".into());
             if let Ok(Ok(answer)) = timeout(Duration::from_millis(500), asked).await {

@@ -1,4 +1,4 @@
-//! A relay killed between publish and mark.
+//! Tests a relay that is killed between publish and mark.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn say(id: &MessageId) {
     out.flush().unwrap();
 }
 
-/// Not a test: a relay in a process of its own whose bus stores everything and confirms nothing.
+/// Not a test: a relay in a separate process whose bus stores every message and confirms none.
 #[tokio::test]
 #[ignore = "run by other tests as a child process"]
 async fn relay_as_a_child() {
@@ -29,7 +29,7 @@ async fn relay_as_a_child() {
     relay.run_until(std::future::pending()).await.unwrap();
 }
 
-/// Has a child publish the first staged event and kills it before it can mark it. Answers that event's id.
+/// Lets a child publish the first staged event and kills it before it can mark it. Returns that event's id.
 fn crash_between_publish_and_mark(folder: &Path, dedup: bool) -> MessageId {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["outbox::crash::relay_as_a_child", "--exact", "--ignored", "--nocapture"]);
@@ -83,7 +83,7 @@ async fn killed_between_publish_and_mark_it_repeats_the_id_and_the_inbox_knows_i
     until(&pool, WAITING, 0).await;
     relay.stop().await;
     until(&pool, EFFECTS, 3).await;
-    // The child's window of three was on its way: those it got stored come twice.
+    // The child's window of three was in flight: the events that it stored are delivered twice.
     let repeated = || {
         let seen = seen.lock().unwrap();
         seen.iter().filter(|key| key.ends_with(&first.to_string())).count()
@@ -110,7 +110,7 @@ async fn killed_between_publish_and_mark_with_dedup_the_bus_keeps_one() {
     let relay = Working::start(relay);
     until(&pool, WAITING, 0).await;
     relay.stop().await;
-    // Behind everything that the relay has published: whatever came twice is before it.
+    // This event is published after all of the relay's events: all repeated ones are delivered before it.
     bus.publish(placed(99)).await.unwrap();
     let mut seen = Vec::new();
     while seen.last() != Some(&99) {

@@ -1,8 +1,8 @@
-//! Which events the inbox takes for the same one.
+//! Tests the identity by which the inbox recognizes a repeated event.
 
 use super::*;
 
-/// An effect for each event that was not handled before.
+/// Records an effect for each event that was not handled before.
 async fn book(
     inbox: Inbox<Sqlite>,
     Msg(order): Msg<OrderPlaced>,

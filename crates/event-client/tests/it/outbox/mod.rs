@@ -1,4 +1,5 @@
-//! Outbox and inbox on real SQLite files: commit and rollback, order, several relays, and a killed one.
+//! Tests outbox and inbox on real SQLite files: commit and rollback, order, several relays, and a killed
+//! relay.
 
 mod crash;
 mod identity;
@@ -52,7 +53,7 @@ async fn count(pool: &SqlitePool, what: &'static str) -> i64 {
 const WAITING: &str = "SELECT count(*) FROM outbox WHERE published IS NULL AND error IS NULL";
 const EFFECTS: &str = "SELECT count(*) FROM effects";
 
-/// Waits for a condition that another task or process brings about.
+/// Waits for a condition that another task or process establishes.
 async fn until(pool: &SqlitePool, what: &'static str, wanted: i64) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while count(pool, what).await != wanted {
@@ -71,7 +72,7 @@ async fn stage_all(pool: &SqlitePool, orders: impl IntoIterator<Item = OrderPlac
     ids
 }
 
-/// A relay at work, stopped and joined by [`Working::stop`].
+/// A running relay, stopped and joined by [`Working::stop`].
 pub(crate) struct Working(oneshot::Sender<()>, tokio::task::JoinHandle<event_client::Result<()>>);
 
 impl Working {
@@ -110,7 +111,7 @@ async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {
     let (_folder, pool) = database().await;
     let bus = memory("commit").await;
     let subscription = listen(&bus).await;
-    // A poll of an hour: what arrives was brought by the signal.
+    // The poll interval is an hour, so an event that arrives was published because of the signal.
     let relay = Working::start(outbox::Relay::new(pool.clone(), bus.clone()).poll(Duration::from_secs(3600)));
     let mut tx = pool.begin().await.unwrap();
     query("INSERT INTO effects VALUES (1)").execute(&mut *tx).await.unwrap();
@@ -230,7 +231,7 @@ async fn several_relays_keep_the_order_of_each_key_and_publish_once() {
     assert_eq!(count(&pool, "SELECT count(*) FROM outbox_relay").await, 0, "the claim was given back");
 }
 
-/// Memory with a fault: what a test wants to happen to each publish.
+/// A memory transport with a fault: the function decides the result of each publish.
 struct Faulty<F>(Arc<dyn Transport>, F);
 
 impl<F: Fn(&Arc<dyn Transport>, Message) -> Confirm<Receipt> + Send + Sync + 'static> Transport

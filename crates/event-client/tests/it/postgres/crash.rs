@@ -1,4 +1,4 @@
-//! Relays and stagers in processes of their own, and relays killed.
+//! Tests relays and stagers in separate processes, and relays that are killed.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use event_client::confirm::Confirm;
 
 use super::*;
 
-/// This test binary again, running one of the `*_as_a_child` functions.
+/// Starts this test binary again, running one of the `*_as_a_child` functions.
 fn child(name: &str, database: &str, settings: &[(&str, &str)]) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([&format!("postgres::crash::{name}"), "--exact", "--ignored", "--nocapture"]);
@@ -33,7 +33,8 @@ async fn stager_as_a_child() {
     for n in 0..300 {
         let mut tx = pool.begin().await.unwrap();
         outbox::stage(&mut tx, OrderPlaced { order_id: n % 5, cents: n as i64 }).await.unwrap();
-        // Some are open for a while, some follow at once: sleeping and waking meet in every order.
+        // Some transactions stay open for a while, some follow at once: so the relay goes to sleep before and
+        // after a commit.
         if n % 7 == 0 {
             tokio::time::sleep(Duration::from_millis(n % 4)).await;
         }
@@ -49,7 +50,7 @@ async fn a_sleeping_relay_is_woken_by_other_processes_and_misses_nothing() {
     let (url, pool) = database("crash_wake").await;
     let bus = memory("pg-wake").await;
     let subscription = listen(&bus).await;
-    // Two sleep: one of them is on duty.
+    // Two relays sleep: one of them is the active one.
     let relays = [Working::start(sleeper(&pool, &bus)), Working::start(sleeper(&pool, &bus))];
     until(&pool, ARMED, 1).await;
     let mut stager = child("stager_as_a_child", &url, &[]);
@@ -71,7 +72,8 @@ fn say() {
     out.flush().unwrap();
 }
 
-/// Not a test: a relay whose bus confirms so many and keeps silent about the rest, though it stores them.
+/// Not a test: a relay whose bus confirms a given number of events and does not answer for the later ones,
+/// though it stores them.
 #[tokio::test]
 #[ignore = "run by other tests as a child process"]
 async fn relay_as_a_child() {
@@ -95,7 +97,8 @@ async fn relay_as_a_child() {
     relay.run_until(std::future::pending()).await.unwrap();
 }
 
-/// Kills relays between publish and mark while events are staged; answers what the bus delivered: ids and orders.
+/// Kills relays between publish and mark while events are staged; returns the staged ids, and the id and
+/// order of each delivery.
 async fn killed_relays(name: &'static str, dedup: bool) -> (Vec<MessageId>, Vec<(MessageId, OrderPlaced)>) {
     let (url, pool) = database(name).await;
     let folder = tempfile::tempdir().unwrap();
@@ -130,7 +133,7 @@ async fn killed_relays(name: &'static str, dedup: bool) -> (Vec<MessageId>, Vec<
     let relay = Working::start(relay);
     until(&pool, WAITING, 0).await;
     relay.stop().await;
-    // Behind everything that the relays have published.
+    // Published after all events of the relays.
     bus.publish(OrderPlaced { order_id: 99, cents: 0 }).await.unwrap();
     let mut seen = Vec::new();
     loop {

@@ -1,12 +1,12 @@
-//! A server that is killed, paused and unreachable while events are staged and published.
+//! Tests a server that is killed, paused and unreachable while events are staged and published.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-/// Stages events of `key` one after another until told to stop, each repeated under its id until it is stored;
-/// answers how many.
+/// Stages events of `key` one after another until `stop` is set, each repeated under its id until it is
+/// stored; returns their number.
 async fn stage_on(pool: PgPool, key: u64, stop: Arc<AtomicBool>) -> i64 {
     let mut n = 0;
     while !stop.load(Ordering::SeqCst) {
@@ -25,7 +25,8 @@ async fn stage_on(pool: PgPool, key: u64, stop: Arc<AtomicBool>) -> i64 {
     n
 }
 
-/// Runs stagers and two relays while `trouble` happens; then everything must have come, in order per key.
+/// Runs stagers and two relays while `trouble` happens; then every event must have been delivered, in order
+/// per key.
 async fn endure<T: Future<Output = ()>>(url: &str, bus: &'static str, trouble: impl FnOnce(PgPool) -> T) {
     let pool = PgPoolOptions::new().max_connections(8).connect(url).await.unwrap();
     outbox::create_tables(&pool).await.unwrap();
@@ -57,7 +58,7 @@ async fn endure<T: Future<Output = ()>>(url: &str, bus: &'static str, trouble: i
     }
 }
 
-/// Some more events have been published since.
+/// Waits until `more` further events have been published.
 async fn progress(pool: &PgPool, more: i64) {
     const PUBLISHED: &str = "SELECT count(*) FROM outbox WHERE published IS NOT NULL";
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);

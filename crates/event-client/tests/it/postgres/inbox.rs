@@ -1,4 +1,4 @@
-//! The inbox among concurrent duplicates.
+//! Tests the inbox with concurrent duplicates.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ async fn of_concurrent_duplicates_one_has_its_effect() {
                         return false;
                     }
                     query("INSERT INTO effects VALUES ($1)").bind(n).execute(&mut *tx).await.unwrap();
-                    // One in two fails after its effect: the next in line takes over.
+                    // Every other transaction rolls back after its effect: the next one takes over.
                     if (n + event) % 2 == 0 {
                         tx.rollback().await.unwrap();
                         return false;

@@ -1,4 +1,4 @@
-//! Outbox and inbox on a real PostgreSQL server.
+//! Tests outbox and inbox on a real PostgreSQL server.
 
 mod crash;
 mod faults;
@@ -21,7 +21,7 @@ use test_servers::Postgres;
 use crate::events::{OrderPlaced, placed};
 use crate::outbox::{Working, faulty, listen, memory, next};
 
-/// A database of its own on the server that the tests share, with the tables: its URL and a pool.
+/// Creates a database on the server that the tests share, with the tables; returns its URL and a pool.
 async fn database(name: &str) -> (String, PgPool) {
     let url = Postgres::shared().await.database(name).await.unwrap();
     let pool = open(&url).await;
@@ -36,7 +36,7 @@ async fn open(url: &str) -> PgPool {
 
 const WAITING: &str = "SELECT count(*) FROM outbox WHERE published IS NULL AND error IS NULL";
 const EFFECTS: &str = "SELECT count(*) FROM effects";
-/// Relays that sleep and will be woken.
+/// Counts the relays that sleep and wait for a wake-up.
 const ARMED: &str = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
     WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND datname = current_database()";
 
@@ -44,7 +44,7 @@ async fn count(pool: &PgPool, what: &'static str) -> i64 {
     query_scalar(what).fetch_one(pool).await.unwrap()
 }
 
-/// Waits for a condition that another task or process brings about.
+/// Waits for a condition that another task or process establishes.
 async fn until(pool: &PgPool, what: &'static str, wanted: i64) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while count(pool, what).await != wanted {
@@ -64,7 +64,7 @@ async fn next_order(subscription: &Subscription) -> OrderPlaced {
     Envelope::read(&*next(subscription).await).unwrap().decode().unwrap()
 }
 
-/// A relay that would sleep for an hour: what it publishes it was woken for.
+/// A relay with a poll interval of an hour: it publishes an event only because it was woken.
 fn sleeper(pool: &PgPool, bus: &Bus) -> outbox::Relay<sqlx::Postgres> {
     outbox::Relay::new(pool.clone(), bus.clone()).poll(Duration::from_secs(3600))
 }

@@ -1,4 +1,4 @@
-//! What a relay may see while transactions are open.
+//! Tests which events a relay may read while transactions are open.
 
 use event_client::outbox::{Dialect, Look};
 use sqlx::{Connection, PgConnection, Postgres};
@@ -51,7 +51,7 @@ async fn writers_that_never_pause_hold_up_nothing_for_ever() {
     outbox::stage(&mut open, order(0)).await.unwrap();
     let mut seen = Vec::new();
     for cents in 1..20 {
-        // The next begins before this one ends: there is always one open.
+        // The next transaction begins before this one ends: one is always open.
         let mut next = pool.begin().await.unwrap();
         outbox::stage(&mut next, order(cents)).await.unwrap();
         open.commit().await.unwrap();

@@ -1,4 +1,4 @@
-//! Wrong credentials, missing tables and permissions: said clearly.
+//! Tests that wrong credentials, missing tables and missing permissions give clear errors.
 
 use event_client::ErrorKind;
 
@@ -61,7 +61,7 @@ async fn a_missing_permission_is_named_and_existing_tables_need_no_right_to_crea
     stage_all(&owner, [placed(1)]).await;
     assert_eq!(relay_error(&pool, "pg-rights").await.kind(), ErrorKind::Denied);
 
-    // With what the error asks for, all of it works.
+    // With the permissions that the error names, all operations work.
     query("GRANT INSERT, UPDATE, DELETE ON outbox, outbox_relay TO clerk").execute(&owner).await.unwrap();
     let bus = memory("pg-rights").await;
     let subscription = listen(&bus).await;

@@ -1,4 +1,4 @@
-//! Relays at work: woken, alone and together.
+//! Tests running relays: woken by a signal, alone and with other relays.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ async fn what_is_committed_is_published_and_what_is_rolled_back_is_not() {
     relay.stop().await;
     assert!(subscription.try_next().is_none(), "the rolled back event never appears");
     assert_eq!(count(&pool, EFFECTS).await, 0);
-    assert_eq!(count(&pool, ARMED).await, 0, "a relay that has stopped asks for no wake-up");
+    assert_eq!(count(&pool, ARMED).await, 0, "a relay that has stopped waits for no wake-up");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ async fn a_bus_that_takes_longer_than_the_lease_is_not_served_twice() {
     let relay = || outbox::Relay::new(pool.clone(), slow.clone()).lease(lease).poll(lease / 40).dedup(false);
     let relays: Vec<_> = (0..2).map(|_| Working::start(relay())).collect();
     next_order(&subscription).await;
-    // The claim has been renewed for several leases while the other relay looks.
+    // The claim has been renewed for several leases while the other relay tries to take it.
     let held = "SELECT until FROM outbox_relay";
     let began = count(&pool, held).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
@@ -122,7 +122,7 @@ async fn a_bus_that_is_down_is_waited_for_and_turns_no_key_round() {
         let (down, tries) = (down.clone(), tries.clone());
         faulty(&bus, move |memory, message| {
             let calls = tries.fetch_add(1, Ordering::SeqCst);
-            // Down at first, then shaky.
+            // The bus is down at first, then fails one publish in seven.
             if down.load(Ordering::SeqCst) || calls % 7 == 3 {
                 return Confirm::ready(Err(Error::new(ErrorKind::Unavailable, "the bus is down")));
             }
@@ -189,7 +189,7 @@ async fn what_cannot_be_published_is_set_aside_and_can_be_retried_or_dropped() {
     assert_eq!(outbox::discard(&pool, Some(&[first.to_string(), "unknown".into()])).await.unwrap(), 1);
     relay.stop().await;
 
-    // Another bus takes it.
+    // Another bus accepts the event.
     let wide = Bus::connect("memory:outbox-pg-wide").await.unwrap();
     let subscription = listen(&wide).await;
     assert_eq!(outbox::retry(&pool, None).await.unwrap(), 1);

@@ -1,4 +1,4 @@
-//! Handlers that take longer than the broker's `consumer_timeout`.
+//! Tests handlers that run longer than the broker's `consumer_timeout`.
 
 use event_client::ErrorKind;
 use event_client::subscription::Health;
@@ -10,7 +10,7 @@ use test_servers::{Generation, Rabbit};
 
 use super::{group, message, open, plain};
 
-/// A broker that takes deliveries away after a second.
+/// Starts a broker whose `consumer_timeout` is one second.
 async fn impatient(generation: Generation) -> Rabbit {
     let own = Rabbit::options().generation(generation).start().await.expect("a server");
     let set = "application:set_env(rabbit, consumer_timeout, 1000), \
@@ -19,7 +19,7 @@ async fn impatient(generation: Generation) -> Rabbit {
     own
 }
 
-/// Returns when the broker has taken a delivery away from a plain client that began now.
+/// Returns when the broker has taken a delivery away from a plain client that starts to consume now.
 async fn until_a_plain_client_is_given_up(own: &Rabbit) {
     let (_connection, channel) = plain(&own.url()).await;
     let mut quorum = FieldTable::default();
@@ -33,12 +33,12 @@ async fn until_a_plain_client_is_given_up(own: &Rabbit) {
     let consume = channel.basic_consume("plain".into(), "plain".into(), options, FieldTable::default());
     let mut consumer = consume.await.expect("consumes");
     let held = consumer.next().await.expect("a delivery").expect("a delivery");
-    // Cancelled, or the channel is closed.
+    // The stream ends when the consumer is cancelled or the channel is closed.
     while let Some(Ok(_)) = consumer.next().await {}
     drop(held);
 }
 
-/// Where consumers cannot ask for more, the message comes again and nothing is deaf.
+/// Where consumers cannot raise the timeout, the message is delivered again and every subscription continues.
 #[tokio::test]
 async fn a_handler_beyond_the_consumer_timeout_gets_its_message_again() {
     let own = impatient(Generation::Old).await;
@@ -49,9 +49,9 @@ async fn a_handler_beyond_the_consumer_timeout_gets_its_message_again() {
         let subscription = bus.subscribe(spec).await.expect("subscribed");
         bus.publish(message("orders.placed", "slow")).await.expect("stored");
         let slow = subscription.next().await.expect("a delivery");
-        let again = subscription.next().await.expect("it comes again");
+        let again = subscription.next().await.expect("the message is delivered again");
         assert_eq!((&*again.message().payload, again.info().attempt), (&b"slow"[..], 2));
-        let error = slow.ack().await.expect_err("the channel is gone");
+        let error = slow.ack().await.expect_err("the channel is closed");
         assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
         again.ack().await.expect("acknowledged");
         bus.publish(message("orders.placed", "after")).await.expect("stored");
@@ -62,7 +62,7 @@ async fn a_handler_beyond_the_consumer_timeout_gets_its_message_again() {
     }
 }
 
-/// Newer brokers are asked to leave a delivery with whoever works on it.
+/// On newer brokers the consumer sets a longer timeout, so that a delivery stays with its handler.
 #[tokio::test]
 async fn a_handler_may_take_its_time_where_consumers_can_ask_for_it() {
     let own = impatient(Generation::New).await;
@@ -71,7 +71,7 @@ async fn a_handler_may_take_its_time_where_consumers_can_ask_for_it() {
     bus.publish(message("orders.placed", "slow")).await.expect("stored");
     let slow = subscription.next().await.expect("a delivery");
     until_a_plain_client_is_given_up(&own).await;
-    slow.ack().await.expect("it is still ours");
+    slow.ack().await.expect("the delivery is still leased");
     bus.publish(message("orders.placed", "after")).await.expect("stored");
     let after = subscription.next().await.expect("a delivery");
     assert_eq!((&*after.message().payload, after.info().attempt), (&b"after"[..], 1));

@@ -1,4 +1,5 @@
-//! Plain AMQP clients: what they send is understood, what they get is as documented in `ops/brokers/rabbitmq.md`.
+//! Tests plain AMQP clients: messages they publish are understood, and messages they receive are as
+//! documented in `ops/brokers/rabbitmq.md`.
 
 use event_client::bus::{Bus, Settings};
 use event_client::delivery::Reason;
@@ -108,7 +109,7 @@ async fn a_plain_client_calls_a_service() {
     assert_eq!(got.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("call-1"));
 }
 
-/// Without an id of its own it gets one, which stays; two equal ones are two events.
+/// A message without an id gets one, which stays the same; two equal messages are two events.
 #[tokio::test]
 async fn a_handler_takes_what_a_plain_client_writes() {
     let (url, bus) = bus("taken").await;
@@ -134,7 +135,8 @@ async fn a_handler_takes_what_a_plain_client_writes() {
     running.drain().await.expect("drained");
 }
 
-/// Both separators of the AMQP binding, native values, and the prefix that other clients of RabbitMQ use.
+/// Events from other clients are read with both separators of the AMQP binding, with native values, and with
+/// the prefix that other RabbitMQ clients use.
 #[tokio::test]
 async fn binary_events_of_others_are_read() {
     let (url, bus) = bus("binding").await;

@@ -1,4 +1,5 @@
-//! RabbitMQ beyond the exam, on the real server: what is refused, and what comes from elsewhere.
+//! Tests RabbitMQ beyond the conformance cases, on the real server: refused input, and messages from other
+//! clients.
 
 mod consumer_timeout;
 mod foreign;
@@ -18,14 +19,14 @@ async fn server() -> &'static Rabbit {
     Rabbit::shared(Generation::Old).await
 }
 
-/// A bus on a vhost of the test's own.
+/// Opens a bus on a vhost that only this test uses.
 async fn bus(name: &str) -> (String, Arc<dyn Transport>) {
     let url = server().await.vhost(name).await.expect("a vhost");
     let bus = open(&url).await.expect("the bus opens");
     (url, bus)
 }
 
-/// A plain client's channel on the same vhost.
+/// Opens a plain client's channel on the same vhost.
 async fn plain(url: &str) -> (lapin::Connection, lapin::Channel) {
     let connection =
         lapin::Connection::connect(url, lapin::ConnectionProperties::default()).await.expect("connected");

@@ -1,4 +1,4 @@
-//! A broker that goes away, comes back, or stops taking messages.
+//! Tests a broker that stops, restarts, or blocks publishers.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn a_blocked_broker_says_why_and_goes_on() {
     let in_hand = subscription.next().await.expect("a delivery");
     own.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.0)").await.expect("the alarm is on");
     let error = loop {
-        // The first ones may slip through before the broker says that it is blocked.
+        // The first publishes may succeed before the broker reports that it blocks.
         if let Err(error) = bus.publish(message("orders.placed", "blocked")).await {
             break error;
         }
@@ -25,7 +25,7 @@ async fn a_blocked_broker_says_why_and_goes_on() {
     assert!(error.to_string().contains("low on memory"), "the broker's own words: {error}");
     let error = bus.admin().ping().await.expect_err("it takes no messages");
     assert!(error.to_string().contains("low on memory"), "{error}");
-    // What was fetched is settled all the same.
+    // A message that was fetched can still be settled.
     in_hand.ack().await.expect("acknowledged");
     own.eval("vm_memory_monitor:set_vm_memory_high_watermark(0.8)").await.expect("the alarm is off");
     bus.publish(message("orders.placed", "after")).await.expect("stored again");
@@ -42,7 +42,7 @@ async fn a_subscription_waits_for_a_broker_that_is_starting() {
         own.kill().await.expect("killed");
         let (subscription, started) = tokio::join!(bus.subscribe(group("g", "orders.>")), own.start());
         started.expect("started");
-        // The same queue as before, with what it held.
+        // The queue and its messages have survived the restart.
         let delivery = subscription.expect("subscribed").next().await.expect("a delivery");
         assert_eq!(&*delivery.message().payload, b"kept");
         delivery.ack().await.expect("acknowledged");
@@ -55,6 +55,6 @@ async fn a_subscription_does_not_wait_for_ever() {
     let bus = open(&format!("{}?publish_timeout=1s", own.url())).await.expect("the bus opens");
     own.kill().await.expect("killed");
     let late = tokio::time::timeout(Duration::from_secs(60), bus.subscribe(group("g", "orders.>")));
-    let error = late.await.expect("an answer").expect_err("nobody is there");
+    let error = late.await.expect("an answer").expect_err("no broker is running");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }

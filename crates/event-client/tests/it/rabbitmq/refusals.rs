@@ -1,4 +1,4 @@
-//! What cannot be is refused with a clear error and harms nothing else.
+//! Tests that invalid requests are refused with a clear error and affect nothing else.
 
 use event_client::ErrorKind;
 use lapin::options::QueueDeclareOptions;
@@ -27,7 +27,7 @@ async fn a_missing_vhost_is_named() {
 
 #[tokio::test]
 async fn nobody_at_the_address_is_told_at_once() {
-    let error = open("amqp://127.0.0.1:1?connect_timeout=2s").await.expect_err("nobody there");
+    let error = open("amqp://127.0.0.1:1?connect_timeout=2s").await.expect_err("no broker listens");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("127.0.0.1:1"), "{error}");
 }
@@ -37,7 +37,7 @@ async fn a_missing_permission_refuses_the_publish_alone() {
     let server = server().await;
     server.vhost("rights").await.expect("a vhost");
     server.user("reader", "reader").await.expect("a user");
-    // May make and read everything, but write to no exchange of events.
+    // May configure and read everything, but may not write to an exchange of events.
     server
         .permit("reader", "rights", [".*", "^backbone\\.(sys|lock|registry|group).*", ".*"])
         .await
@@ -66,7 +66,7 @@ async fn a_queue_with_other_settings_is_refused_with_the_difference() {
 
 #[tokio::test]
 async fn a_payload_above_the_brokers_own_limit_is_refused_alone() {
-    // The broker is told to take less than we believe.
+    // The broker's maximum message size is set below the one that the client assumes.
     let own =
         test_servers::Rabbit::options().line("max_message_size = 100000").start().await.expect("a server");
     let bus = open(&own.url()).await.expect("the bus opens");

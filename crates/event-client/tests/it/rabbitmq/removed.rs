@@ -1,5 +1,5 @@
-//! What stands on the broker is deleted under members at work, by somebody else: it is noticed, and made again as far as
-//! `provision` allows.
+//! Tests that another client deletes queues, exchanges and bindings while members use them: the library
+//! notices it, and creates them again as far as `provision` allows.
 
 use event_client::transport::Subscribe;
 use lapin::options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeleteOptions};
@@ -13,7 +13,7 @@ async fn delete_exchange(channel: &lapin::Channel) {
     channel.exchange_delete("backbone.evt".into(), options).await.expect("deleted");
 }
 
-/// An exchange of the same name, without a binding.
+/// Declares an exchange of the same name, without a binding.
 async fn declare_exchange(channel: &lapin::Channel) {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let (kind, table) = (lapin::ExchangeKind::Topic, FieldTable::default());
@@ -26,7 +26,7 @@ fn keyed(name: &str) -> Subscribe {
     spec
 }
 
-/// The exchange is deleted; the next publish makes it again, and with it the bindings of every group.
+/// The exchange is deleted; the next publish declares it again, together with the bindings of every group.
 #[tokio::test]
 async fn who_makes_the_exchange_again_restores_all_bindings() {
     let (url, bus) = bus("exchange-published").await;
@@ -38,7 +38,8 @@ async fn who_makes_the_exchange_again_restores_all_bindings() {
     delete_exchange(&channel).await;
     passes(&bus, &free, "orders.placed", "after").await;
     gets(&order, "after").await;
-    // Also where nobody of ours notices the exchange's absence: it is made again by hand, and somebody joins or opens.
+    // Also when no member notices that the exchange was missing: it is declared by hand, and then a member
+    // joins or a bus opens.
     for n in 0..2 {
         delete_exchange(&channel).await;
         declare_exchange(&channel).await;
@@ -55,7 +56,7 @@ async fn who_makes_the_exchange_again_restores_all_bindings() {
     }
 }
 
-/// A binding is removed by hand: the next member of its group binds again.
+/// A binding is removed by hand: the next member of its group restores it.
 #[tokio::test]
 async fn a_new_member_binds_again() {
     let (url, bus) = bus("unbound").await;
@@ -69,7 +70,7 @@ async fn a_new_member_binds_again() {
     passes(&bus, &second, "orders.placed", "after").await;
 }
 
-/// A group's queue is deleted under its members: it is made again, bound as it was.
+/// A group's queue is deleted while it has members: it is declared again, with its bindings.
 #[tokio::test]
 async fn a_deleted_queue_is_made_again() {
     let (url, bus) = bus("queue").await;
@@ -82,11 +83,11 @@ async fn a_deleted_queue_is_made_again() {
         let mut health = member.health();
         health.mark_unchanged();
         channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.expect("deleted");
-        health.changed().await.expect("it says so");
+        health.changed().await.expect("the health reports it");
         recovers(&member).await;
         passes(&bus, &member, "orders.placed", "after").await;
         drop(member);
-        // And while nobody is there.
+        // The same while the group has no member.
         while bus.admin().groups().await.expect("the groups").iter().any(|status| status.members > 0) {
             tokio::task::yield_now().await;
         }
@@ -98,7 +99,8 @@ async fn a_deleted_queue_is_made_again() {
     }
 }
 
-/// Without leave to make anything, a new member is refused, a live one says what is missing, and a plan shows it.
+/// Without permission to create anything, a new member is refused, a live one reports the missing object, and
+/// a plan lists it.
 #[tokio::test]
 async fn what_may_not_be_made_again_is_said_and_planned() {
     let (url, bus) = bus("exchange-verified").await;

@@ -1,4 +1,5 @@
-//! Who may connect: certificates, names without passwords, and servers that are not what is needed.
+//! Tests login and encryption: certificates, logins without a password, and servers that do not meet the
+//! requirements.
 
 use event_client::ErrorKind;
 use test_servers::{Generation, Rabbit, Tls};
@@ -8,7 +9,8 @@ use tokio::net::TcpListener;
 use super::{group, message, open, server};
 use crate::broker::{does_everything, printed};
 
-/// A server that wants a client's certificate, and takes its common name for a user's where it is asked to.
+/// Starts a server that requires a client's certificate, and uses its common name as the user name for
+/// clients that choose that mechanism.
 async fn mutual(generation: Generation) -> Rabbit {
     let options = Rabbit::options().generation(generation).tls(Tls::Mutual);
     let server = options
@@ -39,7 +41,7 @@ async fn tls_needs_the_right_certificates() {
         let delivery = subscription.next().await.expect("a delivery");
         assert_eq!(&*delivery.message().payload, b"secret");
         delivery.ack().await.expect("acknowledged");
-        // The name is in the certificate: neither user nor password.
+        // The certificate contains the name: the URL has neither user nor password.
         let hosts = format!("amqps://127.0.0.1:{}/%2F", server.port());
         let named = open(&format!("{hosts}?connect_timeout=60s&auth=external&ca={ca}&{own}"))
             .await
@@ -72,7 +74,8 @@ async fn the_first_host_that_lives_is_taken() {
     assert!(error.to_string().contains("127.0.0.1:2"), "{error}");
 }
 
-/// What answers every connection with these bytes, once it has been greeted.
+/// Starts a listener that answers every connection with these bytes, after it has received the protocol
+/// header.
 async fn answering(bytes: Vec<u8>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -87,7 +90,7 @@ async fn answering(bytes: Vec<u8>) -> u16 {
     port
 }
 
-/// The greeting of a broker of this name and version, as it is on the wire.
+/// Encodes the `connection.start` frame of a broker with this name and version.
 fn greeting(product: &str, version: &str) -> Vec<u8> {
     let mut table = Vec::new();
     for (name, value) in [("product", product), ("version", version)] {
@@ -126,7 +129,7 @@ async fn a_server_that_will_not_do_is_refused_with_what_is_needed() {
     }
 }
 
-/// The patterns that the operator's page prints suffice, for a service and for one that only publishes.
+/// The patterns on the operators' page are sufficient, for a service and for a client that only publishes.
 #[tokio::test]
 async fn the_printed_rights_suffice() {
     let page = include_str!("../../../../../ops/brokers/rabbitmq.md").replace("NS", "backbone");

@@ -1,4 +1,4 @@
-//! Sentinel: the master is killed, and everything goes on with the replica.
+//! Tests failover with Sentinel: the master is killed, and all operations continue on the replica.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use tokio::time::{sleep, timeout};
 
 use super::{group, message, open};
 
-/// A master, its replica and the sentinel that watches both.
+/// Starts a master, its replica and the sentinel that watches both.
 async fn three() -> (Redis, Redis, Sentinel) {
     let master = Redis::options().start().await.expect("a master");
     let replica = Redis::options().replica_of(&master).start().await.expect("a replica");
     let sentinel = Sentinel::over(&master).await.expect("a sentinel");
-    // It hears of replicas from the master, which must have them first.
+    // The sentinel learns of replicas from the master, to which they must have connected first.
     let known = async {
         while sentinel.replicas().await.expect("an answer") == 0 {
             sleep(Duration::from_millis(50)).await;
@@ -25,7 +25,8 @@ async fn three() -> (Redis, Redis, Sentinel) {
     (master, replica, sentinel)
 }
 
-/// What `WAIT` has seen on the replica survives the master; reading and publishing go on by themselves.
+/// An entry that `WAIT` confirmed on the replica survives the master; reading and publishing continue
+/// automatically.
 #[tokio::test]
 async fn the_replica_becomes_the_master() -> Result<()> {
     let (master, replica, sentinel) = three().await;
@@ -55,15 +56,16 @@ async fn the_replica_becomes_the_master() -> Result<()> {
     assert_eq!(sentinel.master().await.expect("a master"), replica.port());
     let mut missing: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     missing.push("after".into());
-    // Acknowledgements that had not reached the replica come again: at least once, not exactly once.
+    // Acknowledgements that had not reached the replica are lost, and their messages are delivered again: at
+    // least once, not exactly once.
     while !missing.is_empty() {
         let next = timeout(Duration::from_secs(60), subscription.next()).await;
         let delivery = next.unwrap_or_else(|_| panic!("{missing:?} never came")).expect("a delivery");
         missing.retain(|text| delivery.message().payload != *text);
-        // Lost only where the master took the lease with it.
+        // Fails only where the master lost the lease.
         let _ = delivery.ack().await;
     }
-    // Nobody has the second copy now, and who asks for one is told.
+    // No replica has the second copy now, and a publish that requires one fails.
     let told = async {
         loop {
             let alone = safe.publish(message("orders.a", "alone")).await;
@@ -85,5 +87,5 @@ async fn the_replica_becomes_the_master() -> Result<()> {
 async fn sentinels_that_do_not_know_the_master_are_told_apart() {
     let (_master, _replica, sentinel) = three().await;
     let other = sentinel.url().replace("sentinel=main", "sentinel=other");
-    super::refused(&other, ErrorKind::Unavailable, "know no such master").await;
+    super::refused(&other, ErrorKind::Unavailable, "no master of this name").await;
 }

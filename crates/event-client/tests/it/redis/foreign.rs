@@ -1,4 +1,4 @@
-//! Plain clients: what they write is taken, what they read is as documented.
+//! Tests plain clients: entries they write are delivered, and entries they read are as documented.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{group, message, open, plain, shared};
 use crate::broker::{plain_service, same_event};
 use crate::events::placed;
 
-/// Fields of an entry as a plain client sees them.
+/// An entry's fields as a plain client reads them.
 type Fields = HashMap<String, Vec<u8>>;
 
 #[tokio::test]
@@ -46,7 +46,7 @@ async fn a_plain_client_reads_an_event() {
     assert_eq!(receipt.position, Some(Position(position)));
 }
 
-/// Nothing of ours is needed, and no byte is too odd.
+/// An entry needs none of this library's fields, and may contain any byte.
 #[tokio::test]
 async fn a_plain_client_writes_an_event() {
     let (url, namespace) = shared().await;
@@ -87,7 +87,8 @@ async fn a_plain_client_writes_an_event() {
     second.ack().await.expect("acknowledged");
 }
 
-/// A subject that breaks the rules matches nobody: it becomes a dead letter of each group, and others go on.
+/// An illegal subject matches no handler: the message becomes a dead letter of each group, and other messages
+/// are delivered.
 #[tokio::test]
 async fn an_illegal_subject_is_a_dead_letter() {
     let (url, namespace) = shared().await;
@@ -108,7 +109,7 @@ async fn an_illegal_subject_is_a_dead_letter() {
             .clone();
         illegal.exec_async(&mut client).await.expect("written");
         bus.publish(message("orders.a", "fine")).await.expect("published");
-        let delivery = subscription.next().await.expect("what came after it");
+        let delivery = subscription.next().await.expect("the message after it");
         assert_eq!(delivery.message().payload, "fine");
         delivery.ack().await.expect("acknowledged");
         let filter = DeadLetterFilter { group: Some(group_name(name)), ..Default::default() };
@@ -127,7 +128,8 @@ fn group_name(name: &str) -> event_client::subject::Group {
     event_client::subject::Group::new(name).expect("a group")
 }
 
-/// An entry that somebody deletes while it waits for a retry is gone, and nothing hangs.
+/// An entry that another client deletes while it waits for a retry is not delivered again, and nothing
+/// blocks.
 #[tokio::test]
 async fn a_deleted_entry_stops_nobody() {
     let (url, namespace) = shared().await;
@@ -151,7 +153,7 @@ async fn a_deleted_entry_stops_nobody() {
     next.ack().await.expect("acknowledged");
 }
 
-/// A request is lines and a body in a list; the answer comes to a channel.
+/// A request is a list entry with header lines and a body; the reply is published to a channel.
 #[tokio::test]
 async fn a_plain_client_calls_a_service() {
     let (url, namespace) = shared().await;
@@ -163,7 +165,7 @@ async fn a_plain_client_calls_a_service() {
         assert_eq!(request.message.headers.get("tenant"), Some("a"));
         let payload = request.message.payload.clone();
         let frame = Frame { headers: Headers::new(), content_type: "text/plain".into(), payload, last: true };
-        request.responder.send(frame).await.expect("heard");
+        request.responder.send(frame).await.expect("sent");
     });
     let client = redis::Client::open(url.split('?').next().expect("a URL")).expect("a client");
     let mut listening = client.get_async_pubsub().await.expect("a connection");
@@ -184,7 +186,7 @@ async fn a_plain_client_calls_a_service() {
     serving.await.expect("served");
 }
 
-/// An entry with a body alone reaches a handler that takes plain data, as the same event each time.
+/// An entry with only a body reaches a handler of plain data, as the same event on each delivery.
 #[tokio::test]
 async fn a_handler_takes_what_a_plain_client_writes() {
     let (url, namespace) = shared().await;

@@ -1,4 +1,5 @@
-//! Housekeeping: what is trimmed, who is removed, who is reported; never what somebody still needs.
+//! Tests housekeeping: which entries are trimmed, which consumers are removed and which groups are reported;
+//! nothing that is still needed is removed.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::{group, message, open, plain, shared};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `done`.
+/// Waits until `done` returns true.
 async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
     let waiting = async {
         while !done().await {
@@ -27,7 +28,7 @@ async fn length(client: &mut MultiplexedConnection, stream: &str) -> usize {
     redis::cmd("XLEN").arg(stream).query_async(client).await.expect("a length")
 }
 
-/// Warnings of this thread, where a test's whole runtime is.
+/// Collects the warnings of this thread, on which the test's whole runtime runs.
 #[derive(Clone, Default)]
 struct Warnings(Arc<Mutex<Vec<String>>>);
 
@@ -64,11 +65,11 @@ impl<S: tracing::Subscriber> Layer<S> for Warnings {
     }
 }
 
-/// A log is trimmed up to the oldest entry that a group still needs, and no further.
+/// A stream is trimmed up to the oldest entry that a group still needs, and no further.
 #[tokio::test]
 async fn what_is_not_acknowledged_is_never_trimmed() {
     let (url, namespace) = shared().await;
-    let bus = open(&format!("{url}&housekeeping=100ms&retention_messages=10&retention_age=1ms"))
+    let bus = open(&format!("{url}&housekeeping_interval=100ms&retention_messages=10&retention_age=1ms"))
         .await
         .expect("opened");
     let mut client = plain(&url).await;
@@ -91,8 +92,8 @@ async fn what_is_not_acknowledged_is_never_trimmed() {
             delivery.ack().await.expect("acknowledged");
         }
     }
-    // 200 is in hand; what is behind it has to stay, too.
-    until("all before it go", async || length(&mut client, &stream).await == 100).await;
+    // Entry 200 is in flight; the entries after it have to stay, too.
+    until("all entries before it are trimmed", async || length(&mut client, &stream).await == 100).await;
     let first: Vec<(String, Vec<(String, String)>)> = redis::cmd("XRANGE")
         .arg(&stream)
         .arg("-")
@@ -104,16 +105,20 @@ async fn what_is_not_acknowledged_is_never_trimmed() {
         .expect("read");
     let data = first[0].1.iter().find(|(name, _)| name == "data").map(|(_, value)| value.as_str());
     assert_eq!(data, Some("200"));
-    // Rounds go by, and it is still there to be tried again.
+    // Housekeeping runs several times, and the entry can still be retried.
     sleep(Duration::from_millis(500)).await;
     kept.take().expect("in hand").retry(Duration::ZERO, "again").await.expect("parked");
     let again = subscription.next().await.expect("the retry");
     assert_eq!((again.message().payload.as_ref(), again.info().attempt), (&b"200"[..], 2));
     again.ack().await.expect("acknowledged");
-    until("the rest goes down to what is kept", async || length(&mut client, &stream).await <= 10).await;
+    until("the remaining entries are trimmed to the minimum", async || {
+        length(&mut client, &stream).await <= 10
+    })
+    .await;
 }
 
-/// A consumer that is gone is removed when nothing is pending for it; one with something pending never is.
+/// A consumer that has disconnected is removed when it has no pending entry; one with a pending entry is
+/// never removed.
 #[tokio::test]
 async fn dead_consumers_go_only_when_they_have_nothing() {
     let (url, namespace) = shared().await;
@@ -131,7 +136,7 @@ async fn dead_consumers_go_only_when_they_have_nothing() {
     let mut read = redis::cmd("XREADGROUP");
     read.arg("GROUP").arg("g").arg("full.60000").arg("COUNT").arg(1).arg("STREAMS").arg(&stream).arg(">");
     read.exec_async(&mut client).await.expect("read");
-    let bus = open(&format!("{url}&housekeeping=100ms")).await.expect("opened");
+    let bus = open(&format!("{url}&housekeeping_interval=100ms")).await.expect("opened");
     let mut ask = redis::cmd("XINFO");
     ask.arg("CONSUMERS").arg(&stream).arg("g");
     let mut names = async || {
@@ -142,8 +147,12 @@ async fn dead_consumers_go_only_when_they_have_nothing() {
         };
         consumers.iter().map(name).collect::<Vec<_>>()
     };
-    until("the empty one goes", async || !names().await.contains(&"empty.60000".to_owned())).await;
-    // Two rounds later the others are still there: one has a message, and one is no member of ours.
+    until("the consumer without pending entries is removed", async || {
+        !names().await.contains(&"empty.60000".to_owned())
+    })
+    .await;
+    // Two rounds later the others still exist: one has a pending entry, and one is not a member of this
+    // library.
     sleep(Duration::from_millis(400)).await;
     let left = names().await;
     for name in ["full.60000", "somebody-else"] {
@@ -152,13 +161,13 @@ async fn dead_consumers_go_only_when_they_have_nothing() {
     bus.close().await.expect("closed");
 }
 
-/// A group that nobody reads any more is named, once, and keeps its messages.
+/// A group that no consumer reads any more is reported by name, once, and keeps its messages.
 #[tokio::test]
 async fn an_abandoned_group_is_reported() {
     let warnings = Warnings::default();
     let _listening = warnings.listen();
     let (url, namespace) = shared().await;
-    let bus = open(&format!("{url}&housekeeping=100ms&retention_age=1ms")).await.expect("opened");
+    let bus = open(&format!("{url}&housekeeping_interval=100ms&retention_age=1ms")).await.expect("opened");
     drop(bus.subscribe(group("forgotten", "orders.>")).await.expect("subscribed"));
     for number in 0..5 {
         bus.publish(message("orders.a", &number.to_string())).await.expect("published");
@@ -179,7 +188,7 @@ async fn a_server_that_may_lose_messages_is_warned_of() {
     open(&forgetful.url()).await.expect("opened");
     assert!(warnings.has(&["append-only file", "appendonly yes"]));
     let evicting = test_servers::Redis::options().evicting(64).start().await.expect("a server");
-    open(&format!("{}?eviction=allow", evicting.url())).await.expect("on the operator's word");
+    open(&format!("{}?eviction=allow", evicting.url())).await.expect("the operator accepts eviction");
     assert!(warnings.has(&["allkeys-lru", "noeviction"]));
     let volatile =
         test_servers::Redis::options().line("maxmemory 64mb").line("maxmemory-policy volatile-ttl");

@@ -1,4 +1,5 @@
-//! The Redis transport against real servers: what it refuses, what comes from elsewhere, what other clients see.
+//! Tests the Redis transport against real servers: refused input, foreign entries, and the view of other
+//! clients.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +12,7 @@ mod promises;
 mod refusals;
 mod removed;
 
-/// The shared server with a namespace of this test's own.
+/// The shared server with a namespace that only this test uses.
 async fn shared() -> (String, String) {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let namespace = format!("it-{}", NEXT.fetch_add(1, Ordering::Relaxed));

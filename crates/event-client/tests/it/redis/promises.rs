@@ -1,4 +1,4 @@
-//! What a server really does decides what is promised.
+//! Tests that the server's actual settings decide which durability is promised.
 
 use event_client::ErrorKind;
 use event_client::message::Durability;
@@ -32,7 +32,7 @@ async fn without_a_file_nothing_is_promised() {
     assert!(!open(&server.url()).await.expect("opened").capabilities().persistent);
 }
 
-/// Where the ACL hides the settings the operator's word counts.
+/// Where the ACL hides the settings, only the durability that the operator states counts.
 #[tokio::test]
 async fn hidden_settings_promise_nothing() {
     let hidden = "~* &* +@all -config -info";
@@ -41,7 +41,7 @@ async fn hidden_settings_promise_nothing() {
     publish(&format!("{}?durability=fsync", server.url()), Durability::Fsync).await.expect("kept");
 }
 
-/// A confirmed publish that asks for replicas fails when there are none.
+/// A publish that requires replicas fails when there are none.
 #[tokio::test]
 async fn missing_replicas_are_told() {
     let server = Redis::options().start().await.expect("a server");
@@ -49,7 +49,7 @@ async fn missing_replicas_are_told() {
     assert_eq!(publish(&url, Durability::Default).await, Err(ErrorKind::Unavailable));
 }
 
-/// A connection that died while nothing was sent is no reason to fail what comes next.
+/// A connection that died while it was idle does not fail the next operation.
 #[tokio::test]
 async fn an_outage_that_nobody_noticed_costs_nothing() {
     let server = Redis::options().start().await.expect("a server");
@@ -59,7 +59,7 @@ async fn an_outage_that_nobody_noticed_costs_nothing() {
     bus.publish(message("orders.a", "after")).await.expect("published without a second try");
 }
 
-/// Settings that change while we are connected change the promise.
+/// A setting that changes while the client is connected changes the promised durability.
 #[tokio::test]
 async fn less_durability_set_at_run_time_is_refused_to_who_asks_for_more() {
     for generation in test_servers::Generation::ALL {
@@ -78,7 +78,7 @@ async fn less_durability_set_at_run_time_is_refused_to_who_asks_for_more() {
             command
         };
         set("everysec").query_async::<()>(&mut plain).await.expect("set");
-        // Whoever comes back from an outage looks at once, others within half a minute.
+        // A connection that is restored reads the settings at once, others within half a minute.
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("TYPE").arg("pubsub");
         kill.query_async::<i64>(&mut plain).await.expect("cut");

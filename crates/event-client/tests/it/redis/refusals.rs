@@ -1,4 +1,4 @@
-//! Bad input: each is a clear error, and harms nothing else.
+//! Tests bad input: each case is a clear error, and does not affect other messages.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn no_server_is_told_within_seconds() {
     timeout(Duration::from_secs(60), told).await.expect("it does not try for ever");
 }
 
-/// A right that is missing for one topic refuses that topic alone.
+/// A missing permission for one topic refuses that topic only.
 #[tokio::test]
 async fn a_missing_permission_harms_one_topic_only() {
     let rules = "~backbone:{orders}* ~backbone:topics ~backbone:{groups}* ~backbone:{rpc:* &backbone:* +@all";
@@ -55,7 +55,7 @@ async fn a_missing_permission_harms_one_topic_only() {
     assert_eq!(error.kind(), ErrorKind::Denied, "{error:?}");
 }
 
-/// Without the right to be called back, a reader looks often instead.
+/// Without permission for `CLIENT UNBLOCK`, a reader polls at short intervals instead.
 #[tokio::test]
 async fn client_unblock_may_be_forbidden() {
     let rules = "~* &* +@all -client|unblock";
@@ -76,18 +76,18 @@ async fn client_unblock_may_be_forbidden() {
 async fn a_server_that_throws_streams_away_is_refused() {
     let server = Redis::options().evicting(64).start().await.expect("a server");
     refused(&server.url(), ErrorKind::Config, "maxmemory-policy noeviction").await;
-    let bus = open(&format!("{}?eviction=allow", server.url())).await.expect("on the operator's word");
+    let bus = open(&format!("{}?eviction=allow", server.url())).await.expect("the operator accepts eviction");
     bus.publish(message("orders.a", "x")).await.expect("published");
 }
 
-/// Topics live on different nodes there, and this client follows nobody.
+/// In a cluster, topics are stored on different nodes, and this client follows no redirection.
 #[tokio::test]
 async fn a_node_of_a_cluster_is_refused() {
     let server = Redis::options().line("cluster-enabled yes").start().await.expect("a server");
     refused(&server.url(), ErrorKind::Unsupported, "Redis Cluster").await;
 }
 
-/// A full server refuses what is published, and what it has can still be read.
+/// A full server refuses publishes, and its stored messages can still be read.
 #[tokio::test]
 async fn a_full_server_says_so() {
     let server = Redis::options()
@@ -110,7 +110,7 @@ async fn a_full_server_says_so() {
     assert_eq!(error.kind(), ErrorKind::Full, "{error:?}");
     assert!(error.to_string().contains("maxmemory"), "{error}");
     for _ in 0..stored.min(8) {
-        let delivery = subscription.next().await.expect("what was stored");
+        let delivery = subscription.next().await.expect("the stored message");
         assert_eq!(delivery.message().payload.len(), text.len());
         drop(delivery);
     }
@@ -165,12 +165,12 @@ async fn tls_needs_the_right_certificates() {
     refused(&format!("{}?ca=/no/such/file", server.url()), ErrorKind::Config, "/no/such/file").await;
 }
 
-/// A server that is a replica takes no writes.
+/// A replica accepts no writes.
 #[tokio::test]
 async fn a_replica_takes_nothing() {
     let server = Redis::options().line("replicaof 127.0.0.1 1").start().await.expect("a server");
     let url = format!("{}?publish_timeout=1s", server.url());
-    // Opening may succeed: whether it will become the master again is not known.
+    // Opening may succeed, because it is not known whether the replica will become the master.
     if let Ok(bus) = open(&url).await {
         let error = bus.publish(message("orders.a", "x")).await.expect_err("a replica");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
@@ -188,7 +188,7 @@ async fn durability_that_the_server_lacks_is_refused() {
     refused(&format!("{url}&durability=fsync"), ErrorKind::Config, "appendfsync always").await;
 }
 
-/// The user that the operator's page prints can do all that a service does, on both generations.
+/// The user on the operators' page can run every operation of a service, on both generations.
 #[tokio::test]
 async fn the_printed_rights_suffice() {
     let page = include_str!("../../../../../ops/brokers/redis.md");

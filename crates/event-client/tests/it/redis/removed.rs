@@ -1,5 +1,5 @@
-//! What stands on the server is deleted under members at work, by somebody else: it is noticed, and made again as far as
-//! `provision` allows.
+//! Tests that another client deletes streams and groups while members use them: the library notices it, and
+//! creates them again as far as `provision` allows.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ fn keyed(name: &str) -> Subscribe {
     spec
 }
 
-/// Takes what comes until this text, which must not be missing; earlier texts may come again.
+/// Acknowledges deliveries until this text, which must not be missing; earlier texts may be delivered again.
 async fn comes(subscription: &Subscription, wanted: &str) {
     loop {
         let delivery = subscription.next().await.expect("a delivery");
@@ -33,7 +33,7 @@ async fn two(bus: &Arc<dyn Transport>) -> [Subscription; 2] {
     [free, order]
 }
 
-/// A topic's stream is deleted and made again by whoever publishes next.
+/// A topic's stream is deleted and created again by the next publisher.
 #[tokio::test]
 async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     let (url, namespace) = shared().await;
@@ -60,7 +60,8 @@ async fn a_stream_that_is_made_again_is_read_from_its_beginning() {
     }
 }
 
-/// A group is destroyed on its topic: it goes on behind what it is known to have settled, and loses nothing.
+/// A group is destroyed on its topic: it continues after the last entry that it is known to have settled, and
+/// loses nothing.
 #[tokio::test]
 async fn a_destroyed_group_is_made_again_where_it_was() {
     let (url, namespace) = shared().await;
@@ -95,7 +96,7 @@ async fn a_destroyed_group_is_made_again_where_it_was() {
     }
 }
 
-/// A server is emptied: groups are made again, and what is published before that reaches them.
+/// A server is emptied: groups are created again, and messages published before that are delivered to them.
 #[tokio::test]
 async fn members_outlive_a_server_that_is_emptied() {
     let server = test_servers::Redis::options().start().await.expect("a server");
@@ -112,7 +113,8 @@ async fn members_outlive_a_server_that_is_emptied() {
     assert_eq!(groups.iter().map(|status| status.group.as_str()).collect::<Vec<_>>(), ["free", "order"]);
 }
 
-/// Without leave to make anything, a member says what is missing, a plan shows it, and goes on when an operator has made it.
+/// Without permission to create anything, a member reports the missing object, a plan lists it, and the
+/// member continues after an operator has created it.
 #[tokio::test]
 async fn what_may_not_be_made_again_is_said_and_planned() {
     let (url, namespace) = shared().await;

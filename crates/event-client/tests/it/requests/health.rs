@@ -1,4 +1,4 @@
-//! The health question that every service answers.
+//! Tests the health request that every service answers.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Answers and requests that are larger than the bus takes: an error that says so, at both ends.
+//! Tests replies and requests that are larger than the bus accepts: both ends get an error with the reason.
 
 use super::*;
 use crate::failures::Lines;
@@ -11,7 +11,7 @@ fn small_bus() -> Bus {
     Bus::with_transport(Arc::new(MemoryTransport::private(config).unwrap()), Default::default()).unwrap()
 }
 
-/// The status that a caller gets instead, which names the limit.
+/// Checks the status that a caller gets instead of the reply, which names the limit.
 #[track_caller]
 fn too_large<E: std::fmt::Debug>(error: CallError<E>) {
     match error {
@@ -48,9 +48,9 @@ async fn an_answer_that_is_too_large_is_told_to_the_caller_and_logged_by_the_ser
     assert!(line["error"].contains("4096") && line.contains_key("correlation_id"), "{line:#?}");
     let counts = service.counts()["files.read.v1"];
     assert_eq!((counts.acked, counts.rejected), (1, 1));
-    // An error of the request's own that is too large is told as well.
+    // A request's own error that is too large is reported too.
     too_large(bus.request(Read { bytes: 4096, fail: true }).timeout(HOUR).await.unwrap_err());
-    assert_eq!(bus.request(Read { bytes: 1, fail: false }).await.unwrap(), "x", "the service goes on");
+    assert_eq!(bus.request(Read { bytes: 1, fail: false }).await.unwrap(), "x", "the service continues");
 }
 
 #[tokio::test]

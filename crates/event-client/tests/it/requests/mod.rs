@@ -1,4 +1,5 @@
-//! Requests: typed answers and errors, deadlines that travel, members that take turns, answers in chunks.
+//! Tests requests: typed replies and errors, deadlines that are passed on, members that take turns, replies
+//! in chunks.
 
 mod health;
 mod large;
@@ -57,7 +58,7 @@ struct Chunk(String);
 struct ChatError;
 impl ReplyError for ChatError {}
 
-/// Counts its drops: shows that work was let go of.
+/// Signals when it is dropped: shows that the work was cancelled.
 #[derive(Clone, Default)]
 struct Dropped(Arc<Notify>);
 impl Drop for Dropped {
@@ -210,7 +211,7 @@ async fn a_call_made_while_handling_inherits_what_is_left_and_the_flow() {
 
     async fn checkout(bus: Bus, Req(_): Req<Checkout>) -> Result<(u64, String), Status> {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        // Asks for a minute, has 700 ms.
+        // The call has a timeout of a minute, but only 700 ms remain.
         let call = bus.request(Stock {}).timeout(Duration::from_secs(60));
         call.await.map_err(|error| error.to_status())
     }
@@ -277,11 +278,11 @@ async fn what_cannot_be_decoded_answers_invalid_argument() {
     match bus.request(OtherShape { amount: 0.5 }).await {
         Err(CallError::Status(status)) => {
             assert_eq!(status.code, Code::InvalidArgument);
-            assert!(status.message.contains("sku"), "says what is missing: {status}");
+            assert!(status.message.contains("sku"), "names the missing field: {status}");
         }
         other => panic!("{other:?}"),
     }
-    // An answer that the caller cannot read.
+    // A reply that the caller cannot decode.
     #[derive(Request, Serialize, Deserialize)]
     #[request(name = "pricing.get-quote", reply = Vec<u8>, error = QuoteError)]
     struct OtherReply {
@@ -291,7 +292,7 @@ async fn what_cannot_be_decoded_answers_invalid_argument() {
         Err(CallError::Bus(error)) => assert_eq!(error.kind(), ErrorKind::Decode),
         other => panic!("{other:?}"),
     }
-    // Garbage instead of an envelope.
+    // Invalid JSON instead of an envelope.
     let subject = event_client::subject::Subject::new("pricing.get-quote.v1").unwrap();
     let garbage = event_client::message::Message::new(subject, "application/cloudevents+json", "{{{");
     let mut replies = bus.transport().requests().call(garbage, Duration::from_secs(1)).await.unwrap();

@@ -1,4 +1,4 @@
-//! Answers in chunks: order, errors after chunks, readers that leave.
+//! Tests replies in chunks: order, errors after chunks, readers that leave.
 
 use super::*;
 
@@ -20,10 +20,10 @@ async fn chunks_arrive_in_order_and_end() {
     let all: Vec<_> = bus.request(words(&["a", "b", "c"], false)).stream().await.unwrap().collect().await;
     let all: Vec<_> = all.into_iter().map(Result::unwrap).collect();
     assert_eq!(all, ["a", "b", "c"].map(|word| Chunk(word.into())));
-    // An empty stream is an end, not an error.
+    // An empty stream ends without an error.
     let all: Vec<_> = bus.request(words(&[], false)).stream().await.unwrap().collect().await;
     assert!(all.is_empty());
-    // More than any buffer holds.
+    // More chunks than any buffer holds.
     let many = Ask { words: (0..1000).map(|n| n.to_string()).collect(), then_fail: false };
     assert_eq!(bus.request(many).stream().await.unwrap().count().await, 1000);
 }

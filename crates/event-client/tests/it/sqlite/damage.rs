@@ -1,4 +1,4 @@
-//! Files that are full, foreign, locked, or asked for too much.
+//! Tests files that are full, foreign, locked or damaged.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 async fn a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() {
     let (_folder, path) = file();
     drop(open(&path).await.subscribe(group("work", 1)).await.unwrap());
-    // A limit on the size of files is a full disk that needs no disk: the shell sets it and lets its signal be.
+    // A limit on the file size acts as a full disk: the shell sets it and ignores its signal.
     let mut child = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -S -f 8192; exec \"$0\" \"$@\""])
         .arg(std::env::current_exe().unwrap())
@@ -25,7 +25,7 @@ async fn a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() {
     let stored: u64 = said.next().unwrap().split_once(' ').unwrap().0.parse().unwrap();
     child.wait().unwrap();
     let bus = open(&path).await;
-    // What was refused may still have been stored: the answer came from a commit that failed.
+    // A refused message may still have been stored: the error came from a commit that failed.
     assert!(status(&bus, "work").await.waiting >= stored, "{stored} were confirmed");
     assert!(stored > 10);
     bus.close().await.unwrap();
@@ -65,7 +65,7 @@ async fn files_that_are_not_ours_are_left_alone() {
         assert!(error.to_string().contains(hint), "{name}: {error}");
         assert_eq!(std::fs::read(path(name)).ok(), before, "{name} was changed");
     }
-    // Damage in the middle of a file that was ours.
+    // Damage in the middle of one of this library's files.
     let bus = open(&path("damaged")).await;
     for n in 0..200 {
         drop(bus.publish(message("orders.placed.v1", n.to_string().repeat(500))));
@@ -116,7 +116,7 @@ async fn promises_that_cannot_be_kept_are_refused() {
     let error = bus.publish(message("orders.placed.v1", "x".repeat(3000))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(error.to_string().contains("2048") && error.to_string().contains("3026"), "{error}");
-    // A second handle may differ in what it promises, not in how the file is kept.
+    // A second handle may promise another durability, but may not change how the file is stored.
     let other = open(&path).await;
     let mut sure = message("orders.placed.v1", "");
     sure.durability = Durability::Fsync;

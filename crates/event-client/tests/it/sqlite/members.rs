@@ -1,4 +1,4 @@
-//! Several processes and members of one group: turns, keys, takeover.
+//! Tests several processes and members of one group: shares, keys, takeover.
 
 use super::*;
 
@@ -26,7 +26,7 @@ async fn two_processes_share_a_group_and_wake_each_other() {
     let (mut consumer, mut lines) = child("consume", &path);
     assert_eq!(lines.next().as_deref(), Some("ready"));
     let subscription = bus.subscribe(group("work", 1)).await.unwrap();
-    // This process holds one; all else must reach the other.
+    // This process holds one message; all others must reach the other process.
     bus.publish(message("orders.placed.v1", 0)).await.unwrap();
     let mut there = HashSet::new();
     let mut held = None;
@@ -119,7 +119,7 @@ async fn a_killed_keyed_member_is_followed_in_order() {
         let (key, n) =
             (delivery.message().key.clone().unwrap().to_string(), text(&delivery).parse::<i64>().unwrap());
         match last.get(&key) {
-            None => assert!(n <= highest[&key] + 3, "{key} goes on at {n} after {}", highest[&key]),
+            None => assert!(n <= highest[&key] + 3, "{key} continues at {n} after {}", highest[&key]),
             Some(last) => assert_eq!(n, last + 3, "{key}"),
         }
         last.insert(key, n);

@@ -1,4 +1,4 @@
-//! The embedded transport on real files, with real second processes that are really killed.
+//! Tests the embedded transport on real files, with second processes that are killed.
 
 mod damage;
 mod members;
@@ -58,7 +58,8 @@ fn text(delivery: &Delivery) -> String {
     String::from_utf8(delivery.message().payload.to_vec()).unwrap()
 }
 
-/// The next delivery, or a failed test: nothing here waits for longer than a broken lease lasts.
+/// Returns the next delivery, or fails the test: no test waits for longer than it takes to replace a lost
+/// lease.
 async fn next(subscription: &Subscription) -> Delivery {
     tokio::time::timeout(Duration::from_secs(20), subscription.next())
         .await
@@ -71,7 +72,7 @@ async fn status(bus: &Bus, name: &str) -> GroupStatus {
     groups.into_iter().find(|status| status.group.as_str() == name).unwrap()
 }
 
-/// Waits until the group's state is as wanted.
+/// Waits until the group's status satisfies `wanted`.
 async fn until(bus: &Bus, name: &str, wanted: impl Fn(&GroupStatus) -> bool) -> GroupStatus {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -173,7 +174,7 @@ async fn thousands_reach_each_group_once_in_order_of_their_topic() {
     bus.close().await.unwrap();
 }
 
-/// Runs `role` in a process of its own: this test binary again, told what to be.
+/// Starts `role` in a separate process: this test binary again, with the role in its environment.
 fn child(role: &str, path: &Path) -> (Child, impl Iterator<Item = String>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["sqlite::as_a_child", "--exact", "--ignored", "--nocapture"])
@@ -187,14 +188,15 @@ fn child(role: &str, path: &Path) -> (Child, impl Iterator<Item = String>) {
 }
 
 fn say(what: impl std::fmt::Display) {
-    // Past the test harness, which would keep it until the end; a line that begins somewhere else is cut there.
+    // Writes past the test harness, which would buffer the line until the end; the parent cuts text before
+    // the `>`.
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     writeln!(out, ">{what}").unwrap();
     out.flush().unwrap();
 }
 
-/// Not a test: what a child process does.
+/// Not a test: the main function of a child process.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by other tests as a child process"]
 async fn as_a_child() {

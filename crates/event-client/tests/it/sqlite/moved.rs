@@ -1,4 +1,4 @@
-//! Files that are removed, moved or replaced while the bus has them open.
+//! Tests files that are removed, moved or replaced while the bus has them open.
 
 use event_client::subscription::Health;
 
@@ -6,11 +6,11 @@ use super::*;
 
 const FILES: [&str; 3] = ["bus.db", "bus.db-wal", "bus.db-shm"];
 
-/// Waits until the subscription's health is as wanted.
+/// Waits until the subscription's health satisfies `wanted`.
 async fn health(subscription: &Subscription, wanted: impl Fn(&Health) -> bool) {
     let mut health = subscription.health();
     let waited = tokio::time::timeout(Duration::from_secs(20), health.wait_for(|now| wanted(now))).await;
-    drop(waited.expect("in time").expect("it lives"));
+    drop(waited.expect("in time").expect("the subscription has not ended"));
 }
 
 fn lost(file: &str) -> impl Fn(&Health) -> bool {
@@ -37,7 +37,7 @@ async fn nothing_is_confirmed_or_live_until_a_file_that_was_moved_is_back() {
         let (file, aside) = (folder.path().join(name), folder.path().join("aside"));
         std::fs::rename(&file, &aside).unwrap();
         for attempt in 1..=2 {
-            let error = bus.publish(order("lost")).await.expect_err("its file is gone");
+            let error = bus.publish(order("lost")).await.expect_err("its file was removed");
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{name}, attempt {attempt}");
             let said = format!("{error:?}");
             assert!(said.contains(name) && said.contains("removed or moved"), "{said}");
@@ -46,7 +46,7 @@ async fn nothing_is_confirmed_or_live_until_a_file_that_was_moved_is_back() {
             health(member, lost(name)).await;
         }
         for refused in [bus.admin().groups().await.map(drop), bus.admin().ping().await.map(drop)] {
-            assert_eq!(refused.expect_err("its file is gone").kind(), ErrorKind::Corrupt);
+            assert_eq!(refused.expect_err("its file was removed").kind(), ErrorKind::Corrupt);
         }
         assert!(bus.subscribe(group("more", 1)).await.is_err(), "nothing new begins");
         std::fs::write(&file, "").unwrap();
@@ -56,14 +56,14 @@ async fn nothing_is_confirmed_or_live_until_a_file_that_was_moved_is_back() {
         bus.publish(order("after")).await.unwrap();
         for member in &members {
             health(member, |health| *health == Health::Live).await;
-            // What was refused may have been written before it was noticed.
+            // A refused message may have been written before the move was noticed.
             while text(&next(member).await) != "after" {}
         }
         bus.close().await.unwrap();
     }
 }
 
-/// Whatever was on its way at that moment.
+/// Publishes are in flight while the file is moved.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_confirmed_before_the_file_was_moved_is_in_it() {
     let (folder, path) = file();
@@ -104,7 +104,7 @@ async fn what_was_confirmed_before_the_file_was_moved_is_in_it() {
     assert!(confirmed >= 500);
 }
 
-/// How many messages the file at `path` has, read beside the bus.
+/// Returns the number of messages in the file at `path`, read without the bus.
 async fn status_of_log(path: &Path) -> i64 {
     use sqlx::{ConnectOptions, Connection};
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
@@ -125,7 +125,7 @@ async fn a_bus_that_is_opened_again_takes_the_file_that_stands_there_then() {
     other.publish(order("in the copy")).await.unwrap();
     other.close().await.unwrap();
     std::fs::rename(&copy, &path).unwrap();
-    let refused = open_with(&path, "").await.expect_err("the log of the file that is gone is still there");
+    let refused = open_with(&path, "").await.expect_err("the log of the removed file still exists");
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
     for name in &FILES[1..] {
         std::fs::remove_file(folder.path().join(name)).unwrap();
@@ -137,13 +137,13 @@ async fn a_bus_that_is_opened_again_takes_the_file_that_stands_there_then() {
     assert_eq!(text(&next(&all).await), "in the copy");
     bus.publish(order("after")).await.unwrap();
     assert_eq!(text(&next(&all).await), "after");
-    assert!(gone.publish(order("lost")).await.is_err(), "the handle of the file that is gone stays refused");
+    assert!(gone.publish(order("lost")).await.is_err(), "the removed file's handle stays refused");
     bus.close().await.unwrap();
     assert!(gone.close().await.is_err());
 }
 
-/// The locks of a process on a file end when it closes any handle of that file: another process would take itself for
-/// the last one, and remove the log that this one writes into.
+/// A process's locks on a file end when it closes any handle of that file: another process would consider
+/// itself the last one, and remove the log to which this process writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_comes_and_goes_removes_nothing_under_two_handles_of_another() {
     let (_folder, path) = file();

@@ -1,5 +1,5 @@
-//! A group's row is deleted under its members, by somebody else: they make it again where they know the group to be, or say
-//! that they may not.
+//! Tests that another process deletes a group's row while it has members: they create it again at the group's
+//! known position, or report that they may not.
 
 use event_client::subscription::Health;
 use sqlx::{ConnectOptions, Connection};
@@ -34,7 +34,7 @@ async fn a_deleted_row_is_made_again_where_the_group_was() {
         in_hand.ack().await.unwrap();
         until(&bus, "g", |status| (status.waiting, status.in_flight) == (0, 0)).await;
         member.health().wait_for(|health| *health == Health::Live).await.unwrap();
-        // Deleted through the library, it stays deleted, and its members end.
+        // When the group is deleted through the library, it stays deleted, and its members end.
         bus.admin().delete_group(Group::new("g").unwrap()).await.unwrap();
         assert!(member.next().await.is_none());
         assert!(bus.admin().groups().await.unwrap().is_empty());

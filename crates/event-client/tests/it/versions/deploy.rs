@@ -1,4 +1,5 @@
-//! Deploying a new version of an event, with members of different versions in processes of their own.
+//! Tests the deployment of a new version of an event, with members of different versions in separate
+//! processes.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,8 @@ impl From<EntryV1> for Entry {
     }
 }
 
-/// Where every member writes what it handled: appended lines are whole and in one order.
+/// The file to which every member writes its handled entries: appended lines are not split and have one
+/// order.
 #[derive(Clone)]
 struct Ledger(Arc<PathBuf>);
 
@@ -69,7 +71,7 @@ async fn start(url: &str, ledger: &Path, version: &str, keyed: bool, within: Dur
     books.with_state(Ledger(Arc::new(ledger.to_owned()))).start().await.unwrap()
 }
 
-/// Not a test: a member in a process of its own, until its input ends.
+/// Not a test: a member in a separate process, until its input ends.
 #[tokio::test]
 #[ignore = "run by other tests as a child process"]
 async fn member_as_a_child() {
@@ -86,7 +88,7 @@ async fn member_as_a_child() {
     println!(">gone");
 }
 
-/// One bus, its ledger, and how the members work.
+/// One bus, its ledger, and the settings of the members.
 struct Fleet {
     url: String,
     ledger: PathBuf,
@@ -96,7 +98,7 @@ struct Fleet {
     _folder: tempfile::TempDir,
 }
 
-/// A member's process: killed when dropped.
+/// A member's process; killed when dropped.
 struct Member {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -105,10 +107,10 @@ struct Member {
 
 impl Member {
     fn says(&mut self, word: &str) {
-        assert!(self.lines.any(|line| line.contains(word)), "the member ended before it said {word:?}");
+        assert!(self.lines.any(|line| line.contains(word)), "the member ended before it printed {word:?}");
     }
 
-    /// Drains it, as a deployment would.
+    /// Drains the member, as a deployment would.
     fn stop(mut self) {
         drop(self.stdin.take());
         self.says(">gone");
@@ -154,7 +156,7 @@ impl Fleet {
         }
     }
 
-    /// What was handled so far: number, by which version, at which attempt.
+    /// Returns the entries handled so far: number, version of the handler, attempt.
     fn handled(&self) -> Vec<(u32, u32, u32)> {
         let text = std::fs::read_to_string(&self.ledger).unwrap();
         let line = |line: &str| {
@@ -164,7 +166,8 @@ impl Fleet {
         text.lines().map(line).collect()
     }
 
-    /// Waits until every number of `wanted` was handled, and checks by which version and that it was the first attempt.
+    /// Waits until every number of `wanted` was handled, and checks the handler's version and that it was the
+    /// first attempt.
     async fn until(&self, wanted: &[(u32, Option<u32>)]) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
         loop {
@@ -193,15 +196,16 @@ impl Fleet {
     }
 }
 
-/// The whole life of a deployment on one bus.
+/// Runs a whole deployment on one bus: new publisher, new consumer, and roll-back.
 async fn deploys(url: impl FnOnce(&Path) -> String, keyed: bool) {
     let fleet = Fleet::new(url, keyed).await;
-    // As builds made it that knew a handler's own versions only.
+    // The group as builds created it that knew only a handler's own versions.
     let lineage = [Pattern::new("ledger.entry.v1").unwrap()];
     let spec = Subscribe { keyed, ..Subscribe::group(Group::new(GROUP).unwrap(), lineage) };
     drop(fleet.bus.subscribe(spec).await.unwrap());
 
-    // The publisher first: version 2 waits for a member that knows it, its key behind it, and others go on.
+    // The publisher is updated first: version 2 waits for a member that knows it, the later messages of its
+    // key wait behind it, and other messages are handled.
     let first = fleet.member(1);
     assert_eq!(fleet.filters().await, ["ledger.entry.*"]);
     fleet.publish(1, "a", 1).await;
@@ -215,7 +219,7 @@ async fn deploys(url: impl FnOnce(&Path) -> String, keyed: bool) {
         assert!(fleet.place(2) < fleet.place(3), "{:?}", fleet.handled());
     }
 
-    // An old pod that restarts after the new one takes nothing from it.
+    // An old member that restarts after the new one does not narrow the group's filters.
     first.stop();
     let first = fleet.member(1);
     assert_eq!(fleet.filters().await, ["ledger.entry.*"]);
@@ -227,7 +231,7 @@ async fn deploys(url: impl FnOnce(&Path) -> String, keyed: bool) {
     fleet.until(&newer).await;
     fleet.until(&(20..26).map(|n| (n, None)).collect::<Vec<_>>()).await;
 
-    // A roll-back: what was published for the new version waits until it is back.
+    // A roll-back: messages of the new version wait until it is deployed again.
     second.stop();
     fleet.publish(2, "a", 30).await;
     fleet.publish(1, "c", 31).await;
@@ -236,21 +240,22 @@ async fn deploys(url: impl FnOnce(&Path) -> String, keyed: bool) {
     let second = fleet.member(2);
     fleet.until(&[(30, Some(2))]).await;
 
-    // The consumer first: it knows both.
+    // The consumer is updated first: it knows both versions.
     fleet.publish(1, "a", 40).await;
     fleet.publish(2, "a", 41).await;
     fleet.until(&[(40, Some(2)), (41, Some(2))]).await;
     second.stop();
     assert_eq!(fleet.handled().len(), 20, "nothing was handled twice: {:?}", fleet.handled());
     assert!(fleet.bus.admin().dead_letters(DeadLetterFilter::default()).await.unwrap().is_empty());
-    // However the members left, the group owes nothing.
+    // However the members left, the group has no unsettled message.
     let groups = fleet.bus.admin().groups().await.unwrap();
     let status = groups.iter().find(|status| status.group.as_str() == GROUP).unwrap();
     assert_eq!((status.waiting, status.in_flight), (0, 0), "{status:?}");
     fleet.bus.close().await.unwrap();
 }
 
-/// Nobody knows the version for as long as was said: a dead letter, which a replay brings to a member that does.
+/// When no member knows the version within the given time, the message becomes a dead letter, and a replay
+/// delivers it to a member that does.
 async fn gives_up(url: impl FnOnce(&Path) -> String, keyed: bool) {
     let mut fleet = Fleet::new(url, keyed).await;
     fleet.within = Duration::from_secs(1);
@@ -308,7 +313,7 @@ macro_rules! on_every_bus {
     )*};
 }
 
-/// A namespace of the test's own on a shared server.
+/// Returns the URL of a shared server with a namespace that only this test uses.
 fn apart(url: &str) -> String {
     let separator = if url.contains('?') { '&' } else { '?' };
     format!("{url}{separator}namespace=deploy-{:016x}", fastrand::u64(..))

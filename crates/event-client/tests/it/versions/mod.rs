@@ -1,4 +1,4 @@
-//! Versions of an event, and payloads that are not what they should be.
+//! Tests versions of an event, and invalid payloads.
 
 mod deploy;
 
@@ -95,7 +95,8 @@ async fn a_gap_in_the_versions_stops_the_start() {
     assert!(error.to_string().contains("since = 2"), "{error}");
 }
 
-/// What becomes of one message at a handler of `orders.placed`, with a good one behind it.
+/// Publishes one changed message to a handler of `orders.placed`, and a valid one after it; returns the
+/// changed one's dead-letter reason and error.
 async fn fate(change: impl FnOnce(&mut Message)) -> (Reason, String) {
     async fn take(Msg(_): Msg<OrderPlaced>) {}
     let t = TestBus::start(Service::new("billing").on(take)).await;
@@ -178,7 +179,7 @@ async fn second(State(seen): State<Arc<Mutex<Vec<i64>>>>, Msg(sent): Msg<SentV2>
     seen.lock().unwrap().push(sent.cents);
 }
 
-/// The next one: it knows version 3 as well.
+/// The next service: it knows version 3 as well.
 async fn third(State(seen): State<Arc<Mutex<Vec<i64>>>>, attempt: Attempt, Msg(sent): Msg<Sent>) {
     assert_eq!(attempt.number(), 1, "waiting counted as attempts");
     seen.lock().unwrap().push(sent.cents);
@@ -188,7 +189,7 @@ fn cents(cents: i64) -> Sent {
     Sent { cents, currency: "EUR".into() }
 }
 
-/// Waits until the handler has settled so many deliveries.
+/// Waits until the handler has settled `count` deliveries.
 async fn settlements(t: &TestBus, group: &str, count: usize) {
     while t.handler(group).attempts().len() < count {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -201,7 +202,7 @@ async fn a_newer_version_waits_for_a_member_that_knows_it() {
     let mut t = TestBus::start(Service::new("books").on(second.keyed()).with_state(seen.clone())).await;
     t.publish(cents(3)).await.publish(SentV2 { cents: 1 }).await.publish(SentV1 { euros: 2 }).await;
     settlements(&t, "books.invoices.sent", 20).await;
-    assert_eq!(*seen.lock().unwrap(), [1, 200], "what it knows goes on");
+    assert_eq!(*seen.lock().unwrap(), [1, 200], "the versions that it knows are handled");
     let outcomes = t.handler("books.invoices.sent").outcomes();
     assert_eq!(outcomes.iter().filter(|kind| **kind == OutcomeKind::Release).count(), outcomes.len() - 2);
     let counts = t.running().counts()["books.invoices.sent"];

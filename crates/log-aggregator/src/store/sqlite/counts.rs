@@ -1,19 +1,19 @@
-//! How many records each service has, in bounded memory whatever names are sent.
+//! Counts the records of each service; the memory stays bounded whatever names are sent.
 
 use crate::store::{Counts, OTHERS};
 
-/// Services that are counted by name.
+/// Maximum number of services that are counted by name.
 const MOST_NAMES: usize = 1000;
-/// Longest name that is kept, in bytes.
+/// Longest counted name, in bytes.
 const LONGEST_NAME: usize = 256;
 
-/// Counts by name, and one for all names that are too long or too many.
+/// Counts by name, and one count for all names that exceed the length or the number.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     named: Counts,
     others: u64,
-    /// Whether a name was left out for want of a place: from then on every new name is, so that what has a name is
-    /// counted whole.
+    /// Whether a name was not added because the limit was reached. From then on no new name is added, so that the
+    /// count of each named service is complete.
     full: bool,
 }
 

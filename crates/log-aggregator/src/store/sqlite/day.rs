@@ -1,4 +1,5 @@
-//! One day's file: its name, its tables, its connections, and what it holds when it is opened.
+//! Opens and describes the SQLite file of one day: its name, its tables, its connections and its range of event
+//! times.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -49,37 +50,37 @@ CREATE TABLE services (name TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE deliveries (id BLOB PRIMARY KEY) WITHOUT ROWID;
 PRAGMA user_version = 2;
 ";
-/// From layout 1, where `time` was what the sender said: a day's records arrived before the day ended, so whatever is
-/// later than that is a clock that was wrong. The parameter is the end of the day.
+/// Upgrade from layout 1, in which `time` was the sender's event time. The records of a day arrived before the day
+/// ended, so an event time after the end of the day comes from a wrong clock. The parameter is the end of the day.
 const FROM_1: &str = "
 UPDATE records SET time = arrived,
   said = strftime('%Y-%m-%dT%H:%M:%S', time / 1000000000, 'unixepoch') || printf('.%09dZ', time % 1000000000)
 WHERE time >= ? AND time > arrived
 ";
 
-/// A day that can be read.
+/// A day's file with its connections for reading.
 #[derive(Debug)]
 pub(super) struct Day {
     pub(super) path: PathBuf,
     pub(super) readers: SqlitePool,
-    /// The file at `path`, as it was opened.
+    /// Identity of the file at `path` when it was opened.
     file: Identity,
-    /// First and last event time in the file, so that a query by time leaves the file alone if it can.
+    /// First and last event time in the file, so that a query by time can skip the file.
     span: Mutex<Option<(i64, i64)>>,
-    /// Whether the file has today's layout. One that cannot be written keeps the layout it has.
+    /// Whether the file has the current layout. A file that cannot be written keeps its earlier layout.
     current: AtomicBool,
 }
 
-/// How a day's file was found.
+/// The result of opening a day's file.
 pub(super) enum Condition {
-    /// It can be used, and this is the newest record in it, or 0; a missing file was made.
+    /// The file is usable; the number is the `seq` of its newest record, or 0. A missing file was created.
     Sound(Day, Seq),
-    /// It was not a sound database and now has this name.
+    /// The file was corrupt and was renamed to this path.
     SetAside(PathBuf),
 }
 
 impl Day {
-    /// Opens or makes a day's file and reads what it holds.
+    /// Opens or creates a day's file and reads its newest `seq` and its range of event times.
     pub(super) async fn load(options: &Options, date: Date) -> Result<Condition> {
         let path = path_of(&options.dir, date);
         match Self::try_load(options, date).await {
@@ -89,7 +90,7 @@ impl Day {
                 std::fs::rename(&path, &aside).map_err(|e| {
                     Error::because(ErrorKind::Unavailable, format!("cannot set {} aside", path.display()), e)
                 })?;
-                // They belong to the file that went; a new one must not meet them.
+                // These files belong to the renamed file; a new database must not find them.
                 for suffix in ["-wal", "-shm"] {
                     let _ = std::fs::rename(with_suffix(&path, suffix), with_suffix(&aside, suffix));
                 }
@@ -114,15 +115,16 @@ impl Day {
                     if is_corrupt(&error) {
                         return Err(error);
                     }
-                    // On a full disk, say: what it holds is served nevertheless.
-                    tracing::warn!(%error, %date, "a day of logs keeps its earlier layout");
+                    // The upgrade can fail, for example on a full disk; the records are served nevertheless.
+                    tracing::warn!(%error, %date, "cannot upgrade the log file of a day; it keeps its earlier layout");
                     current = false;
                 }
             }
             VERSION => {}
             newer => {
-                let text =
-                    format!("the file has layout {newer}, this program knows {VERSION}: use a newer one");
+                let text = format!(
+                    "the file has layout {newer}, but this program supports {VERSION}: use a newer program"
+                );
                 return Err(sqlx::Error::Configuration(text.into()));
             }
         }
@@ -136,7 +138,7 @@ impl Day {
             .max_connections(4)
             .min_connections(0)
             .acquire_timeout(Duration::from_secs(10))
-            // Longer than it can take: a warning would be one more line to be stored.
+            // Longer than the acquire timeout: a warning would produce one more log record.
             .acquire_slow_threshold(Duration::from_secs(20))
             .idle_timeout(Duration::from_secs(60))
             .connect_lazy_with(connect_options(&path).create_if_missing(false).pragma("query_only", "ON"));
@@ -145,7 +147,7 @@ impl Day {
         Ok((day, last.unwrap_or(0)))
     }
 
-    /// Adds how many records of each service the file has, a name at a time.
+    /// Adds the file's number of records of each service to `tally`, one name at a time.
     pub(super) async fn count(&self, tally: &mut Tally) -> Result<()> {
         let what = |e| failed(&format!("cannot count in {}", self.path.display()), e);
         let mut rows =
@@ -157,38 +159,40 @@ impl Day {
         Ok(())
     }
 
-    /// Whether the file may hold records from `since` on and before `until`.
+    /// Returns whether the file may contain records with an event time from `since` (inclusive) to `until`
+    /// (exclusive).
     pub(super) fn overlaps(&self, since: Option<i64>, until: Option<i64>) -> bool {
         let span = *self.span.lock().expect("no code panics while looking at it");
         span.is_some_and(|(from, to)| since.is_none_or(|t| to >= t) && until.is_none_or(|t| from < t))
     }
 
-    /// The latest event time in the file.
+    /// Returns the latest event time in the file.
     pub(super) fn latest(&self) -> i64 {
         self.span.lock().expect("no code panics while looking at it").map_or(i64::MIN, |(_, to)| to)
     }
 
-    /// What the sender's clock said, as a column.
+    /// Returns the SQL column of the event time by the sender's clock; the earlier layout has none.
     pub(super) fn said(&self) -> &'static str {
         if self.current.load(Ordering::Acquire) { "said" } else { "NULL" }
     }
 
-    /// Brings the file to today's layout if it has an earlier one; records can be added to no other.
+    /// Upgrades the file to the current layout if it has an earlier one; records can only be added to the current
+    /// layout.
     pub(super) async fn update(&self, connection: &mut SqliteConnection, date: Date) -> Result<()> {
         if !self.current.load(Ordering::Acquire) {
-            let what = || format!("cannot bring {} to today's layout", self.path.display());
+            let what = || format!("cannot upgrade {} to the current layout", self.path.display());
             upgrade(connection, date).await.map_err(|e| failed(&what(), e))?;
             self.current.store(true, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Whether its file is still where it was opened.
+    /// Checks that the file at `path` is still the one that was opened.
     pub(super) fn intact(&self) -> std::result::Result<(), Lost> {
         self.file.check()
     }
 
-    /// Takes new records into the span.
+    /// Extends the range of event times by new records.
     pub(super) fn widen(&self, kept: &[Stored]) {
         let mut span = self.span.lock().expect("no code panics while looking at it");
         for stored in kept {
@@ -202,7 +206,7 @@ impl Day {
     }
 }
 
-/// Brings a file of layout 1 to today's.
+/// Upgrades a file from layout 1 to the current layout.
 async fn upgrade(connection: &mut SqliteConnection, date: Date) -> std::result::Result<(), sqlx::Error> {
     let end = date.tomorrow().and_then(|next| next.to_zoned(TimeZone::UTC));
     let end = end.map_or(i64::MAX, |end| nanoseconds(end.timestamp()));
@@ -213,7 +217,7 @@ async fn upgrade(connection: &mut SqliteConnection, date: Date) -> std::result::
     changing.commit().await
 }
 
-/// A connection that writes into a day's file, and which files that are.
+/// A connection that writes into a day's file, and the identity of the opened files.
 #[derive(Debug)]
 pub(super) struct Writing {
     pub(super) connection: SqliteConnection,
@@ -221,12 +225,13 @@ pub(super) struct Writing {
 }
 
 impl Writing {
-    /// Whether what it has committed is where others look for it.
+    /// Checks that the committed records are in the files that readers open.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] when the files were removed, moved or replaced.
     pub(super) fn confirm(&self) -> Result<()> {
-        let text = "the day's file is no longer where it was opened, so what was written is not stored";
+        let text =
+            "the day's file was moved, replaced or deleted while open, so the written records are not stored";
         self.files.check().map_err(|lost| Error::because(ErrorKind::Unavailable, text, lost))
     }
 }
@@ -236,7 +241,7 @@ pub(super) async fn connect(options: &Options, date: Date) -> Result<Writing> {
     let path = path_of(&options.dir, date);
     let opened = async {
         let mut connection = open(options, date).await?;
-        // Read once, so that all its files are there.
+        // One read makes SQLite create all files of the database.
         sqlx::query("SELECT 1 FROM sqlite_schema").execute(&mut connection).await?;
         let files = Identity::of(&path).map_err(sqlx::Error::Io)?;
         Ok(Writing { connection, files })
@@ -260,19 +265,20 @@ fn connect_options(path: &Path) -> SqliteConnectOptions {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5))
-        // A checkpoint costs two more fsyncs: one for every 16 MiB rather than for every 4.
+        // A checkpoint costs two more fsyncs: checkpoint every 16 MiB instead of every 4 MiB.
         .pragma("wal_autocheckpoint", "4000")
         .pragma("temp_store", "MEMORY")
-        // A row may be a megabyte.
+        // A row may have a size of 1 MiB.
         .row_buffer_size(8)
-        // A slow statement is a line in the log, which comes back here to be stored, and is slow again.
+        // A warning about a slow statement is a log record that comes back here to be stored, slowly again.
         .disable_statement_logging()
 }
 
-/// The day that a file belongs to, by its name.
+/// Returns the day of a file by its name.
 pub(super) fn date_of(name: &OsStr) -> Option<Date> {
     let date: Date = name.to_str()?.strip_prefix("logs-")?.strip_suffix(".db")?.parse().ok()?;
-    // Other spellings of a day (`20260131`) name no file of ours: the one that would be opened has another name.
+    // Other spellings of a date (`20260131`) are not names of this store: the file that it would open has another
+    // name.
     (name == name_of(date).as_str()).then_some(date)
 }
 
@@ -280,13 +286,13 @@ fn name_of(date: Date) -> String {
     format!("logs-{date}.db")
 }
 
-/// Whether a name in the log directory is one that this store gives.
+/// Returns whether this store creates files of this name in the log directory.
 pub(super) fn is_ours(name: &str) -> bool {
     name == super::LOCK || name.starts_with("logs-")
 }
 
 fn path_of(dir: &Path, date: Date) -> PathBuf {
-    // A relative directory such as `file:x` would be taken as a URI by SQLite.
+    // SQLite would take a relative directory such as `file:x` as a URI.
     Path::new(".").join(dir).join(name_of(date))
 }
 
@@ -313,7 +319,7 @@ fn is_corrupt(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(SQLITE_CORRUPT | SQLITE_NOTADB))
 }
 
-/// Says what failed in our terms.
+/// Makes an [`Error`] of the operation `what` that failed with an SQL error.
 pub(super) fn failed(what: &str, error: sqlx::Error) -> Error {
     const SQLITE_FULL: i32 = 13;
     let kind = match (code(&error), &error) {

@@ -1,6 +1,6 @@
-//! The store on SQLite: one file per UTC day of arrival, `logs-2026-01-31.db`, in WAL mode.
+//! Stores log records in SQLite: one file per UTC day of arrival, `logs-2026-01-31.db`, in WAL mode.
 //!
-//! A day is its own file so that old days never slow new ones and can be removed whole. `synchronous` is
+//! Each day has its own file, so that old days do not slow new ones and can be deleted as a whole. `synchronous` is
 //! FULL: a commit returns after the fsync. The caller groups records: one append is one transaction.
 
 mod counts;
@@ -26,13 +26,13 @@ use crate::error::{Error, ErrorKind, Result};
 use counts::Tally;
 use day::{Condition, Day, Writing};
 
-/// What the SQLite store needs to know.
+/// Settings of the SQLite store.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of the day files; made when missing.
+    /// Directory of the day files; created when missing.
     pub dir: PathBuf,
-    /// No day's file grows beyond this many bytes: then appending answers [`ErrorKind::Full`] until the next
-    /// day or until records are cleared. Default: no bound but the disk's.
+    /// Size limit of a day's file in bytes: when it is reached, appending returns [`ErrorKind::Full`] until the next
+    /// day or until records are deleted. Default: none; only the disk limits the size.
     pub max_day_bytes: Option<u64>,
 }
 
@@ -47,10 +47,10 @@ pub struct SqliteStore {
     _lock: File,
 }
 
-/// What only the one who writes may touch.
-/// Held by the process that owns the directory.
+/// Name of the lock file, which the process that owns the directory holds locked.
 const LOCK: &str = "lock";
 
+/// The state of the writing side.
 #[derive(Debug)]
 struct Writer {
     last: Seq,
@@ -58,11 +58,11 @@ struct Writer {
 }
 
 impl SqliteStore {
-    /// Opens the store, making the directory when there is none. A day's file that turns out not to be sound
-    /// is set aside under the name `….db.corrupt` and reported; the other days are served.
+    /// Opens the store and creates the directory when it is missing. A day's file that is corrupt is renamed to
+    /// `….db.corrupt` and reported in the log; the other days are served.
     ///
     /// # Errors
-    /// When the directory cannot be made or read, or another process owns it.
+    /// When the directory cannot be created or read, or when another process owns it.
     pub async fn open(options: Options) -> Result<Self> {
         let dir = &options.dir;
         let failed = |what: &str, e: std::io::Error| {
@@ -83,7 +83,7 @@ impl SqliteStore {
         for entry in std::fs::read_dir(dir).map_err(|e| failed("read", e))? {
             let entry = entry.map_err(|e| failed("read", e))?;
             if entry.file_name().to_str().is_some_and(day::is_ours) {
-                // Earlier versions let every user of the machine read them.
+                // Earlier versions created files that every user of the machine could read.
                 private_files::narrow_file(&entry.path()).map_err(|e| failed("protect", e))?;
             }
             let Some(date) = day::date_of(&entry.file_name()) else { continue };
@@ -115,13 +115,14 @@ impl SqliteStore {
         let date = Timestamp::from_microsecond(first).unwrap_or(now).to_zoned(TimeZone::UTC).date();
         let mut connection = self.writing(&mut writer, date).await?;
         let earlier = self.days.read().await.range(..date).next_back().map(|(_, day)| Arc::clone(day));
-        // Whatever goes wrong, the connection is dropped with its transaction and the next append opens anew.
+        // On any error the connection is dropped together with its transaction, and the next append opens a new one.
         let kept = write::append(&mut connection.connection, earlier.as_deref(), groups, first, now).await?;
-        // Also where it is not confirmed: the records may turn up again.
+        // Also when `confirm` fails: the records may reappear when the files are put back.
         writer.last = kept.last().map_or(writer.last, |newest| newest.seq);
         if let Err(lost) = connection.confirm() {
-            // Whoever sent the records sends them again; then the day is opened or made anew. Closed first, so that
-            // what is only in the log of writes goes into the database where that still stands there.
+            // The sender receives an error and sends the records again; then the day's file is opened or created
+            // again. Close the connection first, so that SQLite copies the records in the WAL into the database if
+            // the database file still exists.
             let _ = sqlx::Connection::close(connection.connection).await;
             self.forget(Some(date)).await;
             return Err(lost);
@@ -141,7 +142,7 @@ impl SqliteStore {
         kept.iter().for_each(|stored| counts.add(&stored.record.service, 1));
     }
 
-    /// The connection that writes into a day's file; the day is made when it is new.
+    /// Returns the connection that writes into a day's file; creates the file when the day is new.
     async fn writing(&self, writer: &mut Writer, date: Date) -> Result<Writing> {
         self.check_open()?;
         if let Some((open, connection)) = writer.connection.take()
@@ -152,7 +153,7 @@ impl SqliteStore {
         if !self.days.read().await.contains_key(&date) {
             let day = match Day::load(&self.options, date).await? {
                 Condition::Sound(day, _) => {
-                    // One that was forgotten may have records.
+                    // The file may contain records if `forget` removed the day before.
                     let mut own = Tally::default();
                     day.count(&mut own).await?;
                     let mut counts = self.counts.lock().expect("no code panics while counting");
@@ -175,8 +176,8 @@ impl SqliteStore {
         Ok(connection)
     }
 
-    /// Forgets days whose files are no longer where they were opened, such as those that somebody deleted for room;
-    /// and `broken`, whose file is there and whose log of writes is not.
+    /// Removes days whose files were moved, replaced or deleted since they were opened, for example to free space,
+    /// and the day `broken`, whose database file exists but whose WAL does not.
     async fn forget(&self, broken: Option<Date>) {
         let known = self.days.read().await.clone();
         let gone: Vec<_> =
@@ -187,7 +188,7 @@ impl SqliteStore {
         let mut days = self.days.write().await;
         for (date, day) in gone {
             if let Err(lost) = day.intact() {
-                tracing::error!(file = %day.path.display(), error = %lost, "a day of logs is gone");
+                tracing::error!(file = %day.path.display(), error = %lost, "the log file of a day was moved, replaced or deleted");
             }
             days.remove(&date);
             day.close().await;
@@ -195,7 +196,7 @@ impl SqliteStore {
         let mut counts = Tally::default();
         for day in days.values() {
             if let Err(error) = day.count(&mut counts).await {
-                tracing::warn!(error = error.chain(), "the records of a day are not counted");
+                tracing::warn!(error = error.chain(), "cannot count the records of a day");
             }
         }
         *self.counts.lock().expect("no code panics while counting") = counts;
@@ -218,7 +219,7 @@ impl SqliteStore {
             Ok(removed)
         };
         let cleared = clearing.await;
-        // Counted anew even after a failure: some days may be cleared then.
+        // Count again even after a failure: some days may have been cleared.
         let mut counts = Tally::default();
         for (_, day) in &days {
             day.count(&mut counts).await?;
@@ -236,7 +237,7 @@ impl SqliteStore {
         let mut writer = self.writer.lock().await;
         self.closed.store(true, Ordering::Release);
         if let Some((_, Writing { connection, .. })) = writer.connection.take() {
-            // Nothing is lost when this fails: what was acknowledged is in the file or its WAL already.
+            // A failure loses nothing: acknowledged records are already in the file or in its WAL.
             let _ = sqlx::Connection::close(connection).await;
         }
         for day in std::mem::take(&mut *self.days.write().await).into_values() {

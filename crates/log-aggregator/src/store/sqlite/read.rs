@@ -1,7 +1,7 @@
-//! Reading: a query becomes SQL for each day's file, and the days' answers one answer.
+//! Runs a query: translates it to SQL for each day's file and merges the results of the days.
 //!
-//! First only places and sizes are read, so that it is known what fits before any record is in memory; then the
-//! records themselves.
+//! It first reads only positions and sizes, to know how many records fit before any of them is in memory; then it
+//! reads the records themselves.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -21,19 +21,19 @@ use crate::store::{Filter, Order, Page, Query, Seq, Stored, nanoseconds};
 
 type SqlResult<T> = std::result::Result<T, sqlx::Error>;
 
-/// What a record adds to the size of its texts.
+/// Bytes that count for each record in addition to its texts.
 const OVERHEAD: usize = 256;
 
-/// Sizes of a row's texts. SQLite answers them without reading the texts.
+/// Sum of the sizes of a row's texts. SQLite computes them without reading the texts.
 const BYTES: &str = "octet_length(service) + octet_length(level) + octet_length(message) + octet_length(attributes) \
      + coalesce(octet_length(trace_id), 0) + coalesce(octet_length(span_id), 0) \
      + coalesce(octet_length(request_id), 0) + coalesce(octet_length(correlation_id), 0) \
      + coalesce(octet_length(raw), 0)";
 
-/// The texts of a row that are searched, the attributes last.
+/// The columns of a row that are searched, the attributes last.
 const SEARCHED: &str = "service, level, message, trace_id, span_id, request_id, correlation_id, attributes";
 
-/// Where a record lies that a query asks for.
+/// The position and size of a record that matches a query.
 struct Found {
     day: usize,
     time: i64,
@@ -41,7 +41,7 @@ struct Found {
     bytes: usize,
 }
 
-/// Answers a query from the days, which come oldest first.
+/// Runs a query on the days, which are given oldest first.
 pub(super) async fn select(days: &[Arc<Day>], mut query: Query) -> Result<Page> {
     query.bytes = query.bytes.max(1);
     let found = match query.order {
@@ -55,12 +55,12 @@ pub(super) async fn select(days: &[Arc<Day>], mut query: Query) -> Result<Page> 
         left = left.saturating_sub(found.bytes);
         fits
     };
-    // The first one always fits, see `found_in`: whoever asks on has to get on.
+    // The first record always fits, see `found_in`: a client that pages through the results has to make progress.
     let count = found.iter().take_while(fits).count();
     Ok(Page { records: fetch(days, &found[..count]).await?, partial: count < found.len() })
 }
 
-/// Days follow one another in the order of arrival: ask one after the other until there is enough.
+/// Days are ordered by arrival: reads one day after the other until enough records are found.
 async fn by_arrival<'a>(
     days: impl Iterator<Item = (usize, &'a Arc<Day>)>,
     query: &Query,
@@ -78,7 +78,8 @@ async fn by_arrival<'a>(
     Ok(found)
 }
 
-/// A day of arrival can hold records of any time: ask those that may matter and sort, the latest first.
+/// A day of arrival can contain records of any event time: reads the days that can contain matches and sorts the
+/// results, the latest first.
 async fn by_time(days: &[Arc<Day>], query: &Query) -> Result<Vec<Found>> {
     let since = query.filter.since.map(nanoseconds);
     let until = query.filter.until.map(nanoseconds);
@@ -86,7 +87,7 @@ async fn by_time(days: &[Arc<Day>], query: &Query) -> Result<Vec<Found>> {
     let mut order: Vec<_> = days.iter().enumerate().filter(|(_, day)| day.overlaps(since, until)).collect();
     order.sort_by_key(|(_, day)| Reverse(day.latest()));
     let skip = usize::try_from(query.skip).unwrap_or(usize::MAX);
-    // What is skipped counts for no size, and which those are is known at the end only.
+    // Skipped records do not count for the size, and only the complete result shows which records are skipped.
     let most = Most {
         rows: query.limit.saturating_add(skip),
         bytes: if skip == 0 { query.bytes } else { usize::MAX },
@@ -106,7 +107,7 @@ async fn by_time(days: &[Arc<Day>], query: &Query) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// How much is looked for.
+/// Limits of a search.
 #[derive(Clone, Copy)]
 struct Most {
     rows: usize,
@@ -118,7 +119,7 @@ impl Most {
         found.len() >= self.rows || found.iter().map(|found| found.bytes).sum::<usize>() > self.bytes
     }
 
-    /// Keeps as many as are needed: the last one may be the one that no longer fits.
+    /// Keeps the records within the limits; the last one may be the first that exceeds the size.
     fn cut(self, found: &mut Vec<Found>) {
         found.truncate(self.rows);
         let mut bytes = 0;
@@ -140,8 +141,8 @@ async fn count(day: &Day, query: &Query) -> Result<u64> {
     Ok(count.unsigned_abs())
 }
 
-/// Finds a day's records in the order of the query, after leaving out `skip` of them; what is left to skip in other
-/// days stays in `skip`. The last one may be the one that no longer fits.
+/// Finds a day's records in the order of the query, after skipping `skip` of them; `skip` keeps the number that is
+/// left to skip in other days. The last record may be the first that exceeds the size.
 async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most) -> Result<Vec<Found>> {
     let search = Search::new(&query.filter.words);
     let mut sql = QueryBuilder::new("SELECT time, seq, ");
@@ -156,7 +157,7 @@ async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most
         Order::Newest => " ORDER BY seq DESC",
         Order::Oldest => " ORDER BY seq",
     });
-    // SQL can skip and limit what it can judge; words are judged here.
+    // SQL can skip and limit only by conditions that it evaluates itself; words are searched below.
     if search.is_empty() {
         sql.push(" LIMIT ").push_bind(i64::try_from(most.rows).unwrap_or(i64::MAX));
         sql.push(" OFFSET ").push_bind(i64::try_from(*skip).unwrap_or(i64::MAX));
@@ -181,21 +182,21 @@ async fn scan(place: usize, day: &Day, query: &Query, skip: &mut u64, most: Most
     }
     drop(rows);
     if search.is_empty() && *skip > 0 {
-        // Nothing after what was skipped: only then it matters how many those were.
+        // The number of skipped records matters only when no record follows them.
         *skip = if found.is_empty() { *skip - count(day, query).await?.min(*skip) } else { 0 };
     }
     Ok(found)
 }
 
-/// A record counts as no more than the whole answer may have: a larger one is answered by itself, and what comes after
-/// it no longer fits.
+/// A record counts at most as the size of the whole result: a larger record is returned alone, because no record fits
+/// after it.
 fn found_in(day: usize, row: &SqliteRow, whole: usize) -> SqlResult<Found> {
     let bytes = usize::try_from(row.try_get::<i64, _>(2)?).unwrap_or(0) + OVERHEAD;
     let bytes = bytes.min(whole);
     Ok(Found { day, time: row.try_get(0)?, seq: row.try_get(1)?, bytes })
 }
 
-/// Whether a row of a scan has all the words, by the rule of the live filter.
+/// Returns whether a row of a scan contains all words, by the rule of the live filter.
 fn says(row: &SqliteRow, search: &Search) -> SqlResult<bool> {
     let mut texts: [&str; 7] = [""; 7];
     for (place, text) in texts.iter_mut().enumerate() {
@@ -205,7 +206,7 @@ fn says(row: &SqliteRow, search: &Search) -> SqlResult<bool> {
     Ok(search.finds(texts, &attributes))
 }
 
-/// Reads the records whose places are known, in that order. One that was cleared meanwhile is missing.
+/// Reads the records at the given positions, in that order. A record that was cleared meanwhile is missing.
 async fn fetch(days: &[Arc<Day>], found: &[Found]) -> Result<Vec<Stored>> {
     let mut records = HashMap::with_capacity(found.len());
     for (place, day) in days.iter().enumerate() {
@@ -213,7 +214,7 @@ async fn fetch(days: &[Arc<Day>], found: &[Found]) -> Result<Vec<Stored>> {
         if here.is_empty() {
             continue;
         }
-        // One statement however many they are.
+        // One statement for any number of records.
         let mut sql = QueryBuilder::new(
             "SELECT seq, id, time, arrived, severity, level, service, message, attributes, \
              trace_id, span_id, request_id, correlation_id, raw, ",
@@ -270,15 +271,15 @@ fn conditions(sql: &mut QueryBuilder<Sqlite>, query: &Query, search: &Search) {
     }
 }
 
-/// Leaves out rows that cannot have all the words, so that few have to be looked at here. SQLite folds ASCII letters
-/// only and sees attributes as JSON text: a row with other letters, or with an escape, stays in.
+/// Excludes rows that cannot contain all words, so that few rows have to be searched here. SQLite folds only ASCII
+/// letters and sees attributes as JSON text: a row with other letters, or with an escape, is not excluded.
 fn candidates(sql: &mut QueryBuilder<Sqlite>, search: &Search) {
     let mut words = search.plain().peekable();
     if words.peek().is_none() {
         return;
     }
     let whole = format!("concat_ws(char(10), {SEARCHED})");
-    // A NUL ends what `length` counts and what `instr` sees.
+    // `length` and `instr` stop at a NUL character.
     sql.push(format!(" AND (octet_length({whole}) <> length({whole}) OR instr(attributes, '\\') > 0 OR (1"));
     for word in words {
         sql.push(format!(" AND instr(lower({whole}), ")).push_bind(word.to_owned()).push(") > 0");

@@ -1,4 +1,4 @@
-//! Writing: many records in few statements, all in one transaction.
+//! Writes many records with few SQL statements, all in one transaction.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -15,8 +15,8 @@ use crate::store::filter::attributes_text;
 use crate::store::{RecordBatch, Seq, Stored, nanoseconds};
 
 const COLUMNS: usize = 15;
-/// Rows per statement. A few fixed shapes, so that each is prepared once; hundreds of rows in a statement
-/// cost a tenth of as many statements.
+/// Numbers of rows per statement. A few fixed numbers, so that each statement is prepared once; a statement with
+/// hundreds of rows takes a tenth of the time of as many single-row statements.
 const SHAPES: [usize; 4] = [128, 16, 4, 1];
 static STATEMENTS: LazyLock<[String; SHAPES.len()]> = LazyLock::new(|| SHAPES.map(insert_of));
 
@@ -25,7 +25,7 @@ fn insert_of(rows: usize) -> String {
     format!("INSERT INTO records VALUES {}", vec![row; rows].join(","))
 }
 
-/// Keeps the groups in one transaction. `earlier` is the day before, whose deliveries may come again.
+/// Stores the batches in one transaction. `earlier` is the day before, whose batches may be delivered again.
 pub(super) async fn append(
     connection: &mut SqliteConnection,
     earlier: Option<&Day>,
@@ -103,7 +103,7 @@ fn bind<'q>(
         .bind((time.as_nanosecond() != i128::from(place)).then(|| time.to_string()))
 }
 
-/// Removes one service's records from a day's file, or all of them; answers how many.
+/// Deletes the records of one service, or all records, from a day's file; returns their number.
 pub(super) async fn clear(connection: &mut SqliteConnection, service: Option<&str>) -> Result<u64> {
     let what = "cannot clear log records";
     let mut writing = connection.begin_with("BEGIN IMMEDIATE").await.map_err(|e| failed(what, e))?;
@@ -118,9 +118,9 @@ pub(super) async fn clear(connection: &mut SqliteConnection, service: Option<&st
     counts.execute(&mut *writing).await.map_err(|e| failed(what, e))?;
     writing.commit().await.map_err(|e| failed(what, e))?;
     if service.is_none() {
-        // Gives the disk its space back. The records are gone either way: on a full disk this may fail.
+        // VACUUM frees the space on the disk. It may fail on a full disk; the records are deleted in any case.
         if let Err(error) = sqlx::query("VACUUM").execute(connection).await {
-            tracing::warn!(%error, "the cleared day's file keeps its size");
+            tracing::warn!(%error, "cannot shrink the file of a cleared day");
         }
     }
     Ok(removed)

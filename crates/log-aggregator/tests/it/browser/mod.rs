@@ -1,4 +1,4 @@
-//! The viewer in a real browser: Debian's chromium, driven through its own driver.
+//! The viewer in a real browser: Debian's Chromium, driven by chromedriver.
 
 mod rows;
 
@@ -16,7 +16,7 @@ use crate::support::{Process, Served};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// One browser at a time: they are large.
+/// One browser at a time, because a browser needs much memory.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 struct Browser {
@@ -34,12 +34,12 @@ impl Browser {
             .stdout(Stdio::piped())
             .spawn()
             .expect("chromedriver is missing: apt-get install -y chromium chromium-driver");
-        let stdout = BufReader::new(driver.stdout.take().expect("its output is ours"));
+        let stdout = BufReader::new(driver.stdout.take().expect("its output is piped"));
         let said = stdout.lines().map_while(Result::ok).find_map(|line| {
             let port = line.split_once("started successfully on port ")?.1.trim_end_matches('.').to_owned();
             Some(port)
         });
-        let port = said.expect("the driver says where it listens");
+        let port = said.expect("the driver prints its port");
         let profile = tempfile::tempdir().expect("a directory");
         let data = format!("--user-data-dir={}", profile.path().display());
         let mut capabilities = serde_json::Map::new();
@@ -69,7 +69,7 @@ impl Browser {
         self.page.execute(&format!("return {script}"), vec![]).await.expect("the script runs")
     }
 
-    /// Waits until an expression has a value; says what it had instead.
+    /// Waits until an expression has a value; on timeout, reports the value that it has.
     async fn sees(&self, script: &str, expected: impl Into<Value>) {
         let (expected, since) = (expected.into(), Instant::now());
         loop {
@@ -186,7 +186,7 @@ async fn filters_hold_for_what_is_there_and_what_comes() {
     search.send_keys("PIPE").await.expect("typed");
     browser.messages(&["burst pipe"]).await;
     browser.sees("document.querySelector('.row mark').textContent", "pipe").await;
-    // The address is the state: the same again after a reload.
+    // The address contains the state: a reload shows the same records.
     browser.page.refresh().await.expect("reloaded");
     browser.messages(&["burst pipe"]).await;
     let search = browser.page.find(Locator::Id("text")).await.expect("the search box");
@@ -214,7 +214,7 @@ async fn paused_it_counts_and_shows_nothing_until_asked() {
     browser.messages(&["0", "1", "2", "3"]).await;
     served.at.log("a", "INFO", "4").await;
     browser.messages(&["0", "1", "2", "3", "4"]).await;
-    // Scrolling away from the end pauses, too.
+    // Scrolling away from the end also pauses.
     let bulk =
         (0..300).map(|n| event_client::log::LogRecord::new("a", "INFO", format!("bulk {n}"))).collect();
     served.aggregator.store(bulk).await.expect("stored");
@@ -304,7 +304,7 @@ async fn markup_in_any_field_is_only_text() {
     assert_eq!(browser.ask("typeof window.pwned").await, "undefined");
     let foreign = "document.querySelectorAll('main :is(script, img, svg, iframe, a, object), header :is(script, img, iframe, a), title ~ script:not([src])').length";
     assert_eq!(browser.ask(foreign).await, 0);
-    // And were one ever let in, the policy would stop it.
+    // Even if the page contained such a script, the content security policy would block it.
     browser.ask("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.pwned=1\"><b id=in></b>')").await;
     browser.sees("document.querySelector('#in') !== null", true).await;
     assert_eq!(browser.ask("typeof window.pwned").await, "undefined");
@@ -314,7 +314,7 @@ async fn markup_in_any_field_is_only_text() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_works_under_any_prefix() {
     let served = Served::new().await;
-    // As a gateway does it: the prefix is taken off on the way in.
+    // As a gateway does: it removes the prefix from the path.
     let strip = |mut request: axum::extract::Request| {
         let path = request.uri().to_string();
         *request.uri_mut() = path.strip_prefix("/some/deep").unwrap_or("/none").parse().expect("a path");

@@ -1,4 +1,4 @@
-//! What a row and an opened row show.
+//! The contents of a row and of an opened row.
 
 use fantoccini::Locator;
 use serde_json::json;
@@ -7,13 +7,13 @@ use super::Browser;
 use crate::support::Served;
 
 impl Browser {
-    /// Presses keys where the focus is.
+    /// Sends keys to the focused element.
     async fn press(&self, keys: &str) {
         let focused = self.page.active_element().await.expect("something has the focus");
         focused.send_keys(keys).await.expect("typed");
     }
 
-    /// The fields of the opened row, in their order.
+    /// Returns the fields of the opened row, in their order.
     async fn opened(&self) -> Vec<(String, String)> {
         let fields = "[...document.querySelectorAll('.detail tr')].map((r) => [r.cells[0].textContent, r.querySelector('.value').textContent])";
         serde_json::from_value(self.ask(fields).await).expect("pairs of texts")
@@ -78,14 +78,14 @@ async fn keys_go_to_the_search_and_from_row_to_row() {
     browser.messages(&["first", "second", "third"]).await;
     let focused =
         "document.activeElement.querySelector?.('.message')?.textContent ?? document.activeElement.id";
-    // The first press goes to the last row; beyond an end it stays there.
+    // The first key press selects the last row; at either end the selection stays.
     for (key, row) in [("k", "third"), ("k", "second"), ("k", "first"), ("k", "first"), ("j", "second")] {
         browser.press(key).await;
         browser.sees(focused, row).await;
     }
     browser.press("/").await;
     browser.sees(focused, "text").await;
-    // There the keys are text.
+    // In the search box the keys are text.
     browser.press("j /").await;
     browser.sees("document.activeElement.value", "j /").await;
     browser.press("\u{e00c}").await;
@@ -145,7 +145,7 @@ async fn values_are_shown_as_they_were_sent() {
     let served = Served::new().await;
     let body = r#"{"service":"a","message":"m","level":50,"metadata":{"z":9007199254740993,"big":-18446744073709551617,"2":1.10,"1":1E2,"list":[9007199254740993,{"b":1,"a":[]}],"text":"a \"b\" {c}: [d],\n\\e","none":null}}"#;
     assert_eq!(served.at.post(body).await.status(), 200);
-    // Live, and again as a page.
+    // Once live, and once from a page of stored records.
     let browser = Browser::open(&served.at.url("/")).await;
     browser.messages(&["m"]).await;
     browser.live().await;

@@ -1,12 +1,12 @@
-//! Whose requests are answered: those that address this server by a name of its own, and of pages in a browser those
-//! of its own address and of the origins that the settings name.
+//! Checks host and origin of each request: it has to address this server by one of its names, and if a page in a
+//! browser sent it, the page has to be of this server's address or of an allowed origin.
 //!
-//! There is no login here, and loopback does not keep a page out that a browser of this very machine shows. Browsers
-//! let a page of any site open a WebSocket here, or send a POST that needs no permission first, but they say in
-//! `Origin` where the page came from, and no page can change that. A page may also let its own name lead to this
-//! machine after it was loaded (DNS rebinding); to the browser everything here is then its own. But the browser still
-//! sends that name in `Host`. An address cannot be rebound, and browsers resolve `localhost` themselves. Other clients
-//! send no `Origin`.
+//! The server has no login, and loopback does not protect it from web pages in a browser on this machine. Browsers
+//! let a page of any site open a WebSocket to it, or send a POST that needs no preflight request, but they send the
+//! page's origin in `Origin`, and a page cannot change this header. A page can also make its own host name resolve to
+//! this machine after it was loaded (DNS rebinding); the browser then treats all responses as same-origin. But the
+//! browser still sends that name in `Host`. An address cannot be rebound, and browsers resolve `localhost`
+//! themselves. Other clients send no `Origin`.
 
 use super::Settings;
 use crate::{Error, Kind};
@@ -21,20 +21,20 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// The rules for who may ask.
+/// The allowed hosts and origins.
 #[derive(Debug)]
 pub(super) struct Guard {
     /// Names in lower case, without port and final dot.
     hosts: BTreeSet<String>,
     any_host: bool,
-    /// As browsers write them: lower case, no usual port, no slash at the end.
+    /// As browsers write them: lower case, without default port and trailing slash.
     origins: BTreeSet<String>,
 }
 
 impl Guard {
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
         let mut hosts = BTreeSet::from(["localhost".to_owned()]);
-        // An address needs no entry, and one that cannot be read is refused when it is bound.
+        // An address needs no entry; `bind` refuses an invalid address.
         hosts.extend(Host::parse(&settings.host).ok().and_then(name_of));
         let given = || settings.allowed_hosts.iter().map(|host| host.trim()).filter(|host| !host.is_empty());
         for host in given().filter(|host| *host != "*") {
@@ -53,7 +53,7 @@ impl Guard {
         Ok(Self { hosts, any_host: given().any(|host| host == "*"), origins })
     }
 
-    /// Why a request is not answered; `None` when it is.
+    /// Returns status and reason of a refusal; `None` when the request is allowed.
     pub(super) fn refusal(&self, request: &Request) -> Option<(StatusCode, String)> {
         let (headers, authority) = (request.headers(), request.uri().authority());
         self.misdirected(headers, authority, request.version())
@@ -61,7 +61,7 @@ impl Guard {
             .or_else(|| self.foreign(headers, authority, request.method()))
     }
 
-    /// 421, or 400, when the request is not addressed to this server.
+    /// Returns 421, or 400, when the request is not addressed to this server.
     fn misdirected(
         &self,
         headers: &HeaderMap,
@@ -83,7 +83,7 @@ impl Guard {
             };
             if !self.is_own(&named) {
                 let text = format!(
-                    "this server is not known as {:?}: name it in LOGTHON_ALLOWED_HOSTS to allow it",
+                    "the host name {:?} is not allowed: add it to LOGTHON_ALLOWED_HOSTS to allow it",
                     named.host()
                 );
                 return Some((StatusCode::MISDIRECTED_REQUEST, text));
@@ -100,7 +100,8 @@ impl Guard {
         }
     }
 
-    /// 403 when a browser says that a page of another site sent this, and not its reader by following a link.
+    /// Returns 403 when a browser reports that a page of another site sent this request, unless the user followed a
+    /// link.
     fn refuse_foreign(&self, headers: &HeaderMap, method: &Method) -> Option<(StatusCode, String)> {
         let is = |name: &HeaderName, value: &str| headers.get(name).is_some_and(|found| found == value);
         let opened = method == Method::GET && is(&FETCH_MODE, "navigate") && is(&FETCH_DEST, "document");
@@ -110,11 +111,12 @@ impl Guard {
         if !is(&FETCH_SITE, "cross-site") || opened || allowed {
             return None;
         }
-        let text = "pages of other sites may not ask here: name the page's origin in LOGTHON_ALLOWED_ORIGINS to allow it";
+        let text = "requests from pages of other sites are refused: add the page's origin to LOGTHON_ALLOWED_ORIGINS to allow it";
         Some((StatusCode::FORBIDDEN, text.into()))
     }
 
-    /// 403 for handshakes and changes that a page of a foreign origin sends. HTTP/2 has the host in the `authority`.
+    /// Returns 403 for handshakes and changes that a page of a foreign origin sends. HTTP/2 has the host in the
+    /// `authority`.
     fn foreign(
         &self,
         headers: &HeaderMap,
@@ -127,7 +129,7 @@ impl Guard {
         fn text(value: &HeaderValue) -> Option<&str> {
             value.to_str().ok()
         }
-        // Each proxy on the way may have added the host that it was asked for.
+        // Each proxy on the path may have added the host that the client addressed.
         let forwarded =
             headers.get_all(FORWARDED_HOST).iter().filter_map(text).flat_map(|hosts| hosts.split(','));
         let named = headers.get_all(header::HOST).iter().filter_map(text);
@@ -138,7 +140,7 @@ impl Guard {
             headers.get_all(header::ORIGIN).iter().find(|origin| !origin.to_str().is_ok_and(known))?;
         let foreign = String::from_utf8_lossy(foreign.as_bytes());
         let text = format!(
-            "pages of {foreign} may not do this here: the origin is not this server's; name it in LOGTHON_ALLOWED_ORIGINS to allow it"
+            "this request is refused to pages of {foreign}: the origin is not this server's; add it to LOGTHON_ALLOWED_ORIGINS to allow it"
         );
         Some((StatusCode::FORBIDDEN, text))
     }
@@ -148,19 +150,19 @@ impl Guard {
     }
 }
 
-/// The host of a setting `host[:port]`, which may have letters that browsers write as ASCII.
+/// Parses the host of a setting `host[:port]`, which may contain non-ASCII letters that browsers encode as ASCII.
 fn host_of(text: &str) -> Option<Host<String>> {
     let more = |c: char| c.is_whitespace() || "/\\?#@".contains(c);
     let url = Url::parse(&format!("http://{text}")).ok().filter(|_| !text.contains(more))?;
     url.host().map(|host| host.to_owned())
 }
 
-/// `host[:port]` without the user part that a URL may have.
+/// Parses `host[:port]`; refuses a user part, which a URL may have.
 fn authority_of(text: &str) -> Option<Authority> {
     text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
 }
 
-/// The name that a host is compared by; an address has none.
+/// Returns the name by which a host is compared; an address has none.
 fn name_of(host: Host<String>) -> Option<String> {
     let Host::Domain(name) = host else { return None };
     Some(name.trim_end_matches('.').to_owned())
@@ -168,7 +170,7 @@ fn name_of(host: Host<String>) -> Option<String> {
 
 fn origin_of(text: &str) -> Result<String, Error> {
     match Url::parse(text).map(|url| (url.origin().ascii_serialization(), url)) {
-        // What follows the host would never match anything: the writer meant something else.
+        // A path after the host would never match an `Origin`, so such a setting is an error.
         Ok((origin, url)) if url.origin().is_tuple() && url.as_str() == format!("{origin}/") => Ok(origin),
         _ => {
             let text =
@@ -178,11 +180,11 @@ fn origin_of(text: &str) -> Result<String, Error> {
     }
 }
 
-/// Whether the origin is at this `host[:port]`; the port of the origin's scheme may be left out.
+/// Returns whether the origin is at this `host[:port]`; the default port of the origin's scheme may be omitted.
 fn is_at(origin: &str, host: &str) -> bool {
     let Ok(origin) = Url::parse(origin) else { return false };
     let Ok(own) = Url::parse(&format!("{}://{host}", origin.scheme())) else { return false };
-    // Origins without a host (`null`, `file://`) are equal to none.
+    // Origins without a host (`null`, `file://`) equal no other origin.
     origin.has_host() && origin.origin() == own.origin()
 }
 

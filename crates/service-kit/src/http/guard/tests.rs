@@ -1,4 +1,4 @@
-//! The guard's decisions, one by one: hosts, origins and sites of requests.
+//! Tests the guard's decisions on hosts, origins and sites of requests.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn guard() -> Guard {
     Guard::new(&settings).expect("sound settings")
 }
 
-/// The status that answers a request with these headers; 200 when it passes.
+/// Returns the status of a request with these headers; 200 when it is allowed.
 fn status(method: Method, uri: &str, headers: &[(&'static str, &str)]) -> u16 {
     let mut request = Request::builder().method(method).uri(uri);
     for (name, value) in headers {

@@ -1,11 +1,11 @@
-//! One field of a cron expression: read strictly, written out value by value.
+//! Parses one field of a cron expression strictly and writes it out value by value.
 
 /// One field of an expression.
 pub(super) struct Field {
     pub(super) name: &'static str,
     first: u8,
     last: u8,
-    /// Names of the values from `first`.
+    /// The names of the values, beginning with `first`.
     names: &'static [&'static str],
 }
 
@@ -39,7 +39,8 @@ pub(super) const FIELDS: [Field; 6] = [
 ];
 
 impl Field {
-    /// The field as croner reads it: a star, or the values one by one; marks for special days stay as they are.
+    /// Converts the field to croner's syntax: a star, or the values one by one; marks for special days stay as they
+    /// are.
     pub(super) fn read(&self, text: &str) -> Result<String, String> {
         let wrong = |why: &str| Err(format!("the field for the {} is `{text}`: {why}", self.name));
         let is_day = matches!(self.name, "day of month" | "day of week");
@@ -70,13 +71,13 @@ impl Field {
         Ok(format!("{both}{values}"))
     }
 
-    /// One item of a list: `*`, `5`, `mon`, `1-5`, `fri-mon`, each with a step perhaps.
+    /// Parses one item of a list: `*`, `5`, `mon`, `1-5`, `fri-mon`, each with an optional step.
     fn item(&self, item: &str) -> Result<Item, String> {
         let (range, step) = match item.split_once('/') {
             None => (item, None),
             Some((range, step)) => {
                 let parsed = step.parse::<u8>().ok().filter(|step| *step > 0);
-                let step = parsed.ok_or_else(|| format!("`{step}` is no step"))?;
+                let step = parsed.ok_or_else(|| format!("`{step}` is not a step"))?;
                 if step > self.last - self.first + 1 {
                     return Err(format!(
                         "a step of {step} is beyond the {} values of the field",
@@ -92,11 +93,11 @@ impl Field {
         let (from, to) = match range.split_once('-') {
             _ if range == "*" => (self.first, self.last),
             Some((from, to)) => (self.value(from)?, self.value(to)?),
-            // crontab of many systems: `5/15` goes on to the end of the field.
+            // As in the crontab of many systems, `5/15` continues to the end of the field.
             None if step.is_some() => (self.value(range)?, self.last),
             None => (self.value(range)?, self.value(range)?),
         };
-        // Sunday is 0 and 7; `fri-sun` and `22-2` go around the end of the field.
+        // Sunday is 0 and 7; `fri-sun` and `22-2` wrap around the end of the field.
         let span = self.last - self.first + 1;
         let length = if from <= to { to - from } else { to + span - from };
         let wrap = |value: u8| (value - self.first) % span + self.first;
@@ -118,11 +119,12 @@ impl Field {
             Ok(value) if digits && (self.first..=last).contains(&value) => Ok(value),
             Ok(_) if digits => Err(format!("`{text}` is not within {} to {last}", self.first)),
             _ if text.is_empty() => Err("an item is missing".to_owned()),
-            _ => Err(format!("`{text}` is no value")),
+            _ => Err(format!("`{text}` is not a value")),
         }
     }
 
-    /// Marks that only croner knows: `L`, `15W`, `5#2`, `5L`. It checks what is around them.
+    /// Whether the item has a mark that croner parses: `L`, `15W`, `5#2`, `5L`. croner also checks the rest of the
+    /// item.
     fn is_special(&self, item: &str) -> bool {
         !item.is_empty()
             && !item.contains(['*', '/', '?'])

@@ -1,7 +1,9 @@
-//! Cron expressions: the fields as crontab(5) means them, and their times through a zone's clock changes.
+//! Parses cron expressions with the meaning of crontab(5), and computes their times across the clock changes of a
+//! time zone.
 //!
-//! The calendar (which days and times of day match) is croner's, asked without a zone. Two things are decided here: how
-//! a field is read, so that a slip is refused instead of meaning something else, and what a clock change does to a time.
+//! croner computes the calendar (the days and times of day that match), without a time zone. This module decides
+//! two things: the parsing of a field, so that a mistake is refused instead of having another meaning, and the
+//! effect of a clock change on a time.
 
 mod field;
 #[cfg(test)]
@@ -23,14 +25,15 @@ use field::FIELDS;
 /// A checked cron expression.
 #[derive(Debug, Clone)]
 pub struct CronExpression {
-    /// As it was written, with single spaces.
+    /// The text as written, with single spaces.
     text: String,
     calendar: Cron,
-    /// Minutes or hours begin with a star: it fires at every instant whose wall clock matches.
+    /// Whether minutes or hours begin with a star: then the expression fires at every instant whose wall clock
+    /// matches.
     by_instant: bool,
 }
 
-/// The shorthands of crontab(5) but `@reboot`, which is no time.
+/// The shorthands of crontab(5) except `@reboot`, which is not a time.
 const SHORTHANDS: [(&str, &str); 7] = [
     ("@yearly", "0 0 1 1 *"),
     ("@annually", "0 0 1 1 *"),
@@ -42,16 +45,16 @@ const SHORTHANDS: [(&str, &str); 7] = [
 ];
 
 impl CronExpression {
-    /// Reads an expression.
+    /// Parses an expression.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] with the field that is wrong, or when no date ever matches.
+    /// [`ErrorKind::Invalid`], naming the wrong field, or when no date ever matches.
     pub(crate) fn parse(expression: &str) -> Result<Self> {
         let text = expression.split_whitespace().collect::<Vec<_>>().join(" ");
         let bad = |why: String| {
             Error::new(
                 ErrorKind::Invalid,
-                format!("`{text}` is no cron expression of 5 fields, or 6 with seconds first: {why}"),
+                format!("`{text}` is not a cron expression of 5 fields, or 6 with seconds first: {why}"),
             )
         };
         let lower = text.to_ascii_lowercase();
@@ -66,7 +69,7 @@ impl CronExpression {
         let given: Vec<&str> = fields.split(' ').collect();
         if !(5..=6).contains(&given.len()) || text.is_empty() {
             let count = if text.is_empty() { 0 } else { given.len() };
-            return Err(bad(format!("it has {count}")));
+            return Err(bad(format!("it has {count} fields")));
         }
         let kinds = &FIELDS[FIELDS.len() - given.len()..];
         let mut read = kinds
@@ -78,7 +81,8 @@ impl CronExpression {
         let star = |name: &str| {
             kinds.iter().zip(&given).any(|(kind, text)| kind.name == name && text.starts_with('*'))
         };
-        // crontab(5): a day matches when either day field does, unless one of them begins with a star; then both must.
+        // crontab(5): a day matches when either day field matches, unless one of them begins with a star; then both
+        // must match.
         let days = read.last_mut().expect("there are at least five");
         if (star("day of month") || star("day of week")) && !days.starts_with('+') && days != "*" {
             days.insert(0, '+');
@@ -93,18 +97,18 @@ impl CronExpression {
         Ok(parsed)
     }
 
-    /// The text as it was written.
+    /// The text as written.
     pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
-    /// The first time after `after` in a zone; `None` when the calendar ends first.
+    /// Returns the first time after `after` in a zone; `None` when the calendar ends first.
     pub(crate) fn next(&self, after: Timestamp, tz: &TimeZone) -> Option<Timestamp> {
         if self.by_instant { self.next_instant(after, tz) } else { self.next_fixed(after, tz) }
     }
 
-    /// The first instant whose wall clock matches. Between two clock changes the wall clock runs evenly, so each stretch
-    /// is searched with its own offset.
+    /// Returns the first instant whose wall clock matches. Between two clock changes the wall clock runs evenly, so
+    /// each period is searched with its own offset.
     fn next_instant(&self, after: Timestamp, tz: &TimeZone) -> Option<Timestamp> {
         let (mut from, mut inclusive) = (after, false);
         loop {
@@ -112,16 +116,17 @@ impl CronExpression {
             let end = tz.following(from).next().map(|change| change.timestamp());
             let found = offset.to_timestamp(self.matching(offset.to_datetime(from), inclusive)?).ok()?;
             match end {
-                // Not in this stretch; the next begins at the change itself.
+                // No match in this period; the next one begins at the change itself.
                 Some(end) if found >= end => (from, inclusive) = (end, true),
                 _ => return Some(found),
             }
         }
     }
 
-    /// The first due time of a matching wall time: its first passing, or the end of the gap that swallowed it.
+    /// Returns the first due time of a matching wall time: its first occurrence, or the end of the gap that
+    /// contains it.
     fn next_fixed(&self, after: Timestamp, tz: &TimeZone) -> Option<Timestamp> {
-        // Due times never run against the order of the wall times, so the first that is later is the next.
+        // Due times have the same order as wall times, so the first one that is later than `after` is the next.
         let mut wall = tz.to_datetime(after);
         let mut inclusive = true;
         loop {
@@ -134,21 +139,21 @@ impl CronExpression {
         }
     }
 
-    /// The first matching wall time after `from`, or at it.
+    /// Returns the first matching wall time after `from`, or at it if `inclusive`.
     fn matching(&self, from: DateTime, inclusive: bool) -> Option<DateTime> {
-        // Times have whole seconds: a time within a second is after its beginning.
+        // Matching times are whole seconds, so a `from` with a fraction is after the beginning of its second.
         let inclusive = inclusive && from.subsec_nanosecond() == 0;
         let from = from.with().subsec_nanosecond(0).build().ok()?;
         self.calendar.find_next_occurrence(&from, inclusive).ok()
     }
 }
 
-/// When a fixed wall time falls due in a zone.
+/// Returns the due time of a fixed wall time in a zone.
 fn due(wall: DateTime, tz: &TimeZone) -> Option<Timestamp> {
     let ambiguous = tz.to_ambiguous_timestamp(wall);
     match ambiguous.offset() {
         AmbiguousOffset::Gap { .. } => {
-            // The later reading lies behind the change that made the gap.
+            // The later interpretation is after the change that caused the gap.
             let behind = ambiguous.later().ok()?.checked_add(SignedDuration::from_secs(1)).ok()?;
             tz.preceding(behind).next().map(|change| change.timestamp())
         }

@@ -1,5 +1,5 @@
-//! Expressions against an oracle that shares nothing with the code: it walks minute by minute and knows only what a wall
-//! clock shows.
+//! Tests cron expressions against an oracle that shares no code with the implementation: it steps minute by minute
+//! and uses only the wall clock.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -16,12 +16,12 @@ fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// What an expression means, written without it.
+/// The meaning of an expression, in another form.
 struct Meaning {
     minutes: BTreeSet<i8>,
     hours: BTreeSet<i8>,
     days: fn(Date) -> bool,
-    /// It fires whenever the clock shows such a time, not once for each time of day.
+    /// Whether it fires whenever the clock shows such a time, not once for each time of day.
     by_instant: bool,
 }
 
@@ -30,7 +30,8 @@ impl Meaning {
         self.minutes.contains(&wall.minute()) && self.hours.contains(&wall.hour()) && (self.days)(wall.date())
     }
 
-    /// Every firing after `start` and up to `end`, found the slow way. `clock` has the wall time of each minute in between.
+    /// Returns every firing after the first entry of `clock`, found by stepping. `clock` has the wall time of every
+    /// minute.
     fn firings(&self, clock: &[(Timestamp, DateTime)]) -> Vec<Timestamp> {
         let mut latest = clock[0].1;
         let mut found = Vec::new();
@@ -56,7 +57,7 @@ fn any_day(_: Date) -> bool {
     true
 }
 
-/// The wall time of every minute from three hours before a change to three hours after it.
+/// Returns the wall time of every minute from three hours before a change to three hours after it.
 fn clock_around(tz: &TimeZone, change: Timestamp) -> Vec<(Timestamp, DateTime)> {
     let start = change - SignedDuration::from_hours(3);
     (0..=360)
@@ -65,7 +66,7 @@ fn clock_around(tz: &TimeZone, change: Timestamp) -> Vec<(Timestamp, DateTime)> 
         .collect()
 }
 
-/// Every clock change of every zone from 2020 to 2040; zones that change alike are looked at once.
+/// Returns every clock change of every zone from 2020 to 2040; zones with equal changes are included once.
 fn changes() -> Vec<(TimeZone, Timestamp)> {
     let (from, to) = (at("2020-01-01T00:00:00Z"), at("2041-01-01T00:00:00Z"));
     let mut seen = HashSet::new();
@@ -77,7 +78,7 @@ fn changes() -> Vec<(TimeZone, Timestamp)> {
             .map(|change| (change.timestamp(), change.offset()))
             .take_while(|(at, _)| *at < to)
             .collect();
-        // A change of the name of the time alone moves no clock.
+        // A change of only the zone's abbreviation does not move the clock.
         let before = tz.to_offset(from);
         let moved =
             own.iter().scan(before, |offset, (at, to)| Some((*at, *to != std::mem::replace(offset, *to))));
@@ -146,7 +147,7 @@ fn every_shape_goes_through_every_change_of_every_zone() {
     }
 }
 
-/// A list of single values and ranges that mean `values`.
+/// Writes `values` as a list of single values, with ranges if `ranges` is set.
 fn written(values: &BTreeSet<i8>, ranges: bool) -> String {
     let mut items: Vec<(i8, i8)> = Vec::new();
     for value in values {
@@ -238,7 +239,7 @@ fn slips_are_refused_with_the_field() {
     for (expression, said) in [
         ("*/90 * * * *", "a step of 90 is beyond the 60 values"),
         ("0 */25 * * *", "hour"),
-        ("*/0 * * * *", "is no step"),
+        ("*/0 * * * *", "is not a step"),
         ("1,, * * * *", "an item is missing"),
         (",1 * * * *", "an item is missing"),
         ("1- * * * *", "an item is missing"),
@@ -246,7 +247,7 @@ fn slips_are_refused_with_the_field() {
         ("0 0 0 * *", "day of month"),
         ("0 0 * 13 *", "month"),
         ("0 0 * * 8", "`8` is not within 0 to 7"),
-        ("0 0 * * funday", "`funday` is no value"),
+        ("0 0 * * funday", "`funday` is not a value"),
         ("+1 * * * *", "minute"),
         ("0 0 l * l5", "day of week"),
         ("@reboot", "@midnight"),

@@ -1,4 +1,4 @@
-//! JSON as it was written: a number keeps every digit, also beyond what a machine word holds.
+//! Keeps JSON as its original text, so that a number keeps every digit, also beyond a machine word.
 
 use std::fmt;
 
@@ -7,23 +7,23 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{Error, Result};
 
-/// A JSON text that is known to be one. Equal when the texts are.
+/// A valid JSON text. Two are equal when their texts are.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// The text without the white space between its parts.
+    /// Parses a text and removes the white space between its parts.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) when it is no JSON.
+    /// [`Invalid`](crate::ErrorKind::Invalid) when the text is no JSON.
     pub fn parse(text: &str) -> Result<Self> {
         let bad = |error| Error::invalid(format!("`{text}` is no json")).with(error);
         let raw: &RawValue = serde_json::from_str(text).map_err(bad)?;
         RawValue::from_string(compact(raw.get())).map(Self).map_err(bad)
     }
 
-    /// A text as a JSON string.
+    /// Encodes a text as a JSON string.
     pub(crate) fn string(text: &str) -> Self {
         let text = serde_json::to_string(text).expect("a text is json");
         Self(RawValue::from_string(text).expect("it was just written"))
@@ -34,7 +34,7 @@ impl Json {
         self.0.get()
     }
 
-    /// The value, for which integers beyond 64 bits become floating point numbers.
+    /// The parsed value; integers beyond 64 bits become floating point numbers.
     pub fn value(&self) -> Value {
         serde_json::from_str(self.as_str()).unwrap_or(Value::Null)
     }
@@ -64,7 +64,7 @@ impl PartialEq<Value> for Json {
     }
 }
 
-/// Takes the white space between the parts of a JSON text away.
+/// Removes the white space between the parts of a JSON text.
 pub(crate) fn compact(json: &str) -> String {
     let (mut quoted, mut escaped) = (false, false);
     json.chars()

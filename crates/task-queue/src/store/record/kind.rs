@@ -1,4 +1,4 @@
-//! Task kinds as workers make them known, and what waits for one.
+//! Defines task kinds as workers publish them, and the counts of due tasks by kind.
 
 use std::time::Duration;
 
@@ -9,27 +9,27 @@ use uuid::Uuid;
 use super::{NewTask, json::compact};
 use crate::task::{TaskOptions, place};
 
-/// A task kind that a worker has registered, with the options that its calls have unless they name others.
+/// A task kind that a worker has registered, with the default options of its calls.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskKind {
     /// The registered name.
     pub name: String,
     /// The names of its arguments, in order.
     pub parameters: Vec<String>,
-    /// The queue its tasks go to.
+    /// The queue of its tasks.
     pub queue: String,
-    /// How many failures are retried.
+    /// The maximum number of failures that are retried.
     pub retries: u32,
     /// Higher runs sooner.
     pub priority: i32,
-    /// At how many deaths of a worker under it a task is dead.
+    /// The number of worker crashes during a task at which it becomes dead.
     pub crashes: u32,
     /// Whether at most one unfinished task with the same arguments may exist.
     pub unique: bool,
-    /// How long after enqueue a task expires that no worker has started.
+    /// The time after enqueue at which a task expires if no worker has started it.
     #[serde(default, with = "crate::duration::optional")]
     pub expires: Option<Duration>,
-    /// How long the record is kept after the end.
+    /// The time that the record is kept after the end.
     #[serde(with = "crate::duration::text")]
     pub result_ttl: Duration,
 }
@@ -49,7 +49,7 @@ impl TaskKind {
         }
     }
 
-    /// A task of this kind with its options, for callers that do not have its code.
+    /// Builds a task of this kind with its options, for callers that do not have its code.
     pub fn task(&self, args: &str, kwargs: Option<&str>) -> NewTask {
         let mut task = NewTask::named(&self.name, args);
         task.kwargs = kwargs.map(str::to_owned);
@@ -62,7 +62,7 @@ impl TaskKind {
             self.expires.map(|after| Timestamp::now().saturating_add(after).unwrap_or(Timestamp::MAX));
         if self.unique {
             let names: Vec<&str> = self.parameters.iter().map(String::as_str).collect();
-            // Arguments that do not fit are told by the worker; until then the text stands for itself.
+            // The worker reports arguments that do not fit; until then the key is computed from the text as given.
             let placed = place(&names, args, kwargs).ok().flatten();
             task.unique = Some(unique_key(&compact(placed.as_deref().unwrap_or(args))));
         }
@@ -70,24 +70,24 @@ impl TaskKind {
     }
 }
 
-/// The key of a task that is unique by its arguments.
+/// Returns the unique key of a task that is unique by its arguments.
 pub(crate) fn unique_key(args: &str) -> String {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, args.as_bytes()).to_string()
 }
 
-/// Due tasks of one kind in one queue.
+/// The due tasks of one kind in one queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// The queue.
     pub queue: String,
     /// The task kind.
     pub name: String,
-    /// How many are due and not yet started.
+    /// The number of tasks that are due and not yet started.
     pub tasks: u64,
-    /// When the oldest of them fell due.
+    /// The due time of the oldest of them.
     pub oldest: Timestamp,
     /// Live workers that serve the queue and have registered the kind.
     pub workers: u64,
-    /// Whether any worker has registered the kind, alive or not long gone.
+    /// Whether a worker has registered the kind: a live worker, or another one within the patience.
     pub known: bool,
 }

@@ -1,4 +1,4 @@
-//! Leases: how tasks are handed out, and how each hand-out ends.
+//! Defines claims, leases and settlements of tasks.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,29 +11,29 @@ use uuid::Uuid;
 pub struct Claim {
     /// The registered worker.
     pub worker: Uuid,
-    /// From these queues.
+    /// The queues to claim from.
     pub queues: Arc<[String]>,
-    /// Only tasks of these kinds: those that the worker has registered.
+    /// The kinds to claim: those that the worker has registered.
     pub kinds: Arc<[String]>,
-    /// At most so many.
+    /// The maximum number of tasks.
     pub limit: usize,
 }
 
-/// What a claim got.
+/// The result of a claim.
 #[derive(Debug, Default)]
 pub struct Claimed {
-    /// In the order to run them.
+    /// The leased tasks, in the order to run them.
     pub tasks: Vec<Leased>,
-    /// When the next waiting task falls due, in any queue: look again then.
+    /// The due time of the next scheduled task, in any queue; the worker claims again then.
     pub next_due: Option<Timestamp>,
 }
 
-/// A task in a worker's hands. Settling it needs the fence it was handed out under.
+/// A task leased to a worker. Settling it needs the fence of the lease.
 #[derive(Debug, Clone)]
 pub struct Leased {
     /// The task's id.
     pub id: Uuid,
-    /// Counts hand-outs; a settle under an older fence is refused.
+    /// The number of leases so far; the store refuses a settlement under an older fence.
     pub fence: i64,
     /// The task kind.
     pub name: String,
@@ -47,19 +47,19 @@ pub struct Leased {
     pub priority: i32,
     /// Failures so far.
     pub errors: u32,
-    /// Deaths of workers under it so far.
+    /// Worker crashes during the task so far.
     pub crashes: u32,
-    /// How many failures are retried.
+    /// The maximum number of failures that are retried.
     pub max_retries: u32,
-    /// As given at enqueue.
+    /// The headers given at enqueue.
     pub headers: BTreeMap<String, String>,
-    /// When it fell due.
+    /// The due time.
     pub due: Timestamp,
-    /// When this lease began.
+    /// The start of this lease.
     pub started: Timestamp,
 }
 
-/// How one attempt ended.
+/// The outcome of one attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
@@ -71,49 +71,49 @@ pub enum Outcome {
     TimedOut,
     /// The function panicked.
     Panicked,
-    /// The worker died or lost its lease.
+    /// The worker crashed or lost its lease.
     Crashed,
-    /// The function asked to run again later; costs no attempt.
+    /// The function requested to run again later; no attempt is counted.
     Snoozed,
-    /// A stop was asked for.
+    /// The task was cancelled while it ran.
     Cancelled,
 }
 
 /// One attempt in a task's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// The hand-out's number.
+    /// The fence of the lease.
     pub fence: i64,
     /// The worker's name.
     pub worker: String,
-    /// When it was handed out.
+    /// The start of the lease.
     pub started: Timestamp,
-    /// When it ended.
+    /// The end of the attempt.
     pub ended: Timestamp,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// The error's text, for all but a good end.
+    /// The error's text, for every outcome but success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What becomes of the task after an attempt.
+/// The next state of a task after an attempt.
 #[derive(Debug, Clone)]
 pub enum Resolution {
-    /// Done. `Err` tells why the result could not be kept.
+    /// Succeeded, with the result. `Err` holds the reason why the result could not be kept.
     Succeed(std::result::Result<String, String>),
-    /// Run again, not before `due`. `counts` says whether the attempt is counted against the retries.
+    /// Run again, not before `due`. `counts` determines whether the attempt is counted against the retries.
     Retry {
-        /// Not before.
+        /// The earliest time of the next run.
         due: Timestamp,
         /// Whether it counts as a failure.
         counts: bool,
     },
-    /// Dead: retries are spent, or the error is permanent.
+    /// A dead letter: the retries are used up, or the error is permanent.
     DeadLetter,
     /// Cancelled while it ran.
     Cancel,
-    /// Handed back unrun: no attempt is recorded.
+    /// Released without a run: no attempt is recorded.
     Release,
 }
 
@@ -126,17 +126,17 @@ pub struct Settlement {
     pub worker: Uuid,
     /// The fence of the lease.
     pub fence: i64,
-    /// What happened; `None` for a release.
+    /// The attempt; `None` for a release.
     pub attempt: Option<Attempt>,
-    /// What follows.
+    /// The next state of the task.
     pub resolution: Resolution,
 }
 
-/// What became of a settlement.
+/// The store's answer to a settlement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// The store has it.
+    /// The store has recorded it.
     Recorded,
-    /// The worker no longer had that lease: nothing was changed.
+    /// The worker no longer held that lease: nothing was changed.
     Fenced,
 }

@@ -1,4 +1,4 @@
-//! What a store keeps and what it is asked.
+//! Defines the records that a store keeps, and the requests and answers of its methods.
 
 mod json;
 mod kind;

@@ -1,4 +1,4 @@
-//! Schedules and their firings.
+//! Defines the records of schedules and their firings.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,15 +13,15 @@ use crate::task::TaskOptions;
 pub struct ScheduleRecord {
     /// Its unique name.
     pub name: String,
-    /// When: `cron 0 2 * * *` or `every 30s`, see [`Timing`](crate::Timing).
+    /// The timing: `cron 0 2 * * *` or `every 30s`, see [`Timing`](crate::Timing).
     pub timing: String,
-    /// IANA zone that cron fields are read in.
+    /// The IANA time zone of the cron fields.
     pub tz: String,
-    /// What happens to times that no scheduler was there for: `once`, `skip` or `all`.
+    /// The policy for times at which no scheduler was running: `once`, `skip` or `all`.
     pub missed: String,
     /// The task kind it enqueues.
     pub task: String,
-    /// To this queue.
+    /// The queue of the enqueued tasks.
     pub queue: String,
     /// Positional arguments.
     pub args: Json,
@@ -31,33 +31,33 @@ pub struct ScheduleRecord {
     pub priority: i32,
     /// Retries of the enqueued tasks.
     pub max_retries: u32,
-    /// At how many deaths of a worker under it an enqueued task is dead.
+    /// The number of worker crashes during an enqueued task at which it becomes dead.
     #[serde(default = "default_crashes")]
     pub max_crashes: u32,
-    /// The unique key of the enqueued tasks: a run that is due while an earlier one is unfinished is left out.
+    /// The unique key of the enqueued tasks: a run is skipped when it falls due while an earlier one is unfinished.
     #[serde(default)]
     pub unique: Option<String>,
-    /// How long after it is enqueued a task expires that no worker has started.
+    /// The time after enqueue at which a task expires if no worker has started it.
     #[serde(default, with = "crate::duration::optional")]
     pub expires: Option<Duration>,
-    /// How long the enqueued tasks' records are kept after their end.
+    /// The time that the records of the enqueued tasks are kept after their end.
     #[serde(default = "default_result_ttl", with = "crate::duration::text")]
     pub result_ttl: Duration,
-    /// Headers of the enqueued tasks, beside `schedule` and `nominal`.
+    /// Headers of the enqueued tasks, in addition to `schedule` and `nominal`.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// From when it counts; the anchor of an interval.
+    /// The time from which the schedule applies; the anchor of an interval.
     pub start: Timestamp,
     /// The next nominal time.
     pub next: Option<Timestamp>,
     /// The last nominal time that fired.
     pub last: Option<Timestamp>,
-    /// How often it has fired.
+    /// The number of tasks that it has enqueued.
     pub fired: u64,
 }
 
 impl ScheduleRecord {
-    /// Whether both describe the same work at the same times; counters and times aside.
+    /// Whether both records describe the same work at the same times, ignoring counters and times.
     pub fn same_plan(&self, other: &Self) -> bool {
         let plain = |record: &Self| Self {
             start: Timestamp::UNIX_EPOCH,
@@ -78,19 +78,20 @@ fn default_result_ttl() -> Duration {
     TaskOptions::DEFAULT.result_ttl
 }
 
-/// One step of a schedule, computed by a scheduler from the record it read.
+/// One step of a schedule, which a scheduler computes from the record that it read.
 #[derive(Debug, Clone)]
 pub struct Firing {
     /// The schedule.
     pub schedule: String,
-    /// `next` of the record it was computed from; the step is void if that has changed.
+    /// `next` of the record that the step was computed from; the step is void if `next` has changed.
     pub seen: Timestamp,
-    /// The plan's timing as read; the step is void if that has changed.
+    /// The timing as read; the step is void if it has changed.
     pub timing: String,
     /// The following nominal time.
     pub next: Option<Timestamp>,
-    /// What to enqueue: the nominal time and the task. Empty when missed times are skipped.
+    /// The tasks to enqueue, each with its nominal time. Empty when missed times are skipped.
     pub tasks: Vec<(Timestamp, NewTask)>,
-    /// The clock was set back: nominal times that fired later than this are forgotten and may fire again.
+    /// Set when the clock was set back: the store forgets nominal times that fired later than this, and they may
+    /// fire again.
     pub set_back: Option<Timestamp>,
 }

@@ -1,4 +1,4 @@
-//! Where a task is in its life.
+//! Defines the states of a task.
 
 use std::{fmt, str::FromStr};
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Where a task is in its life.
+/// The state of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Waits for its due time: a countdown, an eta or a retry.
+    /// Waiting for its due time: a countdown, an eta or a retry.
     Scheduled,
-    /// Due, waits for a worker.
+    /// Due, waiting for a worker.
     Queued,
     /// Leased by a worker.
     Running,
-    /// Ended well; the result is kept for its time to live.
+    /// Succeeded; the result is kept for its time to live.
     Succeeded,
-    /// Failed for good; waits for a replay or a drop.
+    /// Failed permanently (a dead letter); kept for a replay or a drop.
     Dead,
     /// Cancelled before it ended.
     Cancelled,
@@ -38,12 +38,12 @@ impl State {
         Self::Expired,
     ];
 
-    /// Whether nothing more will happen by itself.
+    /// Whether the task has ended and changes no more without an operator.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Dead | Self::Cancelled | Self::Expired)
     }
 
-    /// The stored and shown name.
+    /// The name that is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",

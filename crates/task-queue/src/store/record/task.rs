@@ -1,4 +1,4 @@
-//! Tasks: as they are enqueued, as they are kept, and how they are looked for.
+//! Defines tasks as they are enqueued, stored and listed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,11 +11,11 @@ use super::{Attempt, Json, State};
 /// A task to be stored.
 #[derive(Debug, Clone)]
 pub struct NewTask {
-    /// UUIDv7 unless the caller chose another.
+    /// The task's id: a UUIDv7 unless the caller chose another.
     pub id: Uuid,
     /// The registered name of the task kind.
     pub name: String,
-    /// The queue that workers pick.
+    /// The queue.
     pub queue: String,
     /// Positional arguments: a JSON array.
     pub args: String,
@@ -23,29 +23,30 @@ pub struct NewTask {
     pub kwargs: Option<String>,
     /// Higher runs sooner; 0 is the default.
     pub priority: i32,
-    /// Not before this time; at once when `None`.
+    /// The earliest time of the first run; at once when `None`.
     pub due: Option<Timestamp>,
-    /// Ends as `expired` if no worker has started it by then. It is about the first start alone: a retry, and a run
-    /// after the worker's death, come later than this. (Celery looks at every hand-out, retries included.)
+    /// The time at which the task ends as `expired` if no worker has started it. It applies to the first start
+    /// only: a retry, and a run after the worker's crash, may come later. (Celery checks `expires` at every
+    /// delivery, retries included.)
     pub expires: Option<Timestamp>,
-    /// How many failures are retried.
+    /// The maximum number of failures that are retried.
     pub max_retries: u32,
-    /// At how many deaths of a worker under it the task counts as a poison pill.
+    /// The number of worker crashes during the task at which it becomes dead.
     pub max_crashes: u32,
-    /// Held by at most one unfinished task of the same name.
+    /// The unique key, which at most one unfinished task of the same name holds.
     pub unique: Option<String>,
-    /// Correlation, causation, trace context and whatever the caller adds.
+    /// Correlation, causation, trace context and any headers of the caller.
     pub headers: BTreeMap<String, String>,
-    /// How long the record stays after a good end, a cancellation or expiry; a hundred years at most.
+    /// The time that the record is kept after success, cancellation or expiry; a hundred years at most.
     pub result_ttl: Duration,
 }
 
-/// What became of an enqueued task.
+/// The store's answer for an enqueued task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Enqueued {
-    /// The stored task: the new one, or the one that was there.
+    /// The id of the stored task: the new one, or the existing one.
     pub id: Uuid,
-    /// Whether a task with this id or unique key was there already.
+    /// Whether a task with this id or unique key existed already.
     pub duplicate: bool,
 }
 
@@ -58,7 +59,7 @@ pub struct TaskRecord {
     pub name: String,
     /// Its queue.
     pub queue: String,
-    /// Where it is.
+    /// Its state.
     pub state: State,
     /// Positional arguments.
     pub args: Json,
@@ -66,46 +67,46 @@ pub struct TaskRecord {
     pub kwargs: Option<Json>,
     /// Higher runs sooner.
     pub priority: i32,
-    /// When it was enqueued.
+    /// The time of the enqueue.
     pub created: Timestamp,
-    /// When it falls or fell due.
+    /// The due time.
     pub due: Timestamp,
-    /// When it expires if not started.
+    /// The time at which it expires if not started.
     pub expires: Option<Timestamp>,
     /// Failures so far.
     pub errors: u32,
-    /// Deaths of workers under it so far.
+    /// Worker crashes during the task so far.
     pub crashes: u32,
-    /// How many failures are retried.
+    /// The maximum number of failures that are retried.
     pub max_retries: u32,
-    /// At how many crashes it is dead.
+    /// The number of worker crashes at which it becomes dead.
     pub max_crashes: u32,
     /// Its unique key.
     pub unique: Option<String>,
-    /// As given at enqueue.
+    /// The headers given at enqueue.
     pub headers: BTreeMap<String, String>,
-    /// The worker that has or had it last.
+    /// The worker that holds or held the last lease.
     pub worker: Option<Uuid>,
-    /// Counts hand-outs.
+    /// The number of leases so far.
     pub fence: i64,
-    /// When the last lease began.
+    /// The start of the last lease.
     pub started: Option<Timestamp>,
-    /// When it ended for good.
+    /// The time of its final end.
     pub finished: Option<Timestamp>,
-    /// Whether a stop was asked for while it ran.
+    /// Whether it was cancelled while it ran.
     pub cancel_requested: bool,
-    /// What the function returned.
+    /// The result of the function.
     pub result: Option<Json>,
     /// The last error.
     pub error: Option<String>,
     /// The attempts that ended, oldest first: the newest 50.
     pub attempts: Vec<Attempt>,
-    /// How many older attempts are not kept any more.
+    /// The number of older attempts that were dropped.
     #[serde(default)]
     pub attempts_dropped: u64,
 }
 
-/// Which tasks to list.
+/// The filter of a list of tasks.
 #[derive(Debug, Clone)]
 pub struct Filter {
     /// Only in this state.
@@ -114,7 +115,7 @@ pub struct Filter {
     pub queue: Option<String>,
     /// Only of this kind.
     pub name: Option<String>,
-    /// At most so many; 100 by default.
+    /// The maximum number of tasks; 100 by default.
     pub limit: u32,
 }
 
@@ -129,7 +130,7 @@ impl Default for Filter {
 pub struct QueueStats {
     /// The queue.
     pub queue: String,
-    /// Whether hand-outs are stopped.
+    /// Whether claims from the queue are stopped.
     pub paused: bool,
     /// Tasks by state; states without tasks are left out.
     pub counts: BTreeMap<State, u64>,

@@ -1,4 +1,4 @@
-//! Workers: how they announce themselves and what their heartbeats learn.
+//! Defines workers, the answers to their heartbeats and the results of housekeeping.
 
 use std::collections::BTreeMap;
 
@@ -6,45 +6,46 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// What a heartbeat learnt.
+/// The store's answer to a heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease goes on; these running tasks were asked to stop.
+    /// The lease is extended; the status lists the running tasks that were cancelled.
     LeaseStatus(LeaseStatus),
-    /// The store took the worker for dead: what it held is somebody else's.
+    /// The lease has expired: other workers may claim its tasks.
     Lost,
 }
 
-/// What a live lease carries back.
+/// The status of a live lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseStatus {
     /// Running tasks of this worker that were cancelled.
     pub cancelled: Vec<Uuid>,
 }
 
-/// What housekeeping did.
+/// The result of one round of housekeeping.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Maintenance {
-    /// Tasks of dead workers put back in their queue.
+    /// Tasks of dead workers that were put back in their queue or cancelled.
     pub recovered: u64,
     /// Tasks of dead workers that reached their crash cap.
     pub dead_lettered: u64,
-    /// Tasks that are dead because no worker has registered their kind for too long.
+    /// Tasks that became dead because no worker has registered their kind for too long.
     pub unknown: u64,
-    /// Tasks that expired unstarted.
+    /// Tasks that expired before a worker started them.
     pub expired: u64,
     /// Records deleted because their time to live was over.
     pub pruned: u64,
-    /// How many are dead now, by kind and queue: the buried and the unknown ones.
+    /// The number of tasks that became dead in this round, by kind and queue: the sum of `dead_lettered` and
+    /// `unknown`.
     pub dead: BTreeMap<(String, String), u64>,
 }
 
-/// A worker as it announces itself.
+/// A worker as it registers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerInfo {
-    /// Fresh for each process start.
+    /// The worker's id, new for each registration.
     pub id: Uuid,
-    /// For people: `worker@host:pid`.
+    /// The name shown to people: `worker@host:pid`.
     pub name: String,
     /// The queues it serves.
     pub queues: Vec<String>,
@@ -54,17 +55,17 @@ pub struct WorkerInfo {
     pub concurrency: usize,
 }
 
-/// A worker as the store knows it.
+/// A registered worker with its lease.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkerRecord {
-    /// What it announced.
+    /// The data that it registered with.
     #[serde(flatten)]
     pub info: WorkerInfo,
-    /// When it started.
+    /// The time of its registration.
     pub started: Timestamp,
-    /// Its last heartbeat.
+    /// The time of its last heartbeat.
     pub heartbeat: Timestamp,
-    /// When its lease ends unless it is renewed.
+    /// The time at which its lease expires unless it is renewed.
     pub lease_until: Timestamp,
     /// Tasks it holds now.
     pub running: u64,

@@ -1,5 +1,5 @@
-//! One row that the store refuses stops no other: what a statement would change at once is then changed row by row,
-//! and a row that is refused alone is set aside as dead with the reason.
+//! Isolates rows that the store refuses: when a statement over many rows fails, it changes them row by row, and a
+//! row that is refused alone is marked as dead with the reason.
 
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, SqliteConnection};
@@ -7,14 +7,14 @@ use sqlx::{AssertSqlSafe, SqliteConnection};
 use super::error::is_refusal;
 use crate::store::now_ms;
 
-/// A change of all rows that it means, or of the one named by its `seq`.
+/// A change of all matching rows, or of the one row with the given `seq`.
 pub(super) type Change<'a, T> = &'a (
         dyn for<'c> Fn(&'c mut SqliteConnection, Option<i64>) -> BoxFuture<'c, Result<Vec<T>, sqlx::Error>>
             + Send
             + Sync
     );
 
-/// Makes the change; row by row should one of `rows` (a condition on tasks) be refused.
+/// Makes the change for all rows; row by row if one of `rows` (a condition on tasks) is refused.
 pub(super) async fn isolated<T>(
     connection: &mut SqliteConnection,
     doing: &str,
@@ -36,13 +36,13 @@ pub(super) async fn isolated<T>(
     Ok(made)
 }
 
-/// The rows that a condition means.
+/// Returns the `seq` of the rows that match a condition.
 pub(super) async fn matching(connection: &mut SqliteConnection, rows: &str) -> Result<Vec<i64>, sqlx::Error> {
     let query = format!("SELECT seq FROM tasks WHERE {rows}");
     sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(connection).await
 }
 
-/// Sets one task aside: dead, with the reason, and with what it holds as far as that can be read.
+/// Marks one task as dead with the reason, and keeps its data as far as it can be read.
 pub(super) async fn set(
     connection: &mut SqliteConnection,
     seq: i64,
@@ -51,7 +51,7 @@ pub(super) async fn set(
     dead_ttl: i64,
 ) -> Result<(), sqlx::Error> {
     let error = format!("set aside: the store refused {doing}: {reason}");
-    tracing::error!(seq, error, "a task was set aside");
+    tracing::error!(seq, error, "a task was set aside as dead");
     let done = sqlx::query(
         "UPDATE tasks SET state = 'dead', finished = ?1, keep_until = ?1 + ?2, error = ?3, \
          attempts = CASE WHEN json_valid(attempts) THEN attempts ELSE '[]' END, \
@@ -64,7 +64,7 @@ pub(super) async fn set(
     .execute(connection)
     .await;
     match done {
-        // Not even that: it stays as it is, and the others go on all the same.
+        // Even this change was refused: the row stays as it is, and the other rows are processed nevertheless.
         Err(error) if is_refusal(&error) => {
             tracing::error!(seq, %error, "a task cannot be set aside");
             Ok(())
@@ -73,7 +73,7 @@ pub(super) async fn set(
     }
 }
 
-/// ` AND seq = N` for one row.
+/// Returns ` AND seq = N` for one row, else nothing.
 pub(super) fn only(seq: Option<i64>) -> String {
     seq.map_or_else(String::new, |seq| format!(" AND seq = {seq}"))
 }

@@ -1,4 +1,4 @@
-//! Handing out: due tasks by priority, due time and age, leased to a worker under a fresh fence.
+//! Claims due tasks by priority, due time and age, and leases them to a worker under a new fence.
 
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
@@ -8,11 +8,11 @@ use crate::{
     store::{Claim, Claimed, Leased, from_ms, now_ms},
 };
 
-/// Scheduled tasks moved to their queue in one step; the rest follow with the next claims.
+/// The maximum number of scheduled tasks that one claim moves to their queue; later claims move the rest.
 const PROMOTED: i64 = 10_000;
-/// Pairs of queue and kind that one statement looks at.
+/// The maximum number of pairs of queue and kind in one statement.
 const PAIRS: usize = 32;
-/// Which tasks have an expiry that still counts: once started, a task runs to its end.
+/// The condition for tasks whose expiry still applies: once started, a task runs to its end.
 const EXPIRING: &str = "expires IS NOT NULL AND started IS NULL AND state IN ('queued', 'scheduled')";
 
 pub(super) async fn claim(
@@ -25,7 +25,7 @@ pub(super) async fn claim(
         look(connection, claim, now).await.map_err(|error| db("looking for due tasks", error))?;
     if !live {
         let text = format!(
-            "worker {} has lost its lease: it was silent too long, its tasks went to others",
+            "worker {} has lost its lease: it sent no heartbeat for too long, other workers may have its tasks",
             claim.worker
         );
         return Err(Error::new(ErrorKind::Fenced, text));
@@ -48,7 +48,7 @@ pub(super) async fn claim(
     Ok(Claimed { tasks, next_due: next_due.map(from_ms) })
 }
 
-/// One statement that says which of the following ones have anything to do.
+/// Finds out in one statement which of the following statements have work to do.
 async fn look(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -89,7 +89,7 @@ pub(super) async fn expire(
     Ok(counts.iter().sum())
 }
 
-/// Moves what fell due to its queue; answers when the next falls due.
+/// Moves tasks that fell due to their queue; returns the due time of the next scheduled task.
 async fn promote(
     connection: &mut SqliteConnection,
     now: i64,
@@ -111,8 +111,8 @@ async fn promote(
     sqlx::query_scalar("SELECT min(due) FROM tasks WHERE state = 'scheduled'").fetch_one(connection).await
 }
 
-/// Takes the first rows of each queue and kind from their index and leases the best of them: never a scan, never a
-/// sort of a queue, and never a step over what other workers know.
+/// Takes the first rows of each queue and kind from their index and leases the best of them, without a scan,
+/// without a sort of a queue, and without a step over kinds that this worker does not claim.
 async fn lease(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -125,7 +125,7 @@ async fn lease(
         let queues = claim.queues.iter();
         queues.flat_map(|queue| claim.kinds.iter().map(move |kind| (queue.as_str(), kind.as_str()))).collect()
     } else {
-        // The best n tasks are among those of the n pairs with the best heads.
+        // The best n tasks are among those of the n pairs whose first tasks are best.
         limit = limit.min(PAIRS as i64);
         heads = best_heads(connection, claim, limit).await?;
         heads.iter().map(|(queue, kind)| (queue.as_str(), kind.as_str())).collect()
@@ -144,7 +144,7 @@ async fn lease(
         }
         taken => taken?,
     };
-    // RETURNING promises no order.
+    // RETURNING guarantees no order.
     rows.sort_by_key(|row| {
         (-row.get::<i64, _>("priority"), row.get::<i64, _>("due"), row.get::<i64, _>("seq"))
     });
@@ -158,7 +158,7 @@ async fn lease(
     Ok(tasks)
 }
 
-/// The pairs of queue and kind whose first tasks come before those of the others.
+/// Returns the pairs of queue and kind whose first tasks come before those of the other pairs.
 async fn best_heads(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -188,7 +188,7 @@ fn taking(claim: &Claim, now: i64) -> QueryBuilder<Sqlite> {
 const TAKEN: &str = " RETURNING seq, id, fence, name, queue, args, kwargs, priority, errors, crashes, max_retries, \
      headers, due, started";
 
-/// The `seq` of the tasks to lease.
+/// Writes the query for the `seq` of the tasks to lease.
 fn candidates(query: &mut QueryBuilder<Sqlite>, pairs: &[(&str, &str)], limit: i64) {
     query.push("SELECT seq FROM (");
     for (index, (queue, kind)) in pairs.iter().enumerate() {
@@ -203,7 +203,7 @@ fn candidates(query: &mut QueryBuilder<Sqlite>, pairs: &[(&str, &str)], limit: i
     query.push(") ORDER BY priority DESC, due, seq LIMIT ").push_bind(limit);
 }
 
-/// Leases each candidate by itself, because one of them was refused; that one is set aside.
+/// Leases each candidate in its own statement, because the store refused one of them; that one is marked as dead.
 async fn one_by_one(
     connection: &mut SqliteConnection,
     claim: &Claim,
@@ -227,7 +227,7 @@ async fn one_by_one(
 }
 
 /// # Errors
-/// Which column holds what no build of this crate wrote.
+/// When a column holds a value that no build of this crate wrote; the error names the column.
 fn leased(row: &SqliteRow) -> Result<Leased, sqlx::Error> {
     let headers: String = row.try_get("headers")?;
     Ok(Leased {

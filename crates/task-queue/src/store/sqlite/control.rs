@@ -1,4 +1,4 @@
-//! What an operator does: cancel, pause, purge, replay and drop.
+//! Implements the operator's commands: cancel, pause, purge, replay and drop.
 
 use futures_util::future::BoxFuture;
 use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection};
@@ -49,7 +49,7 @@ impl TaskControl for SqliteStore {
     }
 
     fn replay(&self, ids: &[Uuid]) -> Reply<'_, u64> {
-        // OR IGNORE: a unique key that another unfinished task holds by now keeps this one dead.
+        // OR IGNORE: when another unfinished task holds the unique key meanwhile, this task stays dead.
         let mut query = QueryBuilder::<Sqlite>::new(
             "UPDATE OR IGNORE tasks SET state = 'queued', errors = 0, crashes = 0, cancel = 0, finished = NULL, \
              keep_until = NULL, expires = NULL, due = ",
@@ -89,7 +89,7 @@ fn only(query: &mut QueryBuilder<Sqlite>, ids: &[Uuid]) {
     }
 }
 
-/// Ends a waiting task, flags a running one; answers the state it was in.
+/// Cancels a waiting task or flags a running one; returns the state before the call.
 async fn cancel(connection: &mut SqliteConnection, id: Uuid) -> Result<Option<String>, sqlx::Error> {
     let was: Option<String> = sqlx::query_scalar("SELECT state FROM tasks WHERE id = ?")
         .bind(id)

@@ -1,4 +1,4 @@
-//! Storing new tasks: many rows a statement, duplicates by id or unique key answered with what is there.
+//! Stores new tasks with many rows per statement; for a duplicate id or unique key it returns the existing task.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,11 @@ use crate::{
     store::{Enqueued, NewTask, ceil_ms, now_ms},
 };
 
-/// Rows a statement: SQLite takes more variables, but the gain ends about here.
+/// Rows per statement: SQLite allows more variables, but more rows gain little.
 const ROWS: usize = 100;
 
 impl SqliteStore {
-    /// Refuses what would not fit before it reaches the writer, so that it harms no neighbour in a batch.
+    /// Refuses an invalid task before it reaches the writer, so that it does not fail the other tasks of a batch.
     pub(super) fn check_new(&self, task: &NewTask) -> Result<()> {
         if task.name.is_empty() || task.queue.is_empty() {
             return Err(Error::invalid("a task needs a name and a queue"));
@@ -24,7 +24,8 @@ impl SqliteStore {
         let unique = task.unique.as_deref().unwrap_or_default();
         for (what, text) in [("name", &*task.name), ("queue", &*task.queue), ("unique key", unique)] {
             if text.len() > NAME {
-                let text = format!("the {what} of a task has {} bytes and may have {NAME}", text.len());
+                let text =
+                    format!("the {what} of a task has {} bytes and may have at most {NAME}", text.len());
                 return Err(Error::new(ErrorKind::TooLarge, text));
             }
         }
@@ -33,7 +34,7 @@ impl SqliteStore {
         for (what, size) in [("arguments", size), ("headers", headers)] {
             if size > self.options.max_args {
                 let text = format!(
-                    "the {what} of task `{}` have {size} bytes and the store takes {}: pass a reference instead",
+                    "the {what} of task `{}` have {size} bytes and the store accepts {}: pass a reference instead",
                     task.name, self.options.max_args
                 );
                 return Err(Error::new(ErrorKind::TooLarge, text));
@@ -87,7 +88,7 @@ async fn insert(
     }
     let mut stored: HashMap<Uuid, ()> = stored.iter().map(|row| (row.get(0), ())).collect();
     for task in tasks {
-        // Taken out when seen, so that the same id twice in a batch is new once.
+        // Each id is removed when it is seen, so that an id that occurs twice in a batch is new only once.
         let duplicate = stored.remove(&task.id).is_none();
         let id = if duplicate { existing(connection, task).await? } else { task.id };
         answers.push(Enqueued { id, duplicate });
@@ -95,7 +96,7 @@ async fn insert(
     Ok(())
 }
 
-/// The task that holds the unique key, or else the one that has the id.
+/// Returns the task that holds the unique key, or else the task that has the id.
 async fn existing(connection: &mut SqliteConnection, task: &NewTask) -> Result<Uuid, sqlx::Error> {
     let holder: Option<Uuid> = sqlx::query_scalar(
         "SELECT id FROM tasks WHERE name = ? AND unique_key = ? AND state IN ('queued', 'scheduled', 'running')",

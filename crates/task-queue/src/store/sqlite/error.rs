@@ -1,21 +1,23 @@
-//! Turns what SQLite says into the crate's error: what kind it is and what to do.
+//! Converts SQLite errors into the crate's error, with a kind and advice.
 
 use crate::{Error, ErrorKind};
 
-/// Wraps a driver error with what was being done.
+/// Wraps a driver error with the operation that failed.
 pub(crate) fn db(context: &str, error: sqlx::Error) -> Error {
     let (kind, advice) = match code(&error) {
         Some(5 | 6) => (ErrorKind::Unavailable, "another process holds the write lock too long"),
         Some(8) => (ErrorKind::ReadOnly, "the file or its directory may not be written"),
         Some(10) => (ErrorKind::Unavailable, "the disk reports an error"),
-        Some(11) => (ErrorKind::Corrupt, "the file is damaged; restore a copy or move it away to start anew"),
-        Some(13) => (ErrorKind::Unavailable, "the disk is full; free some space, nothing stored is lost"),
+        Some(11) => {
+            (ErrorKind::Corrupt, "the file is damaged; restore a copy, or move it away to start empty")
+        }
+        Some(13) => (ErrorKind::Unavailable, "the disk is full; free some space (no stored data is lost)"),
         Some(18..=20 | 25) => (ErrorKind::Refused, "the store cannot keep this record"),
-        Some(14) => (ErrorKind::Unavailable, "the file cannot be opened; see its path and permissions"),
+        Some(14) => (ErrorKind::Unavailable, "the file cannot be opened; check its path and permissions"),
         Some(26) => {
             (ErrorKind::Corrupt, "the file is not an sqlite database; give another path or move it away")
         }
-        _ if is_refusal(&error) => (ErrorKind::Refused, "the record holds what is no json"),
+        _ if is_refusal(&error) => (ErrorKind::Refused, "the record contains a text that is not json"),
         _ => (ErrorKind::Unavailable, ""),
     };
     let text = if advice.is_empty() { context.to_owned() } else { format!("{context}: {advice}") };
@@ -28,13 +30,13 @@ fn code(error: &sqlx::Error) -> Option<u32> {
     code.parse::<u32>().ok().map(|code| code & 0xff)
 }
 
-/// Whether another connection's lock is all that was in the way.
+/// Whether the only reason is another connection's lock.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(5 | 6))
 }
 
-/// Whether what one row holds was refused: too large, of another type, against a constraint, or no JSON. The
-/// statement has changed nothing then, and its transaction goes on.
+/// Whether SQLite refused the values of one row: too large, of another type, against a constraint, or no JSON. Then
+/// the statement has changed nothing, and its transaction continues.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
     match code(error) {
         Some(18..=20 | 25) => true,

@@ -1,4 +1,4 @@
-//! Task kinds: which are known, and what becomes of due tasks of those that nobody knows.
+//! Stores the known task kinds, and dead-letters due tasks of unknown kinds.
 
 use std::{collections::BTreeSet, sync::atomic::Ordering};
 
@@ -11,9 +11,10 @@ use crate::{
     store::{Channel, Maintenance, Reply, TaskKind, Waiting, from_ms, now_ms},
 };
 
-/// How often, at most, a process looks for kinds that nobody knows: it reads the index of all that is due.
+/// The shortest time between two searches of a process for unknown kinds, because a search reads the index of all
+/// due tasks.
 const CENSUS_MS: i64 = 60_000;
-/// The kinds of live workers. Workers of an earlier build are here alone.
+/// The kinds of live workers. The kinds of workers of an earlier build are recorded only here, not in `kinds`.
 const LIVE: &str = "SELECT value FROM workers, json_each(CASE WHEN json_valid(info) THEN info ELSE '{}' END, '$.tasks') \
      WHERE lease_until > ?1";
 
@@ -47,7 +48,7 @@ impl SqliteStore {
     }
 
     pub(super) async fn read_waiting(&self) -> Result<Vec<Waiting>> {
-        let reading = |error| db("counting what waits", error);
+        let reading = |error| db("counting waiting tasks", error);
         let now = now_ms();
         let rows = sqlx::query(
             "SELECT queue, name, count(*) AS tasks, min(due) AS oldest FROM tasks WHERE state = 'queued' \
@@ -85,11 +86,12 @@ impl SqliteStore {
         Ok(waiting.collect())
     }
 
-    /// Buries due tasks that have waited for a worker with their kind for longer than the patience, now and then.
+    /// Dead-letters due tasks that have waited longer than the patience for a worker with their kind; runs only
+    /// every [`CENSUS_MS`].
     pub(super) async fn dead_letter_unknown(&self, now: i64) -> Result<Maintenance> {
         let patience = self.options.patience_ms();
         let again = now + CENSUS_MS.min(patience);
-        // A time far ahead is from before the clock was set back.
+        // A time far in the future was stored before the clock was set back.
         let due = |next: i64| next <= now || next > now + CENSUS_MS;
         let turn =
             self.census.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| due(next).then_some(again));
@@ -102,7 +104,7 @@ impl SqliteStore {
         for Waiting { queue, name, .. } in unknown {
             let kind = (name.clone(), queue.clone());
             let text = format!(
-                "no worker has registered `{name}` for {}: start one that does and replay this task",
+                "no worker has registered `{name}` for {}: start a worker that registers it and replay this task",
                 crate::duration::in_days(self.options.patience)
             );
             let dead_ttl = self.options.dead_ttl_ms();
@@ -124,7 +126,7 @@ impl SqliteStore {
                             .bind(now - patience)
                             .execute(connection)
                             .await
-                            .map_err(|error| db("burying tasks of unknown kinds", error))?;
+                            .map_err(|error| db("dead-lettering tasks of unknown kinds", error))?;
                         let tasks = done.rows_affected();
                         if tasks > 0 {
                             tracing::error!(task = name, queue, tasks, "tasks are dead: {text}");
@@ -142,7 +144,7 @@ impl SqliteStore {
     }
 }
 
-/// Forgets kinds that no worker has had for longer than the patience.
+/// Deletes kinds that no worker has registered for longer than the patience.
 pub(super) async fn forget(
     connection: &mut SqliteConnection,
     now: i64,
@@ -153,7 +155,7 @@ pub(super) async fn forget(
     Ok(())
 }
 
-/// Takes a worker off the list; its kinds were seen until now.
+/// Removes a worker; its kinds were last seen at `seen`.
 pub(super) async fn off_the_list(
     connection: &mut SqliteConnection,
     worker: Uuid,

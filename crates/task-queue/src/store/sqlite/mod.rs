@@ -1,8 +1,8 @@
-//! The task store on one SQLite file in WAL mode, shared by the processes of one machine.
+//! Implements the task store in one SQLite file in WAL mode, shared by the processes of one machine.
 //!
-//! One writer per process owns the only writing connection and merges what waits for it into one transaction,
-//! so that concurrent callers share an fsync (`writer`); reads go through a small pool and never wait.
-//! Other processes are woken through a small file beside the database (`wake`).
+//! One writer per process owns the only writing connection and merges waiting operations into one transaction, so
+//! that concurrent callers share an fsync (`writer`); reads use a small pool and never wait. A small file beside
+//! the database wakes other processes (`wake`).
 
 mod aside;
 mod claim;
@@ -42,7 +42,7 @@ use crate::{
     bounds::{LONGEST, ttl_ms, within},
 };
 
-/// What an answered write has survived.
+/// The failures that a confirmed write survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Durability {
     /// A power cut: every commit is synced to the disk (`synchronous=FULL`).
@@ -52,30 +52,33 @@ pub enum Durability {
     PageCache,
 }
 
-/// How to open a store; the defaults are those of a bare `sqlite:PATH`.
+/// The options of a store; the defaults are those of a bare `sqlite:PATH`.
 #[derive(Debug, Clone)]
 pub struct SqliteOptions {
-    /// The database file; made if missing, its directory is not.
+    /// The database file. It is created if missing; its directory is not.
     pub path: PathBuf,
-    /// What an answered write has survived; [`Durability::Fsync`].
+    /// The failures that a confirmed write survives; default [`Durability::Fsync`].
     pub durability: Durability,
-    /// How long a silent worker keeps its tasks; 8 s, from 100 ms to a day. Heartbeats come four times as often.
+    /// The lease: a worker without heartbeats keeps its tasks for this time; default 8 s, from 100 ms to a day.
+    /// Heartbeats are four times as frequent.
     pub lease: Duration,
-    /// How long a write waits for another process's write; 5 s, a day at most.
+    /// The time that a write waits for another process's write; default 5 s, a day at most.
     pub busy_timeout: Duration,
-    /// How long dead tasks wait for a replay before they are deleted; 30 days, a hundred years at most.
+    /// The time that dead tasks are kept for a replay before they are deleted; default 30 days, a hundred years at
+    /// most.
     pub dead_ttl: Duration,
-    /// How long a due task waits for a worker that has registered its kind before it is dead; 7 days, from 1 ms to
-    /// a hundred years. The time counts from when it fell due and from when the last such worker was there.
+    /// The time that a due task waits for a worker that has registered its kind, before it becomes dead; default 7
+    /// days, from 1 ms to a hundred years. It is measured from the later of two times: the task's due time, and the
+    /// last time that such a worker was seen.
     pub patience: Duration,
-    /// The largest arguments and headers of one task, in bytes; 1 MiB, 256 MiB at most.
+    /// The maximum size of the arguments and of the headers of one task, in bytes; default 1 MiB, 256 MiB at most.
     pub max_args: usize,
-    /// The largest result kept of one task, in bytes; 1 MiB, 256 MiB at most.
+    /// The maximum size of a result that is kept, in bytes; default 1 MiB, 256 MiB at most.
     pub max_result: usize,
 }
 
 impl SqliteOptions {
-    /// The defaults, at a path.
+    /// Creates options with the defaults for a path.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -91,7 +94,7 @@ impl SqliteOptions {
 }
 
 impl SqliteOptions {
-    /// Refuses what is outside of the bounds named at the fields.
+    /// Refuses options outside the limits that the fields document.
     pub(super) fn check(&self) -> Result<()> {
         const DAY: Duration = Duration::from_secs(86_400);
         const ROOM: usize = 256 << 20;
@@ -103,7 +106,7 @@ impl SqliteOptions {
         for (what, size) in [("arguments", self.max_args), ("result", self.max_result)] {
             if size > ROOM {
                 return Err(Error::invalid(format!(
-                    "{what} of up to {size} bytes: a store takes {ROOM} at most"
+                    "{what} of up to {size} bytes: a store accepts {ROOM} at most"
                 )));
             }
         }
@@ -125,7 +128,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     writer: writer::Writer,
     notifier: Arc<Notifier>,
-    /// When this process looks next for kinds that nobody knows.
+    /// The time of this process's next search for unknown kinds.
     census: AtomicI64,
 }
 
@@ -136,19 +139,22 @@ impl fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens or makes the file and brings its schema up to this version.
+    /// Opens or creates the file and upgrades its schema to this version.
     ///
     /// # Errors
-    /// Says which file and why: it cannot be opened or written, it is damaged or another program's, it is
-    /// locked, or a newer version of this crate wrote it. [`ErrorKind::Invalid`] for an option out of its bounds.
+    /// The error names the file and the reason: it cannot be opened or written, it is damaged or another program's,
+    /// it is locked, or a newer version of this crate wrote it. [`ErrorKind::Invalid`] for an option outside its
+    /// limits.
     pub async fn open(options: SqliteOptions) -> Result<Self> {
         options.check()?;
         let path = &options.path;
         if let Some(folder) =
             path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
         {
-            let text =
-                format!("the directory {} of the task store does not exist: make it first", folder.display());
+            let text = format!(
+                "the directory {} of the task store does not exist: create it first",
+                folder.display()
+            );
             return Err(Error::new(ErrorKind::Unavailable, text));
         }
         private_files::prepare_database(path).map_err(|error| {
@@ -175,9 +181,9 @@ impl SqliteStore {
             .disable_statement_logging();
         let mut connection = connect_patiently(&connect, options.busy_timeout).await.map_err(opening)?;
         schema::prepare(&mut connection, path).await?;
-        // From here on the writer does its own waiting.
+        // From here on the writer itself waits and retries when the file is locked.
         connection.execute("PRAGMA busy_timeout = 1").await.map_err(opening)?;
-        // The schema was read, so all files of the database are there.
+        // The schema was read, so all files of the database exist.
         let files = Identity::of(path).map_err(|error| {
             let text = format!("the task store {} was removed while it was being opened", path.display());
             Error::new(ErrorKind::Unavailable, text).with(error)
@@ -192,19 +198,19 @@ impl SqliteStore {
         Ok(Self { options, readers, writer, notifier, census: AtomicI64::new(0) })
     }
 
-    /// Where the database is.
+    /// The path of the database.
     pub fn path(&self) -> &Path {
         &self.options.path
     }
 
-    /// Whole milliseconds of the lease.
+    /// The lease in whole milliseconds.
     fn lease_ms(&self) -> i64 {
         self.options.lease.as_millis() as i64
     }
 }
 
-/// Connects; tries again while the file is busy. Of processes that open a fresh file together, one turns it to WAL
-/// mode, and SQLite fails the others at once instead of letting them wait.
+/// Connects; tries again while the file is busy. When several processes open a new file together, one switches it
+/// to WAL mode, and SQLite fails the others at once instead of letting them wait.
 async fn connect_patiently(
     connect: &SqliteConnectOptions,
     patience: Duration,
@@ -220,7 +226,7 @@ async fn connect_patiently(
     }
 }
 
-/// The wake-up file: `tasks.db-wake`, beside SQLite's own `-wal` and `-shm`.
+/// Returns the path of the wake-up file: `tasks.db-wake`, beside SQLite's own `-wal` and `-shm`.
 fn wake_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wake");
@@ -232,7 +238,7 @@ mod tests {
     use super::*;
     use crate::store::{NewTask, TaskControl, TaskQuery, TaskQueue};
 
-    /// For each of the files that it is made of.
+    /// Checks this for each file of the database.
     #[tokio::test]
     async fn a_store_that_was_moved_away_confirms_nothing_until_it_is_back() {
         for name in ["tasks.db", "tasks.db-wal", "tasks.db-shm"] {
@@ -263,7 +269,7 @@ mod tests {
         let first = NewTask::named("a", "[]");
         let id = first.id;
         store.enqueue(vec![first]).await.unwrap();
-        // SQLite's own bound on the file stands for the disk's: the same error from the same place.
+        // SQLite's own limit on the file size replaces a full disk: it causes the same error at the same place.
         let bound = async |pages: &'static str| {
             let set = store.writer.alone(move |connection| {
                 Box::pin(async move {

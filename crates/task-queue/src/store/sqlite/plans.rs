@@ -1,5 +1,5 @@
-//! A test that hot statements walk indexes which hold their own rows alone: so they cost the same with a million
-//! tasks as with ten.
+//! Tests that hot statements use partial indexes which contain only the rows they need, so that they cost the same
+//! with a million tasks as with ten.
 
 use super::{SqliteOptions, SqliteStore, query::DEPTHS};
 
@@ -10,7 +10,7 @@ async fn plan(store: &SqliteStore, statement: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn hot_statements_walk_indexes_of_their_own() {
+async fn hot_statements_use_their_own_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(SqliteOptions::new(folder.path().join("tasks.db"))).await.unwrap();
     for (statement, index) in [
@@ -52,7 +52,7 @@ async fn hot_statements_walk_indexes_of_their_own() {
 }
 
 #[tokio::test]
-async fn what_is_counted_every_minute_looks_at_no_finished_task() {
+async fn the_count_of_every_minute_reads_no_finished_task() {
     let folder = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(SqliteOptions::new(folder.path().join("tasks.db"))).await.unwrap();
     let plan = plan(&store, DEPTHS).await;

@@ -1,4 +1,4 @@
-//! Looking inside, through the pool of readers.
+//! Implements read access through the pool of readers.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,7 +19,7 @@ use crate::{
 impl TaskQuery for SqliteStore {
     fn get(&self, id: Uuid) -> Reply<'_, Option<TaskRecord>> {
         Box::pin(async move {
-            // Past its time to live a record is gone, even before housekeeping deletes it.
+            // A record whose time to live is over is not returned, even before housekeeping deletes it.
             let row =
                 sqlx::query("SELECT * FROM tasks WHERE id = ? AND (keep_until IS NULL OR keep_until > ?)")
                     .bind(id)
@@ -58,7 +58,8 @@ impl TaskQuery for SqliteStore {
                 QueryBuilder::<Sqlite>::new("SELECT * FROM tasks WHERE (keep_until IS NULL OR keep_until > ");
             query.push_bind(now_ms()).push(")");
             if let Some(state) = filter.state {
-                // Written out, not bound: partial indexes serve only queries that name their state.
+                // Written into the text, not bound: SQLite uses a partial index only for a query whose text
+                // contains the state.
                 query.push(format!(" AND state = '{state}'"));
             }
             for (column, value) in [("queue", filter.queue), ("name", filter.name)] {
@@ -105,7 +106,7 @@ impl TaskQuery for SqliteStore {
     }
 }
 
-/// Counts what the partial indexes hold, state by state: finished tasks are not looked at.
+/// Counts tasks from the partial indexes, state by state, without reading finished tasks.
 pub(super) const DEPTHS: &str = "\
     SELECT queue, 'queued' AS state, count(*) AS tasks FROM tasks WHERE state = 'queued' GROUP BY queue \
     UNION ALL SELECT queue, 'scheduled', count(*) FROM tasks WHERE state = 'scheduled' GROUP BY queue \
@@ -144,7 +145,7 @@ impl SqliteStore {
     }
 }
 
-/// ` IN (?, ?, ..)`
+/// Writes ` IN (?, ?, ..)` with the values.
 pub(super) fn one_of<T>(query: &mut QueryBuilder<Sqlite>, values: Vec<T>)
 where
     T: for<'q> Encode<'q, Sqlite> + Type<Sqlite>,

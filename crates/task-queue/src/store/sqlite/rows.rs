@@ -1,4 +1,4 @@
-//! Rows to records.
+//! Converts rows to records.
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -9,19 +9,20 @@ use crate::{
     store::{Json, ScheduleRecord, TaskRecord, WorkerRecord, from_ms},
 };
 
-/// A column that holds JSON we wrote: anything else is damage.
+/// Parses a column with JSON that this crate wrote; any other content is damage.
 fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
     serde_json::from_str(row.get::<&str, _>(column)).map_err(|error| {
-        Error::new(ErrorKind::Corrupt, format!("column {column} holds no fitting json")).with(error)
+        Error::new(ErrorKind::Corrupt, format!("column {column} does not hold the expected json")).with(error)
     })
 }
 
-/// JSON that a task brought along. What is none is shown as a text, so that one can see why it does not decode.
+/// JSON from a caller. A text that is no JSON is shown as a string, so that an operator sees why it does not
+/// decode.
 fn given(text: &str) -> Json {
     Json::parse(text).unwrap_or_else(|_| Json::string(text))
 }
 
-/// A count; one that no build of this crate wrote is shown as the nearest that may be.
+/// A count. A value that no build of this crate wrote is shown as the nearest valid one.
 fn count(row: &SqliteRow, column: &str) -> u32 {
     row.get::<i64, _>(column).clamp(0, i64::from(u32::MAX)) as u32
 }

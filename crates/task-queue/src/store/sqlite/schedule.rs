@@ -1,4 +1,5 @@
-//! Schedules and their firings: a step is taken only from the very record it was computed from.
+//! Stores schedules and their firings: a step is applied only if the schedule is unchanged since the scheduler read
+//! it.
 
 use sqlx::{Row, SqliteConnection};
 
@@ -34,7 +35,7 @@ impl ScheduleStore for SqliteStore {
         Box::pin(async move {
             let found = sqlx::query("SELECT * FROM schedules ORDER BY name").fetch_all(&self.readers).await;
             let rows = found.map_err(|error| db("listing schedules", error))?;
-            // One plan that cannot be read stops no other; adding it anew mends it.
+            // One unreadable plan does not stop the others; adding the schedule again repairs it.
             let read = rows.iter().filter_map(|row| match rows::schedule(row) {
                 Ok(schedule) => Some(schedule),
                 Err(error) => {
@@ -51,7 +52,7 @@ impl ScheduleStore for SqliteStore {
         Box::pin(async move {
             let mut answers = Vec::with_capacity(firings.len());
             for firing in firings {
-                // Checked here, so that a plan too large for the store fails by itself and keeps its time.
+                // Checked here, so that a task too large for the store fails alone and its schedule keeps its time.
                 firing.tasks.iter().try_for_each(|(_, task)| self.check_new(task))?;
                 let step = self.writer.alone(move |connection| {
                     Box::pin(async move {

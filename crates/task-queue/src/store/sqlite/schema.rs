@@ -1,4 +1,4 @@
-//! The tables, and the check that this build and the file speak of the same ones.
+//! Creates and upgrades the tables, and checks that the file's version fits this build.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use sqlx::{AssertSqlSafe, Executor, SqliteConnection};
 use super::db;
 use crate::{Error, ErrorKind, Result};
 
-/// Marks the file as ours (`BBtq`), in SQLite's own header field for that.
+/// Marks the file as a task store (`BBtq`), in SQLite's own header field for application ids.
 const APPLICATION: i64 = 0x4242_7471;
 /// The version of the tables below.
 const VERSION: i64 = 2;
 
 // Times are milliseconds since the Unix epoch. Each index holds only rows in the states it serves, so that a
-// claim costs the same with a thousand tasks pending or a million, and finished tasks weigh on nothing.
+// claim costs the same with a thousand or a million pending tasks, and finished tasks slow down no statement.
 const TABLES: &str = "
 CREATE TABLE tasks (
   seq INTEGER PRIMARY KEY,
@@ -75,8 +75,8 @@ CREATE TABLE firings (
 CREATE INDEX firings_nominal ON firings (nominal);
 ";
 
-/// What the second version has beside the first. A worker claims by kind, so the index of what is due goes by queue
-/// and kind: however many tasks of other kinds wait, a claim walks over none of them.
+/// The additions of the second version. A worker claims by kind, so the index of due tasks is ordered by queue and
+/// kind: a claim never steps over tasks of other kinds, however many wait.
 const SECOND: &str = "
 CREATE INDEX tasks_queued ON tasks (queue, name, priority DESC, due, seq) WHERE state = 'queued';
 CREATE INDEX tasks_scheduled ON tasks (due, queue) WHERE state = 'scheduled';
@@ -86,12 +86,12 @@ CREATE INDEX tasks_expiring ON tasks (expires)
 CREATE TABLE kinds (name TEXT PRIMARY KEY, kind TEXT NOT NULL, seen INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
-/// Which kinds the waiting tasks are of when the file is upgraded: their workers may not have come to register them, so
-/// they count as seen now.
+/// Inserts the kinds of waiting and running tasks when the file is upgraded: their workers may not have registered
+/// them yet, so they count as seen now.
 const KNOWN: &str = "INSERT INTO kinds (name, kind, seen) \
     SELECT DISTINCT name, '{}', unixepoch() * 1000 FROM tasks WHERE state IN ('queued', 'scheduled', 'running')";
 
-/// From the first version to the second.
+/// The changes from the first version to the second.
 const FIRST_TO_SECOND: &str = "
 DROP INDEX tasks_queued;
 DROP INDEX tasks_scheduled;
@@ -100,15 +100,16 @@ DROP INDEX tasks_expiring;
 ALTER TABLE tasks ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
 ";
 
-/// Makes the tables in a fresh file and brings those of an earlier version up to this one; refuses files of others
-/// and of later versions. Processes of an earlier build that have the file open go on with it.
+/// Creates the tables in a new file and upgrades those of an earlier version; refuses files of other programs and
+/// of later versions. Processes of an earlier build that have the file open can continue to use it.
 pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
     let doing = |error| db(&format!("preparing the task store {}", path.display()), error);
-    // The usual case takes no write lock: opening does not wait for whoever is writing.
+    // The usual case takes no write lock, so that opening does not wait for another process's write.
     if marks(connection).await.map_err(doing)? == (APPLICATION, VERSION) {
         return Ok(());
     }
-    // The write lock first: of two processes that open a fresh file, one makes the tables, the other finds them.
+    // The write lock is taken first: of two processes that open a new file, one creates the tables and the other
+    // finds them.
     connection.execute("BEGIN IMMEDIATE").await.map_err(doing)?;
     let outcome = async {
         let (application, version) = marks(connection).await.map_err(doing)?;
@@ -132,8 +133,8 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> R
         }
         if application == APPLICATION {
             let text = format!(
-                "the task store {} has version {version} and this build reads up to {VERSION}: use the build that \
-                 wrote it, or another file",
+                "the task store {} has version {version} and this build reads versions up to {VERSION}: use the \
+                 build that wrote it, or another file",
                 path.display()
             );
             return Err(Error::new(ErrorKind::Version, text));
@@ -147,7 +148,7 @@ pub(super) async fn prepare(connection: &mut SqliteConnection, path: &Path) -> R
     outcome
 }
 
-/// Whose file it is, and which version.
+/// Returns the file's application id and version.
 async fn marks(connection: &mut SqliteConnection) -> Result<(i64, i64), sqlx::Error> {
     let application = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await?;
     let version = sqlx::query_scalar("PRAGMA user_version").fetch_one(connection).await?;

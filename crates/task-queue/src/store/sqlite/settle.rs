@@ -1,4 +1,5 @@
-//! Ending leases: many verdicts a statement, each refused unless its worker still has that very lease.
+//! Settles leases with many resolutions per statement; each is refused unless its worker still holds that same
+//! lease.
 
 use std::collections::HashSet;
 
@@ -13,20 +14,20 @@ use crate::{
 };
 
 const ROWS: usize = 100;
-/// The attempts kept of one task: the newest. One text holds them all, and each attempt writes it anew.
+/// The number of attempts kept of one task: the newest. One text holds them all, and each attempt rewrites it.
 const ATTEMPTS: usize = 50;
-/// The bytes kept of an error's text, in the record and in each attempt.
+/// The maximum number of bytes kept of an error's text, in the record and in each attempt.
 const ERROR: usize = 4096;
 
 impl SqliteStore {
-    /// A result above the cap is replaced by a note that says so; the task itself has succeeded. An error's text
-    /// above the cap is cut, with a note.
+    /// Replaces a result above the cap by a note; the task itself has succeeded. Cuts an error's text above the
+    /// cap, with a note.
     pub(super) fn cap(&self, mut settlement: Settlement) -> Settlement {
         if let Resolution::Succeed(Ok(result)) = &settlement.resolution
             && result.len() > self.options.max_result
         {
             let text = format!(
-                "the task succeeded but its result of {} bytes is above the {} kept: return a reference instead",
+                "the task succeeded but its result of {} bytes exceeds the limit of {}: return a reference instead",
                 result.len(),
                 self.options.max_result
             );
@@ -44,12 +45,12 @@ impl SqliteStore {
     }
 }
 
-/// Whether a settled task waits for a worker again.
+/// Whether a settled task may wait for a worker again.
 pub(super) fn queues_again(settlement: &Settlement) -> bool {
     matches!(settlement.resolution, Resolution::Retry { .. } | Resolution::Release)
 }
 
-/// The SQL for a task's attempts with one more, a JSON text, and for the count of those dropped for it.
+/// Returns the SQL for a task's attempts plus one more (a JSON text), and for the count of attempts dropped for it.
 pub(super) fn with_attempt(attempt: &str) -> (String, String) {
     let attempts = format!(
         "CASE WHEN json_array_length(tasks.attempts) < {ATTEMPTS} THEN json_insert(tasks.attempts, '$[#]', {attempt}) \
@@ -59,12 +60,13 @@ pub(super) fn with_attempt(attempt: &str) -> (String, String) {
     (attempts, format!("dropped + max(0, json_array_length(tasks.attempts) + 1 - {ATTEMPTS})"))
 }
 
-/// The SQL for how long a record stays, which an earlier build may have stored as larger than any sum takes.
+/// Returns the SQL for the time that a record is kept. An earlier build may have stored a time that overflows any
+/// sum, so it is limited.
 pub(super) fn result_ttl() -> String {
     format!("min(result_ttl, {})", LONGEST.as_millis())
 }
 
-/// One answer for each; an error of its own for one that cannot be recorded.
+/// Returns one answer for each settlement, and an error for each one that cannot be recorded.
 pub(super) async fn settle(
     connection: &mut SqliteConnection,
     settlements: &[Settlement],
@@ -86,7 +88,7 @@ pub(super) async fn settle(
     Ok(answers)
 }
 
-/// Settles one by itself; what the store refuses is set aside.
+/// Settles one task in its own statement; if the store refuses it, the task is marked as dead.
 async fn alone(
     connection: &mut SqliteConnection,
     settlement: &Settlement,
@@ -151,7 +153,7 @@ async fn update(
             .push_bind(attempt);
     });
     let (attempts, dropped) = with_attempt("json(w.attempt)");
-    // A stop that was asked for while the task ran wins over another run, never over an end.
+    // A cancellation of the running task takes precedence over another run, but never over an end.
     query.push(
         "), w AS (SELECT v.*, CASE WHEN t.cancel AND v.state IN ('queued', 'scheduled') THEN 'cancelled' \
          ELSE v.state END AS becomes FROM v JOIN tasks t ON t.id = v.id) \
@@ -178,8 +180,8 @@ async fn update(
     Ok(settled.collect())
 }
 
-/// Hands on what a silent worker held, counting the crash against each; a task at its crash cap is dead, one that was
-/// asked to stop is cancelled. Answers the state of each, with its name and queue.
+/// Puts the tasks of a worker with an expired lease back in their queue and counts a crash for each; a task at its
+/// crash cap becomes dead, a cancelled one ends as cancelled. Returns the state of each, with its name and queue.
 pub(super) async fn crash(
     connection: &mut SqliteConnection,
     worker: Uuid,

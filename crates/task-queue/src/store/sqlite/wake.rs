@@ -1,5 +1,6 @@
-//! Wake-ups across processes: a file of one mark a topic beside the database, written after each commit and
-//! watched by the operating system's file notices. It only hastens: losing it costs a slow poll, never a task.
+//! Wakes other processes through a file beside the database: one mark per topic, written after each commit and
+//! watched through the operating system's file notifications. It only reduces latency: without it tasks wait for a
+//! slow poll, but none is lost.
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
 
@@ -10,19 +11,19 @@ use crate::store::{Channel, Notifier};
 const SLOTS: usize = Channel::ALL.len();
 type Marks = [u64; SLOTS];
 
-/// The wake file, and the watch on it that lives as long as this.
+/// The wake file and its watcher; the watch ends when this value is dropped.
 pub(super) struct Wake {
     file: Option<File>,
     _watcher: Option<RecommendedWatcher>,
 }
 
 impl Wake {
-    /// Opens or makes the file and forwards every change of a slot to the hint of its topic.
+    /// Opens or creates the file and forwards every change of a mark to the [`Notifier`], by topic.
     pub(super) fn open(path: &Path, notifier: Arc<Notifier>) -> Self {
         match Self::try_open(path, notifier) {
             Ok(wake) => wake,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "no wake-ups across processes, polling every second");
+                tracing::warn!(path = %path.display(), %error, "no wake-ups between processes, polling every second");
                 Self { file: None, _watcher: None }
             }
         }
@@ -36,7 +37,7 @@ impl Wake {
         let reader = file.try_clone()?;
         let mut seen = marks(&reader)?;
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Reading makes no notice of this kind, so a look does not cause the next.
+            // Reading causes no event of this kind, so reading the marks does not trigger another read.
             if !event.is_ok_and(|event| matches!(event.kind, EventKind::Modify(_))) {
                 return;
             }
@@ -52,7 +53,7 @@ impl Wake {
         Ok(Self { file: Some(file), _watcher: Some(watcher) })
     }
 
-    /// Marks a topic as changed. A random mark differs from what any other process wrote last.
+    /// Marks a topic as changed. A random mark differs from the last mark of any other process.
     pub(super) fn touch(&mut self, topic: Channel) {
         if let Some(file) = &self.file {
             let mark = fastrand::u64(..).to_le_bytes();

@@ -1,4 +1,5 @@
-//! Workers and their leases: one row a worker, so that a heartbeat costs the same however much it holds.
+//! Keeps workers and their leases: one row per worker, so that a heartbeat costs the same however many tasks the
+//! worker holds.
 
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use crate::{
     },
 };
 
-/// Old records deleted in one transaction, so that it never holds the write lock for long.
+/// The maximum number of old records deleted in one transaction, so that it never holds the write lock for long.
 const PRUNED: i64 = 1000;
-/// Such transactions in one round of housekeeping: others write between them, and what is left has its next round.
+/// The maximum number of such transactions in one round of housekeeping. Other processes write between them, and
+/// the next round deletes the rest.
 const PRUNINGS: usize = 200;
-/// How long fired nominal times are remembered. Moving a schedule on is what prevents a second firing; this is
-/// the record of it, and the net under an edited or restored schedule.
+/// The time that fired nominal times are kept. Advancing a schedule prevents a second firing; these records also
+/// prevent it after a schedule was edited or restored.
 const FIRINGS_KEPT_MS: i64 = 30 * 86_400_000;
 
 impl TaskQueue for SqliteStore {
@@ -106,8 +108,8 @@ impl TaskQueue for SqliteStore {
                 .alone(move |connection| {
                     Box::pin(async move {
                         let maintenance = maintain(connection, dead_ttl, patience).await;
-                        let maintenance =
-                            maintenance.map_err(|error| db("keeping house in the task store", error))?;
+                        let maintenance = maintenance
+                            .map_err(|error| db("running housekeeping in the task store", error))?;
                         Ok((maintenance, &[Channel::Work, Channel::Ended] as _))
                     })
                 })
@@ -139,7 +141,7 @@ impl TaskQueue for SqliteStore {
 }
 
 impl SqliteStore {
-    /// A read tells whether housekeeping has anything to do: idle workers take no write lock.
+    /// Checks with a read whether housekeeping has work to do, so that idle workers take no write lock.
     async fn needs_tending(&self, now: i64) -> Result<bool> {
         sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM workers WHERE lease_until <= ?1) \
@@ -154,13 +156,13 @@ impl SqliteStore {
         .bind(self.options.patience_ms())
         .fetch_one(&self.readers)
         .await
-        .map_err(|error| db("looking whether the task store needs housekeeping", error))
+        .map_err(|error| db("checking whether the task store needs housekeeping", error))
     }
 }
 
 async fn renew(connection: &mut SqliteConnection, worker: Uuid, lease: i64) -> Result<Renewal, sqlx::Error> {
     let now = now_ms();
-    // A lapsed lease is not revived: its tasks may be on their way to others.
+    // An expired lease is not renewed: other workers may be claiming its tasks.
     let renewed = sqlx::query(
         "UPDATE workers SET heartbeat = ?1, lease_until = ?1 + ?2 WHERE id = ?3 AND lease_until > ?1",
     )
@@ -209,7 +211,7 @@ async fn maintain(
         .bind(FIRINGS_KEPT_MS)
         .execute(&mut *connection)
         .await?;
-    // A live worker has its kinds for longer than the patience: they were seen now.
+    // Live workers have registered their kinds for longer than the patience: mark these kinds as seen now.
     sqlx::query(
         "UPDATE kinds SET seen = ?1 WHERE seen <= ?1 - ?2 AND name IN (SELECT value FROM workers, \
          json_each(CASE WHEN json_valid(info) THEN info ELSE '{}' END, '$.tasks') WHERE lease_until > ?1)",
@@ -234,7 +236,7 @@ async fn prune(connection: &mut SqliteConnection, now: i64) -> Result<u64, sqlx:
     Ok(done.rows_affected())
 }
 
-/// Takes a silent worker off the list and hands its tasks on.
+/// Removes a worker with an expired lease and puts its tasks back in their queue.
 async fn recover(
     connection: &mut SqliteConnection,
     worker: &SqliteRow,
@@ -243,7 +245,7 @@ async fn recover(
 ) -> Result<(), sqlx::Error> {
     let (worker, name, lapsed): (Uuid, String, i64) =
         (worker.get("id"), worker.get("name"), worker.get("lease_until"));
-    let error = format!("worker {name} died or was silent beyond its lease while it held the task");
+    let error = format!("worker {name} crashed or did not renew its lease while it held the task");
     let template = Attempt {
         fence: 0,
         worker: name.clone(),
@@ -268,6 +270,6 @@ async fn recover(
     }
     maintenance.dead_lettered += dead_lettered;
     maintenance.recovered += tasks - dead_lettered;
-    tracing::warn!(%worker, name, tasks, dead_lettered, "handed on the tasks of a silent worker");
+    tracing::warn!(%worker, name, tasks, dead_lettered, "put the tasks of a dead worker back in their queues");
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! The one writer of this process: what waits for it goes into one transaction, so callers share an fsync.
+//! Runs the only writer of this process, which merges waiting operations into one transaction, so that callers
+//! share an fsync.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -17,21 +18,21 @@ use crate::{
     store::{Channel, Claim, Claimed, Enqueued, NewTask, Notifier, Settled, Settlement},
 };
 
-/// Waiting operations; callers beyond that wait for room.
+/// The maximum number of waiting operations; further callers wait for room.
 const BACKLOG: usize = 4096;
-/// Operations merged into one transaction at most, so that the first does not wait for ever.
+/// The maximum number of operations merged into one transaction, so that the first does not wait too long.
 const MERGED: usize = 1024;
 
 type Answer<T> = oneshot::Sender<Result<T>>;
 
-/// The topics a committed operation touches.
+/// The topics that a committed operation touches.
 pub(super) type Touched = &'static [Channel];
 
 enum Operation {
     Enqueue(Vec<NewTask>, Answer<Vec<Enqueued>>),
     Settle(Vec<Settlement>, Answer<Vec<Result<Settled>>>),
     Claim(Claim, Answer<Claimed>),
-    /// Anything rare: a transaction of its own, so that its failure is its own.
+    /// A rare operation in its own transaction, so that its failure affects no other operation.
     Alone(Box<dyn Alone>),
 }
 
@@ -47,7 +48,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the writer on a thread of its own: a task function that blocks the caller's runtime stops neither
+    /// Starts the writer on its own thread: a task function that blocks the caller's runtime stops neither
     /// heartbeats nor other writes.
     pub(super) fn start(
         connection: SqliteConnection,
@@ -87,7 +88,7 @@ impl Writer {
         self.ask(|answer| Operation::Claim(claim, answer)).await
     }
 
-    /// Runs `body` in a transaction of its own. On success the topics it names are notified after the commit.
+    /// Runs `body` in its own transaction. After the commit, the topics that `body` returns are notified.
     pub(super) async fn alone<T, F>(&self, body: F) -> Result<T>
     where
         T: Send + 'static,
@@ -141,8 +142,9 @@ async fn run(
     while inbox.recv_many(&mut waiting, MERGED).await > 0 {
         let batch = batch(&mut connection, waiting.drain(..), &notifier, &mut wake);
         if AssertUnwindSafe(batch).catch_unwind().await.is_err() {
-            // Whoever asked sees the answer missing. The next batch begins with a connection out of transactions.
-            tracing::error!("the writer of the task store panicked; it goes on with the next operations");
+            // The callers receive an error, because their answer channels are dropped. The next batch begins with a
+            // connection outside a transaction.
+            tracing::error!("the writer of the task store panicked; it continues with the next operations");
             let _ = connection.inner.execute("ROLLBACK").await;
         }
     }
@@ -174,7 +176,7 @@ async fn batch(
     }
 }
 
-/// Settles, enqueues and claims, in this order: a claim sees what the same transaction queued.
+/// Settles, enqueues and claims, in this order: a claim finds the tasks that the same transaction queued.
 async fn commit_merged(
     connection: &mut Connection,
     merged: Vec<Operation>,
@@ -203,7 +205,8 @@ async fn commit_merged(
     }
     let mut outcome = hot(connection, &ends, &tasks, &claims).await;
     if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Refused) && !tasks.is_empty() {
-        // Some new task is refused: each call by itself, so that it fails alone.
+        // The store refused a new task: each enqueue call gets its own transaction, so that only the refused one
+        // fails.
         let mut tasks = std::mem::take(&mut tasks).into_iter();
         for (count, answer) in enqueues.drain(..) {
             let own: Vec<_> = tasks.by_ref().take(count).collect();
@@ -260,7 +263,7 @@ async fn hot(
         let enqueued = enqueue::enqueue(connection, tasks).await?;
         let mut claimed = Vec::with_capacity(claims.len());
         for claim in claims {
-            // A worker whose lease lapsed is told so; the others' work goes on.
+            // A worker with an expired lease gets this error alone; the other claims continue.
             claimed.push(match claim::claim(connection, claim, dead_ttl).await {
                 Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
                 answer => answer,
@@ -271,31 +274,31 @@ async fn hot(
     .await
 }
 
-/// The writing connection and what it was opened with.
+/// The writing connection and its options.
 struct Connection {
     inner: SqliteConnection,
     options: SqliteOptions,
-    /// Whether commits are synced now.
+    /// Whether the connection syncs commits at present.
     synced: bool,
-    /// The files of the database, as they were opened.
+    /// The files of the database, as recorded when they were opened.
     files: Identity,
-    /// The last look has not found them.
+    /// Whether the last check did not find them.
     lost: bool,
 }
 
-/// What a transaction's commit must survive.
+/// The failures that a transaction's commit must survive.
 #[derive(Clone, Copy, PartialEq)]
 enum Commit {
-    /// Whatever the store was opened for.
+    /// The failures that the store's durability option covers.
     Durable,
-    /// A crash of the process only. A claim that a power cut undoes leaves its task queued, and nobody alive who
-    /// holds it; the next durable commit syncs it along.
+    /// Only a crash of the process. When a power cut undoes a claim, its task is queued again, and no live worker
+    /// holds it; the next durable commit also syncs the claim.
     Claims,
 }
 
 impl Connection {
-    /// Takes the write lock. SQLite's own waiting sleeps ever longer, up to 100 ms, and so loses against a process
-    /// that writes without pause; asking every millisecond or two gets a fair share.
+    /// Takes the write lock. SQLite's own busy handler sleeps ever longer, up to 100 ms, and so rarely gets the
+    /// lock while another process writes without pause; a retry every millisecond or so gets a fair share.
     async fn begin(&mut self, commit: Commit) -> Result<()> {
         let sync = commit == Commit::Durable && self.options.durability == Durability::Fsync;
         if sync != self.synced {
@@ -318,13 +321,13 @@ impl Connection {
         }
     }
 
-    /// Whether the files are still where they were opened: asked between a commit and what is confirmed by it.
+    /// Checks that the files are still where they were opened. Called between a commit and its confirmation.
     fn intact(&mut self) -> Result<()> {
         let looked = self.files.check();
         self.lost = looked.is_err();
         looked.map_err(|lost| {
             let text = "the task store is no longer where it was opened: nothing is stored until its files are put \
-                        back, or the store is opened again and takes what stands there then";
+                        back, or the store is opened again with the files that are there then";
             Error::new(ErrorKind::Corrupt, format!("{text}: {lost}"))
         })
     }
@@ -342,13 +345,13 @@ async fn transaction<T>(
     connection.begin(commit).await?;
     let outcome = match body(&mut connection.inner).await {
         Ok(made) => match connection.inner.execute("COMMIT").await {
-            // What went into a file that nobody else finds is not stored.
+            // A write into a file that no other process can find does not count as stored.
             Ok(_) => return connection.intact().map(|()| made),
             Err(error) => Err(db("committing to the task store", error)),
         },
         Err(error) => Err(error),
     };
-    // Some errors (a full disk) have rolled back already, then this one has nothing to do.
+    // Some errors (a full disk) have already rolled back; then this statement does nothing.
     let _ = connection.inner.execute("ROLLBACK").await;
     outcome
 }

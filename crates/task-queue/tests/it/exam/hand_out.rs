@@ -1,4 +1,4 @@
-//! Claiming.
+//! Tests claims.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -60,7 +60,7 @@ pub(crate) async fn never_before_its_time(store: Store) {
     store.enqueue(vec![NewTask { due: Some(due), ..task("a") }]).await.unwrap();
     let w = worker(&store).await;
     let lease = claim_one(&store, w).await;
-    assert!(Timestamp::now() >= due, "handed out before its time");
+    assert!(Timestamp::now() >= due, "claimed before its due time");
     assert!(lease.started >= due && lease.due >= due, "rounded down");
 }
 

@@ -1,4 +1,4 @@
-//! Leases: heartbeats, silence, crash caps, retirement.
+//! Tests leases: heartbeats, missing heartbeats, crash caps, retirement.
 
 use std::time::Duration;
 
@@ -28,7 +28,11 @@ pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: S
     let (w, lease) = taken(&store).await;
     assert_eq!((lease.id, lease.crashes, lease.errors), (id, 1, 0));
     assert!(lease.fence > lost.fence);
-    assert_eq!(settle(&store, vec![end(&lost, dead, succeeded())]).await, [false], "the dead one's late end");
+    assert_eq!(
+        settle(&store, vec![end(&lost, dead, succeeded())]).await,
+        [false],
+        "the late end of the dead worker"
+    );
     assert_eq!(settle(&store, vec![end(&lease, w, succeeded())]).await, [true]);
     let record = store.get(id).await.unwrap().unwrap();
     let outcomes: Vec<_> = record.attempts.iter().map(|attempt| attempt.outcome).collect();
@@ -36,13 +40,13 @@ pub(crate) async fn silent_workers_tasks_go_on_and_the_crash_is_counted(store: S
     assert_eq!((record.attempts[0].fence, record.attempts[0].started), (lost.fence, lost.started));
 }
 
-/// Whether a lease that was asked for at `asked` may have lapsed: only when this machine stood still for as long. The
-/// store counts whole milliseconds.
+/// Whether a lease that was requested at `asked` may have expired: only when this machine was suspended for as
+/// long. The store counts whole milliseconds.
 fn late(asked: Instant) -> bool {
     asked.elapsed() + Duration::from_millis(1) >= LEASE
 }
 
-/// A new worker, and the task that it was given.
+/// Registers a new worker and claims a task for it.
 async fn taken(store: &Store) -> (Uuid, Leased) {
     let begin = Instant::now();
     loop {
@@ -58,7 +62,7 @@ async fn taken(store: &Store) -> (Uuid, Leased) {
             Err(error) => assert!(error.kind() == ErrorKind::Fenced && late(asked), "{error}"),
         }
         store.retire(w).await.unwrap();
-        assert!(begin.elapsed() < SOON, "waited in vain for a task");
+        assert!(begin.elapsed() < SOON, "no task came in time");
     }
 }
 
@@ -66,13 +70,13 @@ pub(crate) async fn heartbeat_keeps_the_lease(store: Store) {
     let id = store.enqueue(vec![NewTask { max_crashes: 99, ..task("a") }]).await.unwrap()[0].id;
     let begin = Instant::now();
     while !heartbeats_in_time(&store, id).await {
-        assert!(begin.elapsed() < SOON, "the machine stands still for longer than a lease all the time");
+        assert!(begin.elapsed() < SOON, "the machine is suspended for longer than a lease in every run");
         tend_until(&store, id, State::Queued).await;
     }
 }
 
-/// A worker takes the task and holds it by heartbeats for three leases. Whether each came in time; when one did not,
-/// nothing is shown.
+/// A worker claims the task and holds it by heartbeats for three leases. Returns whether each heartbeat came in
+/// time; when one did not, the run proves nothing.
 async fn heartbeats_in_time(store: &Store, id: Uuid) -> bool {
     let mut asked = Instant::now();
     let (w, lease) = taken(store).await;
@@ -102,7 +106,7 @@ async fn heartbeats_in_time(store: &Store, id: Uuid) -> bool {
 
 pub(crate) async fn lapsed_lease_is_not_revived(store: Store) {
     let w = worker(&store).await;
-    // Lapsed, but nobody has kept house yet.
+    // The lease has expired, but no worker has run housekeeping yet.
     tokio::time::sleep(LEASE + Duration::from_millis(20)).await;
     assert_eq!(store.renew(w).await.unwrap(), Renewal::Lost);
     store.enqueue(vec![task("a")]).await.unwrap();

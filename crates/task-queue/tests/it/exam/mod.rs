@@ -1,6 +1,7 @@
-//! The exam of task stores: what every store promises, one named case each, run on each store there is.
+//! The conformance suite of task stores: each guarantee of a store is a named test case, which runs on every store.
 //!
-//! A case gets a fresh store. In the cases on leases they last [`LEASE`], elsewhere longer than any case takes. A new store joins with a function in [`open`] and its name in [`exam!`].
+//! Each case gets a new store. In the cases on leases, a lease lasts [`LEASE`]; in the others, longer than any case
+//! takes. To add a store, add a function in [`open`] and its name in [`exam!`].
 
 mod hand_out;
 mod lease;
@@ -24,7 +25,7 @@ pub(crate) const LEASE: Duration = Duration::from_millis(400);
 pub(crate) type Store = Arc<dyn TaskStore>;
 
 mod open {
-    //! Fresh stores; the guard keeps what they stand on.
+    //! Opens new stores; the guard keeps their files.
 
     use super::*;
 
@@ -36,7 +37,7 @@ mod open {
     }
 }
 
-/// Every case of every topic as a test of one store: `exam::sqlite::lease::heartbeat_keeps_the_lease`.
+/// Creates every case of every topic as a test of one store: `exam::sqlite::lease::heartbeat_keeps_the_lease`.
 macro_rules! cases {
     ($store:ident; $($topic:ident: $($case:ident)*;)*) => {
         mod $store {
@@ -130,12 +131,12 @@ pub(crate) async fn worker(store: &Store) -> Uuid {
     id
 }
 
-/// The kinds that the cases use.
+/// The task kinds that the cases use.
 pub(crate) fn kinds() -> Arc<[String]> {
     ["a".to_owned(), "b".to_owned()].into()
 }
 
-/// Settles; whether each was recorded.
+/// Settles tasks; returns whether each was recorded.
 pub(crate) async fn settle(store: &Store, ends: Vec<Settlement>) -> Vec<bool> {
     let answers = store.settle(ends).await.into_iter().map(|answer| answer.unwrap());
     answers.map(|answer| answer == Settled::Recorded).collect()
@@ -146,7 +147,7 @@ pub(crate) async fn claim(store: &Store, worker: Uuid, limit: usize) -> Vec<Leas
     store.claim(claim).await.unwrap().tasks
 }
 
-/// Claims until there is something.
+/// Claims until a task is available.
 pub(crate) async fn claim_one(store: &Store, worker: Uuid) -> Leased {
     loop {
         store.renew(worker).await.unwrap();
@@ -182,7 +183,7 @@ pub(crate) fn again() -> Resolution {
     Resolution::Retry { due: Timestamp::now(), counts: true }
 }
 
-/// Keeps house until a task is in a state.
+/// Runs housekeeping until a task is in a state.
 pub(crate) async fn tend_until(store: &Store, id: Uuid, state: task_queue::store::State) {
     let deadline = tokio::time::Instant::now() + crate::support::SOON;
     loop {
@@ -191,7 +192,10 @@ pub(crate) async fn tend_until(store: &Store, id: Uuid, state: task_queue::store
         if now == Some(state) {
             return;
         }
-        assert!(tokio::time::Instant::now() < deadline, "waited in vain for {state}, it is {now:?}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the task did not become {state} in time, it is {now:?}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Operators' verbs, queries and hints.
+//! Tests the operator's commands, queries and notifications.
 
 use std::time::Duration;
 
@@ -101,11 +101,11 @@ pub(crate) async fn hints_follow_changes(store: Store) {
     let mut work = store.notifier().watch(Channel::Work);
     let mut ended = store.notifier().watch(Channel::Ended);
     store.enqueue(vec![task("a")]).await.unwrap();
-    tokio::time::timeout(SOON, work.changed()).await.expect("a hint of work").unwrap();
+    tokio::time::timeout(SOON, work.changed()).await.expect("a notification of work").unwrap();
     let w = worker(&store).await;
     let lease = claim_one(&store, w).await;
     settle(&store, vec![end(&lease, w, succeeded())]).await;
-    tokio::time::timeout(SOON, ended.changed()).await.expect("a hint of the end").unwrap();
+    tokio::time::timeout(SOON, ended.changed()).await.expect("a notification of the end").unwrap();
 }
 
 pub(crate) async fn stats_and_workers_tell_what_is(store: Store) {

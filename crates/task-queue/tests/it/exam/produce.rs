@@ -1,4 +1,4 @@
-//! Enqueueing.
+//! Tests enqueueing.
 
 use std::time::Duration;
 

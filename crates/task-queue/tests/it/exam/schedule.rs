@@ -1,4 +1,4 @@
-//! Schedules and firings.
+//! Tests schedules and firings.
 
 use std::time::Duration;
 
@@ -74,12 +74,12 @@ pub(crate) async fn a_nominal_time_fires_once(store: Store) {
     let plan = record("a", 10);
     store.put_schedule(plan.clone()).await.unwrap();
     assert_eq!(store.fire(vec![firing(&plan)]).await.unwrap(), [1]);
-    // Removed and added again, the schedule stands at the same nominal time once more.
+    // The schedule is removed and added again, so it has the same nominal time once more.
     store.remove_schedule("a").await.unwrap();
     store.put_schedule(plan.clone()).await.unwrap();
     assert_eq!(store.fire(vec![firing(&plan)]).await.unwrap(), [0]);
     assert_eq!(store.stats().await.unwrap()[0].counts, [(State::Queued, 1)].into());
-    assert_ne!(read(&store, "a").await.next, plan.next, "it has moved on all the same");
+    assert_ne!(read(&store, "a").await.next, plan.next, "it has advanced nevertheless");
 }
 
 pub(crate) async fn a_changed_schedule_voids_a_step(store: Store) {
@@ -106,7 +106,7 @@ pub(crate) async fn a_held_unique_key_leaves_a_run_out(store: Store) {
     let mut second = firing(&ScheduleRecord { next: first.next, ..plan.clone() });
     second.tasks[0].1 = keyed();
     assert_eq!(store.fire(vec![first, second]).await.unwrap(), [1, 0]);
-    assert_eq!(read(&store, "a").await.fired, 1, "what was left out has not fired");
+    assert_eq!(read(&store, "a").await.fired, 1, "a skipped run does not count as fired");
 }
 
 pub(crate) async fn a_clock_set_back_lets_times_fire_again(store: Store) {

@@ -1,4 +1,4 @@
-//! Settling: verdicts, fences, attempts.
+//! Tests settlements: resolutions, fences, attempts.
 
 use std::time::Duration;
 

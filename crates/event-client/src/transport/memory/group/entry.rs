@@ -1,4 +1,4 @@
-//! A message that a group has not settled, and in which of three states it is.
+//! An unsettled message of a group and its state: waiting, in flight or delayed.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::message::Message;
 
-/// No entry.
+/// Marks the end of a list of entries.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// A message that the group has not settled.
@@ -21,7 +21,7 @@ pub(in crate::transport::memory) struct Entry {
     pub(in crate::transport::memory) first_attempt_at: Option<Timestamp>,
     pub(in crate::transport::memory) replayed: bool,
     pub(super) state: State,
-    /// Changes with every fetch and retry, so that an old token or timer means nothing.
+    /// Changes with every fetch and retry, so that an old token or timer no longer matches.
     pub(super) generation: u32,
     /// The next entry of the same key.
     pub(super) next: u32,
@@ -29,11 +29,11 @@ pub(in crate::transport::memory) struct Entry {
 
 #[derive(Debug, PartialEq)]
 pub(super) enum State {
-    /// In `ready`, or behind its key's head.
+    /// In `ready`, or behind the first entry of its key.
     Waiting,
-    /// Handed to a member; the lease ends only once that member is gone.
+    /// Delivered to `member`. `lease_until` is set only after that member has left the group.
     InFlight { member: u64, lease_until: Option<Instant> },
-    /// Waits for a timer.
+    /// Waits for its timer.
     Delayed,
 }
 
@@ -58,13 +58,13 @@ impl Entry {
         }
     }
 
-    /// The same message as if it had never been tried.
+    /// Returns the same message as if it had never been delivered.
     pub(in crate::transport::memory) fn afresh(self) -> Self {
         let Self { number, message, published_at, expires, replayed, .. } = self;
         Self { replayed, ..Self::new(number, message, published_at, expires) }
     }
 
-    /// The same message, sent again by an operator.
+    /// Returns the same message, marked as replayed by an operator.
     pub(in crate::transport::memory) fn replay(self) -> Self {
         Self { replayed: true, ..self.afresh() }
     }

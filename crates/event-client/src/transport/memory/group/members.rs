@@ -1,4 +1,4 @@
-//! Who works for a group: members join, wait, are woken, stop and leave.
+//! The members of a group: they join, wait for entries, are woken, stop and leave.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(in crate::transport::memory) struct Member {
     pub(in crate::transport::memory) id: u64,
     pub(in crate::transport::memory) connection: u64,
     pub(in crate::transport::memory) wake: Arc<Notify>,
-    /// Stopped members fetch no more but hold on to what they have.
+    /// A stopped member fetches no more entries but keeps the ones that it has in flight.
     pub(in crate::transport::memory) stopped: bool,
     pub(super) in_flight: usize,
 }
@@ -30,16 +30,16 @@ impl GroupState {
         wake
     }
 
-    /// The member fetches no more.
+    /// Marks the member as stopped: it fetches no more entries.
     pub(in crate::transport::memory) fn stop(&mut self, id: u64) {
         if let Some(member) = self.member(id) {
             member.stopped = true;
         }
         self.idle.retain(|idle| *idle != id);
-        self.wake_one(); // it may have been woken for what it will not fetch
+        self.wake_one(); // the stopped member may have consumed a wake-up for an entry that it will not fetch
     }
 
-    /// The member is gone: what it still has is leased for `lease` more.
+    /// Removes a member that has ended. Its entries in flight stay leased until `until`.
     pub(in crate::transport::memory) fn part(&mut self, id: u64, until: Instant) {
         self.stop(id);
         let Some(at) = self.members.iter().position(|member| member.id == id) else { return };
@@ -54,10 +54,10 @@ impl GroupState {
                 }
             }
         }
-        self.wake_all(); // somebody must watch the new timers
+        self.wake_all(); // another member must watch the new timers
     }
 
-    /// The member's connection closed: what it has goes back at once.
+    /// Removes a member whose connection closed. Its entries in flight are released at once.
     pub(in crate::transport::memory) fn evict(&mut self, id: u64) {
         let theirs: Vec<u32> = (self.entries.iter())
             .filter(|(_, entry)| matches!(entry.state, State::InFlight { member, .. } if member == id))
@@ -71,14 +71,14 @@ impl GroupState {
         self.wake_all();
     }
 
-    /// Remembers that a member waits for work.
+    /// Records that a member waits for an entry.
     pub(in crate::transport::memory) fn wait(&mut self, id: u64) {
         if !self.idle.contains(&id) {
             self.idle.push_back(id);
         }
     }
 
-    /// Wakes a member when there is work for it.
+    /// Wakes one waiting member when an entry is ready.
     pub(in crate::transport::memory) fn wake_one(&mut self) {
         if self.has_ready() {
             while let Some(id) = self.idle.pop_front() {
@@ -89,7 +89,7 @@ impl GroupState {
         }
     }
 
-    /// Wakes all that wait, to look at the clock again.
+    /// Wakes all waiting members, so that they check the timers again.
     pub(in crate::transport::memory) fn wake_all(&mut self) {
         while let Some(id) = self.idle.pop_front() {
             if let Some(member) = self.member(id) {

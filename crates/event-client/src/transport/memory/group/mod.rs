@@ -1,4 +1,4 @@
-//! A durable group: what it has not settled, in which order it may have it, and who is at work.
+//! A durable group: its unsettled entries, the order in which it delivers them, and its members.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -28,7 +28,7 @@ struct Lane {
     tail: u32,
 }
 
-/// Wakes a delayed entry or ends a lease.
+/// Makes a delayed entry ready, or ends a lease.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Timer {
     at: Instant,
@@ -47,7 +47,7 @@ pub(super) struct Fetched {
     pub(super) replayed: bool,
 }
 
-/// How many entries are in which state.
+/// Number of entries in each state, and the publication time of the oldest one.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) waiting: usize,
@@ -58,7 +58,7 @@ pub(super) struct Counts {
 
 #[derive(Debug)]
 pub(super) struct GroupState {
-    /// Tells a group from an earlier one in the same place.
+    /// Distinguishes this group from an earlier one in the same slot.
     pub(super) uid: u64,
     pub(super) name: Group,
     pub(super) filters: Vec<Pattern>,
@@ -68,7 +68,7 @@ pub(super) struct GroupState {
     ready: VecDeque<u32>,
     lanes: HashMap<SmolStr, Lane>,
     timers: BinaryHeap<Reverse<Timer>>,
-    /// Members that wait for work, longest first.
+    /// Members that wait for an entry; the one that has waited longest comes first.
     idle: VecDeque<u64>,
     generation: u32,
 }
@@ -94,12 +94,12 @@ impl GroupState {
         self.keyed
     }
 
-    /// What subscriptions may ask to be otherwise: its patterns, and whether it is keyed.
+    /// Returns the terms that a subscription may request differently: the patterns, and whether the group is keyed.
     pub(super) fn terms(&self) -> (&[Pattern], bool) {
         (&self.filters, self.keyed)
     }
 
-    /// Changes whether keys are kept in order. Only while nobody is at work.
+    /// Changes whether entries of one key are delivered in order. Call it only while the group has no members.
     pub(super) fn set_keyed(&mut self, keyed: bool) {
         if self.keyed != keyed {
             self.keyed = keyed;
@@ -112,7 +112,7 @@ impl GroupState {
         }
     }
 
-    /// Takes in an entry behind all others of its key.
+    /// Adds an entry behind all other entries of its key.
     pub(super) fn add(&mut self, mut entry: Entry) {
         entry.next = NONE;
         let key = if self.keyed { entry.message.key.clone() } else { None };
@@ -130,7 +130,7 @@ impl GroupState {
         }
     }
 
-    /// Removes everything: nothing is owed to the group any more and old tokens mean nothing.
+    /// Removes all entries and returns them. Tokens and timers from before no longer match.
     pub(super) fn clear(&mut self) -> Vec<Entry> {
         self.ready.clear();
         self.lanes.clear();
@@ -138,11 +138,11 @@ impl GroupState {
         for member in &mut self.members {
             member.in_flight = 0;
         }
-        // The generation goes on, so a token of before finds no match in a reused place.
+        // The generation is not reset, so a token from before the clear does not match an entry that reuses its slot.
         self.entries.drain().collect()
     }
 
-    /// Leases up to `most` entries to `member`; answers how many had expired instead.
+    /// Leases up to `most` entries to `member` and returns the number of entries that had expired instead.
     pub(super) fn fetch(
         &mut self,
         member: u64,
@@ -151,7 +151,7 @@ impl GroupState {
         log: &mut Log,
         out: &mut Vec<Fetched>,
     ) -> u64 {
-        self.idle.retain(|idle| *idle != member); // it is here, so waking it would be wasted
+        self.idle.retain(|idle| *idle != member); // the member is fetching now and needs no wake-up
         let mut expired = 0;
         let mut wall = None;
         let start = out.len();
@@ -184,7 +184,7 @@ impl GroupState {
         expired
     }
 
-    /// The entry that `token` still leases.
+    /// Returns the entry that `token` leases, if the lease is still valid.
     pub(super) fn leased(&mut self, token: Token) -> Option<u32> {
         let index = token as u32;
         let entry = self.entries.get(index as usize)?;
@@ -192,26 +192,26 @@ impl GroupState {
         owned.then_some(index)
     }
 
-    /// Takes a settled entry out; the next of its key becomes ready.
+    /// Removes a settled entry; the next entry of its key becomes ready.
     pub(super) fn finish(&mut self, index: u32) -> Entry {
         self.landed(index);
         self.remove(index)
     }
 
-    /// Puts a leased entry back, at the front: not tried, so not counted.
+    /// Puts a leased entry back in its published order. It was not processed, so the attempt is not counted.
     pub(super) fn release(&mut self, index: u32) {
         self.landed(index);
         self.entries[index as usize].attempt -= 1;
         self.put_back(index);
     }
 
-    /// Puts a leased entry back until `at`: not tried, so not counted.
+    /// Delays a leased entry until `at`. It was not processed, so the attempt is not counted.
     pub(super) fn defer(&mut self, index: u32, at: Instant) {
         self.entries[index as usize].attempt -= 1;
         self.retry(index, Some(at));
     }
 
-    /// Puts a leased entry back for its next attempt at `at`, or at once.
+    /// Puts a leased entry back for its next attempt at `at`, or at once when `at` is `None`.
     pub(super) fn retry(&mut self, index: u32, at: Option<Instant>) {
         self.landed(index);
         self.generation = self.generation.wrapping_add(1);
@@ -229,14 +229,14 @@ impl GroupState {
         }
     }
 
-    /// Renews the lease of an entry whose member is gone; a live member's needs none.
+    /// Renews the lease of an entry whose member has left. A live member's lease has no end and needs no renewal.
     pub(super) fn renew(&mut self, index: u32, until: Instant) {
         if let State::InFlight { lease_until: Some(at), .. } = &mut self.entries[index as usize].state {
             *at = until;
         }
     }
 
-    /// What is delayed and due becomes ready, and leases that ended are given up.
+    /// Makes due delayed entries ready and puts entries with an ended lease back.
     pub(super) fn advance(&mut self, now: Instant) {
         while let Some(Reverse(timer)) = self.timers.peek() {
             if timer.at > now {
@@ -264,16 +264,16 @@ impl GroupState {
         }
     }
 
-    /// When [`GroupState::advance`] has something to do.
+    /// Returns the time at which [`GroupState::advance`] must run next.
     pub(super) fn next_timer(&self) -> Option<Instant> {
         self.timers.peek().map(|Reverse(timer)| timer.at)
     }
 
-    /// Takes out what expired before anybody fetched it.
+    /// Removes ready entries that expired before any member fetched them, and returns their number.
     pub(super) fn sweep(&mut self, now: Instant, log: &mut Log) -> u64 {
         let mut expired = 0;
         let mut left = self.ready.len();
-        // A removed head makes the next of its key ready at the end, so that one is looked at as well.
+        // The removal of a key's first entry appends the next one to `ready`, so that entry is checked as well.
         while left > 0 {
             left -= 1;
             let Some(index) = self.ready.pop_front() else { break };
@@ -309,7 +309,7 @@ impl GroupState {
         counts
     }
 
-    /// An entry comes back from its member.
+    /// Counts an entry as no longer in flight at its member.
     fn landed(&mut self, index: u32) {
         if let State::InFlight { member, .. } = self.entries[index as usize].state
             && let Some(member) = self.member(member)
@@ -318,7 +318,7 @@ impl GroupState {
         }
     }
 
-    /// Ready again, among the first, in the order of publication.
+    /// Makes an entry ready again, among the first entries, in the order of publication.
     fn put_back(&mut self, index: u32) {
         self.entries[index as usize].state = State::Waiting;
         let number = self.entries[index as usize].number;
@@ -327,7 +327,7 @@ impl GroupState {
         self.ready.insert(at, index);
     }
 
-    /// Takes an entry out that is neither linked behind another nor in `ready`.
+    /// Removes an entry that is neither linked behind another one nor in `ready`.
     fn remove(&mut self, index: u32) -> Entry {
         let entry = self.entries.remove(index as usize);
         if self.keyed

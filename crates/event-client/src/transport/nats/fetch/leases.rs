@@ -1,10 +1,11 @@
-//! What is held: its leases are renewed, and in the end it is given back.
+//! Lease renewal for the messages of a member, and their release when the member stops.
 
 use super::receive::{Received, Unwanted};
 use super::*;
 
 impl Fetcher {
-    /// Says that everything here is still being worked on. What the server confirms is certain for another lease.
+    /// Renews the leases of all messages that this member holds. A confirmed renewal extends each of them by one
+    /// lease.
     pub(super) fn renew(&self) {
         let asked = Instant::now();
         let incarnation = self.member.connection.incarnation();
@@ -12,7 +13,7 @@ impl Fetcher {
         let mut tokens = Vec::new();
         for (token, entry) in self.member.in_flight().iter() {
             if entry.lease_until <= asked {
-                continue; // lost: to renew it might take it from another
+                continue; // lease lost: a renewal might take the message from another member
             }
             let seq = send(&self.member.connection, &entry.source, entry.ack.clone(), PROGRESS);
             last.insert(Arc::as_ptr(&entry.source), (entry.source.clone(), entry.ack.clone(), seq));
@@ -37,7 +38,7 @@ impl Fetcher {
         }
     }
 
-    /// Gives back what nobody has begun, also what is on its way.
+    /// Releases the messages that no consumer has taken, including those in transit.
     pub(super) async fn hand_back(&mut self) {
         self.release_untaken().await;
         let patience = Instant::now() + EXPIRES * 3;
@@ -58,7 +59,7 @@ impl Fetcher {
         }
     }
 
-    /// Gives back what waits for room, in its old order; all of it when the connection closes.
+    /// Releases messages that wait for a slot, in their old order. Releases all messages when the connection closes.
     pub(super) async fn release_untaken(&mut self) {
         let waiting: Vec<_> = self.ready.drain(..).collect();
         let tokens: Vec<_> = if *self.member.closing.borrow() {
@@ -80,7 +81,7 @@ impl Fetcher {
         futures_util::future::join_all(confirms).await;
     }
 
-    /// Keeps the leases of what runs, until nobody holds the subscription.
+    /// Renews the leases of taken messages until the subscription is dropped.
     pub(super) async fn hold(&mut self, connects: &mut tokio::sync::watch::Receiver<u64>) {
         let mut closing = self.member.closing.subscribe();
         let gone = self.feed.gone().clone();

@@ -1,4 +1,4 @@
-//! The task behind a member: pulls no more than there is room for, renews what is held, hands it over.
+//! The fetching task of a member: pulls only as many messages as it has room for, renews leases, delivers messages.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -31,11 +31,11 @@ mod receive;
 mod sources;
 mod subjects;
 
-/// How often topics are looked for beside the news of new ones.
+/// Interval of scans for topics, in addition to the notifications of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
-/// How long room is gathered for a pull while there is something to hand out.
+/// How long free slots are collected for one pull while the consumer has deliveries to take.
 const GATHER: Duration = Duration::from_millis(1);
-/// Most messages that are looked at before others have a turn.
+/// Largest number of messages processed before the loop checks its other inputs.
 const BATCH: usize = 32;
 
 /// A member's fetching task.
@@ -45,26 +45,26 @@ pub(super) struct Fetcher {
     feed: Feed,
     record: Record,
     messages: Subscriber,
-    /// The group's record, told as it changes.
+    /// Receives the group's record when it changes.
     changes: Subscriber,
     news: Subscriber,
     commands: mpsc::UnboundedReceiver<Command>,
     pulls: Pulls,
-    /// May go as soon as there is room.
+    /// Messages to deliver as soon as a slot is free.
     ready: VecDeque<Token>,
     disconnects: Disconnects,
-    /// A warning was logged and not yet taken back.
+    /// Whether a warning was logged for an outage that has not ended.
     outage: Outage,
     subjects: Subjects,
-    /// Until when room is gathered.
+    /// Time until which free slots are collected.
     gathering: Option<Instant>,
 }
 
-/// Why the task goes on or not.
+/// Whether the task continues.
 enum Turn {
     Go,
     Stop,
-    /// The group is deleted.
+    /// The group was deleted.
     Gone,
 }
 
@@ -119,7 +119,7 @@ impl Fetcher {
             self.finish();
             return;
         }
-        // Over a connection that has ended, nothing can be given back or renewed.
+        // Nothing can be released or renewed over a connection that has ended.
         if !self.member.connection.closed.is_cancelled() {
             self.hand_back().await;
             self.feed.report(Health::Stopped);
@@ -179,7 +179,7 @@ impl Fetcher {
                     Turn::Go
                 }
                 _ = connects.changed() => {
-                    // The server has forgotten every pull of the last connection.
+                    // The server has dropped every pull of the last connection.
                     self.pulls.forget();
                     let turn = self.verify_all().await;
                     self.check_disconnects().await;
@@ -209,9 +209,9 @@ impl Fetcher {
         }
     }
 
-    /// Opens pulls for what there is room for; when to look again at the latest.
+    /// Sends pulls for the free slots. Returns the latest time at which to check again.
     fn pull(&mut self, free: usize) -> Option<Instant> {
-        // Many small pulls cost more than one. Where nothing waits to be taken, nothing is worth waiting for.
+        // Many small pulls cost more than one. When the consumer has nothing to take, the pull is sent at once.
         let busy = self.feed.untaken() > 0;
         let room = if busy { self.feed.max_in_flight() } else { free };
         if free > 0 && free < part(room) && self.pulls.outstanding() == 0 {
@@ -229,7 +229,7 @@ impl Fetcher {
         wake
     }
 
-    /// What the server says of a pull.
+    /// Handles a status message for a pull.
     fn status(&mut self, message: &async_nats::Message, status: StatusCode) {
         match self.pulls.status(message, status) {
             PullStatus::Alive => self.end_outage(),
@@ -241,7 +241,7 @@ impl Fetcher {
         }
     }
 
-    /// Hands over what is ready while there is room.
+    /// Delivers ready messages while slots are free.
     fn hand_out(&mut self) {
         while !self.ready.is_empty() {
             let Some(slot) = self.feed.try_slot() else { return };
@@ -268,7 +268,7 @@ impl Fetcher {
         }
     }
 
-    /// Forgets what waits for a turn; the server gives it out again.
+    /// Drops the messages that wait for a slot; the server delivers them again.
     fn drop_ready(&mut self) {
         let mut in_flight = self.member.in_flight();
         for token in self.ready.drain(..) {
@@ -288,14 +288,14 @@ impl Fetcher {
         }
     }
 
-    /// Goes by this record from now on.
+    /// Applies a newly read record.
     async fn follow(&mut self, record: Record) -> Turn {
         let moved = record.epoch != self.record.epoch;
         self.record = record;
         self.subjects.forget();
         self.member.set_lease(self.record.lease());
         if moved {
-            // Everything here was given up.
+            // The group was moved, so the messages and pulls of the old epoch are void.
             self.pulls.clear();
             self.drop_ready();
             self.member.in_flight().clear();
@@ -306,7 +306,7 @@ impl Fetcher {
         Turn::Go
     }
 
-    /// Sees that the group's record and all that is fetched from still stand; what was removed is made again.
+    /// Checks the group's record and all consumers that the member fetches from, and creates removed ones again.
     async fn verify_all(&mut self) -> Turn {
         match self.reload().await {
             Turn::Go => {}
@@ -318,7 +318,7 @@ impl Fetcher {
         Turn::Go
     }
 
-    /// The connection broke: was it something that came over it?
+    /// Checks whether a received message broke the connection, and stores it as a dead letter if so.
     async fn check_disconnects(&mut self) {
         if self.disconnects.are_odd(&self.member.connection, self.member.lease()) {
             let sources: Vec<_> = self.pulls.sources().cloned().collect();
@@ -339,11 +339,11 @@ impl Fetcher {
     }
 }
 
-/// A message whose subject no publisher of this library can have made.
+/// Logs and counts a message whose subject no publisher of this library can have made.
 pub(super) fn foreign(group: &Group, subject: &str, position: u64) {
     tracing::warn!(
         group = %group, nats_subject = subject, position,
-        "a message was passed over: its subject is none of this library's, which takes tokens of a-z 0-9 _ -"
+        "a message was skipped: its subject is not valid in this library, which accepts tokens of a-z 0-9 _ -"
     );
     metrics::counter!("event_client_foreign_subjects_total", "transport" => "nats").increment(1);
 }

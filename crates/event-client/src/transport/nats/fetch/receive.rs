@@ -1,12 +1,12 @@
-//! Taking in what arrives: each message read, its attempt known, its lease begun.
+//! Processes received messages: decodes each one, determines its attempt, and starts its lease.
 
 use super::*;
 
-/// What a message that arrived turned out to be.
+/// Result of reading a received message.
 pub(super) enum Received {
-    /// For us, and leased.
+    /// The message is for this member and leased.
     LeasedMessage(LeasedMessage),
-    /// Not for the group by its record as it was last read.
+    /// The group's record, as it was last read, does not match the message.
     Unmatched(Arc<Source>, Seen, async_nats::Message),
     Nothing,
 }
@@ -18,14 +18,14 @@ pub(super) enum Unwanted {
     Recheck,
     /// Acknowledge it: the filters were read after it arrived.
     Skip,
-    /// Take it all the same, to release it later.
+    /// Accept it anyway, to release it later.
     Take,
 }
 
 impl Fetcher {
-    /// Takes in messages as they came.
+    /// Processes received messages in their order.
     pub(super) async fn receive_all(&mut self, batch: &mut Vec<async_nats::Message>) -> Turn {
-        // One server tells of other filters before it hands out what they match.
+        // A server sends the changed record before it delivers messages that match the new filters.
         if let Some(Some(_)) = self.changes.next().now_or_never() {
             match self.reload().await {
                 Turn::Go => {}
@@ -52,7 +52,7 @@ impl Fetcher {
         if !entries.is_empty() && self.outage.is_on() {
             self.end_outage();
         }
-        // What was said of a message before it came again must be known first.
+        // Commands that were sent before a message was delivered again must be processed first.
         while let Ok(command) = self.commands.try_recv() {
             match self.on_command(command).await {
                 Turn::Go => {}
@@ -69,8 +69,8 @@ impl Fetcher {
         Turn::Go
     }
 
-    /// Looks at the group's record again for messages that its filters did not match. What cannot be judged comes again
-    /// when its lease ends.
+    /// Reads the group's record again for messages that its filters did not match. When that fails, the messages are
+    /// delivered again after their leases end.
     async fn recheck(
         &mut self,
         unmatched: Vec<(Arc<Source>, Seen, async_nats::Message)>,
@@ -103,7 +103,8 @@ impl Fetcher {
         Turn::Go
     }
 
-    /// A message whose subject breaks the rules matches nobody's patterns; it must be seen all the same.
+    /// Stores a message with an invalid subject as a dead letter: no pattern matches it, but it must not be lost
+    /// unnoticed.
     fn dead_letter(&self, source: &Arc<Source>, info: &codec::AckInfo<'_>, message: &async_nats::Message) {
         let why = format!(
             "its subject {:?} is none of this library's, which takes tokens of a-z 0-9 _ -",
@@ -115,13 +116,13 @@ impl Fetcher {
         let copy = codec::message(message.headers.as_ref(), message.payload.clone(), subject, || info.id());
         tokio::spawn(async move {
             if let Err(error) = poison::dead_letter(&member, &source, sequence, time, copy, &why).await {
-                // It comes again when its lease ends.
-                tracing::debug!(%error, "a message of another client could not be buried");
+                // The message is delivered again when its lease ends.
+                tracing::debug!(%error, "a message of another client could not be stored as a dead letter");
             }
         });
     }
 
-    /// Turns a message into a leased entry; nothing when it was here already.
+    /// Turns a message into a leased entry. Returns `Nothing` when this member already holds or has settled it.
     pub(super) async fn read(
         &mut self,
         message: async_nats::Message,
@@ -136,7 +137,8 @@ impl Fetcher {
         let seen = {
             let mut in_flight = self.member.in_flight();
             let seen = in_flight.seen(&source, &info);
-            // Its renewal was late, but nobody else got it: whoever works on it here goes on under the new lease.
+            // The renewal was late, but no other member received the message: the handler here continues under the
+            // new lease.
             if seen == Seen::Perhaps
                 && let Some(entry) = in_flight.at(&source, info.sequence)
                 && entry.time == info.time
@@ -155,7 +157,7 @@ impl Fetcher {
         self.decode(source, seen, &info, message, now, unwanted).await
     }
 
-    /// Judges a message by the group's filters and reads what is wanted.
+    /// Checks a message against the group's filters, and decodes it when they match.
     async fn decode(
         &mut self,
         source: Arc<Source>,
@@ -233,19 +235,20 @@ impl Fetcher {
         match self.member.connection.read::<Attempt>(&subject).await {
             Ok(stored) => stored.map(|stored| stored.value),
             Err(error) => {
-                tracing::debug!(%error, "the attempts of a message are not known; its deliveries are counted");
+                tracing::debug!(%error, "the attempts of a message could not be read; its deliveries are counted instead");
                 None
             }
         }
     }
 
-    /// Takes entries into the hand.
+    /// Adds entries to the messages in flight and to the ready queue.
     pub(super) fn accept(&mut self, entries: Vec<LeasedMessage>) {
         let mut in_flight = self.member.in_flight();
         for entry in entries {
             let here = if entry.again { in_flight.at(&entry.source, entry.sequence) } else { None };
             match here.filter(|here| here.time == entry.time) {
-                // Two deliveries at once, for this process was late: the first one was nobody's attempt.
+                // This process was late, so two deliveries arrived together. The first one was not an attempt of any
+                // member.
                 Some(here) => {
                     (here.ack, here.delivered) = (entry.ack, entry.delivered);
                     here.lease_until = entry.lease_until;
@@ -256,7 +259,7 @@ impl Fetcher {
     }
 }
 
-/// Which attempt a delivery is: releases on record do not count.
+/// Returns the attempt number of a delivery. Releases on record do not count.
 fn number(info: &codec::AckInfo<'_>, attempt: Option<&Attempt>) -> u32 {
     let (delivered, attempts) = attempt.map_or((0, 0), |attempt| (attempt.delivered, attempt.attempts));
     let since = u32::try_from(info.delivered.saturating_sub(delivered)).unwrap_or(u32::MAX);

@@ -1,10 +1,10 @@
-//! What is fetched from: a consumer on each topic of the group, and what becomes of one that was removed.
+//! The consumers that a member fetches from, one per topic of the group, and their re-creation after a removal.
 
 use super::*;
 use crate::transport::nats::names;
 
 impl Fetcher {
-    /// Finds the consumers to fetch from.
+    /// Adds each consumer of the group as a source of pulls, and creates missing consumers.
     pub(super) async fn scan(&mut self) -> Result<()> {
         let connection = self.member.connection.clone();
         let group = &self.member.group;
@@ -28,7 +28,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Sees that all it fetches from still stands, and makes again what does not, as far as `provision` allows.
+    /// Checks that all consumers still exist, and creates missing ones again as far as `provision` allows.
     pub(super) async fn verify(&mut self) -> Result<()> {
         let connection = self.member.connection.clone();
         let group = self.member.group.clone();
@@ -55,7 +55,7 @@ impl Fetcher {
                 None => {
                     let from = known.as_ref().and_then(|known| known.successor(created));
                     if let (Some(known), None) = (&known, &from) {
-                        // Of another stream.
+                        // The attempts belong to another stream.
                         let attempts = format!("{}>", connection.attempts_of(known));
                         connection.purge(&connection.names.state(), &attempts).await?;
                     }
@@ -68,7 +68,7 @@ impl Fetcher {
             if let Some(known) = known {
                 tracing::error!(
                     %group, %stream, %consumer, made_again = removed,
-                    "the group's consumer was removed from the server; what was not known to be settled comes again"
+                    "the group's consumer was removed from the server; messages not known to be settled are delivered again"
                 );
                 self.pulls.remove(&known);
             }

@@ -1,4 +1,4 @@
-//! The subjects that messages come under, each read once.
+//! A cache of the subjects of received messages, so that each subject is parsed once.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,19 @@ use crate::transport::nats::codec;
 use crate::transport::nats::group::Record;
 use crate::transport::nats::names::Names;
 
-/// How many are remembered.
+/// Largest number of cached subjects.
 const MOST: usize = 1024;
 
-/// What is known of the subjects of a group.
+/// The cached subjects of a group.
 #[derive(Debug, Default)]
 pub(super) struct Subjects {
-    /// The subject behind a name, and whether the group wants it, where that does not depend on the place.
+    /// The event subject by NATS subject, and whether the group wants it where that does not depend on the sequence.
     known: HashMap<SmolStr, (Subject, Option<bool>)>,
 }
 
 impl Subjects {
-    /// The subject behind a name, and whether the group wants the message at `sequence`; `None` for names that are not
-    /// ours.
+    /// Returns the event subject of a NATS subject, and whether the group wants the message at `sequence`. Returns
+    /// `None` for NATS subjects that are not valid here.
     pub(super) fn read(
         &mut self,
         names: &Names,
@@ -45,7 +45,7 @@ impl Subjects {
         Some((subject, wanted))
     }
 
-    /// The group has changed.
+    /// Clears the cache because the group has changed.
     pub(super) fn forget(&mut self) {
         self.known.clear();
     }

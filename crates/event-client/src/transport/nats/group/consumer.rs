@@ -1,9 +1,10 @@
-//! The consumers of a group: made where they are missing, changed only where they differ.
+//! Creates the consumers of a group where they are missing, and updates them only where they differ.
 
 use super::*;
 
 impl Connection {
-    /// The server's filters of a topic for everything that may be for the group; none is the whole topic.
+    /// Returns the server's filters of a topic for all messages that the group may want. No filter means the whole
+    /// topic.
     pub(in super::super) fn filters_of(&self, record: &Record, topic: &str) -> Vec<String> {
         let all = record.all_patterns();
         let reaching = all.iter().filter(|pattern| reaches(pattern, topic));
@@ -13,8 +14,8 @@ impl Connection {
             .collect()
     }
 
-    /// The group's consumer on a topic, made or brought up to date. A new one starts at `from`, or where the record says.
-    /// `None` for a keyed group, whose leader reads by itself, see `keyed/`.
+    /// Creates or updates the group's consumer on a topic. A new one starts at `from`, or at the record's start.
+    /// Returns `None` for a keyed group, whose leader reads the stream without a consumer, see `keyed/`.
     pub(in super::super) async fn ensure_consumer(
         &self,
         group: &Group,
@@ -33,7 +34,7 @@ impl Connection {
         self.put_consumer(&stream, &name, &filters, &from, record.lease(), provision).await.map(Some)
     }
 
-    /// A durable pull consumer with these settings.
+    /// Creates or updates a durable pull consumer with these settings.
     pub(in super::super) async fn put_consumer(
         &self,
         stream: &str,
@@ -69,8 +70,8 @@ impl Connection {
         };
         let object = format!("consumer {name} of stream {stream}");
         let is = self.consumer_info(stream, name).await?;
-        // Servers of 2.9 take a wildcard in the place of a literal filter, and match nothing by it: a consumer whose filter
-        // changes takes its whole topic there.
+        // Servers of 2.9 accept a wildcard in the place of a literal filter, but then match nothing: a consumer whose
+        // filter changes takes its whole topic there.
         if let Some(info) = &is
             && !self.at_least(2, 10)
             && info.config.get("filter_subject").and_then(Value::as_str).unwrap_or_default() != filter
@@ -132,13 +133,13 @@ impl Connection {
             .await
         {
             Ok(info) => info,
-            // Somebody else was first, with the same in mind.
+            // Another client created the consumer at the same time, with the same intention.
             Err(Failure::Api(error)) if new && matches!(error.err_code, 10013 | 10148) => {
                 return self.consumer_info(stream, name).await?.ok_or_else(|| Error::from(error));
             }
             Err(failure) => return Err(Error::from(failure).with("consumer", name).with("stream", stream)),
         };
-        // An old server accepts what it does not know, and ignores it.
+        // An old server accepts a setting that it does not know, and ignores it.
         if !filters.is_null() && info.config.get("filter_subjects").is_none_or(Value::is_null) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -149,10 +150,11 @@ impl Connection {
         Ok(info)
     }
 
-    /// The first message stored at or after `time`, or the next one: where a passing consumer would start.
+    /// Returns the sequence of the first message stored at or after `time`, or the next one, from an ephemeral
+    /// consumer.
     pub(in super::super) async fn sequence_at(&self, stream: &str, time: Timestamp) -> Result<u64> {
         #[derive(Deserialize)]
-        struct AdmissionFuture {
+        struct EphemeralConsumer {
             name: String,
             delivered: Floor,
         }
@@ -164,12 +166,12 @@ impl Connection {
         });
         StartAt::Time(time).write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
-        let passing: AdmissionFuture = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
-        self.delete_consumer(stream, &passing.name).await?;
-        Ok(passing.delivered.stream_seq + 1)
+        let ephemeral: EphemeralConsumer = self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        self.delete_consumer(stream, &ephemeral.name).await?;
+        Ok(ephemeral.delivered.stream_seq + 1)
     }
 
-    /// What the server says of a consumer; `None` when there is none.
+    /// Returns the server's information on a consumer; `None` when there is none.
     pub(in super::super) async fn consumer_info(
         &self,
         stream: &str,

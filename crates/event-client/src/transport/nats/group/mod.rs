@@ -27,7 +27,7 @@ use record::reaches;
 pub(super) use record::{Record, StartAt};
 pub(super) use standing::Standing;
 
-/// What a consumer says of itself.
+/// The server's information on a consumer.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct ConsumerInfo {
     #[serde(default)]
@@ -47,7 +47,7 @@ pub(super) struct Floor {
     pub(super) stream_seq: u64,
 }
 
-/// What no consumer of ours is, and none can be changed to: made by somebody else under our name.
+/// Returns a difference that no update can remove: another program created the consumer under this library's name.
 fn foreign(config: &Value) -> Option<String> {
     let text = |setting: &str| config.get(setting).and_then(Value::as_str).unwrap_or_default();
     match (text("ack_policy"), text("deliver_subject")) {
@@ -64,7 +64,7 @@ impl Connection {
         self.names.record("group", &token(group.as_str()))
     }
 
-    /// The group's record, with its start as a time.
+    /// Returns the group's record, with a start of `now` replaced by a time.
     pub(super) async fn group(&self, group: &Group) -> Result<Option<Stored<Record>>> {
         Ok(self
             .read::<Record>(&self.group_subject(group))
@@ -73,7 +73,7 @@ impl Connection {
             .map(dated))
     }
 
-    /// Every group.
+    /// Returns every group with its record.
     pub(super) async fn all_groups(&self) -> Result<Vec<(Group, Record)>> {
         let prefix = self.names.record("group", "");
         let all = self.read_all::<Record>(&self.names.record("group", ">")).await?;
@@ -87,7 +87,8 @@ impl Connection {
             .collect())
     }
 
-    /// Makes the group what `spec` says, as far as `provision` allows, with everything that it needs.
+    /// Creates the group, or changes it to match `spec`, as far as `provision` allows, with its streams and
+    /// consumers.
     pub(super) async fn join_group(
         self: &Arc<Self>,
         spec: &Subscribe,
@@ -131,12 +132,12 @@ impl Connection {
         self.provide(group, record, provision).await
     }
 
-    /// Gives a record the filters and the order that `spec` asks for.
+    /// Changes a record to the filters and the key order of `spec`.
     async fn change(&self, group: &Group, record: &mut Record, spec: &Subscribe) -> Result<()> {
         if record.keyed != spec.keyed && self.count_members(group).await? > 0 {
             return Err(Error::new(
                 ErrorKind::Config,
-                "live members of this group keep the order of keys and this one does not, or the other way round",
+                "this subscription and the live members of its group differ in `keyed`; use the same value for all",
             )
             .with("group", group)
             .with("keyed", spec.keyed));
@@ -163,8 +164,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes a keyed group of one that is not, or the other way round: it goes on at the first message that is not
-    /// settled, and what was settled behind it comes again.
+    /// Switches a group between keyed and not keyed. It continues at the first unsettled message, so messages after
+    /// it that were already settled are delivered again.
     async fn turn(&self, group: &Group, record: &mut Record) -> Result<()> {
         let (floors, _) = self.floors(group, record).await?;
         record.starts = floors.into_iter().map(|(topic, floor)| (topic, floor + 1)).collect();
@@ -173,7 +174,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Streams and consumers of everything that the group takes.
+    /// Creates the streams and consumers of all topics that the group takes.
     pub(super) async fn provide(
         self: &Arc<Self>,
         group: &Group,
@@ -191,7 +192,7 @@ impl Connection {
         Ok(record)
     }
 
-    /// Topics that the group takes: those it names, and those that a wildcard finds.
+    /// Returns the topics that the group takes: those that its filters name, and all topics when it has a wildcard.
     pub(super) async fn topics_of(&self, record: &Record) -> Result<Vec<SmolStr>> {
         let mut topics: Vec<SmolStr> =
             record.all_patterns().iter().filter_map(Pattern::topic).map(SmolStr::new).collect();
@@ -203,7 +204,7 @@ impl Connection {
         Ok(topics)
     }
 
-    /// Groups with a wildcard for the topic take up a new one.
+    /// Creates a consumer on a new topic for every group with a wildcard in place of the topic.
     pub(super) async fn join_wildcards(self: &Arc<Self>, topic: &str) -> Result<()> {
         for (group, record) in self.all_groups().await? {
             if record.takes_any_topic() {
@@ -215,7 +216,7 @@ impl Connection {
     }
 }
 
-/// A start of `now` is when the record was stored.
+/// Replaces a start of `now` by the time at which the record was stored.
 fn dated(mut stored: Stored<Record>) -> Stored<Record> {
     if let StartAt::Now = stored.value.from {
         stored.value.from = StartAt::Time(stored.time);

@@ -1,4 +1,4 @@
-//! What is written of a group, and what it says of a message: filters, and since when they hold.
+//! The stored record of a group: its start, its filters, and earlier filters with the messages for which they hold.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,58 +12,60 @@ use crate::bounds;
 use crate::subject::{Pattern, Subject};
 use crate::transport::{Start, Subscribe};
 
-/// Most filters of the past that are told apart.
+/// Largest number of earlier filter sets that are kept apart.
 const MOST_PAST: usize = 64;
 
-/// What is written of a group.
+/// The stored record of a group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in super::super) struct Record {
     pub(in super::super) filters: Vec<SmolStr>,
     pub(in super::super) keyed: bool,
     pub(in super::super) lease_ms: u64,
-    /// Goes up when the group is moved: its consumers are new ones then.
+    /// Increases when the group is moved; the group has new consumers then.
     #[serde(default)]
     pub(in super::super) epoch: u64,
-    /// Where its consumers start.
+    /// Start position of its consumers.
     pub(in super::super) from: StartAt,
-    /// Filters that stand for what was published before they changed, the latest first.
+    /// Filters that hold for messages published before a change of the filters, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in super::super) past: Vec<Past>,
-    /// Where it goes on in topics that it read in another way before: keyed, or not.
+    /// Start sequence in topics that it read in the other mode before (keyed or not), or whose stream was created
+    /// again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in super::super) starts: BTreeMap<SmolStr, u64>,
-    /// Letters are replayed to it.
+    /// Dead letters have been replayed to it.
     #[serde(default)]
     pub(in super::super) replays: bool,
-    /// How many times its filters have changed.
+    /// Number of changes of its filters.
     #[serde(default)]
     pub(in super::super) changes: u64,
-    /// When the streams were created that its sequences are of: a stream that is deleted and made again counts anew.
+    /// Creation times of the streams that its sequences refer to: a stream that is created again restarts its
+    /// sequence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(in super::super) made: BTreeMap<SmolStr, Timestamp>,
-    /// It is going.
+    /// The group was deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(in super::super) deleted: bool,
 }
 
-/// Where a consumer starts.
+/// Start position of a consumer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(in super::super) enum StartAt {
-    /// When this very record was stored.
+    /// The time at which this record was stored.
     Now,
     All,
     Time(Timestamp),
     Sequence(u64),
 }
 
-/// Filters of the past.
+/// An earlier set of filters.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in super::super) struct Past {
     pub(in super::super) filters: Vec<SmolStr>,
-    /// The last message of each topic that they stand for.
+    /// The last sequence of each topic for which they hold.
     pub(in super::super) until: BTreeMap<SmolStr, u64>,
-    /// How many changes came before them.
+    /// Number of changes before them.
     #[serde(default)]
     pub(in super::super) number: u64,
 }
@@ -74,7 +76,7 @@ impl StartAt {
             Start::New => Self::Now,
             Start::Earliest => Self::All,
             Start::Time(time) => Self::Time(time),
-            // No stream gets beyond that; the server would wait for it.
+            // No stream reaches a higher sequence; the server would wait for it.
             Start::Position(position) => match i64::try_from(position.0) {
                 Ok(sequence) => Self::Sequence(sequence.cast_unsigned().max(1)),
                 Err(_) => Self::Now,
@@ -84,7 +86,7 @@ impl StartAt {
 }
 
 impl StartAt {
-    /// As the server's words.
+    /// Writes the start into a consumer's configuration.
     pub(in super::super) fn write(&self, config: &mut Value) {
         match self {
             Self::Now => config["deliver_policy"] = json!("new"),
@@ -122,7 +124,7 @@ impl Record {
         patterns(&self.filters)
     }
 
-    /// Every pattern that may still match something.
+    /// Returns all patterns that may still match a message.
     pub(super) fn all_patterns(&self) -> Vec<Pattern> {
         let past = self.past.iter().flat_map(|past| patterns(&past.filters));
         self.patterns().into_iter().chain(past).collect()
@@ -132,19 +134,19 @@ impl Record {
         bounds::bounded(Duration::from_millis(self.lease_ms))
     }
 
-    /// Whether a wildcard stands for the topic.
+    /// Returns whether a pattern has a wildcard in place of the topic.
     pub(in super::super) fn takes_any_topic(&self) -> bool {
         self.all_patterns().iter().any(|pattern| pattern.topic().is_none())
     }
 
-    /// Where it begins in a topic.
+    /// Returns the group's start position in a topic.
     pub(in super::super) fn start_of(&self, topic: &str) -> StartAt {
         if let Some(sequence) = self.starts.get(topic) {
             return StartAt::Sequence(*sequence);
         }
         let earlier = self.past.iter().flat_map(|past| patterns(&past.filters));
         match self.past.first().and_then(|past| past.until.get(topic)) {
-            // It came with later filters.
+            // A later change of the filters added the topic.
             Some(until) if !earlier.into_iter().any(|old| reaches(&old, topic)) => {
                 StartAt::Sequence(until + 1)
             }
@@ -152,7 +154,7 @@ impl Record {
         }
     }
 
-    /// Whether the message at `sequence` of its topic is for the group.
+    /// Returns whether the group wants the message at `sequence` of its topic.
     pub(in super::super) fn wants(&self, subject: &Subject, sequence: u64) -> bool {
         let filters = (self.past.iter().rev())
             .find(|past| past.until.get(subject.topic()).is_some_and(|until| sequence <= *until))
@@ -162,12 +164,12 @@ impl Record {
 }
 
 impl Record {
-    /// Other filters from now on; `until` is the last message of each topic that the present ones stand for.
+    /// Replaces the filters. `until` is the last sequence of each topic for which the present ones hold.
     pub(super) fn follow(&mut self, filters: Vec<SmolStr>, until: BTreeMap<SmolStr, u64>) {
         let filters = std::mem::replace(&mut self.filters, filters);
         self.past.insert(0, Past { filters, until, number: self.changes });
         self.changes += 1;
-        // Beyond this the oldest share their filters: too much comes rather than too little.
+        // Above the limit the oldest sets are merged: the group receives too many messages rather than too few.
         while self.past.len() > MOST_PAST {
             let oldest = self.past.pop().expect("more than one");
             let last = self.past.last_mut().expect("more than one");
@@ -179,8 +181,8 @@ impl Record {
         }
     }
 
-    /// Forgets filters of which no message is left: everything up to `floors` is settled, by members that knew of so many
-    /// changes.
+    /// Removes earlier filters for which no unsettled message is left: all messages up to `floors` are settled, by
+    /// members that knew the first `known` changes.
     pub(super) fn forget(&mut self, floors: &BTreeMap<SmolStr, u64>, known: u64) {
         let settled = |past: &Past| {
             past.number < known
@@ -195,24 +197,24 @@ impl Record {
         }
     }
 
-    /// The filters that stood after so many changes, and until when.
+    /// Returns the filters that held after this number of changes, with the end of their range.
     pub(in super::super) fn after_changes(&self, changes: u64) -> Option<&Past> {
         self.past.iter().find(|past| past.number == changes)
     }
 
-    /// Whether some sequence in it is of this topic's stream.
+    /// Returns whether the record contains a sequence of this topic's stream.
     pub(super) fn counts_in(&self, topic: &str) -> bool {
         self.starts.contains_key(topic)
             || matches!(self.from, StartAt::Sequence(_))
             || self.past.iter().any(|past| past.until.get(topic).is_some_and(|until| *until > 0))
     }
 
-    /// Whether the sequences in here are of other streams than those in `other`.
+    /// Returns whether the sequences in here refer to other streams than those in `other`.
     pub(in super::super) fn made_differs(&self, other: &Self) -> bool {
         self.made != other.made
     }
 
-    /// Compares a topic's stream with the one that the sequences in here are of; whether that changed the record.
+    /// Compares a topic's stream with the one that the sequences refer to. Returns whether that changed the record.
     pub(super) fn recognise(&mut self, topic: &SmolStr, created: Option<Timestamp>) -> bool {
         let Some(created) = created else { return false };
         match self.made.get(topic) {
@@ -229,7 +231,7 @@ impl Record {
         }
     }
 
-    /// The topic's stream is another than the one its sequences were of: all that is in it came after the group.
+    /// Resets a topic whose stream was created again: all messages in the new stream are newer than the group.
     fn begin_anew(&mut self, topic: &SmolStr, made: Timestamp) {
         for past in &mut self.past {
             past.until.remove(topic);
@@ -243,12 +245,12 @@ fn patterns(filters: &[SmolStr]) -> Vec<Pattern> {
     filters.iter().filter_map(|text| Pattern::new(text).ok()).collect()
 }
 
-/// `time` as the server can count it: in nanoseconds since 1970, and with four digits for the year.
+/// Limits `time` to the server's range: nanoseconds since 1970, and a year of four digits.
 fn reachable(time: Timestamp) -> Timestamp {
     time.clamp(Timestamp::UNIX_EPOCH, bounds::time_from_now(bounds::LONGEST).max(Timestamp::UNIX_EPOCH))
 }
 
-/// Whether some subject of `topic` may match.
+/// Returns whether `pattern` may match a subject of `topic`.
 pub(super) fn reaches(pattern: &Pattern, topic: &str) -> bool {
     pattern.topic().is_none_or(|own| own == topic)
 }

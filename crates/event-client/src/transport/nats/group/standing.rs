@@ -1,13 +1,13 @@
-//! Whether what a group needs still stands on the server: a stream, a consumer or the group's record can be deleted, and
-//! made again under the same name, while members are at work.
+//! Checks whether the server objects of a group still exist: a stream, a consumer or the group's record can be
+//! deleted, and created again under the same name, while members run.
 
 use super::*;
 
-/// Pause before a stream is made again. Servers of 2.9 say that it is deleted before they remove its folder, and would
-/// remove the files of the new one with it.
+/// Pause before a stream is created again. Servers of 2.9 report a delete before they remove the stream's folder, and
+/// would remove the files of the new stream with it.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-/// A group as the server has it.
+/// The state of a group on the server.
 pub(in super::super) enum Standing {
     There(Record),
     /// Deleted through this library.
@@ -15,7 +15,8 @@ pub(in super::super) enum Standing {
 }
 
 impl Connection {
-    /// The group as it stands. A record that was removed by other means is made again as `known`, where that is allowed.
+    /// Returns the group's state. A record that was removed by other means is written again as `known`, if
+    /// `provision` allows.
     pub(in super::super) async fn standing(
         self: &Arc<Self>,
         group: &Group,
@@ -34,7 +35,7 @@ impl Connection {
             }
             tracing::error!(
                 %group,
-                "the server has lost this group's record; was it deleted, or was the server restarted without its storage? It is made again"
+                "this group's record is missing on the server; it was deleted, or the server was restarted without its storage; it is written again"
             );
             tokio::time::sleep(REMOVAL).await;
             self.ensure_stream(Kind::State).await?;
@@ -43,7 +44,7 @@ impl Connection {
         }
     }
 
-    /// What a topic's stream is; `None` when there is none.
+    /// Returns the information on a topic's stream; `None` when there is none.
     pub(in super::super) async fn stream_of(&self, topic: &str) -> Result<Option<names::StreamInfo>> {
         match self.api(&format!("STREAM.INFO.{}", self.names.stream(topic)), &json!({})).await {
             Ok(info) => Ok(Some(info)),
@@ -52,7 +53,7 @@ impl Connection {
         }
     }
 
-    /// When the topic's stream was created; it is made where it is missing and that is allowed.
+    /// Returns the creation time of the topic's stream. A missing stream is created, if `provision` allows.
     pub(in super::super) async fn stand(self: &Arc<Self>, topic: &str) -> Result<Option<Timestamp>> {
         if self.topics_seen.is_ready(topic) {
             if let Some(info) = self.stream_of(topic).await? {
@@ -65,7 +66,7 @@ impl Connection {
         Ok(self.stream_of(topic).await?.and_then(|info| info.created))
     }
 
-    /// The record, written anew where its sequences are of streams that do not stand any more.
+    /// Returns the record, rewritten when its sequences refer to streams that no longer exist.
     pub(in super::super) async fn identify(&self, group: &Group, record: Record) -> Result<Record> {
         let mut created = Vec::new();
         for topic in self.topics_of(&record).await? {
@@ -92,7 +93,8 @@ impl Connection {
         }
     }
 
-    /// Up to where a group has settled each of its topics; and how many changes of its filters its leader knew of then.
+    /// Returns the last settled sequence of each topic, and the number of filter changes that the leader knew of
+    /// then.
     pub(in super::super) async fn floors(
         &self,
         group: &Group,

@@ -1,4 +1,4 @@
-//! What a leader holds: messages in the order of their keys, those that wait for a retry, and how far each topic is.
+//! The messages that a leader holds: in key order, ready or waiting for a retry, with the progress in each topic.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
@@ -15,47 +15,48 @@ use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
 use crate::transport::key_queue::KeyQueue;
 
-/// Most messages that wait behind busy keys, and most that wait for a retry; no more are read then.
+/// Largest number of messages behind busy keys, and of messages that wait for a retry. No more are read at this
+/// number.
 const WINDOW: usize = 1024;
-/// Most bytes of all that is held.
+/// Largest number of bytes of all held messages.
 const BYTES: usize = 64 * 1024 * 1024;
-/// Most that is read ahead.
+/// Largest number of ready messages that are read ahead.
 const AHEAD: usize = 256;
 
-/// Everything unsettled that was read.
+/// All unsettled messages that were read.
 #[derive(Default)]
 pub(super) struct Backlog {
     entries: HashMap<Token, QueuedMessage>,
     last: Token,
     bytes: usize,
     lanes: KeyQueue<Token>,
-    /// May go as soon as there is room.
+    /// Messages to deliver as soon as a slot is free.
     ready: VecDeque<Token>,
-    /// Wait for their time.
+    /// Messages that wait for their time.
     waiting: BinaryHeap<Reverse<(Instant, Token)>>,
-    /// How far each topic is. A message stands in here until it is settled for good.
+    /// The progress in each topic. A message stays in here until it is finally settled.
     pub(super) marks: BTreeMap<SmolStr, Mark>,
 }
 
-/// One message.
+/// An unsettled message that was read.
 pub(super) struct QueuedMessage {
     pub(super) topic: SmolStr,
     pub(super) sequence: u64,
     pub(super) message: Arc<Message>,
     pub(super) info: DeliveryInfo,
-    /// With the consumer, or in its queue.
+    /// Delivered to the consumer, or in its queue.
     pub(super) out: bool,
 }
 
 impl QueuedMessage {
-    /// Nobody wants it any more.
+    /// Returns whether the message has expired. A replayed message does not expire.
     fn is_expired(&self) -> bool {
         !self.info.replayed && self.message.expires_at.is_some_and(|at| at <= Timestamp::now())
     }
 }
 
 impl Backlog {
-    /// Takes in the next message of a topic, in the order of the stream.
+    /// Adds the next message of a topic, in the order of the stream.
     pub(super) fn accept(&mut self, topic: &SmolStr, sequence: u64, message: Message, info: DeliveryInfo) {
         let mark = self.marks.entry(topic.clone()).or_default();
         mark.next = mark.next.max(sequence + 1);
@@ -89,7 +90,7 @@ impl Backlog {
         mark.next = mark.next.max(sequence + 1);
     }
 
-    /// Whether the message at `sequence` is known and not settled.
+    /// Returns whether the message at `sequence` was read and is not settled.
     pub(super) fn is_open(&self, topic: &SmolStr, sequence: u64) -> bool {
         self.marks.get(topic).is_some_and(|mark| mark.open.contains_key(&sequence))
     }
@@ -110,7 +111,7 @@ impl Backlog {
         self.marks.get_mut(&entry.topic)?.open.get_mut(&entry.sequence)
     }
 
-    /// How many more may be read.
+    /// Returns the number of messages that may still be read.
     pub(super) fn room(&self) -> usize {
         if self.lanes.waiting() >= WINDOW || self.waiting.len() >= WINDOW || self.bytes >= BYTES {
             return 0;
@@ -118,12 +119,12 @@ impl Backlog {
         AHEAD.saturating_sub(self.ready.len())
     }
 
-    /// Whether something may go.
+    /// Returns whether a message is ready.
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// The next that may go; its attempt counts from now on. What expired is settled on the way.
+    /// Takes the next ready message and counts its attempt. Expired messages are settled on the way.
     pub(super) fn claim(&mut self) -> Option<Token> {
         loop {
             let token = self.ready.pop_front()?;
@@ -145,24 +146,24 @@ impl Backlog {
         }
     }
 
-    /// A claimed one goes to the consumer.
+    /// Marks a claimed message as delivered and returns it.
     pub(super) fn hand_out(&mut self, token: Token) -> Option<(Arc<Message>, DeliveryInfo)> {
         let entry = self.entries.get_mut(&token)?;
         entry.out = true;
         Some((entry.message.clone(), entry.info.clone()))
     }
 
-    /// What the consumer has, by its token.
+    /// Returns the delivered message with this token.
     pub(super) fn out(&mut self, token: Token) -> Option<&mut QueuedMessage> {
         self.entries.get_mut(&token).filter(|entry| entry.out)
     }
 
-    /// All that the consumer has.
+    /// Returns the tokens of all delivered messages.
     pub(super) fn all_out(&self) -> Vec<Token> {
         self.entries.iter().filter(|(_, entry)| entry.out).map(|(token, _)| *token).collect()
     }
 
-    /// When it was tried for the first time.
+    /// Returns the time of the first attempt in Unix milliseconds.
     pub(super) fn first_attempt(&mut self, token: Token) -> i64 {
         self.tried(token)
             .map(|tried| tried.first)
@@ -170,7 +171,7 @@ impl Backlog {
             .unwrap_or_else(|| Timestamp::now().as_millisecond())
     }
 
-    /// Settled for good: the next of its key may go.
+    /// Settles a message finally; the next message of its key becomes ready.
     pub(super) fn settle(&mut self, token: Token) {
         let Some(entry) = self.remove(token) else { return };
         if let Some(mark) = self.marks.get_mut(&entry.topic) {
@@ -181,7 +182,7 @@ impl Backlog {
         }
     }
 
-    /// Failed: it goes again after `after`, and its key waits for it.
+    /// Schedules a failed message again after `after`; its key waits for it.
     pub(super) fn retry(&mut self, token: Token, after: Duration) {
         let now = Timestamp::now().as_millisecond();
         let after = bounds::signed_millis(after);
@@ -197,7 +198,7 @@ impl Backlog {
         }
     }
 
-    /// Was not tried: its attempt does not count, and it goes first.
+    /// Puts back a message that was not processed: its attempt does not count, and it is delivered first.
     pub(super) fn release(&mut self, token: Token) {
         if let Some(tried) = self.tried(token) {
             tried.attempts = tried.attempts.saturating_sub(1);
@@ -208,7 +209,7 @@ impl Backlog {
         }
     }
 
-    /// Was not tried: its attempt does not count, it goes again after `after`, and its key waits for it.
+    /// Delays a message that was not processed by `after`: its attempt does not count, and its key waits for it.
     pub(super) fn defer(&mut self, token: Token, after: Duration) {
         if let Some(tried) = self.tried(token) {
             tried.attempts = tried.attempts.saturating_sub(1);
@@ -216,7 +217,7 @@ impl Backlog {
         self.retry(token, after);
     }
 
-    /// Lets go of everything that nobody works on; whoever leads next reads it again.
+    /// Drops all messages that were not delivered; the next leader reads them again.
     pub(super) fn let_go(&mut self) {
         self.entries.retain(|_, entry| entry.out);
         self.lanes = KeyQueue::default();
@@ -224,7 +225,7 @@ impl Backlog {
         self.waiting.clear();
     }
 
-    /// Moves what is due; when the next one is.
+    /// Makes due messages ready. Returns the time at which the next one is due.
     pub(super) fn wake(&mut self, now: Instant) -> Option<Instant> {
         while let Some(Reverse((at, token))) = self.waiting.peek().copied() {
             if at > now {

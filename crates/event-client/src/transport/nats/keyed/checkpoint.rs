@@ -1,4 +1,4 @@
-//! How far a keyed group has come: one record, which its leader alone can write.
+//! The progress of a keyed group: one record on the server, which only its leader can write.
 
 use std::collections::BTreeMap;
 
@@ -9,63 +9,63 @@ use smol_str::SmolStr;
 use crate::subject::{Pattern, Subject};
 use crate::transport::nats::group::Record;
 
-/// The record of a keyed group: who leads it, and what is settled.
+/// The record of a keyed group: its leader and its settled messages.
 ///
-/// It is written over itself with the sequence of its last writing as the condition, so whoever was overtaken while
-/// it stood still can settle nothing any more, whatever it believes.
+/// Each write has the sequence of the last write as its condition, so a leader that was replaced while its process
+/// was suspended can no longer settle anything.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(in super::super) struct Progress {
     pub(super) connection: SmolStr,
     pub(super) member: SmolStr,
-    /// Nobody leads: the last leader took leave.
+    /// There is no leader: the last one has resigned.
     #[serde(default)]
     pub(super) left: bool,
-    /// Makes each renewal another record.
+    /// Makes each renewal a different record.
     #[serde(default)]
     pub(super) beat: u64,
-    /// The group's when this was written; what it says is void when the group has moved since.
+    /// The group's epoch when this was written. The record is void when the group has been moved since.
     #[serde(default)]
     pub(in super::super) epoch: u64,
-    /// How many changes of the group's filters its leader knew of.
+    /// Number of changes of the group's filters that its leader knew of.
     #[serde(default)]
     pub(in super::super) changes: u64,
     #[serde(default)]
     pub(in super::super) topics: BTreeMap<SmolStr, Mark>,
 }
 
-/// How far a group has come in one topic.
+/// The progress of a group in one topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub(in super::super) struct Mark {
-    /// When the stream was created that it counts in; `None` before anybody looked.
+    /// Creation time of the stream that the sequences refer to; `None` before the stream was looked up.
     pub(in super::super) made: Option<Timestamp>,
-    /// Everything below is settled, open, or not for the group.
+    /// All messages below this sequence are settled, open, or not for the group.
     pub(in super::super) next: u64,
-    /// What is not settled below `next`.
+    /// The unsettled messages below `next`.
     pub(in super::super) open: BTreeMap<u64, Attempted>,
 }
 
-/// What happened to a message so far.
+/// The attempts of a message so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Attempted {
-    /// Attempts that were begun. Written before a handler sees the message, so that a crash counts.
+    /// Number of started attempts. Written before a handler receives the message, so that a crash counts.
     pub(super) attempts: u32,
-    /// Unix milliseconds of the next one; 0 is at once.
+    /// Unix milliseconds of the next attempt; 0 means at once.
     pub(in super::super) due: i64,
-    /// Unix milliseconds of the first one; 0 is unknown.
+    /// Unix milliseconds of the first attempt; 0 means unknown.
     pub(super) first: i64,
 }
 
-/// A [`Mark`] as it is written: short, for it is written with every settlement.
+/// The stored form of a [`Mark`]. It is short because it is written with every settlement.
 #[derive(Serialize, Deserialize)]
 struct Written {
     next: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made: Option<Timestamp>,
-    /// The first, then the distance from one to the next.
+    /// The first sequence, then the distance from each one to the next.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     open: Vec<u64>,
-    /// Sequence, attempts, due and first; the last two only where there is something to say.
+    /// Sequence, attempts, due and first. Of the last two, trailing zeros are omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tried: Vec<Vec<i64>>,
 }
@@ -113,30 +113,31 @@ impl From<Written> for Mark {
 }
 
 impl Mark {
-    /// The first message that the group still needs.
+    /// Returns the first sequence that the group still needs.
     pub(in super::super) fn floor(&self) -> u64 {
         self.open.keys().next().copied().unwrap_or(self.next)
     }
 }
 
-/// A stretch of a topic that a leader had read under filters that held no longer, and that is read again.
+/// A range of a topic that a leader read under outdated filters, and that is read again.
 #[derive(Debug)]
 pub(super) struct Again {
-    /// It ends before this place.
+    /// End of the range, exclusive.
     below: u64,
-    /// What they matched was taken then.
+    /// The outdated filters; messages that match them were taken in the first reading.
     filters: Vec<Pattern>,
 }
 
 impl Again {
-    /// Whether a message was taken already.
+    /// Returns whether a message was taken in the first reading.
     pub(super) fn took(&self, subject: &Subject, sequence: u64) -> bool {
         sequence < self.below && self.filters.iter().any(|filter| filter.matches(subject))
     }
 }
 
-/// Goes back to where the filters changed that a leader read under: it hears of a change a little after it holds, and what
-/// the new filters match was passed over meanwhile. `changes` is how many it knew of.
+/// Moves the marks back to where the filters changed that a leader read under. A leader learns of a change slightly
+/// after it takes effect, and skips messages that the new filters match in between. `changes` is the number of
+/// changes that it knew of.
 pub(super) fn rewind(
     marks: &mut BTreeMap<SmolStr, Mark>,
     changes: u64,

@@ -1,4 +1,4 @@
-//! Leading: taking the group's record, writing it, and what the answers mean.
+//! Leadership of a keyed group: reads, takes over and writes the leader's record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,16 +17,16 @@ use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::names::token;
 
-/// Whether this member leads.
+/// Whether this member leads or stands by.
 pub(super) enum Role {
     StandBy {
-        /// When to look at the record again.
+        /// Time at which the record is read again.
         look: Instant,
         looking: bool,
         seen: Option<Seen>,
     },
     Leads {
-        /// Of the record as it was last written.
+        /// Sequence of the record's last write.
         sequence: u64,
     },
 }
@@ -35,51 +35,51 @@ pub(super) enum Role {
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
     sequence: u64,
-    /// Unchanged since.
+    /// Time since which it is unchanged.
     since: Instant,
-    /// Seen last.
+    /// Time of the last read.
     last: Instant,
 }
 
-/// The record was taken over.
+/// The data of a record that was taken over.
 pub(super) struct Taken {
     pub(super) sequence: u64,
     pub(super) asked: Instant,
     pub(super) progress: Progress,
     pub(super) record: Record,
-    /// What is read again.
+    /// Ranges that are read again.
     pub(super) again: BTreeMap<SmolStr, Again>,
 }
 
-/// What a member knows of the group by itself.
+/// The state of the group that a member itself holds.
 pub(super) struct Known {
     pub(super) own: Progress,
     pub(super) record: Record,
-    /// How far the group was when this member led it.
+    /// The group's marks when this member led it.
     pub(super) marks: BTreeMap<SmolStr, Mark>,
 }
 
-/// What looking at the record brought.
+/// Result of reading the record.
 pub(super) enum Claimed {
-    /// Somebody leads.
+    /// Another member leads.
     Led(Seen),
-    /// Somebody else was quicker.
+    /// Another member took over first.
     Raced,
     Taken(Box<Taken>),
-    /// The group is deleted.
+    /// The group was deleted.
     Gone,
 }
 
-/// What a writing brought.
+/// Result of a write.
 pub(super) enum Written {
     Stored(u64),
-    /// Refused, for an earlier writing of ours had arrived after all: this is its sequence.
+    /// Refused, because an earlier write of this member had arrived after all. This is its sequence.
     Ours(u64),
-    /// Somebody else leads.
+    /// Another member leads.
     Lost,
 }
 
-/// What waits for a writing: answers since when, and messages that go out after it.
+/// Answers, with their waiting time, and claimed messages that both wait for a write.
 #[derive(Default)]
 pub(super) struct Pending {
     pub(super) answers: Vec<(Instant, Answer<()>)>,
@@ -91,7 +91,7 @@ impl Pending {
         self.answers.is_empty() && self.claims.is_empty()
     }
 
-    /// What waited for a writing that failed waits for the next one.
+    /// Puts the content of a failed write in front, so that the next write includes it.
     pub(super) fn put_back(&mut self, mut earlier: Self) {
         earlier.answers.append(&mut self.answers);
         earlier.claims.append(&mut self.claims);
@@ -106,7 +106,8 @@ impl Pending {
         self.claims.drain(..).map(|(token, _)| token).collect()
     }
 
-    /// Answers those who waited too long; what they asked for is still written as soon as that can be.
+    /// Answers settlements that have waited too long with an error. Their changes are still written as soon as
+    /// possible.
     pub(super) fn expire(&mut self, patience: Duration, error: &Error) {
         let now = Instant::now();
         let (late, rest) =
@@ -123,7 +124,7 @@ fn subject(connection: &Connection, group: &Group) -> String {
     connection.names.record("leader", &token(group.as_str()))
 }
 
-/// Takes the record if nobody leads.
+/// Takes over the record if no member leads.
 pub(super) async fn look(
     connection: Arc<Connection>,
     group: Group,
@@ -136,7 +137,7 @@ pub(super) async fn look(
     let now = Instant::now();
     if let Some(stored) = last.as_ref().filter(|stored| !stored.value.left) {
         let since = match seen {
-            // Who did not look for a while does not know whether the leader could write meanwhile.
+            // A member that has not read the record for a while cannot know whether the leader wrote in between.
             Some(seen) if seen.sequence == stored.sequence && now < seen.last + lease / 2 => seen.since,
             _ => now,
         };
@@ -150,7 +151,7 @@ pub(super) async fn look(
     };
     let (sequence, last) = match last {
         Some(stored) => (stored.sequence, stored.value),
-        // Nobody has led it, or the server has lost how far it was.
+        // The group has had no leader, or the server has lost the record.
         None => {
             let (epoch, changes) = (known.record.epoch, known.record.changes);
             (0, Progress { epoch, changes, topics: known.marks, ..Progress::default() })
@@ -166,7 +167,7 @@ pub(super) async fn look(
     })
 }
 
-/// Writes the record.
+/// Writes the record if its last write has the sequence `after`.
 pub(super) async fn write(
     connection: Arc<Connection>,
     group: Group,
@@ -189,18 +190,18 @@ pub(super) async fn write(
         })
     };
     tokio::time::timeout(within, step).await.unwrap_or_else(|_| {
-        Err(Error::new(ErrorKind::Timeout, "the server did not confirm in time how far the group is"))
+        Err(Error::new(ErrorKind::Timeout, "the server did not confirm the group's progress in time"))
     })
 }
 
 impl Connection {
-    /// How far a keyed group is; `None` when nobody has led it since it was made or moved.
+    /// Returns the progress of a keyed group; `None` when it has had no leader since it was created or moved.
     pub(in super::super) async fn progress(&self, group: &Group, epoch: u64) -> Result<Option<Progress>> {
         let stored = self.read::<Progress>(&subject(self, group)).await?;
         Ok(stored.map(|stored| stored.value).filter(|progress| progress.epoch == epoch))
     }
 
-    /// Takes the group from whoever leads it, for it has moved: nothing can be settled any more as it was before.
+    /// Removes the leader because the group was moved: nothing can be settled under the old epoch any more.
     pub(in super::super) async fn depose(&self, group: &Group, epoch: u64) -> Result<()> {
         let subject = subject(self, group);
         loop {
@@ -216,7 +217,7 @@ impl Connection {
         }
     }
 
-    /// Tells who stands by that nobody leads.
+    /// Notifies standby members that the group has no leader.
     pub(super) fn tell_led(&self, group: &Group) {
         self.outbound.send_bare(async_nats::Subject::from(self.names.led(group)), None, bytes::Bytes::new());
     }

@@ -1,21 +1,21 @@
-//! Order per key over many processes: one member of a keyed group leads, the others stand by.
+//! Order per key across many processes: one member of a keyed group leads, and the others stand by.
 //!
-//! A consumer that is acknowledged message by message cannot keep the order of keys: what was handed to a process that
-//! died, or was lost with a connection, comes again behind what came later, and the server takes acknowledgements from
-//! whoever was overtaken. So the leader reads each stream from where the group is, and itself writes down how far that
-//! is, in one record for the whole group (`checkpoint.rs`):
+//! A consumer with an acknowledgement per message cannot keep the order of keys: a message that was delivered to a
+//! process that died, or that was lost with a connection, is delivered again after later ones, and the server accepts
+//! acknowledgements from a member that was replaced. So the leader reads each stream from the group's position, and
+//! stores that position itself, in one record for the whole group (`checkpoint.rs`):
 //!
-//! - **The record is the lease.** It is written with the sequence of its last writing as the condition. Whoever was
-//!   overtaken is refused from then on: nothing that a frozen process does when it wakes up settles anything.
-//! - **First written, then handed out.** An attempt stands in the record before a handler sees the message, and the
-//!   next message of a key is handed out only when the settlement of the last one is written. One writing takes along
-//!   all that has gathered since the one before.
-//! - **By the clock.** A leader that could not write for a lease hands out nothing, and what waits in its queue is not
-//!   given to a handler; who stands by takes over when the record did not change for a lease by its own clock. No clocks
-//!   are compared.
-//! - **Nothing to be redelivered.** After a take-over, what is open is fetched by its place in the stream, then
-//!   reading goes on behind it. A lost connection, a restarted server or a gap in what arrives only makes a new
-//!   passing consumer (`reader.rs`).
+//! - **The record is the lease.** Each write has the sequence of the last write as its condition. A leader that was
+//!   replaced is refused from then on: a process that was suspended cannot settle anything when it continues.
+//! - **Written first, then delivered.** An attempt is in the record before a handler receives the message, and the
+//!   next message of a key is delivered only when the settlement of the last one is written. One write contains all
+//!   changes that have gathered since the one before.
+//! - **Timed by each process's own clock.** A leader that could not write for a lease delivers nothing, and messages
+//!   in its queue are not given to a handler. A standby member takes over when the record did not change for a lease
+//!   by its own clock. Clocks of different processes are not compared.
+//! - **No redelivery by the server.** After a take-over, open messages are fetched by their sequence in the stream,
+//!   then reading continues after them. A lost connection, a restarted server or a gap in the received messages only
+//!   requires a new ephemeral consumer (`reader.rs`).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,31 +45,31 @@ mod reader;
 pub(super) use checkpoint::Mark;
 pub(super) use reader::REPLAYS;
 
-/// A subscription of a keyed group, as its deliveries and its connection see it; the rest is a task of its own.
+/// The part of a keyed group's subscription that its deliveries and its connection use. A task holds the rest.
 #[derive(Debug)]
 pub(super) struct KeyedMember {
     connection: Arc<Connection>,
     group: Group,
     commands: mpsc::UnboundedSender<Command>,
-    /// What it leads is its own until then.
+    /// Time until which its leadership is valid.
     until: Mutex<Instant>,
-    /// Deliveries with consumers.
+    /// Number of deliveries held by consumers.
     out: AtomicU64,
-    /// It takes part in the group's work.
+    /// Whether it takes part in the group's work.
     live: AtomicBool,
-    /// Told to hand back everything.
+    /// Set to `true` when the member has to release everything.
     closing: watch::Sender<bool>,
-    /// The task has ended.
+    /// Set to `true` when the task has ended.
     ended: watch::Sender<bool>,
 }
 
-/// What the task is told.
+/// A command to the task.
 enum Command {
     Settle(Token, Settlement, Answer<()>),
     Renew(Token, Answer<()>),
 }
 
-/// Starts a member.
+/// Starts a member of a keyed group.
 pub(super) async fn subscribe(
     connection: &Arc<Connection>,
     group: Group,
@@ -133,7 +133,7 @@ impl Settle for KeyedMember {
         self.command(|answer| Command::Renew(token, answer))
     }
 
-    /// By the clock: a process that stood still must not begin what another may have begun meanwhile.
+    /// Checks the clock: a process that was suspended must not begin work that another member may have begun.
     fn is_ours(&self, _: Token) -> bool {
         Instant::now() < self.until()
     }

@@ -1,6 +1,6 @@
-//! Reading the stream of each topic in its order: a passing consumer from where the group is, made anew whenever
-//! something is missing. What was begun and not settled is fetched one by one, before anything later; so is what the
-//! connection may have broken over.
+//! Reads the stream of each topic in order: with an ephemeral consumer from the group's position, created again
+//! whenever a message is missing. Messages that were begun and not settled are fetched one by one before any later
+//! ones, and so are messages that may have broken the connection.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,34 +23,34 @@ use crate::transport::nats::group::{Record, StartAt};
 use crate::transport::nats::kv::Raw;
 use crate::transport::nats::{codec, dead_letters, poison};
 
-/// The name of the replayed letters among the topics; no topic has such a one.
+/// The name of the replayed letters among the topics. No topic can have this name.
 pub(in super::super) const REPLAYS: &str = "@replays";
-/// A consumer that nobody asks goes after this time.
-const PASSING: Duration = Duration::from_secs(300);
-/// Most messages that are fetched one by one at a time.
+/// The server deletes an ephemeral consumer that receives no pull for this time.
+const EPHEMERAL: Duration = Duration::from_secs(300);
+/// Largest number of messages that are fetched one by one at a time.
 const FETCH: usize = 64;
-/// Most that are looked at after a break: no less than what may have been on its way.
+/// Largest number of messages checked after a disconnect: at least as many as may have been in transit.
 const LOOK: usize = 512;
 
 /// A topic that can be read from now on.
 pub(super) struct Opened {
     pub(super) topic: SmolStr,
     pub(super) stream: String,
-    /// None for replays, which are fetched one by one.
+    /// `None` for replays, which are fetched one by one.
     pub(super) consumer: Option<String>,
-    /// When its stream was created; none for replays.
+    /// Creation time of its stream; `None` for replays.
     pub(super) made: Option<Timestamp>,
-    /// It is another stream than the one that was read before.
+    /// The stream is not the one that was read before.
     pub(super) anew: bool,
-    /// The first message that comes.
+    /// Sequence of the first message that the consumer delivers.
     pub(super) next: u64,
-    /// What is open from earlier, in order; `None` is what the stream no longer has, or nobody can read.
+    /// Earlier open messages in order; `None` for one that the stream no longer has or that cannot be read.
     pub(super) open: Vec<(u64, Option<(Message, DeliveryInfo)>)>,
 }
 
-/// What to read of a topic: from where, and what of it is open and not here.
+/// The part of a topic to read: its start, and the open messages that are not loaded.
 pub(super) struct Wanted {
-    /// Of this stream.
+    /// Creation time of the stream that the sequences refer to.
     pub(super) made: Option<Timestamp>,
     pub(super) next: u64,
     pub(super) missing: Vec<u64>,
@@ -62,7 +62,8 @@ impl StartAt {
     }
 }
 
-/// Opens every topic of the group but those in `known`; with `care` when the connection may have broken over a message.
+/// Opens every topic of the group except those in `known`. `care` means that a message may have broken the
+/// connection.
 pub(super) async fn open(
     connection: Arc<Connection>,
     group: Group,
@@ -114,16 +115,17 @@ pub(super) async fn open(
             (None, next.unwrap_or(1))
         } else {
             let from = next.filter(|next| *next > 0).map_or_else(|| record.start_of(&topic), StartAt::at);
-            let passing =
-                connection.passing_consumer(&stream, &from, &connection.filters_of(&record, &topic)).await?;
-            (Some(passing.name), next.unwrap_or(0).max(passing.delivered.stream_seq + 1))
+            let ephemeral = connection
+                .ephemeral_consumer(&stream, &from, &connection.filters_of(&record, &topic))
+                .await?;
+            (Some(ephemeral.name), next.unwrap_or(0).max(ephemeral.delivered.stream_seq + 1))
         };
         all.push(Opened { topic, stream, consumer, made, anew: false, next, open });
     }
     Ok(all)
 }
 
-/// Fetches one by one what is next, and moves `next` behind it; what nobody can read becomes a dead letter.
+/// Fetches the next messages one by one and moves `next` behind them. Unreadable messages become dead letters.
 async fn look(
     connection: &Connection,
     group: &Group,
@@ -152,7 +154,7 @@ async fn look(
     Ok(found)
 }
 
-/// Replays from `next` on, no more than `room`.
+/// Returns replays from `next` on, at most `room`.
 pub(super) async fn replays(
     connection: Arc<Connection>,
     group: Group,
@@ -194,7 +196,7 @@ fn read(connection: &Connection, stream: &str, topic: &str, raw: &Raw) -> Option
     Some((message, info))
 }
 
-/// What is known of a message that stands there.
+/// Returns the delivery data of a message at this sequence.
 pub(super) fn about(sequence: u64, published_at: Timestamp) -> DeliveryInfo {
     let mut info = DeliveryInfo::new(0);
     info.position = Some(Position(u128::from(sequence)));
@@ -202,9 +204,9 @@ pub(super) fn about(sequence: u64, published_at: Timestamp) -> DeliveryInfo {
     info
 }
 
-/// What the server says of a consumer that it has just made.
+/// The server's information on a consumer that it has just created.
 #[derive(Deserialize)]
-pub(in super::super) struct AdmissionFuture {
+pub(in super::super) struct EphemeralConsumer {
     pub(in super::super) name: String,
     delivered: Delivered,
     #[serde(default)]
@@ -218,19 +220,19 @@ struct Delivered {
 }
 
 impl Connection {
-    /// A consumer in the server's memory that nobody acknowledges.
-    async fn passing_consumer(
+    /// Creates an ephemeral consumer in the server's memory, without acknowledgements.
+    async fn ephemeral_consumer(
         &self,
         stream: &str,
         from: &StartAt,
         filters: &[String],
-    ) -> Result<AdmissionFuture> {
+    ) -> Result<EphemeralConsumer> {
         let mut config = json!({
             "ack_policy": "none",
             "replay_policy": "instant",
             "mem_storage": true,
             "num_replicas": 1,
-            "inactive_threshold": nanos(PASSING),
+            "inactive_threshold": nanos(EPHEMERAL),
         });
         match filters {
             [] => {}
@@ -242,7 +244,7 @@ impl Connection {
         Ok(self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?)
     }
 
-    /// How many replayed letters a keyed group has not settled.
+    /// Returns the number of replayed letters that a keyed group has not settled.
     pub(in super::super) async fn unsettled_replays(
         &self,
         group: &Group,
@@ -258,7 +260,7 @@ impl Connection {
         Ok(count)
     }
 
-    /// How many messages of a topic a keyed group has not settled, and the first of them.
+    /// Returns the number of messages of a topic that a keyed group has not settled, and the first sequence.
     pub(in super::super) async fn unsettled(
         &self,
         record: &Record,
@@ -267,7 +269,7 @@ impl Connection {
     ) -> Result<(u64, u64)> {
         let stream = self.names.stream(topic);
         let Some(info) = self.stream_of(topic).await? else { return Ok((0, 0)) };
-        // How far it was in an earlier stream says nothing of this one.
+        // Progress in an earlier stream does not apply to this one.
         let mark = mark.filter(|mark| mark.made.is_none() || mark.made == info.created);
         let open = mark.map_or(0, |mark| mark.open.len() as u64);
         if mark.is_some_and(|mark| mark.next > info.state.last_seq) {
@@ -277,10 +279,10 @@ impl Connection {
             Some(mark) if mark.next > 0 => StartAt::at(mark.next),
             _ => record.start_of(topic),
         };
-        let passing = self.passing_consumer(&stream, &from, &self.filters_of(record, topic)).await?;
-        let next = passing.delivered.stream_seq + 1;
-        self.delete_consumer(&stream, &passing.name).await?;
+        let ephemeral = self.ephemeral_consumer(&stream, &from, &self.filters_of(record, topic)).await?;
+        let next = ephemeral.delivered.stream_seq + 1;
+        self.delete_consumer(&stream, &ephemeral.name).await?;
         let first = mark.filter(|mark| !mark.open.is_empty()).map_or(next, Mark::floor);
-        Ok((open + passing.num_pending, first))
+        Ok((open + ephemeral.num_pending, first))
     }
 }

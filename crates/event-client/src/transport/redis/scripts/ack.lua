@@ -1,5 +1,5 @@
--- Acknowledges what is still the consumer's. KEYS: stream, due, notes. ARGV: group, consumer, is a copy, ids…
--- Answers 1 for each that was, 0 for another's, -1 for what is not pending.
+-- Acknowledges entries that the consumer still owns. KEYS: stream, due, notes. ARGV: group, consumer, is a copy, ids…
+-- Returns for each id: 1 when it was acknowledged, 0 when another consumer owns it, -1 when it is not pending.
 local out = {}
 for i = 4, #ARGV do
   local who = pending(KEYS[1], ARGV[1], ARGV[i])

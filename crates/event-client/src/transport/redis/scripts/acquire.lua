@@ -1,11 +1,12 @@
--- Keyed: becomes or stays the active member. KEYS: owner, log, its notes, replay, its notes. ARGV: group, consumer, lease ms.
--- Answers {1 when it is new | 0 | -1 when another is, ms until the lease ends}.
+-- Keyed: becomes or stays the active member. KEYS: owner, log, its notes, replay, its notes.
+-- ARGV: group, consumer, lease ms.
+-- Returns {1 when newly active | 0 when already active | -1 when another member is active, ms until the lease ends}.
 local me = ARGV[2]
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= me then return {-1, redis.call('PTTL', KEYS[1])} end
 redis.call('SET', KEYS[1], me, 'PX', ARGV[3])
 if owner then return {0, tonumber(ARGV[3])} end
--- Whatever the last one had in hand was tried.
+-- Entries that the previous active member had in flight count as attempted.
 local now = now_ms()
 for k = 2, 4, 2 do
   local consumers = redis.call('EXISTS', KEYS[k]) == 1 and redis.pcall('XINFO', 'CONSUMERS', KEYS[k], ARGV[1]) or {}

@@ -1,4 +1,4 @@
--- A member or server lives. KEYS: sorted set. ARGV: name, ttl ms.
+-- Records that a member or server is alive. KEYS: sorted set. ARGV: name, ttl ms.
 local now = now_ms()
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. int(now))
 redis.call('ZADD', KEYS[1], int(now + tonumber(ARGV[2])), ARGV[1])

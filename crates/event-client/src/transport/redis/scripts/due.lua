@@ -1,4 +1,5 @@
--- Publishes delayed messages that are due. KEYS: log, delayed. ARGV: most. Answers the ms until the next, or -1.
+-- Publishes delayed messages that are due. KEYS: log, delayed. ARGV: maximum number.
+-- Returns the ms until the next message is due, or -1.
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', int(now), 'LIMIT', 0, ARGV[1])
 for _, packed in ipairs(due) do

@@ -1,8 +1,8 @@
--- Makes a group on a topic what it should be. KEYS: log, settings, floors.
--- ARGV: group, start ('new', 'id ID' as the last id not wanted), filters ('' leaves them), may create (1, or 2: only where it
--- was not before).
--- Answers name, filters, version, last delivered id, 1 when it was removed and is made again; nothing when it is missing and
--- may not be made.
+-- Creates or updates a group on a topic. KEYS: log, settings, floors.
+-- ARGV: group, start ('new', or 'id ID' with the last id that is not wanted), filters ('' keeps them), may create (0:
+-- no, 1: yes, 2: only where it was not before).
+-- Returns name, filters, version, last delivered id, 1 when the group was removed and is created again; false when it
+-- is missing and may not be created.
 local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch') or '0')
 local name = ARGV[1]
 if epoch > 0 then name = name .. '#' .. int(epoch) end
@@ -30,7 +30,8 @@ end
 look()
 local lost = 0
 if not delivered then
-  -- A group that was there and is gone was removed, or its stream was: it goes on behind what is known to be settled.
+  -- A group that existed and is missing was removed, or its stream was: it continues after the last id that is known to
+  -- be settled.
   local floor = redis.call('HGET', KEYS[3], name)
   if floor or redis.call('HEXISTS', KEYS[2], 'filters') == 1 then lost = 1 end
   if ARGV[4] == '0' or (ARGV[4] == '2' and lost == 1) then return false end
@@ -38,7 +39,7 @@ if not delivered then
   local id = string.match(ARGV[2], '^id (.*)$')
   if lost == 1 then
     start = floor or '0-0'
-    -- Of another stream.
+    -- The floor belongs to an earlier stream of this name.
     if less(last, start) then start = '0-0' end
   elseif id then
     start = id
@@ -64,7 +65,7 @@ if ARGV[3] ~= '' then
       local needed = delivered
       local oldest = redis.call('XPENDING', KEYS[1], name)[2]
       if oldest and less(oldest, needed) then needed = oldest end
-      -- A line that a later one replaces for everything still needed is of no use.
+      -- A line is useless when a later line replaces it for every entry that is still needed.
       while #lines > 1 and not less(needed, string.match(lines[2], '^%S+')) do table.remove(lines, 1) end
       if string.match(lines[#lines], '^%S+') == from then table.remove(lines) end
       if #lines == 0 then from = '0-0' end

@@ -1,6 +1,7 @@
--- Keyed: reads for the active member; entries wait under `~` until they are handed out. KEYS: stream, due, owner.
--- ARGV: group, consumer, most, after id ('' reads new ones, else what waited before).
--- Answers 0 when it is no longer active, else {id, attempts made, ms until due or -1, fields} of each.
+-- Keyed: reads for the active member; entries belong to `~` until they are delivered. KEYS: stream, due, owner.
+-- ARGV: group, consumer, maximum number, after id ('' reads new entries, an id reads earlier entries that wait under
+-- `~`).
+-- Returns 0 when the consumer is no longer active, else {id, attempts made, ms until due or -1, fields} of each entry.
 local stream, group = KEYS[1], ARGV[1]
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return 0 end
 local out = {}

@@ -1,5 +1,6 @@
--- Joins a group if its definition is still what the member saw. KEYS: groups, members, tombstone.
--- ARGV: group, definition seen, definition wanted, keyed changes, consumer ('' for none), ttl ms.
+-- Joins a group if its definition is still the one that the member read. KEYS: groups, members, tombstone.
+-- ARGV: group, definition read, definition wanted, keyed changes, consumer ('' for none), ttl ms.
+-- Returns 1, 0 when the definition has changed, -1 when live members forbid the change of keyed.
 local is = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if is ~= ARGV[2] then return 0 end
 local now = now_ms()

@@ -9,7 +9,7 @@ redis.call('HDEL', KEYS[9], name(epoch))
 redis.call('HSET', KEYS[2], 'epoch', int(epoch + 1))
 if ARGV[2] == 'delete' then
   redis.call('HDEL', KEYS[2], 'filters', 'version')
-  -- Longer than any delivery of the old group may linger.
+  -- Longer than any delivery of the old group may remain in flight: 7 days.
   redis.call('EXPIRE', KEYS[2], 604800)
   return 1
 end

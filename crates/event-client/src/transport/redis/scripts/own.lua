@@ -1,4 +1,5 @@
--- Keyed: keeps or gives up the ownership. KEYS: owner. ARGV: consumer, lease ms (0 gives it up), channel, word.
+-- Keyed: renews or releases the ownership. KEYS: owner.
+-- ARGV: consumer, lease ms (0 releases it), channel, message for the channel.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if ARGV[2] == '0' then
   redis.call('DEL', KEYS[1])

@@ -1,6 +1,7 @@
 -- Gives entries back to the group, each with a delay. KEYS: stream, due, notes.
--- ARGV: group, consumer, channel, word for the channel, then id, attempts made, ms, error ('' when it was not tried), ms since taken of each.
--- Answers 1 for each that was the consumer's, else 0.
+-- ARGV: group, consumer, channel, message for the channel, then of each entry: id, attempts made, delay ms, error (''
+-- when it was not attempted), ms since it was taken.
+-- Returns 1 for each entry that the consumer owned, else 0.
 local out = {}
 local now = now_ms()
 local soonest

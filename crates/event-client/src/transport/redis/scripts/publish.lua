@@ -1,4 +1,6 @@
--- Publishes with a dedup id or a delay. KEYS: log, delayed, dedup. ARGV: dedup ms, due ms, may create, channel, topic, fields…
+-- Publishes with a dedup id or a delay. KEYS: log, delayed, dedup.
+-- ARGV: dedup ms, due ms, may create, channel, topic, fields…
+-- Returns {id, 1 when it is a duplicate}.
 local window, due = tonumber(ARGV[1]), tonumber(ARGV[2])
 if window > 0 then
   local was = redis.call('GET', KEYS[3])

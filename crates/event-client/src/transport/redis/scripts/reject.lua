@@ -1,10 +1,11 @@
 -- Stores a dead letter and acknowledges its entry. KEYS: stream, due, notes, dead letters, groups with dead letters.
--- ARGV: group (as Redis knows it), consumer, is a copy, group, most letters, id, attempts, reason, error, ms since taken.
--- Answers how many letters there are; 0 when the entry is another's, -1 when it is not pending.
+-- ARGV: group (its name in Redis), consumer, is a copy, group, maximum number of letters, id, attempts, reason, error,
+-- ms since it was taken.
+-- Returns the number of letters; 0 when another consumer owns the entry, -1 when it is not pending.
 local id = ARGV[6]
 local who = pending(KEYS[1], ARGV[1], id)
 if who ~= ARGV[2] then return who and 0 or -1 end
--- Letters of several streams are put into one order, so their ids count microseconds.
+-- Letters of several streams are merged into one order, so their ids have microsecond resolution.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
@@ -30,7 +31,7 @@ if entry then
   local letter = int(now) .. '-' .. int((time[2] % 1000) * 1000)
   local stored = redis.pcall('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], letter, unpack(fields))
   if type(stored) == 'table' then
-    -- Two within a microsecond, or a clock that went back.
+    -- Two letters within one microsecond, or a clock that went backwards.
     redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[5], '*', unpack(fields))
   end
   redis.call('SADD', KEYS[5], ARGV[4])

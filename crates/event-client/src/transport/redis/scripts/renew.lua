@@ -1,4 +1,5 @@
--- Renews leases. KEYS: stream. ARGV: group, consumer, ids… Answers 1 for each that is still the consumer's, else 0.
+-- Renews leases. KEYS: stream. ARGV: group, consumer, ids… Returns 1 for each entry that the consumer still owns, else
+-- 0.
 local mine, out = {}, {}
 for i = 3, #ARGV do
   local is = pending(KEYS[1], ARGV[1], ARGV[i]) == ARGV[2]

@@ -1,4 +1,5 @@
--- Moves a dead letter to the replays of its group. KEYS: dead letters, replay stream, settings. ARGV: group, letter, channel, word.
+-- Moves a dead letter to the replay stream of its group. KEYS: dead letters, replay stream, settings.
+-- ARGV: group, letter, channel, message for the channel.
 local entry = redis.call('XRANGE', KEYS[1], ARGV[2], ARGV[2])[1]
 if not entry then return 0 end
 local epoch = tonumber(redis.call('HGET', KEYS[3], 'epoch') or '0')

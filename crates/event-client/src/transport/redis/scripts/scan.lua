@@ -1,4 +1,4 @@
--- Subjects of entries behind an id. KEYS: log. ARGV: id, most. Answers id and subject of each.
+-- Reads the subjects of entries after an id. KEYS: log. ARGV: id, maximum number. Returns id and subject of each.
 local out = {}
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])) do
   local subject = ''

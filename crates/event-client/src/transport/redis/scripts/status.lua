@@ -1,5 +1,7 @@
--- How far a group is on a topic. KEYS: log, settings, due, dead letters, replay, replay's due. ARGV: group.
--- Answers name, filters, parked, in hand, retrying, oldest pending, last delivered, lag (-1 unknown), dead, replays waiting, last generated.
+-- Reports the progress of a group on a topic. KEYS: log, settings, due, dead letters, replay, replay's due. ARGV:
+-- group.
+-- Returns name, filters, parked, in flight, retrying, oldest pending, last delivered, lag (-1: unknown), dead, replays
+-- waiting, last generated.
 local now = now_ms()
 local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch') or '0')
 local name = ARGV[1]

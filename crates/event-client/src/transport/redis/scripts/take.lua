@@ -1,6 +1,6 @@
--- Takes what waits for another attempt and is due, and what dead consumers left. KEYS: stream, due, notes.
--- ARGV: group, consumer, most, lease ms, read new ones too.
--- Answers the ms until the next is due (or -1) and {id, attempt, fields} of each.
+-- Takes due retries and entries that dead consumers left. KEYS: stream, due, notes.
+-- ARGV: group, consumer, maximum number, lease ms, whether to read new entries too.
+-- Returns the ms until the next entry is due (or -1) and {id, attempt, fields} of each.
 local stream, due, notes = KEYS[1], KEYS[2], KEYS[3]
 local group, me, most, lease = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('EXISTS', stream) == 0 then return {-1, {}} end

@@ -1,6 +1,8 @@
--- Trims a topic's log by age and number, never what a group still needs, and notes behind what each group has settled all.
--- KEYS: log, lock, floors. ARGV: age ms, most, lock ms.
--- Answers {trimmed, entries left, the group that holds most back or ''}; nothing when another did it a moment ago.
+-- Trims a topic's log by age and number, never entries that a group still needs; records for each group the id up to
+-- which it has settled everything.
+-- KEYS: log, lock, floors. ARGV: age ms, maximum number, lock ms.
+-- Returns {number trimmed, entries left, the group that holds most back or ''}; false when another client trimmed a
+-- moment ago.
 if not redis.call('SET', KEYS[2], '1', 'NX', 'PX', ARGV[3]) then return false end
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0, ''} end
 local function number(id)

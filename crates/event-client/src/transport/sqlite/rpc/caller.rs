@@ -1,4 +1,4 @@
-//! The caller's side: sends a request to the process whose turn it is and hands its frames to whoever waits.
+//! The caller's side: writes a request for the least recently used server process and passes its frames to the caller.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, Replies};
 
-/// Sends `request` to the process whose turn it is.
+/// Sends `request` to the member that was used least recently.
 pub(in super::super) async fn call(
     database: &Arc<Database>,
     request: Message,
@@ -67,19 +67,21 @@ pub(in super::super) async fn call(
         if process != database.processes.me() && database.processes.lives(&process) {
             break process;
         }
-        // It died, or is ours and about to go: its rows go, and the next one has its turn.
+        // The process has ended, or it is this one and its member is being withdrawn: delete its rows and try the next
+        // member.
         forget_process(database, process).await?;
     };
     let waiting = Call { process, frames: frames.clone() };
     database.calls.out.lock().expect("not poisoned").insert(id.clone(), waiting);
     database.processes.call();
-    // The answer may have come before anybody waited for it.
+    // Frames may have arrived before the call was registered: read once more.
     database.calls.called.notify_one();
     tokio::spawn(watch(database.clone(), id, frames, gone.clone(), within, request.subject));
     Ok(Replies::new(replies, Some(gone)))
 }
 
-/// Ends a call: when it is answered, when nobody waits, or when its time is up.
+/// Waits for the end of a call (the last frame, a caller that dropped the replies, the deadline or the end of the
+/// database), then deletes its rows.
 async fn watch(
     database: Arc<Database>,
     id: SmolStr,
@@ -116,12 +118,12 @@ async fn watch(
             script.run(connection).await.map(drop)
         })
     });
-    // What stays behind runs out by itself.
+    // If this fails, the purge deletes the rows after they expire.
     let _ = ended.await;
     database.processes.call();
 }
 
-/// Hands frames to the callers that wait for them and have room.
+/// Passes frames to the callers that wait for them and have room.
 pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
     let open: Vec<(SmolStr, String, usize)> = {
         let mut out = database.calls.out.lock().expect("not poisoned");
@@ -139,7 +141,7 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
             let _ = call.frames.try_send(Err(error.during("request")));
         }
     }
-    // One place is left for an error.
+    // One place in the channel is reserved for an error.
     let room: HashMap<SmolStr, usize> =
         open.into_iter().map(|(id, _, room)| (id, room.saturating_sub(1))).collect();
     let wanted: Vec<&str> = room.iter().filter(|(_, room)| **room > 0).map(|(id, _)| id.as_str()).collect();
@@ -172,7 +174,8 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
         let Some(frames) = out.get(&request).map(|call| call.frames.clone()) else { continue };
         let database = database.clone();
         tokio::spawn(async move {
-            // Two, for the one that is kept for an error. Nobody reads: then nobody is told.
+            // Two places, because one is reserved for an error. If the caller has dropped the replies, this fails and
+            // nothing is signalled.
             if frames.reserve_many(2).await.is_ok() {
                 database.calls.called.notify_one();
             }
@@ -191,12 +194,12 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
         })
     });
     deleted.await?;
-    // There may be more than one look takes.
+    // There may be more frames than one query reads.
     database.calls.called.notify_one();
     Ok(())
 }
 
-/// Deletes all that a dead process promised.
+/// Deletes the server and request rows of a process that has ended.
 async fn forget_process(database: &Arc<Database>, process: String) -> Result<()> {
     let forgotten = database.write("request", move |connection| {
         Box::pin(async move {

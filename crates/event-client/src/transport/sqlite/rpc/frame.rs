@@ -1,4 +1,4 @@
-//! Frames as rows keep them.
+//! The stored form of a reply's frames, or of the error that ends the reply.
 
 use bytes::Bytes;
 use smol_str::SmolStr;
@@ -10,7 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Headers;
 use crate::transport::Frame;
 
-/// The kinds of error that cross to another process as they are.
+/// The kinds of error that keep their kind in another process; every other kind becomes `Unavailable`. The index is
+/// stored: only append.
 const KINDS: [ErrorKind; 6] = [
     ErrorKind::Unavailable,
     ErrorKind::Timeout,

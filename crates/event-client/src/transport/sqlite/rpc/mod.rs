@@ -1,7 +1,8 @@
-//! Calls between processes, through three tables: who serves, what is asked, what is answered.
+//! Requests between processes, through three tables: servers, requests and frames of replies.
 //!
-//! The caller writes its request for the process whose turn it is and taps it on the shoulder. That process hands
-//! it to its own members as any local call, and writes the frames back. Rows go when they are read, or run out.
+//! The caller writes its request for the least recently used server and wakes that server's process. The process passes
+//! it to its own members as a local call and writes the frames of the reply. Rows are deleted when they have been read,
+//! or when they expire.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,21 +26,21 @@ mod server;
 pub(super) use caller::call;
 pub(super) use server::{announce, withdraw};
 
-/// Frames of one answer between the server and the caller's hands.
+/// The highest number of frames of one reply that the server has written and the caller has not taken.
 const FRAMES: usize = 64;
-/// How long the rows of a call may outlive its deadline.
+/// Nanoseconds after its deadline at which the rows of a call are deleted: ten seconds.
 const GRACE: i64 = 10_000_000_000;
 
 /// The calls of this process to others, and of others to this one.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    /// Waiting callers by request.
+    /// Callers in this process that wait for a reply, by request id.
     out: Mutex<HashMap<SmolStr, Call>>,
-    /// What members here work on for callers elsewhere.
+    /// Requests of other processes that members of this process handle, by request id.
     running: Mutex<HashMap<SmolStr, CancellationToken>>,
-    /// How many members this process has announced: without any there is nothing to look for.
+    /// The number of members that this process has announced: with zero it need not look for requests.
     announced: AtomicUsize,
-    /// Signalled when another process calls, or when there is room for more frames.
+    /// Signalled when another process wakes this one, or when there may be more requests or frames to read.
     pub(super) called: Notify,
 }
 
@@ -49,7 +50,7 @@ struct Call {
     frames: mpsc::Sender<Result<Frame>>,
 }
 
-/// Carries requests in and frames out until the database closes.
+/// Reads the frames for this process's callers and the requests for its members, until the database closes.
 pub(super) async fn run(database: Arc<Database>, here: Arc<MemoryTransport>) {
     loop {
         tokio::select! {
@@ -64,13 +65,13 @@ pub(super) async fn run(database: Arc<Database>, here: Arc<MemoryTransport>) {
             Ok::<_, Error>(())
         };
         if let Err(error) = round.await {
-            tracing::warn!(%error, "cannot exchange calls with other processes; trying again");
+            tracing::warn!(%error, "cannot exchange requests with other processes; retrying");
             sleep(Duration::from_millis(100)).await;
         }
     }
 }
 
-/// Adds the statements that delete what has run out.
+/// Adds the statements that delete expired requests and frames.
 pub(super) fn purge(script: &mut Script, now: i64) {
     for table in ["rpc_request", "rpc_frame"] {
         script.statement(&format!("DELETE FROM {table} WHERE expires < ?"));

@@ -1,4 +1,4 @@
-//! The server's side: takes the requests of other processes, has them answered here and sends the frames back.
+//! The server's side: takes requests of other processes, calls the local members and writes the frames of the replies.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, MemoryTransport, Transport};
 
-/// Requests that one look takes.
+/// The highest number of requests that one query takes.
 const TAKEN: i64 = 256;
-/// How often a server looks whether a caller that reads slowly has read on.
+/// The pause between two checks whether a slow caller has read more frames.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Tells the other processes of a new member.
+/// Announces a new member to the other processes.
 pub(in super::super) async fn announce(
     database: &Arc<Database>,
     service: &str,
@@ -55,7 +55,7 @@ pub(in super::super) async fn announce(
     Ok(id)
 }
 
-/// The member is gone.
+/// Deletes the announcement of a member that has ended.
 pub(in super::super) async fn withdraw(database: &Arc<Database>, id: SmolStr) {
     database.calls.announced.fetch_sub(1, Ordering::AcqRel);
     let gone = database.write("serve", move |connection| {
@@ -67,11 +67,11 @@ pub(in super::super) async fn withdraw(database: &Arc<Database>, id: SmolStr) {
                 .map(drop)
         })
     });
-    // A bus that closes takes all its rows away by itself.
+    // This fails while the bus closes. The next caller then finds that this process has ended and deletes its rows.
     let _ = gone.await;
 }
 
-/// Takes requests of other processes, and lets go of those whose caller has.
+/// Takes requests of other processes, and cancels those whose caller has deleted them.
 pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) -> Result<()> {
     let explain = |error: sqlx::Error| database.explain(&error, "serve");
     let me = database.processes.me().to_owned();
@@ -131,12 +131,12 @@ pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) 
             database.calls.running.lock().expect("not poisoned").remove(&id);
         });
     }
-    // There may be more than one look takes.
+    // There may be more requests than one query takes.
     database.calls.called.notify_one();
     Ok(())
 }
 
-/// Has a request answered by a member here and sends its frames back.
+/// Calls a local member with a request and writes the frames of its reply.
 async fn answer(
     database: &Arc<Database>,
     here: &MemoryTransport,
@@ -156,7 +156,7 @@ async fn answer(
     while let Some(frame) = replies.next().await {
         let mut last = frame.as_ref().map_or(true, |frame| frame.last);
         let mut frames = vec![frame];
-        // What is there already travels together.
+        // Frames that are ready now are written in the same transaction.
         while !last
             && frames.len() < FRAMES / 4
             && let Some(Some(frame)) = futures_util::FutureExt::now_or_never(replies.next())
@@ -166,7 +166,8 @@ async fn answer(
         }
         sent += frames.len();
         match send(database, id, caller, expires, frames).await {
-            // A row is deleted when its frame is in the caller's hands: what is left says how far it is.
+            // The caller's process deletes the row of a frame when it has passed the frame on: the remaining rows are
+            // the unread frames.
             Ok(mut unread) => {
                 while unread >= FRAMES && sent >= FRAMES {
                     sleep(LOOK).await;
@@ -174,7 +175,7 @@ async fn answer(
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "an answer could not be sent");
+                tracing::warn!(%error, "a reply could not be written");
                 return;
             }
         }
@@ -187,7 +188,7 @@ async fn unread_frames(database: &Database, id: &str) -> Sql<usize> {
     row.await?.try_get::<i64, _>(0).map(|count| count as usize)
 }
 
-/// Writes frames for the caller; answers how many it has not read.
+/// Writes frames for the caller. Returns the number of frames that it has not read.
 async fn send(
     database: &Arc<Database>,
     id: &SmolStr,
@@ -200,7 +201,7 @@ async fn send(
     let sent = database.write("reply", move |connection| {
         Box::pin(async move {
             let mut script = Script::default();
-            // Nobody waits any more when the request is gone.
+            // A deleted request has no caller any more: then no frame is stored.
             let tail = "WHERE EXISTS (SELECT 1 FROM rpc_request WHERE id = column1)";
             let head = "INSERT INTO rpc_frame (request, caller, expires, data) SELECT * FROM";
             script.rows(head, 4, tail, frames, |script, data| {

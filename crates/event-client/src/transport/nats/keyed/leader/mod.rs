@@ -1,4 +1,4 @@
-//! The task of a keyed member: stands by, leads, leaves. All that it has belongs to it alone.
+//! The task of a keyed member: it stands by, leads the group, and leaves. All its state belongs to this task alone.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -37,11 +37,11 @@ mod reading;
 mod settling;
 mod writing;
 
-/// How often topics are looked for beside the news of new ones.
+/// Interval of scans for topics, in addition to the notifications of new ones.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Most messages that are looked at before others have a turn.
+/// Largest number of messages processed before the loop checks its other inputs.
 const BATCH: usize = 256;
-/// How long a dead letter that could not be stored waits for its next try.
+/// Delay before a dead letter that could not be stored is tried again.
 const BURY_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Leader {
@@ -51,10 +51,10 @@ pub(super) struct Leader {
     record: Record,
     commands: mpsc::UnboundedReceiver<Command>,
     messages: Subscriber,
-    /// The group's record, told as it changes.
+    /// Receives the group's record when it changes.
     changes: Subscriber,
     news: Subscriber,
-    /// Nobody leads any more.
+    /// Receives a notification when the group has lost its leader.
     led: Subscriber,
     pulls: Pulls,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -62,43 +62,43 @@ pub(super) struct Leader {
 
     role: Role,
     own: Progress,
-    /// Each leadership has its own: what was begun under another one is void.
+    /// Number of the leadership. A step that was started under an earlier one is void.
     term: u64,
-    /// There is something to write.
+    /// There are changes to write.
     dirty: bool,
-    /// Waits for the next writing.
+    /// Answers and claims that wait for the next write.
     pending: Pending,
-    /// Waits for the one under way, if there is one.
+    /// Answers and claims of the write in progress, if there is one.
     writing: Option<Pending>,
-    /// The last one that succeeded was asked for then.
+    /// Start time of the last successful write.
     written: Instant,
     write_again: Instant,
     failures: u32,
     dead_lettering: HashSet<Token>,
 
     readers: Vec<Reader>,
-    /// What is read a second time, since filters changed.
+    /// Ranges that are read a second time because filters changed.
     again: BTreeMap<SmolStr, Again>,
-    /// Messages that the filters do not match as they were last read, and all that came behind them.
+    /// Messages that the last read filters do not match, and all messages received after them.
     doubtful: VecDeque<async_nats::Message>,
-    /// So many of them came before the group's record is read that is on its way.
+    /// Number of `doubtful` messages received before the running read of the group's record began.
     covered: usize,
-    /// How far the group was when this member last led it.
+    /// The group's marks when this member last led it.
     marks: BTreeMap<SmolStr, Mark>,
-    /// Topics whose open messages are here.
+    /// Topics whose open messages have been loaded.
     loaded: HashSet<SmolStr>,
-    /// Each set of readers has its own.
+    /// Number of the set of readers. A step that was started for an earlier one is void.
     reading: u64,
     opening: bool,
     disconnects: Disconnects,
-    /// The connection may have broken over a message that nobody can read.
+    /// The connection may have broken because of a message that cannot be read.
     care: bool,
-    /// Topics are to be opened, not before then.
+    /// Time at which topics are to be opened.
     open_at: Option<Instant>,
     open_failures: u32,
     replays_due: bool,
     replaying: bool,
-    /// Replays below it are gone from the server.
+    /// Replays below this sequence are deleted from the server.
     replays_purged: u64,
     reloading: bool,
     reload_again: bool,
@@ -111,13 +111,13 @@ pub(super) struct Leader {
 struct Reader {
     topic: SmolStr,
     source: Option<(String, String)>,
-    /// What the next message says of its turn.
+    /// Consumer sequence that the next message must have.
     turn: u64,
 }
 
 type Found = (u64, Option<(Message, DeliveryInfo)>);
 
-/// A step that was done beside the loop.
+/// Result of a step that ran beside the loop.
 enum Done {
     Claimed(Result<Claimed>),
     Written { term: u64, asked: Instant, left: bool, result: Result<Written> },
@@ -233,7 +233,7 @@ impl Leader {
                 },
                 told = self.led.next() => if told.is_some() { self.look_soon() } else { break },
                 _ = connects.changed() => {
-                    // What was on its way is lost, and the server may be another one than before.
+                    // Messages in transit are lost, and the server may be a different one.
                     self.care |= self.disconnects.are_odd(&self.connection, self.record.lease());
                     self.read_anew(Duration::ZERO);
                     self.write_again = Instant::now();
@@ -265,7 +265,7 @@ impl Leader {
         matches!(self.role, Role::Leads { .. })
     }
 
-    /// Does what can be done now; when there will be more, at the latest.
+    /// Does all work that is due. Returns the latest time at which to run again.
     fn step(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if let Role::StandBy { look, looking, seen } = &mut self.role {
@@ -290,7 +290,7 @@ impl Leader {
         self.claim(None);
         let write = self.write(now);
         let (open, read) = if self.stopping { (None, None) } else { (self.open_topics(now), self.pull()) };
-        // Who is gone and leads no longer by the clock has nothing left to do.
+        // After its subscription is dropped, a member has nothing left to do once its leadership has run out.
         let end = self.feed.gone().is_cancelled().then(|| self.member.until());
         [due, write, open, read, end].into_iter().flatten().min()
     }
@@ -352,7 +352,7 @@ impl Leader {
         }
     }
 
-    /// Hands out nothing any more, and hands back what nobody has begun; all of it when the connection closes.
+    /// Stops delivering, and releases messages that no consumer has taken; all messages when the connection closes.
     fn stop(&mut self, closing: bool) {
         if !std::mem::replace(&mut self.stopping, true) {
             self.member.live.store(false, Ordering::Release);
@@ -378,7 +378,7 @@ impl Leader {
         }
     }
 
-    /// Whether a stopping member has nothing left to do.
+    /// Returns whether a stopping member has nothing left to do.
     fn is_done(&self) -> bool {
         self.stopping
             && match &self.role {

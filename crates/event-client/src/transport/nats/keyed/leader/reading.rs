@@ -1,4 +1,4 @@
-//! Reading the topics: in order, from where the group is, again from there whenever something is missing.
+//! Reads the topics in order from the group's position, and restarts there whenever a message is missing.
 
 use super::*;
 use crate::transport::nats::keyed::checkpoint;
@@ -18,7 +18,7 @@ impl Leader {
         }
     }
 
-    /// Reads everything again from where the group is, after a while.
+    /// Reads everything again from the group's position, after a delay.
     pub(super) fn read_anew(&mut self, after: Duration) {
         self.close_readers();
         self.open_at = None;
@@ -30,7 +30,7 @@ impl Leader {
         self.open_at = Some(self.open_at.map_or(at, |open| open.min(at)));
     }
 
-    /// Opens topics that are not read yet.
+    /// Opens topics that are not read yet, when that is due. Returns the time at which to run again.
     pub(super) fn open_topics(&mut self, now: Instant) -> Option<Instant> {
         if self.opening {
             return None;
@@ -104,7 +104,7 @@ impl Leader {
                 None => {
                     tracing::warn!(
                         group = %self.member.group, topic = %topic, position = sequence,
-                        "a message was passed over: its stream no longer has it, it is none of this library's, or nobody can read it"
+                        "a message was skipped: its stream no longer has it, it is not from this library, or it cannot be read"
                     );
                     self.backlog.discard(topic, sequence);
                     self.dirty = true;
@@ -113,7 +113,7 @@ impl Leader {
         }
     }
 
-    /// Asks for what there is room for; when to look again at the latest.
+    /// Pulls as many messages as there is room for. Returns the latest time at which to run again.
     pub(super) fn pull(&mut self) -> Option<Instant> {
         let room = self.backlog.room();
         if room > 0 && self.replays_due && !self.replaying && self.loaded.contains(REPLAYS) {
@@ -157,7 +157,7 @@ impl Leader {
     pub(super) fn read(&mut self, message: async_nats::Message) {
         let Some(info) = message.reply.as_ref().and_then(|reply| codec::AckInfo::read(reply)) else { return };
         if self.pulls.received(info.stream, info.consumer, Instant::now()).is_none() {
-            return; // of a consumer that was given up
+            return; // of a consumer that is no longer read
         }
         if self.doubtful.is_empty() {
             self.take(message, false);
@@ -166,7 +166,7 @@ impl Leader {
         }
     }
 
-    /// Takes the next message of a topic; `sure` when the group's record was read after it came.
+    /// Takes the next message of a topic. `sure` means that the group's record was read after the message arrived.
     fn take(&mut self, message: async_nats::Message, sure: bool) {
         let Some(info) = message.reply.as_ref().and_then(|reply| codec::AckInfo::read(reply)) else { return };
         let reader = self.readers.iter_mut().find(|reader| {
@@ -177,13 +177,13 @@ impl Leader {
         });
         let Some(reader) = reader else { return };
         if info.turn != reader.turn {
-            tracing::debug!(group = %self.member.group, turn = info.turn, "messages were lost on their way");
+            tracing::debug!(group = %self.member.group, turn = info.turn, "messages were lost in transit");
             return self.read_anew(Duration::ZERO);
         }
         let subject = codec::subject(&self.connection.names, &message.subject);
         let wanted = subject.as_ref().map(|subject| self.record.wants(subject, info.sequence));
         if wanted == Some(false) && !sure {
-            // Other filters may match it by now.
+            // Filters that changed in the meantime may match it.
             self.doubtful.push_back(message);
             return self.reload();
         }
@@ -210,7 +210,7 @@ impl Leader {
         }
     }
 
-    /// The group's record was read again: what waited for that is taken or passed over.
+    /// Takes or skips the doubtful messages, after the group's record was read again.
     pub(super) fn judge(&mut self) {
         let covered = std::mem::take(&mut self.covered);
         for (at, message) in std::mem::take(&mut self.doubtful).into_iter().enumerate() {
@@ -222,13 +222,14 @@ impl Leader {
         }
     }
 
-    /// Streams that were deleted and made again: what was of the earlier ones is void, and all that is in them is read.
+    /// Restarts topics whose streams were deleted and created again: marks of the earlier streams are void, and the
+    /// new ones are read from the beginning.
     fn begin_anew(&mut self, topics: impl Iterator<Item = Opened>) {
         let mut marks = std::mem::take(&mut self.backlog.marks);
         for Opened { topic, made, .. } in topics {
             tracing::error!(
                 group = %self.member.group, %topic,
-                "the topic's stream was deleted and made again; it is read from its beginning"
+                "the topic's stream was deleted and created again; it is read from its beginning"
             );
             marks.insert(topic, Mark { made, ..Mark::default() });
         }
@@ -238,7 +239,7 @@ impl Leader {
         self.read_anew(Duration::ZERO);
     }
 
-    /// What was replayed and is settled goes from the server.
+    /// Deletes settled replays from the server.
     pub(super) fn purge_replays(&mut self) {
         let floor = self.backlog.marks.get(REPLAYS).map_or(0, Mark::floor);
         if floor > self.replays_purged.max(1) && !self.dirty {
@@ -262,7 +263,7 @@ impl Leader {
         self.jobs.push(async move { Done::Reloaded(connection.standing(&group, &known).await) }.boxed());
     }
 
-    /// The group's record is read again.
+    /// Applies a newly read record of the group.
     pub(super) fn change(&mut self, record: Record) {
         let (moved, changes) = (record.epoch != self.record.epoch, self.record.changes);
         let other = record.filters != self.record.filters || record.changes != changes;
@@ -274,7 +275,7 @@ impl Leader {
             return;
         }
         if moved {
-            // Everything here was given up.
+            // The group was moved, so everything held here is void.
             self.void();
             self.dirty = true;
         } else if other {

@@ -1,13 +1,13 @@
-//! Handing out what is claimed, and what consumers say of it.
+//! Claims messages for delivery, and processes the settlements and renewals of consumers.
 
 use super::*;
 
 impl Leader {
-    /// Messages that may go are claimed: they go when that is written.
+    /// Claims ready messages. They are delivered when the claim has been written.
     pub(super) fn claim(&mut self, mut slot: Option<OwnedSemaphorePermit>) {
         while !self.stopping && self.backlog.has_ready() {
             let Some(slot) = slot.take().or_else(|| self.feed.try_slot()) else { return };
-            // What expired is settled by being passed over.
+            // `claim` may settle expired messages, and that has to be written too.
             self.dirty = true;
             let Some(token) = self.backlog.claim() else { return };
             self.pending.claims.push((token, slot));
@@ -45,7 +45,7 @@ impl Leader {
                     message: entry.message.clone(),
                     info: entry.info.clone(),
                     first_ms,
-                    // Whoever does it a second time, after a take-over, says the same.
+                    // The same id for a leader that stores the letter again after a take-over.
                     id: format!(
                         "dlq/{stream}/{}@{}/{}/{time}",
                         self.member.group, self.record.epoch, entry.sequence
@@ -72,7 +72,7 @@ impl Leader {
         self.put_down(answer);
     }
 
-    /// A delivery is no longer with its consumer; its answer waits for the writing.
+    /// Counts a delivery as no longer held by its consumer. Its answer is sent after the next write.
     pub(super) fn put_down(&mut self, answer: Answer<()>) {
         self.member.out.fetch_sub(1, Ordering::AcqRel);
         self.dirty = true;

@@ -1,4 +1,4 @@
-//! Taking the record, writing it, and losing it.
+//! Takes over the leader's record, writes it, and handles its loss.
 
 use super::super::{closed, lost};
 use super::*;
@@ -27,7 +27,7 @@ impl Leader {
         self.member.set_until(asked + lease - lease / 20);
     }
 
-    /// Writes what there is to write, or that we are still here; when to look again.
+    /// Writes the record when there are changes or a renewal is due. Returns the time at which to run again.
     pub(super) fn write(&mut self, now: Instant) -> Option<Instant> {
         let Role::Leads { sequence } = self.role else { return None };
         if self.writing.is_some() {
@@ -35,7 +35,7 @@ impl Leader {
         }
         let lease = self.record.lease();
         let idle = self.stopping && self.backlog.all_out().is_empty() && self.dead_lettering.is_empty();
-        // Nobody renews for who is gone.
+        // A member whose subscription was dropped does not renew.
         let beat = (!self.feed.gone().is_cancelled()).then(|| self.written + lease / 3);
         let wanted = self.dirty || idle || !self.pending.is_empty();
         let at = if wanted { Some(self.write_again) } else { beat.map(|beat| beat.max(self.write_again)) };
@@ -107,13 +107,13 @@ impl Leader {
                 self.write_again = Instant::now() + Duration::from_millis(25 << self.failures);
                 self.pending.expire(self.connection.config.request_timeout, &error);
                 self.begin_outage(&error.to_string());
-                // The state stream itself may be gone.
+                // The state stream itself may have been deleted.
                 self.reload();
             }
         }
     }
 
-    /// Another one leads: nothing here is ours any more.
+    /// Starts to stand by because another member leads: nothing held here belongs to this member any more.
     pub(super) fn follow(&mut self) {
         self.term += 1;
         self.writing = None;
@@ -125,7 +125,7 @@ impl Leader {
         self.role = Role::StandBy { look, looking: false, seen: None };
     }
 
-    /// Nothing here can be settled any more.
+    /// Drops everything held here, because it can no longer be settled.
     pub(super) fn void(&mut self) {
         self.pending.give_up(lost);
         if let Some(writing) = &mut self.writing {
@@ -139,9 +139,9 @@ impl Leader {
         self.feed.take_back();
     }
 
-    /// What waits for a writing when nobody will write any more.
+    /// Fails the answers that wait for a write, because no write follows.
     pub(super) fn give_up(&mut self) {
-        // Over a connection that has ended nobody knows whether the record was written.
+        // Over a connection that has ended, it is unknown whether the record was written.
         let error = if self.connection.closed.is_cancelled() { closed } else { lost };
         self.pending.give_up(error);
         if let Some(mut writing) = self.writing.take() {

@@ -1,0 +1,2 @@
+//! User's guide of tasks.
+#![doc = include_str!("../docs/tasks.md")]
