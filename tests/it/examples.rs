@@ -100,8 +100,8 @@ fn sources() -> Vec<(String, String, PathBuf)> {
     sources
 }
 
-/// The program of each example, by name. `cargo test --workspace` has built them; without `BACKBONE_PROGRAMS` cargo
-/// is asked for their paths, and builds those that are missing.
+/// The program of each example, by name. `cargo test --workspace` builds the examples. Without `BACKBONE_PROGRAMS` this
+/// function runs cargo, which reports their paths and builds the ones that are missing.
 fn programs() -> HashMap<String, PathBuf> {
     if let Some(folder) = std::env::var_os(PREBUILT).filter(|folder| !folder.is_empty()) {
         let path = |name| Path::new(&folder).join("examples").join(name);

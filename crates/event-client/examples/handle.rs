@@ -51,7 +51,8 @@ async fn main() -> Result<(), Error> {
     let bus = Bus::connect(&url).await?;
     let (paid, mut all_paid) = mpsc::unbounded_channel();
 
-    // Each handler has a durable group, `billing.orders.placed` and `mail.orders.paid`. `start` returns when it exists.
+    // Each handler has a durable group: `billing.orders.placed` and `mail.orders.paid`. When `start` returns, the group
+    // exists, and the bus keeps every new event for it.
     let retry = RetryPolicy::attempts(5).backoff(Duration::from_millis(100), Duration::from_secs(1));
     let billing =
         Service::new("billing").bus(bus.clone()).on(charge.concurrency(32).retry(retry)).start().await?;

@@ -5,8 +5,8 @@
 //! $ cargo run -p event-client --example log_shipping -- sqlite:backbone-data/bus.db
 //! ```
 //!
-//! Without an argument the bus is in the memory of this program. On the bus of `backbone up` the lines also appear in the
-//! log viewer.
+//! Without an argument the bus is in the memory of this program. On the bus of `backbone up` the records also appear in
+//! the log viewer.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use event_client::Bus;
 use event_client::log::{self, LogBatch};
 use event_client::service::{Handler, Msg, Service, State};
 use tokio::sync::mpsc;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -24,9 +25,10 @@ async fn collect(State(batches): State<mpsc::UnboundedSender<LogBatch>>, Msg(bat
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    // Filter by level: a client of a broker logs each publish at a lower level, and each such record is a publish again.
     // Logging starts before the bus is connected. The records wait in a bounded queue until the shipper starts.
     let (layer, shipper) = log::shipping("billing");
-    tracing_subscriber::registry().with(layer).init();
+    tracing_subscriber::registry().with(layer).with(LevelFilter::INFO).init();
 
     let url = std::env::args().nth(1).unwrap_or_else(|| "memory:".to_owned());
     let bus = Bus::connect(&url).await?;

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use event_client::inbox::Inbox;
+use event_client::message::MessageId;
 use event_client::service::{Msg, Service};
 use event_client::{Bus, Event, outbox};
 use schemars::JsonSchema;
@@ -26,10 +27,10 @@ struct SaleMade {
 }
 
 /// The row and the event are stored together, or neither is stored.
-async fn sell(pool: &SqlitePool, sale: SaleMade) -> Result<(), Error> {
+async fn sell(pool: &SqlitePool, sale: SaleMade, id: MessageId) -> Result<(), Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("INSERT INTO sales VALUES (?)").bind(sale.id).execute(&mut *tx).await?;
-    outbox::stage(&mut tx, sale).id("sale-1").await?;
+    outbox::stage(&mut tx, sale).id(id).await?;
     outbox::commit(tx).await?; // commits, and wakes the relay
     Ok(())
 }
@@ -44,11 +45,10 @@ async fn book(inbox: Inbox<Sqlite>, Msg(sale): Msg<SaleMade>) -> Result<(), Erro
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let folder = tempfile::tempdir()?;
-    let pool =
-        SqlitePool::connect(&format!("sqlite:{}?mode=rwc", folder.path().join("shop.db").display())).await?;
-    let tables =
-        "CREATE TABLE sales (id INTEGER); CREATE TABLE total (cents INTEGER); INSERT INTO total VALUES (0)";
-    sqlx::raw_sql(tables).execute(&pool).await?;
+    let file = format!("sqlite:{}?mode=rwc", folder.path().join("shop.db").display());
+    let pool = SqlitePool::connect(&file).await?;
+    sqlx::raw_sql("CREATE TABLE sales (id INTEGER)").execute(&pool).await?;
+    sqlx::raw_sql("CREATE TABLE total (cents INTEGER); INSERT INTO total VALUES (0)").execute(&pool).await?;
     outbox::create_tables(&pool).await?; // the tables of outbox and inbox
 
     let url = std::env::args().nth(1).unwrap_or_else(|| "memory:".to_owned());
@@ -59,8 +59,9 @@ async fn main() -> Result<(), Error> {
     let relay = tokio::spawn(relay); // publishes the staged events of committed transactions
 
     let sale = SaleMade { id: 1, cents: 500 };
-    sell(&pool, sale.clone()).await?;
-    bus.publish(sale).id("sale-1").await?; // the same event once more, as after a crash
+    let id = MessageId::now();
+    sell(&pool, sale.clone(), id.clone()).await?;
+    bus.publish(sale).id(id).await?; // the same event once more, as after a crash
     while books.counts()["books.sales.made"].acked < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

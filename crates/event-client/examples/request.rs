@@ -1,4 +1,4 @@
-//! Sends requests to a service and receives its replies: a value, then an error of the request's own type.
+//! Sends requests: before the service runs, then for a value, then for an error of the request's own type.
 //!
 //! ```console
 //! $ cargo run -p event-client --example request
@@ -49,6 +49,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let bus = Bus::connect(&url).await?;
     let ask = |sku: &str| bus.request(GetQuote { sku: sku.to_owned() }).timeout(Duration::from_secs(2));
 
+    // Without a running service the call fails at once; it does not wait for the timeout.
+    match ask("tea").await {
+        Err(error @ CallError::NoResponder { .. }) => println!("{error}"),
+        other => panic!("expected NoResponder, got {other:?}"),
+    }
+
     let pricing = Service::new("pricing").bus(bus.clone()).reply(quote).start().await?;
     println!("tea costs {} cents", ask("tea").await?.cents);
 
@@ -58,11 +64,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         other => panic!("expected NotSold, got {other:?}"),
     }
 
-    // Without a running service the call fails at once; it does not wait for the timeout.
     pricing.drain().await?;
-    match ask("tea").await {
-        Err(error @ CallError::NoResponder { .. }) => println!("{error}"),
-        other => panic!("expected NoResponder, got {other:?}"),
-    }
     Ok(bus.close().await?)
 }

@@ -1,4 +1,4 @@
-//! Lists every version of every shared event, in one readable list.
+//! Lists every version of every shared event, and encodes and verifies its golden samples.
 
 use std::fmt;
 

@@ -1,5 +1,8 @@
 //! Collects structured logs from the bus and over HTTP, stores and shows them.
 //!
+//! The HTTP API is that of Logthon, the log server of the Django platform that this crate replaces: its clients work
+//! unchanged.
+//!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! use log_aggregator::{Aggregator, Config};

@@ -2,8 +2,8 @@
 //!
 //! Events, tasks and logs contain personal data of users and secrets that programs print by mistake. Every file
 //! that this crate creates has mode 0600 and every folder 0700, whatever the umask; a file that an earlier version
-//! created with wider rights gets the narrower mode when it is opened. The last component of a path must not be a
-//! symbolic link, and files of another user are refused: in a folder that others can write (`/tmp`) they could
+//! created with wider rights gets the narrower mode when it is opened. [`open`] refuses a path whose last
+//! component is a symbolic link, and files of another user: in a folder that others can write (`/tmp`) they could
 //! redirect a write to any file.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};

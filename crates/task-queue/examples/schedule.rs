@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let folder = tempfile::tempdir()?;
     let file = format!("sqlite:{}", folder.path().join("tasks.db").display());
     let store = store::open(&std::env::args().nth(1).unwrap_or(file)).await?;
-    let (times, mut all_times) = mpsc::unbounded_channel();
+    let (times, mut all_times) = mpsc::unbounded_channel::<String>();
     let (stop, stopped) = watch::channel(false);
     let until_stopped = || {
         let mut stopped = stopped.clone();

@@ -45,8 +45,8 @@ pub(crate) fn router(app: App, health: &Health) -> Router {
         .merge(health.router())
 }
 
-/// Runs each HTTP request in a context from its headers `traceparent`, `tracestate` and `x-request-id`. Events, requests,
-/// staged events and log records that the request causes take correlation and trace from this context.
+/// Runs each HTTP request in a context from its headers `traceparent`, `tracestate` and `x-request-id`. The library
+/// copies correlation and trace from this context to events, requests, staged events and log records.
 async fn with_context(request: Request, next: Next) -> Response {
     let headers = request.headers().clone();
     let context = Context::from_headers(|name| headers.get(name)?.to_str().ok());

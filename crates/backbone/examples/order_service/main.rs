@@ -112,9 +112,9 @@ async fn run(settings: Settings, once: bool) -> anyhow::Result<Report> {
     let health = Health::new("orders", env!("CARGO_PKG_VERSION")).metrics(metrics).watch(&shutdown);
     add_checks(&health, &app, &service);
 
-    // 4. The parts. The part that is added last stops first: the HTTP server takes no new requests, then the handlers and
-    //    the tasks finish. Events that the relay has not published stay in the outbox until the next start. The bus
-    //    closes last, after the last log record.
+    // 4. The parts. The part that is added last stops first: the HTTP server takes no new requests, then the handlers
+    //    and the tasks finish. Events that the relay has not published stay in the outbox until the next start. The
+    //    bus closes last, after the last log record.
     let mut parts = Parts::new(shutdown, settings.shutdown);
     let shipping = shipper.start(bus.clone());
     let closing = bus.clone();
@@ -151,8 +151,9 @@ async fn run(settings: Settings, once: bool) -> anyhow::Result<Report> {
 async fn open_database(file: &Path) -> anyhow::Result<SqlitePool> {
     let options = SqliteConnectOptions::new().filename(file).create_if_missing(true);
     let pool = SqlitePool::connect_with(options.journal_mode(SqliteJournalMode::Wal)).await?;
-    let table = "CREATE TABLE IF NOT EXISTS orders (id INTEGER PRIMARY KEY, customer TEXT NOT NULL, cents INTEGER NOT NULL,
-        state TEXT NOT NULL DEFAULT 'placed', receipt_sent BOOLEAN NOT NULL DEFAULT FALSE, correlation TEXT)";
+    let table = "CREATE TABLE IF NOT EXISTS orders (
+        id INTEGER PRIMARY KEY, customer TEXT NOT NULL, cents INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'placed',
+        receipt_sent BOOLEAN NOT NULL DEFAULT FALSE, correlation TEXT)";
     sqlx::query(table).execute(&pool).await?;
     outbox::create_tables(&pool).await?;
     Ok(pool)

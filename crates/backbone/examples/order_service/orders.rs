@@ -74,7 +74,7 @@ async fn get_order(State(pool): State<SqlitePool>, Req(asked): Req<GetOrder>) ->
     Ok(Order { order_id: asked.order_id, state, receipt_sent, correlation })
 }
 
-/// Starts the handlers. It returns when the groups of the handlers exist. From then on the bus keeps every event for them.
+/// Starts the handlers. When it returns, the groups of the handlers exist, and the bus keeps every new event for them.
 pub(crate) async fn start(bus: &Bus, pool: &SqlitePool) -> event_client::Result<Running> {
     Service::new("orders")
         .version(env!("CARGO_PKG_VERSION"))

@@ -1,13 +1,13 @@
-//! Inbox: the effects of a handler on its own database happen once, however often the event comes.
+//! Inbox: a handler's effects on its own database happen once, even when the event is delivered again.
 //!
 //! The bus delivers at least once. [`Inbox::begin`] opens a transaction that already holds the key of this handler
-//! and event; when the effects are committed, so is the key, and every later delivery finds it. What the handler
-//! emits belongs into the [outbox](crate::outbox) of the same transaction: a direct publish could be lost between
+//! and event. The effects and the key are committed together, and every later delivery finds the key. Events that the
+//! handler emits belong in the [outbox](crate::outbox) of the same transaction: a direct publish could be lost between
 //! the commit and the acknowledgement.
 //!
-//! An event is known by its source and its id. Earlier builds noted the id alone: what they noted still counts. They
-//! do not know the keys of this one, so let the old members of a service end before its new ones begin if an effect
-//! that happens twice does harm.
+//! An event is identified by its source and its id. Earlier builds stored the id alone, and keys that they stored are
+//! still found. Earlier builds do not find the keys of this build: where a repeated effect does harm, stop the old
+//! members of a service before its new members start.
 //!
 //! ```
 //! use event_client::inbox::Inbox;
@@ -21,7 +21,7 @@
 //! # struct OrderPlaced { cents: i64 }
 //!
 //! async fn book(inbox: Inbox<Sqlite>, Msg(order): Msg<OrderPlaced>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//!     let Some(mut tx) = inbox.begin().await? else { return Ok(()) }; // done before
+//!     let Some(mut tx) = inbox.begin().await? else { return Ok(()) }; // already handled
 //!     sqlx::query("UPDATE account SET cents = cents + ?").bind(order.cents).execute(&mut *tx).await?;
 //!     outbox::commit(tx).await?;
 //!     Ok(())
@@ -35,7 +35,7 @@
 //! for _ in 0..2 {
 //!     t.bus().publish(OrderPlaced { cents: 100 }).id("order-7").await?;
 //! }
-//! t.settled().await;
+//! t.until_idle().await;
 //! let cents: i64 = sqlx::query_scalar("SELECT cents FROM account").fetch_one(&pool).await?;
 //! assert_eq!(cents, 100);
 //! # Ok(()) }
@@ -54,32 +54,32 @@ use crate::sql::{ago, explain, now};
 
 pub use crate::sql::{Dialect, create_tables};
 
-/// How long keys should be kept at least: longer than anything can be redelivered or replayed. Seven days.
+/// The shortest useful time to keep keys: longer than any redelivery or replay is possible. Seven days.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 const PRUNE: u32 = 1000;
 
-/// Notes `key` within `transaction`; `false` when it was noted before, and then the effects must not happen again.
+/// Stores `key` within `transaction`. Returns `false` when the key was stored before: the effects must not be repeated.
 ///
-/// Use a key that is stable over attempts and names handler and event:
-/// [`Attempt::key`](crate::service::Attempt::key) does. Note it before any other statement: a second consumer of
-/// the same event then waits here until the first has committed or failed.
+/// Use a key that is the same in every attempt and names handler and event, such as
+/// [`Attempt::idempotency_key`](crate::service::Attempt::idempotency_key). Store it before any other statement: a second
+/// consumer of the same event then waits here until the first has committed or failed.
 ///
 /// # Errors
-/// What the database says; try the event again.
+/// The database's error; retry the event.
 pub async fn once<D: Dialect>(transaction: &mut Transaction<'_, D>, key: &str) -> Result<bool> {
     D::note(transaction, key, key, now()).await.map_err(explain::<D>("inbox"))
 }
 
-/// Deletes keys older than `age`; answers how many.
+/// Deletes keys older than `age` and returns their number.
 ///
 /// # Errors
-/// What the database says; what was deleted until then stays so.
+/// The database's error; keys that were deleted before it stay deleted.
 pub async fn prune<D: Dialect>(pool: &Pool<D>, age: Duration) -> Result<u64> {
     let sql = explain::<D>("prune inbox");
     let before = ago(age);
     let mut pruned = 0;
     loop {
-        // A short statement each, so that handlers get their turn at the writer's lock.
+        // Short statements, so that handlers can take the writer's lock between them.
         let mut connection = pool.acquire().await.map_err(&sql)?;
         let deleted = D::prune_inbox(&mut connection, before, PRUNE).await.map_err(&sql)?;
         pruned += deleted;
@@ -89,8 +89,8 @@ pub async fn prune<D: Dialect>(pool: &Pool<D>, age: Duration) -> Result<u64> {
     }
 }
 
-/// Prunes now and then until `shutdown` resolves: every tenth of `age`, at most once a minute and at least once
-/// an hour. A failure is logged and tried again the next time.
+/// Prunes periodically until `shutdown` resolves: every tenth of `age`, at most once a minute and at least once an hour.
+/// A failure is logged, and the next run tries again.
 pub async fn prune_until<D: Dialect>(pool: Pool<D>, age: Duration, shutdown: impl Future<Output = ()>) {
     tokio::pin!(shutdown);
     let every = (age / 10).clamp(Duration::from_secs(60), Duration::from_secs(3600));
@@ -105,20 +105,19 @@ pub async fn prune_until<D: Dialect>(pool: Pool<D>, age: Duration, shutdown: imp
     }
 }
 
-/// Extractor: this handler's place for this event in the inbox. The state must give a `Pool<D>`
-/// ([`FromRef`]).
+/// Extractor: the inbox entry of this handler for this event. The state must provide a `Pool<D>` ([`FromRef`]).
 pub struct Inbox<D: Dialect> {
     pool: Pool<D>,
     key: SmolStr,
-    /// As earlier builds noted the event's key.
+    /// The event's key in the form of earlier builds.
     former: SmolStr,
 }
 
 impl<D: Dialect> Inbox<D> {
-    /// A transaction in which the event counts as handled once it commits; `None` when it was handled before.
+    /// Begins a transaction; when it commits, the event counts as handled. `None` when the event was handled before.
     ///
     /// # Errors
-    /// What the database says; return it, and the event is tried again.
+    /// The database's error; return it, and the event is retried.
     pub async fn begin(&self) -> Result<Option<Transaction<'static, D>>> {
         let mut transaction = self.pool.begin().await.map_err(explain::<D>("inbox"))?;
         let noted = D::note(&mut transaction, &self.key, &self.former, now());

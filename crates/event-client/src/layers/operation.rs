@@ -1,5 +1,5 @@
-//! The view that layers have of the work that passes through them: one trait for messages being handled and for
-//! requests being sent.
+//! The view that layers have of the work that passes through them: `Operation` for a message or a request, and
+//! `Classify` for its result, which decides whether it counts as a failure.
 
 use std::time::Duration;
 

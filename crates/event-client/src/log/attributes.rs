@@ -1,4 +1,5 @@
-//! The attributes of a log record: named values that keep their order and their digits.
+//! The attributes of a log record: named values. As JSON text they keep their order and their digits; as a map they do
+//! not.
 
 use std::borrow::Cow;
 use std::fmt;

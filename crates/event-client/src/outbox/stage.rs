@@ -1,4 +1,5 @@
-//! Staging: converts an event into a row, and a row into the message that is published.
+//! Staging: writes events as outbox rows within the caller's transaction, and converts a row back into the message that
+//! the relay publishes.
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture;

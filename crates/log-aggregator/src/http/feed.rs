@@ -1,4 +1,5 @@
-//! Feeds a viewer, over WebSocket or server-sent events: first stored records, a page at a time, then new records.
+//! The sequence of records for one viewer: first stored records, a page at a time, then new records. `websocket.rs` and
+//! `tail.rs` send them.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Checks one dependency and reports the result.
+//! Runs the check of one dependency in a task of its own, with a time limit, and reports the result.
 
 use serde::Serialize;
 use std::fmt;

@@ -18,7 +18,7 @@
 
 mod answer;
 mod guard;
-mod rest;
+mod unread_body;
 
 use crate::shutdown::Stop;
 use crate::{Error, Kind};
@@ -32,7 +32,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rest::Rest;
 use serde::Deserialize;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -44,6 +43,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
+use unread_body::UnreadBody;
 
 /// Longest time for open requests to finish after the server stops; endless streams are closed then.
 const GRACE: Duration = Duration::from_secs(5);
@@ -211,11 +211,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: S
 
 /// Handles every request: checks it, runs the handler, and completes the response.
 async fn enter(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let (request, rest) = Rest::of(request);
+    let (request, unread) = UnreadBody::of(request);
     let response = match guard.refusal(&request) {
         Some((status, text)) => answer::refusal(status, &text),
         None => next.run(request).await,
     };
-    rest.discard(response.status()).await;
+    unread.discard(response.status()).await;
     answer::shaped(response).await
 }

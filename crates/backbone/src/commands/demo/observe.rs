@@ -1,4 +1,5 @@
-//! Reads the observed counts from where the data are stored: groups, dead letters, tasks, schedules, stored logs.
+//! Collects the observed counts: published, handled and shipped from counters of this process; dead letters, tasks,
+//! schedules and logs from their stores. Waits until they match the expected counts.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -253,7 +253,7 @@ impl Listener {
         for (topic, place) in &mut self.places {
             let Some((from, size)) = place.gap.take() else { continue };
             let stream = self.connection.names.stream(topic);
-            let info: Result<names::StreamInfo, _> =
+            let info: Result<super::streams::StreamInfo, _> =
                 self.connection.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
             match info {
                 Ok(info) => self.feed.missed("nats", info.state.first_seq.saturating_sub(from).min(size)),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::api::Failure;
 use super::config::{Login, Storage};
 use super::connection::Connection;
-use super::names::Kind;
+use super::streams::Kind;
 use crate::error::{Error, Result};
 use crate::transport::Finding;
 use crate::transport::diagnosis::{clock, plain_text, room};

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::config::{Config, Storage};
 use super::connection::Connection;
-use super::names::StreamInfo;
+use super::streams::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 

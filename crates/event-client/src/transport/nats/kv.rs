@@ -12,7 +12,7 @@ use serde_json::json;
 use super::api::{ApiError, Failure};
 use super::codec;
 use super::connection::Connection;
-use super::names::StreamInfo;
+use super::streams::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A record with its sequence and time in the state stream.

@@ -69,6 +69,7 @@ mod reply;
 mod requests;
 mod serve;
 mod settle;
+mod streams;
 mod subscribe;
 
 use connection::Connection;

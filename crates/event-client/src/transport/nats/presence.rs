@@ -11,7 +11,7 @@ use smol_str::SmolStr;
 
 use super::api::Failure;
 use super::connection::Connection;
-use super::names::Kind;
+use super::streams::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 

@@ -5,6 +5,8 @@
 //! that receives it early holds it if it is nearly due, and sends it to another delay queue otherwise. So no delay is
 //! cut short, a few queues serve all delays, and a delay is exact to milliseconds, except that a queue up to 1/16 too
 //! long is used where that saves a step. A delay queue that was not used for a while deletes itself.
+//!
+//! `settle.rs` chooses the queue of a retry. A retry in a keyed group uses none: it waits in the member.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -1,5 +1,5 @@
-//! Opens and describes the SQLite file of one day: its name, its tables, its connections and its range of event
-//! times.
+//! Opens the SQLite file of one day: its name, tables and connections. Upgrades an older layout, and sets a corrupt file
+//! aside.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

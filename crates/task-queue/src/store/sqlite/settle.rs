@@ -1,5 +1,5 @@
 //! Settles leases with many resolutions per statement; each is refused unless its worker still holds that same
-//! lease.
+//! lease, which the fence identifies.
 
 use std::collections::HashSet;
 

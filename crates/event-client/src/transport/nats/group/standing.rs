@@ -45,7 +45,10 @@ impl Connection {
     }
 
     /// Returns the information on a topic's stream; `None` when there is none.
-    pub(in super::super) async fn stream_of(&self, topic: &str) -> Result<Option<names::StreamInfo>> {
+    pub(in super::super) async fn stream_of(
+        &self,
+        topic: &str,
+    ) -> Result<Option<crate::transport::nats::streams::StreamInfo>> {
         match self.api(&format!("STREAM.INFO.{}", self.names.stream(topic)), &json!({})).await {
             Ok(info) => Ok(Some(info)),
             Err(Failure::Api(error)) if error.err_code == 10059 => Ok(None),

@@ -40,10 +40,10 @@ mod backlog;
 mod checkpoint;
 mod leader;
 mod leadership;
-mod reader;
+mod open;
 
 pub(super) use checkpoint::Mark;
-pub(super) use reader::REPLAYS;
+pub(super) use open::REPLAYS;
 
 /// The part of a keyed group's subscription that its deliveries and its connection use. A task holds the rest.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::backlog::Backlog;
 use super::checkpoint::{Again, Mark, Progress};
 use super::leadership::{self, Claimed, Known, Pending, Role, Taken, Written};
-use super::reader::{self, Opened, REPLAYS, Wanted};
+use super::open::{self, Opened, REPLAYS, Wanted};
 use super::{Command, KeyedMember};
 use crate::confirm::Answer;
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Settlement, Token};

@@ -56,7 +56,7 @@ impl Leader {
             .collect();
         let reading = self.reading;
         let (connection, group) = (self.connection.clone(), self.member.group.clone());
-        let step = reader::open(connection, group, self.record.clone(), wanted, known, self.care);
+        let step = open::open(connection, group, self.record.clone(), wanted, known, self.care);
         self.jobs.push(step.map(move |result| Done::Opened { reading, result }).boxed());
         None
     }
@@ -122,7 +122,7 @@ impl Leader {
             let next = self.backlog.marks.get(REPLAYS).map_or(0, |mark| mark.next);
             let room = room.min(64);
             let reading = self.reading;
-            let step = reader::replays(self.connection.clone(), self.member.group.clone(), next, room);
+            let step = open::replays(self.connection.clone(), self.member.group.clone(), next, room);
             self.jobs.push(step.map(move |result| Done::Replays { reading, room, result }).boxed());
         }
         let (wake, silent) = self.pulls.top_up(room);
@@ -205,7 +205,7 @@ impl Leader {
         } else {
             let headers = message.headers.as_ref();
             let decoded = codec::message(headers, message.payload.clone(), subject, || info.id());
-            let about = reader::about(info.sequence, info.published_at());
+            let about = open::about(info.sequence, info.published_at());
             self.backlog.accept(&topic, info.sequence, decoded, about);
         }
     }

@@ -1,4 +1,5 @@
-//! Takes over the leader's record, writes it, and handles its loss.
+//! The steps before and after each write of the leader's record: collects what the write stores, and handles the loss of
+//! the record. `leadership.rs` performs the write.
 
 use super::super::{closed, lost};
 use super::*;

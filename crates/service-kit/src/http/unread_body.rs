@@ -21,7 +21,7 @@ const WHOLE: Duration = Duration::from_secs(10);
 const PIECE: Duration = Duration::from_secs(1);
 
 /// The unread part of a body; `None` when there is no body.
-pub(super) struct Rest(Option<Shared>);
+pub(super) struct UnreadBody(Option<Shared>);
 
 #[derive(Clone)]
 struct Shared(Arc<Mutex<Unread>>);
@@ -33,7 +33,7 @@ struct Unread {
     waits: bool,
 }
 
-impl Rest {
+impl UnreadBody {
     /// Returns the request with a body that reads from the shared state kept here.
     pub(super) fn of(request: Request) -> (Request, Self) {
         if request.body().is_end_stream() {

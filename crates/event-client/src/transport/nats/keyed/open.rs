@@ -1,6 +1,5 @@
-//! Reads the stream of each topic in order: with an ephemeral consumer from the group's position, created again
-//! whenever a message is missing. Messages that were begun and not settled are fetched one by one before any later
-//! ones, and so are messages that may have broken the connection.
+//! Requests of the keyed reader: opens a topic from a position, and fetches messages that were begun and not settled,
+//! dead-letter replays, and messages that may have broken the connection. `leader/reading.rs` decides when.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
