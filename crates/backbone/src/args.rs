@@ -34,9 +34,8 @@ Examples:
 /// Arguments of every command.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
-    /// URL of the bus: `memory:` (one process), `sqlite:PATH`, `nats://`, `redis://` or `amqp://`, with TLS `tls://`,
-    /// `rediss://` or `amqps://`; default `sqlite:backbone-data/bus.db`. Options follow as `?name=value&…`; an unknown
-    /// one is refused with the list of all, and the documentation of `event_client::transport::docs` explains them
+    /// Bus URL: `memory:`, `sqlite:PATH`, `nats://`, `redis://`, `amqp://`; with TLS `tls://`, `rediss://`, `amqps://`;
+    /// default `sqlite:backbone-data/bus.db`; options as `?name=value&…`, described in `event_client::transport::docs`
     #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
     pub(crate) url: Option<Url>,
     /// Print one JSON object per line instead of text
@@ -115,8 +114,7 @@ pub(crate) struct Up {
         value_name = "ORIGIN"
     )]
     pub(crate) allowed_origins: Vec<String>,
-    /// TCP port of Logthon's API and the log viewer; 0 selects a free port; default: the variable PORT, otherwise
-    /// 5000
+    /// TCP port of Logthon's API and the log viewer; 0 selects a free port; default: the variable PORT, or 5000
     #[arg(long, env = "LOGTHON_PORT")]
     pub(crate) port: Option<u16>,
     /// Time between the stop signal and the stop of the first part, during which /ready answers 503 and the port
@@ -333,8 +331,7 @@ pub(crate) struct LogFilter {
     /// Only records since this time: a duration ago such as `10m`, or a time
     #[arg(long)]
     pub(crate) since: Option<Moment>,
-    /// Maximum number of records, default 100; with `tail`, the number of newest stored records to show first,
-    /// default 10
+    /// Maximum number of records, default 100; with `tail`, of newest stored records to show first, default 10
     #[arg(long)]
     pub(crate) limit: Option<u32>,
     /// URL of the log aggregator

@@ -25,7 +25,7 @@ async fn collect(State(batches): State<mpsc::UnboundedSender<LogBatch>>, Msg(bat
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    // Filter by level: a client of a broker logs each publish at a lower level, and each such record is a publish again.
+    // Always set a level: the client of a broker logs each publish at `TRACE`, and shipping that record is a publish.
     // Logging starts before the bus is connected. The records wait in a bounded queue until the shipper starts.
     let (layer, shipper) = log::shipping("billing");
     tracing_subscriber::registry().with(layer).with(LevelFilter::INFO).init();

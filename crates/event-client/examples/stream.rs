@@ -2,7 +2,7 @@
 //!
 //! ```console
 //! $ cargo run -p event-client --example stream
-//! $ cargo run -p event-client --example stream -- nats://localhost:4222
+//! $ cargo run -p event-client --example stream -- sqlite:bus.db
 //! ```
 //!
 //! Without an argument the bus is in the memory of this program.

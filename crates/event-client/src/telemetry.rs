@@ -25,8 +25,8 @@ names! {
     PROCESSED = "messaging.process.messages", describe_counter Count "events handled, by outcome";
     /// Histogram: time to handle an event.
     PROCESS_DURATION = "messaging.process.duration", describe_histogram Seconds "time to handle an event";
-    /// Counter: requests answered, by status.
-    SERVED = "rpc.server.requests", describe_counter Count "requests answered, by status";
+    /// Counter: requests answered, by the outcome of their handler.
+    SERVED = "rpc.server.requests", describe_counter Count "requests answered, by outcome";
     /// Histogram: time to answer a request.
     SERVE_DURATION = "rpc.server.duration", describe_histogram Seconds "time to answer a request";
     /// Counter: requests made, by status.

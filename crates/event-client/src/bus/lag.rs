@@ -21,7 +21,7 @@ pub struct LagExport {
 
 impl Bus {
     /// Reads the state of all groups now and then at the interval `every`, and sets the gauges `messaging.group.*` of
-    /// each group (`messaging_group_waiting{messaging_consumer_group_name="billing.orders-placed"}` for Prometheus).
+    /// each group (`messaging_group_waiting{messaging_consumer_group_name="billing.orders.placed"}` for Prometheus).
     /// One process for each bus is enough: `backbone up` does it. The gauges of a deleted group are set to 0. `every`
     /// is at least 1 ms.
     pub fn export_lag(&self, every: Duration) -> LagExport {

@@ -2,6 +2,7 @@
 //!
 //! ```no_run
 //! use event_client::layers::{CircuitBreaker, MetricsLayer, RateLimit, Retry, Timeout, TraceLayer};
+//! # use std::time::Duration;
 //! # use event_client::{Bus, Event, event::JsonSchema, service::{Msg, Service}};
 //! # #[derive(Event, serde::Serialize, serde::Deserialize, JsonSchema)]
 //! # #[event(name = "orders.placed", version = 1)] struct OrderPlaced {}
@@ -10,7 +11,8 @@
 //! let service = Service::new("billing").bus(bus.clone()).on(charge);
 //! service.layer((TraceLayer, MetricsLayer, Timeout::new(Duration::from_secs(10)))).start().await?;
 //!
-//! let client = bus.client().layer((MetricsLayer, CircuitBreaker::new(), Retry::attempts(3), Timeout::new(Duration::from_millis(300))));
+//! let bound = Timeout::new(Duration::from_millis(300));
+//! let client = bus.client().layer((MetricsLayer, CircuitBreaker::new(), Retry::attempts(3), bound));
 //! # Ok(()) }
 //! ```
 //!

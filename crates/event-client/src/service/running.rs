@@ -256,7 +256,8 @@ impl Running {
 /// let running = Service::new("audit").bus(bus).on_subject("orders.>", audit).start().await?;
 /// let handle = running.handle();
 /// let task = tokio::spawn(running.run());
-/// assert!(handle.is_ready()); // answers a readiness probe
+/// // Answers a readiness probe: true once every handler receives work.
+/// while !handle.is_ready() { tokio::task::yield_now().await }
 /// handle.stop(); // a signal handler
 /// task.await.expect("no panic")?;
 /// assert!(!handle.is_ready());

@@ -28,7 +28,7 @@ pub struct Topology {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupNeed {
-    /// Its name: `billing.orders-placed`.
+    /// Its name: `billing.orders.placed`.
     pub group: SmolStr,
     /// The patterns that it receives.
     pub filters: Vec<SmolStr>,
