@@ -12,7 +12,10 @@ impl Bus {
     pub const VARIABLES: [(&'static str, &'static str); 5] = [
         ("EVENT_BUS_URL", "URL of the bus; default `sqlite:backbone-data/bus.db`"),
         ("EVENT_BUS_CODEC", "`json` (default) or `msgpack`"),
-        ("EVENT_BUS_NAMESPACE", "option `namespace` of the URL: name that separates the buses of one broker; refused by `memory:` and `sqlite:`"),
+        (
+            "EVENT_BUS_NAMESPACE",
+            "option `namespace` of the URL: name that separates the buses of one broker; refused by `memory:` and `sqlite:`",
+        ),
         (
             "EVENT_BUS_PROVISION",
             "option `provision` of the URL: `off`, `verify`, `create` (default) or `update`",
