@@ -20,6 +20,7 @@ cases! {
     an_error_travels_as_a_frame;
     no_responder_is_told_at_once;
     a_member_that_left_is_no_responder;
+    a_call_right_after_the_last_member_left_does_not_wait;
     calls_do_not_wait_for_a_member_that_leaves;
     the_deadline_is_carried_to_the_server;
     a_passed_deadline_is_a_timeout;
@@ -191,6 +192,22 @@ async fn a_member_that_left_is_no_responder(exam: Exam) {
                 assert!(!matches!(end, Some(Ok(_))), "a reply from a member that has left: {end:?}");
             }
         }
+    }
+}
+
+/// A call that reaches a service while its last member leaves fails long before its deadline.
+async fn a_call_right_after_the_last_member_left_does_not_wait(exam: Exam) {
+    for _ in 0..20 {
+        drop(serve(&exam, exam.bus().as_ref(), &["shop.quote"], 1).await);
+        exam.waits_for("the end of a call without a member");
+        let called = Instant::now();
+        let ended = match exam.requests().call(on("shop.quote", "x"), ENOUGH).await {
+            Ok(mut replies) => replies.next().await.expect("the answer ended"),
+            Err(error) => Err(error),
+        };
+        let kind = ended.expect_err("no member can answer").kind();
+        assert!(matches!(kind, ErrorKind::NoResponder | ErrorKind::Unavailable), "{kind:?}");
+        assert!(called.elapsed() < Duration::from_secs(8), "after {:?}", called.elapsed());
     }
 }
 

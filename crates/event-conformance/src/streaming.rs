@@ -14,6 +14,7 @@ cases! {
     a_slow_reader_slows_the_sender;
     a_stream_may_end_with_an_error;
     a_server_that_lets_go_is_told;
+    the_sender_of_a_stream_learns_that_the_caller_left;
     a_server_that_leaves_midway_is_told;
 }
 
@@ -89,6 +90,28 @@ async fn a_server_that_lets_go_is_told(exam: Exam) {
         }
         let error = reply(&exam, &mut replies).await.expect_err("there was no answer");
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+    }
+}
+
+/// A caller that drops its replies in the middle of a stream ends the work at the server.
+async fn the_sender_of_a_stream_learns_that_the_caller_left(exam: Exam) {
+    let mut server = serve(&exam, exam.bus().as_ref(), &["chat.ask"], 1).await;
+    for _ in 0..20 {
+        let mut replies = call(&exam, on("chat.ask", "tell me")).await;
+        let mut request = incoming(&exam, &mut server).await;
+        let sender = tokio::spawn(async move {
+            let gone = request.responder.gone().clone();
+            while !gone.is_cancelled() {
+                tokio::select! {
+                    _ = request.responder.send(frame("chunk", false)) => {}
+                    () = gone.cancelled() => {}
+                }
+            }
+        });
+        reply(&exam, &mut replies).await.expect("a frame");
+        drop(replies);
+        exam.waits_for("the sender to learn that the caller left");
+        sender.await.expect("no panic");
     }
 }
 

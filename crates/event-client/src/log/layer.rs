@@ -92,7 +92,21 @@ where
 /// Whether a line comes from the bus or its storage at a level below INFO. They log such lines for each message;
 /// shipping a line would cause more lines of the same kind, without end.
 fn is_below_the_bus(target: &str, level: Level) -> bool {
-    level > Level::INFO && (target.starts_with("event_client") || target.starts_with("sqlx"))
+    const CRATES: [&str; 11] = [
+        "event_client",
+        "sqlx",
+        "async_nats",
+        "redis",
+        "lapin",
+        "amq_protocol",
+        "async_rs",
+        "tcp_stream",
+        "rustls",
+        "tokio",
+        "mio",
+    ];
+    let name = target.split("::").next().unwrap_or(target);
+    level > Level::INFO && (CRATES.contains(&name) || name.starts_with("sqlx_"))
 }
 
 /// Collects fields as JSON.

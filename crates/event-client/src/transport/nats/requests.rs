@@ -315,7 +315,8 @@ impl Call {
             // One slot is kept for an error.
             room = self.frames.reserve_many(2) => match room {
                 Ok(mut room) => room.next().expect("two of them").send(Ok(frame)),
-                Err(_) => return Step::End,
+                // The caller dropped the replies; this select may see it before `gone`.
+                Err(_) => { self.leave(); return Step::End }
             },
             () = self.gone.cancelled() => { self.leave(); return Step::End }
             () = tokio::time::sleep_until(self.deadline) => return Step::Go,

@@ -38,6 +38,7 @@ scripts! {
     TRIM = "trim.lua";
     CALL = "call.lua";
     QUEUED = "queued.lua";
+    UNSERVE = "unserve.lua";
 }
 
 /// A script and the SHA-1 hash under which the server stores it.

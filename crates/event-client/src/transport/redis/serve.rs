@@ -242,12 +242,27 @@ impl Service {
         self.client.connection.ask_all(&pipeline).await.map(drop)
     }
 
+    /// Takes no more requests. Callers whose requests are queued and have no other server are notified.
     async fn leave(&self) {
-        let mut pipeline = Pipeline::new();
-        for subject in &self.subjects {
-            pipeline.cmd("ZREM").arg(self.client.keys.servers(subject.as_str())).arg(self.name.as_str());
+        let mut notices = Pipeline::new();
+        for subject in self.subjects.iter().map(Subject::as_str) {
+            let keys = &self.client.keys;
+            let mut command = scripts::UNSERVE.on(&[&keys.queue(subject), &keys.servers(subject)]);
+            command.arg(self.name.as_str());
+            let Ok(queued) = self.client.connection.ask(command).await else { continue };
+            for request in parts(queued) {
+                let Value::BulkString(bytes) = request else { continue };
+                let packet = Packet::read(Bytes::from(bytes));
+                if let (Some(caller), Some(request)) =
+                    (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST))
+                {
+                    notices.cmd("PUBLISH").arg(caller).arg(&frame::notice("abandoned", request)[..]);
+                }
+            }
         }
-        let _ = self.client.connection.run(&pipeline).await;
+        if !notices.is_empty() {
+            let _ = self.client.connection.run(&notices).await;
+        }
     }
 
     /// Takes the next requests of any one subject, at most `most`; subjects take turns at being first.
