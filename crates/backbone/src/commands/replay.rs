@@ -19,6 +19,10 @@ use crate::args::{Global, Replay};
 /// time after the answer to the ping either, all stored events have been shown.
 const QUIET: Duration = Duration::from_millis(500);
 
+/// The same after a ping that was answered late: a server that stood still, or a busy machine, needs time for its
+/// deliveries as well.
+const QUIET_AFTER_DELAY: Duration = Duration::from_secs(5);
+
 /// Longest time for the subscription to be rebuilt before the replay fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -66,9 +70,9 @@ pub(crate) async fn run(global: &Global, args: Replay, output: Output) -> anyhow
 async fn next(bus: &Bus, subscription: &Subscription) -> anyhow::Result<Option<Delivery>> {
     let mut health = subscription.health();
     let ended = || anyhow::anyhow!("the subscription ended before all events were shown");
-    let mut answered = false;
+    let (mut answered, mut quiet) = (false, QUIET);
     loop {
-        match tokio::time::timeout(QUIET, subscription.next()).await {
+        match tokio::time::timeout(quiet, subscription.next()).await {
             Ok(Some(delivery)) => return Ok(Some(delivery)),
             Ok(None) => return Err(ended()),
             Err(_) if answered && *health.borrow() == Health::Live => return Ok(None),
@@ -77,7 +81,10 @@ async fn next(bus: &Bus, subscription: &Subscription) -> anyhow::Result<Option<D
         // A stopped or distant server answers late or never; then the lack of deliveries does not mean the end.
         let live = tokio::time::timeout(PATIENCE, health.wait_for(|now| *now == Health::Live)).await;
         live.context("the bus is not reachable; events may be missing")?.map_err(|_| ended())?;
-        bus.admin().ping().await.context("the bus does not answer; events may be missing")?;
+        let latency = bus.admin().ping().await.context("the bus does not answer; events may be missing")?;
+        if latency > QUIET / 4 {
+            quiet = QUIET_AFTER_DELAY;
+        }
         answered = true;
     }
 }

@@ -123,7 +123,7 @@ async fn wrong_expectations_say_what_happened_instead() {
         panic.downcast_ref::<String>().unwrap().clone()
     };
     let once = text(&|| assert_eq!(t.emitted::<OrderPaid>().once().order_id, 0));
-    for part in ["orders.paid.v1", "2 of it", r#"{"order_id":1}"#, r#"{"order_id":2}"#] {
+    for part in ["orders.paid.v1", "2 events", r#"{"order_id":1}"#, r#"{"order_id":2}"#] {
         assert!(once.contains(part), "{once}");
     }
     let unknown = text(&|| drop(t.handler("billing.orders")));

@@ -54,7 +54,7 @@ async fn files_that_are_not_ours_are_left_alone() {
     for (name, kind, hint) in [
         ("text", ErrorKind::Corrupt, "not an SQLite database"),
         ("newer", ErrorKind::Corrupt, "newer version"),
-        ("foreign", ErrorKind::Corrupt, "something else"),
+        ("foreign", ErrorKind::Corrupt, "another program"),
         ("missing/bus.db", ErrorKind::NotFound, "create it first"),
         ("text/bus.db", ErrorKind::Config, "not a folder"),
         ("", ErrorKind::Config, "folder"),

@@ -124,7 +124,7 @@ pub(crate) async fn poison_pill_is_buried_at_its_cap(store: Store) {
     }
     let record = store.get(id).await.unwrap().unwrap();
     assert_eq!((record.crashes, record.errors), (2, 0));
-    assert!(record.error.unwrap().contains("died"));
+    assert!(record.error.unwrap().contains("did not renew its lease"));
     assert!(record.finished.is_some());
 }
 
