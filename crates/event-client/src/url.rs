@@ -78,6 +78,10 @@ impl BusUrl {
     ///
     /// # Errors
     /// [`ErrorKind::Config`] when the URL has both.
+    #[cfg_attr(
+        not(any(feature = "nats", feature = "redis", feature = "rabbitmq")),
+        allow(dead_code, reason = "only the brokers use it")
+    )]
     pub(crate) fn renamed(&mut self, old: &str, new: &str) -> Result<()> {
         let Some(value) = self.options.remove(old) else { return Ok(()) };
         if self.options.contains_key(new) {

@@ -49,6 +49,7 @@ pub(crate) struct Choice {
 }
 
 /// Longest time to connect to the database.
+#[cfg(feature = "postgres")]
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) async fn run(command: Outbox, output: Output) -> anyhow::Result<()> {

@@ -18,6 +18,10 @@ use crate::subscription::Subscription;
 
 mod admin;
 mod connect;
+#[cfg_attr(
+    not(any(feature = "nats", feature = "redis", feature = "rabbitmq")),
+    allow(dead_code, reason = "only the brokers use it")
+)]
 mod diagnosis;
 pub mod docs;
 mod headers;
