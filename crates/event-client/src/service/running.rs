@@ -148,7 +148,7 @@ impl Running {
 
     /// Returns the counts since the start, of each group and each request subject.
     pub fn counts(&self) -> BTreeMap<SmolStr, Counts> {
-        self.handlers.iter().map(|handler| (handler.group.clone(), handler.stats.counts())).collect()
+        self.handle().counts()
     }
 
     /// Returns the counters by group; they stay readable after this value is dropped.
@@ -158,7 +158,7 @@ impl Running {
 
     /// Returns the health of each handler's source of work; the service is ready when all are `Live`.
     pub fn health(&self) -> BTreeMap<SmolStr, Health> {
-        self.handlers.iter().map(|handler| (handler.group.clone(), handler.pulse().health())).collect()
+        self.handle().health()
     }
 
     /// Whether every subscription makes progress.

@@ -13,6 +13,9 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Longest time that is reserved for each part whose turn to drain has not come yet.
 const RESERVE: Duration = Duration::from_secs(1);
 
+/// Longest bound and notice, so that adding one to a time cannot overflow: about 100 years.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// The stop request for one part.
 #[derive(Debug, Clone)]
 pub struct Stop(CancellationToken);
@@ -57,8 +60,8 @@ impl Parts {
         let (tasks, names, order) = (JoinSet::new(), HashMap::new(), Vec::new());
         Self {
             shutdown,
-            bound: settings.drain,
-            notice: settings.notice,
+            bound: settings.drain.min(LONGEST),
+            notice: settings.notice.min(LONGEST),
             tasks,
             names,
             order,

@@ -146,3 +146,27 @@ async fn a_second_signal_stops_at_once() {
     assert!(process.line("stopped").await.contains("abandoned while busy: part"));
     assert_eq!(process.exit().await.code(), Some(1));
 }
+
+#[tokio::test]
+async fn the_longest_bound_and_notice_are_no_overflow() {
+    let shutdown = Shutdown::new();
+    let mut parts = Parts::new(shutdown.clone(), Settings { drain: Duration::MAX, notice: Duration::MAX });
+    parts.add("part", |stop| async move {
+        stop.requested().await;
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let run = tokio::spawn(parts.run());
+    shutdown.ask("the test asks");
+    tokio::task::yield_now().await;
+    shutdown.force();
+    run.await.expect("no panic");
+
+    let shutdown = Shutdown::new();
+    let mut parts = Parts::new(shutdown.clone(), Settings { drain: Duration::MAX, ..Settings::default() });
+    parts.add("part", |stop| async move {
+        stop.requested().await;
+        Ok::<(), std::convert::Infallible>(())
+    });
+    shutdown.ask("the test asks");
+    assert!(parts.run().await.is_clean());
+}
