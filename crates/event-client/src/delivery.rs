@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::bounds;
 use crate::confirm::Confirm;
+use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Position};
 
 /// A message leased to this consumer until the consumer settles it.
@@ -148,7 +149,7 @@ pub trait Settle: Send + Sync + 'static {
     /// Settles the delivery `token`. Must not block. The transport completes the settlement even if the confirmation
     /// is dropped.
     ///
-    /// The confirmation is [`ErrorKind::LeaseLost`](crate::ErrorKind::LeaseLost) when another consumer has the lease.
+    /// The confirmation is [`ErrorKind::LeaseLost`] when another consumer has the lease.
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()>;
 
     /// Renews the lease of `token` now, because the handler is still working.
@@ -160,6 +161,15 @@ pub trait Settle: Send + Sync + 'static {
         let _ = token;
         true
     }
+}
+
+/// The error of a settlement or renewal whose lease has passed to another consumer.
+pub(crate) fn lease_lost() -> Error {
+    Error::new(
+        ErrorKind::LeaseLost,
+        "the lease ended and the message went to another consumer, or its group was moved or deleted",
+    )
+    .during("settle")
 }
 
 impl Delivery {

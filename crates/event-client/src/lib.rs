@@ -56,6 +56,7 @@
 #[allow(unused_extern_crates, reason = "only the derives inside this crate use the path")]
 extern crate self as event_client;
 
+mod backoff;
 mod bounds;
 pub mod bus;
 mod checked;
@@ -79,6 +80,7 @@ pub mod status;
 pub mod subject;
 pub mod subscription;
 mod supervise;
+mod sync;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::delivery::Delivery;
+use crate::sync::lock;
 use crate::telemetry;
 
 /// The shortest pause between two log lines about missed messages of one subscription.
@@ -212,7 +213,7 @@ impl Feed {
         }
         metrics::counter!(telemetry::BROADCAST_MISSED, telemetry::SYSTEM => transport).increment(messages);
         self.missed.fetch_add(messages, Ordering::Relaxed);
-        let mut unlogged = self.unlogged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unlogged = lock(&self.unlogged);
         unlogged.0 += messages;
         if unlogged.1.is_none_or(|at| at.elapsed() >= QUIET) {
             *unlogged = (0, Some(Instant::now()));
@@ -242,7 +243,7 @@ impl Feed {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        if self.unlogged.get_mut().unwrap_or_else(PoisonError::into_inner).0 > 0 {
+        if lock(&self.unlogged).0 > 0 {
             self.log_missed();
         }
         // If a panic of the transport's task drops the feed, that is a defect of this library, and another subscription

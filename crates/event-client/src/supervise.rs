@@ -10,11 +10,12 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use smol_str::SmolStr;
 
-use crate::service::panic_text;
+use crate::backoff::Backoff;
 
-/// The longest pause before a task that panics repeatedly is restarted.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The pauses before a task that panics repeatedly is restarted.
+const RESTART: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(30));
 
 /// Runs `work`. A panic is logged and counted, and then `died` is called, after everything that `work` owned has been
 /// dropped.
@@ -26,10 +27,9 @@ pub(crate) async fn run(name: &'static str, work: impl Future<Output = ()>, died
 
 /// Runs the future that `work` returns, and calls `work` again after a panic: for tasks whose state is elsewhere.
 pub(crate) async fn again<F: Future<Output = ()>>(name: &'static str, mut work: impl FnMut() -> F) {
-    let mut pause = Duration::from_millis(20);
+    let mut backoff = RESTART;
     while panicked(name, work()).await {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        backoff.pause().await;
     }
 }
 
@@ -43,4 +43,11 @@ async fn panicked(name: &'static str, work: impl Future<Output = ()>) -> bool {
         "a task of the bus panicked, which is a defect of this library; its subscription or connection ends, or it is restarted"
     );
     true
+}
+
+/// Returns the text of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> SmolStr {
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no text").into()
 }

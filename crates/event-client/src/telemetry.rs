@@ -39,6 +39,8 @@ names! {
     AGE = "messaging.message.age", describe_histogram Seconds "age of an event when its handler starts";
     /// Counter: messages that a broadcast subscription missed, because the transport dropped them before it took them.
     BROADCAST_MISSED = "messaging.broadcast.missed", describe_counter Count "messages that slow broadcast subscribers missed";
+    /// Counter: messages that a transport skipped because they had expired.
+    EXPIRED = "event_client_expired_total", describe_counter Count "expired messages that were skipped";
     /// Gauge: messages that are stored and not yet fetched by the group, retries included.
     GROUP_WAITING = "messaging.group.waiting", describe_gauge Count "messages that the group has not fetched yet, retries included";
     /// Gauge: messages that are fetched and not settled.
@@ -56,6 +58,8 @@ names! {
 
     /// Label and span field: the name of the transport.
     SYSTEM = "messaging.system";
+    /// Label of the counters of one transport's own work: the name of the transport, with the values of [`SYSTEM`].
+    TRANSPORT = "transport";
     /// Label and span field: `process`, `serve` or `request`.
     OPERATION = "messaging.operation.type";
     /// Label and span field: the subject.
@@ -74,4 +78,11 @@ names! {
     OUTCOME = "outcome";
     /// Label: the name of the circuit breaker.
     CIRCUIT = "circuit";
+}
+
+/// Counts messages that `transport` skipped because they had expired.
+pub(crate) fn count_expired(transport: &'static str, messages: u64) {
+    if messages > 0 {
+        metrics::counter!(EXPIRED, TRANSPORT => transport).increment(messages);
+    }
 }

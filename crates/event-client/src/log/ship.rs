@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::layer::ShippingLayer;
 use super::queue::Queue;
 use super::record::{LogBatch, LogRecord};
+use crate::backoff::Backoff;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind};
 use crate::message::MessageId;
@@ -19,8 +20,8 @@ use crate::supervise;
 
 /// The longest time that a record waits for other records of its batch.
 const LINGER: Duration = Duration::from_millis(200);
-/// The first and the longest wait between attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// The waits between attempts.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// The longest time for one publish.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -180,14 +181,13 @@ impl Work {
     async fn publish(&self, batch: LogBatch) -> Result<(), TooLarge> {
         // All attempts use one id: the aggregator keeps a batch once, however often it arrives.
         let id = MessageId::now();
-        let mut wait = BACKOFF.0;
-        let mut failing = false;
+        let mut backoff = BACKOFF;
         loop {
             let publish = self.bus.publish(batch.clone()).id(id.clone()).into_future();
             let error = match timeout(DEADLINE, publish).await {
                 Ok(Ok(_)) => {
                     self.stats.count(&batch);
-                    if failing {
+                    if backoff.tries() > 0 {
                         tracing::info!("logs are shipped again");
                     }
                     return Ok(());
@@ -196,16 +196,14 @@ impl Work {
                 Ok(Err(error)) => error,
                 Err(_) => Error::new(ErrorKind::Timeout, "publishing took too long"),
             };
-            if !failing {
+            if backoff.tries() == 0 {
                 // Logged by the other layers; our own layer leaves it out.
                 tracing::warn!(
                     %error,
                     "cannot ship logs; they are queued, and a full queue drops records of the lowest level"
                 );
             }
-            failing = true;
-            sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            wait = (wait * 2).min(BACKOFF.1);
+            backoff.pause().await;
         }
     }
 }

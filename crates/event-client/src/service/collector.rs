@@ -23,9 +23,9 @@ use super::handler::{Handler, HandlerOptions};
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::versions::Versions;
-use super::worker::panic_text;
 use crate::bus::Bus;
 use crate::error::Result;
+use crate::supervise::panic_text;
 
 /// A handler created by [`BatchHandler::batch`].
 pub struct Batching<H: BatchHandler<M, S>, M, S> {

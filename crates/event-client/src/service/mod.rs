@@ -84,7 +84,6 @@ pub use running::{Running, ServiceHandle};
 pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
-pub(crate) use worker::panic_text;
 pub use worker::{Counts, Stats};
 
 use crate::bus::Bus;

@@ -14,14 +14,14 @@ use super::extract::Endpoint;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::reply_channel::Exchange;
-use super::worker::{HandlerRuntime, panic_text};
+use super::worker::HandlerRuntime;
 use crate::bounds;
 use crate::codec::Codec;
 use crate::delivery::{DeliveryInfo, Reason};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
 use crate::status::Status;
-use crate::supervise;
+use crate::supervise::{self, panic_text};
 use crate::trail::Trail;
 use crate::transport::{Frame, IncomingRequest};
 

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use smol_str::SmolStr;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -27,7 +26,7 @@ use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::message::Message;
-use crate::supervise;
+use crate::supervise::{self, panic_text};
 use crate::trail::Trail;
 
 /// The number of deliveries beyond the last attempt after which a message counts as one that crashes its consumers.
@@ -285,11 +284,4 @@ impl HandlerRuntime {
 
 fn instant(time: jiff::Timestamp) -> Instant {
     bounds::from_now(bounds::left_until(time))
-}
-
-/// Returns the text of a panic.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> SmolStr {
-    let text =
-        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no text").into()
 }

@@ -29,6 +29,8 @@ mod key_queue;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(any(feature = "nats", feature = "redis", feature = "rabbitmq"))]
+mod outage;
 mod provision;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;

@@ -18,6 +18,7 @@ use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message, MessageId, Position};
 use crate::subject::Subject;
+use crate::telemetry::count_expired;
 use crate::transport::{Receipt, headers};
 
 /// Stores `message` and wakes the groups and listeners that match its subject.
@@ -120,19 +121,13 @@ impl State {
     fn sweep(&mut self, now: Instant) {
         let log = &mut self.log;
         let expired = self.groups.iter_mut().map(|(_, group)| group.sweep(now, log)).sum();
-        count_expired(expired);
+        count_expired("memory", expired);
     }
 
     /// Wakes all members and listeners, so that they check the timers again.
     pub(super) fn wake_all(&mut self) {
         self.groups.iter_mut().for_each(|(_, group)| group.wake_all());
         self.listeners.wake_all();
-    }
-}
-
-pub(super) fn count_expired(messages: u64) {
-    if messages > 0 {
-        metrics::counter!("event_client_expired_total", "transport" => "memory").increment(messages);
     }
 }
 

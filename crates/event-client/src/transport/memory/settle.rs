@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use super::connection::{Connection, GroupRef, closed};
 use crate::bounds;
 use crate::confirm::Confirm;
-use crate::delivery::{Settle, Settlement, Token};
-use crate::error::{Error, ErrorKind, Result};
+use crate::delivery::{Settle, Settlement, Token, lease_lost};
+use crate::error::Result;
 
 /// Settles the deliveries of one subscription.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ impl Settler {
             return Err(closed().during("settle"));
         }
         let group = state.groups.get_mut(self.group.place).filter(|group| group.uid == self.group.uid);
-        let Some(group) = group else { return Err(lost()) };
-        let Some(index) = group.leased(token) else { return Err(lost()) };
+        let Some(group) = group else { return Err(lease_lost()) };
+        let Some(index) = group.leased(token) else { return Err(lease_lost()) };
         match settlement {
             Settlement::Ack => {
                 let entry = group.finish(index);
@@ -77,17 +77,9 @@ impl Settle for Settler {
                     group.renew(index, until);
                     Ok(())
                 }
-                None => Err(lost()),
+                None => Err(lease_lost()),
             }
         };
         Confirm::ready(renewed)
     }
-}
-
-fn lost() -> Error {
-    Error::new(
-        ErrorKind::LeaseLost,
-        "the lease ended and the message went to another consumer, or its group was moved or deleted",
-    )
-    .during("settle")
 }

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::connection::{Connection, GroupRef, State};
 use super::group::{Entry, Fetched, GroupState};
 use super::log::Log;
-use super::publish::count_expired;
 use super::settle::Settler;
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo, Settle};
@@ -19,6 +18,7 @@ use crate::message::Position;
 use crate::subject::{Group, Pattern, Subject};
 use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
+use crate::telemetry::count_expired;
 use crate::transport::topology::compare_group;
 use crate::transport::{Mode, Start, Subscribe};
 
@@ -164,7 +164,7 @@ impl Membership {
             return Next::End;
         }
         group.advance(now);
-        count_expired(group.fetch(self.id, most, now, &mut state.log, out));
+        count_expired("memory", group.fetch(self.id, most, now, &mut state.log, out));
         if out.is_empty() {
             group.wait(self.id);
             let timers = [next_due, group.next_timer()];

@@ -16,7 +16,6 @@ use super::connection::Connection;
 use super::fetch::count_expired;
 use super::group::{Floor, StartAt};
 use super::member::Source;
-use super::outage::Outage;
 use super::poison::defect;
 use super::pull::{PullStatus, Pulls};
 use super::{codec, names};
@@ -26,6 +25,7 @@ use crate::message::Position;
 use crate::subject::Pattern;
 use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
+use crate::transport::outage::Outage;
 use crate::transport::{Start, Subscribe};
 
 /// Interval of scans for topics, in addition to the notifications of new ones.

@@ -58,7 +58,6 @@ mod kv;
 mod member;
 mod micro;
 mod names;
-mod outage;
 mod outbound;
 mod poison;
 mod presence;

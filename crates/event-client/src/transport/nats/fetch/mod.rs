@@ -15,7 +15,6 @@ use self::subjects::Subjects;
 use super::double_ack::send;
 use super::group::{Record, Standing};
 use super::member::{Command, LeasedMessage, Member, Seen, Source};
-use super::outage::Outage;
 use super::poison::{self, Disconnects};
 use super::pull::{EXPIRES, PullStatus, Pulls, part};
 use super::settle::{ACK, Attempt, PROGRESS};
@@ -25,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
+use crate::transport::outage::Outage;
 
 mod leases;
 mod receive;

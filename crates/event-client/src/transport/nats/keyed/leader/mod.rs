@@ -29,9 +29,9 @@ use crate::transport::nats::dead_letters::{self, DeadLettering};
 use crate::transport::nats::error::lost;
 use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::member::Source;
-use crate::transport::nats::outage::Outage;
 use crate::transport::nats::poison::Disconnects;
 use crate::transport::nats::pull::{PullStatus, Pulls};
+use crate::transport::outage::Outage;
 
 mod reading;
 mod settling;
