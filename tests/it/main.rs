@@ -11,6 +11,7 @@ mod house_rules;
 mod outbox;
 mod private_files;
 mod readme;
+mod stored_data;
 mod streams;
 mod terminals;
 mod torture;

@@ -31,14 +31,14 @@ fn every_command_of_the_readme_is_run_by_a_test() {
     let elsewhere = [
         "cargo test -p backbone-tests --test conformance",
         "BACKBONE_KILLS=100 cargo test -p backbone-tests --test conformance -- sqlite::crash::consumers_killed",
-        "cargo run --release -- demo --once",
+        "cargo run -- demo --once",
         "ops/test",
         "cargo bench -p event-client",
     ];
     let here = [
-        "cargo run --release -- up",
-        "cargo run --release -- sub 'orders.>' &",
-        r#"cargo run --release -- pub orders.placed.v1 '{"order_id": 7, "cents": 1200}'"#,
+        "cargo run -- up",
+        "cargo run -- sub 'orders.>' &",
+        r#"cargo run -- pub orders.placed.v1 '{"order_id": 7, "cents": 1200}'"#,
         r#"curl -d '{"service": "shop", "message": "hello"}' -H 'content-type: application/json' localhost:5000/logs"#,
     ];
     for command in commands() {
@@ -66,8 +66,7 @@ async fn the_first_minute() {
     };
     let program = backbone_tests::binary("backbone", "backbone");
     let ours = |command: &str| {
-        let command =
-            command.trim_end_matches(" &").replace("cargo run --release --", program.to_str().unwrap());
+        let command = command.trim_end_matches(" &").replace("cargo run --", program.to_str().unwrap());
         format!("exec {}", command.replace("localhost:5000", &format!("127.0.0.1:{port}")))
     };
     let find = |part: &str| {

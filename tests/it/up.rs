@@ -6,14 +6,15 @@ use std::time::Duration;
 use backbone_tests::{Cli, Process, Signal, eventually, free_port};
 use serde_json::{Value, json};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-struct Up {
-    process: Process,
-    base: String,
+pub(crate) struct Up {
+    pub(crate) process: Process,
+    pub(crate) base: String,
 }
 
-async fn up(cli: &Cli, data: &std::path::Path) -> Up {
+/// Starts `backbone up` with this data directory.
+pub(crate) async fn up(cli: &Cli, data: &std::path::Path) -> Up {
     let port = free_port().to_string();
     let data = data.to_str().expect("a temporary folder is UTF-8");
     let mut command = cli.command(&["up", "--data-dir", data, "--port", &port]);
