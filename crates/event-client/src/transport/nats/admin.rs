@@ -11,7 +11,7 @@ use smol_str::SmolStr;
 use super::NatsTransport;
 use super::connection::Connection;
 use super::group::{Record, StartAt};
-use super::keyed::{Mark, REPLAYS};
+use super::keyed::{self, Mark, REPLAYS};
 use super::member::Source;
 use super::names::{self, token};
 use super::presence::MemberStatus;
@@ -85,7 +85,7 @@ impl Connection {
         topics: &[SmolStr],
         now: i64,
     ) -> Result<(u64, Option<Timestamp>)> {
-        let progress = self.progress(&status.group, record.epoch).await?.unwrap_or_default();
+        let progress = keyed::progress(self, &status.group, record.epoch).await?.unwrap_or_default();
         let (mut unsettled, mut oldest): (u64, Option<Timestamp>) = (0, None);
         let replays = record.replays.then(|| SmolStr::new_static(REPLAYS));
         for topic in topics.iter().chain(&replays) {
@@ -98,10 +98,10 @@ impl Connection {
                 (
                     stream,
                     filter,
-                    self.unsettled_replays(&status.group, mark).await.map(|count| (count, floor))?,
+                    keyed::unsettled_replays(self, &status.group, mark).await.map(|count| (count, floor))?,
                 )
             } else {
-                (self.names.stream(topic), ">".to_owned(), self.unsettled(record, topic, mark).await?)
+                (self.names.stream(topic), ">".to_owned(), keyed::unsettled(self, record, topic, mark).await?)
             };
             unsettled += count;
             if count > 0
@@ -145,7 +145,7 @@ impl Connection {
             if self.write(&self.group_subject(group), &new, stored.sequence).await?.is_none() {
                 continue;
             }
-            self.depose(group, new.epoch).await?;
+            keyed::depose(self, group, new.epoch).await?;
             self.drop_consumers(group, &old).await?;
             let Some(stored) = self.group(group).await? else { return Ok(()) };
             self.provide(group, stored.value, Provision::Create).await?;

@@ -103,7 +103,11 @@ impl Connection {
         group: &Group,
         record: &Record,
     ) -> Result<(BTreeMap<SmolStr, u64>, u64)> {
-        let progress = if record.keyed { self.progress(group, record.epoch).await? } else { None };
+        let progress = if record.keyed {
+            crate::transport::nats::keyed::progress(self, group, record.epoch).await?
+        } else {
+            None
+        };
         let mut floors = BTreeMap::new();
         for topic in self.topics_of(record).await? {
             let floor = if record.keyed {

@@ -130,7 +130,7 @@ impl Backlog {
             let token = self.ready.pop_front()?;
             let Some(entry) = self.entries.get(&token) else { continue };
             if entry.is_expired() {
-                super::super::fetch::count_expired();
+                crate::transport::nats::fetch::count_expired();
                 self.settle(token);
                 continue;
             }

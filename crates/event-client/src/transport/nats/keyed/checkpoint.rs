@@ -6,8 +6,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 
-use crate::subject::{Pattern, Subject};
+use crate::error::Result;
+use crate::subject::{Group, Pattern, Subject};
+use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::Record;
+use crate::transport::nats::names::token;
+
+/// The name of the replayed letters among the topics. No topic can have this name.
+pub(in super::super) const REPLAYS: &str = "@replays";
 
 /// The record of a keyed group: its leader and its settled messages.
 ///
@@ -117,6 +123,21 @@ impl Mark {
     pub(in super::super) fn floor(&self) -> u64 {
         self.open.keys().next().copied().unwrap_or(self.next)
     }
+}
+
+/// Returns the subject under which a keyed group's record is stored.
+pub(super) fn subject(connection: &Connection, group: &Group) -> String {
+    connection.names.record("leader", &token(group.as_str()))
+}
+
+/// Returns the progress of a keyed group; `None` when it has had no leader since it was created or moved.
+pub(in super::super) async fn progress(
+    connection: &Connection,
+    group: &Group,
+    epoch: u64,
+) -> Result<Option<Progress>> {
+    let stored = connection.read::<Progress>(&subject(connection, group)).await?;
+    Ok(stored.map(|stored| stored.value).filter(|progress| progress.epoch == epoch))
 }
 
 /// A range of a topic that a leader read under outdated filters, and that is read again.

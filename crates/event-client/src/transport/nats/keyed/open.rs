@@ -1,31 +1,25 @@
 //! Requests of the keyed reader: opens a topic from a position, and fetches messages that were begun and not settled,
-//! dead-letter replays, and messages that may have broken the connection. `leader/reading.rs` decides when.
+//! dead-letter replays, and messages that may have broken the connection. `leader/reader.rs` decides when.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::json;
 use smol_str::{SmolStr, format_smolstr};
 
-use super::checkpoint::Mark;
+use super::checkpoint::REPLAYS;
+use super::ephemeral::{self, EphemeralConsumer};
 use crate::delivery::DeliveryInfo;
 use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
 use crate::subject::Group;
-use crate::transport::nats::api::nanos;
 use crate::transport::nats::connection::Connection;
-use crate::transport::nats::group::{Record, StartAt};
+use crate::transport::nats::group::Record;
 use crate::transport::nats::kv::Raw;
 use crate::transport::nats::{codec, dead_letters, poison};
 
-/// The name of the replayed letters among the topics. No topic can have this name.
-pub(in super::super) const REPLAYS: &str = "@replays";
-/// The server deletes an ephemeral consumer that receives no pull for this time.
-const EPHEMERAL: Duration = Duration::from_secs(300);
 /// Largest number of messages that are fetched one by one at a time.
 const FETCH: usize = 64;
 /// Largest number of messages checked after a disconnect: at least as many as may have been in transit.
@@ -43,9 +37,12 @@ pub(super) struct Opened {
     pub(super) anew: bool,
     /// Sequence of the first message that the consumer delivers.
     pub(super) next: u64,
-    /// Earlier open messages in order; `None` for one that the stream no longer has or that cannot be read.
-    pub(super) open: Vec<(u64, Option<(Message, DeliveryInfo)>)>,
+    /// Earlier open messages in order.
+    pub(super) open: Vec<Fetched>,
 }
+
+/// A message that was fetched by its sequence; `None` for one that the stream no longer has or that cannot be read.
+pub(super) type Fetched = (u64, Option<(Message, DeliveryInfo)>);
 
 /// The part of a topic to read: its start, and the open messages that are not loaded.
 pub(super) struct Wanted {
@@ -53,12 +50,6 @@ pub(super) struct Wanted {
     pub(super) made: Option<Timestamp>,
     pub(super) next: u64,
     pub(super) missing: Vec<u64>,
-}
-
-impl StartAt {
-    fn at(next: u64) -> Self {
-        Self::Sequence(next.max(1))
-    }
 }
 
 /// Opens every topic of the group except those in `known`. `care` means that a message may have broken the
@@ -113,11 +104,11 @@ pub(super) async fn open(
         let (consumer, next) = if is_replays {
             (None, next.unwrap_or(1))
         } else {
-            let from = next.filter(|next| *next > 0).map_or_else(|| record.start_of(&topic), StartAt::at);
-            let ephemeral = connection
-                .ephemeral_consumer(&stream, &from, &connection.filters_of(&record, &topic))
-                .await?;
-            (Some(ephemeral.name), next.unwrap_or(0).max(ephemeral.delivered.stream_seq + 1))
+            let from = ephemeral::start(&record, &topic, next);
+            let filters = connection.filters_of(&record, &topic);
+            let EphemeralConsumer { name, first, .. } =
+                ephemeral::create(&connection, &stream, &from, &filters).await?;
+            (Some(name), next.unwrap_or(0).max(first))
         };
         all.push(Opened { topic, stream, consumer, made, anew: false, next, open });
     }
@@ -131,7 +122,7 @@ async fn look(
     record: &Record,
     topic: &str,
     next: &mut u64,
-) -> Result<Vec<(u64, Option<(Message, DeliveryInfo)>)>> {
+) -> Result<Vec<Fetched>> {
     let stream = connection.names.stream(topic);
     let mut found = Vec::new();
     for _ in 0..LOOK {
@@ -159,7 +150,7 @@ pub(super) async fn replays(
     group: Group,
     mut next: u64,
     room: usize,
-) -> Result<Vec<(u64, Option<(Message, DeliveryInfo)>)>> {
+) -> Result<Vec<Fetched>> {
     let stream = connection.names.work();
     let subject = connection.names.replayed(&group);
     let mut found = Vec::new();
@@ -201,87 +192,4 @@ pub(super) fn about(sequence: u64, published_at: Timestamp) -> DeliveryInfo {
     info.position = Some(Position(u128::from(sequence)));
     info.published_at = Some(published_at);
     info
-}
-
-/// The server's information on a consumer that it has just created.
-#[derive(Deserialize)]
-pub(in super::super) struct EphemeralConsumer {
-    pub(in super::super) name: String,
-    delivered: Delivered,
-    #[serde(default)]
-    num_pending: u64,
-}
-
-#[derive(Deserialize)]
-struct Delivered {
-    #[serde(default)]
-    stream_seq: u64,
-}
-
-impl Connection {
-    /// Creates an ephemeral consumer in the server's memory, without acknowledgements.
-    async fn ephemeral_consumer(
-        &self,
-        stream: &str,
-        from: &StartAt,
-        filters: &[String],
-    ) -> Result<EphemeralConsumer> {
-        let mut config = json!({
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "mem_storage": true,
-            "num_replicas": 1,
-            "inactive_threshold": nanos(EPHEMERAL),
-        });
-        match filters {
-            [] => {}
-            [one] => config["filter_subject"] = json!(one),
-            several => config["filter_subjects"] = json!(several),
-        }
-        from.write(&mut config);
-        let body = json!({ "stream_name": stream, "config": config });
-        Ok(self.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?)
-    }
-
-    /// Returns the number of replayed letters that a keyed group has not settled.
-    pub(in super::super) async fn unsettled_replays(
-        &self,
-        group: &Group,
-        mark: Option<&Mark>,
-    ) -> Result<u64> {
-        let (mut next, mut count) = mark.map_or((1, 0), |mark| (mark.next.max(1), mark.open.len() as u64));
-        let subject = self.names.replayed(group);
-        while let Some(raw) =
-            self.read_raw(&self.names.work(), json!({ "seq": next, "next_by_subj": subject })).await?
-        {
-            (next, count) = (raw.seq + 1, count + 1);
-        }
-        Ok(count)
-    }
-
-    /// Returns the number of messages of a topic that a keyed group has not settled, and the first sequence.
-    pub(in super::super) async fn unsettled(
-        &self,
-        record: &Record,
-        topic: &str,
-        mark: Option<&Mark>,
-    ) -> Result<(u64, u64)> {
-        let stream = self.names.stream(topic);
-        let Some(info) = self.stream_of(topic).await? else { return Ok((0, 0)) };
-        // Progress in an earlier stream does not apply to this one.
-        let mark = mark.filter(|mark| mark.made.is_none() || mark.made == info.created);
-        let open = mark.map_or(0, |mark| mark.open.len() as u64);
-        if mark.is_some_and(|mark| mark.next > info.state.last_seq) {
-            return Ok((open, mark.map_or(0, Mark::floor)));
-        }
-        let from = match mark {
-            Some(mark) if mark.next > 0 => StartAt::at(mark.next),
-            _ => record.start_of(topic),
-        };
-        let ephemeral = self.ephemeral_consumer(&stream, &from, &self.filters_of(record, topic)).await?;
-        let next = ephemeral.delivered.stream_seq + 1;
-        self.delete_consumer(&stream, &ephemeral.name).await?;
-        let first = mark.filter(|mark| !mark.open.is_empty()).map_or(next, Mark::floor);
-        Ok((open + ephemeral.num_pending, first))
-    }
 }

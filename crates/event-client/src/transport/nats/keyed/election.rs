@@ -1,35 +1,18 @@
-//! Leadership of a keyed group: reads, takes over and writes the leader's record.
+//! The election of a keyed group's leader through its record: standby members watch the record and take it over, the
+//! leader renews it with each write, and a move of the group removes the leader.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::checkpoint::{Again, Mark, Progress, rewind};
-use crate::confirm::Answer;
-use crate::delivery::Token;
+use super::checkpoint::{Again, Mark, Progress, rewind, subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::group::{Record, Standing};
-use crate::transport::nats::names::token;
-
-/// Whether this member leads or stands by.
-pub(super) enum Role {
-    StandBy {
-        /// Time at which the record is read again.
-        look: Instant,
-        looking: bool,
-        seen: Option<Seen>,
-    },
-    Leads {
-        /// Sequence of the record's last write.
-        sequence: u64,
-    },
-}
 
 /// The group record as a standby member last saw it.
 #[derive(Clone, Copy)]
@@ -77,51 +60,6 @@ pub(super) enum Written {
     Ours(u64),
     /// Another member leads.
     Lost,
-}
-
-/// Answers, with their waiting time, and claimed messages that both wait for a write.
-#[derive(Default)]
-pub(super) struct Pending {
-    pub(super) answers: Vec<(Instant, Answer<()>)>,
-    pub(super) claims: Vec<(Token, OwnedSemaphorePermit)>,
-}
-
-impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
-        self.answers.is_empty() && self.claims.is_empty()
-    }
-
-    /// Puts the content of a failed write in front, so that the next write includes it.
-    pub(super) fn put_back(&mut self, mut earlier: Self) {
-        earlier.answers.append(&mut self.answers);
-        earlier.claims.append(&mut self.claims);
-        *self = earlier;
-    }
-
-    /// Answers every waiting settlement with `error`, and drops the claims.
-    pub(super) fn give_up(&mut self, error: fn() -> Error) -> Vec<Token> {
-        for (_, answer) in self.answers.drain(..) {
-            let _ = answer.send(Err(error().during("settle")));
-        }
-        self.claims.drain(..).map(|(token, _)| token).collect()
-    }
-
-    /// Answers settlements that have waited too long with an error. Their changes are still written as soon as
-    /// possible.
-    pub(super) fn expire(&mut self, patience: Duration, error: &Error) {
-        let now = Instant::now();
-        let (late, rest) =
-            self.answers.drain(..).partition(|(since, _)| now.duration_since(*since) >= patience);
-        self.answers = rest;
-        let late: Vec<(Instant, Answer<()>)> = late;
-        for (_, answer) in late {
-            let _ = answer.send(Err(Error::new(error.kind(), error.to_string()).during("settle")));
-        }
-    }
-}
-
-fn subject(connection: &Connection, group: &Group) -> String {
-    connection.names.record("leader", &token(group.as_str()))
 }
 
 /// Takes over the record if no member leads.
@@ -194,31 +132,24 @@ pub(super) async fn write(
     })
 }
 
-impl Connection {
-    /// Returns the progress of a keyed group; `None` when it has had no leader since it was created or moved.
-    pub(in super::super) async fn progress(&self, group: &Group, epoch: u64) -> Result<Option<Progress>> {
-        let stored = self.read::<Progress>(&subject(self, group)).await?;
-        Ok(stored.map(|stored| stored.value).filter(|progress| progress.epoch == epoch))
-    }
-
-    /// Removes the leader because the group was moved: nothing can be settled under the old epoch any more.
-    pub(in super::super) async fn depose(&self, group: &Group, epoch: u64) -> Result<()> {
-        let subject = subject(self, group);
-        loop {
-            let Some(last) = self.read::<Progress>(&subject).await? else { return Ok(()) };
-            if last.value.epoch >= epoch {
-                return Ok(());
-            }
-            let moved = Progress { left: true, epoch, ..Progress::default() };
-            if self.write(&subject, &moved, last.sequence).await?.is_some() {
-                self.tell_led(group);
-                return Ok(());
-            }
+/// Removes the leader because the group was moved: nothing can be settled under the old epoch any more.
+pub(in super::super) async fn depose(connection: &Connection, group: &Group, epoch: u64) -> Result<()> {
+    let subject = subject(connection, group);
+    loop {
+        let Some(last) = connection.read::<Progress>(&subject).await? else { return Ok(()) };
+        if last.value.epoch >= epoch {
+            return Ok(());
+        }
+        let moved = Progress { left: true, epoch, ..Progress::default() };
+        if connection.write(&subject, &moved, last.sequence).await?.is_some() {
+            tell_led(connection, group);
+            return Ok(());
         }
     }
+}
 
-    /// Notifies standby members that the group has no leader.
-    pub(super) fn tell_led(&self, group: &Group) {
-        self.outbound.send_bare(async_nats::Subject::from(self.names.led(group)), None, bytes::Bytes::new());
-    }
+/// Notifies standby members that the group has no leader.
+pub(super) fn tell_led(connection: &Connection, group: &Group) {
+    let subject = async_nats::Subject::from(connection.names.led(group));
+    connection.outbound.send_bare(subject, None, bytes::Bytes::new());
 }

@@ -1,0 +1,41 @@
+//! The group's record as this member last read it, and reads of it.
+
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+
+use super::jobs::{Done, Jobs};
+use crate::transport::nats::group::Record;
+use crate::transport::nats::keyed::member::KeyedMember;
+
+pub(super) struct GroupRecord {
+    member: Arc<KeyedMember>,
+    pub(super) current: Record,
+    reading: bool,
+    /// The running read may have missed a change.
+    again: bool,
+}
+
+impl GroupRecord {
+    pub(super) fn new(member: Arc<KeyedMember>, current: Record) -> Self {
+        Self { member, current, reading: false, again: false }
+    }
+
+    /// Reads the record, now or after the running read. Returns whether a read begins now.
+    pub(super) fn reload(&mut self, jobs: &mut Jobs) -> bool {
+        if std::mem::replace(&mut self.reading, true) {
+            self.again = true;
+            return false;
+        }
+        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
+        let known = self.current.clone();
+        jobs.start(async move { connection.standing(&group, &known).await }.map(Done::Reloaded));
+        true
+    }
+
+    /// Notes the end of a read. Returns whether another one was requested meanwhile.
+    pub(super) fn reloaded(&mut self) -> bool {
+        self.reading = false;
+        std::mem::take(&mut self.again)
+    }
+}

@@ -1,0 +1,80 @@
+//! The time at which the reader opens topics that it does not read yet, and whether it opens them with care.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::transport::nats::connection::Connection;
+use crate::transport::nats::poison::Disconnects;
+
+pub(super) struct Opening {
+    /// Topics are being opened.
+    running: bool,
+    /// Time at which topics are to be opened.
+    at: Option<Instant>,
+    failures: u32,
+    disconnects: Disconnects,
+    /// The connection may have broken because of a message that cannot be read.
+    care: bool,
+}
+
+impl Opening {
+    pub(super) fn new(connection: &Connection) -> Self {
+        Self { running: false, at: None, failures: 0, disconnects: Disconnects::new(connection), care: false }
+    }
+
+    /// Returns whether topics are being opened or are to be opened.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.running || self.at.is_some()
+    }
+
+    pub(super) fn care(&self) -> bool {
+        self.care
+    }
+
+    /// Opens topics after a delay, or at the time set before if that is earlier.
+    pub(super) fn soon(&mut self, after: Duration) {
+        let at = Instant::now() + after;
+        self.at = Some(self.at.map_or(at, |set| set.min(at)));
+    }
+
+    /// Returns the pause before the next try, after a failure.
+    pub(super) fn back_off(&mut self) -> Duration {
+        self.failures = (self.failures + 1).min(6);
+        let most = 25_u64 << self.failures;
+        Duration::from_millis(fastrand::u64(most / 2..=most))
+    }
+
+    /// Returns the time at which topics are to be opened; `None` while they are being opened.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.at.filter(|_| !self.running)
+    }
+
+    /// Notes that topics are being opened.
+    pub(super) fn begin(&mut self) {
+        self.at = None;
+        self.running = true;
+    }
+
+    /// Notes the end of opening.
+    pub(super) fn ended(&mut self) {
+        self.running = false;
+    }
+
+    /// Notes that topics were opened.
+    pub(super) fn succeeded(&mut self) {
+        self.failures = 0;
+        self.care = false;
+    }
+
+    /// Forgets that topics are being opened or are to be opened.
+    pub(super) fn clear(&mut self) {
+        self.running = false;
+        self.at = None;
+    }
+
+    /// Records a new connection: the connection may have broken because of a message.
+    pub(super) fn reconnected(&mut self, connection: &Connection, lease: Duration) {
+        self.care |= self.disconnects.are_odd(connection, lease);
+    }
+}
