@@ -13,6 +13,7 @@ use super::checkpoint::{Attempted, Mark};
 use crate::bounds;
 use crate::delivery::{DeliveryInfo, Token};
 use crate::message::Message;
+use crate::telemetry::count_expired;
 use crate::transport::key_queue::KeyQueue;
 
 /// Largest number of messages behind busy keys, and of messages that wait for a retry. No more are read at this
@@ -130,7 +131,7 @@ impl Backlog {
             let token = self.ready.pop_front()?;
             let Some(entry) = self.entries.get(&token) else { continue };
             if entry.is_expired() {
-                crate::transport::nats::fetch::count_expired();
+                count_expired("nats", 1);
                 self.settle(token);
                 continue;
             }

@@ -1,7 +1,7 @@
 //! A member of a keyed group, as its deliveries and its connection use it. The task in `leader/` holds the rest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::confirm::{Answer, Confirm};
-use crate::delivery::{Settle, Settlement, Token};
+use crate::delivery::{Settle, Settlement, Token, lease_lost};
 use crate::subject::Group;
+use crate::sync::lock;
 use crate::transport::nats::connection::Connection;
-use crate::transport::nats::error::{closed, lost};
+use crate::transport::nats::error::closed;
 use crate::transport::nats::presence::{MemberStatus, Participant};
 
 /// The part of a keyed group's subscription that its deliveries and its connection use.
@@ -61,11 +62,11 @@ impl KeyedMember {
 
     /// Returns the time until which its leadership is valid.
     pub(super) fn until(&self) -> Instant {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.until)
     }
 
     pub(super) fn set_until(&self, until: Instant) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        *lock(&self.until) = until;
     }
 
     /// Returns a receiver of `true` when the member has to release everything.
@@ -106,7 +107,7 @@ impl KeyedMember {
         let (answer, confirm) = Confirm::channel();
         match self.commands.send(command(answer)) {
             Ok(()) => confirm,
-            Err(_) => Confirm::ready(Err(lost())),
+            Err(_) => Confirm::ready(Err(lease_lost())),
         }
     }
 }

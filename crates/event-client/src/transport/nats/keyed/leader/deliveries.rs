@@ -9,11 +9,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::jobs::{Done, Jobs};
 use super::writer::{CheckpointWriter, Claims};
 use crate::confirm::Answer;
-use crate::delivery::{Delivery, Settle, Settlement, Token};
+use crate::delivery::{Delivery, Settle, Settlement, Token, lease_lost};
 use crate::error::Result;
 use crate::subscription::Feed;
 use crate::transport::nats::dead_letters::{self, DeadLettering};
-use crate::transport::nats::error::lost;
 use crate::transport::nats::keyed::backlog::Backlog;
 use crate::transport::nats::keyed::member::{Command, KeyedMember};
 
@@ -84,7 +83,7 @@ impl Deliveries {
         let (Command::Settle(token, ..) | Command::Renew(token, _)) = &command;
         let Some(entry) = self.backlog.out(*token) else {
             let (Command::Settle(.., answer) | Command::Renew(_, answer)) = command;
-            return drop(answer.send(Err(lost())));
+            return drop(answer.send(Err(lease_lost())));
         };
         let (token, settlement, answer) = match command {
             Command::Settle(token, settlement, answer) => (token, settlement, answer),
@@ -125,7 +124,7 @@ impl Deliveries {
     ) {
         // Tokens are not used again, so this is not a message that was read after the loss of the leadership.
         if !self.dead_lettering.remove(&token) {
-            return drop(answer.send(Err(lost())));
+            return drop(answer.send(Err(lease_lost())));
         }
         match result {
             Ok(()) => {

@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::transport::nats::connection::Connection;
 use crate::transport::nats::poison::Disconnects;
+
+/// The pauses after failures.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(1600));
 
 pub(super) struct Opening {
     /// Topics are being opened.
     running: bool,
     /// Time at which topics are to be opened.
     at: Option<Instant>,
-    failures: u32,
+    backoff: Backoff,
     disconnects: Disconnects,
     /// The connection may have broken because of a message that cannot be read.
     care: bool,
@@ -20,7 +24,13 @@ pub(super) struct Opening {
 
 impl Opening {
     pub(super) fn new(connection: &Connection) -> Self {
-        Self { running: false, at: None, failures: 0, disconnects: Disconnects::new(connection), care: false }
+        Self {
+            running: false,
+            at: None,
+            backoff: BACKOFF,
+            disconnects: Disconnects::new(connection),
+            care: false,
+        }
     }
 
     /// Returns whether topics are being opened or are to be opened.
@@ -40,9 +50,7 @@ impl Opening {
 
     /// Returns the pause before the next try, after a failure.
     pub(super) fn back_off(&mut self) -> Duration {
-        self.failures = (self.failures + 1).min(6);
-        let most = 25_u64 << self.failures;
-        Duration::from_millis(fastrand::u64(most / 2..=most))
+        self.backoff.next_pause()
     }
 
     /// Returns the time at which topics are to be opened; `None` while they are being opened.
@@ -63,7 +71,7 @@ impl Opening {
 
     /// Notes that topics were opened.
     pub(super) fn succeeded(&mut self) {
-        self.failures = 0;
+        self.backoff = BACKOFF;
         self.care = false;
     }
 

@@ -14,15 +14,16 @@ use super::jobs::{Done, Jobs};
 use super::leadership::Leadership;
 use super::reader::{Received, StreamReader};
 use super::writer::CheckpointWriter;
+use crate::delivery::lease_lost;
 use crate::error::Result;
 use crate::subscription::{Feed, Health};
-use crate::transport::nats::error::{closed, lost};
+use crate::transport::nats::error::closed;
 use crate::transport::nats::group::{Record, Standing};
 use crate::transport::nats::keyed::checkpoint::{self, Mark};
 use crate::transport::nats::keyed::election::{self, Claimed, Taken, Written};
 use crate::transport::nats::keyed::member::{Command, KeyedMember};
 use crate::transport::nats::keyed::open::Opened;
-use crate::transport::nats::outage::Outage;
+use crate::transport::outage::Outage;
 
 pub(super) struct Leader {
     pub(super) member: Arc<KeyedMember>,
@@ -321,7 +322,7 @@ impl Leader {
 
     /// Drops everything held here, because it can no longer be settled.
     fn void(&mut self) {
-        self.writer.give_up(lost);
+        self.writer.give_up(lease_lost);
         self.deliveries.void();
         self.reader.forget(BTreeMap::new());
     }
@@ -340,7 +341,7 @@ impl Leader {
     /// Ends the member: nothing is written any more.
     pub(super) fn end(mut self) {
         // Over a connection that has ended, it is unknown whether the record was written.
-        let error = if self.member.connection.closed.is_cancelled() { closed } else { lost };
+        let error = if self.member.connection.closed.is_cancelled() { closed } else { lease_lost };
         self.writer.give_up(error);
         self.reader.close();
         self.deliveries.feed.report(Health::Stopped);
