@@ -16,6 +16,16 @@ pub(super) struct GroupRecord {
     again: bool,
 }
 
+/// The difference between a newly read record and the one before.
+#[derive(PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    /// The group's filters have changed, maybe several times.
+    Filters,
+    /// The group was moved.
+    Moved,
+}
+
 impl GroupRecord {
     pub(super) fn new(member: Arc<KeyedMember>, current: Record) -> Self {
         Self { member, current, reading: false, again: false }
@@ -37,5 +47,19 @@ impl GroupRecord {
     pub(super) fn reloaded(&mut self) -> bool {
         self.reading = false;
         std::mem::take(&mut self.again)
+    }
+
+    /// Replaces the record by one that was read. Returns the difference, and the number of changes of the filters that
+    /// were known before.
+    pub(super) fn replace(&mut self, record: Record) -> (Change, u64) {
+        let old = std::mem::replace(&mut self.current, record);
+        let change = if self.current.epoch != old.epoch {
+            Change::Moved
+        } else if self.current.filters != old.filters || self.current.changes != old.changes {
+            Change::Filters
+        } else {
+            Change::None
+        };
+        (change, old.changes)
     }
 }

@@ -59,14 +59,6 @@ impl Leadership {
         matches!(self.role, Role::Leads { .. })
     }
 
-    /// Returns the sequence of the record's last write; `None` while another member leads.
-    pub(super) fn sequence(&self) -> Option<u64> {
-        match self.role {
-            Role::StandBy { .. } => None,
-            Role::Leads { sequence } => Some(sequence),
-        }
-    }
-
     pub(super) fn term(&self) -> u64 {
         self.term
     }
@@ -136,15 +128,25 @@ impl Leadership {
         self.written + lease / 3
     }
 
-    /// Returns the record to write next. `left` means that this member resigns.
-    pub(super) fn next_record(
+    /// Starts to write the leader's record. `left` means that this member resigns.
+    pub(super) fn write(
         &mut self,
+        now: Instant,
         left: bool,
         record: &Record,
         topics: BTreeMap<SmolStr, Mark>,
-    ) -> Progress {
+        jobs: &mut Jobs,
+    ) {
+        let Role::Leads { sequence } = self.role else { return };
         self.own.beat += 1;
-        Progress { left, epoch: record.epoch, changes: record.changes, topics, ..self.own.clone() }
+        let progress =
+            Progress { left, epoch: record.epoch, changes: record.changes, topics, ..self.own.clone() };
+        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
+        let within =
+            connection.config.request_timeout.min((record.lease() / 3).max(Duration::from_millis(500)));
+        let term = self.term;
+        let job = election::write(connection, group, progress, sequence, within);
+        jobs.start(job.map(move |result| Done::Written { term, asked: now, left, result }));
     }
 
     /// Stands by from now on, because another member leads. `marks` are the group's at the end of the leadership.

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::deliveries::Deliveries;
-use super::group_record::GroupRecord;
+use super::group_record::{Change, GroupRecord};
 use super::jobs::{Done, Jobs};
 use super::leadership::Leadership;
 use super::reader::{Received, StreamReader};
@@ -106,23 +105,18 @@ impl Leader {
 
     /// Writes the record when there are changes or a renewal is due. Returns the time at which to run again.
     fn write(&mut self, now: Instant) -> Option<Instant> {
-        let sequence = self.leadership.sequence()?;
         let record = &self.record.current;
-        let lease = record.lease();
         let left = self.deliveries.is_stopping() && self.deliveries.is_idle();
         // A member whose subscription was dropped does not renew.
         let renews = !self.deliveries.feed.gone().is_cancelled();
-        let at = self.writer.next(left, renews.then(|| self.leadership.renewal(lease)))?;
+        let renewal = renews.then(|| self.leadership.renewal(record.lease()));
+        let at = self.writer.next(left, renewal)?;
         if at > now {
             return Some(at);
         }
         self.writer.begin();
-        let progress = self.leadership.next_record(left, record, self.deliveries.backlog.marks.clone());
-        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
-        let within = connection.config.request_timeout.min((lease / 3).max(Duration::from_millis(500)));
-        let term = self.leadership.term();
-        let job = election::write(connection, group, progress, sequence, within);
-        self.jobs.start(job.map(move |result| Done::Written { term, asked: now, left, result }));
+        let marks = self.deliveries.backlog.marks.clone();
+        self.leadership.write(now, left, record, marks, &mut self.jobs);
         None
     }
 
@@ -297,24 +291,21 @@ impl Leader {
 
     /// Applies a newly read record of the group.
     fn change(&mut self, record: Record) {
-        let old = std::mem::replace(&mut self.record.current, record);
-        let record = &self.record.current;
-        let moved = record.epoch != old.epoch;
-        let other = record.filters != old.filters || record.changes != old.changes;
-        if moved {
+        let (change, changes) = self.record.replace(record);
+        if change == Change::Moved {
             self.leadership.forget_marks();
         }
         if !self.leadership.leads() {
             return;
         }
-        if !moved && !other {
-            return self.reader.opening.soon(Duration::ZERO);
-        }
-        if moved {
-            // The group was moved, so everything held here is void.
-            self.void();
-        } else {
-            self.reader.repeat(checkpoint::rewind(&mut self.deliveries.backlog.marks, old.changes, record));
+        match change {
+            Change::None => return self.reader.opening.soon(Duration::ZERO),
+            Change::Filters => {
+                let marks = &mut self.deliveries.backlog.marks;
+                self.reader.repeat(checkpoint::rewind(marks, changes, &self.record.current));
+            }
+            // Everything held here is void.
+            Change::Moved => self.void(),
         }
         self.writer.mark_dirty();
         self.reader.read_anew(Duration::ZERO);
