@@ -1,15 +1,12 @@
-//! Requests to JetStream's API: JSON in both directions, a deadline for each, and errors classified by their code.
+//! Errors of JetStream's API, classified by their code, and the API's unit of time.
 
 use std::fmt;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::connection::Connection;
 use crate::bounds;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind};
 
 /// The reason why a request failed.
 #[derive(Debug)]
@@ -68,76 +65,8 @@ impl From<ApiError> for Error {
     }
 }
 
-/// The error of a reply, if there is one.
-#[derive(Deserialize)]
-struct Reply {
-    error: Option<ApiError>,
-}
-
-impl Connection {
-    /// Sends a request to JetStream's API. `subject` omits the prefix `$JS.API.`.
-    pub(super) async fn api<T: DeserializeOwned>(
-        &self,
-        subject: &str,
-        body: &impl serde::Serialize,
-    ) -> Result<T, Failure> {
-        let subject = format!("$JS.API.{subject}");
-        let body = serde_json::to_vec(body).expect("plain data").into();
-        let bytes = self.ask(subject, body, self.config.request_timeout).await?;
-        let reply: Reply = serde_json::from_slice(&bytes).map_err(odd)?;
-        match reply.error {
-            Some(error) => Err(Failure::Api(error)),
-            None => serde_json::from_slice(&bytes).map_err(odd),
-        }
-    }
-
-    /// Sends a request over core NATS with a deadline.
-    pub(super) async fn ask(&self, subject: String, body: Bytes, within: Duration) -> Result<Bytes, Failure> {
-        self.ask_with_headers(subject, async_nats::HeaderMap::new(), body, within).await
-    }
-
-    pub(super) async fn ask_with_headers(
-        &self,
-        subject: String,
-        headers: async_nats::HeaderMap,
-        body: Bytes,
-        within: Duration,
-    ) -> Result<Bytes, Failure> {
-        if self.closed.is_cancelled() {
-            return Err(Failure::Other(super::error::closed()));
-        }
-        let mut denied = self.denied.subscribe();
-        let mut request = async_nats::Request::new().payload(body).timeout(Some(within));
-        if !headers.is_empty() {
-            request = request.headers(headers);
-        }
-        let mut answer = std::pin::pin!(self.client.send_request(subject.clone(), request));
-        loop {
-            tokio::select! {
-                answer = &mut answer => return match answer {
-                    Ok(message) => Ok(message.payload),
-                    Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-                        Err(Failure::NoResponder)
-                    }
-                    Err(error) if error.kind() == async_nats::RequestErrorKind::TimedOut => {
-                        Err(Failure::Other(self.no_answer(&subject, within)))
-                    }
-                    Err(error) => Err(Failure::Other(
-                        Error::new(ErrorKind::Unavailable, "the request did not reach the server").because(error),
-                    )),
-                },
-                refused = denied.recv() => if let Ok(refused) = refused
-                    && (refused.subject == subject || refused.is_inbox())
-                {
-                    return Err(Failure::Other(refused.error()));
-                },
-                () = self.closed.cancelled() => return Err(Failure::Other(super::error::closed())),
-            }
-        }
-    }
-}
-
-fn odd(error: serde_json::Error) -> Failure {
+/// Converts the error of a reply that could not be parsed.
+pub(super) fn unreadable(error: serde_json::Error) -> Failure {
     Failure::Other(
         Error::new(ErrorKind::Unsupported, "the reply of JetStream could not be parsed").because(error),
     )

@@ -7,7 +7,7 @@
 //! receives an error.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_nats::message::OutboundMessage;
 use async_nats::{HeaderMap, Subject as NatsSubject};
@@ -16,18 +16,15 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::api::ApiError;
-use super::connection::Connection;
-use super::pub_ack::{Ack, PendingPublish};
-use super::{codec, publish};
+use super::client::Client;
+use super::codec;
+use super::pub_ack::{Ack, Outgoing, PendingPublish};
 use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Message, Position};
+use crate::sync::lock;
 use crate::transport::Receipt;
 
-/// First server version with atomic batches.
-pub(super) const SINCE: (u32, u32) = (2, 12);
-/// Stream setting that allows atomic batches.
-pub(super) const SETTING: &str = "allow_atomic";
 /// Smallest batch. Fewer messages are stored faster one by one, because a batch takes about four fsyncs.
 const LEAST: usize = 4;
 /// Largest number of messages in a batch; servers accept 1000.
@@ -47,8 +44,10 @@ pub(super) struct Item {
 }
 
 /// The waiting messages, by topic.
-#[derive(Default)]
 pub(super) struct Batches {
+    client: Arc<Client>,
+    /// Receives each message of a batch for which there was no responder.
+    resend: Box<dyn Fn(Outgoing) + Send + Sync>,
     lines: Mutex<HashMap<SmolStr, Line>>,
     /// Notified when a line has ended; `idle` waits for it while the connection closes.
     done: Notify,
@@ -74,13 +73,18 @@ enum BatchReply {
 
 impl Batches {
     fn lines(&self) -> MutexGuard<'_, HashMap<SmolStr, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lines)
+    }
+
+    pub(super) fn new(client: &Arc<Client>, resend: Box<dyn Fn(Outgoing) + Send + Sync>) -> Arc<Self> {
+        let (client, lines, done) = (client.clone(), Mutex::default(), Notify::new());
+        Arc::new(Self { client, resend, lines, done })
     }
 
     /// Stores a message after all earlier messages of its topic.
-    pub(super) fn publish(connection: &Arc<Connection>, item: Item) {
+    pub(super) fn publish(self: &Arc<Self>, item: Item) {
         let topic = item.message.subject.topic();
-        let mut lines = connection.batches.lines();
+        let mut lines = self.lines();
         if let Some(line) = lines.get_mut(topic) {
             line.waiting.push_back(item);
             return;
@@ -88,16 +92,14 @@ impl Batches {
         let topic = SmolStr::new(topic);
         lines.insert(topic.clone(), Line { waiting: VecDeque::from([item]), rest: None });
         drop(lines);
-        let line = connection.clone();
-        connection.vital("nats batches", async move {
-            let connection = line;
-            let closed = connection.closed.clone();
+        let batches = self.clone();
+        self.client.vital("nats batches", async move {
             tokio::select! {
-                () = connection.store_line(&topic) => {}
+                () = batches.store_line(&topic) => {}
                 // The dropped answers report an unknown outcome to the publishers.
-                () = closed.cancelled() => drop(connection.batches.lines().remove(&topic)),
+                () = batches.client.closed.cancelled() => drop(batches.lines().remove(&topic)),
             }
-            connection.batches.done.notify_waiters();
+            batches.done.notify_waiters();
         });
     }
 
@@ -154,14 +156,12 @@ impl Batches {
             line.rest = Some(Instant::now() + REST);
         }
     }
-}
 
-impl Connection {
     /// Stores the waiting messages of a topic until none is left.
-    async fn store_line(self: &Arc<Self>, topic: &str) {
+    async fn store_line(&self, topic: &str) {
         // Yields once, so that a publisher can queue a whole window of messages first.
         tokio::task::yield_now().await;
-        while let Some((items, batch)) = self.batches.next(topic) {
+        while let Some((items, batch)) = self.next(topic) {
             if batch {
                 self.store_batch(topic, items).await;
             } else {
@@ -171,19 +171,19 @@ impl Connection {
     }
 
     /// Publishes each message on its own, in order, and waits until the last one is confirmed or has failed.
-    async fn store_singly(self: &Arc<Self>, items: Vec<Item>) {
+    async fn store_singly(&self, items: Vec<Item>) {
         let mut waiting: Vec<(PendingPublish, Confirm<Receipt>)> = Vec::with_capacity(items.len());
         for item in items {
             let (answer, confirm) = PendingPublish::free();
             waiting.push((item.answer, confirm));
-            self.outbound.publish(item.subject, item.headers, item.message, answer, item.deadline);
+            self.client.outbound.publish(item.subject, item.headers, item.message, answer, item.deadline);
         }
         for (answer, confirm) in waiting {
             answer.send(confirm.await);
         }
     }
 
-    async fn store_batch(self: &Arc<Self>, topic: &str, items: Vec<Item>) {
+    async fn store_batch(&self, topic: &str, items: Vec<Item>) {
         let id = uuid::Uuid::now_v7().simple().to_string();
         let count = items.len();
         let deadline = items.iter().map(|item| item.deadline).min().expect("not empty");
@@ -195,11 +195,16 @@ impl Connection {
             let payload = item.message.payload.clone();
             if at + 1 < count {
                 let subject = item.subject.clone();
-                self.outbound.send(OutboundMessage { subject, reply: None, payload, headers: Some(headers) });
+                self.client.outbound.send(OutboundMessage {
+                    subject,
+                    reply: None,
+                    payload,
+                    headers: Some(headers),
+                });
             } else {
                 codec::put(&mut headers, "Nats-Batch-Commit", "1");
                 let subject = item.subject.clone();
-                commit = Some(self.outbound.ask(subject, Some(headers), payload, deadline));
+                commit = Some(self.client.outbound.ask(subject, Some(headers), payload, deadline));
             }
         }
         let outcome = outcome(commit.expect("there is a last one").await, count);
@@ -212,12 +217,13 @@ impl Connection {
             }
             Ok(BatchReply::Nobody) => {
                 for item in items {
-                    publish::again(self, item.message, item.answer, item.deadline);
+                    let Item { message, answer, deadline, .. } = item;
+                    (self.resend)(Outgoing { message, answer, deadline });
                 }
             }
             Ok(BatchReply::Refused(error)) => {
                 tracing::debug!(%error, topic, count, "a batch was refused; its messages are sent one by one");
-                self.batches.rest(topic);
+                self.rest(topic);
                 self.store_singly(items).await;
             }
             Err(error) => {

@@ -12,19 +12,20 @@ use serde_json::json;
 use smol_str::SmolStr;
 use tokio::time::Instant;
 
-use super::connection::Connection;
-use super::fetch::count_expired;
-use super::group::{Floor, StartAt};
-use super::member::Source;
+use super::api::nanos;
+use super::group::consumer::{self, Floor};
+use super::group::{Groups, StartAt};
 use super::poison::defect;
 use super::pull::{PullStatus, Pulls};
-use super::{codec, names};
+use super::source::Source;
+use super::streams::{self, StreamInfo};
+use super::{codec, kv, names};
 use crate::delivery::{Delivery, DeliveryInfo};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::message::Position;
 use crate::subject::Pattern;
 use crate::subscription::{Feed, Health, Subscription};
-use crate::supervise;
+use crate::telemetry::count_expired;
 use crate::transport::outage::Outage;
 use crate::transport::{Start, Subscribe};
 
@@ -34,7 +35,7 @@ const RESCAN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
 
 struct Listener {
-    connection: Arc<Connection>,
+    groups: Arc<Groups>,
     feed: Feed,
     filters: Vec<Pattern>,
     start: Start,
@@ -64,19 +65,19 @@ struct Place {
     gap: Option<(u64, u64)>,
 }
 
-pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> Result<Subscription> {
+/// Opens a broadcast. Returns the task that receives its messages.
+pub(super) async fn subscribe(
+    groups: &Arc<Groups>,
+    spec: Subscribe,
+) -> Result<(Subscription, impl Future<Output = ()> + use<>)> {
     let (feed, subscription) = Subscription::channel(spec.max_in_flight);
-    let inbox = connection.client.new_inbox();
-    let listen = async |subject: String| {
-        connection.client.subscribe(subject).await.map_err(|error| {
-            Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
-        })
-    };
+    let client = &groups.client;
+    let inbox = client.new_inbox();
     let mut listener = Listener {
-        messages: listen(format!("{inbox}.>")).await?,
-        news: listen(connection.names.news()).await?,
-        pulls: Pulls::new(connection.outbound.clone(), inbox.clone()),
-        connection: connection.clone(),
+        messages: client.subscribe(format!("{inbox}.>")).await?,
+        news: client.subscribe(client.names.news()).await?,
+        pulls: Pulls::new(client.outbound.clone(), inbox.clone()),
+        groups: groups.clone(),
         feed,
         filters: spec.filters,
         start: spec.start,
@@ -91,8 +92,7 @@ pub(super) async fn subscribe(connection: &Arc<Connection>, spec: Subscribe) -> 
     if listener.start == Start::New {
         listener.start = Start::Earliest;
     }
-    connection.tasks.spawn(supervise::run("nats broadcast", listener.run(), || {}));
-    Ok(subscription)
+    Ok((subscription, listener.run()))
 }
 
 impl Listener {
@@ -101,12 +101,12 @@ impl Listener {
         let mut topics: Vec<SmolStr> =
             self.filters.iter().filter_map(Pattern::topic).map(SmolStr::new).collect();
         if self.filters.iter().any(|filter| filter.topic().is_none()) {
-            topics.extend(self.connection.topics().await?);
+            topics.extend(streams::topics(&self.groups.client).await?);
         }
         topics.sort();
         topics.dedup();
         for topic in topics {
-            let stream = self.connection.names.stream(&topic);
+            let stream = self.groups.client.names.stream(&topic);
             if !self.pulls.sources().any(|source| source.stream == stream) {
                 let consumer = self.create(&topic, &stream).await?;
                 self.pulls.add(Source::new(stream, consumer, false));
@@ -127,14 +127,14 @@ impl Listener {
             "replay_policy": "instant",
             "mem_storage": true,
             "num_replicas": 1,
-            "inactive_threshold": super::api::nanos(Duration::from_secs(60)),
+            "inactive_threshold": nanos(Duration::from_secs(60)),
         });
         // Several filters would be one more setting that an old server ignores. Messages that do not match are
         // dropped here.
         if let [filter] = names::cover(reaching, topic, false).as_slice() {
-            config["filter_subject"] = json!(self.connection.names.event(filter));
+            config["filter_subject"] = json!(self.groups.client.names.event(filter));
         }
-        let made = self.connection.stand(topic).await?;
+        let made = self.groups.stand(topic).await?;
         let from = match self.places.get(topic) {
             Some(place) if place.made == made => StartAt::Sequence(place.next),
             // The stream was deleted and created again, so all its messages are new.
@@ -146,16 +146,16 @@ impl Listener {
         };
         from.write(&mut config);
         let body = json!({ "stream_name": stream, "config": config });
-        let created: Created = self.connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        let created: Created = self.groups.client.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
         let first = Place { made, next: created.delivered.stream_seq + 1, turn: 0, gap: None };
         self.places.entry(topic.into()).or_insert(first).turn = 0;
         Ok(created.name)
     }
 
     async fn run(mut self) {
-        let mut connects = self.connection.connects.clone();
+        let mut connects = self.groups.client.link.connects.clone();
         connects.mark_unchanged();
-        let (closed, stopped) = (self.connection.closed.clone(), self.feed.stopped().clone());
+        let (closed, stopped) = (self.groups.client.closed.clone(), self.feed.stopped().clone());
         let mut rescan = Instant::now() + RESCAN;
         self.feed.report(Health::Live);
         loop {
@@ -183,7 +183,7 @@ impl Listener {
                 () = tokio::time::sleep_until(next) => {}
                 () = stopped.cancelled() => break,
                 () = closed.cancelled() => break,
-                () = self.connection.outbound.closing() => break,
+                () = self.groups.client.outbound.closing() => break,
             }
             if self.look.is_some_and(|at| Instant::now() >= at) {
                 self.count_missed().await;
@@ -196,7 +196,7 @@ impl Listener {
         }
         let sources: Vec<_> = self.pulls.sources().cloned().collect();
         for source in sources {
-            let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
+            let _ = consumer::delete(&self.groups.client, &source.stream, &source.consumer).await;
         }
     }
 
@@ -219,7 +219,7 @@ impl Listener {
         if self.pulls.received(ack.stream, ack.consumer, Instant::now()).is_none() {
             return;
         }
-        let Some(topic) = self.connection.names.topic(ack.stream) else { return };
+        let Some(topic) = self.groups.client.names.topic(ack.stream) else { return };
         let Some(place) = self.places.get_mut(topic) else { return };
         if ack.turn != place.turn + 1 {
             // An earlier message was lost in transit. It is delivered again, and this one after it.
@@ -232,13 +232,13 @@ impl Listener {
             self.look.get_or_insert_with(|| Instant::now() + LOOK);
         }
         (place.next, place.turn) = (ack.sequence + 1, ack.turn);
-        let Some(subject) = codec::subject(&self.connection.names, &message.subject) else { return };
+        let Some(subject) = codec::subject(&self.groups.client.names, &message.subject) else { return };
         if !self.filters.iter().any(|filter| filter.matches(&subject)) {
             return;
         }
         let decoded = codec::message(message.headers.as_ref(), message.payload, subject, || ack.id());
         if decoded.expires_at.is_some_and(|at| at <= jiff::Timestamp::now()) {
-            return count_expired();
+            return count_expired("nats", 1);
         }
         let mut info = DeliveryInfo::new(1);
         info.position = Some(Position(u128::from(ack.sequence)));
@@ -252,9 +252,9 @@ impl Listener {
         (self.behind, self.look) = (false, None);
         for (topic, place) in &mut self.places {
             let Some((from, size)) = place.gap.take() else { continue };
-            let stream = self.connection.names.stream(topic);
-            let info: Result<super::streams::StreamInfo, _> =
-                self.connection.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
+            let stream = self.groups.client.names.stream(topic);
+            let info: Result<StreamInfo, _> =
+                self.groups.client.api(&format!("STREAM.INFO.{stream}"), &json!({})).await;
             match info {
                 Ok(info) => self.feed.missed("nats", info.state.first_seq.saturating_sub(from).min(size)),
                 // Checked again with the next gap.
@@ -278,7 +278,7 @@ impl Listener {
         self.pulls.forget();
         let sources: Vec<_> = self.pulls.sources().cloned().collect();
         for source in sources {
-            match self.connection.consumer_info(&source.stream, &source.consumer).await {
+            match consumer::info(&self.groups.client, &source.stream, &source.consumer).await {
                 Ok(Some(info)) => self.go_back(&source, info.delivered.stream_seq).await,
                 Ok(None) => self.pulls.remove(&source),
                 Err(error) => self.begin_outage(&error.to_string()),
@@ -290,16 +290,16 @@ impl Listener {
     /// Creates the consumer again at the first message that was delivered but did not arrive. Messages that cannot be
     /// read are skipped, because they would break the connection again.
     async fn go_back(&mut self, source: &Arc<Source>, delivered: u64) {
-        let Some(topic) = self.connection.names.topic(&source.stream).map(SmolStr::new) else { return };
+        let Some(topic) = self.groups.client.names.topic(&source.stream).map(SmolStr::new) else { return };
         let Some(place) = self.places.get(&topic).filter(|place| place.next <= delivered) else { return };
         let (made, mut next) = (place.made, place.next);
         while next <= delivered {
-            let raw = match self.connection.read_raw(&source.stream, json!({ "seq": next })).await {
+            let raw = match kv::read_raw(&self.groups.client, &source.stream, json!({ "seq": next })).await {
                 Ok(raw) => raw,
                 Err(error) => return self.begin_outage(&error.to_string()),
             };
             if let Some(raw) = raw {
-                let subject = codec::subject(&self.connection.names, &raw.subject);
+                let subject = codec::subject(&self.groups.client.names, &raw.subject);
                 let wanted =
                     subject.is_some_and(|own| self.filters.iter().any(|filter| filter.matches(&own)));
                 match defect(&raw) {
@@ -318,7 +318,7 @@ impl Listener {
         let gap = self.places.get(&topic).and_then(|place| place.gap);
         self.places.insert(topic, Place { made, next, turn: 0, gap });
         self.pulls.remove(source);
-        let _ = self.connection.delete_consumer(&source.stream, &source.consumer).await;
+        let _ = consumer::delete(&self.groups.client, &source.stream, &source.consumer).await;
     }
 
     fn begin_outage(&mut self, what: &str) {

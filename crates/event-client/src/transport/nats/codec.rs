@@ -1,10 +1,14 @@
-//! Converts messages to NATS messages and back: headers, subjects, and the reply subject of a delivery.
+//! Converts messages to NATS messages and back: headers, subjects, and the reply subject and answers of a delivery.
+
+use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
+use bytes::Bytes;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
 use super::names::Names;
+use crate::bounds;
 use crate::message::{Message, MessageId};
 use crate::subject::Subject;
 use crate::transport::headers::{self, Reader};
@@ -16,6 +20,20 @@ const ESCAPED: &str = "bus-escaped";
 pub(super) const POSITION: &str = "bus-position";
 /// Header with the dedup id of a message.
 pub(super) const DEDUP_ID: &str = "Nats-Msg-Id";
+
+/// Payloads that settle or renew a delivery.
+pub(super) const ACK: Bytes = Bytes::from_static(b"+ACK");
+pub(super) const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
+pub(super) const TERM: Bytes = Bytes::from_static(b"+TERM");
+const NAK: Bytes = Bytes::from_static(b"-NAK");
+
+/// Returns the payload that gives a message back for at least `after`.
+pub(super) fn nak(after: Duration) -> Bytes {
+    if after.is_zero() {
+        return NAK;
+    }
+    format!("-NAK {{\"delay\": {}}}", bounds::signed_nanos(after)).into()
+}
 
 /// Returns the headers of `message`.
 pub(super) fn headers(message: &Message) -> HeaderMap {
@@ -66,7 +84,7 @@ pub(super) fn subject(names: &Names, name: &str) -> Option<Subject> {
 /// Builds the message that arrived under `subject`. `id` makes an id for a message without one.
 pub(super) fn message(
     headers: Option<&HeaderMap>,
-    payload: bytes::Bytes,
+    payload: Bytes,
     subject: Subject,
     id: impl FnOnce() -> MessageId,
 ) -> Message {

@@ -14,25 +14,39 @@ use crate::url::BusUrl;
 #[derive(Clone, PartialEq)]
 pub(super) struct Config {
     pub(super) servers: Vec<String>,
-    pub(super) tls: bool,
     pub(super) login: Login,
-    pub(super) ca: Option<PathBuf>,
-    pub(super) cert: Option<(PathBuf, PathBuf)>,
-    pub(super) tls_first: bool,
+    /// Present for `tls://` URLs.
+    pub(super) tls: Option<Tls>,
     pub(super) namespace: String,
     pub(super) provision: Provision,
+    pub(super) streams: StreamOptions,
+    pub(super) max_unsettled: u64,
+    pub(super) max_payload: Option<usize>,
+    pub(super) publish_timeout: Duration,
+    pub(super) request_timeout: Duration,
+    pub(super) service_discovery: bool,
+}
+
+/// The files of TLS, and the time of its handshake.
+#[derive(Clone, Default, PartialEq)]
+pub(super) struct Tls {
+    pub(super) ca: Option<PathBuf>,
+    pub(super) cert: Option<(PathBuf, PathBuf)>,
+    /// The handshake comes before the server's greeting.
+    pub(super) first: bool,
+}
+
+/// The settings of the streams that this transport creates.
+#[derive(Clone, PartialEq)]
+pub(super) struct StreamOptions {
     pub(super) storage: Storage,
     pub(super) replicas: usize,
     pub(super) max_age: Duration,
     pub(super) max_bytes: u64,
     pub(super) dead_letter_max_age: Duration,
     pub(super) dedup_window: Duration,
-    pub(super) max_unsettled: u64,
-    pub(super) max_payload: Option<usize>,
-    pub(super) publish_timeout: Duration,
-    pub(super) request_timeout: Duration,
+    /// The operator states that the server syncs each message.
     pub(super) sync_always: bool,
-    pub(super) service_discovery: bool,
 }
 
 /// Login method and its data.
@@ -141,15 +155,8 @@ impl Config {
             Some("always") => true,
             Some(_) => return Err(wrong("option `sync` takes default or always")),
         };
-        let config = Self {
-            servers,
-            tls,
-            login,
-            ca,
-            cert,
-            tls_first,
-            namespace,
-            provision: Provision::take(&mut url)?,
+        let provision = Provision::take(&mut url)?;
+        let streams = StreamOptions {
             storage,
             replicas: url.take("replicas", "a number from 1 to 5")?.unwrap_or(1),
             max_age: url.take_duration("max_age", 7 * DAY, Duration::ZERO..=LONGEST)?,
@@ -164,11 +171,19 @@ impl Config {
                 Duration::from_secs(120),
                 Duration::from_millis(100)..=DAY,
             )?,
+            sync_always,
+        };
+        let config = Self {
+            servers,
+            login,
+            tls: tls.then_some(Tls { ca, cert, first: tls_first }),
+            namespace,
+            provision,
+            streams,
             max_unsettled: url.take("max_unsettled", "a number of messages")?.unwrap_or(100_000),
             max_payload: url.take("max_payload", "a number of bytes")?,
             publish_timeout: url.take_duration("publish_timeout", Duration::from_secs(10), PATIENCE)?,
             request_timeout: url.take_duration("request_timeout", Duration::from_secs(5), PATIENCE)?,
-            sync_always,
             service_discovery: url.take("service_discovery", "true or false")?.unwrap_or(true),
         };
         url.finish()?;
@@ -178,16 +193,17 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::new(ErrorKind::Config, what));
-        if !(1..=5).contains(&self.replicas) {
+        let StreamOptions { replicas, max_age, dedup_window, storage, sync_always, .. } = &self.streams;
+        if !(1..=5).contains(replicas) {
             return wrong("option `replicas` takes a number from 1 to 5");
         }
-        if !self.max_age.is_zero() && self.max_age < self.dedup_window {
+        if !max_age.is_zero() && max_age < dedup_window {
             return wrong("option `max_age` must be at least `dedup_window`, or 0s to keep everything");
         }
         if self.max_unsettled == 0 {
             return wrong("option `max_unsettled` takes at least 1");
         }
-        if self.sync_always && self.storage == Storage::Memory {
+        if *sync_always && *storage == Storage::Memory {
             return wrong("option `sync=always` needs `storage=file`");
         }
         Ok(())
@@ -222,7 +238,7 @@ mod tests {
         let config = read("nats://us%40er:p%3Aw@a:1,b:2?namespace=shop&max_age=1h&replicas=3").unwrap();
         assert_eq!(config.servers, ["nats://a:1", "nats://b:2"]);
         assert!(config.login == Login::User("us@er".into(), "p:w".into()));
-        assert_eq!((config.replicas, config.max_age), (3, Duration::from_secs(3600)));
+        assert_eq!((config.streams.replicas, config.streams.max_age), (3, Duration::from_secs(3600)));
         assert!(!format!("{config:?}").contains("p:w"));
         assert!(read("tls://secret@a?ca=/ca.pem").unwrap().login == Login::Token("secret".into()));
     }
@@ -230,7 +246,7 @@ mod tests {
     #[test]
     fn old_names_of_options_are_accepted() {
         let config = read("nats://a?dead_max_age=2d&services=false").unwrap();
-        assert_eq!((config.dead_letter_max_age, config.service_discovery), (2 * DAY, false));
+        assert_eq!((config.streams.dead_letter_max_age, config.service_discovery), (2 * DAY, false));
         assert!(read("nats://a?services=true&service_discovery=true").is_err());
     }
 

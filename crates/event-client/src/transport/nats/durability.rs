@@ -4,8 +4,6 @@
 use serde_json::Value;
 
 use super::config::{Config, Storage};
-use super::connection::Connection;
-use super::streams::StreamInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Durability;
 
@@ -17,9 +15,9 @@ pub(super) const ASYNC: &str = "async";
 /// Returns the durability that the URL promises. Clients cannot read how often the server syncs, so `sync=always` is
 /// a statement of the operator.
 pub(super) fn promised(config: &Config) -> Durability {
-    match config.storage {
+    match config.streams.storage {
         Storage::Memory => Durability::Default,
-        Storage::File if config.sync_always => Durability::Fsync,
+        Storage::File if config.streams.sync_always => Durability::Fsync,
         Storage::File => Durability::PageCache,
     }
 }
@@ -34,17 +32,14 @@ pub(super) fn flaw(stream: &Value) -> Option<&'static str> {
         .then_some("its `persist_mode` is `async`, which confirms before the message is written")
 }
 
-impl Connection {
-    /// Refuses a stream with less durability than this connection promises, for every value of `provision`.
-    pub(super) fn keeps_promise(&self, stream: &str, info: &StreamInfo) -> Result<()> {
-        match flaw(&info.config) {
-            Some(flaw) if promised(&self.config) > Durability::Default => {
-                let text =
-                    format!("the stream lacks the durability promised to publishers: {flaw}; recreate it");
-                Err(Error::new(ErrorKind::Unsupported, text).with("stream", stream))
-            }
-            _ => Ok(()),
+/// Refuses a stream with less durability than the URL promises, for every value of `provision`.
+pub(super) fn keeps_promise(config: &Config, name: &str, stream: &Value) -> Result<()> {
+    match flaw(stream) {
+        Some(flaw) if promised(config) > Durability::Default => {
+            let text = format!("the stream lacks the durability promised to publishers: {flaw}; recreate it");
+            Err(Error::new(ErrorKind::Unsupported, text).with("stream", name))
         }
+        _ => Ok(()),
     }
 }
 

@@ -1,12 +1,10 @@
 //! Converts errors of the NATS client and the server to errors of this crate.
 
 use std::io;
-use std::time::Duration;
 
 use smol_str::SmolStr;
 
 use super::config::{Config, Login};
-use super::connection::Connection;
 use crate::error::{Error, ErrorKind};
 
 /// The server denies the use of a subject. It reports this separately, not as the reply to an operation.
@@ -50,14 +48,6 @@ pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "this connection to the bus has been closed")
 }
 
-pub(super) fn lost() -> Error {
-    Error::new(
-        ErrorKind::LeaseLost,
-        "the lease ended and the message went to another consumer, or its group was moved or deleted",
-    )
-    .during("settle")
-}
-
 /// Converts the error of the first connection attempt.
 pub(super) fn connect(error: async_nats::ConnectError, config: &Config) -> Error {
     use async_nats::ConnectErrorKind as Kind;
@@ -68,7 +58,7 @@ pub(super) fn connect(error: async_nats::ConnectError, config: &Config) -> Error
     }
     let (kind, text) = match error.kind() {
         // A server that refuses a certificate may reset the connection before the reason arrives.
-        _ if is_tls(&error) || config.tls && is_cut(&error) => {
+        _ if is_tls(&error) || config.tls.is_some() && is_cut(&error) => {
             (ErrorKind::Unavailable, "TLS with the server failed; check `ca`, `cert` and `key`")
         }
         Kind::AuthorizationViolation | Kind::Authentication => (
@@ -102,21 +92,6 @@ fn is_cut(error: &async_nats::ConnectError) -> bool {
 
 fn causes(error: &async_nats::ConnectError) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(std::error::Error::source(error), |error| error.source())
-}
-
-impl Connection {
-    /// Builds the error for a missing reply: a timeout while connected, otherwise an unavailable server.
-    pub(super) fn no_answer(&self, subject: &str, within: Duration) -> Error {
-        let error = if self.is_connected() {
-            Error::new(ErrorKind::Timeout, "the server did not answer in time; the outcome is unknown")
-        } else {
-            Error::new(
-                ErrorKind::Unavailable,
-                "the connection to the server is lost and was not restored in time",
-            )
-        };
-        error.with("nats_subject", subject).with("waited", format!("{within:?}"))
-    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,13 @@ use crate::status::{Code, STATUS, STATUS_MESSAGE};
 use crate::subject::Subject;
 use crate::transport::{Frame, headers};
 
+/// Frames of one answer that may be buffered for the caller; as many again may be in transit.
+pub(super) const FRAMES: usize = 64;
+/// Values of a frame's header besides `more` and `last`.
+pub(super) const BUSY: &str = "busy";
+pub(super) const HELD: &str = "held";
+pub(super) const GONE: &str = "gone";
+
 /// Puts a frame's headers into a message, so that the codec can write them. The id is not used.
 fn vessel(headers: Headers, content_type: SmolStr) -> Message {
     let subject = Subject::new("frame").expect("a valid name");

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -10,14 +10,19 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use smol_str::SmolStr;
 
-use super::connection::Connection;
+use super::api::nanos;
+use super::client::Client;
 use crate::request::is_health;
 use crate::subject::Subject;
+use crate::sync::lock;
 use crate::transport::Serve;
 
-/// Services of this connection, by their NATS name.
-#[derive(Default)]
-pub(super) struct Services(Mutex<HashMap<String, Arc<Service>>>);
+/// Services of this connection.
+pub(super) struct Services {
+    client: Arc<Client>,
+    /// By their NATS name.
+    known: Mutex<HashMap<String, Arc<Service>>>,
+}
 
 struct Service {
     name: String,
@@ -42,10 +47,10 @@ impl Endpoint {
     /// Counts a request that was answered.
     pub(super) fn count(&self, took: Duration, failed: Option<SmolStr>) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.nanos.fetch_add(super::api::nanos(took), Ordering::Relaxed);
+        self.nanos.fetch_add(nanos(took), Ordering::Relaxed);
         if let Some(error) = failed {
             self.errors.fetch_add(1, Ordering::Relaxed);
-            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            *lock(&self.last_error) = Some(error);
         }
     }
 
@@ -62,7 +67,7 @@ impl Endpoint {
             "num_requests": requests,
             "num_errors": self.errors.load(Ordering::Relaxed),
             // Null instead of omitted: some clients require the fields.
-            "last_error": self.last_error.lock().unwrap_or_else(PoisonError::into_inner).as_deref(),
+            "last_error": lock(&self.last_error).as_deref(),
             "processing_time": nanos,
             "average_processing_time": nanos.checked_div(requests).unwrap_or(0),
             "data": null,
@@ -76,7 +81,7 @@ impl Endpoint {
 
 impl Service {
     fn endpoints(&self) -> Vec<Arc<Endpoint>> {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = lock(&self.endpoints);
         endpoints.retain(|endpoint| !endpoint.left.load(Ordering::Acquire));
         endpoints.clone()
     }
@@ -115,25 +120,29 @@ fn plain(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '-' }).collect()
 }
 
-impl Connection {
+impl Services {
+    pub(super) fn new(client: &Arc<Client>) -> Self {
+        Self { client: client.clone(), known: Mutex::default() }
+    }
+
     /// Adds a subject to a service, and answers `$SRV` requests for it from then on. The health subject is not an
     /// endpoint.
-    pub(super) async fn enlist(self: &Arc<Self>, spec: &Serve, subject: &Subject) -> Arc<Endpoint> {
+    pub(super) async fn enlist(&self, spec: &Serve, subject: &Subject) -> Arc<Endpoint> {
         let endpoint = Arc::new(Endpoint {
             name: plain(subject.as_str()),
-            subject: self.names.request(subject),
+            subject: self.client.names.request(subject),
             left: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             nanos: AtomicU64::new(0),
             last_error: Mutex::default(),
         });
-        if !self.config.service_discovery || is_health(subject) {
+        if !self.client.config.service_discovery || is_health(subject) {
             return endpoint;
         }
         let name = plain(&spec.service);
         let (service, is_new) = {
-            let mut services = self.services.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut services = lock(&self.known);
             let known = services.len();
             let service = services.entry(name.clone()).or_insert_with(|| {
                 Arc::new(Service {
@@ -147,14 +156,14 @@ impl Connection {
             let service = service.clone();
             (service, services.len() > known)
         };
-        service.endpoints.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint.clone());
+        lock(&service.endpoints).push(endpoint.clone());
         if is_new {
             self.answer_for(&service).await;
         }
         endpoint
     }
 
-    async fn answer_for(self: &Arc<Self>, service: &Arc<Service>) {
+    async fn answer_for(&self, service: &Arc<Service>) {
         for verb in ["PING", "INFO", "STATS"] {
             for of in
                 [String::new(), format!(".{}", service.name), format!(".{}.{}", service.name, service.id)]
@@ -164,8 +173,8 @@ impl Connection {
                     continue;
                 };
                 let (service, outbound, closed) =
-                    (service.clone(), self.outbound.clone(), self.closed.clone());
-                self.vital("nats service questions", async move {
+                    (service.clone(), self.client.outbound.clone(), self.client.closed.clone());
+                self.client.vital("nats service questions", async move {
                     loop {
                         let question = tokio::select! {
                             question = questions.next() => question,

@@ -27,9 +27,20 @@
 //! - **Delayed publish** uses a work queue whose messages are refused until they are due, on every supported server.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use self::admin::Operator;
+use self::client::Client;
+use self::config::{Config, Storage};
+use self::dead_letters::DeadLetters;
+use self::delayed::Delayed;
+use self::group::Groups;
+use self::presence::Presence;
+use self::publish::Publisher;
+use self::rpc::Rpc;
+use self::subscribe::Subscriber;
 use super::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
 use crate::error::Result;
@@ -37,13 +48,15 @@ use crate::message::Message;
 use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
+mod ack_log;
 mod admin;
 mod api;
+mod attempts;
 mod batch;
 mod broadcast;
+mod client;
 mod codec;
 mod config;
-mod connection;
 mod dead_letters;
 mod delayed;
 mod diagnose;
@@ -53,12 +66,15 @@ mod error;
 mod fetch;
 mod frame;
 mod group;
+mod in_flight;
 mod keyed;
 mod kv;
+mod link;
 mod member;
 mod micro;
 mod names;
 mod outbound;
+mod pending_replies;
 mod poison;
 mod presence;
 mod pub_ack;
@@ -66,25 +82,74 @@ mod publish;
 mod pull;
 mod reply;
 mod requests;
+mod rpc;
 mod serve;
 mod settle;
+mod skipped;
+mod source;
 mod streams;
 mod subscribe;
-
-use connection::Connection;
+mod topics;
 
 /// One connection to a NATS server or cluster.
-#[derive(Debug)]
 pub(super) struct NatsTransport {
-    connection: Arc<Connection>,
+    client: Arc<Client>,
     capabilities: Capabilities,
+    presence: Arc<Presence>,
+    publisher: Arc<Publisher>,
+    subscriber: Subscriber,
+    rpc: Arc<Rpc>,
+    operator: Operator,
 }
 
 impl NatsTransport {
     /// Connects to the server that `url` names.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
-        let (connection, capabilities) = Connection::open(config::Config::read(url)?).await?;
-        Ok(Self { connection, capabilities })
+        let client = Client::open(Config::read(url)?).await?;
+        let capabilities = capabilities(&client);
+        let presence = Presence::new(&client);
+        let groups = Groups::new(&client, &presence);
+        let dead_letters = DeadLetters::new(&groups);
+        let delayed = Delayed::new(&groups);
+        let publisher = Publisher::new(&groups, &delayed);
+        let rpc = Rpc::new(&client, &capabilities);
+        let (calls, publishes) = (Arc::downgrade(&rpc), Arc::downgrade(&publisher));
+        let broken = move || {
+            if let Some(rpc) = calls.upgrade() {
+                rpc.let_go();
+            }
+            if let Some(publisher) = publishes.upgrade() {
+                publisher.abandon();
+            }
+        };
+        client.start(publisher.resend(), broken).await?;
+        let subscriber = Subscriber::new(&dead_letters, &delayed);
+        let operator = Operator::new(&dead_letters);
+        Ok(Self { client, capabilities, presence, publisher, subscriber, rpc, operator })
+    }
+}
+
+/// Returns what this transport does with the server and the options of the URL.
+fn capabilities(client: &Client) -> Capabilities {
+    let config = &client.config;
+    let mut capabilities = Capabilities::new("nats");
+    capabilities.persistent = config.streams.storage == Storage::File;
+    capabilities.shared = true;
+    capabilities.max_durability = durability::promised(config);
+    capabilities.durability = capabilities.max_durability;
+    capabilities.max_payload = client.server.max_payload;
+    capabilities.dedup_window = config.streams.dedup_window;
+    capabilities.delayed = true;
+    capabilities.expiry = true;
+    capabilities.replay = true;
+    capabilities.cross_topic = true;
+    capabilities.keyed_members = 1;
+    capabilities
+}
+
+impl std::fmt::Debug for NatsTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NatsTransport").field("client", &self.client).finish_non_exhaustive()
     }
 }
 
@@ -94,26 +159,42 @@ impl Transport for NatsTransport {
     }
 
     fn publish(&self, message: Message) -> Confirm<Receipt> {
-        self.send(message)
+        if self.client.outbound.is_closing() {
+            return Confirm::ready(Err(error::closed()));
+        }
+        if let Err(error) = self.capabilities.check(&message) {
+            return Confirm::ready(Err(error));
+        }
+        self.publisher.publish(message)
     }
 
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
-        Box::pin(async move {
-            subscribe::subscribe(&self.connection, spec).await.map_err(|error| error.during("subscribe"))
-        })
+        Box::pin(
+            async move { self.subscriber.subscribe(spec).await.map_err(|error| error.during("subscribe")) },
+        )
     }
 
     fn requests(&self) -> &dyn Requests {
-        self
+        &*self.rpc
     }
 
     fn admin(&self) -> &dyn Admin {
-        self
+        &self.operator
     }
 
+    /// Settles, flushes and closes. One call is enough; a second one waits for the first.
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            self.connection.close().await;
+            self.client.outbound.stop_taking();
+            self.rpc.let_go();
+            self.presence.close().await;
+            let patience = self.client.config.publish_timeout.min(Duration::from_secs(5));
+            let stored = async {
+                self.publisher.idle().await;
+                self.client.outbound.idle().await;
+            };
+            let _ = tokio::time::timeout(patience, stored).await;
+            self.client.close(patience).await;
             Ok(())
         })
     }

@@ -1,42 +1,37 @@
-//! The outbound queue of a connection, which sends in order and never blocks, and the table of pending replies.
+//! The outbound queue of a connection, which sends in order and never blocks.
 //!
-//! One inbox receives all replies of a connection; the last token of a reply's subject is its index in the table.
 //! Messages go straight into the client's channel while it has room; otherwise they wait in this connection's queue.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
+use async_nats::{Client, HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use slab::Slab;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
-use super::pub_ack::{Ack, PendingPublish};
-use crate::confirm::{Answer, Confirm};
+use super::link::Link;
+use super::pending_replies::{Awaited, PendingReplies};
+use super::pub_ack::{Ack, Outgoing, PendingPublish};
+use crate::confirm::Confirm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
+use crate::sync::lock;
 use crate::transport::Receipt;
 
 /// Sends messages and matches replies to the callers that wait for them.
 pub(super) struct Outbound {
-    inbox: String,
     patience: Duration,
     line: Mutex<Line>,
     grown: Notify,
-    waiting: Mutex<Table>,
-    /// Wakes the deadline task: a deadline was added before the one it waits for.
-    sooner: Notify,
-    /// Notified while closing, when no reply is pending any more.
-    done: Notify,
+    replies: PendingReplies,
     closing: CancellationToken,
 }
 
@@ -46,102 +41,74 @@ struct Line {
     queue: VecDeque<OutboundMessage>,
 }
 
-#[derive(Default)]
-struct Table {
-    /// The connection has ended: replies are no longer read, nor deadlines watched.
-    ended: bool,
-    entries: Slab<Waiting>,
-    generation: u32,
-    /// The deadline that the deadline task waits for.
-    watched: Option<Instant>,
-    /// Deadline, index and generation, the earliest deadline first.
-    deadlines: VecDeque<(Instant, usize, u32)>,
-}
-
-/// A pending reply.
-struct Waiting {
-    generation: u32,
-    subject: NatsSubject,
-    answer: Awaited,
-    deadline: Instant,
-}
-
-/// The kind of reply that a caller waits for.
-enum Awaited {
-    /// The PubAck of a publish; the message is kept, to be sent again if the server was not ready for it.
-    Stored(PendingPublish, Option<Box<Message>>),
-    /// Any reply; `None` if the server reported no responders.
-    Word(Answer<Option<NatsMessage>>),
-}
-
-impl Awaited {
-    fn fail(self, error: Error) {
-        match self {
-            Self::Stored(answer, _) => answer.send(Err(error)),
-            Self::Word(answer) => drop(answer.send(Err(error))),
-        }
-    }
-}
-
 impl Outbound {
     pub(super) fn new(client: Client, patience: Duration) -> Arc<Self> {
-        let inbox = format!("{}.", client.new_inbox());
+        let replies = PendingReplies::new(format!("{}.", client.new_inbox()));
         Arc::new(Self {
-            inbox,
             patience,
             line: Mutex::new(Line { client, queue: VecDeque::new() }),
             grown: Notify::new(),
-            waiting: Mutex::default(),
-            sooner: Notify::new(),
-            done: Notify::new(),
+            replies,
             closing: CancellationToken::new(),
         })
     }
 
-    /// Starts the tasks that drain the queue, read replies and watch deadlines.
-    pub(super) async fn start(connection: &Arc<Connection>) -> Result<()> {
-        let outbound = connection.outbound.clone();
-        let mut confirmations =
-            connection.client.subscribe(format!("{}*", outbound.inbox)).await.map_err(|error| {
-                Error::new(ErrorKind::Unavailable, "no inbox for confirmations").because(error)
-            })?;
-        let closed = connection.closed.clone();
-        let reader = (outbound.clone(), Arc::downgrade(connection), closed.clone());
-        connection.vital("nats confirmations", async move {
-            let (outbound, connection, closed) = reader;
-            let mut answers = Vec::new();
-            loop {
-                let message = tokio::select! {
-                    message = confirmations.next() => message,
-                    () = closed.cancelled() => return,
-                };
-                let Some(message) = message else { return };
-                answers.extend(outbound.confirmed(message, &connection));
-                while let Some(Some(message)) = confirmations.next().now_or_never() {
-                    answers.extend(outbound.confirmed(message, &connection));
-                }
-                answers.drain(..).rev().for_each(|(answer, result): (PendingPublish, _)| answer.send(result));
+    /// Subscribes to the replies of the server.
+    pub(super) async fn subscribe(&self) -> Result<Subscriber> {
+        let client = self.line().client.clone();
+        client
+            .subscribe(format!("{}*", self.replies.inbox))
+            .await
+            .map_err(|error| Error::new(ErrorKind::Unavailable, "no inbox for confirmations").because(error))
+    }
+
+    /// Reads replies. Each message for whose publish there was no responder goes to `resend`.
+    pub(super) async fn read_replies(
+        self: Arc<Self>,
+        mut replies: Subscriber,
+        resend: impl Fn(Outgoing),
+        closed: CancellationToken,
+    ) {
+        let mut answers = Vec::new();
+        loop {
+            let message = tokio::select! {
+                message = replies.next() => message,
+                () = closed.cancelled() => return,
+            };
+            let Some(message) = message else { return };
+            answers.extend(self.confirmed(message, &resend));
+            while let Some(Some(message)) = replies.next().now_or_never() {
+                answers.extend(self.confirmed(message, &resend));
             }
-        });
-        let mover = (outbound.clone(), closed.clone());
-        connection.vital("nats sender", async move {
-            tokio::select! { () = mover.0.move_on() => {}, () = mover.1.cancelled() => {} }
-        });
-        let mut denied = connection.denied.subscribe();
-        let watcher = (outbound, Arc::downgrade(connection), closed);
-        connection.vital("nats deadlines", async move {
-            let (outbound, connection, closed) = watcher;
+            answers.drain(..).rev().for_each(|(answer, result): (PendingPublish, _)| answer.send(result));
+        }
+    }
+
+    /// Sends the messages that wait for room in the client's channel.
+    pub(super) async fn drain(self: Arc<Self>, closed: CancellationToken) {
+        tokio::select! { () = self.move_on() => {}, () = closed.cancelled() => {} }
+    }
+
+    /// Fails pending replies whose deadline has passed, or whose subject the server denies.
+    pub(super) fn watch_deadlines(
+        self: Arc<Self>,
+        link: Link,
+        closed: CancellationToken,
+    ) -> impl Future<Output = ()> {
+        let mut denied = link.denied.subscribe();
+        async move {
             loop {
                 tokio::select! {
-                    () = outbound.until_deadline() => outbound.expire(&connection),
+                    () = self.replies.until_deadline() => {
+                        self.replies.expire(|subject| link.no_answer(subject, self.patience));
+                    }
                     denied = denied.recv() => if let Ok(denied) = denied {
-                        outbound.fail(|waiting| waiting.subject.as_str() == denied.subject, || denied.error());
+                        self.replies.fail(|subject| subject == denied.subject, || denied.error());
                     },
                     () = closed.cancelled() => return,
                 }
             }
-        });
-        Ok(())
+        }
     }
 
     /// Sends without waiting, in the order of the calls.
@@ -179,7 +146,7 @@ impl Outbound {
         let (answer, confirm) = PendingPublish::free();
         let subject = NatsSubject::from(subject);
         let until = Instant::now() + self.patience;
-        let reply = self.wait(subject.clone(), Awaited::Stored(answer, None), until);
+        let reply = self.replies.add(subject.clone(), Awaited::Stored(answer, None), until);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
         confirm
     }
@@ -193,7 +160,7 @@ impl Outbound {
         until: Instant,
     ) -> Confirm<Option<NatsMessage>> {
         let (answer, confirm) = Confirm::channel();
-        let reply = Some(self.wait(subject.clone(), Awaited::Word(answer), until));
+        let reply = Some(self.replies.add(subject.clone(), Awaited::Word(answer), until));
         self.send(OutboundMessage { subject, reply, payload, headers });
         confirm
     }
@@ -208,60 +175,18 @@ impl Outbound {
         deadline: Instant,
     ) {
         let payload = message.payload.clone();
-        let reply = self.wait(subject.clone(), Awaited::Stored(answer, Some(message.into())), deadline);
+        let reply =
+            self.replies.add(subject.clone(), Awaited::Stored(answer, Some(message.into())), deadline);
         self.send(OutboundMessage { subject, reply: Some(reply), headers: Some(headers), payload });
-    }
-
-    /// Adds a pending reply and returns its reply subject.
-    fn wait(&self, subject: NatsSubject, answer: Awaited, deadline: Instant) -> NatsSubject {
-        let mut table = self.table();
-        if table.ended {
-            drop(table);
-            answer.fail(super::error::closed());
-            return NatsSubject::from(self.inbox.as_str());
-        }
-        table.generation = table.generation.wrapping_add(1);
-        let generation = table.generation;
-        let at = table.entries.insert(Waiting { generation, subject, answer, deadline });
-        // Nearly always the last place: most requests have the same timeout.
-        let place = table.deadlines.partition_point(|(other, ..)| *other <= deadline);
-        table.deadlines.insert(place, (deadline, at, generation));
-        let sooner = table.watched.is_none_or(|watched| deadline < watched);
-        drop(table);
-        if sooner {
-            self.sooner.notify_one();
-        }
-        let mut reply = String::with_capacity(self.inbox.len() + 16);
-        reply.push_str(&self.inbox);
-        let _ = std::fmt::Write::write_fmt(&mut reply, format_args!("{at}-{generation}"));
-        NatsSubject::from(reply)
-    }
-
-    fn take(&self, token: &str) -> Option<Waiting> {
-        let (at, generation) = token.split_once('-')?;
-        let (at, generation): (usize, u32) = (at.parse().ok()?, generation.parse().ok()?);
-        let mut table = self.table();
-        if table.entries.get(at)?.generation != generation {
-            return None;
-        }
-        let waiting = table.entries.remove(at);
-        if table.entries.is_empty() {
-            table.deadlines.clear();
-            if self.is_closing() {
-                self.done.notify_waiters();
-            }
-        }
-        Some(waiting)
     }
 
     /// Reads a reply. Returns the publisher to answer and its receipt, unless the reply was handled here.
     fn confirmed(
         &self,
         reply: NatsMessage,
-        connection: &Weak<Connection>,
+        resend: &impl Fn(Outgoing),
     ) -> Option<(PendingPublish, Result<Receipt>)> {
-        let token = reply.subject.as_str().strip_prefix(self.inbox.as_str()).unwrap_or_default();
-        let waiting = self.take(token)?;
+        let waiting = self.replies.take(&reply, self.is_closing())?;
         let nobody = reply.status == Some(StatusCode::NO_RESPONDERS);
         let (answer, message) = match waiting.answer {
             Awaited::Word(answer) => {
@@ -271,9 +196,9 @@ impl Outbound {
             Awaited::Stored(answer, message) => (answer, message),
         };
         let result = if nobody {
-            if let (Some(message), Some(connection)) = (message, connection.upgrade()) {
+            if let Some(message) = message {
                 // No responders: no stream has the subject, or JetStream is not ready after a restart.
-                super::publish::again(&connection, *message, answer, waiting.deadline);
+                resend(Outgoing { message: *message, answer, deadline: waiting.deadline });
                 return None;
             }
             Err(Error::new(ErrorKind::Unavailable, "JetStream does not answer at the moment"))
@@ -307,59 +232,6 @@ impl Outbound {
         }
     }
 
-    async fn until_deadline(&self) {
-        loop {
-            let next = {
-                let mut table = self.table();
-                table.watched = table.deadlines.front().map(|(at, ..)| *at);
-                table.watched
-            };
-            match next {
-                Some(at) => tokio::select! {
-                    () = tokio::time::sleep_until(at) => return,
-                    () = self.sooner.notified() => {}
-                },
-                None => self.sooner.notified().await,
-            }
-        }
-    }
-
-    /// Fails the pending replies whose deadline has passed.
-    fn expire(&self, connection: &Weak<Connection>) {
-        let (now, mut late, mut table) = (Instant::now(), Vec::new(), self.table());
-        while let Some((at, index, generation)) = table.deadlines.front().copied() {
-            let alive = table.entries.get(index).is_some_and(|entry| entry.generation == generation);
-            if alive && at > now {
-                break;
-            }
-            table.deadlines.pop_front();
-            if alive {
-                late.push(table.entries.remove(index));
-            }
-        }
-        drop(table);
-        self.done.notify_waiters();
-        for waiting in late {
-            let error = match connection.upgrade() {
-                Some(connection) => connection.no_answer(waiting.subject.as_str(), self.patience),
-                None => super::error::closed(),
-            };
-            waiting.answer.fail(error);
-        }
-    }
-
-    fn fail(&self, which: impl Fn(&Waiting) -> bool, error: impl Fn() -> Error) {
-        let mut table = self.table();
-        let all = table.entries.iter();
-        let chosen: Vec<_> = all.filter(|(_, waiting)| which(waiting)).map(|(at, _)| at).collect();
-        let chosen: Vec<_> = chosen.into_iter().map(|at| table.entries.remove(at)).collect();
-        drop(table);
-        self.done.notify_waiters();
-        for waiting in chosen {
-            waiting.answer.fail(error());
-        }
-    }
-
     /// Refuses further publishes of users.
     pub(super) fn stop_taking(&self) {
         self.closing.cancel();
@@ -375,26 +247,15 @@ impl Outbound {
 
     /// Waits until no reply is pending.
     pub(super) async fn idle(&self) {
-        loop {
-            let done = self.done.notified();
-            if self.table().entries.is_empty() {
-                return;
-            }
-            done.await;
-        }
+        self.replies.idle().await;
     }
 
     /// Fails every pending reply, and every later one, with [`ErrorKind::Closed`].
     pub(super) fn abandon(&self) {
-        self.table().ended = true;
-        self.fail(|_| true, super::error::closed);
+        self.replies.end();
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.line)
     }
 }

@@ -15,12 +15,15 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::attempts::{self, Attempt};
+use super::client::Client;
 use super::codec;
-use super::connection::Connection;
-use super::dead_letters;
-use super::kv::Raw;
-use super::member::{Member, Source};
-use super::settle::{ACK, Attempt};
+use super::dead_letters::{DeadLettering, DeadLetters};
+use super::group::consumer;
+use super::kv::{self, Raw};
+use super::member::Member;
+use super::names::Names;
+use super::source::Source;
 use crate::delivery::{DeliveryInfo, Reason, Rejection};
 use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
@@ -42,14 +45,14 @@ pub(super) struct Disconnects {
 }
 
 impl Disconnects {
-    pub(super) fn new(connection: &Connection) -> Self {
-        Self { server: connection.client.server_info().server_id, ..Self::default() }
+    pub(super) fn new(client: &Client) -> Self {
+        Self { server: client.link.nats.server_info().server_id, ..Self::default() }
     }
 
     /// Records a reconnect. Returns whether the server is the same as before, or the connection also broke recently.
-    pub(super) fn are_odd(&mut self, connection: &Connection, lease: Duration) -> bool {
+    pub(super) fn are_odd(&mut self, client: &Client, lease: Duration) -> bool {
         let now = Instant::now();
-        let server = connection.client.server_info().server_id;
+        let server = client.link.nats.server_info().server_id;
         let before = self.last.replace(now);
         let soon = before.is_some_and(|before| now < before + lease * 2);
         std::mem::replace(&mut self.server, server.clone()) == server || soon
@@ -61,8 +64,8 @@ impl Disconnects {
         member: &Arc<Member>,
         source: &Arc<Source>,
     ) -> Result<usize> {
-        let connection = &member.connection;
-        let Some(info) = connection.consumer_info(&source.stream, &source.consumer).await? else {
+        let client = &member.client;
+        let Some(info) = consumer::info(client, &source.stream, &source.consumer).await? else {
             return Ok(0);
         };
         let read_to = self.read_to.entry(source.stream.to_string()).or_default();
@@ -74,7 +77,7 @@ impl Disconnects {
         let unseen = (first..=last).filter(|sequence| member.in_flight().at(source, *sequence).is_none());
         let unseen: Vec<u64> = unseen.collect();
         let mut looks = futures_util::stream::iter(unseen)
-            .map(|sequence| connection.read_raw(&source.stream, json!({ "seq": sequence })))
+            .map(|sequence| kv::read_raw(client, &source.stream, json!({ "seq": sequence })))
             .buffered(AT_ONCE);
         let mut found = Vec::new();
         while let Some(raw) = looks.next().await {
@@ -85,7 +88,7 @@ impl Disconnects {
             }
         }
         for (raw, why) in &found {
-            let message = original(connection, &source.stream, raw);
+            let message = original(&client.names, &source.stream, raw);
             dead_letter(member, source, raw.seq, raw.time, message, why).await?;
         }
         *read_to = last;
@@ -129,16 +132,15 @@ pub(super) fn defect(raw: &Raw) -> Option<&'static str> {
 }
 
 /// Builds a message from the readable parts.
-fn original(connection: &Connection, stream: &str, raw: &Raw) -> Message {
+fn original(names: &Names, stream: &str, raw: &Raw) -> Message {
     let id = || MessageId::Text(format!("{stream}/{}", raw.seq).into());
-    let subject =
-        codec::subject(&connection.names, &raw.subject).unwrap_or_else(|| topic_of(connection, stream));
+    let subject = codec::subject(names, &raw.subject).unwrap_or_else(|| topic_of(names, stream));
     codec::message(Some(&raw.headers()), raw.payload().into(), subject, id)
 }
 
 /// Returns a subject for a message whose own is invalid.
-pub(super) fn topic_of(connection: &Connection, stream: &str) -> Subject {
-    let topic = connection.names.topic(stream).unwrap_or("unknown");
+pub(super) fn topic_of(names: &Names, stream: &str) -> Subject {
+    let topic = names.topic(stream).unwrap_or("unknown");
     Subject::new(topic).unwrap_or_else(|_| Subject::new("unknown").expect("a subject"))
 }
 
@@ -151,9 +153,9 @@ pub(super) async fn dead_letter(
     message: Message,
     why: &str,
 ) -> Result<()> {
-    let connection = &member.connection;
-    let record = connection.attempt_subject(source, sequence);
-    let buried = connection.read::<Attempt>(&record).await?.is_some_and(|stored| stored.value.error == why);
+    let client = &member.client;
+    let record = attempts::subject(&client.names, source, sequence);
+    let buried = kv::read::<Attempt>(client, &record).await?.is_some_and(|stored| stored.value.error == why);
     if !buried {
         // The server reads only the sequence.
         let ack = format!(
@@ -168,31 +170,31 @@ pub(super) async fn dead_letter(
             source.consumer,
             time.as_nanosecond()
         );
-        let first = store(connection, &member.group, sequence, time, message, id, why).await?;
+        let first = store(&member.dead_letters, &member.group, sequence, time, message, id, why).await?;
         let mark = Attempt { delivered: 1, attempts: 1, due: 0, first, error: why.into() };
-        connection.write(&record, &mark, 0).await?;
-        let until = tokio::time::Instant::now() + connection.config.request_timeout;
-        connection.outbound.ask(ack.into(), None, ACK, until).await?;
+        kv::write(client, &record, &mark, 0).await?;
+        let until = tokio::time::Instant::now() + client.config.request_timeout;
+        client.outbound.ask(ack.into(), None, codec::ACK, until).await?;
     }
     Ok(())
 }
 
 /// Stores a dead letter of a message that the API returned. `id` is the same for every attempt to store it.
 pub(super) async fn bury_raw(
-    connection: &Connection,
+    dead_letters: &DeadLetters,
     group: &Group,
     stream: &str,
     raw: &Raw,
     id: String,
     why: &str,
 ) -> Result<()> {
-    let message = original(connection, stream, raw);
-    store(connection, group, raw.seq, raw.time, message, id, why).await.map(drop)
+    let message = original(&dead_letters.client.names, stream, raw);
+    store(dead_letters, group, raw.seq, raw.time, message, id, why).await.map(drop)
 }
 
 /// Stores a dead letter and logs it. Returns the time in Unix milliseconds.
 async fn store(
-    connection: &Connection,
+    dead_letters: &DeadLetters,
     group: &Group,
     sequence: u64,
     time: jiff::Timestamp,
@@ -205,9 +207,8 @@ async fn store(
     info.published_at = Some(time);
     let subject = message.subject.clone();
     let now = jiff::Timestamp::now().as_millisecond();
-    let dead_lettering = dead_letters::DeadLettering { message: Arc::new(message), info, first_ms: now, id };
-    dead_letters::dead_letter(connection, group, &dead_lettering, Rejection::new(Reason::Undecodable, why))
-        .await?;
+    let dead_lettering = DeadLettering { message: Arc::new(message), info, first_ms: now, id };
+    dead_letters.store(group, &dead_lettering, Rejection::new(Reason::Undecodable, why)).await?;
     tracing::warn!(
         %group, %subject, position = sequence, error = why,
         "a message of another client cannot be read; it was stored as a dead letter"

@@ -1,19 +1,22 @@
 //! The presence of members: each connection has a record and answers for its members, so a dead one is detected at
 //! once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
+use tokio::sync::OnceCell;
 
 use super::api::Failure;
-use super::connection::Connection;
-use super::streams::Kind;
+use super::client::Client;
+use super::kv;
+use super::streams::{self, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
+use crate::sync::lock;
 
 /// The status of one member, as its connection reports it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,32 +40,58 @@ struct Present {
     pid: u32,
 }
 
-impl Connection {
+/// The members of this connection, and what others are told of them.
+pub(super) struct Presence {
+    client: Arc<Client>,
+    members: Mutex<Vec<Weak<dyn Participant>>>,
+    /// Set once this connection answers status requests about its members.
+    announced: OnceCell<()>,
+}
+
+impl Presence {
+    pub(super) fn new(client: &Arc<Client>) -> Arc<Self> {
+        Arc::new(Self { client: client.clone(), members: Mutex::default(), announced: OnceCell::new() })
+    }
+
+    /// Registers a member.
+    pub(super) fn add(&self, member: &Arc<dyn Participant>) {
+        lock(&self.members).push(Arc::downgrade(member));
+    }
+
+    /// Returns the members that still exist.
+    fn members(&self) -> Vec<Arc<dyn Participant>> {
+        let mut members = lock(&self.members);
+        members.retain(|member| member.strong_count() > 0);
+        members.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Stops all members, and removes the record of this connection.
+    pub(super) async fn close(&self) {
+        let members = self.members();
+        futures_util::future::join_all(members.iter().map(|member| member.close())).await;
+        if self.announced.initialized() {
+            let _ = kv::purge(&self.client, &self.client.names.state(), &self.record()).await;
+        }
+    }
+
     /// Writes the record of this connection, and answers requests for the status of its members from now on.
-    pub(super) async fn announce_presence(self: &Arc<Self>) -> Result<()> {
-        self.present
+    pub(super) async fn open(self: &Arc<Self>) -> Result<()> {
+        self.announced
             .get_or_try_init(|| async {
-                self.ensure_stream(Kind::State).await?;
-                let questions =
-                    self.client.subscribe(self.names.presence(&self.id)).await.map_err(|error| {
-                        Error::new(ErrorKind::Unavailable, "the subscription did not reach the server")
-                            .because(error)
-                    })?;
-                let connection = Arc::downgrade(self);
-                let closed = self.closed.clone();
-                self.vital("nats presence", async move {
-                    let mut questions = questions;
+                let client = &self.client;
+                streams::ensure(client, Kind::State).await?;
+                let mut questions = client.subscribe(client.names.presence(&client.id)).await?;
+                let (presence, closed) = (Arc::downgrade(self), client.closed.clone());
+                client.vital("nats presence", async move {
                     loop {
                         let question = tokio::select! {
                             question = questions.next() => question,
                             () = closed.cancelled() => None,
                         };
-                        let (Some(question), Some(connection)) = (question, connection.upgrade()) else {
-                            return;
-                        };
+                        let (Some(question), Some(presence)) = (question, presence.upgrade()) else { return };
                         if let Some(reply) = question.reply {
-                            let answer = serde_json::to_vec(&connection.own_members()).expect("plain data");
-                            connection.outbound.send_bare(reply, None, answer.into());
+                            let answer = serde_json::to_vec(&presence.own()).expect("plain data");
+                            presence.client.outbound.send_bare(reply, None, answer.into());
                         }
                     }
                 });
@@ -74,35 +103,34 @@ impl Connection {
 
     /// Writes the record of this connection; called again after the state stream was lost.
     pub(super) async fn announce(&self) -> Result<()> {
-        let record = self.names.record("conn", &self.id);
-        self.write(&record, &Present { pid: std::process::id() }, 0).await.map(drop)
+        kv::write(&self.client, &self.record(), &Present { pid: std::process::id() }, 0).await.map(drop)
     }
 
-    pub(super) async fn withdraw_presence(&self) {
-        if self.present.initialized() {
-            let _ = self.purge(&self.names.state(), &self.names.record("conn", &self.id)).await;
-        }
+    fn record(&self) -> String {
+        self.client.names.record("conn", &self.client.id)
     }
 
-    fn own_members(&self) -> Vec<MemberStatus> {
-        self.live_members().iter().filter_map(|member| member.status()).collect()
+    fn own(&self) -> Vec<MemberStatus> {
+        self.members().iter().filter_map(|member| member.status()).collect()
     }
 
     /// Returns the status of every present member, of all groups.
-    pub(super) async fn all_members(&self) -> Result<Vec<MemberStatus>> {
-        let prefix = self.names.record("conn", "");
-        let records = self.subjects(&self.names.state(), &self.names.record("conn", ">")).await?;
+    pub(super) async fn all(&self) -> Result<Vec<MemberStatus>> {
+        let client = &self.client;
+        let prefix = client.names.record("conn", "");
+        let records = kv::subjects(client, &client.names.state(), &client.names.record("conn", ">")).await?;
         let asks = records.iter().filter_map(|(subject, _)| {
             let id = subject.strip_prefix(&prefix)?;
             Some(async move {
-                if id == self.id {
-                    return Ok(self.own_members());
+                if id == client.id {
+                    return Ok(self.own());
                 }
-                match self.ask(self.names.presence(id), bytes::Bytes::new(), Duration::from_secs(2)).await {
+                let patience = Duration::from_secs(2);
+                match client.ask(client.names.presence(id), bytes::Bytes::new(), patience).await {
                     Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_default()),
                     Err(Failure::NoResponder) => {
                         // It ended without removing its record.
-                        let _ = self.purge(&self.names.state(), subject).await;
+                        let _ = kv::purge(client, &client.names.state(), subject).await;
                         Ok(Vec::new())
                     }
                     // It may be suspended or slow: its messages are not known.
@@ -118,8 +146,9 @@ impl Connection {
         Ok(all)
     }
 
-    pub(super) async fn count_members(&self, group: &Group) -> Result<u64> {
-        let all_members = self.all_members().await?;
-        Ok(all_members.iter().filter(|member| member.group == group.as_str()).count() as u64)
+    /// Returns the number of present members of a group.
+    pub(super) async fn count(&self, group: &Group) -> Result<u64> {
+        let all = self.all().await?;
+        Ok(all.iter().filter(|member| member.group == group.as_str()).count() as u64)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::api::ApiError;
 use crate::confirm::{Answer, Confirm};
@@ -41,6 +42,13 @@ impl InflightBudget {
 pub(super) struct PendingPublish {
     answer: Answer<Receipt>,
     _reserved: Option<Reserved>,
+}
+
+/// A message of a user that is to be sent to its topic.
+pub(super) struct Outgoing {
+    pub(super) message: Message,
+    pub(super) answer: PendingPublish,
+    pub(super) deadline: Instant,
 }
 
 struct Reserved {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_nats::{StatusCode, Subject as NatsSubject};
 use tokio::time::Instant;
 
-use super::member::Source;
 use super::outbound::Outbound;
+use super::source::Source;
 
 /// Time that a pull waits at the server. It is short because an open pull cannot be cancelled: a member that stops
 /// waits for its end, or a message that the server has just sent would be lost until its lease ends. The end of a

@@ -1,7 +1,7 @@
 //! Answers requests: sends frames while the caller has room, processes messages of callers, and watches deadlines.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
@@ -9,29 +9,30 @@ use async_nats::{HeaderMap, Message as NatsMessage, Subject as NatsSubject};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use smol_str::SmolStr;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+use tokio::sync::{Notify, OnceCell, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::client::Client;
 use super::codec;
-use super::connection::Connection;
-use super::frame::{error_headers, failure, frame_headers};
+use super::frame::{FRAMES, GONE, HELD, error_headers, failure, frame_headers};
 use super::micro::Endpoint;
-use super::requests::{FRAMES, GONE, HELD};
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 use crate::transport::{Frame, Respond, headers};
 
 /// After this time a caller is notified that its request is being processed.
 const HOLD: Duration = Duration::from_millis(100);
 
-/// Requests in progress at this connection, by their reply subject.
-#[derive(Default)]
+/// Requests in progress at this connection.
 pub(super) struct Served {
+    pub(super) client: Arc<Client>,
+    /// By their reply subject.
     calls: Mutex<HashMap<SmolStr, Arc<OpenRequest>>>,
     /// Notified when there is a request to watch again.
-    grown: tokio::sync::Notify,
+    grown: Notify,
     started: OnceCell<()>,
 }
 
@@ -53,21 +54,15 @@ struct Flow {
     told: bool,
 }
 
-impl Served {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SmolStr, Arc<OpenRequest>>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl OpenRequest {
     fn flow(&self) -> MutexGuard<'_, Flow> {
-        self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.flow)
     }
 }
 
 /// The responder's side of one answer.
 pub(super) struct Reply {
-    connection: Arc<Connection>,
+    served: Arc<Served>,
     held: Arc<OpenRequest>,
     endpoint: Arc<Endpoint>,
     _permit: OwnedSemaphorePermit,
@@ -76,7 +71,7 @@ pub(super) struct Reply {
 impl Reply {
     /// Creates an answer that is due `within` this time. `ours` tells whether the caller uses this library.
     pub(super) fn new(
-        connection: &Arc<Connection>,
+        served: &Arc<Served>,
         reply: &NatsSubject,
         within: Duration,
         ours: bool,
@@ -92,9 +87,9 @@ impl Reply {
             ours,
             flow: Mutex::new(Flow { room: FRAMES, parked: VecDeque::new(), told: false }),
         });
-        connection.served.lock().insert(reply.as_str().into(), held.clone());
-        connection.served.grown.notify_one();
-        Self { connection: connection.clone(), held, endpoint, _permit: permit }
+        served.lock().insert(reply.as_str().into(), held.clone());
+        served.grown.notify_one();
+        Self { served: served.clone(), held, endpoint, _permit: permit }
     }
 
     /// Returns a token that is cancelled when the caller no longer waits.
@@ -111,16 +106,16 @@ impl Respond for Reply {
         }
         let mut headers = frame_headers(&mut frame);
         let bytes = frame.payload.len() + codec::wire_len(&headers);
-        if bytes > self.connection.max_wire {
+        if bytes > self.served.client.server.max_wire {
             return refuse(
                 Error::new(ErrorKind::TooLarge, "the frame is larger than the server takes")
                     .with("bytes", bytes)
-                    .with("limit", self.connection.max_wire),
+                    .with("limit", self.served.client.server.max_wire),
             );
         }
         let failed = failure(&frame, &mut headers);
         if !frame.last {
-            headers.insert(headers::REPLY_TO, self.connection.names.calls(&self.connection.id));
+            headers.insert(headers::REPLY_TO, self.served.address());
         }
         let letter = OutboundMessage {
             subject: self.held.reply.clone(),
@@ -132,7 +127,7 @@ impl Respond for Reply {
         if flow.parked.is_empty() && (frame.last || !self.held.ours || flow.room > 0) {
             flow.room = flow.room.saturating_sub(1);
             drop(flow);
-            self.connection.outbound.send(letter);
+            self.served.client.outbound.send(letter);
             if frame.last {
                 self.finish(failed);
             }
@@ -152,48 +147,64 @@ impl Respond for Reply {
     fn abandoned(&mut self) {
         let mut headers = error_headers(503, "the server let go of the request without an answer");
         headers.insert(headers::FRAME, GONE);
-        self.connection.outbound.answer(self.held.reply.clone(), headers);
+        self.served.client.outbound.answer(self.held.reply.clone(), headers);
         self.finish(Some("the server let go of the request without an answer".into()));
     }
 }
 
 impl Reply {
     fn finish(&self, failed: Option<SmolStr>) {
-        self.connection.served.lock().remove(self.held.reply.as_str());
+        self.served.lock().remove(self.held.reply.as_str());
         self.endpoint.count(self.held.since.elapsed(), failed);
     }
 }
 
-impl Connection {
+impl Served {
+    pub(super) fn new(client: &Arc<Client>) -> Arc<Self> {
+        Arc::new(Self {
+            client: client.clone(),
+            calls: Mutex::default(),
+            grown: Notify::new(),
+            started: OnceCell::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SmolStr, Arc<OpenRequest>>> {
+        lock(&self.calls)
+    }
+
+    /// Returns the subject on which callers reach this connection.
+    fn address(&self) -> String {
+        self.client.names.calls(&self.client.id)
+    }
+
     /// Subscribes to messages of callers that leave, request a status or have room again, and watches deadlines.
-    pub(super) async fn serve_calls(self: &Arc<Self>) -> Result<()> {
-        self.served
-            .started
+    pub(super) async fn start(self: &Arc<Self>) -> Result<()> {
+        self.started
             .get_or_try_init(|| async {
-                for to in [self.id.as_str(), "all"] {
-                    let mut words = self.client.subscribe(self.names.calls(to)).await.map_err(|error| {
-                        Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
-                    })?;
-                    let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
-                    self.vital("nats callers", async move {
+                let client = &self.client;
+                for to in [client.id.as_str(), "all"] {
+                    let mut words = client.subscribe(client.names.calls(to)).await?;
+                    let (served, closed) = (Arc::downgrade(self), client.closed.clone());
+                    client.vital("nats callers", async move {
                         loop {
                             let word = tokio::select! { word = words.next() => word, () = closed.cancelled() => None };
-                            let (Some(word), Some(connection)) = (word, connection.upgrade()) else { return };
-                            connection.hear_caller(&word);
+                            let (Some(word), Some(served)) = (word, served.upgrade()) else { return };
+                            served.on_message(&word);
                         }
                     });
                 }
-                let (connection, closed) = (Arc::downgrade(self), self.closed.clone());
-                self.vital("nats call deadlines", async move {
+                let (served, closed) = (Arc::downgrade(self), client.closed.clone());
+                client.vital("nats call deadlines", async move {
                     loop {
-                        let pause = match connection.upgrade() {
-                            Some(connection) => connection.watch_calls(),
+                        let pause = match served.upgrade() {
+                            Some(served) => served.watch(),
                             None => return,
                         };
                         let wait = async {
-                            match (pause, connection.upgrade()) {
+                            match (pause, served.upgrade()) {
                                 (true, _) => tokio::time::sleep(HOLD / 4).await,
-                                (false, Some(connection)) => connection.served.grown.notified().await,
+                                (false, Some(served)) => served.grown.notified().await,
                                 (false, None) => {}
                             }
                         };
@@ -206,17 +217,17 @@ impl Connection {
             .map(drop)
     }
 
-    fn hear_caller(&self, word: &NatsMessage) {
+    fn on_message(&self, word: &NatsMessage) {
         let text = std::str::from_utf8(&word.payload).unwrap_or_default();
         let Some((what, call)) = text.split_once(' ') else { return };
-        let held = self.served.lock().get(call).cloned();
+        let held = self.lock().get(call).cloned();
         match (what, held) {
             ("gone", Some(held)) => held.gone.cancel(),
             ("room", Some(held)) => self.make_room(&held),
             ("ask", held) => {
                 if let Some(reply) = word.reply.clone() {
                     let answer: &'static [u8] = if held.is_some() { b"yes" } else { b"no" };
-                    self.outbound.send_bare(reply, None, Bytes::from_static(answer));
+                    self.client.outbound.send_bare(reply, None, Bytes::from_static(answer));
                 }
             }
             _ => {}
@@ -232,22 +243,22 @@ impl Connection {
         {
             flow.room = flow.room.saturating_sub(1);
             ended |= last;
-            self.outbound.send(letter);
+            self.client.outbound.send(letter);
             if let Some(answer) = answer {
                 let _ = answer.send(Ok(()));
             }
         }
         drop(flow);
         if ended {
-            self.served.lock().remove(held.reply.as_str());
+            self.lock().remove(held.reply.as_str());
         }
     }
 
     /// Notifies waiting callers that their requests are held, and cancels late requests. Returns whether any are
     /// open.
-    fn watch_calls(&self) -> bool {
+    fn watch(&self) -> bool {
         let now = Instant::now();
-        let calls: Vec<_> = self.served.lock().values().cloned().collect();
+        let calls: Vec<_> = self.lock().values().cloned().collect();
         for held in &calls {
             if now >= held.deadline {
                 held.gone.cancel();
@@ -257,20 +268,20 @@ impl Connection {
                 flow.told = true;
                 let mut headers = HeaderMap::new();
                 headers.insert(headers::FRAME, HELD);
-                headers.insert(headers::REPLY_TO, self.names.calls(&self.id));
-                self.outbound.answer(held.reply.clone(), headers);
+                headers.insert(headers::REPLY_TO, self.address());
+                self.client.outbound.answer(held.reply.clone(), headers);
             }
         }
         !calls.is_empty()
     }
 
     /// Notifies every caller that this connection no longer answers.
-    pub(super) fn let_go_of_calls(&self) {
-        let calls: Vec<_> = self.served.lock().drain().map(|(_, held)| held).collect();
+    pub(super) fn let_go(&self) {
+        let calls: Vec<_> = self.lock().drain().map(|(_, held)| held).collect();
         for held in calls {
             let mut headers = error_headers(503, "the server closed before it answered");
             headers.insert(headers::FRAME, GONE);
-            self.outbound.answer(held.reply.clone(), headers);
+            self.client.outbound.answer(held.reply.clone(), headers);
             held.gone.cancel();
         }
     }

@@ -8,37 +8,30 @@
 //! requests its status at intervals.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
 use async_nats::{HeaderMap, Message as NatsMessage, StatusCode, Subject as NatsSubject};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
 use smol_str::SmolStr;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::NatsTransport;
 use super::api::Failure;
+use super::client::Client;
 use super::codec;
-use super::connection::Connection;
 use super::error::{Denied, closed};
-use super::frame::read_frame;
+use super::frame::{BUSY, FRAMES, GONE, HELD, read_frame};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
-use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve, headers};
+use crate::sync::lock;
+use crate::transport::{Frame, Replies, headers};
 
-/// Frames of one answer that may be buffered for the caller; as many again may be in transit.
-pub(super) const FRAMES: usize = 64;
-/// Values of a frame's header besides `more` and `last`.
-pub(super) const BUSY: &str = "busy";
-pub(super) const HELD: &str = "held";
-pub(super) const GONE: &str = "gone";
 /// Internal status of a call that the server denies. No other client can send a status without headers.
 const REFUSED: StatusCode = StatusCode::REQUEST_TERMINATED;
 /// Interval of the status requests to a server that holds a call.
@@ -47,45 +40,32 @@ const ASK: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Open calls, by the last token of their reply subject.
-#[derive(Default)]
+type Open = Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>;
+
+/// The calls of this connection.
 pub(super) struct Calls {
+    client: Arc<Client>,
     inbox: OnceCell<String>,
-    open: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>,
+    open: Open,
 }
 
-impl Requests for NatsTransport {
-    fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
-        Box::pin(async move {
-            let fits = self.capabilities.check(&request);
-            let connection = &self.connection;
-            if connection.outbound.is_closing() {
-                return Err(closed().during("request"));
-            }
-            fits.map_err(|error| error.during("request"))?;
-            call(connection, request, within).await.map_err(|error| error.during("request"))
-        })
+impl Calls {
+    pub(super) fn new(client: &Arc<Client>) -> Self {
+        Self { client: client.clone(), inbox: OnceCell::new(), open: Open::default() }
     }
 
-    fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
-        Box::pin(async move {
-            super::serve::serve(&self.connection, spec).await.map_err(|error| error.during("serve"))
-        })
-    }
-}
-
-impl Connection {
     /// Returns the inbox of all calls, and starts the task that dispatches its messages.
-    async fn calls_inbox(self: &Arc<Self>) -> Result<&String> {
-        self.calls
-            .inbox
+    async fn inbox(&self) -> Result<&String> {
+        self.inbox
             .get_or_try_init(|| async {
-                let inbox = self.client.new_inbox();
-                let mut replies = self.client.subscribe(format!("{inbox}.*")).await.map_err(|error| {
+                let link = &self.client.link;
+                let inbox = link.nats.new_inbox();
+                let mut replies = link.nats.subscribe(format!("{inbox}.*")).await.map_err(|error| {
                     Error::new(ErrorKind::Unavailable, "no inbox for replies").because(error)
                 })?;
-                let (open, closed) = (self.calls.open.clone(), self.closed.clone());
-                let mut denied = self.denied.subscribe();
-                self.vital("nats replies", async move {
+                let (open, closed) = (self.open.clone(), self.client.closed.clone());
+                let mut denied = link.denied.subscribe();
+                self.client.vital("nats replies", async move {
                     loop {
                         let reply = tokio::select! {
                             reply = replies.next() => reply,
@@ -100,7 +80,7 @@ impl Connection {
                         let Some(reply) = reply else { return };
                         let number =
                             reply.subject.as_str().rsplit('.').next().and_then(|text| text.parse().ok());
-                        let open = open.lock().unwrap_or_else(PoisonError::into_inner);
+                        let open = lock(&open);
                         if let Some(call) = number.and_then(|number: u64| open.get(&number)) {
                             let _ = call.send(reply);
                         }
@@ -110,11 +90,51 @@ impl Connection {
             })
             .await
     }
+
+    /// Sends a request. Resolves when a responder is known to have it.
+    pub(super) async fn call(&self, request: Message, within: Duration) -> Result<Replies> {
+        let client = &self.client;
+        let inbox = self.inbox().await?;
+        let number = client.next_id();
+        let (sender, incoming) = mpsc::unbounded_channel();
+        lock(&self.open).insert(number, sender);
+        let place = Place { open: self.open.clone(), number };
+        let start = Instant::now();
+        let deadline = bounds::later(start, within);
+        let mut headers = codec::headers(&request);
+        codec::put(&mut headers, headers::DEADLINE, &headers::millis(bounds::time_from_now(within)));
+        client.server.fits(&request, &headers)?;
+        let (frames, replies) = mpsc::channel(FRAMES + 1);
+        let (accepted, answer) = oneshot::channel();
+        let gone = CancellationToken::new();
+        let call = Call {
+            client: client.clone(),
+            request: RequestMessage {
+                to: NatsSubject::from(client.names.request(&request.subject)),
+                subject: request.subject,
+                reply: NatsSubject::from(format!("{inbox}.{number}")),
+                headers,
+                payload: request.payload,
+                sent: 0,
+            },
+            caller: Caller { frames, accepted: Some(accepted), gone: gone.clone(), deadline },
+            incoming,
+            server: None,
+            passed: 0,
+            _place: place,
+        };
+        tokio::spawn(call.run());
+        match answer.await {
+            Ok(Ok(())) => Ok(Replies::new(replies, Some(gone))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(closed()),
+        }
+    }
 }
 
 /// Notifies every call of a denied subject; the call that used it recognises it.
-fn tell_all(open: &Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>, refused: &Denied) {
-    for call in open.lock().unwrap_or_else(PoisonError::into_inner).values() {
+fn tell_all(open: &Open, refused: &Denied) {
+    for call in lock(open).values() {
         let _ = call.send(NatsMessage {
             subject: refused.subject.as_str().into(),
             reply: None,
@@ -129,76 +149,47 @@ fn tell_all(open: &Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>, refu
 
 /// One call's entry in the table. After it is dropped, further replies to the call are ignored.
 struct Place {
-    open: Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<NatsMessage>>>>,
+    open: Open,
     number: u64,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
-    }
-}
-
-async fn call(connection: &Arc<Connection>, request: Message, within: Duration) -> Result<Replies> {
-    let inbox = connection.calls_inbox().await?;
-    let number = connection.next_id();
-    let (sender, incoming) = mpsc::unbounded_channel();
-    connection.calls.open.lock().unwrap_or_else(PoisonError::into_inner).insert(number, sender);
-    let place = Place { open: connection.calls.open.clone(), number };
-    let start = Instant::now();
-    let deadline = bounds::later(start, within);
-    let mut headers = codec::headers(&request);
-    codec::put(&mut headers, headers::DEADLINE, &headers::millis(bounds::time_from_now(within)));
-    super::publish::fits(connection, &request, &headers)?;
-    let (frames, replies) = mpsc::channel(FRAMES + 1);
-    let (accepted, answer) = oneshot::channel();
-    let gone = CancellationToken::new();
-    let call = Call {
-        connection: connection.clone(),
-        subject: request.subject.clone(),
-        to: NatsSubject::from(connection.names.request(&request.subject)),
-        reply: NatsSubject::from(format!("{inbox}.{number}")),
-        headers,
-        payload: request.payload,
-        incoming,
-        frames,
-        accepted: Some(accepted),
-        gone: gone.clone(),
-        deadline,
-        server: None,
-        asks: 0,
-        passed: 0,
-        _place: place,
-    };
-    tokio::spawn(call.run());
-    match answer.await {
-        Ok(Ok(())) => Ok(Replies::new(replies, Some(gone))),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(closed()),
+        lock(&self.open).remove(&self.number);
     }
 }
 
 /// The state of a call until it has ended.
 struct Call {
-    connection: Arc<Connection>,
+    client: Arc<Client>,
+    request: RequestMessage,
+    caller: Caller,
+    incoming: mpsc::UnboundedReceiver<NatsMessage>,
+    /// Subject on which the server that holds the call is reached.
+    server: Option<SmolStr>,
+    /// Frames passed to the caller since the server was last notified of room.
+    passed: usize,
+    _place: Place,
+}
+
+/// The request, as it is sent to a member.
+struct RequestMessage {
     subject: Subject,
     to: NatsSubject,
     reply: NatsSubject,
     headers: HeaderMap,
     payload: Bytes,
-    incoming: mpsc::UnboundedReceiver<NatsMessage>,
+    /// Number of times it was sent, to find a member with room.
+    sent: u32,
+}
+
+/// The caller's side of a call.
+struct Caller {
     frames: mpsc::Sender<Result<Frame>>,
     /// Present until a responder is known to have the request.
     accepted: Option<oneshot::Sender<Result<()>>>,
     gone: CancellationToken,
     deadline: Instant,
-    /// Subject on which the server that holds the call is reached.
-    server: Option<SmolStr>,
-    /// Number of times the request was sent, to find a member with room.
-    asks: u32,
-    /// Frames passed to the caller since the server was last notified of room.
-    passed: usize,
-    _place: Place,
 }
 
 /// Whether a call continues.
@@ -211,7 +202,7 @@ impl Call {
     async fn run(mut self) {
         self.send();
         let mut heard = Instant::now();
-        let closing = self.connection.outbound.clone();
+        let closing = self.client.outbound.clone();
         loop {
             let pause = if self.server.is_some() { ASK } else { SILENCE };
             let step = tokio::select! {
@@ -222,9 +213,9 @@ impl Call {
                         None => Step::End,
                     }
                 }
-                () = self.gone.cancelled() => { self.leave(); Step::End }
+                () = self.caller.gone.cancelled() => { self.leave(); Step::End }
                 () = closing.closing() => { self.leave(); self.fail(closed()); Step::End }
-                () = tokio::time::sleep_until(self.deadline) => {
+                () = tokio::time::sleep_until(self.caller.deadline) => {
                     self.fail(Error::new(ErrorKind::Timeout, "no answer within the deadline"));
                     Step::End
                 }
@@ -240,16 +231,16 @@ impl Call {
     }
 
     fn send(&mut self) {
-        self.asks += 1;
-        let outbound = &self.connection.outbound;
+        self.request.sent += 1;
+        let outbound = &self.client.outbound;
         outbound.send(OutboundMessage {
-            subject: self.to.clone(),
-            reply: Some(self.reply.clone()),
-            headers: Some(self.headers.clone()),
-            payload: self.payload.clone(),
+            subject: self.request.to.clone(),
+            reply: Some(self.request.reply.clone()),
+            headers: Some(self.request.headers.clone()),
+            payload: self.request.payload.clone(),
         });
-        if self.accepted.is_some() {
-            outbound.send_bare(self.reply.clone(), None, Bytes::new());
+        if self.caller.accepted.is_some() {
+            outbound.send_bare(self.request.reply.clone(), None, Bytes::new());
         }
     }
 
@@ -259,8 +250,8 @@ impl Call {
             return Step::End;
         }
         if message.status == Some(REFUSED) && message.headers.is_none() {
-            if message.subject == self.to {
-                self.fail(Denied::publish(self.to.as_str()).error());
+            if message.subject == self.request.to {
+                self.fail(Denied::publish(self.request.to.as_str()).error());
                 return Step::End;
             }
             return Step::Go;
@@ -273,7 +264,10 @@ impl Call {
         }
         match kind {
             // The call's own echo, or the complete answer of a server without this library.
-            None if message.headers.is_none() && message.payload.is_empty() && self.accepted.is_some() => {
+            None if message.headers.is_none()
+                && message.payload.is_empty()
+                && self.caller.accepted.is_some() =>
+            {
                 self.accept();
                 Step::Go
             }
@@ -284,12 +278,12 @@ impl Call {
             Some(BUSY) => {
                 self.accept();
                 self.server = None;
-                let most = 1_u64 << self.asks.min(4);
+                let most = 1_u64 << self.request.sent.min(4);
                 let pause = Duration::from_micros(fastrand::u64(most * 500..=most * 1000));
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = self.gone.cancelled() => return Step::End,
-                    () = tokio::time::sleep_until(self.deadline) => return Step::Go,
+                    () = self.caller.gone.cancelled() => return Step::End,
+                    () = tokio::time::sleep_until(self.caller.deadline) => return Step::Go,
                 }
                 self.send();
                 Step::Go
@@ -313,13 +307,13 @@ impl Call {
         let last = frame.last;
         tokio::select! {
             // One slot is kept for an error.
-            room = self.frames.reserve_many(2) => match room {
+            room = self.caller.frames.reserve_many(2) => match room {
                 Ok(mut room) => room.next().expect("two of them").send(Ok(frame)),
                 // The caller dropped the replies; this select may see it before `gone`.
                 Err(_) => { self.leave(); return Step::End }
             },
-            () = self.gone.cancelled() => { self.leave(); return Step::End }
-            () = tokio::time::sleep_until(self.deadline) => return Step::Go,
+            () = self.caller.gone.cancelled() => { self.leave(); return Step::End }
+            () = tokio::time::sleep_until(self.caller.deadline) => return Step::Go,
         }
         self.passed += 1;
         if !last && self.passed == FRAMES / 2 {
@@ -331,16 +325,16 @@ impl Call {
 
     /// Reports to the caller that a responder has the request.
     fn accept(&mut self) {
-        if let Some(accepted) = self.accepted.take() {
+        if let Some(accepted) = self.caller.accepted.take() {
             let _ = accepted.send(Ok(()));
         }
     }
 
     fn fail(&mut self, error: Error) {
-        let error = error.with("subject", &self.subject).during("request");
-        match self.accepted.take() {
+        let error = error.with("subject", &self.request.subject).during("request");
+        match self.caller.accepted.take() {
             Some(accepted) => drop(accepted.send(Err(error))),
-            None => drop(self.frames.try_send(Err(error))),
+            None => drop(self.caller.frames.try_send(Err(error))),
         }
     }
 
@@ -353,16 +347,16 @@ impl Call {
         // The server is known from its first reply; before that, all connections are notified.
         let to = match &self.server {
             Some(server) => server.to_string(),
-            None => self.connection.names.calls("all"),
+            None => self.client.names.calls("all"),
         };
-        let text = format!("{what} {}", self.reply.as_str());
-        self.connection.outbound.send_bare(NatsSubject::from(to), None, text.into());
+        let text = format!("{what} {}", self.request.reply.as_str());
+        self.client.outbound.send_bare(NatsSubject::from(to), None, text.into());
     }
 
     /// Requests from the server whether it still works on the call.
     async fn look(&mut self) -> Step {
         let lost = "the server went away before it answered";
-        if !self.connection.is_connected() {
+        if !self.client.link.is_connected() {
             return Step::Go;
         }
         let Some(server) = &self.server else {
@@ -370,8 +364,8 @@ impl Call {
             self.fail(Error::new(ErrorKind::Unavailable, lost));
             return Step::End;
         };
-        let question = format!("ask {}", self.reply.as_str());
-        match self.connection.ask(server.to_string(), question.into(), Duration::from_secs(5)).await {
+        let question = format!("ask {}", self.request.reply.as_str());
+        match self.client.ask(server.to_string(), question.into(), Duration::from_secs(5)).await {
             Ok(answer) if &*answer == b"yes" => Step::Go,
             // The server may have answered at this moment: received messages are processed first.
             Ok(_) if !self.incoming.is_empty() => Step::Go,

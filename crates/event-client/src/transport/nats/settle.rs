@@ -7,41 +7,23 @@ use std::time::Duration;
 use async_nats::Subject as NatsSubject;
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
 use tokio::time::Instant;
 
-use super::connection::Connection;
-use super::dead_letters;
-use super::double_ack::{AckSeq, confirm, send, send_and_confirm};
-use super::error::{closed, lost};
-use super::member::{LeasedMessage, Member, Source};
+use super::ack_log::AckSeq;
+use super::attempts::{self, Attempt};
+use super::codec::{ACK, PROGRESS, TERM, nak};
+use super::dead_letters::{DeadLettering, DeadLetters};
+use super::double_ack::{confirm, send, send_and_confirm};
+use super::error::closed;
+use super::in_flight::LeasedMessage;
+use super::kv;
+use super::member::Member;
+use super::source::Source;
 use crate::bounds;
 use crate::confirm::{Answer, Confirm};
-use crate::delivery::{Settle, Settlement, Token};
+use crate::delivery::{Settle, Settlement, Token, lease_lost};
 use crate::error::Result;
-
-pub(super) const ACK: Bytes = Bytes::from_static(b"+ACK");
-pub(super) const PROGRESS: Bytes = Bytes::from_static(b"+WPI");
-const TERM: Bytes = Bytes::from_static(b"+TERM");
-const NAK: Bytes = Bytes::from_static(b"-NAK");
-
-/// The stored attempts of a message that is delivered again: the server's delivery count does not exclude releases.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Attempt {
-    /// Delivery count when this was written.
-    pub(super) delivered: u64,
-    /// Number of these deliveries that count as attempts.
-    pub(super) attempts: u32,
-    /// Unix milliseconds of the next attempt; 0 means at once.
-    #[serde(default)]
-    pub(super) due: i64,
-    /// Unix milliseconds of the first attempt.
-    #[serde(default)]
-    pub(super) first: i64,
-    #[serde(default, skip_serializing_if = "str::is_empty")]
-    pub(super) error: SmolStr,
-}
 
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
@@ -64,13 +46,13 @@ impl Settle for Member {
     fn in_progress(&self, token: Token) -> Confirm<()> {
         let now = Instant::now();
         let (source, ack) = match self.in_flight().get(token) {
-            Some(entry) if entry.lease_until > now => (entry.source.clone(), entry.ack.clone()),
-            _ if self.connection.closed.is_cancelled() => {
+            Some(entry) if entry.lease_until > now => (entry.place.source.clone(), entry.ack.clone()),
+            _ if self.client.closed.is_cancelled() => {
                 return Confirm::ready(Err(closed().during("renew")));
             }
-            _ => return Confirm::ready(Err(lost())),
+            _ => return Confirm::ready(Err(lease_lost())),
         };
-        let seq = send(&self.connection, &source, ack.clone(), PROGRESS);
+        let seq = send(&self.client, &source, ack.clone(), PROGRESS);
         if let Some(entry) = self.in_flight().get(token) {
             entry.lease_until = now + self.certain();
         }
@@ -81,40 +63,40 @@ impl Settle for Member {
 impl Member {
     /// Removes a delivery from the messages in flight, to settle it finally (`for_good`) or in several steps.
     fn take(&self, token: Token, for_good: bool) -> Result<LeasedMessage> {
-        if self.connection.closed.is_cancelled() {
+        if self.client.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
         let mut in_flight = self.in_flight();
-        let entry = in_flight.get(token).ok_or_else(lost)?;
+        let entry = in_flight.get(token).ok_or_else(lease_lost)?;
         if entry.lease_until <= Instant::now() {
             let entry = in_flight.remove(token).expect("just seen");
             drop((in_flight, entry)); // the server delivers it again
-            return Err(lost());
+            return Err(lease_lost());
         }
-        let entry = in_flight.remove(token).ok_or_else(lost)?;
+        let entry = in_flight.remove(token).ok_or_else(lease_lost)?;
         if for_good {
-            in_flight.remember(&entry.source, entry.sequence, entry.time);
+            in_flight.remember(&entry.place);
         }
         Ok(entry)
     }
 
     fn acknowledge(&self, entry: LeasedMessage) -> Confirm<()> {
-        let seq = send(&self.connection, &entry.source, entry.ack.clone(), ACK);
+        let seq = send(&self.client, &entry.place.source, entry.ack.clone(), ACK);
         if entry.recorded {
             self.forget_attempts(&entry);
         }
-        self.confirm(entry.source, entry.ack, ACK, seq)
+        self.confirm(entry.place.source, entry.ack, ACK, seq)
     }
 
     /// Performs retry, reject, release and defer, which take more than one step.
     fn in_steps(&self, entry: LeasedMessage, settlement: Settlement, answer: Answer<()>) {
-        let steps = Steps { connection: self.connection.clone(), group: self.group.clone() };
+        let steps = Steps { dead_letters: self.dead_letters.clone(), group: self.group.clone() };
         let busy = self.begin();
         tokio::spawn(async move {
             let rejected = matches!(settlement, Settlement::Reject(_));
             let result = steps.take(&entry, settlement).await;
             if rejected && result.is_ok() {
-                busy.0.in_flight().remember(&entry.source, entry.sequence, entry.time);
+                busy.0.in_flight().remember(&entry.place);
             }
             let _ = answer.send(result.map_err(|error| error.during("settle")));
             drop(busy);
@@ -129,16 +111,16 @@ impl Member {
         word: Bytes,
         seq: AckSeq,
     ) -> Confirm<()> {
-        Confirm::boxed(confirm(self.connection.clone(), source, ack, word, seq))
+        Confirm::boxed(confirm(self.client.clone(), source, ack, word, seq))
     }
 
     fn forget_attempts(&self, entry: &LeasedMessage) {
-        let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
-        let connection = self.connection.clone();
+        let subject = attempts::subject(&self.client.names, &entry.place.source, entry.place.sequence);
+        let client = self.client.clone();
         let busy = self.begin();
         tokio::spawn(async move {
             // A record that stays is harmless; it is removed with the group.
-            let _ = connection.purge(&connection.names.state(), &subject).await;
+            let _ = kv::purge(&client, &client.names.state(), &subject).await;
             drop(busy);
         });
     }
@@ -165,13 +147,13 @@ impl Drop for Busy {
 }
 
 /// The data for a settlement of several steps.
-pub(super) struct Steps {
-    pub(super) connection: Arc<Connection>,
-    pub(super) group: crate::subject::Group,
+struct Steps {
+    dead_letters: Arc<DeadLetters>,
+    group: crate::subject::Group,
 }
 
 impl Steps {
-    pub(super) async fn take(&self, entry: &LeasedMessage, settlement: Settlement) -> Result<()> {
+    async fn take(&self, entry: &LeasedMessage, settlement: Settlement) -> Result<()> {
         let word = match settlement {
             Settlement::Ack => ACK,
             Settlement::Retry { after, error } => {
@@ -179,34 +161,35 @@ impl Steps {
                     let due = Timestamp::now().as_millisecond().saturating_add(bounds::signed_millis(after));
                     self.record(entry, entry.info.attempt, due, error).await?;
                 }
-                delayed(after)
+                nak(after)
             }
             Settlement::Release => self.untried(entry, Duration::ZERO).await?,
             Settlement::Defer { after } => self.untried(entry, after).await?,
             Settlement::Reject(rejection) => {
-                let dead_lettering = dead_letters::DeadLettering {
+                let place = &entry.place;
+                let dead_lettering = DeadLettering {
                     message: entry.message.clone(),
                     info: entry.info.clone(),
                     first_ms: entry.first_ms,
                     id: format!(
                         "dlq/{}/{}/{}/{}/{}",
-                        entry.source.stream,
-                        entry.source.consumer,
-                        entry.sequence,
-                        entry.time,
+                        place.source.stream,
+                        place.source.consumer,
+                        place.sequence,
+                        place.time,
                         entry.delivered
                     ),
                 };
-                dead_letters::dead_letter(&self.connection, &self.group, &dead_lettering, rejection).await?;
+                self.dead_letters.store(&self.group, &dead_lettering, rejection).await?;
                 TERM
             }
         };
         let settled = word == TERM;
         // Sent once: a second nak would apply to the next delivery.
-        let result = send_and_confirm(&self.connection, &entry.source, &entry.ack, &word).await;
+        let client = &self.dead_letters.client;
+        let result = send_and_confirm(client, &entry.place.source, &entry.ack, &word).await;
         if settled && entry.recorded {
-            let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
-            let _ = self.connection.purge(&self.connection.names.state(), &subject).await;
+            let _ = kv::purge(client, &client.names.state(), &self.record_subject(entry)).await;
         }
         result
     }
@@ -218,32 +201,17 @@ impl Steps {
         let due = if after.is_zero() { 0 } else { now.saturating_add(bounds::signed_millis(after)) };
         let before = entry.info.attempt.saturating_sub(1);
         self.record(entry, before, due, SmolStr::default()).await?;
-        Ok(delayed(after))
+        Ok(nak(after))
     }
 
     async fn record(&self, entry: &LeasedMessage, attempts: u32, due: i64, error: SmolStr) -> Result<()> {
         let record = Attempt { delivered: entry.delivered, attempts, due, first: entry.first_ms, error };
-        let subject = self.connection.attempt_subject(&entry.source, entry.sequence);
+        let (subject, headers) = (self.record_subject(entry), async_nats::HeaderMap::new());
         let payload = serde_json::to_vec(&record).expect("plain data");
-        self.connection.outbound.store(subject, async_nats::HeaderMap::new(), payload.into()).await.map(drop)
-    }
-}
-
-pub(super) fn delayed(after: Duration) -> Bytes {
-    if after.is_zero() {
-        return NAK;
-    }
-    format!("-NAK {{\"delay\": {}}}", bounds::signed_nanos(after)).into()
-}
-
-impl Connection {
-    /// Returns the subject of a message's stored attempts.
-    pub(super) fn attempt_subject(&self, source: &Source, sequence: u64) -> String {
-        format!("{}{sequence}", self.attempts_of(source))
+        self.dead_letters.client.outbound.store(subject, headers, payload.into()).await.map(drop)
     }
 
-    /// Returns the prefix of the subjects of the stored attempts of a consumer's messages.
-    pub(super) fn attempts_of(&self, source: &Source) -> String {
-        self.names.record("attempt", &format!("{}.{}.", source.consumer, source.stream))
+    fn record_subject(&self, entry: &LeasedMessage) -> String {
+        attempts::subject(&self.dead_letters.client.names, &entry.place.source, entry.place.sequence)
     }
 }

@@ -8,8 +8,9 @@ use smol_str::SmolStr;
 
 use crate::error::Result;
 use crate::subject::{Group, Pattern, Subject};
-use crate::transport::nats::connection::Connection;
+use crate::transport::nats::client::Client;
 use crate::transport::nats::group::Record;
+use crate::transport::nats::kv;
 use crate::transport::nats::names::token;
 
 /// The name of the replayed letters among the topics. No topic can have this name.
@@ -126,17 +127,17 @@ impl Mark {
 }
 
 /// Returns the subject under which a keyed group's record is stored.
-pub(super) fn subject(connection: &Connection, group: &Group) -> String {
-    connection.names.record("leader", &token(group.as_str()))
+pub(super) fn subject(client: &Client, group: &Group) -> String {
+    client.names.record("leader", &token(group.as_str()))
 }
 
 /// Returns the progress of a keyed group; `None` when it has had no leader since it was created or moved.
 pub(in super::super) async fn progress(
-    connection: &Connection,
+    client: &Client,
     group: &Group,
     epoch: u64,
 ) -> Result<Option<Progress>> {
-    let stored = connection.read::<Progress>(&subject(connection, group)).await?;
+    let stored = kv::read::<Progress>(client, &subject(client, group)).await?;
     Ok(stored.map(|stored| stored.value).filter(|progress| progress.epoch == epoch))
 }
 

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::checkpoint::{Again, Mark, Progress, rewind, subject};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
-use crate::transport::nats::connection::Connection;
-use crate::transport::nats::group::{Record, Standing};
+use crate::transport::nats::client::Client;
+use crate::transport::nats::group::{Groups, Record, Standing};
+use crate::transport::nats::kv;
 
 /// The group record as a standby member last saw it.
 #[derive(Clone, Copy)]
@@ -64,14 +65,15 @@ pub(super) enum Written {
 
 /// Takes over the record if no member leads.
 pub(super) async fn look(
-    connection: Arc<Connection>,
+    groups: Arc<Groups>,
     group: Group,
     lease: Duration,
     seen: Option<Seen>,
     known: Known,
 ) -> Result<Claimed> {
-    let subject = subject(&connection, &group);
-    let last = connection.read::<Progress>(&subject).await?;
+    let client = &groups.client;
+    let subject = subject(client, &group);
+    let last = kv::read::<Progress>(client, &subject).await?;
     let now = Instant::now();
     if let Some(stored) = last.as_ref().filter(|stored| !stored.value.left) {
         let since = match seen {
@@ -83,7 +85,7 @@ pub(super) async fn look(
             return Ok(Claimed::Led(Seen { sequence: stored.sequence, since, last: now }));
         }
     }
-    let record = match connection.standing(&group, &known.record).await? {
+    let record = match groups.standing(&group, &known.record).await? {
         Standing::There(record) => record,
         Standing::Deleted => return Ok(Claimed::Gone),
     };
@@ -99,7 +101,7 @@ pub(super) async fn look(
     let again = rewind(&mut topics, last.changes, &record);
     let progress = Progress { topics, epoch: record.epoch, changes: record.changes, ..known.own };
     let asked = Instant::now();
-    Ok(match connection.write(&subject, &progress, sequence).await? {
+    Ok(match kv::write(client, &subject, &progress, sequence).await? {
         Some(sequence) => Claimed::Taken(Box::new(Taken { sequence, asked, progress, record, again })),
         None => Claimed::Raced,
     })
@@ -107,18 +109,18 @@ pub(super) async fn look(
 
 /// Writes the record if its last write has the sequence `after`.
 pub(super) async fn write(
-    connection: Arc<Connection>,
+    client: Arc<Client>,
     group: Group,
     progress: Progress,
     after: u64,
     within: Duration,
 ) -> Result<Written> {
-    let subject = subject(&connection, &group);
+    let subject = subject(&client, &group);
     let step = async {
-        if let Some(sequence) = connection.write(&subject, &progress, after).await? {
+        if let Some(sequence) = kv::write(&client, &subject, &progress, after).await? {
             return Ok(Written::Stored(sequence));
         }
-        Ok(match connection.read::<Progress>(&subject).await? {
+        Ok(match kv::read::<Progress>(&client, &subject).await? {
             Some(last)
                 if last.value.connection == progress.connection && last.value.member == progress.member =>
             {
@@ -133,23 +135,23 @@ pub(super) async fn write(
 }
 
 /// Removes the leader because the group was moved: nothing can be settled under the old epoch any more.
-pub(in super::super) async fn depose(connection: &Connection, group: &Group, epoch: u64) -> Result<()> {
-    let subject = subject(connection, group);
+pub(in super::super) async fn depose(client: &Client, group: &Group, epoch: u64) -> Result<()> {
+    let subject = subject(client, group);
     loop {
-        let Some(last) = connection.read::<Progress>(&subject).await? else { return Ok(()) };
+        let Some(last) = kv::read::<Progress>(client, &subject).await? else { return Ok(()) };
         if last.value.epoch >= epoch {
             return Ok(());
         }
         let moved = Progress { left: true, epoch, ..Progress::default() };
-        if connection.write(&subject, &moved, last.sequence).await?.is_some() {
-            tell_led(connection, group);
+        if kv::write(client, &subject, &moved, last.sequence).await?.is_some() {
+            tell_led(client, group);
             return Ok(());
         }
     }
 }
 
 /// Notifies standby members that the group has no leader.
-pub(super) fn tell_led(connection: &Connection, group: &Group) {
-    let subject = async_nats::Subject::from(connection.names.led(group));
-    connection.outbound.send_bare(subject, None, bytes::Bytes::new());
+pub(super) fn tell_led(client: &Client, group: &Group) {
+    let subject = async_nats::Subject::from(client.names.led(group));
+    client.outbound.send_bare(subject, None, bytes::Bytes::new());
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::transport::nats::api::nanos;
-use crate::transport::nats::connection::Connection;
+use crate::transport::nats::client::Client;
 use crate::transport::nats::group::{Record, StartAt};
 
 /// The server deletes an ephemeral consumer that receives no pull for this time.
@@ -29,7 +29,7 @@ pub(super) fn start(record: &Record, topic: &str, next: Option<u64>) -> StartAt 
 
 /// Creates an ephemeral consumer in the server's memory, without acknowledgements.
 pub(super) async fn create(
-    connection: &Connection,
+    client: &Client,
     stream: &str,
     from: &StartAt,
     filters: &[String],
@@ -61,6 +61,6 @@ pub(super) async fn create(
     from.write(&mut config);
     let body = json!({ "stream_name": stream, "config": config });
     let Created { name, delivered, num_pending } =
-        connection.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
+        client.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
     Ok(EphemeralConsumer { name, first: delivered.stream_seq + 1, pending: num_pending })
 }

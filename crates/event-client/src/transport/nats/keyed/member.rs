@@ -12,14 +12,15 @@ use crate::confirm::{Answer, Confirm};
 use crate::delivery::{Settle, Settlement, Token, lease_lost};
 use crate::subject::Group;
 use crate::sync::lock;
-use crate::transport::nats::connection::Connection;
+use crate::transport::nats::client::Client;
+use crate::transport::nats::dead_letters::DeadLetters;
 use crate::transport::nats::error::closed;
 use crate::transport::nats::presence::{MemberStatus, Participant};
 
 /// The part of a keyed group's subscription that its deliveries and its connection use.
-#[derive(Debug)]
 pub(super) struct KeyedMember {
-    pub(super) connection: Arc<Connection>,
+    pub(super) client: Arc<Client>,
+    pub(super) dead_letters: Arc<DeadLetters>,
     pub(super) group: Group,
     commands: mpsc::UnboundedSender<Command>,
     /// Time until which its leadership is valid.
@@ -43,12 +44,13 @@ pub(super) enum Command {
 impl KeyedMember {
     /// Returns a new member, and the commands to its task.
     pub(super) fn new(
-        connection: Arc<Connection>,
+        dead_letters: &Arc<DeadLetters>,
         group: Group,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
         let (commands, command_receiver) = mpsc::unbounded_channel();
         let member = Self {
-            connection,
+            client: dead_letters.client.clone(),
+            dead_letters: dead_letters.clone(),
             group,
             commands,
             until: Mutex::new(Instant::now()),
@@ -101,7 +103,7 @@ impl KeyedMember {
     }
 
     fn command(&self, command: impl FnOnce(Answer<()>) -> Command) -> Confirm<()> {
-        if self.connection.closed.is_cancelled() {
+        if self.client.closed.is_cancelled() {
             return Confirm::ready(Err(closed().during("settle")));
         }
         let (answer, confirm) = Confirm::channel();

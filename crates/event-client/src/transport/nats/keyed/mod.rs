@@ -19,7 +19,7 @@
 
 use std::sync::Arc;
 
-use super::connection::Connection;
+use super::dead_letters::DeadLetters;
 use super::group::Record;
 use super::presence::Participant;
 use crate::error::Result;
@@ -40,22 +40,17 @@ pub(super) use checkpoint::{Mark, REPLAYS, progress};
 pub(super) use election::depose;
 pub(super) use unsettled::{unsettled, unsettled_replays};
 
-/// Starts a member of a keyed group.
+/// Opens a member of a keyed group. Returns its subscription, the member, and its task.
 pub(super) async fn subscribe(
-    connection: &Arc<Connection>,
+    dead_letters: &Arc<DeadLetters>,
     group: Group,
     record: Record,
     max_in_flight: usize,
-) -> Result<Subscription> {
+) -> Result<(Subscription, Arc<dyn Participant>, impl Future<Output = ()> + use<>)> {
     let (feed, subscription) = Subscription::channel(max_in_flight);
-    let (member, commands) = member::KeyedMember::new(connection.clone(), group);
+    let (member, commands) = member::KeyedMember::new(dead_letters, group);
     let task = leader::Task::open(&member, feed, record, commands).await?;
     let ended = member.clone();
-    let participant: Arc<dyn Participant> = member;
-    connection.add_member(&participant);
-    connection.tasks.spawn(async move {
-        supervise::run("nats keyed group", task.run(), || ended.end()).await;
-        drop(participant);
-    });
-    Ok(subscription)
+    let task = supervise::run("nats keyed group", task.run(), move || ended.end());
+    Ok((subscription, member, task))
 }

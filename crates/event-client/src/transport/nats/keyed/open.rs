@@ -15,9 +15,10 @@ use crate::delivery::DeliveryInfo;
 use crate::error::Result;
 use crate::message::{Message, MessageId, Position};
 use crate::subject::Group;
-use crate::transport::nats::connection::Connection;
-use crate::transport::nats::group::Record;
-use crate::transport::nats::kv::Raw;
+use crate::transport::nats::client::Client;
+use crate::transport::nats::dead_letters::DeadLetters;
+use crate::transport::nats::group::{Record, consumer};
+use crate::transport::nats::kv::{self, Raw};
 use crate::transport::nats::{codec, dead_letters, poison};
 
 /// Largest number of messages that are fetched one by one at a time.
@@ -55,26 +56,27 @@ pub(super) struct Wanted {
 /// Opens every topic of the group except those in `known`. `care` means that a message may have broken the
 /// connection.
 pub(super) async fn open(
-    connection: Arc<Connection>,
+    dead_letters: Arc<DeadLetters>,
     group: Group,
     mut record: Record,
     mut wanted: BTreeMap<SmolStr, Wanted>,
     known: Vec<SmolStr>,
     care: bool,
 ) -> Result<Vec<Opened>> {
-    let mut topics = connection.topics_of(&record).await?;
+    let client = &dead_letters.client;
+    let mut topics = dead_letters.groups.topics_of(&record).await?;
     let mut made = BTreeMap::new();
     for topic in topics.iter().filter(|topic| !known.contains(topic)) {
-        made.insert(topic.clone(), connection.stand(topic).await?);
+        made.insert(topic.clone(), dead_letters.groups.stand(topic).await?);
     }
-    record = connection.identify(&group, record).await?;
+    record = dead_letters.groups.identify(&group, record).await?;
     if record.replays {
         topics.push(SmolStr::new_static(REPLAYS));
     }
     let mut all = Vec::new();
     for topic in topics.into_iter().filter(|topic| !known.contains(topic)) {
         let is_replays = topic == REPLAYS;
-        let stream = if is_replays { connection.names.work() } else { connection.names.stream(&topic) };
+        let stream = if is_replays { client.names.work() } else { client.names.stream(&topic) };
         let made = made.get(&topic).copied().flatten();
         let wanted = wanted.remove(&topic);
         let before = wanted.as_ref().and_then(|wanted| wanted.made);
@@ -87,8 +89,8 @@ pub(super) async fn open(
             wanted.map_or((None, Vec::new()), |wanted| (Some(wanted.next), wanted.missing));
         let mut open = futures_util::stream::iter(missing)
             .map(|sequence| {
-                let (connection, stream, topic) = (&connection, &stream, &topic);
-                async move { Ok((sequence, fetch(connection, stream, topic, sequence).await?)) }
+                let (stream, topic) = (&stream, &topic);
+                async move { Ok((sequence, fetch(client, stream, topic, sequence).await?)) }
             })
             .buffered(FETCH)
             .collect::<Vec<Result<_>>>()
@@ -99,15 +101,15 @@ pub(super) async fn open(
             && !is_replays
             && let Some(next) = next.as_mut().filter(|next| **next > 0)
         {
-            open.extend(look(&connection, &group, &record, &topic, next).await?);
+            open.extend(look(&dead_letters, &group, &record, &topic, next).await?);
         }
         let (consumer, next) = if is_replays {
             (None, next.unwrap_or(1))
         } else {
             let from = ephemeral::start(&record, &topic, next);
-            let filters = connection.filters_of(&record, &topic);
+            let filters = consumer::filters_of(client, &record, &topic);
             let EphemeralConsumer { name, first, .. } =
-                ephemeral::create(&connection, &stream, &from, &filters).await?;
+                ephemeral::create(client, &stream, &from, &filters).await?;
             (Some(name), next.unwrap_or(0).max(first))
         };
         all.push(Opened { topic, stream, consumer, made, anew: false, next, open });
@@ -117,24 +119,25 @@ pub(super) async fn open(
 
 /// Fetches the next messages one by one and moves `next` behind them. Unreadable messages become dead letters.
 async fn look(
-    connection: &Connection,
+    dead_letters: &DeadLetters,
     group: &Group,
     record: &Record,
     topic: &str,
     next: &mut u64,
 ) -> Result<Vec<Fetched>> {
-    let stream = connection.names.stream(topic);
+    let client = &dead_letters.client;
+    let stream = client.names.stream(topic);
     let mut found = Vec::new();
     for _ in 0..LOOK {
-        let which = json!({ "seq": *next, "next_by_subj": connection.names.event(">") });
-        let Some(raw) = connection.read_raw(&stream, which).await? else { break };
+        let which = json!({ "seq": *next, "next_by_subj": client.names.event(">") });
+        let Some(raw) = kv::read_raw(client, &stream, which).await? else { break };
         if let Some(why) = poison::defect(&raw) {
             let id =
                 format!("dlq/{stream}/{group}@{}/{}/{}", record.epoch, raw.seq, raw.time.as_nanosecond());
-            poison::bury_raw(connection, group, &stream, &raw, id, why).await?;
+            poison::bury_raw(dead_letters, group, &stream, &raw, id, why).await?;
             found.push((raw.seq, None));
         } else {
-            match read(connection, &stream, topic, &raw) {
+            match read(client, &stream, topic, &raw) {
                 Some((message, _)) if !record.wants(&message.subject, raw.seq) => {}
                 read => found.push((raw.seq, read)),
             }
@@ -146,40 +149,40 @@ async fn look(
 
 /// Returns replays from `next` on, at most `room`.
 pub(super) async fn replays(
-    connection: Arc<Connection>,
+    client: Arc<Client>,
     group: Group,
     mut next: u64,
     room: usize,
 ) -> Result<Vec<Fetched>> {
-    let stream = connection.names.work();
-    let subject = connection.names.replayed(&group);
+    let stream = client.names.work();
+    let subject = client.names.replayed(&group);
     let mut found = Vec::new();
     while found.len() < room {
         let which = json!({ "seq": next.max(1), "next_by_subj": subject });
-        let Some(raw) = connection.read_raw(&stream, which).await? else { break };
+        let Some(raw) = kv::read_raw(&client, &stream, which).await? else { break };
         next = raw.seq + 1;
-        found.push((raw.seq, read(&connection, &stream, REPLAYS, &raw)));
+        found.push((raw.seq, read(&client, &stream, REPLAYS, &raw)));
     }
     Ok(found)
 }
 
 async fn fetch(
-    connection: &Connection,
+    client: &Client,
     stream: &str,
     topic: &str,
     sequence: u64,
 ) -> Result<Option<(Message, DeliveryInfo)>> {
-    let raw = connection.read_raw(stream, json!({ "seq": sequence })).await?;
-    Ok(raw.and_then(|raw| read(connection, stream, topic, &raw)))
+    let raw = kv::read_raw(client, stream, json!({ "seq": sequence })).await?;
+    Ok(raw.and_then(|raw| read(client, stream, topic, &raw)))
 }
 
-fn read(connection: &Connection, stream: &str, topic: &str, raw: &Raw) -> Option<(Message, DeliveryInfo)> {
+fn read(client: &Client, stream: &str, topic: &str, raw: &Raw) -> Option<(Message, DeliveryInfo)> {
     let headers = raw.headers();
     let mut info = about(raw.seq, raw.time);
     let message = if topic == REPLAYS {
         dead_letters::copy(&headers, raw.payload().into(), &mut info)?
     } else {
-        let subject = codec::subject(&connection.names, &raw.subject)?;
+        let subject = codec::subject(&client.names, &raw.subject)?;
         let id = || MessageId::Text(format_smolstr!("{stream}/{}", raw.seq));
         codec::message(Some(&headers), raw.payload().into(), subject, id)
     };

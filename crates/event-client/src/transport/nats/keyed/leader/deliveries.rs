@@ -12,7 +12,7 @@ use crate::confirm::Answer;
 use crate::delivery::{Delivery, Settle, Settlement, Token, lease_lost};
 use crate::error::Result;
 use crate::subscription::Feed;
-use crate::transport::nats::dead_letters::{self, DeadLettering};
+use crate::transport::nats::dead_letters::DeadLettering;
 use crate::transport::nats::keyed::backlog::Backlog;
 use crate::transport::nats::keyed::member::{Command, KeyedMember};
 
@@ -91,8 +91,8 @@ impl Deliveries {
         };
         match settlement {
             Settlement::Reject(rejection) => {
-                let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
-                let stream = connection.names.stream(&entry.topic);
+                let (dead_letters, group) = (self.member.dead_letters.clone(), self.member.group.clone());
+                let stream = self.member.client.names.stream(&entry.topic);
                 let time = entry.info.published_at.unwrap_or_default().as_nanosecond();
                 // The same id for a leader that stores the letter again after a take-over.
                 let id = format!("dlq/{stream}/{group}@{epoch}/{}/{time}", entry.sequence);
@@ -101,7 +101,7 @@ impl Deliveries {
                 let letter = DeadLettering { message, info, first_ms, id };
                 self.dead_lettering.insert(token);
                 return jobs.start(async move {
-                    let result = dead_letters::dead_letter(&connection, &group, &letter, rejection).await;
+                    let result = dead_letters.store(&group, &letter, rejection).await;
                     Done::DeadLettered { token, result, answer }
                 });
             }

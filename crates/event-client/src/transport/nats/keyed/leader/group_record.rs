@@ -37,9 +37,9 @@ impl GroupRecord {
             self.again = true;
             return false;
         }
-        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
+        let (groups, group) = (self.member.dead_letters.groups.clone(), self.member.group.clone());
         let known = self.current.clone();
-        jobs.start(async move { connection.standing(&group, &known).await }.map(Done::Reloaded));
+        jobs.start(async move { groups.standing(&group, &known).await }.map(Done::Reloaded));
         true
     }
 

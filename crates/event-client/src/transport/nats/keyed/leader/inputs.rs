@@ -3,7 +3,7 @@
 use async_nats::Subscriber;
 use tokio::sync::{mpsc, watch};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::transport::nats::keyed::member::{Command, KeyedMember};
 
 pub(super) struct Inputs {
@@ -29,19 +29,14 @@ impl Inputs {
         commands: mpsc::UnboundedReceiver<Command>,
         inbox: &str,
     ) -> Result<Self> {
-        let connection = &member.connection;
-        let listen = async |subject: String| {
-            connection.client.subscribe(subject).await.map_err(|error| {
-                Error::new(ErrorKind::Unavailable, "the subscription did not reach the server").because(error)
-            })
-        };
+        let (client, groups) = (&member.client, &member.dead_letters.groups);
         Ok(Self {
             commands,
-            messages: listen(format!("{inbox}.>")).await?,
-            changes: listen(connection.group_subject(&member.group)).await?,
-            news: listen(connection.names.news()).await?,
-            led: listen(connection.names.led(&member.group)).await?,
-            connects: connection.connects.clone(),
+            messages: client.subscribe(format!("{inbox}.>")).await?,
+            changes: client.subscribe(groups.group_subject(&member.group)).await?,
+            news: client.subscribe(client.names.news()).await?,
+            led: client.subscribe(client.names.led(&member.group)).await?,
+            connects: client.link.connects.clone(),
             closing: member.closing(),
         })
     }

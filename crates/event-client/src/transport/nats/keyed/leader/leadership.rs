@@ -47,8 +47,8 @@ impl Leadership {
     pub(super) fn new(member: Arc<KeyedMember>) -> Self {
         let now = Instant::now();
         let own = Progress {
-            connection: member.connection.id.clone(),
-            member: member.connection.next_id().to_string().into(),
+            connection: member.client.id.clone(),
+            member: member.client.next_id().to_string().into(),
             ..Progress::default()
         };
         let role = Role::StandBy { look: now, looking: false, seen: None };
@@ -74,7 +74,7 @@ impl Leadership {
         }
         *looking = true;
         let job = election::look(
-            self.member.connection.clone(),
+            self.member.dead_letters.groups.clone(),
             self.member.group.clone(),
             record.lease(),
             *seen,
@@ -141,11 +141,10 @@ impl Leadership {
         self.own.beat += 1;
         let progress =
             Progress { left, epoch: record.epoch, changes: record.changes, topics, ..self.own.clone() };
-        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
-        let within =
-            connection.config.request_timeout.min((record.lease() / 3).max(Duration::from_millis(500)));
+        let (client, group) = (self.member.client.clone(), self.member.group.clone());
+        let within = client.config.request_timeout.min((record.lease() / 3).max(Duration::from_millis(500)));
         let term = self.term;
-        let job = election::write(connection, group, progress, sequence, within);
+        let job = election::write(client, group, progress, sequence, within);
         jobs.start(job.map(move |result| Done::Written { term, asked: now, left, result }));
     }
 

@@ -50,7 +50,7 @@ impl Task {
         record: Record,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Result<Self> {
-        let inbox = member.connection.client.new_inbox();
+        let inbox = member.client.new_inbox();
         let inputs = Inputs::open(member, commands, &inbox).await?;
         Ok(Self { inputs, leader: Leader::new(member.clone(), feed, record, inbox) })
     }
@@ -60,7 +60,7 @@ impl Task {
         let feed = &leader.deliveries.feed;
         let (stopped, gone) = (feed.stopped().clone(), feed.gone().clone());
         feed.report(Health::Live);
-        let closed = leader.member.connection.closed.clone();
+        let closed = leader.member.client.closed.clone();
         inputs.connects.mark_unchanged();
         let mut rescan = Instant::now() + RESCAN;
         loop {

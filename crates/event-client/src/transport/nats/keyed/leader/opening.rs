@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
-use crate::transport::nats::connection::Connection;
+use crate::transport::nats::client::Client;
 use crate::transport::nats::poison::Disconnects;
 
 /// The pauses after failures.
@@ -23,12 +23,12 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    pub(super) fn new(connection: &Connection) -> Self {
+    pub(super) fn new(client: &Client) -> Self {
         Self {
             running: false,
             at: None,
             backoff: BACKOFF,
-            disconnects: Disconnects::new(connection),
+            disconnects: Disconnects::new(client),
             care: false,
         }
     }
@@ -82,7 +82,7 @@ impl Opening {
     }
 
     /// Records a new connection: the connection may have broken because of a message.
-    pub(super) fn reconnected(&mut self, connection: &Connection, lease: Duration) {
-        self.care |= self.disconnects.are_odd(connection, lease);
+    pub(super) fn reconnected(&mut self, client: &Client, lease: Duration) {
+        self.care |= self.disconnects.are_odd(client, lease);
     }
 }

@@ -16,14 +16,15 @@ use super::replays::Replays;
 use super::writer::CheckpointWriter;
 use crate::error::Result;
 use crate::transport::nats::codec::{self, AckInfo};
-use crate::transport::nats::fetch;
 use crate::transport::nats::group::Record;
+use crate::transport::nats::group::consumer;
 use crate::transport::nats::keyed::backlog::Backlog;
 use crate::transport::nats::keyed::checkpoint::{Again, REPLAYS};
 use crate::transport::nats::keyed::member::KeyedMember;
 use crate::transport::nats::keyed::open::{self, Fetched, Opened, Wanted};
-use crate::transport::nats::member::Source;
 use crate::transport::nats::pull::{PullStatus, Pulls};
+use crate::transport::nats::skipped::foreign;
+use crate::transport::nats::source::Source;
 
 pub(super) struct StreamReader {
     member: Arc<KeyedMember>,
@@ -61,13 +62,13 @@ impl StreamReader {
     /// Returns a reader that receives messages under `inbox`.
     pub(super) fn new(member: Arc<KeyedMember>, inbox: String) -> Self {
         Self {
-            pulls: Pulls::new(member.connection.outbound.clone(), inbox),
+            pulls: Pulls::new(member.client.outbound.clone(), inbox),
             topics: Vec::new(),
             number: 0,
             loaded: HashSet::new(),
             again: BTreeMap::new(),
             doubtful: Doubtful::default(),
-            opening: Opening::new(&member.connection),
+            opening: Opening::new(&member.client),
             replays: Replays::new(member.clone()),
             member,
         }
@@ -86,9 +87,9 @@ impl StreamReader {
         self.pulls.clear();
         self.doubtful.clear();
         for (stream, consumer) in self.topics.drain(..).filter_map(|reader| reader.source) {
-            let connection = self.member.connection.clone();
-            self.member.connection.tasks.spawn(async move {
-                let _ = connection.delete_consumer(&stream, &consumer).await;
+            let client = self.member.client.clone();
+            self.member.client.tasks.spawn(async move {
+                let _ = consumer::delete(&client, &stream, &consumer).await;
             });
         }
     }
@@ -143,8 +144,8 @@ impl StreamReader {
             })
             .collect();
         let reading = self.number;
-        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
-        let job = open::open(connection, group, record.clone(), wanted, known, self.opening.care());
+        let (dead_letters, group) = (self.member.dead_letters.clone(), self.member.group.clone());
+        let job = open::open(dead_letters, group, record.clone(), wanted, known, self.opening.care());
         jobs.start(job.map(move |result| Done::Opened { reading, result }));
         None
     }
@@ -283,7 +284,7 @@ impl StreamReader {
             self.read_anew(Duration::ZERO);
             return true;
         }
-        let subject = codec::subject(&self.member.connection.names, &message.subject);
+        let subject = codec::subject(&self.member.client.names, &message.subject);
         let wanted = subject.as_ref().map(|subject| record.wants(subject, info.sequence));
         if wanted == Some(false) && !sure {
             // Filters that changed in the meantime may match it.
@@ -295,7 +296,7 @@ impl StreamReader {
             return true;
         }
         let Some(subject) = subject else {
-            fetch::foreign(&self.member.group, &message.subject, info.sequence);
+            foreign(&self.member.group, &message.subject, info.sequence);
             backlog.discard(topic, info.sequence);
             return true;
         };

@@ -11,6 +11,7 @@ use crate::transport::nats::keyed::backlog::Backlog;
 use crate::transport::nats::keyed::checkpoint::{Mark, REPLAYS};
 use crate::transport::nats::keyed::member::KeyedMember;
 use crate::transport::nats::keyed::open::{self, Fetched};
+use crate::transport::nats::kv;
 
 /// Largest number of replays that are fetched at a time.
 const MOST: usize = 64;
@@ -43,7 +44,7 @@ impl Replays {
         self.fetching = true;
         let next = backlog.marks.get(REPLAYS).map_or(0, |mark| mark.next);
         let room = room.min(MOST);
-        let job = open::replays(self.member.connection.clone(), self.member.group.clone(), next, room);
+        let job = open::replays(self.member.client.clone(), self.member.group.clone(), next, room);
         jobs.start(job.map(move |result| Done::Replays { reading, room, result }));
     }
 
@@ -65,10 +66,10 @@ impl Replays {
             return;
         }
         self.purged = floor;
-        let (connection, group) = (self.member.connection.clone(), self.member.group.clone());
-        self.member.connection.tasks.spawn(async move {
-            let (work, subject) = (connection.names.work(), connection.names.replayed(&group));
-            let _ = connection.purge_below(&work, &subject, floor).await;
+        let (client, group) = (self.member.client.clone(), self.member.group.clone());
+        self.member.client.tasks.spawn(async move {
+            let (work, subject) = (client.names.work(), client.names.replayed(&group));
+            let _ = kv::purge_below(&client, &work, &subject, floor).await;
         });
     }
 }

@@ -212,7 +212,7 @@ impl Leader {
                     self.reader.replays.purge(&self.deliveries.backlog);
                 }
                 if left {
-                    election::tell_led(&self.member.connection, &self.member.group);
+                    election::tell_led(&self.member.client, &self.member.group);
                     self.over = true;
                 }
                 if !self.reader.opening.is_ahead() {
@@ -229,7 +229,7 @@ impl Leader {
                 self.stand_by();
             }
             Err(error) => {
-                self.writer.failed(self.member.connection.config.request_timeout, &error);
+                self.writer.failed(self.member.client.config.request_timeout, &error);
                 self.begin_outage(&error.to_string());
                 // The state stream itself may have been deleted.
                 self.reload();
@@ -239,7 +239,7 @@ impl Leader {
 
     /// Messages in transit are lost, and the server may be a different one.
     pub(super) fn on_reconnect(&mut self) {
-        self.reader.opening.reconnected(&self.member.connection, self.record.current.lease());
+        self.reader.opening.reconnected(&self.member.client, self.record.current.lease());
         self.reader.read_anew(Duration::ZERO);
         self.writer.retry_soon();
         self.leadership.look_soon();
@@ -332,7 +332,7 @@ impl Leader {
     /// Ends the member: nothing is written any more.
     pub(super) fn end(mut self) {
         // Over a connection that has ended, it is unknown whether the record was written.
-        let error = if self.member.connection.closed.is_cancelled() { closed } else { lease_lost };
+        let error = if self.member.client.closed.is_cancelled() { closed } else { lease_lost };
         self.writer.give_up(error);
         self.reader.close();
         self.deliveries.feed.report(Health::Stopped);
