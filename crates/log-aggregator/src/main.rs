@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::Parser;
 use event_client::Bus;
 use log_aggregator::{Aggregator, Config};
-use service_kit::http;
 use service_kit::shutdown::{Parts, Shutdown};
+use service_kit::{http, telemetry};
 
 /// Receive, store and show logs through Logthon's API and a web page. Logthon's environment variables set the rest,
 /// for example LOGTHON_HOST, LOGTHON_PORT, LOGTHON_ALLOWED_HOSTS and LOGTHON_ALLOWED_ORIGINS.
@@ -40,7 +40,8 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode, String> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO).init();
+    let log = telemetry::Settings { format: telemetry::Format::Text, ..Default::default() };
+    telemetry::init(&log, Vec::new()).map_err(|e| chain(&e))?;
     let mut config = Config::from_env(arguments.directory).map_err(|e| e.chain())?;
     config.http.allow_unauthenticated |= arguments.allow_unauthenticated;
     let shutdown = Shutdown::on_signals().map_err(|e| chain(&e))?;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+use service_kit::shutdown::signal;
 
-use super::interrupted;
 use crate::args::{LogFilter, Logs};
 use terminal::{Output, note, plain};
 
@@ -46,11 +46,11 @@ async fn tail(filter: LogFilter, output: Output) -> anyhow::Result<()> {
     let backlog = ("backlog", filter.limit.unwrap_or(10).to_string());
     let mut answer = ask(&filter, "tail", &[backlog]).await?;
     let mut buffer: Vec<u8> = Vec::new();
-    let mut stop = std::pin::pin!(interrupted());
+    let mut stop = std::pin::pin!(signal());
     loop {
         let chunk = tokio::select! {
             chunk = answer.chunk() => chunk.context("the connection to the log aggregator failed")?,
-            () = &mut stop => return Ok(()),
+            _ = &mut stop => return Ok(()),
         };
         let Some(chunk) = chunk else { bail!("the log aggregator ended the tail") };
         buffer.extend_from_slice(&chunk);

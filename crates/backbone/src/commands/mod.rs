@@ -64,15 +64,3 @@ fn log_settings() -> anyhow::Result<telemetry::Settings> {
     }
     Ok(Loader::new("backbone").load::<Settings>()?.into_inner().log)
 }
-
-/// Completes at Ctrl-C or SIGTERM.
-async fn interrupted() {
-    let mut terminate = match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(terminate) => terminate,
-        Err(_) => return std::future::pending().await,
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
-}

@@ -9,9 +9,10 @@ use event_client::subject::{Group, Pattern};
 use event_client::subscription::{Health, Subscription};
 use event_client::transport::{self, Start};
 use serde_json::json;
+use service_kit::shutdown::signal;
 use terminal::{Output, note};
 
-use super::{connect, interrupted, show};
+use super::{connect, show};
 use crate::args::{Global, Subscribe, Tail};
 
 /// Maximum number of events that are printed in one write and then acknowledged.
@@ -55,7 +56,7 @@ async fn receive(
     }
     let mut left = limit.unwrap_or(u64::MAX);
     let mut acks = VecDeque::new();
-    let mut stop = std::pin::pin!(interrupted());
+    let mut stop = std::pin::pin!(signal());
     let mut health = subscription.health();
     while left > 0 {
         let batch = tokio::select! {
@@ -66,7 +67,7 @@ async fn receive(
                 }
                 continue;
             }
-            () = &mut stop => break,
+            _ = &mut stop => break,
         };
         if batch.is_empty() {
             bail!("the subscription ended unexpectedly: {:?}", *subscription.health().borrow());

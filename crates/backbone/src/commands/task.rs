@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use event_client::Bus;
 use event_client::transport::Finding;
 use jiff::{SignedDuration, Timestamp};
+use service_kit::shutdown::signal;
 use task_queue::command::{Settings, TaskCommand};
 use task_queue::store::{StoreUrl, Waiting};
 use terminal::age;
 
-use super::interrupted;
 use crate::args::Global;
 use crate::builtin;
 use crate::stack::tasks_url;
@@ -28,7 +28,8 @@ pub(crate) async fn run(global: &Global, command: TaskCommand) -> anyhow::Result
         Some(bus) => builtin::register(task_queue::Worker::with_state(worker, bus.clone())),
         None => worker,
     };
-    command.run(Settings::new(Some(url), global.json), register, interrupted()).await?;
+    let stop = async { _ = signal().await };
+    command.run(Settings::new(Some(url), global.json), register, stop).await?;
     if let Some(bus) = bus {
         bus.close().await?;
     }
