@@ -1,11 +1,11 @@
 //! Defines the handle of an enqueued task: its state, and its result awaited without polling.
 
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-use super::TaskClient;
+use super::waiter::Waiter;
 use crate::{
     Error, ErrorKind, Result,
     store::{Enqueued, State, TaskRecord},
@@ -13,14 +13,14 @@ use crate::{
 
 /// The handle of an enqueued task; `T` is its result type.
 pub struct AsyncResult<T> {
-    client: TaskClient,
+    waiter: Arc<Waiter>,
     task: Enqueued,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Clone for AsyncResult<T> {
     fn clone(&self) -> Self {
-        Self { client: self.client.clone(), task: self.task, kind: PhantomData }
+        Self { waiter: self.waiter.clone(), task: self.task, kind: PhantomData }
     }
 }
 
@@ -31,13 +31,13 @@ impl<T> fmt::Debug for AsyncResult<T> {
 }
 
 impl<T> AsyncResult<T> {
-    pub(super) fn new(client: TaskClient, task: Enqueued) -> Self {
-        Self { client, task, kind: PhantomData }
+    pub(super) fn new(waiter: Arc<Waiter>, task: Enqueued) -> Self {
+        Self { waiter, task, kind: PhantomData }
     }
 
     /// Converts the handle to another result type.
     pub fn cast<U>(self) -> AsyncResult<U> {
-        AsyncResult { client: self.client, task: self.task, kind: PhantomData }
+        AsyncResult { waiter: self.waiter, task: self.task, kind: PhantomData }
     }
 
     /// The task's id.
@@ -55,7 +55,7 @@ impl<T> AsyncResult<T> {
     /// # Errors
     /// [`ErrorKind::NotFound`] when the id is unknown or the record is past its time to live.
     pub async fn record(&self) -> Result<TaskRecord> {
-        self.client.store().get(self.id()).await?.ok_or_else(|| {
+        self.waiter.store().get(self.id()).await?.ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
                 format!("task {} is unknown or its result has expired", self.id()),
@@ -76,7 +76,7 @@ impl<T> AsyncResult<T> {
     /// # Errors
     /// [`ErrorKind::NotFound`] when the id is unknown.
     pub async fn cancel(&self) -> Result<State> {
-        self.client.store().cancel(self.id()).await
+        self.waiter.store().cancel(self.id()).await
     }
 
     /// Waits for the end of the task, in whatever state, and returns its record.
@@ -85,7 +85,7 @@ impl<T> AsyncResult<T> {
     /// [`ErrorKind::Timeout`] when it has not ended within `timeout`; the task continues.
     pub async fn wait(&self, timeout: Duration) -> Result<TaskRecord> {
         let text = || format!("task {} has not ended within {}", self.id(), crate::duration::format(timeout));
-        match tokio::time::timeout(timeout, self.client.ended(self.id())).await {
+        match tokio::time::timeout(timeout, self.waiter.wait(self.id())).await {
             Ok(ended) => ended?,
             Err(_) => return Err(Error::new(ErrorKind::Timeout, text())),
         }

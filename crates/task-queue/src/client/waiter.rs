@@ -19,8 +19,10 @@ const POLL: Duration = Duration::from_secs(1);
 
 type Waiting = HashMap<Uuid, Vec<oneshot::Sender<()>>>;
 
-#[derive(Debug, Default)]
+/// A store, and the callers that wait for the ends of its tasks.
+#[derive(Debug)]
 pub(super) struct Waiter {
+    store: Arc<dyn TaskStore>,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -32,8 +34,17 @@ struct Shared {
 }
 
 impl Waiter {
+    pub(super) fn new(store: Arc<dyn TaskStore>) -> Self {
+        Self { store, shared: Arc::default() }
+    }
+
+    pub(super) fn store(&self) -> &Arc<dyn TaskStore> {
+        &self.store
+    }
+
     /// Completes when the task has ended (or is unknown).
-    pub(super) async fn wait(&self, store: &Arc<dyn TaskStore>, id: Uuid) -> Result<()> {
+    pub(super) async fn wait(&self, id: Uuid) -> Result<()> {
+        let store = &self.store;
         let (done, ended) = oneshot::channel();
         let start = {
             let mut shared = lock(&self.shared);

@@ -200,8 +200,6 @@ async fn signalled() {
     }
 }
 
-type Shared = Arc<dyn TaskStore>;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,13 @@
 //! Implements the subcommand `worker`.
 
+use std::sync::Arc;
+
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use terminal::{note, plain};
 
-use super::Shared;
-use crate::{Beat, Error, Result, Worker, bounds::SLOTS, duration};
+use crate::{Beat, Error, Result, Worker, bounds::SLOTS, duration, store::TaskStore};
 
 /// Options of `worker`.
 #[derive(Debug, Args)]
@@ -31,7 +32,7 @@ pub struct WorkerArgs {
 impl WorkerArgs {
     pub(super) async fn run(
         self,
-        store: Shared,
+        store: Arc<dyn TaskStore>,
         url: &str,
         register: impl FnOnce(Worker) -> Worker,
         shutdown: impl Future<Output = ()> + Send + 'static,

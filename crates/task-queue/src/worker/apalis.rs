@@ -1,44 +1,76 @@
-//! Implements the apalis backend of the worker: a bounded channel that never fails and is drained at shutdown, with
-//! acks outside all layers.
+//! Runs the jobs of the fetcher on an apalis worker. No other file knows apalis.
+//!
+//! apalis sees a backend that never fails: a bounded channel that is drained at shutdown. Each job runs on a tokio task
+//! of its own and sends its end to the acker itself.
 
 use std::{
     convert::Infallible,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use apalis_core::{
     backend::{Backend, BackendConfig, finalize::Ephemeral},
-    error::BoxDynError,
-    task::{ExecutionContext, Task, builder::TaskBuilder, task_id::TaskId},
-    worker::{
-        context::WorkerContext,
-        ext::ack::{Acknowledge, AcknowledgeLayer},
-    },
+    error::WorkerError,
+    layers::Identity,
+    task::{Task, builder::TaskBuilder, task_id::TaskId},
+    worker::{builder::WorkerBuilder, context::WorkerContext, ext::parallelize::ParallelizeExt},
 };
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    execute::{Done, Failure, Job},
-    running::{End, RunningTask},
+    execute::{Job, execute},
+    running::End,
 };
 
-/// The jobs that the fetcher has sent. Clones share the channel, so that a restarted apalis worker continues with
-/// it.
-#[derive(Clone)]
-pub(super) struct ApalisBackend {
-    jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
+/// Runs an apalis worker, and starts it again if it ends unexpectedly, until `stopping` is cancelled and the jobs that
+/// run have ended. Jobs that still run when the caller drops this future end without effect in the store.
+pub(super) async fn run(
+    name: String,
+    jobs: mpsc::Receiver<Job>,
     ends: mpsc::Sender<End>,
-}
-
-impl ApalisBackend {
-    pub(super) fn new(jobs: mpsc::Receiver<Job>, ends: mpsc::Sender<End>) -> Self {
-        Self { jobs: Arc::new(Mutex::new(jobs)), ends }
+    stopping: CancellationToken,
+) {
+    let jobs = Jobs(Arc::new(Mutex::new(jobs)));
+    let mut restarts = 0u32;
+    while !stopping.is_cancelled() {
+        match one_life(format!("{name}#{restarts}"), jobs.clone(), ends.clone(), stopping.clone()).await {
+            Ok(()) => tracing::debug!(worker = name, "apalis worker stopped"),
+            Err(error) => tracing::error!(worker = name, %error, "apalis worker ended, starting another"),
+        }
+        if !stopping.is_cancelled() {
+            restarts += 1;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(50..500))).await;
+        }
     }
 }
 
-impl Backend for ApalisBackend {
+/// Runs one apalis worker. Handlers are spawned, so that none can delay the loop. The future is boxed here, where its
+/// type is concrete, because the compiler cannot prove across an await that it is `Send`.
+fn one_life(
+    name: String,
+    jobs: Jobs,
+    ends: mpsc::Sender<End>,
+    stop: CancellationToken,
+) -> BoxFuture<'static, Result<(), WorkerError>> {
+    // A handler that does not stop in time must not keep the acker from its end: it holds no sender of its own.
+    let handler = move |job: Job| execute(job, ends.downgrade());
+    let worker = WorkerBuilder::new(name).backend(jobs).parallelize(tokio::spawn).build(handler);
+    let signal = async move {
+        stop.cancelled().await;
+        Ok::<(), std::io::Error>(())
+    };
+    Box::pin(worker.run_until(signal))
+}
+
+/// The jobs that the fetcher has sent. Clones share the channel, so that a restarted apalis worker continues with it.
+#[derive(Clone)]
+struct Jobs(Arc<Mutex<mpsc::Receiver<Job>>>);
+
+impl Backend for Jobs {
     type Task = Task<Job>;
     type Error = Infallible;
 
@@ -51,7 +83,7 @@ impl Backend for ApalisBackend {
         cx: &mut Context<'_>,
         _: &WorkerContext,
     ) -> Poll<Option<Result<Self::Task, Infallible>>> {
-        let mut jobs = self.jobs.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut jobs = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         jobs.poll_recv(cx).map(|job| job.map(|job| Ok(into_task(job))))
     }
 
@@ -65,53 +97,22 @@ fn into_task(job: Job) -> Task<Job> {
     TaskBuilder::new(())
         .task_id(TaskId::from_string(lease.id.to_string()))
         .attempt(lease.errors.saturating_add(lease.crashes) as usize)
-        .data(job.task.clone())
         .build()
         .map_args(|()| job)
 }
 
-impl BackendConfig for ApalisBackend {
+impl BackendConfig for Jobs {
     type Args = Job;
     type Id = TaskId;
     type Kind = Ephemeral;
     type Config = ();
-    type Layer = AcknowledgeLayer<Ack>;
+    type Layer = Identity;
 
     fn config(&self) -> &() {
         &()
     }
 
     fn middleware(&mut self, _: &mut WorkerContext) -> Self::Layer {
-        AcknowledgeLayer::new(Ack { ends: self.ends.clone() })
-    }
-}
-
-/// Turns the result of a run into an [`End`] and sends it to the acker.
-#[derive(Clone)]
-pub(super) struct Ack {
-    ends: mpsc::Sender<End>,
-}
-
-impl Acknowledge<Done> for Ack {
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<(), Infallible>>;
-
-    fn ack(&mut self, result: &Result<Done, BoxDynError>, context: &ExecutionContext) -> Self::Future {
-        let task: Option<Arc<RunningTask>> = context.data().get::<Arc<RunningTask>>().cloned();
-        let ends = self.ends.clone();
-        let failure = match result {
-            Ok(done) => Ok(done.clone()),
-            // An error of another type comes from the executor: a handler panicked outside its own guard.
-            Err(error) => Err(match error.downcast_ref::<Failure>() {
-                Some(failure) => failure.clone(),
-                None => Failure::Panicked(error.to_string()),
-            }),
-        };
-        Box::pin(async move {
-            if let Some(task) = task {
-                super::execute::conclude(&task, failure, &ends).await;
-            }
-            Ok(())
-        })
+        Identity::new()
     }
 }

@@ -61,13 +61,9 @@ impl Job {
     }
 }
 
-/// The result as JSON.
-#[derive(Debug, Clone)]
-pub(super) struct Done(Arc<str>);
-
 /// Why a run did not succeed.
-#[derive(Debug, Clone)]
-pub(super) enum Failure {
+#[derive(Debug)]
+enum Failure {
     Error(String, Disposition),
     TimedOut(Duration),
     Panicked(String),
@@ -89,10 +85,26 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+/// The next state of a task, and its entry in the list of attempts.
+type Conclusion = (Resolution, Option<(Outcome, Option<String>)>);
 
-/// The service that apalis calls; each call runs on its own tokio task.
-pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
+/// Runs a job and sends its end to the acker. Each call has its own tokio task. When the worker has ended meanwhile,
+/// there is no acker any more, and the task runs again when its lease is over.
+pub(super) async fn execute(job: Job, ends: mpsc::WeakSender<End>) {
+    let task = job.task.clone();
+    let run = async { conclude(&task, attempt(job).await) };
+    // A panic outside of the function's own guard, such as in the drop of its future, settles the task as well.
+    let (resolution, attempt) = AssertUnwindSafe(run).catch_unwind().await.unwrap_or_else(|panic| {
+        let failure = Failure::Panicked(text_of(&*panic));
+        (task.retry(None), Some((Outcome::Panicked, Some(failure.to_string()))))
+    });
+    if let Some(ends) = ends.upgrade() {
+        task.end(&ends, resolution, attempt).await;
+    }
+}
+
+/// Runs the task function once and returns its result as JSON.
+async fn attempt(job: Job) -> Result<String, Failure> {
     let Job { task, run, context } = job;
     let name = task.lease.name.clone();
     let begun = Instant::now();
@@ -110,7 +122,7 @@ pub(super) async fn execute(job: Job) -> Result<Done, Failure> {
         biased;
         () = task.stop.cancelled() => Err(Failure::Stopped(task.reason().unwrap_or(StopReason::Shutdown))),
         ended = guarded => match ended {
-            Ok(Ok(Ok(result))) => Ok(Done(result.into())),
+            Ok(Ok(Ok(result))) => Ok(result),
             Ok(Ok(Err(error))) => Err(failed(&error)),
             Ok(Err(limit)) => Err(Failure::TimedOut(limit)),
             Err(panic) => Err(Failure::Panicked(text_of(&*panic))),
@@ -134,17 +146,10 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a value that is not text".to_owned())
 }
 
-/// Decides what follows and sends it to the acker.
-pub(super) async fn conclude(
-    task: &Arc<RunningTask>,
-    result: Result<Done, Failure>,
-    ends: &mpsc::Sender<End>,
-) {
+/// Decides what follows an attempt, and logs a failure.
+fn conclude(task: &RunningTask, result: Result<String, Failure>) -> Conclusion {
     let failure = match result {
-        Ok(Done(result)) => {
-            let resolution = Resolution::Succeed(Ok(result.as_ref().to_owned()));
-            return task.end(ends, resolution, Some((Outcome::Succeeded, None))).await;
-        }
+        Ok(result) => return (Resolution::Succeed(Ok(result)), Some((Outcome::Succeeded, None))),
         Err(failure) => failure,
     };
     let (resolution, outcome) = match &failure {
@@ -158,7 +163,7 @@ pub(super) async fn conclude(
         // If the lease was lost, the store refuses this because of its fence; that is harmless, and no attempt is
         // counted.
         Failure::Stopped(StopReason::Shutdown | StopReason::Lost) => {
-            return task.end(ends, Resolution::Release, None).await;
+            return (Resolution::Release, None);
         }
     };
     let lease = &task.lease;
@@ -173,5 +178,5 @@ pub(super) async fn conclude(
             tracing::info!(task = lease.name, id = %lease.id, reason = %failure, "task postponed or cancelled")
         }
     }
-    task.end(ends, resolution, Some((outcome, Some(failure.to_string())))).await;
+    (resolution, Some((outcome, Some(failure.to_string()))))
 }

@@ -1,13 +1,12 @@
 //! Consumes tasks: a worker leases due tasks, runs them on apalis, and settles each in the store.
 //!
 //! ```text
-//! store -> fetcher --bounded channel--> apalis worker -> handler (spawned) -> ack layer -> acker -> store
-//!          heartbeat (its own thread): renew, stop, self-fencing               maintain: housekeeping every second
+//! store -> fetcher --bounded channel--> apalis worker -> handler (spawned) -> acker -> store
+//!          heartbeat (its own thread): renew, stop, self-fencing   maintain: housekeeping every second
 //! ```
-//! The fetcher (`reader` in error texts) claims a task only for a free slot. apalis sees a backend
-//! (`apalis::ApalisBackend`) that never fails: only the fetcher, the acker, the heartbeat and housekeeping call the
-//! store, and they retry its errors. A task is settled outside every user layer, by its result alone, under the
-//! fence of its lease.
+//! The fetcher (`reader` in error texts) claims a task only for a free slot. apalis sees a backend (`apalis.rs`) that
+//! never fails: only the fetcher, the acker, the heartbeat and housekeeping call the store, and they retry its errors.
+//! A task is settled outside every user layer, by its result alone, under the fence of its lease.
 
 mod acker;
 mod apalis;
@@ -20,11 +19,7 @@ mod running;
 
 use std::{sync::Arc, time::Duration};
 
-use apalis_core::{
-    error::WorkerError,
-    worker::{builder::WorkerBuilder, ext::parallelize::ParallelizeExt},
-};
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use uuid::Uuid;
@@ -193,8 +188,7 @@ impl Worker {
             .run(),
         ));
 
-        let feed = apalis::ApalisBackend::new(feed, ends);
-        let mut apalis = Box::pin(supervise(info.name.clone(), feed, stopping.clone()).fuse());
+        let mut apalis = Box::pin(apalis::run(info.name.clone(), feed, ends, stopping.clone()).fuse());
         let broken = tokio::select! {
             () = shutdown => None,
             () = &mut apalis => Some("executor"),
@@ -230,8 +224,7 @@ impl Worker {
             () = cutoff => false,
         };
         drop(apalis);
-        // Fetcher, apalis backend and handlers have dropped all senders of ends; the acker settles the rest and
-        // stops. The store refuses a settlement that comes later than a lease, so waiting longer is useless.
+        // The fetcher and the apalis worker have dropped all senders of ends; the acker settles the rest and stops. The store refuses a settlement that comes later than a lease, so waiting longer is useless.
         let settled = async {
             let _ = reader.await;
             let _ = acker.await;
@@ -266,37 +259,6 @@ impl Worker {
         tracing::info!(worker = info.name, released, "worker stopped");
         Ok(())
     }
-}
-
-/// Runs the apalis worker, and starts it again if it ends unexpectedly, until the worker shuts down.
-async fn supervise(name: String, feed: apalis::ApalisBackend, stopping: CancellationToken) {
-    let mut restarts = 0u32;
-    while !stopping.is_cancelled() {
-        match one_life(format!("{name}#{restarts}"), feed.clone(), stopping.clone()).await {
-            Ok(()) => tracing::debug!(worker = name, "apalis worker stopped"),
-            Err(error) => tracing::error!(worker = name, %error, "apalis worker ended, starting another"),
-        }
-        if !stopping.is_cancelled() {
-            restarts += 1;
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(50..500))).await;
-        }
-    }
-}
-
-/// Runs one apalis worker. Handlers are spawned, so that none can delay the loop; acks come from the backend. The
-/// future is boxed here, where its type is concrete, because the compiler cannot prove across an await that it is
-/// `Send`.
-fn one_life(
-    name: String,
-    feed: apalis::ApalisBackend,
-    stop: CancellationToken,
-) -> BoxFuture<'static, Result<(), WorkerError>> {
-    let worker = WorkerBuilder::new(name).backend(feed).parallelize(tokio::spawn).build(execute::execute);
-    let signal = async move {
-        stop.cancelled().await;
-        Ok::<(), std::io::Error>(())
-    };
-    Box::pin(worker.run_until(signal))
 }
 
 fn default_name() -> String {
