@@ -52,10 +52,10 @@ impl Aggregator {
     pub async fn on(mut config: Config, store: Arc<dyn LogStore>) -> Result<Self> {
         let live = Arc::new(Live::new());
         let (ingest, writer) = Ingest::start(Arc::clone(&store), Arc::clone(&live));
-        let files = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|e| Error::because(ErrorKind::Config, "cannot create the HTTP client for /files", e))?;
+        let files =
+            reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().map_err(|e| {
+                Error::new(ErrorKind::Config, "cannot create the HTTP client for /files").because(e)
+            })?;
         config.max_viewers = config.max_viewers.min(MOST_VIEWERS);
         let viewers = Arc::new(Semaphore::new(config.max_viewers));
         let app = App { config, store: Arc::clone(&store), ingest, live, viewers, files };

@@ -25,27 +25,25 @@ pub enum ErrorKind {
     Closed,
 }
 
-/// An error of the aggregator.
+/// An error of the aggregator. `Display` writes `message: cause`.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
-    context: String,
+    message: String,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// Makes an error of `kind`; `context` names the operation that failed or the fault, without a full stop.
-    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+    /// Makes an error of `kind`; `message` names the operation that failed or the fault, without a full stop.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
     }
 
-    /// Makes an error of `kind` with `source` as its cause.
-    pub fn because(
-        kind: ErrorKind,
-        context: impl Into<String>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
-    ) -> Self {
-        Self { kind, context: context.into(), source: Some(Arc::from(source.into())) }
+    /// Attaches the cause.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(Arc::from(source.into()));
+        self
     }
 
     /// Returns the kind.
@@ -55,7 +53,7 @@ impl Error {
 
     /// Returns the error and all its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.context.clone();
+        let mut text = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
             text.push_str(": ");
@@ -68,12 +66,32 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.context)
+        f.write_str(&self.message)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as _)
+        // `Display` already prints the direct cause, so the chain continues below it.
+        self.source.as_deref().and_then(StdError::source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_names_every_cause_once() {
+        let text = "cannot decode";
+        let cause = event_client::Error::new(event_client::ErrorKind::Decode, text)
+            .because(std::io::Error::other("disk on fire"));
+        let error = Error::new(ErrorKind::Unavailable, "cannot read").because(cause);
+        assert_eq!(error.to_string(), "cannot read: cannot decode: disk on fire");
+        assert_eq!(error.chain(), error.to_string());
     }
 }

@@ -33,26 +33,31 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("log-aggregator: {error}");
+            // Each `Display` contains the direct cause.
+            let causes = std::iter::successors(error.source(), |cause| cause.source());
+            eprintln!(
+                "log-aggregator: {}",
+                causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+            );
             ExitCode::FAILURE
         }
     }
 }
 
-async fn run(arguments: Arguments) -> Result<ExitCode, String> {
+async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error + Send + Sync>> {
     let log = telemetry::Settings { format: telemetry::Format::Text, ..Default::default() };
-    telemetry::init(&log, Vec::new()).map_err(|e| chain(&e))?;
-    let mut config = Config::from_env(arguments.directory).map_err(|e| e.chain())?;
+    telemetry::init(&log, Vec::new())?;
+    let mut config = Config::from_env(arguments.directory)?;
     config.http.allow_unauthenticated |= arguments.allow_unauthenticated;
-    let shutdown = Shutdown::on_signals().map_err(|e| chain(&e))?;
-    let listener = http::bind(&config.http).await.map_err(|e| e.to_string())?;
-    let bound = listener.local_addr().map_err(|e| e.to_string())?;
-    let aggregator = Arc::new(Aggregator::open(config).await.map_err(|e| e.chain())?);
+    let shutdown = Shutdown::on_signals()?;
+    let listener = http::bind(&config.http).await?;
+    let bound = listener.local_addr()?;
+    let aggregator = Arc::new(Aggregator::open(config).await?);
     let mut parts = Parts::new(shutdown, service_kit::shutdown::Settings::default());
     // The aggregator also works without a bus. An unset URL therefore means no bus, not the default bus.
     if std::env::var_os("EVENT_BUS_URL").is_some() {
-        let bus = Bus::from_env("log-aggregator").await.map_err(|e| chain(&e))?;
-        aggregator.consume(&bus).await.map_err(|e| e.chain())?;
+        let bus = Bus::from_env("log-aggregator").await?;
+        aggregator.consume(&bus).await?;
         parts.add("bus", |stop| async move {
             stop.requested().await;
             bus.close().await
@@ -65,16 +70,10 @@ async fn run(arguments: Arguments) -> Result<ExitCode, String> {
     });
     parts.add("http", |stop| async move { aggregator.serve(listener, axum::Router::new(), stop).await });
     println!("listening on http://{bound}");
-    std::io::stdout().flush().map_err(|e| e.to_string())?;
+    std::io::stdout().flush()?;
     let report = parts.run().await;
     if !report.is_clean() {
         eprintln!("log-aggregator: {report}");
     }
     Ok(report.exit_code())
-}
-
-/// The error and all its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(error.source(), |cause| cause.source())
-        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -1,20 +1,20 @@
 //! The error type of this crate: a kind, a message and a cause.
 
+use std::error::Error as StdError;
 use std::fmt;
 
-/// A failure to start or stop a process. The text names the key, file, variable or address.
-#[derive(thiserror::Error)]
-#[error("{message}")]
+/// A failure to start or stop a process. The text names the key, file, variable or address; `Display` writes
+/// `message: cause`.
 pub struct Error {
-    kind: Kind,
+    kind: ErrorKind,
     message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 /// The kind of an error: a caller decides by it how to react.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum ErrorKind {
     /// A configuration file could not be read.
     Unreadable,
     /// A configuration file is not TOML.
@@ -40,31 +40,51 @@ pub enum Kind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: Kind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), source: None }
+    /// A new error of `kind`; `message` states the failure and the remedy.
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
     }
 
-    pub(crate) fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// Attaches the cause.
+    #[must_use]
+    pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
     /// Returns the kind.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
     }
 }
 
 /// Writes the message and its causes, because `fn main() -> Result<(), Error>` prints an error with `Debug`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        let mut cause = std::error::Error::source(self);
+        write!(f, "{self}")?;
+        let mut cause = self.source();
         while let Some(error) = cause {
             write!(f, ": {error}")?;
             cause = error.source();
         }
         Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // `Display` already prints the direct cause, so the chain continues below it.
+        self.source.as_ref().and_then(|source| source.source())
     }
 }
 
@@ -74,8 +94,9 @@ mod tests {
 
     #[test]
     fn debug_is_a_sentence_with_its_causes() {
-        let error =
-            Error::new(Kind::Bind, "cannot listen on 127.0.0.1:80").because(std::io::Error::other("denied"));
+        let error = Error::new(ErrorKind::Bind, "cannot listen on 127.0.0.1:80")
+            .because(std::io::Error::other("denied"));
         assert_eq!(format!("{error:?}"), "cannot listen on 127.0.0.1:80: denied");
+        assert_eq!(error.to_string(), "cannot listen on 127.0.0.1:80: denied");
     }
 }

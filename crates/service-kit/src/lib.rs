@@ -46,4 +46,4 @@ pub mod http;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use error::{Error, Kind};
+pub use error::{Error, ErrorKind};

@@ -53,22 +53,25 @@ pub enum ErrorKind {
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
-    context: Arc<str>,
+    message: Arc<str>,
     source: Option<Source>,
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into().into(), source: None }
+    /// A new error of `kind`; `message` states the failure and, where possible, advice.
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into().into(), source: None }
     }
 
-    pub(crate) fn with(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// Attaches the cause.
+    #[must_use]
+    pub(crate) fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
     }
 
-    pub(crate) fn invalid(context: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Invalid, context)
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
     }
 
     /// The kind of the error.
@@ -77,14 +80,14 @@ impl Error {
     }
 
     /// Whether the same call may succeed a little later without any change by the caller or an operator.
-    pub fn is_transient(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         self.kind == ErrorKind::Unavailable
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.context)?;
+        f.write_str(&self.message)?;
         match &self.source {
             Some(source) => write!(f, ": {source}"),
             None => Ok(()),

@@ -5,7 +5,7 @@ use crate::{Error, ErrorKind, Result};
 /// Runs `work` to completion on a new thread.
 pub(crate) fn run(name: &str, work: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Unavailable, format!("cannot start thread {name}")).with(error)
+        Error::new(ErrorKind::Unavailable, format!("cannot start thread {name}")).because(error)
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
     std::thread::Builder::new()

@@ -59,7 +59,8 @@ impl Consumer {
     /// Subscribes as a member of the group and starts to receive batches. A new group starts with the earliest stored
     /// batch.
     pub(crate) async fn start(bus: &Bus, ingest: Ingest) -> Result<Self> {
-        let failed = |e| Error::because(ErrorKind::Unavailable, "cannot subscribe to the logs on the bus", e);
+        let failed =
+            |e| Error::new(ErrorKind::Unavailable, "cannot subscribe to the logs on the bus").because(e);
         let group = GROUP.parse().map_err(failed)?;
         let pattern = LogBatch::PATTERN.parse().map_err(failed)?;
         // A bus that keeps no history has no earlier batches to start with.

@@ -3,7 +3,7 @@
 use super::names::Names;
 use super::tree::{Leaf, Node, Tree, Value, join};
 use super::{Origin, secret};
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
 use std::collections::btree_map;
@@ -17,7 +17,7 @@ pub(super) fn settings<T: DeserializeOwned>(tree: &Tree, names: &Names) -> Resul
 /// An error that is returned through the nested deserializers; it keeps the innermost key and origin.
 #[derive(Debug)]
 struct ValueError {
-    kind: Kind,
+    kind: ErrorKind,
     key: Option<String>,
     missing: Option<&'static str>,
     origin: Option<Origin>,
@@ -25,7 +25,7 @@ struct ValueError {
 }
 
 impl ValueError {
-    fn new(kind: Kind, message: impl fmt::Display) -> Self {
+    fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Self { kind, key: None, missing: None, origin: None, message: message.to_string() }
     }
 
@@ -49,7 +49,7 @@ impl ValueError {
     fn into_error(self, names: &Names) -> Error {
         let key = self.key.unwrap_or_default();
         let message = match (self.kind, self.origin) {
-            (Kind::MissingKey, _) => {
+            (ErrorKind::MissingKey, _) => {
                 format!(
                     "{key}: is not set and has no default; set it in the file or as {}",
                     names.of(&key).join(" or ")
@@ -72,7 +72,7 @@ impl std::error::Error for ValueError {}
 
 impl de::Error for ValueError {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::new(Kind::InvalidValue, message)
+        Self::new(ErrorKind::InvalidValue, message)
     }
 
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -83,19 +83,19 @@ impl de::Error for ValueError {
             de::Unexpected::Seq => "a list",
             _ => "a number",
         };
-        Self::new(Kind::InvalidValue, format!("expected {expected}, got {found}"))
+        Self::new(ErrorKind::InvalidValue, format!("expected {expected}, got {found}"))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(Kind::InvalidValue, format!("expected {expected}, got {found}"))
+        Self::new(ErrorKind::InvalidValue, format!("expected {expected}, got {found}"))
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::new(Kind::InvalidValue, format!("unknown value {variant:?}; {}", suggest(variant, known)))
+        Self::new(ErrorKind::InvalidValue, format!("unknown value {variant:?}; {}", suggest(variant, known)))
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { missing: Some(field), ..Self::new(Kind::MissingKey, "is not set") }
+        Self { missing: Some(field), ..Self::new(ErrorKind::MissingKey, "is not set") }
     }
 }
 
@@ -157,7 +157,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
                     continue; // set for another process in the same environment
                 }
                 let fault =
-                    ValueError::new(Kind::UnknownKey, format!("unknown key; {}", suggest(name, fields)));
+                    ValueError::new(ErrorKind::UnknownKey, format!("unknown key; {}", suggest(name, fields)));
                 return Err(fault.at(&key, node.origin()));
             }
             self.value = Some((key, node));
@@ -169,7 +169,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, ValueError> {
         let (key, node) =
-            self.value.take().ok_or_else(|| ValueError::new(Kind::InvalidValue, "value before key"))?;
+            self.value.take().ok_or_else(|| ValueError::new(ErrorKind::InvalidValue, "value before key"))?;
         let one = One { node, key: key.clone() };
         seed.deserialize(one).map_err(|fault| fault.at(&key, node.origin()))
     }
@@ -203,7 +203,7 @@ impl<'t> One<'t> {
         } else if let Ok(number) = text.parse::<f64>() {
             visitor.visit_f64(number)
         } else {
-            Err(ValueError::new(Kind::InvalidValue, format!("expected a number, got {text:?}")))
+            Err(ValueError::new(ErrorKind::InvalidValue, format!("expected a number, got {text:?}")))
         }
     }
 
@@ -247,9 +247,10 @@ impl<'de> de::Deserializer<'de> for One<'_> {
             None => self.plain(visitor),
             Some("true" | "1" | "yes" | "on") => visitor.visit_bool(true),
             Some("false" | "0" | "no" | "off") => visitor.visit_bool(false),
-            Some(other) => {
-                Err(ValueError::new(Kind::InvalidValue, format!("expected true or false, got {other:?}")))
-            }
+            Some(other) => Err(ValueError::new(
+                ErrorKind::InvalidValue,
+                format!("expected true or false, got {other:?}"),
+            )),
         }
     }
 
@@ -278,7 +279,7 @@ impl<'de> de::Deserializer<'de> for One<'_> {
         match self.node {
             Node::Table(tree) => Table { tree, key: self.key }.entries(Some(fields), visitor),
             Node::Leaf(_) => Err(ValueError::new(
-                Kind::InvalidValue,
+                ErrorKind::InvalidValue,
                 format!("expected a table with the keys {}", fields.join(", ")),
             )),
         }
@@ -299,9 +300,10 @@ impl<'de> de::Deserializer<'de> for One<'_> {
             Node::Leaf(Leaf { value: Value::Text(text), .. }) => {
                 visitor.visit_enum(IntoDeserializer::<ValueError>::into_deserializer(text.as_str()))
             }
-            Node::Leaf(_) => {
-                Err(ValueError::new(Kind::InvalidValue, format!("expected one of {}", variants.join(", "))))
-            }
+            Node::Leaf(_) => Err(ValueError::new(
+                ErrorKind::InvalidValue,
+                format!("expected one of {}", variants.join(", ")),
+            )),
         }
     }
 
@@ -312,9 +314,10 @@ impl<'de> de::Deserializer<'de> for One<'_> {
     ) -> Result<V::Value, ValueError> {
         let secret = name == secret::MARK;
         visitor.visit_newtype_struct(self).map_err(|fault| match secret {
-            true => {
-                ValueError::new(Kind::InvalidValue, "expected text (the value is not shown: it is a secret)")
-            }
+            true => ValueError::new(
+                ErrorKind::InvalidValue,
+                "expected text (the value is not shown: it is a secret)",
+            ),
             false => fault,
         })
     }

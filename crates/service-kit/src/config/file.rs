@@ -2,8 +2,7 @@
 
 use super::tree::{Leaf, Node, Tree, Value};
 use super::{Origin, shown};
-use crate::{Error, Kind};
-use std::io::ErrorKind;
+use crate::{Error, ErrorKind};
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -12,15 +11,15 @@ use toml::de::{DeTable, DeValue};
 pub(super) fn read(path: &Path, required: bool) -> Result<Option<Tree>, Error> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && !required => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(None),
         Err(error) => {
-            let message = format!("cannot read the configuration file {}: {error}", shown(path));
-            return Err(Error::new(Kind::Unreadable, message).because(error));
+            let message = format!("cannot read the configuration file {}", shown(path));
+            return Err(Error::new(ErrorKind::Unreadable, message).because(error));
         }
     };
     parse(&text, |line| Origin::File(shown(path), line))
         .map(Some)
-        .map_err(|(line, why)| Error::new(Kind::Syntax, format!("{}:{line}: {why}", shown(path))))
+        .map_err(|(line, why)| Error::new(ErrorKind::Syntax, format!("{}:{line}: {why}", shown(path))))
 }
 
 /// Parses TOML. An error contains the line and the fault, never the text itself, which may contain a secret.

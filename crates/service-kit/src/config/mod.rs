@@ -22,7 +22,7 @@ mod secret;
 mod tree;
 mod url;
 
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -131,7 +131,7 @@ impl Loader {
     pub fn load<T: DeserializeOwned>(self) -> Result<Loaded<T>, Error> {
         let mut tree = match self.defaults {
             Some(text) => file::parse(text, |_| Origin::Default)
-                .map_err(|(line, why)| Error::new(Kind::Syntax, format!("defaults:{line}: {why}")))?,
+                .map_err(|(line, why)| Error::new(ErrorKind::Syntax, format!("defaults:{line}: {why}")))?,
             None => tree::Tree::default(),
         };
         let names = names::Names::new(&self.service, self.aliases);
@@ -182,7 +182,7 @@ impl<T> Loaded<T> {
             Some(origin) => format!("from {origin}"),
             None => format!("the default; set it with {}", names::own(&self.service, key)),
         };
-        Error::new(Kind::InvalidValue, format!("{key}: {why} ({from})"))
+        Error::new(ErrorKind::InvalidValue, format!("{key}: {why} ({from})"))
     }
 }
 
@@ -195,7 +195,7 @@ fn process_environment(names: &names::Names) -> Result<Vec<(String, String)>, Er
         match value.into_string() {
             Ok(value) => environment.push((name, value)),
             Err(_) if names.reads(&name) => {
-                return Err(Error::new(Kind::InvalidValue, format!("the variable {name} is not UTF-8")));
+                return Err(Error::new(ErrorKind::InvalidValue, format!("the variable {name} is not UTF-8")));
             }
             Err(_) => {}
         }

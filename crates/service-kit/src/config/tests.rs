@@ -74,7 +74,7 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[track_caller]
-fn refused(loader: Loader, kind: Kind, text: &str) {
+fn refused(loader: Loader, kind: ErrorKind, text: &str) {
     let error = loader.load::<Settings>().expect_err("refused");
     assert_eq!(error.kind(), kind, "{error}");
     assert!(error.to_string().contains(text), "{error}");
@@ -161,14 +161,18 @@ fn the_environment_may_name_the_file() {
 #[test]
 fn unknown_keys_suggest_the_nearest() {
     let (_folder, path) = file("[http]\nhost = 'x'\n\nprot = 1\n");
-    refused(loader().file(&path), Kind::UnknownKey, "http.prot: unknown key; did you mean \"port\"?");
-    refused(loader().file(&path), Kind::UnknownKey, "app.toml:4)");
+    refused(loader().file(&path), ErrorKind::UnknownKey, "http.prot: unknown key; did you mean \"port\"?");
+    refused(loader().file(&path), ErrorKind::UnknownKey, "app.toml:4)");
     refused(
         loader().environment([("API_GATEWAY__LOGS__LEVEL", "info")]),
-        Kind::UnknownKey,
+        ErrorKind::UnknownKey,
         "logs: unknown key; did you mean \"log\"? (from the variable API_GATEWAY__LOGS__LEVEL)",
     );
-    refused(loader().flag("-x", "bus.zzz", Some("")), Kind::UnknownKey, "known here: url (from the flag -x)");
+    refused(
+        loader().flag("-x", "bus.zzz", Some("")),
+        ErrorKind::UnknownKey,
+        "known here: url (from the flag -x)",
+    );
 }
 
 #[test]
@@ -176,27 +180,27 @@ fn values_that_do_not_fit_name_key_and_source() {
     let port = |value: &str| loader().environment([("PORT", value.to_owned())]);
     refused(
         port("many"),
-        Kind::InvalidValue,
+        ErrorKind::InvalidValue,
         "http.port: expected a number, got \"many\" (from the variable PORT)",
     );
-    refused(port("70000"), Kind::InvalidValue, "http.port: ");
-    refused(port("-1"), Kind::InvalidValue, "http.port: ");
+    refused(port("70000"), ErrorKind::InvalidValue, "http.port: ");
+    refused(port("-1"), ErrorKind::InvalidValue, "http.port: ");
     let (_folder, path) = file("http.port = 'many'\n");
-    refused(loader().file(&path), Kind::InvalidValue, "http.port: expected u16, got text");
-    refused(loader().flag("--t", "http.timeout", Some("soon")), Kind::InvalidValue, "http.timeout: ");
+    refused(loader().file(&path), ErrorKind::InvalidValue, "http.port: expected u16, got text");
+    refused(loader().flag("--t", "http.timeout", Some("soon")), ErrorKind::InvalidValue, "http.timeout: ");
     refused(
         loader().flag("--level", "log.level", Some("wran")),
-        Kind::InvalidValue,
+        ErrorKind::InvalidValue,
         "did you mean \"warn\"?",
     );
     refused(
         loader().flag("--http", "http", Some("x")),
-        Kind::InvalidValue,
+        ErrorKind::InvalidValue,
         "http: expected a table with the keys host",
     );
     refused(
         loader().environment([("API_GATEWAY__HTTP__TLS", "perhaps")]),
-        Kind::InvalidValue,
+        ErrorKind::InvalidValue,
         "expected true or false",
     );
 }
@@ -204,10 +208,10 @@ fn values_that_do_not_fit_name_key_and_source() {
 #[test]
 fn broken_and_missing_files_are_errors() {
     let (folder, path) = file("[http]\nport = = 1\n");
-    refused(loader().file(&path), Kind::Syntax, "app.toml:2: ");
-    refused(loader().file(folder.path().join("none.toml")), Kind::Unreadable, "none.toml");
+    refused(loader().file(&path), ErrorKind::Syntax, "app.toml:2: ");
+    refused(loader().file(folder.path().join("none.toml")), ErrorKind::Unreadable, "none.toml");
     std::fs::write(&path, [0xff, 0xfe]).unwrap();
-    refused(loader().file_if_present(&path), Kind::Unreadable, "app.toml");
+    refused(loader().file_if_present(&path), ErrorKind::Unreadable, "app.toml");
 }
 
 #[test]
@@ -224,7 +228,7 @@ fn required_keys_say_how_to_be_set() {
     }
     let (_folder, path) = file("[bus]\n");
     let error = loader().file(path).load::<Strict>().unwrap_err();
-    assert_eq!(error.kind(), Kind::MissingKey);
+    assert_eq!(error.kind(), ErrorKind::MissingKey);
     let text = "bus.url: is not set and has no default; set it in the file or as EVENT_BUS_URL or API_GATEWAY__BUS__URL";
     assert_eq!(error.to_string(), text);
     let error = loader().load::<Strict>().unwrap_err();

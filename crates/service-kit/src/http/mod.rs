@@ -21,7 +21,7 @@ mod guard;
 mod unread_body;
 
 use crate::shutdown::Stop;
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
@@ -33,7 +33,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -106,21 +106,21 @@ impl Listener {
 /// Binds the listener.
 ///
 /// # Errors
-/// [`Kind::AddressInUse`] when another process uses the port, [`Kind::NotLoopback`] when the address is reachable
-/// from other machines and [`Settings::allow_unauthenticated`] is false, [`Kind::InvalidValue`] when an allowed host
-/// or origin is not valid, [`Kind::Bind`] otherwise; the text names the remedy.
+/// [`ErrorKind::AddressInUse`] when another process uses the port, [`ErrorKind::NotLoopback`] when the address is
+/// reachable from other machines and [`Settings::allow_unauthenticated`] is false, [`ErrorKind::InvalidValue`] when an
+/// allowed host or origin is not valid, [`ErrorKind::Bind`] otherwise; the text names the remedy.
 pub async fn bind(settings: &Settings) -> Result<Listener, Error> {
     let Settings { host, port, .. } = settings;
     let guard = Arc::new(Guard::new(settings)?);
     let failed = |error: io::Error| {
         let (kind, advice) = match error.kind() {
-            ErrorKind::AddrInUse => {
-                (Kind::AddressInUse, "stop the process that uses it, or choose another http.port")
+            io::ErrorKind::AddrInUse => {
+                (ErrorKind::AddressInUse, "stop the process that uses it, or choose another http.port")
             }
-            ErrorKind::PermissionDenied => (Kind::Bind, "choose an http.port above 1023"),
-            _ => (Kind::Bind, "check http.host, which must be an address of this machine"),
+            io::ErrorKind::PermissionDenied => (ErrorKind::Bind, "choose an http.port above 1023"),
+            _ => (ErrorKind::Bind, "check http.host, which must be an address of this machine"),
         };
-        Error::new(kind, format!("cannot listen on {host}:{port}: {error}; {advice}")).because(error)
+        Error::new(kind, format!("cannot listen on {host}:{port}; {advice}")).because(error)
     };
     // The name is resolved once, so that the checked addresses are the bound ones.
     let addresses: Vec<SocketAddr> = lookup_host((host.as_str(), *port)).await.map_err(failed)?.collect();
@@ -132,7 +132,7 @@ pub async fn bind(settings: &Settings) -> Result<Listener, Error> {
              LOGTHON_ALLOW_UNAUTHENTICATED=true",
             open.ip()
         );
-        return Err(Error::new(Kind::NotLoopback, text));
+        return Err(Error::new(ErrorKind::NotLoopback, text));
     }
     let socket = TcpListener::bind(addresses.as_slice()).await.map_err(failed)?;
     Ok(Listener { socket, guard })
@@ -178,7 +178,7 @@ pub async fn serve(listener: Listener, router: Router, stop: Stop) -> Result<(),
 }
 
 fn is_of_the_peer(error: &io::Error) -> bool {
-    use ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 

@@ -1,6 +1,6 @@
 //! Receives the signals that request a process to stop.
 
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGTERM (service managers, containers) and SIGINT (a terminal's Ctrl-C).
@@ -13,8 +13,9 @@ impl Signals {
     /// Installs the handlers; from now on the signals are received here and no longer terminate the process.
     pub(super) fn watch() -> Result<Self, Error> {
         let open = |kind| {
-            signal(kind)
-                .map_err(|error| Error::new(Kind::Signal, "cannot watch SIGTERM and SIGINT").because(error))
+            signal(kind).map_err(|error| {
+                Error::new(ErrorKind::Signal, "cannot watch SIGTERM and SIGINT").because(error)
+            })
         };
         Ok(Self { terminate: open(SignalKind::terminate())?, interrupt: open(SignalKind::interrupt())? })
     }

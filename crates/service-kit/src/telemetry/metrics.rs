@@ -1,6 +1,6 @@
 //! Collects the metrics that the process records with the `metrics` crate, and renders them as text for Prometheus.
 
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -38,7 +38,7 @@ impl Metrics {
             return Ok(metrics.clone());
         }
         let failed =
-            |error| Error::new(Kind::Telemetry, "cannot install the metrics recorder").because(error);
+            |error| Error::new(ErrorKind::Telemetry, "cannot install the metrics recorder").because(error);
         let mut builder = PrometheusBuilder::new().with_recommended_naming(true);
         for (end, bounds) in [("duration", SECONDS), ("seconds", SECONDS), ("age", AGES)] {
             builder = builder.set_buckets_for_metric(Matcher::Suffix(end.into()), bounds).map_err(failed)?;
@@ -55,7 +55,7 @@ impl Metrics {
                 }
             })
             .map_err(|error| {
-                Error::new(Kind::Telemetry, "cannot start the thread of the metrics").because(error)
+                Error::new(ErrorKind::Telemetry, "cannot start the thread of the metrics").because(error)
             })?;
         Ok(INSTALLED.get_or_init(|| Self(handle)).clone())
     }

@@ -7,7 +7,7 @@
 mod level;
 mod metrics;
 
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use serde::Deserialize;
 use std::io::IsTerminal;
 use tracing_subscriber::layer::SubscriberExt;
@@ -67,7 +67,7 @@ pub fn init(settings: &Settings, layers: Vec<BoxedLayer>) -> Result<Metrics, Err
     // The filter applies to all layers: an event that it refuses is never created.
     let subscriber = tracing_subscriber::registry().with(layers).with(lines).with(filter(settings)?);
     tracing::subscriber::set_global_default(subscriber).map_err(|error| {
-        Error::new(Kind::Telemetry, "logging is already set up in this process").because(error)
+        Error::new(ErrorKind::Telemetry, "logging is already set up in this process").because(error)
     })?;
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -91,9 +91,8 @@ fn filter(settings: &Settings) -> Result<EnvFilter, Error> {
         None => settings.level.to_string(),
     };
     EnvFilter::builder().parse(&directives).map_err(|error| {
-        let message =
-            format!("log.filter: {directives:?} is not a filter such as \"info,my_crate=debug\": {error}");
-        Error::new(Kind::InvalidValue, message).because(error)
+        let message = format!("log.filter: {directives:?} is not a filter such as \"info,my_crate=debug\"");
+        Error::new(ErrorKind::InvalidValue, message).because(error)
     })
 }
 
@@ -121,7 +120,7 @@ mod tests {
     #[test]
     fn a_wrong_filter_is_named() {
         let error = shown(Some("mine=loud"), Level::Info).unwrap_err();
-        assert_eq!(error.kind(), Kind::InvalidValue);
+        assert_eq!(error.kind(), ErrorKind::InvalidValue);
         assert!(error.to_string().starts_with("log.filter: \"mine=loud\""), "{error}");
     }
 }

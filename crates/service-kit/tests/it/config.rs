@@ -1,7 +1,7 @@
 //! Tests variables that only the environment of a real process can contain.
 
 use crate::child::{ROLE, role};
-use service_kit::Kind;
+use service_kit::ErrorKind;
 use service_kit::config::Loader;
 use service_kit::http::Settings;
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ fn a_variable_that_is_not_utf_8_is_named_when_it_is_ours() {
         let theirs = Loader::new("other").load::<Program>().unwrap();
         assert_eq!(theirs.settings.http, Settings::default());
         let error = Loader::new("kit").load::<Program>().unwrap_err();
-        assert_eq!(error.kind(), Kind::InvalidValue);
+        assert_eq!(error.kind(), ErrorKind::InvalidValue);
         assert_eq!(error.to_string(), "the variable KIT__HTTP__HOST is not UTF-8");
         return;
     }

@@ -5,7 +5,7 @@ use axum::Router;
 use axum::routing::get as route;
 use service_kit::http::{Settings, bind, serve};
 use service_kit::shutdown::{self, Parts, Shutdown};
-use service_kit::{Error, Kind};
+use service_kit::{Error, ErrorKind};
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
@@ -19,7 +19,7 @@ async fn a_taken_port_is_named() {
     let taken = bind(&on("127.0.0.1", 0)).await.unwrap();
     let port = taken.local_addr().unwrap().port();
     let error: Error = bind(&on("127.0.0.1", port)).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::AddressInUse);
+    assert_eq!(error.kind(), ErrorKind::AddressInUse);
     assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
     assert!(error.to_string().contains("http.port"), "{error}");
 }
@@ -28,7 +28,7 @@ async fn a_taken_port_is_named() {
 async fn a_foreign_address_is_named() {
     let settings = Settings { allow_unauthenticated: true, ..on("192.0.2.1", 0) };
     let error = bind(&settings).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Bind);
+    assert_eq!(error.kind(), ErrorKind::Bind);
     assert!(error.to_string().contains("http.host"), "{error}");
 }
 
@@ -134,7 +134,7 @@ async fn exchange(address: std::net::SocketAddr, request: &[u8]) -> String {
 async fn more_than_loopback_has_to_be_asked_for() {
     for host in ["0.0.0.0", "::", "192.0.2.1"] {
         let error = bind(&on(host, 0)).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::NotLoopback, "{host}");
+        assert_eq!(error.kind(), ErrorKind::NotLoopback, "{host}");
         assert!(error.to_string().contains("LOGTHON_ALLOW_UNAUTHENTICATED=true"), "{error}");
     }
     for host in ["127.0.0.1", "127.0.0.2", "localhost"] {

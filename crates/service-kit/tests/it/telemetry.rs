@@ -2,7 +2,7 @@
 
 use crate::child::{Process, role};
 use serde_json::Value;
-use service_kit::Kind;
+use service_kit::ErrorKind;
 use service_kit::config::Loader;
 use service_kit::telemetry::{BoxedLayer, Settings, init};
 use tracing::{Event, Subscriber, debug, info, warn};
@@ -31,7 +31,7 @@ fn program() {
     info!(order = 7, "placed");
     warn!("odd");
     let _ = std::thread::spawn(|| panic!("a row")).join();
-    assert_eq!(init(&settings.log, Vec::new()).unwrap_err().kind(), Kind::Telemetry);
+    assert_eq!(init(&settings.log, Vec::new()).unwrap_err().kind(), ErrorKind::Telemetry);
     eprintln!("done");
 }
 

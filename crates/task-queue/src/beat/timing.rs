@@ -107,7 +107,7 @@ impl FromStr for Timing {
 /// Looks up a time zone by its IANA name.
 pub(crate) fn zone(name: &str) -> Result<TimeZone> {
     TimeZone::get(name).map_err(|error| {
-        Error::invalid(format!("`{name}` is not a time zone such as `Europe/Berlin`")).with(error)
+        Error::invalid(format!("`{name}` is not a time zone such as `Europe/Berlin`")).because(error)
     })
 }
 

@@ -110,7 +110,7 @@ impl<T: DeserializeOwned> AsyncResult<T> {
         match (record.state, record.result) {
             (State::Succeeded, Some(result)) => serde_json::from_str(result.as_str()).map_err(|error| {
                 Error::invalid(format!("the result of task {} {id} is of another type", record.name))
-                    .with(error)
+                    .because(error)
             }),
             (State::Succeeded, None) => fail(ErrorKind::TooLarge, "has no stored result"),
             (State::Cancelled, _) => fail(ErrorKind::Cancelled, "was cancelled"),

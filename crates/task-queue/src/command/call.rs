@@ -127,7 +127,9 @@ pub(super) fn check_json(
     match serde_json::from_str(text) {
         Ok(value) if fits(&value) => Ok(()),
         Ok(_) => Err(Error::invalid(format!("{option} takes a json {shape}, not `{text}`"))),
-        Err(error) => Err(Error::invalid(format!("{option} takes a json {shape}, not `{text}`")).with(error)),
+        Err(error) => {
+            Err(Error::invalid(format!("{option} takes a json {shape}, not `{text}`")).because(error))
+        }
     }
 }
 
@@ -227,6 +229,6 @@ impl CancelArgs {
             first.kind(),
             if answers.is_empty() { format!("not cancelled: {}", ids.join(", ")) } else { text },
         )
-        .with(first.clone()))
+        .because(first.clone()))
     }
 }

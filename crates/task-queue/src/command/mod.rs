@@ -23,13 +23,13 @@ mod queue;
 mod run;
 mod schedule;
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 use crate::{
     Error, ErrorKind, Result, TaskClient, Worker,
-    store::{self, StoreUrl, TaskStore, url_beside_bus},
+    store::{self, StoreUrl, url_beside_bus},
 };
 use output::Output;
 
@@ -99,7 +99,7 @@ impl TaskCommand {
         if url == DEFAULT_URL {
             private_files::create_folder(Path::new(DEFAULT_FOLDER)).map_err(|error| {
                 let text = format!("cannot create the folder {DEFAULT_FOLDER} of the default task store");
-                Error::new(ErrorKind::Unavailable, text).with(error)
+                Error::new(ErrorKind::Unavailable, text).because(error)
             })?;
         }
         let store = store::open(&url).await?;
@@ -159,7 +159,7 @@ fn resolve(given: Option<&str>, read: impl Fn(&str) -> Option<String>) -> Result
 }
 
 fn named<T>(variable: &str, outcome: Result<T>) -> Result<T> {
-    outcome.map_err(|error| Error::new(error.kind(), variable.to_owned()).with(error))
+    outcome.map_err(|error| Error::new(error.kind(), variable.to_owned()).because(error))
 }
 
 /// The command line of a program with tasks.

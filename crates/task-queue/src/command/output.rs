@@ -19,7 +19,7 @@ impl Output {
     /// outside must have passed through [`terminal::plain`]; [`table`](Self::table) does this.
     pub(super) fn show<T: Serialize>(self, value: &T, people: impl FnOnce(&T) -> String) -> Result<()> {
         let printed = self.0.show(value, people);
-        printed.map_err(|error| Error::new(ErrorKind::Output, "cannot print the answer").with(error))
+        printed.map_err(|error| Error::new(ErrorKind::Output, "cannot print the answer").because(error))
     }
 
     /// Formats a table whose columns are as wide as their widest cell; returns `none` when there are no rows.

@@ -40,7 +40,7 @@ impl StoreUrl {
         let path = path.strip_prefix("//").unwrap_or(path);
         let path = percent_encoding::percent_decode_str(path)
             .decode_utf8()
-            .map_err(|error| bad(format!("the path of `{url}` is not utf-8")).with(error))?;
+            .map_err(|error| bad(format!("the path of `{url}` is not utf-8")).because(error))?;
         if path.is_empty() || path.starts_with(":memory:") {
             return Err(bad(format!("`{url}` names no file: {WORKS}")));
         }

@@ -31,7 +31,7 @@ pub(crate) fn encode<T: Serialize>(what: &str, value: &T) -> Result<String> {
 /// JSON has no NaN and no infinity, and serde writes `null` for them, which is read back as another value. This
 /// function refuses such numbers.
 fn write<T: Serialize>(value: &T, place: impl FnOnce(&[Step]) -> String) -> Result<String> {
-    let failed = |error: serde_json::Error| Error::invalid("this cannot be written as json").with(error);
+    let failed = |error: serde_json::Error| Error::invalid("this cannot be written as json").because(error);
     let text = serde_json::to_string(value).map_err(failed)?;
     if !text.contains("null") {
         return Ok(text);
@@ -132,7 +132,7 @@ pub(crate) fn decode<A: DeserializeOwned>(
             parameters.join(", "),
             shown(kwargs)
         ))
-        .with(error)
+        .because(error)
     })
 }
 
@@ -143,7 +143,7 @@ fn shown(kwargs: Option<&str>) -> String {
 /// Puts named arguments in their positions; `None` when the array is complete already.
 pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option<String>> {
     let given: Vec<&RawValue> = serde_json::from_str(args)
-        .map_err(|error| Error::invalid(format!("the arguments are no json array: {args}")).with(error))?;
+        .map_err(|error| Error::invalid(format!("the arguments are no json array: {args}")).because(error))?;
     let takes = || match parameters.len() {
         0 => "takes no arguments".to_owned(),
         _ => format!("takes {}", parameters.join(", ")),
@@ -184,7 +184,7 @@ pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Re
 /// Fails when the text is no JSON object, or when a name occurs twice.
 pub(crate) fn by_name(kwargs: &str) -> Result<BTreeMap<Cow<'_, str>, &RawValue>> {
     serde_json::from_str::<Named<'_>>(kwargs).map(|named| named.0).map_err(|error| {
-        Error::invalid(format!("the arguments by name are no json object: {kwargs}")).with(error)
+        Error::invalid(format!("the arguments by name are no json object: {kwargs}")).because(error)
     })
 }
 

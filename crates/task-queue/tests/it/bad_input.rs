@@ -109,7 +109,7 @@ async fn a_locked_store_is_an_error_and_then_works_again() {
     let error = double.delay(1).on(&bench.client).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("write lock"), "{error}");
-    assert!(error.is_transient());
+    assert!(error.is_temporary());
     other.execute("ROLLBACK").await.unwrap();
     double.delay(1).on(&bench.client).await.unwrap();
 }

@@ -88,7 +88,8 @@ impl Day {
             Err(error) if is_corrupt(&error) => {
                 let aside = free_name(&path);
                 std::fs::rename(&path, &aside).map_err(|e| {
-                    Error::because(ErrorKind::Unavailable, format!("cannot set {} aside", path.display()), e)
+                    Error::new(ErrorKind::Unavailable, format!("cannot set {} aside", path.display()))
+                        .because(e)
                 })?;
                 // These files belong to the renamed file; a new database must not find them.
                 for suffix in ["-wal", "-shm"] {
@@ -232,7 +233,7 @@ impl Writing {
     pub(super) fn confirm(&self) -> Result<()> {
         let text =
             "the day's file was moved, replaced or deleted while open, so the written records are not stored";
-        self.files.check().map_err(|lost| Error::because(ErrorKind::Unavailable, text, lost))
+        self.files.check().map_err(|lost| Error::new(ErrorKind::Unavailable, text).because(lost))
     }
 }
 
@@ -327,5 +328,5 @@ pub(super) fn failed(what: &str, error: sqlx::Error) -> Error {
         (_, sqlx::Error::PoolClosed) => ErrorKind::Closed,
         _ => ErrorKind::Unavailable,
     };
-    Error::because(kind, what, error)
+    Error::new(kind, what).because(error)
 }

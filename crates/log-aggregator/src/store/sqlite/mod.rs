@@ -66,11 +66,8 @@ impl SqliteStore {
     pub async fn open(options: Options) -> Result<Self> {
         let dir = &options.dir;
         let failed = |what: &str, e: std::io::Error| {
-            Error::because(
-                ErrorKind::Unavailable,
-                format!("cannot {what} the log directory {}", dir.display()),
-                e,
-            )
+            Error::new(ErrorKind::Unavailable, format!("cannot {what} the log directory {}", dir.display()))
+                .because(e)
         };
         private_files::create_folder(dir).map_err(|e| failed("make", e))?;
         private_files::narrow_folder(dir, day::is_ours).map_err(|e| failed("protect", e))?;

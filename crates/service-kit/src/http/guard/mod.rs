@@ -9,7 +9,7 @@
 //! themselves. Other clients send no `Origin`.
 
 use super::Settings;
-use crate::{Error, Kind};
+use crate::{Error, ErrorKind};
 use axum::extract::Request;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
@@ -44,7 +44,7 @@ impl Guard {
                     let text = format!(
                         "an allowed host has to be a name such as logs.example or `*`, found {host:?}"
                     );
-                    return Err(Error::new(Kind::InvalidValue, text));
+                    return Err(Error::new(ErrorKind::InvalidValue, text));
                 }
             }
         }
@@ -175,7 +175,7 @@ fn origin_of(text: &str) -> Result<String, Error> {
         _ => {
             let text =
                 format!("an allowed origin has to be one such as https://ops.example:8443, found {text:?}");
-            Err(Error::new(Kind::InvalidValue, text))
+            Err(Error::new(ErrorKind::InvalidValue, text))
         }
     }
 }

@@ -159,7 +159,7 @@ fn settings_that_name_nothing_are_refused_with_the_word() {
     for wrong in ["*", "null", "ops.example", "localhost:5000", "https://a/path", "https://a?x"] {
         let settings = Settings { allowed_origins: vec![wrong.into()], ..Settings::default() };
         let error = Guard::new(&settings).expect_err(wrong);
-        assert_eq!(error.kind(), Kind::InvalidValue);
+        assert_eq!(error.kind(), ErrorKind::InvalidValue);
         assert!(error.to_string().contains(&format!("{wrong:?}")), "{error}");
     }
     for wrong in ["http://logs.example", "a b", "logs.example/", "user@logs.example"] {

@@ -18,7 +18,7 @@ impl Json {
     /// # Errors
     /// [`Invalid`](crate::ErrorKind::Invalid) when the text is no JSON.
     pub fn parse(text: &str) -> Result<Self> {
-        let bad = |error| Error::invalid(format!("`{text}` is no json")).with(error);
+        let bad = |error| Error::invalid(format!("`{text}` is no json")).because(error);
         let raw: &RawValue = serde_json::from_str(text).map_err(bad)?;
         RawValue::from_string(compact(raw.get())).map(Self).map_err(bad)
     }

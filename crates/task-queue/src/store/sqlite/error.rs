@@ -21,7 +21,7 @@ pub(crate) fn db(context: &str, error: sqlx::Error) -> Error {
         _ => (ErrorKind::Unavailable, ""),
     };
     let text = if advice.is_empty() { context.to_owned() } else { format!("{context}: {advice}") };
-    Error::new(kind, text).with(error)
+    Error::new(kind, text).because(error)
 }
 
 /// The primary result code: the low byte of the extended one.

@@ -165,7 +165,7 @@ impl SqliteStore {
                 }
                 _ => ErrorKind::Unavailable,
             };
-            Error::new(kind, text).with(error)
+            Error::new(kind, text).because(error)
         })?;
         let opening = |error| db(&format!("opening the task store {}", path.display()), error);
         let connect = SqliteConnectOptions::new()
@@ -186,7 +186,7 @@ impl SqliteStore {
         // The schema was read, so all files of the database exist.
         let files = Identity::of(path).map_err(|error| {
             let text = format!("the task store {} was removed while it was being opened", path.display());
-            Error::new(ErrorKind::Unavailable, text).with(error)
+            Error::new(ErrorKind::Unavailable, text).because(error)
         })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)

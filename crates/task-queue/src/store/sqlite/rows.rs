@@ -12,7 +12,8 @@ use crate::{
 /// Parses a column with JSON that this crate wrote; any other content is damage.
 fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
     serde_json::from_str(row.get::<&str, _>(column)).map_err(|error| {
-        Error::new(ErrorKind::Corrupt, format!("column {column} does not hold the expected json")).with(error)
+        Error::new(ErrorKind::Corrupt, format!("column {column} does not hold the expected json"))
+            .because(error)
     })
 }
 

@@ -115,7 +115,7 @@ async fn alone(
     };
     aside::set(connection, seq, &doing, &error, dead_ttl).await?;
     let text = format!("task {} is set aside as dead: the store refused {doing}", settlement.id);
-    Ok(Err(Error::new(ErrorKind::Refused, text).with(error)))
+    Ok(Err(Error::new(ErrorKind::Refused, text).because(error)))
 }
 
 async fn update(
