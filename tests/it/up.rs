@@ -147,6 +147,32 @@ async fn the_tail_on_the_command_line_follows_what_is_stored() {
 }
 
 #[tokio::test]
+async fn settings_come_from_a_file_and_from_variables_and_an_unknown_key_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    let file = folder.path().join("backbone.toml");
+    let data = folder.path().join("data");
+    std::fs::write(&file, format!("data_dir = {data:?}\n[logs]\ninitial_logs = 3\n")).unwrap();
+    let port = free_port().to_string();
+    let command = |variable: &str| {
+        let mut command = cli.command(&["up"]);
+        command.env_remove("EVENT_BUS_URL").env_remove("BACKBONE_DATA_DIR");
+        command.env("BACKBONE__CONFIG", &file).env(variable, &port);
+        command
+    };
+    let mut process = Process::start(command("BACKBONE__HTTP__PORT"));
+    process.line(DEADLINE, &format!("127.0.0.1:{port}/")).await;
+    assert!(data.join("bus.db").exists());
+    process.signal(Signal::TERM);
+    assert!(process.exit(DEADLINE).await.success(), "{}", process.output());
+
+    let refused = command("BACKBONE__HTTP__PROT").output().await.unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    let text = "http.prot: unknown key; did you mean \"port\"? (from the variable BACKBONE__HTTP__PROT)";
+    assert!(!refused.status.success() && said.contains(text), "{said}");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());

@@ -1,14 +1,12 @@
 //! Command-line arguments of the `backbone` binary.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use event_client::message::Position;
-use event_client::transport::Start;
-use jiff::{SignedDuration, Timestamp};
 use service_kit::config::Url;
+
+use crate::times::{From, Moment, duration};
 
 /// Event bus, task queue and log aggregator in one process, with command-line tools
 #[derive(Debug, Parser)]
@@ -35,8 +33,9 @@ Examples:
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Global {
     /// Bus URL: `memory:`, `sqlite:PATH`, `nats://`, `redis://`, `amqp://`; with TLS `tls://`, `rediss://`, `amqps://`;
-    /// default `sqlite:backbone-data/bus.db`; options as `?name=value&…`, described in `event_client::transport::docs`
-    #[arg(long, global = true, env = "EVENT_BUS_URL", hide_env_values = true)]
+    /// options as `?name=value&…`, described in `event_client::transport::docs`; default: the variable EVENT_BUS_URL, or
+    /// `sqlite:backbone-data/bus.db`
+    #[arg(long, global = true)]
     pub(crate) url: Option<Url>,
     /// Print one JSON object per line instead of text
     #[arg(long, global = true)]
@@ -45,8 +44,11 @@ pub(crate) struct Global {
 
 impl Global {
     /// Returns the URL of the bus.
-    pub(crate) fn bus_url(&self) -> &str {
-        self.url.as_ref().map_or(event_client::Bus::DEFAULT_URL, Url::expose)
+    pub(crate) fn bus_url(&self) -> String {
+        let given = self.url.as_ref().map(|url| url.expose().to_owned());
+        given
+            .or_else(|| std::env::var("EVENT_BUS_URL").ok())
+            .unwrap_or_else(|| event_client::Bus::DEFAULT_URL.to_owned())
     }
 }
 
@@ -89,39 +91,42 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = SETTINGS)]
 pub(crate) struct Up {
-    /// Directory of the bus file, the task store and the logs
-    #[arg(long, env = "BACKBONE_DATA_DIR", default_value = "backbone-data")]
-    pub(crate) data_dir: PathBuf,
-    /// Address to listen on; an address other than loopback requires --allow-unauthenticated
-    #[arg(long, env = "LOGTHON_HOST", default_value = "127.0.0.1")]
-    pub(crate) host: String,
+    /// Directory of the bus file, the task store and the logs; default: the variable BACKBONE_DATA_DIR, or
+    /// `backbone-data`
+    #[arg(long)]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Address to listen on; an address other than loopback requires --allow-unauthenticated; default: the variable
+    /// LOGTHON_HOST, or 127.0.0.1
+    #[arg(long)]
+    pub(crate) host: Option<String>,
     /// Listen on addresses other than loopback although the server has no login: every client that can connect may
-    /// read, write and delete
-    #[arg(long, visible_alias = "without-login", env = "LOGTHON_ALLOW_UNAUTHENTICATED",
-          value_parser = clap::builder::FalseyValueParser::new())]
+    /// read, write and delete; same as LOGTHON_ALLOW_UNAUTHENTICATED=true
+    #[arg(long, visible_alias = "without-login")]
     pub(crate) allow_unauthenticated: bool,
     /// Host names that clients may use, in addition to localhost and addresses, separated by commas:
-    /// `backbone,logs.example`; `*` allows any name
-    #[arg(long = "allowed-host", env = "LOGTHON_ALLOWED_HOSTS", value_delimiter = ',', value_name = "NAME")]
+    /// `backbone,logs.example`; `*` allows any name; default: the variable LOGTHON_ALLOWED_HOSTS
+    #[arg(long = "allowed-host", value_delimiter = ',', value_name = "NAME")]
     pub(crate) allowed_hosts: Vec<String>,
     /// Origins of web pages that may send changes and open WebSockets, separated by commas:
-    /// `https://ops.example:8443`
-    #[arg(
-        long = "allowed-origin",
-        env = "LOGTHON_ALLOWED_ORIGINS",
-        value_delimiter = ',',
-        value_name = "ORIGIN"
-    )]
+    /// `https://ops.example:8443`; default: the variable LOGTHON_ALLOWED_ORIGINS
+    #[arg(long = "allowed-origin", value_delimiter = ',', value_name = "ORIGIN")]
     pub(crate) allowed_origins: Vec<String>,
-    /// TCP port of Logthon's API and the log viewer; 0 selects a free port; default: the variable PORT, or 5000
-    #[arg(long, env = "LOGTHON_PORT")]
+    /// TCP port of Logthon's API and the log viewer; 0 selects a free port; default: the variable LOGTHON_PORT or
+    /// PORT, or 5000
+    #[arg(long)]
     pub(crate) port: Option<u16>,
     /// Time between the stop signal and the stop of the first part, during which /ready answers 503 and the port
-    /// still accepts connections; default 0s
-    #[arg(long, env = "BACKBONE_SHUTDOWN_NOTICE", default_value = "0s", value_name = "DURATION")]
-    pub(crate) shutdown_notice: SignedDuration,
+    /// still accepts connections; default: the variable BACKBONE_SHUTDOWN_NOTICE, or 0s
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) shutdown_notice: Option<Duration>,
 }
+
+const SETTINGS: &str = "\
+The variable BACKBONE__CONFIG names a TOML file with settings. Every key of it can be set by a variable as well,
+`http.port` by BACKBONE__HTTP__PORT. A flag takes precedence over a variable, a variable over the file.
+";
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
@@ -153,11 +158,11 @@ pub(crate) struct Publish {
     #[arg(long)]
     pub(crate) key: Option<String>,
     /// Time to wait before the delivery: `5s`, `10m`; default: none
-    #[arg(long)]
-    pub(crate) delay: Option<SignedDuration>,
+    #[arg(long, value_parser = duration)]
+    pub(crate) delay: Option<Duration>,
     /// Time after which the event is not delivered any more: `30s`, `1h`; default: never
-    #[arg(long)]
-    pub(crate) expires_in: Option<SignedDuration>,
+    #[arg(long, value_parser = duration)]
+    pub(crate) expires_in: Option<Duration>,
     /// Additional header, `name=value`; may be given several times
     #[arg(long = "header", value_name = "NAME=VALUE")]
     pub(crate) headers: Vec<String>,
@@ -353,48 +358,4 @@ pub(crate) enum Schema {
         #[arg(long, default_value = "schemas")]
         dir: PathBuf,
     },
-}
-
-/// A start position.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct From(pub(crate) Start);
-
-impl FromStr for From {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(Self(match text {
-            "new" => Start::New,
-            "earliest" => Start::Earliest,
-            _ if text.bytes().all(|b| b.is_ascii_digit()) => {
-                Start::Position(text.parse::<Position>().map_err(|error| error.to_string())?)
-            }
-            _ => Start::Time(text.parse::<Moment>()?.0),
-        }))
-    }
-}
-
-/// A time, given as a timestamp or as a duration before now.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment(pub(crate) Timestamp);
-
-impl FromStr for Moment {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(time) = text.parse::<Timestamp>() {
-            return Ok(Self(time));
-        }
-        let ago: SignedDuration = text.parse().map_err(|_| {
-            "expected a time such as 2026-01-31T12:00:00Z, or a duration ago such as 10m".to_owned()
-        })?;
-        let now = Timestamp::now();
-        let time = if ago.is_negative() { now.checked_add(ago) } else { now.checked_sub(ago) };
-        time.map(Self).map_err(|error| error.to_string())
-    }
-}
-
-/// Converts a duration; a negative one is an error.
-pub(crate) fn duration(value: SignedDuration) -> anyhow::Result<Duration> {
-    Duration::try_from(value).map_err(|_| anyhow::anyhow!("a duration cannot be negative: {value:#}"))
 }

@@ -3,7 +3,9 @@
 mod args;
 mod builtin;
 mod commands;
+mod config;
 mod stack;
+mod times;
 
 use std::process::ExitCode;
 

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) url: Option<Url>,
     /// Settings of the log lines that this process prints.
     pub(crate) log: telemetry::Settings,
+    /// Limits of the log port.
+    pub(crate) logs: log_aggregator::Config,
     /// Time limits of the shutdown.
     pub(crate) shutdown: service_kit::shutdown::Settings,
     /// Longest time to wait until log records that an earlier process left on the bus are stored.
@@ -80,7 +82,8 @@ impl Stack {
 
         let tasks = task_queue::store::open(&tasks_url(&url, dir)?).await?;
         TaskClient::new(tasks.clone()).install();
-        let config = log_aggregator::Config::from_env(dir.join("logs"))?;
+        let mut config = options.logs.clone();
+        config.dir = dir.join("logs");
         let aggregator = Arc::new(Aggregator::open(config).await?);
 
         let health = Health::new("backbone", env!("CARGO_PKG_VERSION")).metrics(metrics).watch(&shutdown);
@@ -210,6 +213,7 @@ mod tests {
             http: http::Settings::default(),
             url: Some(Url::new("nats://app:hunter2@host:4222")),
             log: telemetry::Settings::default(),
+            logs: log_aggregator::Config::default(),
             shutdown: service_kit::shutdown::Settings::default(),
             leftovers: Duration::ZERO,
         };

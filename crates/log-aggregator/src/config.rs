@@ -2,35 +2,50 @@
 //! is the same.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use service_kit::config::Url;
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+use service_kit::config::{Loader, Url, duration};
 use service_kit::http;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Upper bound of the setting `initial_logs`.
+const MOST_INITIAL: usize = 10_000;
+/// Upper bound of the setting `reconnect_delay`. A browser's timer treats more than 24 days as zero.
+const LONGEST_DELAY: Duration = Duration::from_secs(3600);
+
 /// Settings of an aggregator.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Config {
     /// Directory of the log store.
+    #[serde(skip)]
     pub dir: PathBuf,
     /// Address and port to listen on, and the allowed clients, for the program that serves the router: address
     /// (`LOGTHON_HOST`), port (`LOGTHON_PORT`), `LOGTHON_ALLOW_UNAUTHENTICATED`, and the comma-separated lists
     /// `LOGTHON_ALLOWED_HOSTS` and `LOGTHON_ALLOWED_ORIGINS`. Default: port 5000 on loopback. Logthon listened on
     /// every address; this default differs because the API has no login.
+    #[serde(skip)]
     pub http: http::Settings,
     /// Maximum number of simultaneous viewers, WebSocket and server-sent events together
     /// (`LOGTHON_MAX_WS_CONNECTIONS`). Default 100; at most 100 000.
     pub max_viewers: usize,
     /// Interval between pings to a WebSocket viewer; a viewer that sends nothing between two pings is disconnected.
     /// Default 20 s.
+    #[serde(skip)]
     pub ping: Duration,
-    /// Number of stored records that a WebSocket viewer receives first (`LOGTHON_INITIAL_LOGS`). Default 50.
+    /// Number of stored records that a WebSocket viewer receives first (`LOGTHON_INITIAL_LOGS`). Default 50,
+    /// at most 10 000.
+    #[serde(deserialize_with = "initial_logs")]
     pub initial_logs: usize,
     /// Time that the page waits before it reconnects (`LOGTHON_RECONNECT_DELAY`, milliseconds). Default 3 s, at most
     /// an hour.
+    #[serde(deserialize_with = "reconnect_delay")]
     pub reconnect_delay: Duration,
     /// The `max_size` that `/storage/info` reports, by service (`LOGTHON_Custom_CLIENT_MAX_LOGS`,
     /// `LOGTHON_SERVICE_SINK_MAX_LOGS`, `LOGTHON_LOGTHON_MAX_LOGS`). Default 1000 for every service. Unlike
@@ -40,13 +55,17 @@ pub struct Config {
     /// error.
     pub file_storage_url: Option<Url>,
     /// Longest body of a submission in bytes; a longer one is answered with 413. Default 1 MiB.
+    #[serde(skip)]
     pub max_body: usize,
     /// Longest time in which a sender has to send a body; afterwards the answer is 408. Default 10 s.
+    #[serde(skip)]
     pub body_timeout: Duration,
     /// Size limit of a day's file, see [`SqliteOptions::max_day_bytes`](crate::store::SqliteOptions::max_day_bytes).
+    #[serde(skip)]
     pub max_day_bytes: Option<u64>,
     /// Whether the aggregator stores log records about itself as service `logthon`: its start, as the original does,
     /// and each clearing of the logs with the client's address. Default true.
+    #[serde(skip)]
     pub announce: bool,
 }
 
@@ -69,6 +88,23 @@ impl Config {
         }
     }
 
+    /// The environment variables that an aggregator reads, each with the key that it sets: `http.…` of the listener,
+    /// `logs.…` of the aggregator.
+    pub const VARIABLES: [(&'static str, &'static str); 12] = [
+        ("LOGTHON_HOST", "http.host"),
+        ("LOGTHON_PORT", "http.port"),
+        ("LOGTHON_ALLOW_UNAUTHENTICATED", "http.allow_unauthenticated"),
+        ("LOGTHON_ALLOWED_HOSTS", "http.allowed_hosts"),
+        ("LOGTHON_ALLOWED_ORIGINS", "http.allowed_origins"),
+        ("LOGTHON_MAX_WS_CONNECTIONS", "logs.max_viewers"),
+        ("LOGTHON_INITIAL_LOGS", "logs.initial_logs"),
+        ("LOGTHON_RECONNECT_DELAY", "logs.reconnect_delay"),
+        ("LOGTHON_Custom_CLIENT_MAX_LOGS", "logs.max_logs.custom-client"),
+        ("LOGTHON_SERVICE_SINK_MAX_LOGS", "logs.max_logs.service-sink"),
+        ("LOGTHON_LOGTHON_MAX_LOGS", "logs.max_logs.logthon"),
+        ("FILE_STORAGE_URL", "logs.file_storage_url"),
+    ];
+
     /// Returns the defaults, changed by the environment variables of this process, see
     /// [`from_vars`](Self::from_vars).
     ///
@@ -82,7 +118,8 @@ impl Config {
         Self::from_vars(dir, vars)
     }
 
-    /// Returns the defaults, changed by Logthon's variables; other variables are ignored.
+    /// Returns the defaults, changed by [`VARIABLES`](Self::VARIABLES); other variables are ignored, and an empty one
+    /// counts as unset.
     ///
     /// `LOGTHON_LOG_LEVEL` and `LOGTHON_ACCESS_LOG` belong to the program around the aggregator.
     ///
@@ -93,56 +130,56 @@ impl Config {
         K: AsRef<str>,
         V: AsRef<str>,
     {
-        let mut config = Self::new(dir);
-        for (name, value) in vars {
-            let (name, value) = (name.as_ref(), value.as_ref().trim());
-            let mut max_logs = |service: &str, count: u64| _ = config.max_logs.insert(service.into(), count);
-            match name {
-                "LOGTHON_HOST" => config.http.host = value.into(),
-                "LOGTHON_PORT" => config.http.port = number(name, value)?,
-                "LOGTHON_ALLOW_UNAUTHENTICATED" => config.http.allow_unauthenticated = yes(name, value)?,
-                "LOGTHON_ALLOWED_HOSTS" => config.http.allowed_hosts = list(value),
-                "LOGTHON_ALLOWED_ORIGINS" => config.http.allowed_origins = list(value),
-                "LOGTHON_MAX_WS_CONNECTIONS" => config.max_viewers = number(name, value)?,
-                "LOGTHON_INITIAL_LOGS" => config.initial_logs = number::<usize>(name, value)?.min(10_000),
-                "LOGTHON_RECONNECT_DELAY" => {
-                    // A browser's timer treats more than 24 days as zero.
-                    config.reconnect_delay =
-                        Duration::from_millis(number::<u64>(name, value)?.min(3_600_000));
-                }
-                "LOGTHON_Custom_CLIENT_MAX_LOGS" => max_logs("custom-client", number(name, value)?),
-                "LOGTHON_SERVICE_SINK_MAX_LOGS" => max_logs("service-sink", number(name, value)?),
-                "LOGTHON_LOGTHON_MAX_LOGS" => max_logs("logthon", number(name, value)?),
-                "FILE_STORAGE_URL" => {
-                    config.file_storage_url = (!value.is_empty()).then(|| Url::new(value));
-                }
-                _ => {}
-            }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Settings {
+            http: http::Settings,
+            logs: Config,
         }
-        Ok(config)
+        let read = |name: &str| Self::VARIABLES.iter().any(|(variable, _)| *variable == name);
+        let vars = vars.into_iter().filter(|(name, _)| read(name.as_ref()));
+        let vars = vars.map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().trim().to_owned()));
+        let loader = Loader::new("log-aggregator").environment(vars);
+        let loader =
+            Self::VARIABLES.iter().fold(loader, |loader, (variable, key)| loader.alias(*variable, *key));
+        let Settings { http, logs } =
+            loader.load().map_err(|error| Error::new(ErrorKind::Config, error.to_string()))?.into_inner();
+        Ok(Self { dir: dir.into(), http, ..logs })
     }
 }
 
-fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
-    value.parse().map_err(|_| {
-        let text = format!("{name} has to be a whole number in range, found {value:?}");
-        Error::new(ErrorKind::Config, text)
-    })
-}
-
-fn yes(name: &str, value: &str) -> Result<bool> {
-    match value.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" | "on" => Ok(true),
-        "false" | "0" | "no" | "off" | "" => Ok(false),
-        _ => {
-            let text = format!("{name} has to be true or false, found {value:?}");
-            Err(Error::new(ErrorKind::Config, text))
-        }
+impl Default for Config {
+    fn default() -> Self {
+        Self::new("logs")
     }
 }
 
-fn list(value: &str) -> Vec<String> {
-    value.split(',').map(str::trim).filter(|one| !one.is_empty()).map(String::from).collect()
+fn initial_logs<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<usize, D::Error> {
+    Ok(usize::deserialize(deserializer)?.min(MOST_INITIAL))
+}
+
+/// Reads a duration, or a number of milliseconds, as Logthon's variable has it.
+fn reconnect_delay<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Duration, D::Error> {
+    struct Delay;
+
+    impl Visitor<'_> for Delay {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number of milliseconds, or a duration such as `3s`")
+        }
+
+        fn visit_u64<E: serde::de::Error>(self, millis: u64) -> std::result::Result<Duration, E> {
+            Ok(Duration::from_millis(millis))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> std::result::Result<Duration, E> {
+            let length = text.parse().ok().map(Duration::from_millis).or_else(|| duration::parse(text));
+            length.ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+        }
+    }
+
+    Ok(deserializer.deserialize_any(Delay)?.min(LONGEST_DELAY))
 }
 
 #[cfg(test)]
@@ -183,8 +220,16 @@ mod tests {
         let read = |name: &'static str, value: &'static str| Config::from_vars("logs", [(name, value)]);
         let most = "18446744073709551615";
         let delay = read("LOGTHON_RECONNECT_DELAY", most).expect("bounded").reconnect_delay;
-        assert_eq!(delay, Duration::from_secs(3600));
+        assert_eq!(delay, LONGEST_DELAY);
         assert_eq!(read("LOGTHON_INITIAL_LOGS", most).expect("bounded").initial_logs, 10_000);
+        for (value, millis) in [("250", 250), ("1m 5s", 65_000), ("", 3000)] {
+            let delay = read("LOGTHON_RECONNECT_DELAY", value).expect("sound").reconnect_delay;
+            assert_eq!(delay, Duration::from_millis(millis));
+        }
+        for (name, value) in [("LOGTHON_RECONNECT_DELAY", "-1"), ("LOGTHON_MAX_WS_CONNECTIONS", "many")] {
+            let error = read(name, value).expect_err("no number").to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
         read("LOGTHON_PORT", "-1").expect_err("no port");
         read("LOGTHON_ALLOW_UNAUTHENTICATED", "maybe").expect_err("no answer");
     }
@@ -193,6 +238,7 @@ mod tests {
     fn a_wrong_value_is_named() {
         let error = Config::from_vars("logs", [("LOGTHON_PORT", "99999")]).expect_err("too large");
         assert_eq!(error.kind(), ErrorKind::Config);
-        assert_eq!(error.to_string(), "LOGTHON_PORT has to be a whole number in range, found \"99999\"");
+        let text = "http.port: expected u16, got integer `99999` (from the variable LOGTHON_PORT)";
+        assert_eq!(error.to_string(), text);
     }
 }

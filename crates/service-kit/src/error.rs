@@ -15,16 +15,10 @@ pub struct Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A configuration file could not be read.
-    Unreadable,
-    /// A configuration file is not TOML.
-    Syntax,
-    /// A key that no setting has; the message suggests the most similar one.
-    UnknownKey,
-    /// A value that is not valid for its key.
+    /// The settings could not be loaded.
+    Settings(settings::ErrorKind),
+    /// A value of a setting is not valid; the message names the key.
     InvalidValue,
-    /// A key without a default is not set.
-    MissingKey,
     /// The address to listen on is in use by another process.
     AddressInUse,
     /// The address to listen on is reachable from other machines, and the settings do not allow that.
@@ -55,6 +49,12 @@ impl Error {
     /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.kind
+    }
+}
+
+impl From<settings::Error> for Error {
+    fn from(error: settings::Error) -> Self {
+        Self::new(ErrorKind::Settings(error.kind()), error.to_string())
     }
 }
 

@@ -39,7 +39,6 @@
 //! | [`http`] | a listener with a clear error when the address cannot be bound, and a server that checks host and origin of each request, and drains |
 //! | [`shutdown`] | the signals that request a stop, and parts that stop in order within a time limit |
 
-pub mod config;
 mod error;
 pub mod health;
 pub mod http;
@@ -47,3 +46,4 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub use error::{Error, ErrorKind};
+pub use settings as config;

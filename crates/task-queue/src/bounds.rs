@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{Error, Result, duration};
+use settings::duration;
+
+use crate::{Error, Result};
 
 /// The longest duration that is stored or waited for: a hundred years. Longer times to live are reduced to it.
 pub(crate) const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);

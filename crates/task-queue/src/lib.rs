@@ -71,7 +71,6 @@ mod beat;
 mod bounds;
 mod client;
 pub mod command;
-mod duration;
 mod error;
 pub mod guide;
 pub mod store;

@@ -20,9 +20,7 @@ use std::process::ExitCode;
 
 use event_client::Bus;
 use event_client::bus::Settings;
-use service_kit::config::Loader;
 use service_kit::config::Url;
-use service_kit::telemetry;
 
 use crate::args::{Cli, Command, Global};
 use terminal::Output;
@@ -53,14 +51,4 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 async fn connect(global: &Global) -> anyhow::Result<Bus> {
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
     Ok(Bus::from_env_with(global.url.as_ref().map(Url::expose), settings).await?)
-}
-
-/// Returns the log settings of a long-running command, from `LOG_LEVEL` and `RUST_LOG`.
-fn log_settings() -> anyhow::Result<telemetry::Settings> {
-    #[derive(Debug, Default, serde::Deserialize)]
-    #[serde(default)]
-    struct Settings {
-        log: telemetry::Settings,
-    }
-    Ok(Loader::new("backbone").load::<Settings>()?.into_inner().log)
 }

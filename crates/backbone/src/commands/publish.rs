@@ -1,6 +1,7 @@
 //! `backbone pub`: publishes events from the command line or standard input.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use anyhow::Context;
 use event_client::codec::Codec;
@@ -189,8 +190,8 @@ fn message(args: &Publish, data: &str) -> anyhow::Result<Message> {
         serde_json::from_str(data).context("the data is not JSON; quote it as '{\"key\": 1}'")?;
     let subject = Subject::new(&args.subject)?;
     let id = args.id.as_deref().map_or_else(MessageId::now, MessageId::from);
-    let after = |wait: Option<jiff::SignedDuration>| -> anyhow::Result<Option<Timestamp>> {
-        wait.map(|wait| Ok(Timestamp::now().checked_add(crate::args::duration(wait)?)?)).transpose()
+    let after = |wait: Option<Duration>| -> anyhow::Result<Option<Timestamp>> {
+        wait.map(|wait| Ok(Timestamp::now().checked_add(wait)?)).transpose()
     };
     let mut meta = Meta::new(id.clone(), "/backbone-cli", args.subject.as_str());
     meta.partitionkey = args.key.as_deref().map(Into::into);

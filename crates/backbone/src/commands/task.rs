@@ -20,7 +20,7 @@ pub(crate) async fn run(global: &Global, command: TaskCommand) -> anyhow::Result
     let bus =
         if matches!(command, TaskCommand::Worker(_)) { Some(super::connect(global).await?) } else { None };
     let data_dir = data_dir();
-    let url = tasks_url(global.bus_url(), &data_dir)?;
+    let url = tasks_url(&global.bus_url(), &data_dir)?;
     if data_dir == Path::new(Bus::DEFAULT_FOLDER) {
         private_files::create_folder(&data_dir)?;
     }
@@ -52,7 +52,7 @@ pub(crate) async fn examine(global: &Global) -> Finding {
 }
 
 async fn waiting(global: &Global) -> anyhow::Result<Option<(Vec<Waiting>, SignedDuration)>> {
-    let url = tasks_url(global.bus_url(), &data_dir())?;
+    let url = tasks_url(&global.bus_url(), &data_dir())?;
     let StoreUrl::Sqlite(options) = StoreUrl::parse(&url)?;
     // The check must not create a store.
     if !options.path.exists() {

@@ -21,13 +21,13 @@ pub use report::Report;
 pub struct Settings {
     /// Longest time for all parts together to drain; default 25 s, below the 30 s after which Kubernetes kills a
     /// process.
-    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    #[serde(with = "settings::duration::text")]
     pub drain: Duration,
     /// Time between the stop request and the stop of the first part; default 0. During it `/ready` already answers
     /// 503 and every listener still accepts connections, so that a load balancer removes the process before it
     /// refuses connections. It is added to `drain`; a second signal ends it. Kubernetes: use `5s`, with
     /// `terminationGracePeriodSeconds` above `notice` plus `drain`.
-    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    #[serde(with = "settings::duration::text")]
     pub notice: Duration,
 }
 

@@ -1,8 +1,7 @@
 //! Tests variables that only the environment of a real process can contain.
 
 use crate::child::{ROLE, role};
-use service_kit::ErrorKind;
-use service_kit::config::Loader;
+use service_kit::config::{ErrorKind, Loader};
 use service_kit::http::Settings;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

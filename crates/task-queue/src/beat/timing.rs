@@ -3,9 +3,10 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+use settings::duration;
 
 use super::CronExpression;
-use crate::{Error, Result, bounds::LONGEST, duration};
+use crate::{Error, Result, bounds::LONGEST};
 
 /// The timing of a schedule. Stores keep its text: `cron 0 2 * * mon-fri` or `every 30s`.
 ///

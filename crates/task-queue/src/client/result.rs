@@ -84,7 +84,8 @@ impl<T> AsyncResult<T> {
     /// # Errors
     /// [`ErrorKind::Timeout`] when it has not ended within `timeout`; the task continues.
     pub async fn wait(&self, timeout: Duration) -> Result<TaskRecord> {
-        let text = || format!("task {} has not ended within {}", self.id(), crate::duration::format(timeout));
+        let text =
+            || format!("task {} has not ended within {}", self.id(), settings::duration::format(timeout));
         match tokio::time::timeout(timeout, self.waiter.wait(self.id())).await {
             Ok(ended) => ended?,
             Err(_) => return Err(Error::new(ErrorKind::Timeout, text())),

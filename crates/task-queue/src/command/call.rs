@@ -6,12 +6,13 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use settings::duration;
 use terminal::{note, plain};
 use uuid::Uuid;
 
 use super::output::Output;
 use crate::{
-    Error, Result, TaskClient, duration,
+    Error, Result, TaskClient,
     store::{Json, NewTask, State, TaskRecord, TaskStore},
     task::by_name,
 };

@@ -1,12 +1,13 @@
 //! Implements the subcommands `inspect` and `status`: tasks and workers as recorded in the store, with their ages.
 
 use clap::{Args, Subcommand};
+use settings::duration;
 use terminal::plain;
 use uuid::Uuid;
 
 use super::output::{Output, brief, relative};
 use crate::{
-    Error, ErrorKind, Result, duration,
+    Error, ErrorKind, Result,
     store::{Filter, State, TaskRecord, TaskStore, Waiting, WorkerRecord},
 };
 

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use clap::Args;
+use settings::duration;
 use tokio_util::sync::CancellationToken;
 
 use terminal::{note, plain};
 
-use crate::{Beat, Error, Result, Worker, bounds::SLOTS, duration, store::TaskStore};
+use crate::{Beat, Error, Result, Worker, bounds::SLOTS, store::TaskStore};
 
 /// Options of `worker`.
 #[derive(Debug, Args)]

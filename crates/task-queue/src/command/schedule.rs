@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use settings::duration;
 use terminal::plain;
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     output::{Output, brief, relative},
 };
 use crate::{
-    Error, ErrorKind, Missed, Result, Schedule, Timing, duration,
+    Error, ErrorKind, Missed, Result, Schedule, Timing,
     store::{ScheduleRecord, TaskStore},
 };
 

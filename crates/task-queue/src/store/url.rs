@@ -68,7 +68,7 @@ impl StoreUrl {
 fn length(option: &str, text: &str) -> Result<Duration> {
     let bad =
         || Error::new(ErrorKind::Url, format!("`{option}={text}` is not a duration such as `8s` or `7d`"));
-    crate::duration::parse(text).ok_or_else(bad)
+    settings::duration::parse(text).ok_or_else(bad)
 }
 
 /// Returns the URL of the task store of an event bus: for `sqlite:dir/bus.db` it is `sqlite:dir/bus-tasks.db`, a

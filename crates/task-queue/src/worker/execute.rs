@@ -75,7 +75,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Error(text, _) => f.write_str(text),
             Self::TimedOut(limit) => {
-                write!(f, "aborted at its time limit of {}", crate::duration::format(*limit))
+                write!(f, "aborted at its time limit of {}", settings::duration::format(*limit))
             }
             Self::Panicked(text) => write!(f, "panicked: {text}"),
             Self::Stopped(StopReason::Cancelled) => f.write_str("cancelled while it ran"),

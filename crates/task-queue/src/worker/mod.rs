@@ -237,7 +237,7 @@ impl Worker {
             let text = format!(
                 "the store did not record the ends of tasks on worker {} within {}; those tasks run again",
                 info.name,
-                crate::duration::format(patience)
+                settings::duration::format(patience)
             );
             return Err(Error::new(ErrorKind::Unavailable, text));
         }

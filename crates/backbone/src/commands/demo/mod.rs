@@ -17,6 +17,7 @@ use service_kit::{http, telemetry};
 use tokio::sync::oneshot;
 
 use crate::args::{Demo, Global};
+use crate::config::{self, Settings};
 use crate::stack::{Options, Stack};
 use observe::Observed;
 use terminal::Output;
@@ -33,6 +34,8 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
         (None, Some(dir)) => dir,
         (None, None) => "backbone-demo".into(),
     };
+    let flags = config::loader().flag("--url", "bus.url", global.url.as_ref().map(Url::expose));
+    let settings = flags.load::<Settings>()?.into_inner();
     let options = Options {
         data_dir: data_dir.clone(),
         http: http::Settings {
@@ -40,12 +43,13 @@ pub(crate) async fn run(global: &Global, args: Demo, output: Output) -> anyhow::
             port: args.port.unwrap_or(if args.once { 0 } else { 5000 }),
             ..http::Settings::default()
         },
-        url: global
+        url: settings
+            .bus
             .url
-            .clone()
             .map(|url| if args.once { Url::new(apart(url.expose().to_owned())) } else { url }),
         // The demo contains failures on purpose; the report and the viewer show them.
-        log: quiet(super::log_settings()?),
+        log: quiet(settings.log),
+        logs: settings.logs,
         shutdown: service_kit::shutdown::Settings { drain: Duration::from_secs(15), ..Default::default() },
         leftovers: Duration::from_secs(5),
     };

@@ -27,10 +27,10 @@ pub struct TaskKind {
     /// Whether at most one unfinished task with the same arguments may exist.
     pub unique: bool,
     /// The time after enqueue at which a task expires if no worker has started it.
-    #[serde(default, with = "crate::duration::optional")]
+    #[serde(default, with = "settings::duration::optional")]
     pub expires: Option<Duration>,
     /// The time that the record is kept after the end.
-    #[serde(with = "crate::duration::text")]
+    #[serde(with = "settings::duration::text")]
     pub result_ttl: Duration,
 }
 

@@ -38,10 +38,10 @@ pub struct ScheduleRecord {
     #[serde(default)]
     pub unique: Option<String>,
     /// The time after enqueue at which a task expires if no worker has started it.
-    #[serde(default, with = "crate::duration::optional")]
+    #[serde(default, with = "settings::duration::optional")]
     pub expires: Option<Duration>,
     /// The time that the records of the enqueued tasks are kept after their end.
-    #[serde(default = "default_result_ttl", with = "crate::duration::text")]
+    #[serde(default = "default_result_ttl", with = "settings::duration::text")]
     pub result_ttl: Duration,
     /// Headers of the enqueued tasks, in addition to `schedule` and `nominal`.
     #[serde(default)]

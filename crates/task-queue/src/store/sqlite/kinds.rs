@@ -105,7 +105,7 @@ impl SqliteStore {
             let kind = (name.clone(), queue.clone());
             let text = format!(
                 "no worker has registered `{name}` for {}: start a worker that registers it and replay this task",
-                crate::duration::in_days(self.options.patience)
+                settings::duration::in_days(self.options.patience)
             );
             let dead_ttl = self.options.dead_ttl_ms();
             let dead_lettered = self

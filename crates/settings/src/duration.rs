@@ -1,4 +1,6 @@
 //! Reads and writes durations in human form: `30s`, `1500ms`, `2h 30m`, through jiff's friendly format.
+//!
+//! A setting of type `Duration` uses it with `#[serde(with = "settings::duration::text")]`.
 
 use std::time::Duration;
 
@@ -6,7 +8,7 @@ use jiff::{SignedDuration, Span};
 
 /// Parses `30s`, `5 minutes`, `PT1M`; days are 24 hours. Returns `None` for any other text or for a negative
 /// duration.
-pub(crate) fn parse(text: &str) -> Option<Duration> {
+pub fn parse(text: &str) -> Option<Duration> {
     let text = text.trim();
     let length = match text.parse::<SignedDuration>() {
         Ok(length) => length,
@@ -19,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Option<Duration> {
 }
 
 /// Formats a duration as the shortest text that [`parse`] reads back.
-pub(crate) fn format(length: Duration) -> String {
+pub fn format(length: Duration) -> String {
     match SignedDuration::try_from(length) {
         Ok(length) => format!("{length:#}"),
         Err(_) => format!("{}s", length.as_secs()),
@@ -27,7 +29,7 @@ pub(crate) fn format(length: Duration) -> String {
 }
 
 /// Formats a duration for people: whole days as `7d`.
-pub(crate) fn in_days(length: Duration) -> String {
+pub fn in_days(length: Duration) -> String {
     const DAY: u64 = 86_400;
     match length.as_secs() {
         secs if secs >= DAY && length == Duration::from_secs(secs / DAY * DAY) => format!("{}d", secs / DAY),
@@ -35,24 +37,32 @@ pub(crate) fn in_days(length: Duration) -> String {
     }
 }
 
-/// Serde functions for a duration that is stored in JSON as text.
-pub(crate) mod text {
+/// Serde functions for a duration that is written as text.
+pub mod text {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(crate) fn serialize<S: Serializer>(length: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    /// Writes the duration as text.
+    ///
+    /// # Errors
+    /// When the serializer refuses text.
+    pub fn serialize<S: Serializer>(length: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&super::format(*length))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    /// Reads a duration from text.
+    ///
+    /// # Errors
+    /// When the text is not a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
         super::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a duration")))
     }
 }
 
-/// Serde functions for an optional duration in JSON.
-pub(crate) mod optional {
+/// Serde functions for an optional duration that is written as text.
+pub mod optional {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -60,16 +70,19 @@ pub(crate) mod optional {
     #[derive(Serialize, Deserialize)]
     struct Text(#[serde(with = "super::text")] Duration);
 
-    pub(crate) fn serialize<S: Serializer>(
-        length: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    /// Writes the duration as text, or nothing.
+    ///
+    /// # Errors
+    /// When the serializer refuses text.
+    pub fn serialize<S: Serializer>(length: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         length.map(Text).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
+    /// Reads a duration from text, if there is one.
+    ///
+    /// # Errors
+    /// When the text is not a duration.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<Text>::deserialize(deserializer)?.map(|text| text.0))
     }
 }

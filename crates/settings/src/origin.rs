@@ -18,7 +18,7 @@ pub enum Origin {
 
 impl Origin {
     /// Returns whether the source contains only text, so that numbers and booleans have to be parsed.
-    pub(super) fn is_text(&self) -> bool {
+    pub(crate) fn is_text(&self) -> bool {
         matches!(self, Self::Variable(_) | Self::Flag(_))
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 
 /// The newtype name that secrets pass to the deserializer, which then keeps their value out of errors.
-pub(super) const MARK: &str = "$service_kit::Secret";
+pub(crate) const MARK: &str = "$settings::Secret";
 
 /// A password, token or key. It has no `Display`, its `Debug` prints `***`, and it is not serializable, so only
 /// [`expose`](Self::expose) can bring it into a log or a response.
@@ -41,7 +41,7 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 /// Reads text from a newtype or from plain text, so that it also works with formats that ignore the newtype name.
-pub(super) struct Text;
+pub(crate) struct Text;
 
 impl<'de> de::Visitor<'de> for Text {
     type Value = String;

@@ -22,7 +22,7 @@ struct Http {
     port: u16,
     tls: bool,
     ratio: f64,
-    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    #[serde(with = "crate::duration::text")]
     timeout: Duration,
 }
 

@@ -1,29 +1,29 @@
 //! Reads a TOML file into a tree; each value keeps its line number.
 
-use super::tree::{Leaf, Node, Tree, Value};
-use super::{Origin, shown};
-use crate::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
+use crate::origin::Origin;
+use crate::tree::{Leaf, Node, Tree, Value};
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Reads a file; returns `None` when it does not exist and is not required.
-pub(super) fn read(path: &Path, required: bool) -> Result<Option<Tree>, Error> {
+pub(crate) fn read(path: &Path, required: bool) -> Result<Option<Tree>, Error> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(None),
         Err(error) => {
-            let message = format!("cannot read the configuration file {}", shown(path));
+            let message = format!("cannot read the configuration file {}", path.display());
             return Err(Error::new(ErrorKind::Unreadable, message).because(error));
         }
     };
-    parse(&text, |line| Origin::File(shown(path), line))
+    parse(&text, |line| Origin::File(path.display().to_string(), line))
         .map(Some)
-        .map_err(|(line, why)| Error::new(ErrorKind::Syntax, format!("{}:{line}: {why}", shown(path))))
+        .map_err(|(line, why)| Error::new(ErrorKind::Syntax, format!("{}:{line}: {why}", path.display())))
 }
 
 /// Parses TOML. An error contains the line and the fault, never the text itself, which may contain a secret.
-pub(super) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> Result<Tree, (usize, String)> {
+pub(crate) fn parse(text: &str, origin: impl Fn(usize) -> Origin) -> Result<Tree, (usize, String)> {
     let line =
         |at: usize| text.as_bytes()[..at.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1;
     match DeTable::parse(text) {

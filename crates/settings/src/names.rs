@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `API_GATEWAY__HTTP__PORT` | `http.port` | the process' own: the service's name, then the key, with `__` between its parts; works for every key, and an unknown key is an error |
 //! | `API_GATEWAY__CONFIG` | | the process' own: path of the configuration file |
-//! | variables added by [`Loader::alias`](super::Loader::alias) | | the process |
+//! | variables added by [`Loader::alias`](crate::Loader::alias) | | the process |
 //! | `API_GATEWAY_HOST`, `API_GATEWAY_PORT` | `http.host`, `http.port` | SecureBox (`STORAGE_SERVICE_PORT`, …), Logthon (`LOGTHON_PORT`) |
 //! | `API_GATEWAY_LOG_LEVEL` | `log.level` | Logthon (`LOGTHON_LOG_LEVEL`) |
 //! | `PORT` | `http.port` | Render, the chatbot, most hosting services |
@@ -23,8 +23,8 @@
 //! the machine's name. A value `tcp://…` of a port is ignored: Kubernetes sets `<NAME>_PORT` to such a value for
 //! every Service of that name.
 
-use super::Origin;
-use super::tree::{Leaf, Tree, Value};
+use crate::origin::Origin;
+use crate::tree::{Leaf, Tree, Value};
 
 /// The fixed rows of the table above, in order of precedence.
 const SHARED: &[(&str, &str)] = &[
@@ -49,14 +49,14 @@ const PEERS: &[&str] = &["_SERVICE_URL", "_API_URL"];
 
 /// The variables that a process reads.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(crate) struct Names {
     service: String,
     /// (variable, key), in order of precedence.
     known: Vec<(String, String)>,
 }
 
 impl Names {
-    pub(super) fn new(service: &str, aliases: Vec<(String, String)>) -> Self {
+    pub(crate) fn new(service: &str, aliases: Vec<(String, String)>) -> Self {
         let short = screaming(service);
         let known = aliases
             .into_iter()
@@ -71,18 +71,18 @@ impl Names {
     }
 
     /// Returns the variable that contains the path of the configuration file.
-    pub(super) fn config_file(&self) -> String {
+    pub(crate) fn config_file(&self) -> String {
         own(&self.service, "config")
     }
 
     /// Returns whether this process reads the variable `name`.
-    pub(super) fn reads(&self, name: &str) -> bool {
+    pub(crate) fn reads(&self, name: &str) -> bool {
         name.starts_with(&own(&self.service, "")) || self.known.iter().any(|(variable, _)| variable == name)
     }
 
     /// Returns the variables that set `key`, the process' own last, for messages that tell the user which variable to
     /// set.
-    pub(super) fn of(&self, key: &str) -> Vec<String> {
+    pub(crate) fn of(&self, key: &str) -> Vec<String> {
         let shared =
             self.known.iter().filter(|(_, known)| known == key).map(|(variable, _)| variable.clone());
         shared.chain([own(&self.service, key)]).collect()
@@ -90,7 +90,7 @@ impl Names {
 
     /// Returns the values that `environment` sets; if several variables set the same key, the first in order of
     /// precedence applies.
-    pub(super) fn read(&self, environment: &[(String, String)]) -> Tree {
+    pub(crate) fn read(&self, environment: &[(String, String)]) -> Tree {
         let mut tree = Tree::default();
         let set = |tree: &mut Tree, key: &str, name: &str, value: &str, shared: bool| {
             let origin = Origin::Variable(name.to_owned());
@@ -124,7 +124,7 @@ impl Names {
 }
 
 /// Returns the process' own variable of a key: `http.port` of `api-gateway` is `API_GATEWAY__HTTP__PORT`.
-pub(super) fn own(service: &str, key: &str) -> String {
+pub(crate) fn own(service: &str, key: &str) -> String {
     format!("{}__{}", screaming(service), key.to_uppercase().replace('.', "__"))
 }
 

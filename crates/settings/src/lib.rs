@@ -12,9 +12,11 @@
 //! Unknown keys are errors that suggest the most similar known key, and every error names the source of the value:
 //! `http.port: expected a number from 0 to 65535, got "many" (from the variable PORT)`. An empty variable counts as
 //! unset. A struct with `#[serde(flatten)]` accepts unknown keys without an error. Values of type [`Secret`] and
-//! [`Url`] are never shown.
+//! [`Url`] are never shown. [`duration`] reads and writes durations such as `2h 30m`.
 
 mod deserialize;
+pub mod duration;
+mod error;
 mod file;
 pub mod names;
 mod origin;
@@ -22,11 +24,11 @@ mod secret;
 mod tree;
 mod url;
 
-use crate::{Error, ErrorKind};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+pub use error::{Error, ErrorKind};
 pub use origin::Origin;
 pub use secret::Secret;
 pub use url::Url;
@@ -201,11 +203,6 @@ fn process_environment(names: &names::Names) -> Result<Vec<(String, String)>, Er
         }
     }
     Ok(environment)
-}
-
-/// Returns the path as it appears in messages.
-fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A URL that may contain a password and is displayed without it.
 
-use super::secret::{MARK, Text};
+use crate::secret::{MARK, Text};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 

@@ -1,16 +1,17 @@
 //! Deserialises a tree into the settings struct with serde, and adds the key and its origin to every error.
 
-use super::names::Names;
-use super::tree::{Leaf, Node, Tree, Value, join};
-use super::{Origin, secret};
-use crate::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
+use crate::names::Names;
+use crate::origin::Origin;
+use crate::secret;
+use crate::tree::{Leaf, Node, Tree, Value, join};
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Visitor};
 use std::collections::btree_map;
 use std::fmt;
 
 /// Builds the settings.
-pub(super) fn settings<T: DeserializeOwned>(tree: &Tree, names: &Names) -> Result<T, Error> {
+pub(crate) fn settings<T: DeserializeOwned>(tree: &Tree, names: &Names) -> Result<T, Error> {
     T::deserialize(Table { tree, key: String::new() }).map_err(|fault| fault.into_error(names))
 }
 

@@ -1,28 +1,28 @@
 //! A tree of values by key with their origins; every source becomes such a tree, and one tree can override another.
 
-use super::Origin;
+use crate::origin::Origin;
 use std::collections::BTreeMap;
 
 /// A table of values, which may be tables themselves.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Tree(pub(super) BTreeMap<String, Node>);
+pub(crate) struct Tree(pub(crate) BTreeMap<String, Node>);
 
 #[derive(Debug, Clone)]
-pub(super) enum Node {
+pub(crate) enum Node {
     Table(Tree),
     Leaf(Leaf),
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Leaf {
-    pub(super) value: Value,
-    pub(super) origin: Origin,
+pub(crate) struct Leaf {
+    pub(crate) value: Value,
+    pub(crate) origin: Origin,
     /// Set by a variable that other systems share: a process without such a key ignores the value.
-    pub(super) shared: bool,
+    pub(crate) shared: bool,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Text(String),
     Integer(i64),
     Float(f64),
@@ -38,7 +38,7 @@ impl From<String> for Value {
 
 impl Tree {
     /// Merges `over` into this tree: its values take precedence, tables are merged key by key.
-    pub(super) fn overlay(&mut self, over: Self) {
+    pub(crate) fn overlay(&mut self, over: Self) {
         for (key, node) in over.0 {
             match (self.0.get_mut(&key), node) {
                 (Some(Node::Table(below)), Node::Table(over)) => below.overlay(over),
@@ -48,11 +48,11 @@ impl Tree {
     }
 
     /// Sets the value at a dotted key.
-    pub(super) fn set(&mut self, key: &str, value: Value, origin: Origin) {
+    pub(crate) fn set(&mut self, key: &str, value: Value, origin: Origin) {
         self.put(key, Leaf { value, origin, shared: false });
     }
 
-    pub(super) fn put(&mut self, key: &str, leaf: Leaf) {
+    pub(crate) fn put(&mut self, key: &str, leaf: Leaf) {
         match key.split_once('.') {
             None => drop(self.0.insert(key.to_owned(), Node::Leaf(leaf))),
             Some((table, rest)) => {
@@ -68,7 +68,7 @@ impl Tree {
     }
 
     /// Returns the dotted key and the origin of every leaf.
-    pub(super) fn origins(&self) -> BTreeMap<String, Origin> {
+    pub(crate) fn origins(&self) -> BTreeMap<String, Origin> {
         let mut origins = BTreeMap::new();
         self.walk("", &mut |key, leaf| drop(origins.insert(key.to_owned(), leaf.origin.clone())));
         origins
@@ -87,7 +87,7 @@ impl Tree {
 
 impl Node {
     /// Returns whether shared variables set all values in this node.
-    pub(super) fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         match self {
             Self::Leaf(leaf) => leaf.shared,
             Self::Table(table) => !table.0.is_empty() && table.0.values().all(Self::is_shared),
@@ -95,7 +95,7 @@ impl Node {
     }
 
     /// Returns the first origin in this node, for errors about a whole table.
-    pub(super) fn origin(&self) -> Option<&Origin> {
+    pub(crate) fn origin(&self) -> Option<&Origin> {
         match self {
             Self::Leaf(leaf) => Some(&leaf.origin),
             Self::Table(table) => table.0.values().find_map(Self::origin),
@@ -104,6 +104,6 @@ impl Node {
 }
 
 /// Returns `prefix.key`, or `key` at the root.
-pub(super) fn join(prefix: &str, key: &str) -> String {
+pub(crate) fn join(prefix: &str, key: &str) -> String {
     if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
 }
