@@ -7,7 +7,8 @@ use event_client::subject::{Group, Pattern};
 use event_client::transport::{DeadLetter, DeadLetterFilter};
 use serde_json::json;
 
-use super::{connect, show};
+use super::connect::connect;
+use super::show;
 use crate::args::{Choice, DeadLetters, Global};
 use terminal::{Output, plain};
 

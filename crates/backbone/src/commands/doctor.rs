@@ -13,7 +13,7 @@ use event_client::transport::{DeadLetterFilter, Finding, GroupStatus, Severity, 
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::connect;
+use super::connect::connect;
 use crate::args::Global;
 use terminal::{Output, age};
 

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use jiff::Timestamp;
 
-use super::connect;
+use super::connect::connect;
 use crate::args::{Global, Lag};
 use terminal::{Output, age};
 

@@ -1,5 +1,6 @@
 //! Runs the subcommands; each has its own file.
 
+mod connect;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -18,11 +19,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use event_client::Bus;
-use event_client::bus::Settings;
-use service_kit::config::Url;
-
-use crate::args::{Cli, Command, Global};
+use crate::args::{Cli, Command};
 use terminal::Output;
 
 /// Runs the command and returns its exit code.
@@ -45,10 +42,4 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor => return doctor::run(&cli.global, output).await,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens the bus of `--url`.
-async fn connect(global: &Global) -> anyhow::Result<Bus> {
-    let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::from_env_with(global.url.as_ref().map(Url::expose), settings).await?)
 }

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use terminal::{Output, Progress, note};
 
-use super::connect;
+use super::connect::connect;
 use super::lines::Lines;
 use crate::args::{Global, Publish};
 

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use serde_json::json;
 use terminal::Output;
 
-use super::{connect, show};
+use super::connect::connect;
+use super::show;
 use crate::args::{Global, Replay};
 
 /// Time without a delivery after which the server is pinged. A log has no end marker: if nothing arrives for this

@@ -12,7 +12,8 @@ use serde_json::json;
 use service_kit::shutdown::signal;
 use terminal::{Output, note};
 
-use super::{connect, show};
+use super::connect::connect;
+use super::show;
 use crate::args::{Global, Subscribe, Tail};
 
 /// Maximum number of events that are printed in one write and then acknowledged.

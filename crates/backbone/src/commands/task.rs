@@ -17,8 +17,11 @@ use crate::stack::tasks_url;
 
 pub(crate) async fn run(global: &Global, command: TaskCommand) -> anyhow::Result<ExitCode> {
     // `worker` has a built-in task that publishes events; the other commands need no bus.
-    let bus =
-        if matches!(command, TaskCommand::Worker(_)) { Some(super::connect(global).await?) } else { None };
+    let bus = if matches!(command, TaskCommand::Worker(_)) {
+        Some(super::connect::connect(global).await?)
+    } else {
+        None
+    };
     let data_dir = data_dir();
     let url = tasks_url(&global.bus_url(), &data_dir)?;
     if data_dir == Path::new(Bus::DEFAULT_FOLDER) {

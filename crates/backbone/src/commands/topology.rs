@@ -8,7 +8,7 @@ use anyhow::Context;
 use event_client::transport::{Action, Change, GroupNeed, Subscribe, Topology};
 use serde_json::json;
 
-use super::connect;
+use super::connect::connect;
 use crate::args::{self, Global, Needs};
 use terminal::Output;
 

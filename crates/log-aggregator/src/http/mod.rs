@@ -1,6 +1,7 @@
 //! HTTP routes: Logthon's API under all its paths, the `/api/v1` API, and the page.
 
 mod aliases;
+mod app;
 mod error_response;
 mod feed;
 mod files;
@@ -18,23 +19,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::routing::{MethodRouter, get, post};
-use tokio::sync::Semaphore;
 
-use crate::config::Config;
-use crate::ingest::Ingest;
-use crate::live::Live;
-use crate::store::LogStore;
-
-/// The state that all handlers share.
-#[derive(Debug)]
-pub(crate) struct App {
-    pub(crate) config: Config,
-    pub(crate) store: Arc<dyn LogStore>,
-    pub(crate) ingest: Ingest,
-    pub(crate) live: Arc<Live>,
-    pub(crate) viewers: Arc<Semaphore>,
-    pub(crate) files: reqwest::Client,
-}
+pub(crate) use app::App;
 
 /// Returns all routes, for merging at the root.
 pub(crate) fn router(app: Arc<App>) -> Router {

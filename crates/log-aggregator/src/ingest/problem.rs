@@ -4,8 +4,6 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
-use super::submission::MOST_LEVELS;
-
 /// One entry of FastAPI's `detail`: one fault of a request.
 #[derive(Debug, Serialize)]
 pub(crate) struct Problem {
@@ -49,8 +47,8 @@ impl Problem {
         }
     }
 
-    pub(super) fn too_deep() -> Self {
-        Self::not_json(0, format!("nested deeper than {MOST_LEVELS} levels"))
+    pub(super) fn deeper_than(levels: usize) -> Self {
+        Self::not_json(0, format!("nested deeper than {levels} levels"))
     }
 
     /// A required field is missing in this object.

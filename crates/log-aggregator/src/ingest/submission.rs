@@ -48,7 +48,7 @@ fn exact(sound: &str, text: &str, whole: bool) -> Result<Option<Vec<LogRecord>>,
         let alone = records.is_empty() && after.trim().is_empty();
         if deeper_than(value, MOST_LEVELS) {
             if alone {
-                return Err(vec![Problem::too_deep()]);
+                return Err(vec![Problem::deeper_than(MOST_LEVELS)]);
             }
             break;
         }

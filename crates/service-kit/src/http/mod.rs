@@ -18,6 +18,7 @@
 
 mod answer;
 mod guard;
+mod settings;
 mod unread_body;
 
 use crate::shutdown::Stop;
@@ -32,7 +33,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -45,6 +45,8 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 use unread_body::UnreadBody;
 
+pub use self::settings::Settings;
+
 /// Longest time for open requests to finish after the server stops; endless streams are closed then.
 const GRACE: Duration = Duration::from_secs(5);
 /// Longest time for the head of a request, and for an idle connection.
@@ -53,38 +55,6 @@ const HEAD: Duration = Duration::from_secs(30);
 const STALLED: Duration = Duration::from_secs(60);
 /// Delay before the next accept after the process ran out of file descriptors.
 const EXHAUSTED: Duration = Duration::from_secs(1);
-
-/// Address and port to listen on, and the allowed hosts and origins.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Settings {
-    /// Name or address of the interface; default `127.0.0.1`, so that no other machine can connect unless this is
-    /// set.
-    pub host: String,
-    /// TCP port; default 5000; 0 selects any free port.
-    pub port: u16,
-    /// Whether to listen on addresses other than loopback although this server requires no password or token: every
-    /// client that can connect can read and change everything. Default false: [`bind`] then refuses such an address.
-    pub allow_unauthenticated: bool,
-    /// Host names that clients may send in `Host`, in addition to `localhost`, addresses, and [`host`](Self::host); a
-    /// port is ignored, `*` allows every name. Default: none.
-    pub allowed_hosts: Vec<String>,
-    /// Origins, such as `https://ops.example:8443`, whose pages may send changes and open WebSockets, in addition to
-    /// the server's own. Default: none.
-    pub allowed_origins: Vec<String>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            host: "127.0.0.1".into(),
-            port: 5000,
-            allow_unauthenticated: false,
-            allowed_hosts: Vec::new(),
-            allowed_origins: Vec::new(),
-        }
-    }
-}
 
 /// A bound port, with the rules for its requests.
 #[derive(Debug)]

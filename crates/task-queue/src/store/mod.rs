@@ -9,7 +9,7 @@ mod record;
 pub mod sqlite;
 mod url;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ pub use record::{
     Outcome, QueueStats, Renewal, Resolution, ScheduleRecord, Settled, Settlement, State, TaskKind,
     TaskRecord, Waiting, WorkerInfo, WorkerRecord,
 };
-pub use url::{StoreUrl, url_beside_bus};
+pub use url::{StoreUrl, open, url_beside_bus};
 
 use crate::Result;
 
@@ -148,17 +148,6 @@ pub trait ScheduleStore: Send + Sync {
 pub trait TaskStore: TaskQueue + TaskControl + TaskQuery + ScheduleStore + fmt::Debug {}
 
 impl<S: TaskQueue + TaskControl + TaskQuery + ScheduleStore + fmt::Debug> TaskStore for S {}
-
-/// Opens the store that a URL names: `sqlite:PATH` in this build.
-///
-/// # Errors
-/// [`Url`](crate::ErrorKind::Url) for another scheme or an unknown option, with the accepted forms; otherwise the
-/// error of opening the file.
-pub async fn open(url: &str) -> Result<Arc<dyn TaskStore>> {
-    match StoreUrl::parse(url)? {
-        StoreUrl::Sqlite(options) => Ok(Arc::new(sqlite::SqliteStore::open(options).await?)),
-    }
-}
 
 /// The current time in whole milliseconds, the unit of stores.
 pub(crate) fn now_ms() -> i64 {

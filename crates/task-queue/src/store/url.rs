@@ -1,8 +1,11 @@
-//! Parses store URLs; for a URL that this build cannot open, the error names the accepted form.
+//! Parses and opens store URLs; for a URL that this build cannot open, the error names the accepted form.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::sqlite::{Durability, SqliteOptions};
+use super::{
+    TaskStore,
+    sqlite::{Durability, SqliteOptions, SqliteStore},
+};
 use crate::{Error, ErrorKind, Result};
 
 /// A parsed store URL.
@@ -62,6 +65,17 @@ impl StoreUrl {
         }
         options.check().map_err(|error| bad(error.to_string()))?;
         Ok(Self::Sqlite(options))
+    }
+}
+
+/// Opens the store that a URL names: `sqlite:PATH` in this build.
+///
+/// # Errors
+/// [`ErrorKind::Url`] for another scheme or an unknown option, with the accepted forms; otherwise the
+/// error of opening the file.
+pub async fn open(url: &str) -> Result<Arc<dyn TaskStore>> {
+    match StoreUrl::parse(url)? {
+        StoreUrl::Sqlite(options) => Ok(Arc::new(SqliteStore::open(options).await?)),
     }
 }
 

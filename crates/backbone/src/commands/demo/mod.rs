@@ -1,5 +1,6 @@
 //! `backbone demo`: runs two reference systems with traffic and prints a report in which every count must match.
 
+mod counts;
 mod observe;
 mod report;
 

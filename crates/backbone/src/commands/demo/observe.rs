@@ -12,11 +12,11 @@ use event_client::subject::Pattern;
 use event_client::transport::{DeadLetterFilter, Subscribe};
 use log_aggregator::Aggregator;
 use reference_systems::Expected;
-use serde::Serialize;
 use smol_str::SmolStr;
 use task_queue::store::{Filter, State, TaskStore};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::counts::Now;
 use super::report::Report;
 use crate::stack::Stack;
 
@@ -57,22 +57,6 @@ impl Published {
     fn counts(&self) -> BTreeMap<String, u64> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-}
-
-/// All counts at one moment, since the demonstration began.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Now {
-    pub(super) published: BTreeMap<String, u64>,
-    pub(super) handled: BTreeMap<String, u64>,
-    pub(super) retried: BTreeMap<String, u64>,
-    pub(super) dead: BTreeMap<String, u64>,
-    pub(super) tasks: BTreeMap<String, u64>,
-    pub(super) unfinished: u64,
-    pub(super) fired: BTreeMap<String, u64>,
-    pub(super) scheduled: BTreeMap<String, u64>,
-    pub(super) logs: BTreeMap<String, u64>,
-    pub(super) shipped: u64,
-    pub(super) shed: u64,
 }
 
 impl Observed {

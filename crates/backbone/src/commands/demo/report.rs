@@ -6,7 +6,7 @@ use std::time::Duration;
 use reference_systems::Expected;
 use serde::Serialize;
 
-use super::observe::Now;
+use super::counts::Now;
 use terminal::Output;
 
 /// One compared count.

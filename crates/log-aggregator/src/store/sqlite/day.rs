@@ -21,6 +21,9 @@ use super::counts::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Seq, Stored, nanoseconds};
 
+/// Name of the lock file, which the process that owns the directory holds locked.
+pub(super) const LOCK: &str = "lock";
+
 const VERSION: i64 = 2;
 const SCHEMA: &str = "
 CREATE TABLE records (
@@ -289,7 +292,7 @@ fn name_of(date: Date) -> String {
 
 /// Returns whether this store creates files of this name in the log directory.
 pub(super) fn is_ours(name: &str) -> bool {
-    name == super::LOCK || name.starts_with("logs-")
+    name == LOCK || name.starts_with("logs-")
 }
 
 fn path_of(dir: &Path, date: Date) -> PathBuf {

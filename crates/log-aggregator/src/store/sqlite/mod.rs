@@ -5,12 +5,12 @@
 
 mod counts;
 mod day;
+mod options;
 mod read;
 mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,17 +24,9 @@ use tokio::sync::{Mutex, RwLock};
 use super::{Counts, LogStore, Page, Query, RecordBatch, Seq, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use counts::Tally;
-use day::{Condition, Day, Writing};
+use day::{Condition, Day, LOCK, Writing};
 
-/// Settings of the SQLite store.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Directory of the day files; created when missing.
-    pub dir: PathBuf,
-    /// Size limit of a day's file in bytes: when it is reached, appending returns [`ErrorKind::Full`] until the next
-    /// day or until records are deleted. Default: none; only the disk limits the size.
-    pub max_day_bytes: Option<u64>,
-}
+pub use options::Options;
 
 /// Log records in one SQLite file per day. One process at a time owns a directory.
 #[derive(Debug)]
@@ -46,9 +38,6 @@ pub struct SqliteStore {
     closed: AtomicBool,
     _lock: File,
 }
-
-/// Name of the lock file, which the process that owns the directory holds locked.
-const LOCK: &str = "lock";
 
 /// The state of the writing side.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, db};
+use super::db;
 use crate::{
     Error, ErrorKind, Result,
     bounds::{NAME, ttl_ms},
@@ -15,33 +15,30 @@ use crate::{
 /// Rows per statement: SQLite allows more variables, but more rows gain little.
 const ROWS: usize = 100;
 
-impl SqliteStore {
-    /// Refuses an invalid task before it reaches the writer, so that it does not fail the other tasks of a batch.
-    pub(super) fn check_new(&self, task: &NewTask) -> Result<()> {
-        if task.name.is_empty() || task.queue.is_empty() {
-            return Err(Error::invalid("a task needs a name and a queue"));
-        }
-        let unique = task.unique.as_deref().unwrap_or_default();
-        for (what, text) in [("name", &*task.name), ("queue", &*task.queue), ("unique key", unique)] {
-            if text.len() > NAME {
-                let text =
-                    format!("the {what} of a task has {} bytes and may have at most {NAME}", text.len());
-                return Err(Error::new(ErrorKind::TooLarge, text));
-            }
-        }
-        let headers: usize = task.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        let size = task.args.len() + task.kwargs.as_ref().map_or(0, String::len);
-        for (what, size) in [("arguments", size), ("headers", headers)] {
-            if size > self.options.max_args {
-                let text = format!(
-                    "the {what} of task `{}` have {size} bytes and the store accepts {}: pass a reference instead",
-                    task.name, self.options.max_args
-                );
-                return Err(Error::new(ErrorKind::TooLarge, text));
-            }
-        }
-        Ok(())
+/// Refuses an invalid task before it reaches the writer, so that it does not fail the other tasks of a batch.
+pub(super) fn check(task: &NewTask, max_args: usize) -> Result<()> {
+    if task.name.is_empty() || task.queue.is_empty() {
+        return Err(Error::invalid("a task needs a name and a queue"));
     }
+    let unique = task.unique.as_deref().unwrap_or_default();
+    for (what, text) in [("name", &*task.name), ("queue", &*task.queue), ("unique key", unique)] {
+        if text.len() > NAME {
+            let text = format!("the {what} of a task has {} bytes and may have at most {NAME}", text.len());
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+    }
+    let headers: usize = task.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let size = task.args.len() + task.kwargs.as_ref().map_or(0, String::len);
+    for (what, size) in [("arguments", size), ("headers", headers)] {
+        if size > max_args {
+            let text = format!(
+                "the {what} of task `{}` have {size} bytes and the store accepts {}: pass a reference instead",
+                task.name, max_args
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn enqueue(connection: &mut SqliteConnection, tasks: &[NewTask]) -> Result<Vec<Enqueued>> {

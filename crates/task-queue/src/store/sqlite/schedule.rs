@@ -53,7 +53,7 @@ impl ScheduleStore for SqliteStore {
             let mut answers = Vec::with_capacity(firings.len());
             for firing in firings {
                 // Checked here, so that a task too large for the store fails alone and its schedule keeps its time.
-                firing.tasks.iter().try_for_each(|(_, task)| self.check_new(task))?;
+                firing.tasks.iter().try_for_each(|(_, task)| enqueue::check(task, self.options.max_args))?;
                 let step = self.writer.alone(move |connection| {
                     Box::pin(async move {
                         let fired = fire(connection, &firing).await?;

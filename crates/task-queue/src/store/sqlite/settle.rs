@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{SqliteStore, aside, db, error::is_refusal};
+use super::{aside, db, error::is_refusal};
 use crate::{
     Error, ErrorKind, Result,
     bounds::LONGEST,
@@ -19,30 +19,28 @@ const ATTEMPTS: usize = 50;
 /// The maximum number of bytes kept of an error's text, in the record and in each attempt.
 const ERROR: usize = 4096;
 
-impl SqliteStore {
-    /// Replaces a result above the cap by a note; the task itself has succeeded. Cuts an error's text above the
-    /// cap, with a note.
-    pub(super) fn cap(&self, mut settlement: Settlement) -> Settlement {
-        if let Resolution::Succeed(Ok(result)) = &settlement.resolution
-            && result.len() > self.options.max_result
-        {
-            let text = format!(
-                "the task succeeded but its result of {} bytes exceeds the limit of {}: return a reference instead",
-                result.len(),
-                self.options.max_result
-            );
-            settlement.resolution = Resolution::Succeed(Err(text));
-        }
-        if let Some(error) = settlement.attempt.as_mut().and_then(|attempt| attempt.error.as_mut())
-            && error.len() > ERROR
-        {
-            let cut = error.floor_char_boundary(ERROR);
-            let left = error.len() - cut;
-            error.truncate(cut);
-            error.push_str(&format!(" … ({left} bytes more were not kept)"));
-        }
-        settlement
+/// Replaces a result above the cap by a note; the task itself has succeeded. Cuts an error's text above the cap, with
+/// a note.
+pub(super) fn cap(mut settlement: Settlement, max_result: usize) -> Settlement {
+    if let Resolution::Succeed(Ok(result)) = &settlement.resolution
+        && result.len() > max_result
+    {
+        let text = format!(
+            "the task succeeded but its result of {} bytes exceeds the limit of {}: return a reference instead",
+            result.len(),
+            max_result
+        );
+        settlement.resolution = Resolution::Succeed(Err(text));
     }
+    if let Some(error) = settlement.attempt.as_mut().and_then(|attempt| attempt.error.as_mut())
+        && error.len() > ERROR
+    {
+        let cut = error.floor_char_boundary(ERROR);
+        let left = error.len() - cut;
+        error.truncate(cut);
+        error.push_str(&format!(" … ({left} bytes more were not kept)"));
+    }
+    settlement
 }
 
 /// Whether a settled task may wait for a worker again.

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{SqliteStore, aside, claim, db, kinds, settle};
+use super::{SqliteStore, aside, claim, db, enqueue, kinds, settle};
 use crate::{
     Result,
     store::{
@@ -28,7 +28,7 @@ const FIRINGS_KEPT_MS: i64 = 30 * 86_400_000;
 impl TaskQueue for SqliteStore {
     fn enqueue(&self, tasks: Vec<NewTask>) -> Reply<'_, Vec<Enqueued>> {
         Box::pin(async move {
-            tasks.iter().try_for_each(|task| self.check_new(task))?;
+            tasks.iter().try_for_each(|task| enqueue::check(task, self.options.max_args))?;
             self.writer.enqueue(tasks).await
         })
     }
@@ -38,7 +38,7 @@ impl TaskQueue for SqliteStore {
     }
 
     fn register(&self, worker: WorkerInfo) -> Reply<'_, ()> {
-        let lease = self.lease_ms();
+        let lease = self.options.lease_ms();
         Box::pin(self.writer.alone(move |connection| {
             Box::pin(async move {
                 let now = now_ms();
@@ -62,7 +62,7 @@ impl TaskQueue for SqliteStore {
     }
 
     fn renew(&self, worker: Uuid) -> Reply<'_, Renewal> {
-        let lease = self.lease_ms();
+        let lease = self.options.lease_ms();
         Box::pin(self.writer.alone(move |connection| {
             Box::pin(async move {
                 let renewal = renew(connection, worker, lease).await;
@@ -86,7 +86,10 @@ impl TaskQueue for SqliteStore {
 
     fn settle(&self, settlements: Vec<Settlement>) -> BoxFuture<'_, Vec<Result<Settled>>> {
         let count = settlements.len();
-        let settlements = settlements.into_iter().map(|settlement| self.cap(settlement)).collect();
+        let settlements = settlements
+            .into_iter()
+            .map(|settlement| settle::cap(settlement, self.options.max_result))
+            .collect();
         Box::pin(async move {
             match self.writer.settle(settlements).await {
                 Ok(answers) => answers,
