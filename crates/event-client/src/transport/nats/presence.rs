@@ -40,7 +40,7 @@ struct Present {
     pid: u32,
 }
 
-/// The members of this connection, and what others are told of them.
+/// The members of this connection, and the answers to requests for their status.
 pub(super) struct Presence {
     client: Arc<Client>,
     members: Mutex<Vec<Weak<dyn Participant>>>,

@@ -10,7 +10,7 @@ use super::codec::AckInfo;
 use super::group::StartAt;
 use super::group::consumer::ConsumerInfo;
 
-/// A consumer of a stream, and what this connection knows of it.
+/// A consumer of a stream, with the acknowledgements sent to it and the progress seen.
 #[derive(Debug)]
 pub(super) struct Source {
     pub(super) stream: SmolStr,

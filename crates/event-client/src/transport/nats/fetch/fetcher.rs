@@ -11,17 +11,16 @@ use tokio::time::Instant;
 
 use super::inputs::Inputs;
 use super::leases::Leases;
-use super::receive::{Received, Unwanted, decode, read};
+use super::receive::{Arrived, Received, Unwanted, decode, read};
 use super::sources::Sources;
 use crate::error::Result;
 use crate::subscription::{Feed, Health};
 use crate::transport::nats::codec::AckInfo;
 use crate::transport::nats::group::{Groups, Record, Standing};
-use crate::transport::nats::in_flight::{LeasedMessage, Seen};
+use crate::transport::nats::in_flight::LeasedMessage;
 use crate::transport::nats::member::{Command, Member};
 use crate::transport::nats::poison::Disconnects;
 use crate::transport::nats::pull::{EXPIRES, PullStatus, part};
-use crate::transport::nats::source::Source;
 use crate::transport::outage::Outage;
 
 /// Interval of scans for topics, in addition to the notifications of new ones.
@@ -223,7 +222,7 @@ impl Fetcher {
             }
             match read(&self.member, &mut self.sources, message, now, Unwanted::Recheck).await {
                 Received::LeasedMessage(entry) => entries.push(entry),
-                Received::Unmatched(source, seen, message) => unmatched.push((source, seen, message)),
+                Received::Unmatched(arrived) => unmatched.push(arrived),
                 Received::Nothing => {}
             }
         }
@@ -251,7 +250,7 @@ impl Fetcher {
     /// delivered again after their leases end.
     async fn recheck(
         &mut self,
-        unmatched: Vec<(Arc<Source>, Seen, async_nats::Message)>,
+        unmatched: Vec<Arrived>,
         now: Instant,
         entries: &mut Vec<LeasedMessage>,
     ) -> Turn {
@@ -270,12 +269,11 @@ impl Fetcher {
                 return Turn::Go;
             }
         }
-        for (source, seen, message) in unmatched {
-            let Some(reply) = message.reply.clone() else { continue };
+        for arrived in unmatched {
+            let Some(reply) = arrived.message.reply.clone() else { continue };
             let Some(info) = AckInfo::read(&reply) else { continue };
-            let read =
-                decode(&self.member, &mut self.sources, source, seen, &info, message, now, Unwanted::Skip)
-                    .await;
+            let sources = &mut self.sources;
+            let read = decode(&self.member, sources, arrived, &info, now, Unwanted::Skip).await;
             if let Received::LeasedMessage(entry) = read {
                 entries.push(entry);
             }

@@ -23,8 +23,15 @@ pub(super) enum Received {
     /// The message is for this member and leased.
     LeasedMessage(LeasedMessage),
     /// The group's record, as it was last read, does not match the message.
-    Unmatched(Arc<Source>, Seen, async_nats::Message),
+    Unmatched(Arrived),
     Nothing,
+}
+
+/// A message that arrived for this member.
+pub(super) struct Arrived {
+    source: Arc<Source>,
+    seen: Seen,
+    pub(super) message: async_nats::Message,
 }
 
 /// How to treat a message that the group's filters do not match.
@@ -95,20 +102,19 @@ pub(super) async fn read(
         member.client.outbound.send_bare(reply, None, ACK);
         return Received::Nothing;
     }
-    decode(member, sources, source, seen, &info, message, now, unwanted).await
+    decode(member, sources, Arrived { source, seen, message }, &info, now, unwanted).await
 }
 
 /// Checks a message against the group's filters, and decodes it when they match.
 pub(super) async fn decode(
     member: &Arc<Member>,
     sources: &mut Sources,
-    source: Arc<Source>,
-    seen: Seen,
+    arrived: Arrived,
     info: &AckInfo<'_>,
-    message: async_nats::Message,
     now: Instant,
     unwanted: Unwanted,
 ) -> Received {
+    let Arrived { source, seen, message } = arrived;
     let Some(reply) = message.reply.clone() else { return Received::Nothing };
     let outbound = &member.client.outbound;
     let mut own = None;
@@ -121,7 +127,7 @@ pub(super) async fn decode(
         };
         match unwanted {
             _ if wanted => {}
-            Unwanted::Recheck => return Received::Unmatched(source, seen, message),
+            Unwanted::Recheck => return Received::Unmatched(Arrived { source, seen, message }),
             Unwanted::Skip => {
                 outbound.send_bare(reply, None, ACK);
                 return Received::Nothing;
