@@ -1,17 +1,22 @@
 //! The administration of a RabbitMQ bus: dead letters, groups and their lag.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::client_bus::{Ask, Holding};
-use super::dead_letters::Fate;
-use super::group::compare;
-use super::registry::{Record, Registry};
-use super::{Inner, RabbitTransport, delay_queues};
+use super::bindings::Bindings;
+use super::client::Client;
+use super::dead_letters::{DeadLetters, Fate};
+use super::delay_queues::{self, DelayQueues};
+use super::diagnose::diagnose;
+use super::group::{Groups, compare};
+use super::members::Members;
+use super::queries::{Ask, Holding};
+use super::registry::{Record, Registrar, Registry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{
@@ -35,19 +40,29 @@ struct Counted {
     dead: u64,
 }
 
-impl Inner {
+/// The operator's view of one bus.
+#[derive(Debug)]
+pub(super) struct Administration {
+    pub(super) client: Arc<Client>,
+    pub(super) registrar: Arc<Registrar>,
+    pub(super) bindings: Arc<Bindings>,
+    pub(super) groups: Arc<Groups>,
+    pub(super) dead_letters: Arc<DeadLetters>,
+    pub(super) delay_queues: Arc<DelayQueues>,
+    pub(super) members: Arc<Members>,
+}
+
+impl Administration {
     async fn count(&self, name: &str, record: &Record) -> Result<Counted> {
         let group = Group::new(name)?;
-        let ready =
-            async |queue| self.declarer.counts(queue).await.map(|told| told.map_or(0, |counts| counts.ready));
         let mut counted = Counted::default();
-        if let Some(counts) = self.declarer.counts(self.names.group(&group)).await? {
+        if let Some(counts) = self.client.declarer.counts(self.client.names.group(&group)).await? {
             (counted.ready, counted.consumers) = (counts.ready, counts.consumers);
         }
         for length in delay_queues::lengths(record.rooms) {
-            counted.rooms += ready(self.names.retry(&group, length)).await?;
+            counted.rooms += self.client.declarer.ready(self.client.names.retry(&group, length)).await?;
         }
-        counted.dead = ready(self.names.dead(name)).await?;
+        counted.dead = self.client.declarer.ready(self.client.names.dead(name)).await?;
         Ok(counted)
     }
 
@@ -92,7 +107,7 @@ impl Inner {
             counted.insert(name.clone(), self.count(name, record).await?);
         }
         let mut held =
-            if list.groups.is_empty() { Vec::new() } else { self.client_bus.ask(Ask::Status).await? };
+            if list.groups.is_empty() { Vec::new() } else { self.members.ask(Ask::Status).await? };
         held.sort_by(|a, b| (&a.group, a.seen, a.in_flight).cmp(&(&b.group, b.seen, b.in_flight)));
         Ok((counted, held))
     }
@@ -108,13 +123,13 @@ impl Inner {
             let text = "`rabbitmq` keeps no history: a group can only be moved to new messages";
             return Err(Error::new(ErrorKind::Unsupported, text));
         }
-        self.declarer.purge(self.names.group(group)).await?;
-        self.client_bus.ask(Ask::GiveUp(group.to_string())).await?;
+        self.client.declarer.purge(self.client.names.group(group)).await?;
+        self.members.ask(Ask::GiveUp(group.to_string())).await?;
         for length in delay_queues::lengths(record.rooms) {
-            self.declarer.purge(self.names.retry(group, length)).await?;
+            self.client.declarer.purge(self.client.names.retry(group, length)).await?;
         }
         // Removes messages that returned to the queue after it was first purged.
-        self.declarer.purge(self.names.group(group)).await
+        self.client.declarer.purge(self.client.names.group(group)).await
     }
 
     async fn delete(&self, group: &Group) -> Result<()> {
@@ -130,16 +145,10 @@ impl Inner {
             })
             .await?;
         let record = record.expect("checked");
-        self.client_bus.ask(Ask::End(group.to_string())).await?;
-        self.declarer.delete(self.names.group(group)).await?;
-        self.declarer.delete(self.names.journal(group)).await?;
-        for length in delay_queues::lengths(record.rooms) {
-            let room = self.names.retry(group, length);
-            self.delay_queues.forget(&room);
-            self.declarer.delete(room).await?;
-        }
-        self.rooms.lock().expect("not poisoned").remove(group);
-        Ok(())
+        self.members.ask(Ask::End(group.to_string())).await?;
+        self.client.declarer.delete(self.client.names.group(group)).await?;
+        self.client.declarer.delete(self.client.names.journal(group)).await?;
+        self.delay_queues.delete(group, record.rooms).await
     }
 
     async fn planned(&self, topology: &Topology) -> Result<Vec<Change>> {
@@ -149,9 +158,9 @@ impl Inner {
         for spec in &wanted {
             changes.extend(compare(&list, spec));
             let Mode::Group(group) = &spec.mode else { continue };
-            let queue = self.names.group(group);
+            let queue = self.client.names.group(group);
             if list.groups.contains_key(group.as_str())
-                && self.declarer.counts(queue.clone()).await?.is_none()
+                && self.client.declarer.counts(queue.clone()).await?.is_none()
             {
                 let of = Difference::new("group", None, group.to_string());
                 changes.push(Change::new(format!("queue {queue}"), Action::Create, vec![of]));
@@ -166,10 +175,24 @@ impl Inner {
         for spec in topology.subscriptions()? {
             let list = self.registrar.read().await?;
             if compare(&list, &spec).is_none_or(|change| change.action != Action::Blocked) {
-                self.provide(&spec, Provision::Update).await?;
+                self.groups.provide(&spec, Provision::Update).await?;
             }
         }
         Ok(changes)
+    }
+
+    fn operation<'a, T: Send + 'a>(
+        &'a self,
+        operation: &'static str,
+        step: impl Future<Output = Result<T>> + Send + 'a,
+    ) -> BoxFuture<'a, Result<T>> {
+        Box::pin(async move {
+            let checked = async {
+                self.client.check()?;
+                step.await
+            };
+            checked.await.map_err(|error| error.during(operation))
+        })
     }
 }
 
@@ -194,70 +217,54 @@ fn statuses(list: &Registry, look: &(HashMap<String, Counted>, Vec<Holding>)) ->
     list.groups.iter().map(of).collect()
 }
 
-impl RabbitTransport {
-    fn operation<'a, T: Send + 'a>(
-        &'a self,
-        operation: &'static str,
-        step: impl Future<Output = Result<T>> + Send + 'a,
-    ) -> BoxFuture<'a, Result<T>> {
-        Box::pin(async move {
-            let checked = async {
-                self.inner.check()?;
-                step.await
-            };
-            checked.await.map_err(|error| error.during(operation))
-        })
-    }
-}
-
-impl Admin for RabbitTransport {
+impl Admin for Administration {
     fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
-        self.operation("list dead letters", self.inner.letters(filter, Fate::Stay))
+        self.operation("list dead letters", self.dead_letters.letters(filter, Fate::Stay))
     }
 
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         self.operation("replay dead letters", async {
-            Ok(self.inner.letters(filter, Fate::Replay).await?.len() as u64)
+            Ok(self.dead_letters.letters(filter, Fate::Replay).await?.len() as u64)
         })
     }
 
     fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         self.operation("drop dead letters", async {
-            Ok(self.inner.letters(filter, Fate::Drop).await?.len() as u64)
+            Ok(self.dead_letters.letters(filter, Fate::Drop).await?.len() as u64)
         })
     }
 
     fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
-        self.operation("list groups", self.inner.status())
+        self.operation("list groups", self.status())
     }
 
     fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
-        self.operation("plan topology", async move { self.inner.planned(&topology).await })
+        self.operation("plan topology", async move { self.planned(&topology).await })
     }
 
     fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
-        self.operation("apply topology", async move { self.inner.applied(&topology).await })
+        self.operation("apply topology", async move { self.applied(&topology).await })
     }
 
     fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
-        self.operation("seek", async move { self.inner.seek_to(&group, start).await })
+        self.operation("seek", async move { self.seek_to(&group, start).await })
     }
 
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
-        self.operation("delete group", async move { self.inner.delete(&group).await })
+        self.operation("delete group", async move { self.delete(&group).await })
     }
 
     fn diagnose(&self) -> BoxFuture<'_, Result<Vec<Finding>>> {
-        self.operation("diagnose", self.inner.diagnose())
+        self.operation("diagnose", diagnose(&self.client))
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
         self.operation("ping", async {
             let start = Instant::now();
-            if let Some(blocked) = self.inner.publish.blocked() {
+            if let Some(blocked) = self.client.publish.blocked() {
                 return Err(blocked);
             }
-            self.inner.declarer.consumers(self.inner.names.roster()).await?;
+            self.client.declarer.consumers(self.client.names.roster()).await?;
             Ok(start.elapsed())
         })
     }

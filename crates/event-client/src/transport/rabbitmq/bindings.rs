@@ -13,12 +13,12 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation, ExchangeKind};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use super::connection::{COMMAND, Link, command};
-use super::declare::{Declarer, arguments, number};
+use super::client::Client;
+use super::connection::{COMMAND, command};
+use super::declare::{arguments, number};
 use super::error::{amqp, is_missing, is_passing, timeout as late};
-use super::names::{Names, binding};
+use super::names::binding;
 use super::registry::{Registrar, Registry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
@@ -30,24 +30,15 @@ const LOOK: Duration = Duration::from_secs(30);
 /// The exchange of one namespace, as one connection sees it.
 #[derive(Debug)]
 pub(super) struct Bindings {
-    names: Names,
-    publish: Arc<Link>,
-    declarer: Arc<Declarer>,
+    client: Arc<Client>,
     registrar: Arc<Registrar>,
-    provision: Provision,
     /// The problem with the exchange, for the health of members.
     trouble: watch::Sender<Option<String>>,
 }
 
 impl Bindings {
-    pub(super) fn new(
-        names: Names,
-        publish: Arc<Link>,
-        declarer: Arc<Declarer>,
-        registrar: Arc<Registrar>,
-        provision: Provision,
-    ) -> Self {
-        Self { names, publish, declarer, registrar, provision, trouble: watch::Sender::new(None) }
+    pub(super) fn new(client: Arc<Client>, registrar: Arc<Registrar>) -> Self {
+        Self { client, registrar, trouble: watch::Sender::new(None) }
     }
 
     /// Watches the problem with the exchange.
@@ -56,12 +47,12 @@ impl Bindings {
     }
 
     /// Checks for the mark periodically.
-    pub(super) async fn watch(self: Arc<Self>, closing: CancellationToken) {
+    pub(super) async fn watch(self: Arc<Self>) {
         loop {
             let pause = LOOK / 2 + LOOK.mul_f64(fastrand::f64() / 2.0);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = closing.cancelled() => return,
+                () = self.client.closing.cancelled() => return,
             }
             if let Err(error) = self.stand().await {
                 tracing::debug!(%error, "the exchange is checked again later");
@@ -74,7 +65,7 @@ impl Bindings {
     /// # Errors
     /// [`ErrorKind::NotFound`] when they are missing and may not be created.
     pub(super) async fn stand(&self) -> Result<()> {
-        let result = self.look(self.provision).await;
+        let result = self.look(self.client.config.provision).await;
         match &result {
             Err(error) if is_passing(error) => {}
             Err(error) => self.tell(Some(error.to_string())),
@@ -97,13 +88,13 @@ impl Bindings {
             return Ok(());
         }
         // A namespace without groups has nothing to restore, and gets its mark with the first group.
-        let groups = self.declarer.counts(self.names.registry()).await?.is_some();
+        let groups = self.client.declarer.counts(self.client.names.registry()).await?.is_some();
         if !provision.creates() {
             let lost = groups && self.registrar.read().await?.marked;
-            let object = format!("bindings of exchange {}", self.names.events());
+            let object = format!("bindings of exchange {}", self.client.names.events());
             return if lost { Err(provision.missing(object)) } else { Ok(()) };
         }
-        self.declarer.exchange(self.names.events(), ExchangeKind::Topic).await?;
+        self.client.declarer.exchange(self.client.names.events(), ExchangeKind::Topic).await?;
         if !groups {
             return Ok(());
         }
@@ -120,7 +111,7 @@ impl Bindings {
             .await?;
         if lost {
             tracing::error!(
-                exchange = %self.names.events(), groups = restored,
+                exchange = %self.client.names.events(), groups = restored,
                 "the exchange was deleted, and with it the bindings of all groups; they are created again, and messages published in between reached no group"
             );
         }
@@ -131,12 +122,12 @@ impl Bindings {
     async fn restore(&self, list: &mut Registry) -> Result<usize> {
         let mut restored = 0;
         for (name, record) in &list.groups {
-            let queue = self.names.group(&Group::new(name)?);
-            if self.declarer.counts(queue.clone()).await?.is_none() {
+            let queue = self.client.names.group(&Group::new(name)?);
+            if self.client.declarer.counts(queue.clone()).await?.is_none() {
                 continue; // the next subscriber creates it again
             }
             for pattern in record.patterns() {
-                self.declarer.bind(&queue, self.names.events(), binding(&pattern)).await?;
+                self.client.declarer.bind(&queue, self.client.names.events(), binding(&pattern)).await?;
             }
             restored += 1;
         }
@@ -146,21 +137,21 @@ impl Bindings {
 
     /// Binds the mark. Its queue drops every message at once.
     pub(super) async fn mark(&self, list: &mut Registry) -> Result<()> {
-        let queue = self.names.mark();
-        self.declarer.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
-        self.declarer.bind(&queue, self.names.events(), ShortString::default()).await?;
+        let queue = self.client.names.mark();
+        self.client.declarer.declare(queue.clone(), arguments([("x-message-ttl", number(0))])).await?;
+        self.client.declarer.bind(&queue, self.client.names.events(), ShortString::default()).await?;
         list.marked = true;
         Ok(())
     }
 
     /// Whether the mark is bound; `true` where that cannot be found out.
     async fn marked(&self) -> Result<bool> {
-        if self.publish.blocked().is_some() {
+        if self.client.publish.blocked().is_some() {
             return Ok(true);
         }
-        let channel = self.publish.confirming().await?;
+        let channel = self.client.publish.confirming().await?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, properties) = (self.names.events(), BasicProperties::default());
+        let (exchange, properties) = (self.client.names.events(), BasicProperties::default());
         let probe = async {
             channel.basic_publish(exchange, ShortString::default(), options, &[], properties).await?.await
         };
@@ -183,8 +174,8 @@ impl Bindings {
 
     /// Returns the change that the exchange needs.
     pub(super) async fn plan(&self, list: &Registry) -> Result<Option<Change>> {
-        let object = format!("exchange {}", self.names.events());
-        if !self.declarer.has_exchange(self.names.events()).await? {
+        let object = format!("exchange {}", self.client.names.events());
+        if !self.client.declarer.has_exchange(self.client.names.events()).await? {
             let kind = Difference::new("type", None, "topic");
             return Ok(Some(Change::new(object, Action::Create, vec![kind])));
         }

@@ -18,10 +18,13 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep_until};
 
+use super::client::Client;
 use super::connection::{Backoff, command};
 use super::declare::{DURABLE, arguments, number, word};
+use super::delayed::Delayed;
+use super::mailbox::Mailbox;
 use super::names::binding;
-use super::{Inner, codec, delay_queues};
+use super::{codec, delay_queues};
 use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
@@ -43,23 +46,37 @@ struct Open {
     dropped: ShortString,
 }
 
-impl Inner {
-    pub(super) async fn subscribe_all(self: &Arc<Self>, spec: Subscribe) -> Result<Subscription> {
-        self.capabilities.check_start(spec.start)?;
-        self.client_bus.inbox().await?;
-        let open = self.listen(&spec).await?;
+/// Opens broadcast subscriptions.
+#[derive(Debug)]
+pub(super) struct Broadcasts {
+    client: Arc<Client>,
+    mailbox: Arc<Mailbox>,
+    delayed: Arc<Delayed>,
+}
+
+impl Broadcasts {
+    pub(super) fn new(client: Arc<Client>, mailbox: Arc<Mailbox>, delayed: Arc<Delayed>) -> Self {
+        Self { client, mailbox, delayed }
+    }
+
+    pub(super) async fn subscribe(&self, spec: Subscribe) -> Result<Subscription> {
+        self.client.capabilities.check_start(spec.start)?;
+        self.mailbox.inbox().await?;
+        let open = Open::declare(&self.client, &spec).await?;
         let (feed, subscription) = Subscription::channel(spec.max_in_flight);
-        self.start_mover();
-        let listening = run(self.clone(), spec, feed, open);
+        self.delayed.start_mover();
+        let listening = run(self.client.clone(), spec, feed, open);
         tokio::spawn(supervise::run("rabbitmq broadcast", listening, || {}));
         Ok(subscription)
     }
+}
 
-    async fn listen(&self, spec: &Subscribe) -> Result<Open> {
-        let channel = self.consume.channel().await?;
+impl Open {
+    async fn declare(client: &Client, spec: &Subscribe) -> Result<Self> {
+        let channel = client.consume.channel().await?;
         let name = consumer_name();
-        let queue: ShortString = self.names.broadcast(&name);
-        let dropped: ShortString = self.names.broadcast(&format!("{name}.dropped"));
+        let queue: ShortString = client.names.broadcast(&name);
+        let dropped: ShortString = client.names.broadcast(&format!("{name}.dropped"));
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
         let bounds = [
             ("x-queue-type", word("classic")),
@@ -77,7 +94,7 @@ impl Inner {
         for pattern in &spec.filters {
             let bind = channel.queue_bind(
                 queue.clone(),
-                self.names.events(),
+                client.names.events(),
                 binding(pattern),
                 QueueBindOptions::default(),
                 FieldTable::default(),
@@ -95,14 +112,14 @@ impl Inner {
         let consumer = command("consume", consume).await?;
         Ok(Open { channel, consumer, dropped })
     }
+}
 
-    /// Deletes the queue of dropped messages. If that fails, it is deleted with the connection.
-    async fn forget(&self, dropped: ShortString) {
-        let Ok(channel) = self.consume.channel().await else { return };
-        let delete = channel.queue_delete(dropped, QueueDeleteOptions::default());
-        let _ = command("delete a queue", delete).await;
-        let _ = command("close", channel.close(200, "done".into())).await;
-    }
+/// Deletes the queue of dropped messages. If that fails, it is deleted with the connection.
+async fn forget(client: &Client, dropped: ShortString) {
+    let Ok(channel) = client.consume.channel().await else { return };
+    let delete = channel.queue_delete(dropped, QueueDeleteOptions::default());
+    let _ = command("delete a queue", delete).await;
+    let _ = command("close", channel.close(200, "done".into())).await;
 }
 
 /// A message to deliver, and its publication time.
@@ -111,13 +128,13 @@ struct Heard {
     published_at: Option<Timestamp>,
 }
 
-async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
+async fn run(client: Arc<Client>, spec: Subscribe, feed: Feed, open: Open) {
     let mut open = Some(open);
     let mut backoff = Backoff::default();
     loop {
         let Open { channel, mut consumer, dropped } = match open.take() {
             Some(open) => open,
-            None => match inner.listen(&spec).await {
+            None => match Open::declare(&client, &spec).await {
                 Ok(open) => {
                     tracing::info!(
                         "the broadcast subscription is live again; messages published meanwhile are missed"
@@ -133,7 +150,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                     tokio::select! {
                         () = backoff.pause() => continue,
                         () = feed.stopped().cancelled() => return,
-                        () = inner.closing.cancelled() => return,
+                        () = client.closing.cancelled() => return,
                     }
                 }
             },
@@ -156,7 +173,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
             tokio::select! {
                 biased;
                 () = feed.stopped().cancelled() => break true,
-                () = inner.closing.cancelled() => break true,
+                () = client.closing.cancelled() => break true,
                 slot = feed.slot(), if !ready.is_empty() => drop(slot),
                 () = async { sleep_until(next.expect("checked")).await }, if next.is_some() => {
                     if let Some((_, heard)) = early.pop_first() {
@@ -219,7 +236,7 @@ async fn run(inner: Arc<Inner>, spec: Subscribe, feed: Feed, open: Open) {
                 }
             }
         };
-        inner.forget(dropped).await;
+        forget(&client, dropped).await;
         if over {
             let _ = command("close", channel.close(200, "left".into())).await;
             return;

@@ -5,10 +5,12 @@
 //! meanwhile, the broker returns all of them: a letter that was just being replayed may then be replayed once more,
 //! none is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
@@ -16,16 +18,22 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use smol_str::SmolStr;
 use tokio::time::{Instant, timeout};
+use uuid::Uuid;
 
-use super::Inner;
+use super::client::Client;
 use super::codec::{self, Facts, Fields};
 use super::connection::command;
-use super::settle::LETTER;
-use crate::delivery::Reason;
+use super::declare::{arguments, number, word};
+use super::registry::Registrar;
+use super::republish::Republisher;
+use crate::delivery::{Reason, Rejection};
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
 use crate::subject::Group;
 use crate::transport::{DeadLetter, DeadLetterFilter, headers};
 
+/// Header of a dead letter: its own id.
+const LETTER: &str = "bus-dlq-id";
 /// Maximum number of letters of a group that can be read: the oldest ones.
 const MOST: u16 = u16::MAX;
 /// How long the broker may take to send one letter.
@@ -49,7 +57,61 @@ pub(super) enum Fate {
     Drop,
 }
 
-impl Inner {
+/// The dead letters of all groups.
+#[derive(Debug)]
+pub(super) struct DeadLetters {
+    client: Arc<Client>,
+    registrar: Arc<Registrar>,
+    republisher: Republisher,
+}
+
+impl DeadLetters {
+    pub(super) fn new(client: Arc<Client>, registrar: Arc<Registrar>, republisher: Republisher) -> Self {
+        Self { client, registrar, republisher }
+    }
+
+    /// Declares the queue of a group's dead letters.
+    pub(super) async fn declare(&self, group: &str) -> Result<()> {
+        let table = arguments([
+            ("x-queue-type", word("quorum")),
+            // Reading the letters takes them and returns them.
+            ("x-delivery-limit", number(1_000_000_000)),
+        ]);
+        self.client.declare_known(self.client.names.dead(group), table).await
+    }
+
+    /// Stores a dead letter.
+    pub(super) async fn store(
+        &self,
+        group: &Group,
+        message: &Message,
+        facts: &Facts,
+        attempts: u32,
+        rejection: Rejection,
+    ) -> Result<()> {
+        let mut table = FieldTable::default();
+        let mut put = |name: &str, value: &str| {
+            table.insert(name.into(), codec::text(value));
+        };
+        put(LETTER, &Uuid::now_v7().to_string());
+        put(headers::DLQ_GROUP, group.as_str());
+        put(headers::DLQ_REASON, rejection.reason.as_str());
+        put(headers::DLQ_ERROR, &headers::escape(&rejection.error).to_string());
+        let mut number =
+            |name: &str, value: i64| _ = table.insert(name.into(), AMQPValue::LongLongInt(value));
+        number(headers::DLQ_ATTEMPTS, attempts.into());
+        number(headers::DLQ_TIME, Timestamp::now().as_millisecond());
+        let queue = self.client.names.dead(group.as_str());
+        let properties = codec::copy(message, facts, table)?;
+        match self.republisher.to_queue(queue.clone(), properties.clone(), message.payload.clone()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound && self.client.config.provision.creates() => {
+                self.declare(group.as_str()).await?;
+                self.republisher.to_queue(queue, properties, message.payload.clone()).await
+            }
+            result => result,
+        }
+    }
+
     /// Runs the operation on the chosen letters, and returns them.
     pub(super) async fn letters(&self, filter: DeadLetterFilter, fate: Fate) -> Result<Vec<DeadLetter>> {
         let list = self.registrar.read().await?;
@@ -124,7 +186,7 @@ impl Inner {
     async fn settled_again(&self, group: &str, at_least: usize) {
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
-            match self.declarer.counts(self.names.dead(group)).await {
+            match self.client.declarer.counts(self.client.names.dead(group)).await {
                 Ok(Some(counts)) if counts.ready < at_least as u64 => {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
@@ -151,7 +213,7 @@ impl Inner {
                 let facts = Facts { attempt: 1, replayed: true, due: None, ..item.facts.clone() };
                 let facts = Facts { first_attempt_at: None, ..facts };
                 let properties = codec::copy(&item.letter.message, &facts, FieldTable::default());
-                let queue = self.names.group(&item.letter.group);
+                let queue = self.client.names.group(&item.letter.group);
                 async move {
                     self.republisher.to_queue(queue, properties?, item.letter.message.payload.clone()).await
                 }
@@ -172,12 +234,12 @@ impl Inner {
 
     /// Takes all letters of a group; `None` when it has none.
     async fn take(&self, group: &str, from: usize) -> Result<Option<(Channel, Vec<Taken>)>> {
-        let queue = self.names.dead(group);
-        let ready = self.declarer.counts(queue.clone()).await?.map_or(0, |counts| counts.ready);
+        let queue = self.client.names.dead(group);
+        let ready = self.client.declarer.ready(queue.clone()).await?;
         if ready == 0 {
             return Ok(None);
         }
-        let channel = self.consume.channel().await?;
+        let channel = self.client.consume.channel().await?;
         command("set the credit", channel.basic_qos(MOST, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue, "letters".into(), options, FieldTable::default());
@@ -224,7 +286,7 @@ impl Inner {
         };
         let attempts = fields.number(headers::DLQ_ATTEMPTS).and_then(|n| u32::try_from(n).ok());
         letter.attempts =
-            attempts.unwrap_or_else(|| read.facts.attempt.saturating_add(self.config.delivery_limit));
+            attempts.unwrap_or_else(|| read.facts.attempt.saturating_add(self.client.config.delivery_limit));
         letter.published_at = read.facts.published_at.unwrap_or(dead_at);
         letter.first_attempt_at = read.facts.first_attempt_at.unwrap_or(dead_at);
         Ok((letter, read.facts))

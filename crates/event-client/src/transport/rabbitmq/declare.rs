@@ -22,6 +22,7 @@ use crate::error::Result;
 #[derive(Debug)]
 pub(super) struct Declarer {
     link: Arc<Link>,
+    names: Names,
     channel: Mutex<Option<Channel>>,
 }
 
@@ -58,20 +59,12 @@ pub(super) fn number(value: u64) -> AMQPValue {
 }
 
 impl Declarer {
-    pub(super) fn new(link: Arc<Link>) -> Self {
-        Self { link, channel: Mutex::new(None) }
+    pub(super) fn new(link: Arc<Link>, names: Names) -> Self {
+        Self { link, names, channel: Mutex::new(None) }
     }
 
-    /// Runs `step` on the channel, one step at a time. A failed step loses the channel.
-    pub(super) async fn run<T>(
-        &self,
-        what: &str,
-        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
-    ) -> Result<T> {
-        self.try_run(what, step).await?.map_err(amqp)
-    }
-
-    async fn try_run<T>(
+    /// Runs `step` on the channel, one step at a time, and returns the broker's answer. A failed step loses the channel.
+    async fn ask<T>(
         &self,
         what: &str,
         step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
@@ -81,14 +74,32 @@ impl Declarer {
             Some(channel) => channel,
             None => self.link.channel().await?,
         };
-        match timeout(COMMAND, step(&channel)).await {
-            Ok(result) => {
-                if result.is_ok() {
-                    *kept = Some(channel);
-                }
-                Ok(result)
-            }
-            Err(_) => Err(late(what)),
+        let answer = timeout(COMMAND, step(&channel)).await.map_err(|_| late(what))?;
+        if answer.is_ok() {
+            *kept = Some(channel);
+        }
+        Ok(answer)
+    }
+
+    /// Runs `step` on the channel.
+    pub(super) async fn run<T>(
+        &self,
+        what: &str,
+        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
+    ) -> Result<T> {
+        self.ask(what, step).await?.map_err(amqp)
+    }
+
+    /// Like `run`; `None` when the exchange or queue does not exist.
+    async fn find<T>(
+        &self,
+        what: &str,
+        step: impl AsyncFnOnce(&Channel) -> lapin::Result<T>,
+    ) -> Result<Option<T>> {
+        match self.ask(what, step).await? {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(amqp(error)),
         }
     }
 
@@ -103,8 +114,8 @@ impl Declarer {
     /// RabbitMQ, 3.10 and 4.3 alike, stores the name of a new quorum queue only with the next one: a broker that is
     /// killed within seconds restarts with a queue that never answers. So another quorum queue is declared for a
     /// moment.
-    pub(super) async fn settle_names(&self, names: &Names) {
-        let queue = names.lock(&format!("settle-{}", crate::transport::consumer_name()));
+    pub(super) async fn settle_names(&self) {
+        let queue = self.names.lock(&format!("settle-{}", crate::transport::consumer_name()));
         let arguments = arguments([("x-queue-type", word("quorum")), ("x-expires", number(60_000))]);
         let done = async {
             self.declare(queue.clone(), arguments).await?;
@@ -128,17 +139,10 @@ impl Declarer {
     /// Whether an exchange of this name exists.
     pub(super) async fn has_exchange(&self, exchange: ShortString) -> Result<bool> {
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-        let told = self
-            .try_run("look for an exchange", async |channel| {
-                let table = FieldTable::default();
-                channel.exchange_declare(exchange, ExchangeKind::Topic, options, table).await
-            })
-            .await?;
-        match told {
-            Ok(()) => Ok(true),
-            Err(error) if is_missing(&error) => Ok(false),
-            Err(error) => Err(amqp(error)),
-        }
+        let found = self.find("look for an exchange", async |channel| {
+            channel.exchange_declare(exchange, ExchangeKind::Topic, options, FieldTable::default()).await
+        });
+        Ok(found.await?.is_some())
     }
 
     pub(super) async fn bind(
@@ -170,19 +174,18 @@ impl Declarer {
     /// Ready messages and consumers of a queue; `None` when the queue does not exist.
     pub(super) async fn counts(&self, queue: ShortString) -> Result<Option<Counts>> {
         let options = QueueDeclareOptions { passive: true, ..DURABLE };
-        let told = self
-            .try_run("count a queue", async |channel| {
-                channel.queue_declare(queue, options, FieldTable::default()).await
-            })
-            .await?;
-        match told {
-            Ok(queue) => Ok(Some(Counts {
-                ready: queue.message_count().into(),
-                consumers: queue.consumer_count().into(),
-            })),
-            Err(error) if is_missing(&error) => Ok(None),
-            Err(error) => Err(amqp(error)),
-        }
+        let found = self.find("count a queue", async |channel| {
+            channel.queue_declare(queue, options, FieldTable::default()).await
+        });
+        Ok(found.await?.map(|queue| Counts {
+            ready: queue.message_count().into(),
+            consumers: queue.consumer_count().into(),
+        }))
+    }
+
+    /// Number of ready messages of a queue; 0 when the queue does not exist.
+    pub(super) async fn ready(&self, queue: ShortString) -> Result<u64> {
+        Ok(self.counts(queue).await?.map_or(0, |counts| counts.ready))
     }
 
     /// Number of consumers of a queue; 0 when the queue does not exist.
@@ -192,39 +195,27 @@ impl Declarer {
 
     /// Removes the ready messages of a queue, which may be missing.
     pub(super) async fn purge(&self, queue: ShortString) -> Result<()> {
-        let done = self
-            .try_run("purge a queue", async |channel| {
-                channel.queue_purge(queue, QueuePurgeOptions::default()).await
-            })
-            .await?;
-        match done {
-            Err(error) if !is_missing(&error) => Err(amqp(error)),
-            _ => Ok(()),
-        }
+        let purged = self.find("purge a queue", async |channel| {
+            channel.queue_purge(queue, QueuePurgeOptions::default()).await
+        });
+        purged.await.map(drop)
     }
 
     /// Deletes a queue, which may be missing.
     pub(super) async fn delete(&self, queue: ShortString) -> Result<()> {
-        let done = self
-            .try_run("delete a queue", async |channel| {
-                channel.queue_delete(queue, QueueDeleteOptions::default()).await
-            })
-            .await?;
-        match done {
-            Err(error) if !is_missing(&error) => Err(amqp(error)),
-            _ => Ok(()),
-        }
+        let deleted = self.find("delete a queue", async |channel| {
+            channel.queue_delete(queue, QueueDeleteOptions::default()).await
+        });
+        deleted.await.map(drop)
     }
 
     /// Declares an exclusive queue; `false` when another connection has it.
     pub(super) async fn claim(&self, queue: ShortString) -> Result<bool> {
         let options = QueueDeclareOptions { exclusive: true, auto_delete: true, durable: false, ..DURABLE };
-        let done = self
-            .try_run("take a lock", async |channel| {
-                channel.queue_declare(queue, options, FieldTable::default()).await
-            })
-            .await?;
-        match done {
+        let claimed = self.ask("take a lock", async |channel| {
+            channel.queue_declare(queue, options, FieldTable::default()).await
+        });
+        match claimed.await? {
             Ok(_) => Ok(true),
             Err(error) if is_locked(&error) => Ok(false),
             Err(error) => Err(amqp(error)),

@@ -6,19 +6,24 @@
 //! cut short, a few queues serve all delays, and a delay is exact to milliseconds, except that a queue up to 1/16 too
 //! long is used where that saves a step. A delay queue that was not used for a while deletes itself.
 //!
-//! `settle.rs` chooses the queue of a retry. A retry in a keyed group uses none: it waits in the member.
+//! A retry in a keyed group uses none: it waits in the member.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lapin::types::ShortString;
+use lapin::types::{FieldTable, ShortString};
 
-use super::declare::{Declarer, arguments, number, word};
-use super::names::Names;
+use super::client::Client;
+use super::codec::{self, Facts};
+use super::declare::{arguments, number, word};
+use super::registry::Registrar;
+use super::republish::Republisher;
 use crate::bounds;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
+use crate::message::Message;
+use crate::subject::Group;
 
 const FIRST: u32 = 5;
 const LAST: u32 = 30;
@@ -55,21 +60,90 @@ pub(super) fn left(due: Option<Timestamp>) -> Option<Duration> {
     Some(bounds::left_until(due?)).filter(|left| !left.is_zero())
 }
 
-/// Delay queues that certainly exist, each with the time of its last declaration.
-#[derive(Debug, Default)]
-pub(super) struct DelayQueues(Mutex<HashMap<ShortString, Instant>>);
+/// The delay queues of one connection.
+#[derive(Debug)]
+pub(super) struct DelayQueues {
+    client: Arc<Client>,
+    registrar: Arc<Registrar>,
+    republisher: Republisher,
+    /// Delay queues that certainly exist, each with the time of its last declaration.
+    declared: Mutex<HashMap<ShortString, Instant>>,
+    /// Delay queues that the registry records, by group, one bit each.
+    recorded: Mutex<HashMap<Group, u32>>,
+}
 
 impl DelayQueues {
-    /// Makes sure that the delay queue `room` exists; it moves its messages to the queue `to`.
-    pub(super) async fn ensure(
+    pub(super) fn new(client: Arc<Client>, registrar: Arc<Registrar>, republisher: Republisher) -> Self {
+        Self { client, registrar, republisher, declared: Mutex::default(), recorded: Mutex::default() }
+    }
+
+    /// Stores a copy for this group only, which is not delivered before `after` has passed.
+    pub(super) async fn copy_to_group(
         &self,
-        declarer: &Declarer,
-        names: &Names,
-        room: &ShortString,
-        length: Duration,
-        to: &ShortString,
+        group: &Group,
+        message: &Message,
+        mut facts: Facts,
+        after: Duration,
     ) -> Result<()> {
-        let known = self.0.lock().expect("not poisoned").get(room).copied();
+        if !after.is_zero() {
+            facts.due = Some(bounds::time_from_now(after));
+        }
+        self.deliver(Some(group), self.client.names.group(group), message, &facts).await
+    }
+
+    /// Stores a copy in `queue`, through a delay queue when it is not due yet.
+    pub(super) async fn deliver(
+        &self,
+        group: Option<&Group>,
+        queue: ShortString,
+        message: &Message,
+        facts: &Facts,
+    ) -> Result<()> {
+        let properties = codec::copy(message, facts, FieldTable::default())?;
+        let Some(tier) = left(facts.due).and_then(tier) else {
+            return self.republisher.to_queue(queue, properties, message.payload.clone()).await;
+        };
+        let length = length(tier);
+        let room = match group {
+            Some(group) => {
+                self.record(group, tier).await?;
+                self.client.names.retry(group, length)
+            }
+            None => self.client.names.delay(length),
+        };
+        for again in [true, false] {
+            self.ensure(&room, length, &queue).await?;
+            match self.republisher.to_queue(room.clone(), properties.clone(), message.payload.clone()).await {
+                Err(error) if again && error.kind() == ErrorKind::NotFound => self.forget(&room),
+                result => return result,
+            }
+        }
+        unreachable!("the second try returns")
+    }
+
+    /// Records once that the group uses this delay queue, so that the administration of the group finds it.
+    async fn record(&self, group: &Group, tier: u32) -> Result<()> {
+        let known = |rooms: &u32| rooms & (1 << tier) != 0;
+        if self.recorded.lock().expect("not poisoned").get(group).is_some_and(known) {
+            return Ok(());
+        }
+        let (list, _) = self
+            .registrar
+            .change(|list| {
+                let Some(record) = list.groups.get_mut(group.as_str()) else { return Ok(false) };
+                let new = record.rooms & (1 << tier) == 0;
+                record.rooms |= 1 << tier;
+                Ok(new)
+            })
+            .await?;
+        let rooms = list.groups.get(group.as_str()).map_or(0, |record| record.rooms);
+        self.recorded.lock().expect("not poisoned").insert(group.clone(), rooms);
+        Ok(())
+    }
+
+    /// Makes sure that the delay queue `room` exists; it moves its messages to the queue `to`.
+    async fn ensure(&self, room: &ShortString, length: Duration, to: &ShortString) -> Result<()> {
+        let known = self.declared.lock().expect("not poisoned").get(room).copied();
         if known.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
@@ -84,17 +158,28 @@ impl DelayQueues {
             ("x-dead-letter-exchange", word("")),
             ("x-dead-letter-routing-key", word(to.as_str())),
         ]);
-        declarer.declare(room.clone(), arguments).await?;
+        self.client.declarer.declare(room.clone(), arguments).await?;
         if known.is_none() {
-            declarer.settle_names(names).await;
+            self.client.declarer.settle_names().await;
         }
-        self.0.lock().expect("not poisoned").insert(room.clone(), Instant::now());
+        self.declared.lock().expect("not poisoned").insert(room.clone(), Instant::now());
         Ok(())
     }
 
     /// Removes a delay queue that turned out to be missing.
-    pub(super) fn forget(&self, room: &ShortString) {
-        self.0.lock().expect("not poisoned").remove(room);
+    fn forget(&self, room: &ShortString) {
+        self.declared.lock().expect("not poisoned").remove(room);
+    }
+
+    /// Deletes the delay queues of a group that was deleted; `used` has a bit for each of them.
+    pub(super) async fn delete(&self, group: &Group, used: u32) -> Result<()> {
+        for length in lengths(used) {
+            let room = self.client.names.retry(group, length);
+            self.forget(&room);
+            self.client.declarer.delete(room).await?;
+        }
+        self.recorded.lock().expect("not poisoned").remove(group);
+        Ok(())
     }
 }
 

@@ -6,19 +6,24 @@
 //! message is published. Nothing is lost when no such connection exists: the messages are published when one opens.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::sleep_until;
 
-use super::client_bus::Ask;
+use super::client::Client;
 use super::codec::{self, Facts};
 use super::connection::{Backoff, command};
 use super::declare::{arguments, number, word};
-use super::{Inner, delay_queues};
+use super::delay_queues::{self, DelayQueues};
+use super::members::Members;
+use super::publish::Publisher;
+use super::queries::Ask;
 use crate::bounds;
+use crate::confirm::Confirm;
 use crate::error::Result;
 use crate::message::Message;
 use crate::supervise;
@@ -27,29 +32,67 @@ use crate::transport::Receipt;
 /// Maximum number of messages that one connection moves at a time.
 const MOVED: usize = 256;
 
-impl Inner {
-    /// Stores a message that is to be published at its time.
-    pub(super) async fn publish_later(self: Arc<Self>, message: Message) -> Result<Receipt> {
+/// Delayed publishes of one connection.
+#[derive(Debug)]
+pub(super) struct Delayed {
+    client: Arc<Client>,
+    members: Arc<Members>,
+    delay_queues: Arc<DelayQueues>,
+    publisher: Arc<Publisher>,
+    /// Whether the queue `NS.due` exists.
+    declared: Mutex<bool>,
+    moving: AtomicBool,
+}
+
+impl Delayed {
+    pub(super) fn new(
+        client: Arc<Client>,
+        members: Arc<Members>,
+        delay_queues: Arc<DelayQueues>,
+        publisher: Arc<Publisher>,
+    ) -> Self {
+        Self {
+            client,
+            members,
+            delay_queues,
+            publisher,
+            declared: Mutex::default(),
+            moving: AtomicBool::new(false),
+        }
+    }
+
+    /// Stores, in a task of its own, a message that is to be published at its time.
+    pub(super) fn publish(self: &Arc<Self>, message: Message) -> Confirm<Receipt> {
+        let (answer, confirm) = Confirm::channel();
+        let this = self.clone();
+        tokio::spawn(async move {
+            let result = this.store(message).await;
+            let _ = answer.send(result.map_err(|error| error.during("publish")));
+        });
+        confirm
+    }
+
+    async fn store(&self, message: Message) -> Result<Receipt> {
         let facts = Facts { published_at: message.deliver_at, due: message.deliver_at, ..Facts::default() };
-        let mut known = self.delays.lock().await;
-        if !*known {
+        let mut declared = self.declared.lock().await;
+        if !*declared {
             let arguments =
                 arguments([("x-queue-type", word("quorum")), ("x-delivery-limit", number(1_000_000_000))]);
-            self.declarer.declare(self.names.due(), arguments).await?;
-            self.declarer.settle_names(&self.names).await;
-            self.client_bus.ask(Ask::Delays).await?;
-            *known = true;
+            self.client.declarer.declare(self.client.names.due(), arguments).await?;
+            self.client.declarer.settle_names().await;
+            self.members.ask(Ask::Delays).await?;
+            *declared = true;
         }
-        drop(known);
-        self.wait_and_deliver(None, self.names.due(), &message, &facts).await?;
+        drop(declared);
+        self.delay_queues.deliver(None, self.client.names.due(), &message, &facts).await?;
         Ok(Receipt::default())
     }
 
     /// Starts, once, the task that moves delayed messages.
     pub(super) fn start_mover(self: &Arc<Self>) {
-        if !self.moving.swap(true, std::sync::atomic::Ordering::AcqRel) {
-            let inner = self.clone();
-            tokio::spawn(supervise::again("rabbitmq delays", move || inner.clone().move_on()));
+        if !self.moving.swap(true, Ordering::AcqRel) {
+            let this = self.clone();
+            tokio::spawn(supervise::again("rabbitmq delays", move || this.clone().move_on()));
         }
     }
 
@@ -58,43 +101,44 @@ impl Inner {
         loop {
             let result = tokio::select! {
                 result = self.move_until_broken() => result,
-                () = self.closing.cancelled() => return,
+                () = self.client.closing.cancelled() => return,
             };
             match result {
                 // The queue does not exist until a client publishes with delay.
                 Ok(false) => tokio::select! {
-                    () = self.client_bus.delays.notified() => {}
-                    () = self.closing.cancelled() => return,
+                    () = self.members.delays.notified() => {}
+                    () = self.client.closing.cancelled() => return,
                 },
                 Ok(true) => backoff.reset(),
                 Err(error) => tracing::debug!(%error, "delayed messages cannot be moved on at the moment"),
             }
             tokio::select! {
                 () = backoff.pause() => {}
-                () = self.closing.cancelled() => return,
+                () = self.client.closing.cancelled() => return,
             }
         }
     }
 
     /// Returns `false` when there is no queue to consume, `true` when consuming worked and then ended.
     async fn move_until_broken(self: &Arc<Self>) -> Result<bool> {
-        if self.declarer.counts(self.names.due()).await?.is_none() {
+        if self.client.declarer.counts(self.client.names.due()).await?.is_none() {
             return Ok(false);
         }
-        let channel = self.consume.channel().await?;
+        let channel = self.client.consume.channel().await?;
         let max_in_flight = u16::try_from(MOVED).unwrap_or(u16::MAX);
         command("set the credit", channel.basic_qos(max_in_flight, BasicQosOptions::default())).await?;
         let options = BasicConsumeOptions::default();
-        let consume = channel.basic_consume(self.names.due(), "due".into(), options, FieldTable::default());
+        let consume =
+            channel.basic_consume(self.client.names.due(), "due".into(), options, FieldTable::default());
         let mut consumer = command("consume", consume).await?;
         let slots = Arc::new(Semaphore::new(MOVED));
         while let Some(Ok(delivery)) = consumer.next().await {
             let slot = slots.clone().acquire_owned().await.expect("never closed");
-            let inner = self.clone();
+            let this = self.clone();
             tokio::spawn(async move {
                 let key = delivery.routing_key.clone();
                 let moved = match codec::read(key.as_str(), &delivery.properties, delivery.data.into()) {
-                    Ok(read) => inner.move_one(read.message, read.facts).await,
+                    Ok(read) => this.move_one(read.message, read.facts).await,
                     Err(error) => {
                         tracing::warn!(%error, "a delayed message cannot be read and is dropped");
                         Ok(())
@@ -115,13 +159,13 @@ impl Inner {
         Ok(true)
     }
 
-    async fn move_one(self: &Arc<Self>, message: Message, facts: Facts) -> Result<()> {
+    async fn move_one(&self, message: Message, facts: Facts) -> Result<()> {
         if let Some(left) = delay_queues::left(facts.due) {
             if delay_queues::tier(left).is_some() {
-                return self.wait_and_deliver(None, self.names.due(), &message, &facts).await;
+                return self.delay_queues.deliver(None, self.client.names.due(), &message, &facts).await;
             }
             sleep_until(bounds::from_now(left)).await;
         }
-        self.publish_now(&message).await.map(drop)
+        self.publisher.publish(&message).await.map(drop)
     }
 }

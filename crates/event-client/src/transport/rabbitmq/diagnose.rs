@@ -1,6 +1,6 @@
 //! Diagnoses the broker: encryption, access, alarms, limits.
 
-use super::Inner;
+use super::client::Client;
 use super::handshake::Version;
 use crate::error::Result;
 use crate::transport::Finding;
@@ -9,50 +9,47 @@ use crate::transport::diagnosis::plain_text;
 /// A `channel_max` below this is reported: each group of a process needs a channel.
 const FEW_CHANNELS: u16 = 256;
 
-impl Inner {
-    /// # Errors
-    /// When the broker cannot be reached.
-    pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
-        let connection = self.publish.connection().await?;
-        let limits = connection.configuration();
-        let mut findings = Vec::new();
-        findings.extend(self.publish.version().map(version));
-        let uris = &self.config.uris;
-        let encrypted = uris.iter().all(|uri| uri.scheme == lapin::uri::AMQPScheme::AMQPS);
-        let hosts = uris.iter().map(|uri| uri.authority.host.as_str());
-        findings.extend(plain_text(encrypted, hosts, "connect with amqps://"));
-        if uris.iter().any(|uri| uri.authority.userinfo.username == "guest") {
-            findings.push(Finding::advice(
-                "access",
-                "the well-known user `guest` is used; create a separate user for each service, with rights on its vhost",
-            ));
-        }
-        findings.push(match self.publish.blocked() {
-            Some(error) => Finding::bad("alarm", format!("{error}; look at `rabbitmq-diagnostics alarms`")),
-            None => Finding::good("alarm", "none: the broker accepts publishes"),
-        });
-        let channels = limits.channel_max();
-        let text = format!("{channels} channels a connection, frames of {} bytes", limits.frame_max());
-        findings.push(if channels != 0 && channels < FEW_CHANNELS {
-            Finding::advice(
-                "limits",
-                format!("{text}; each group of a process needs a channel: raise `channel_max`"),
-            )
-        } else {
-            Finding::good("limits", text)
-        });
-        findings.push(match limits.heartbeat() {
-            0 => Finding::advice(
-                "heartbeat",
-                "off: a connection that is lost silently is noticed late; set `heartbeat` of the broker to 60",
-            ),
-            seconds => Finding::good("heartbeat", format!("every {seconds} s")),
-        });
-        findings.push(held(self.publish.version()));
-        findings
-            .push(Finding::good("fsync", "quorum queues: a confirmed message is on the disks of a majority"));
-        Ok(findings)
+/// # Errors
+/// When the broker cannot be reached.
+pub(super) async fn diagnose(client: &Client) -> Result<Vec<Finding>> {
+    let connection = client.publish.connection().await?;
+    let limits = connection.configuration();
+    let mut findings = Vec::new();
+    findings.extend(client.publish.version().map(version));
+    let uris = &client.config.uris;
+    let encrypted = uris.iter().all(|uri| uri.scheme == lapin::uri::AMQPScheme::AMQPS);
+    let hosts = uris.iter().map(|uri| uri.authority.host.as_str());
+    findings.extend(plain_text(encrypted, hosts, "connect with amqps://"));
+    if uris.iter().any(|uri| uri.authority.userinfo.username == "guest") {
+        findings.push(Finding::advice(
+            "access",
+            "the well-known user `guest` is used; create a separate user for each service, with rights on its vhost",
+        ));
     }
+    findings.push(match client.publish.blocked() {
+        Some(error) => Finding::bad("alarm", format!("{error}; look at `rabbitmq-diagnostics alarms`")),
+        None => Finding::good("alarm", "none: the broker accepts publishes"),
+    });
+    let channels = limits.channel_max();
+    let text = format!("{channels} channels a connection, frames of {} bytes", limits.frame_max());
+    findings.push(if channels != 0 && channels < FEW_CHANNELS {
+        Finding::advice(
+            "limits",
+            format!("{text}; each group of a process needs a channel: raise `channel_max`"),
+        )
+    } else {
+        Finding::good("limits", text)
+    });
+    findings.push(match limits.heartbeat() {
+        0 => Finding::advice(
+            "heartbeat",
+            "off: a connection that is lost silently is noticed late; set `heartbeat` of the broker to 60",
+        ),
+        seconds => Finding::good("heartbeat", format!("every {seconds} s")),
+    });
+    findings.push(held(client.publish.version()));
+    findings.push(Finding::good("fsync", "quorum queues: a confirmed message is on the disks of a majority"));
+    Ok(findings)
 }
 
 /// Whether the broker lets a handler run for a long time. AMQP does not report `consumer_timeout`.

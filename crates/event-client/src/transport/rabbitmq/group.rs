@@ -5,39 +5,19 @@
 
 use std::sync::Arc;
 
-use lapin::types::FieldTable;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::watch;
 
-use super::client_bus::Holding;
+use super::bindings::Bindings;
+use super::client::Client;
+use super::dead_letters::DeadLetters;
 use super::declare::{arguments, number, word};
 use super::error::is_passing;
 use super::names::binding;
-use super::registry::{Record, Registry};
-use super::settle::Settler;
-use super::{Inner, member};
-use crate::confirm::Answer;
-use crate::delivery::{Settlement, Token};
-use crate::error::{ErrorKind, Result};
-use crate::subject::{Group, Pattern};
-use crate::subscription::Subscription;
-use crate::supervise;
+use super::registry::{Record, Registrar, Registry};
+use crate::error::Result;
+use crate::subject::Group;
 use crate::transport::topology::compare_group;
 use crate::transport::{Action, Change, Mode, Provision, Subscribe};
-
-/// A command to a member.
-pub(super) enum Command {
-    Settle(Token, Settlement, Answer<()>),
-    Progress(Token, Answer<()>),
-    Status(oneshot::Sender<Holding>),
-    GiveUp(oneshot::Sender<Holding>),
-    End(oneshot::Sender<Holding>),
-}
-
-impl Record {
-    pub(super) fn patterns(&self) -> Vec<Pattern> {
-        self.filters.iter().filter_map(|filter| Pattern::new(filter).ok()).collect()
-    }
-}
 
 /// Returns the change that the group needs to fulfil `spec`. The order of keys is a setting of its queue that cannot be
 /// changed.
@@ -52,40 +32,37 @@ pub(super) fn compare(list: &Registry, spec: &Subscribe) -> Option<Change> {
     Some(change)
 }
 
-impl Inner {
-    /// Opens a subscription of a group.
-    pub(super) async fn subscribe_group(
-        self: &Arc<Self>,
-        group: Group,
-        spec: Subscribe,
-    ) -> Result<Subscription> {
-        // Opens its inbox first: a status query would not count a member without an inbox.
-        self.client_bus.inbox().await?;
+/// The queues of the groups.
+#[derive(Debug)]
+pub(super) struct Groups {
+    client: Arc<Client>,
+    registrar: Arc<Registrar>,
+    bindings: Arc<Bindings>,
+    dead_letters: Arc<DeadLetters>,
+}
+
+impl Groups {
+    pub(super) fn new(
+        client: Arc<Client>,
+        registrar: Arc<Registrar>,
+        bindings: Arc<Bindings>,
+        dead_letters: Arc<DeadLetters>,
+    ) -> Self {
+        Self { client, registrar, bindings, dead_letters }
+    }
+
+    /// Watches the problem with the exchange of events: without bindings the queues stay empty.
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.bindings.trouble()
+    }
+
+    /// Makes sure that the group of `spec` has its queue and receives its messages.
+    pub(super) async fn prepare(&self, spec: &Subscribe) -> Result<()> {
         match self.bindings.stand().await {
             Err(error) if is_passing(&error) => tracing::debug!(%error, "the exchange is checked later"),
             looked => looked?,
         }
-        self.provide(&spec, self.config.provision).await?;
-        let (sender, subscription) = Subscription::channel(spec.max_in_flight);
-        let (commands, incoming) = mpsc::unbounded_channel();
-        let id = self.client_bus.number();
-        let entry = (group.to_string(), commands.clone());
-        self.client_bus.members.lock().expect("not poisoned").insert(id, entry);
-        let settler = Arc::new(Settler(commands));
-        let member = member::Member::new(self.clone(), group, spec, sender, incoming, settler, id);
-        let session = match member.open().await {
-            Ok(session) => session,
-            Err(error) => {
-                self.client_bus.members.lock().expect("not poisoned").remove(&id);
-                return Err(error);
-            }
-        };
-        self.start_mover();
-        let inner = self.clone();
-        tokio::spawn(supervise::run("rabbitmq member", member.run(session), move || {
-            inner.client_bus.members.lock().expect("not poisoned").remove(&id);
-        }));
-        Ok(subscription)
+        self.provide(spec, self.client.config.provision).await.map(drop)
     }
 
     /// Creates or changes the group as `spec` requires, as far as `provision` allows; returns the change that was
@@ -94,7 +71,9 @@ impl Inner {
         let Mode::Group(group) = &spec.mode else { return Ok(None) };
         // An existing group continues where it was, whatever start is requested.
         let startable = |change: Option<&Change>| match change {
-            Some(change) if change.action == Action::Create => self.capabilities.check_start(spec.start),
+            Some(change) if change.action == Action::Create => {
+                self.client.capabilities.check_start(spec.start)
+            }
             _ => Ok(()),
         };
         if !provision.creates() {
@@ -128,7 +107,7 @@ impl Inner {
             })
             .await?;
         if new {
-            self.declarer.settle_names(&self.names).await;
+            self.client.declarer.settle_names().await;
         }
         Ok(done)
     }
@@ -136,20 +115,36 @@ impl Inner {
     /// Checks that a known group has its queue and its bindings, and creates missing ones: either may have been
     /// deleted.
     async fn stand(&self, group: &Group, spec: &Subscribe) -> Result<()> {
-        let queue = self.names.group(group);
-        if self.declarer.counts(queue.clone()).await?.is_none() {
+        let queue = self.client.names.group(group);
+        if self.client.declarer.counts(queue.clone()).await?.is_none() {
             tracing::error!(%group, "the group's queue was deleted; it is created again, empty");
-            self.declare_dead(group.as_str()).await?;
+            self.dead_letters.declare(group.as_str()).await?;
             self.declare_group(group, spec.keyed).await?;
         }
         for pattern in &spec.filters {
-            self.declarer.bind(&queue, self.names.events(), binding(pattern)).await?;
+            self.client.declarer.bind(&queue, self.client.names.events(), binding(pattern)).await?;
         }
         Ok(())
     }
 
+    /// Creates the queue of an open subscription again, which is missing; returns whether the group still exists.
+    pub(super) async fn recover(&self, group: &Group, spec: &Subscribe) -> Result<bool> {
+        let list = self.registrar.read().await?;
+        if list.buried.iter().any(|name| name == group.as_str()) {
+            return Ok(false);
+        }
+        let provision = self.client.config.provision;
+        if !provision.creates() {
+            return Err(provision.missing(format!("queue {}", self.client.names.group(group))));
+        }
+        // A user deleted it, or the broker was killed before it had stored the queue.
+        tracing::warn!(%group, "the group's queue is missing; it is created again, empty");
+        self.restore(group, spec).await?;
+        Ok(true)
+    }
+
     /// Creates a group again whose queue is missing.
-    pub(super) async fn restore(&self, group: &Group, spec: &Subscribe) -> Result<()> {
+    async fn restore(&self, group: &Group, spec: &Subscribe) -> Result<()> {
         self.bindings.stand().await?;
         self.registrar
             .change_with(async |list| {
@@ -167,31 +162,31 @@ impl Inner {
                 Ok(true)
             })
             .await?;
-        self.declarer.settle_names(&self.names).await;
+        self.client.declarer.settle_names().await;
         Ok(())
     }
 
     /// Creates queues and bindings of a group that is new or has other filters.
     async fn make(&self, group: &Group, spec: &Subscribe, list: &Registry) -> Result<()> {
-        let queue = self.names.group(group);
-        self.declare_dead(group.as_str()).await?;
+        let queue = self.client.names.group(group);
+        self.dead_letters.declare(group.as_str()).await?;
         self.declare_group(group, spec.keyed).await?;
         let old = list.groups.get(group.as_str()).map(Record::patterns).unwrap_or_default();
         for pattern in spec.filters.iter().filter(|pattern| !old.contains(pattern)) {
-            self.declarer.bind(&queue, self.names.events(), binding(pattern)).await?;
+            self.client.declarer.bind(&queue, self.client.names.events(), binding(pattern)).await?;
         }
         for pattern in old.iter().filter(|pattern| !spec.filters.contains(pattern)) {
-            self.declarer.unbind(&queue, self.names.events(), binding(pattern)).await?;
+            self.client.declarer.unbind(&queue, self.client.names.events(), binding(pattern)).await?;
         }
         Ok(())
     }
 
     /// Declares the group's queue. The broker itself makes a message a dead letter when its consumers died too often.
-    pub(super) async fn declare_group(&self, group: &Group, keyed: bool) -> Result<()> {
-        let dead = self.names.dead(group.as_str());
+    async fn declare_group(&self, group: &Group, keyed: bool) -> Result<()> {
+        let dead = self.client.names.dead(group.as_str());
         let mut table = arguments([
             ("x-queue-type", word("quorum")),
-            ("x-delivery-limit", number(self.config.delivery_limit.into())),
+            ("x-delivery-limit", number(self.client.config.delivery_limit.into())),
             ("x-overflow", word("reject-publish")),
             ("x-dead-letter-strategy", word("at-least-once")),
             ("x-dead-letter-exchange", word("")),
@@ -200,24 +195,6 @@ impl Inner {
         if keyed {
             table.insert("x-single-active-consumer".into(), true.into());
         }
-        self.declare_known(self.names.group(group), table).await
-    }
-
-    pub(super) async fn declare_dead(&self, group: &str) -> Result<()> {
-        let table = arguments([
-            ("x-queue-type", word("quorum")),
-            // Reading the letters takes them and returns them.
-            ("x-delivery-limit", number(1_000_000_000)),
-        ]);
-        self.declare_known(self.names.dead(group), table).await
-    }
-
-    /// Declares a queue that may exist already: if it has other settings, the error reports the difference.
-    async fn declare_known(&self, queue: lapin::types::ShortString, table: FieldTable) -> Result<()> {
-        let shown = queue.clone();
-        self.declarer.declare(queue, table).await.map_err(|error| match error.kind() {
-            ErrorKind::Config => self.config.provision.differs(format!("queue {shown}"), error),
-            _ => error,
-        })
+        self.client.declare_known(self.client.names.group(group), table).await
     }
 }

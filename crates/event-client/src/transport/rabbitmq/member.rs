@@ -1,192 +1,99 @@
-//! One member of a group: a task that owns a channel, the messages that were fetched on it, and their settlements.
+//! One member of a group: a task that owns a channel and the messages that were fetched on it, and opens another channel
+//! when the channel is lost.
 //!
 //! ```text
-//!  broker ─▶ arrive ─▶ [lane of its key] ─▶ ready ─▶ out (delivered) ─▶ ack │ copy, then ack
-//!                            ▲                 ▲            │ retry of a keyed one
-//!                            └── next of key ──┴── waits ◀──┘
+//!  broker ─▶ session ─▶ deliveries ─▶ feed (consumers)
+//!                │           ▲  │
+//!          acks ◀┴───────────┼──┘ settlements, copies, journal
+//!            │               └─── commands
+//!            ▼
+//!          broker
 //! ```
 //!
 //! A delivered message belongs to the member as long as the channel is open: the broker keeps no lease. A lease starts
 //! when the subscription was dropped and the delivery is not settled. A process that dies loses its channel, and the
 //! broker delivers all of its messages to other members.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
-use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::Inner;
-use super::client_bus::Holding;
-use super::codec::Facts;
-use super::connection::{Backoff, command};
-use super::delivery_tags::DeliveryTags;
-use super::group::Command;
-use super::settle::{Asker, Settler};
-use super::shutdown::healthy;
-use crate::bounds;
-use crate::delivery::Token;
+use super::client::Client;
+use super::connection::Backoff;
+use super::deliveries::Deliveries;
+use super::error::amqp;
+use super::group::Groups;
+use super::handshake::Version;
+use super::members::Entry;
+use super::queries::Holding;
+use super::session::Session;
+use super::settle::{Command, lost};
+use crate::delivery::Settlement;
 use crate::error::{Error, ErrorKind, Result};
-use crate::message::Message;
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
-use crate::transport::key_queue::KeyQueue;
-use crate::transport::{Subscribe, consumer_name};
+use crate::transport::Subscribe;
 
 /// Maximum number of settlements that are handled before acknowledgements are written.
 const BATCH: usize = 256;
 /// Maximum number of messages that wait to be acknowledged while there is other work.
 const BUNDLE: usize = 64;
+/// How long a closing member may take to give back its messages.
+const GOODBYE: Duration = Duration::from_secs(3);
 
-/// A fetched message.
-pub(super) struct Item {
-    pub(super) tag: u64,
-    pub(super) message: Arc<Message>,
-    /// Its `attempt` follows from the broker's count.
-    pub(super) facts: Facts,
-    /// The actual attempt number.
-    pub(super) attempt: u32,
-}
-
-impl Item {
-    /// The difference between the actual attempt number and the broker's count.
-    pub(super) fn offset(&self) -> i64 {
-        i64::from(self.attempt) - i64::from(self.facts.attempt)
-    }
-}
-
-/// An item that is delivered to a consumer and not settled.
-pub(super) struct Out {
-    pub(super) item: Item,
-    /// Set when the subscription was dropped.
-    pub(super) lease: Option<Instant>,
-}
-
-/// A copy in progress: its item, the caller to notify, and the result.
-pub(super) type Copying = BoxFuture<'static, (Item, Option<Asker>, Result<()>)>;
-
-/// A bundle of acknowledgements that is being written.
-pub(super) type Writing = BoxFuture<'static, (Vec<Asker>, Result<()>)>;
-
-pub(super) struct Session {
-    channel: Channel,
-    consumer: Consumer,
-    name: String,
-}
-
+/// One member of a group.
 pub(super) struct Member {
-    pub(super) inner: Arc<Inner>,
+    pub(super) client: Arc<Client>,
+    pub(super) groups: Arc<Groups>,
     pub(super) group: Group,
     pub(super) spec: Subscribe,
     pub(super) feed: Feed,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
-    pub(super) settler: Arc<Settler>,
-    pub(super) id: u64,
-    pub(super) tokens: u64,
-    pub(super) seen: u64,
-    pub(super) tags: DeliveryTags,
-    /// Tag of a delivery that arrived before its predecessor: the channel is unreliable and must be closed.
-    pub(super) gap: Option<u64>,
-    pub(super) out: HashMap<Token, Out>,
-    pub(super) ready: VecDeque<Item>,
-    pub(super) lanes: KeyQueue<Item>,
-    /// Keyed retries, and messages that are nearly due, by time.
-    pub(super) waits: BTreeMap<(Instant, u64), (Item, bool)>,
-    pub(super) copying: FuturesUnordered<Copying>,
-    /// Tags of messages that return to their place in the queue.
-    pub(super) returned: Vec<u64>,
-    /// Acknowledgements that are being written to the connection, and the callers to notify afterwards.
-    pub(super) writing: Option<Writing>,
-    /// Callers to notify after the next bundle is written.
-    pub(super) told: Vec<Asker>,
-    /// When the last bundle was written.
-    pub(super) last_told: Option<Instant>,
-    /// Attempts and due times of a keyed group's messages that the broker does not report, by message.
-    pub(super) counted: super::attempts::Counted,
-    /// The write to the journal in progress, and the callers to notify afterwards.
-    pub(super) noting: Option<Writing>,
-    /// Callers to notify after the next write to the journal.
-    pub(super) to_note: Vec<Asker>,
-    pub(super) stopping: bool,
+    pub(super) deliveries: Deliveries,
+    /// The subscription was dropped.
     pub(super) gone: bool,
+    /// Removes the member from the table of members at its end.
+    pub(super) _entry: Entry,
 }
 
-/// The reason for the end of a session.
-pub(super) enum End {
-    /// The subscription has ended.
-    Over,
-    /// The channel was lost.
-    Broken(Error),
-}
+/// Status queries that wait until all deliveries that are on their way have arrived.
+type Fences = FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>>;
 
-async fn open(inner: Arc<Inner>, group: Group, prefetch: u16) -> Result<Session> {
-    let channel = inner.consume.channel().await?;
-    command("set the credit", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-    let name = consumer_name().to_string();
-    let consume = channel.basic_consume(
-        inner.names.group(&group),
-        name.as_str().into(),
-        BasicConsumeOptions::default(),
-        inner.consume.patience(),
-    );
-    let consumer = command("consume", consume).await.map_err(|error| error.with("group", &group))?;
-    Ok(Session { channel, consumer, name })
+/// The health of a member with an open channel: without bindings its queue stays empty, although it is read.
+fn healthy(bindings: &Option<String>) -> Health {
+    bindings.clone().map_or(Health::Live, Health::Rebuilding)
 }
 
 impl Member {
-    pub(super) fn new(
-        inner: Arc<Inner>,
-        group: Group,
-        spec: Subscribe,
-        feed: Feed,
-        commands: mpsc::UnboundedReceiver<Command>,
-        settler: Arc<Settler>,
-        id: u64,
-    ) -> Self {
-        Self {
-            inner,
-            group,
-            spec,
-            feed,
-            commands,
-            settler,
-            id,
-            tokens: 0,
-            seen: 0,
-            tags: DeliveryTags::default(),
-            gap: None,
-            out: HashMap::new(),
-            ready: VecDeque::new(),
-            lanes: KeyQueue::default(),
-            waits: BTreeMap::new(),
-            copying: FuturesUnordered::new(),
-            returned: Vec::new(),
-            told: Vec::new(),
-            last_told: None,
-            writing: None,
-            counted: super::attempts::Counted::default(),
-            noting: None,
-            to_note: Vec::new(),
-            stopping: false,
-            gone: false,
-        }
-    }
-
-    pub(super) fn prefetch(&self) -> u16 {
+    fn prefetch(&self) -> u16 {
         let max_in_flight = self.spec.max_in_flight.max(1);
         let most =
-            if self.spec.keyed { max_in_flight + self.inner.config.keyed_backlog } else { max_in_flight };
+            if self.spec.keyed { max_in_flight + self.client.config.keyed_backlog } else { max_in_flight };
         u16::try_from(most).unwrap_or(u16::MAX)
     }
 
     /// Starts to consume.
     pub(super) fn open(&self) -> impl Future<Output = Result<Session>> + Send + use<> {
-        open(self.inner.clone(), self.group.clone(), self.prefetch())
+        let (client, group, prefetch) = (self.client.clone(), self.group.clone(), self.prefetch());
+        async move { Session::open(client, &group, prefetch).await }
+    }
+
+    /// Opens a new channel; `None` when the group has been deleted.
+    async fn reopen(&mut self) -> Result<Option<Session>> {
+        match self.open().await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            opened => return opened.map(Some),
+        }
+        if self.groups.recover(&self.group, &self.spec).await? {
+            self.open().await.map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     pub(super) async fn run(mut self, session: Session) {
@@ -194,7 +101,7 @@ impl Member {
         let mut backoff = Backoff::default();
         loop {
             let Some(open) = session.take() else {
-                if self.stopping || self.over() {
+                if self.deliveries.is_stopping() || self.over() {
                     break;
                 }
                 match self.reopen().await {
@@ -215,26 +122,29 @@ impl Member {
                 continue;
             };
             match self.work(open).await {
-                End::Over => break,
-                End::Broken(error) => {
+                Ok(()) => break,
+                Err(error) => {
                     self.feed.report(Health::Rebuilding(error.to_string()));
                     tracing::debug!(%error, group = %self.group, "a subscription lost its channel");
-                    self.forget();
+                    self.deliveries.forget();
                 }
             }
         }
-        self.inner.client_bus.members.lock().expect("not poisoned").remove(&self.id);
-        self.refuse_rest();
+        // Answers commands that arrived while the last channel was being closed.
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            self.refuse(command);
+        }
     }
 
     fn over(&self) -> bool {
-        self.feed.stopped().is_cancelled() || self.inner.closing.is_cancelled()
+        self.feed.stopped().is_cancelled() || self.client.closing.is_cancelled()
     }
 
     /// Waits before the next try; settlements that arrive meanwhile are refused as too late.
     async fn pause(&mut self, backoff: &mut Backoff) {
         let over = self.feed.stopped().clone();
-        let closing = self.inner.closing.clone();
+        let closing = self.client.closing.clone();
         let pause = backoff.pause();
         tokio::pin!(pause);
         loop {
@@ -247,143 +157,172 @@ impl Member {
         }
     }
 
-    /// Opens a new channel; `None` when the group has been deleted.
-    async fn reopen(&mut self) -> Result<Option<Session>> {
-        match self.open().await {
-            Ok(session) => return Ok(Some(session)),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    /// Answers a command for which there is no channel.
+    fn refuse(&self, command: Command) {
+        match command {
+            Command::Settle(_, Settlement::Release | Settlement::Defer { .. }, answer) => {
+                drop(answer.send(Ok(())))
+            }
+            Command::Settle(_, _, answer) | Command::Progress(_, answer) => drop(answer.send(Err(lost()))),
+            Command::Status(answer) | Command::GiveUp(answer) | Command::End(answer) => {
+                drop(answer.send(self.deliveries.holding()));
+            }
         }
-        let list = self.inner.registrar.read().await?;
-        if list.buried.iter().any(|name| name == self.group.as_str()) {
-            return Ok(None);
-        }
-        if !self.inner.config.provision.creates() {
-            return Err(self
-                .inner
-                .config
-                .provision
-                .missing(format!("queue {}", self.inner.names.group(&self.group))));
-        }
-        // A user deleted it, or the broker was killed before it had stored the queue.
-        tracing::warn!(group = %self.group, "the group's queue is missing; it is created again, empty");
-        self.inner.restore(&self.group, &self.spec).await?;
-        self.open().await.map(Some)
     }
 
-    async fn work(&mut self, session: Session) -> End {
-        let Session { channel, mut consumer, name } = session;
-        let mut fences: FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>> =
-            FuturesUnordered::new();
+    /// Consumes until the subscription ends; an error means that the channel was lost.
+    async fn work(&mut self, mut session: Session) -> Result<()> {
+        let mut fences = Fences::new();
         let mut batch = Vec::with_capacity(BATCH);
         // Messages are acknowledged together when this number is reached, and when there is no other work.
         let bundle = usize::from(self.prefetch()).div_ceil(4).min(BUNDLE);
         let mut exhausted = false;
         let stopped = self.feed.stopped().clone();
         let gone = self.feed.gone().clone();
-        let closing = self.inner.closing.clone();
-        let mut bindings = self.inner.bindings.trouble();
+        let closing = self.client.closing.clone();
+        let mut bindings = self.groups.trouble();
         self.feed.report(healthy(&bindings.borrow_and_update()));
         loop {
-            if let Some(tag) = self.gap {
-                return self.mistrust(&channel, tag).await;
+            if let Some(tag) = session.gap() {
+                return Err(session.mistrust(&self.group, tag).await);
             }
-            self.hand_out();
-            self.note();
-            if self.tags.to_tell() >= bundle {
-                self.flush(&channel);
+            self.deliveries.hand_out(&self.feed, &mut session.acks);
+            self.deliveries.write_journal();
+            if session.acks.to_tell() >= bundle {
+                session.acks.flush();
             }
-            if self.stopping && self.may_leave(exhausted) {
-                return self.leave(&channel).await;
+            let stopping = self.deliveries.is_stopping();
+            let written = self.deliveries.are_over() && !session.acks.owes();
+            if stopping && written && (exhausted || self.spec.keyed) {
+                return Ok(self.leave(&mut session).await);
             }
-            let next = self.next_time();
-            let full = !self.ready.is_empty() && !self.stopping;
+            let next = self.deliveries.next_time(self.gone);
             tokio::select! {
                 biased;
-                arrival = consumer.next(), if !exhausted => match arrival {
+                arrival = session.consumer.next(), if !exhausted => match arrival {
                     Some(Ok(delivery)) => {
-                        self.receive(delivery).await;
+                        self.deliveries.receive(&mut session, delivery).await;
                         // More deliveries may have arrived; the work that follows is done once for all of them.
-                        while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-                            self.receive(delivery).await;
-                        }
+                        self.receive_arrived(&mut session).await;
                     }
-                    None if self.stopping => exhausted = true,
-                    Some(Err(error)) => return End::Broken(super::error::amqp(error)),
-                    None => return End::Broken(Error::new(ErrorKind::Unavailable, "the broker cancelled the consumer")),
+                    None if stopping => exhausted = true,
+                    Some(Err(error)) => return Err(amqp(error)),
+                    None => return Err(Error::new(ErrorKind::Unavailable, "the broker cancelled the consumer")),
                 },
                 Ok(()) = bindings.changed() => self.feed.report(healthy(&bindings.borrow_and_update())),
-                () = closing.cancelled() => return self.hand_back(&channel, &name, &mut consumer).await,
-                () = stopped.cancelled(), if !self.stopping => {
+                () = closing.cancelled() => return Ok(self.hand_back(&mut session).await),
+                () = stopped.cancelled(), if !stopping => {
                     // The next owner of a keyed group must not start before all messages of this one are back.
                     if !self.spec.keyed {
-                        if let Err(error) = self.stop_consuming(&channel, &name, &mut consumer).await {
-                            return End::Broken(error);
-                        }
-                        self.release_untaken();
+                        self.stop_consuming(&mut session).await?;
+                        self.deliveries.release_untaken(&mut session.acks);
                     }
-                    self.stopping = true;
+                    self.deliveries.stop();
                 }
                 () = gone.cancelled(), if !self.gone => {
                     self.gone = true;
-                    let until = bounds::from_now(self.spec.lease);
-                    self.out.values_mut().for_each(|out| out.lease = Some(until));
+                    self.deliveries.start_leases();
                 }
                 count = self.commands.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
-                        return End::Over;
+                        return Ok(());
                     }
                     for command in batch.drain(..) {
-                        match command {
-                            Command::Settle(token, settlement, answer) => self.settle(token, settlement, answer),
-                            Command::Progress(token, answer) => drop(answer.send(self.progress(token))),
-                            Command::Status(answer) => {
-                                // Deliveries that the broker has sent on this channel arrive before its answer.
-                                let (channel, prefetch) = (channel.clone(), self.prefetch());
-                                fences.push(Box::pin(async move {
-                                    let _ = super::connection::command(
-                                        "look",
-                                        channel.basic_qos(prefetch, BasicQosOptions::default()),
-                                    )
-                                    .await;
-                                    answer
-                                }));
-                            }
-                            Command::GiveUp(answer) => {
-                                self.give_up().await;
-                                if let Err(error) = self.flush_all(&channel).await {
-                                    return End::Broken(error);
-                                }
-                                let _ = answer.send(self.holding());
-                            }
-                            Command::End(answer) => {
-                                self.forget();
-                                let _ = super::connection::command("close", channel.close(200, "deleted".into())).await;
-                                let _ = answer.send(self.holding());
-                                return End::Over;
-                            }
+                        if self.obey(&mut session, &mut fences, command).await? {
+                            return Ok(());
                         }
                     }
                 }
-                Some((item, answer, result)) = self.copying.next() => self.copied(&channel, item, answer, result).await,
-                Some(answer) = fences.next() => drop(answer.send(self.holding())),
-                written = async { self.writing.as_mut().expect("checked").await }, if self.writing.is_some() => {
-                    if let Err(error) = self.wrote(written) {
-                        return End::Broken(error);
-                    }
+                Some(copied) = self.deliveries.copies.next() => {
+                    self.deliveries.copied(&mut session.acks, copied).await;
                 }
-                noted = async { self.noting.as_mut().expect("checked").await }, if self.noting.is_some() => self.noted(noted),
-                slot = self.feed.slot(), if full => drop(slot),
-                () = async { sleep_until(next.expect("checked")).await }, if next.is_some() => self.pass(&channel).await,
-                () = std::future::ready(()), if self.writing.is_none() && self.owes() => self.flush(&channel),
+                Some(answer) = fences.next() => drop(answer.send(self.deliveries.holding())),
+                written = session.acks.written(), if session.acks.is_writing() => written?,
+                () = self.deliveries.journal.written(), if self.deliveries.journal.is_writing() => {}
+                slot = self.feed.slot(), if self.deliveries.waits_for_room() => drop(slot),
+                () = async { sleep_until(next.expect("checked")).await }, if next.is_some() => {
+                    self.deliveries.pass(&mut session.acks).await;
+                }
+                () = std::future::ready(()), if !session.acks.is_writing() && session.acks.owes() => {
+                    session.acks.flush();
+                }
             }
         }
     }
 
-    fn next_time(&self) -> Option<Instant> {
-        let leases = self.out.values().filter_map(|out| out.lease);
-        let lease = if self.gone { leases.min() } else { None };
-        let wait = self.waits.keys().next().map(|(at, _)| *at);
-        [lease, wait].into_iter().flatten().min()
+    /// Carries out a command; returns whether the member ends.
+    async fn obey(&mut self, session: &mut Session, fences: &mut Fences, command: Command) -> Result<bool> {
+        match command {
+            Command::Settle(token, settlement, answer) => {
+                self.deliveries.settle(&mut session.acks, token, settlement, answer);
+            }
+            Command::Progress(token, answer) => drop(answer.send(self.deliveries.renew(token))),
+            Command::Status(answer) => {
+                let fence = session.fence();
+                fences.push(Box::pin(async move {
+                    fence.await;
+                    answer
+                }));
+            }
+            Command::GiveUp(answer) => {
+                self.deliveries.give_up(&mut session.acks).await;
+                session.acks.flush_all().await?;
+                let _ = answer.send(self.deliveries.holding());
+            }
+            Command::End(answer) => {
+                self.deliveries.forget();
+                session.close("deleted").await;
+                let _ = answer.send(self.deliveries.holding());
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn receive_arrived(&mut self, session: &mut Session) {
+        while let Some(delivery) = session.arrived() {
+            self.deliveries.receive(session, delivery).await;
+        }
+    }
+
+    /// Cancels the consumer when the broker has no deliveries in flight to it. Deliveries that the broker sends just
+    /// before it receives the cancel arrive after its answer. The client no longer accepts them then, and they would be
+    /// delivered again with one attempt more. Nothing is acknowledged meanwhile, so the broker sends no more than the
+    /// prefetch allows.
+    async fn stop_consuming(&mut self, session: &mut Session) -> Result<()> {
+        let since = Instant::now();
+        // A broker that does not count returned deliveries may deliver late ones again without harm.
+        while !self.client.consume.can(Version::returns_uncounted) {
+            self.receive_arrived(session).await;
+            if !session.may_receive(since).await? {
+                break;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        session.cancel().await
+    }
+
+    /// The bus is closed: releases messages that no handler has taken; the others return to the queue unsettled.
+    async fn hand_back(&mut self, session: &mut Session) {
+        self.deliveries.stop();
+        if !self.spec.keyed {
+            let _ = self.stop_consuming(session).await;
+            self.receive_arrived(session).await;
+            self.deliveries.release_untaken(&mut session.acks);
+            let end = Instant::now() + GOODBYE;
+            while let Ok(Some(copied)) = timeout_at(end, self.deliveries.copies.next()).await {
+                self.deliveries.copied(&mut session.acks, copied).await;
+            }
+        }
+        if session.gap().is_none() {
+            let _ = session.acks.flush_all().await;
+        }
+        self.leave(session).await;
+    }
+
+    /// Closes the channel. Messages that a keyed member still has go back to their places in the queue.
+    async fn leave(&mut self, session: &mut Session) {
+        self.deliveries.leave().await;
+        session.leave().await;
     }
 }

@@ -13,263 +13,197 @@
 //!   returned copies are detected ([`republish`]). Publishing and consuming use separate connections ([`connection`]).
 //! - **Keyed groups have a single active consumer**: the broker gives the queue to the next member only after all
 //!   messages of the previous one are back in their places, so a take-over loses no order. The owner holds a failed
-//!   message and, behind it, the next ones of its key ([`member`], [`attempts`]); other keys continue, up to
+//!   message and, behind it, the next ones of its key ([`ledger`], [`journal`]); other keys continue, up to
 //!   `keyed_backlog` held messages.
-//! - Only the members have the state of messages in flight; other connections query them ([`client_bus`]).
+//! - Only the members have the state of messages in flight; other connections query them ([`members`]).
 //!
 //! Not supported: history (`Start::Earliest` and the like), positions, and publish deduplication.
 
-use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport,
 };
 use crate::confirm::Confirm;
 use crate::error::Result;
-use crate::message::{Durability, Message};
-use crate::subject::Group;
+use crate::message::Message;
 use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
+mod acks;
 mod admin;
 mod attempts;
 mod bindings;
 mod broadcast;
-mod client_bus;
+mod calls;
+mod client;
 mod codec;
 mod config;
 mod connection;
+mod copies;
 mod dead_letters;
 mod declare;
 mod delay_queues;
 mod delayed;
+mod deliveries;
 mod delivery_tags;
 mod diagnose;
 mod error;
 mod group;
 mod handshake;
+mod journal;
+mod ledger;
+mod mailbox;
 mod member;
+mod members;
 mod names;
 mod publish;
-mod receive;
+mod queries;
 mod registry;
 mod reply;
 mod republish;
 mod requests;
 mod serve;
+mod served;
+mod session;
 mod settle;
-mod shutdown;
+mod subscribe;
+mod writing;
 
+use admin::Administration;
 use bindings::Bindings;
-use client_bus::ClientBus;
+use broadcast::Broadcasts;
+use calls::Calls;
+use client::Client;
 use config::Config;
-use connection::{Backoff, Link};
-use declare::Declarer;
+use dead_letters::DeadLetters;
 use delay_queues::DelayQueues;
-use error::{closed, is_passing};
-use names::Names;
+use delayed::Delayed;
+use group::Groups;
+use mailbox::{Mailbox, Routes};
+use members::Members;
 use publish::Publisher;
+use queries::Queries;
 use registry::Registrar;
 use republish::Republisher;
+use requests::Caller;
+use serve::Server;
+use served::Served;
+use subscribe::Subscriber;
+
+/// How long publishes, members and requests may take to end when the bus is closed.
+const GOODBYE: Duration = Duration::from_secs(12);
 
 /// An open bus on RabbitMQ.
 #[derive(Debug)]
 pub(super) struct RabbitTransport {
-    inner: Arc<Inner>,
-}
-
-/// The state that the parts of one bus share.
-#[derive(Debug)]
-struct Inner {
-    config: Arc<Config>,
-    capabilities: Capabilities,
-    names: Names,
-    consume: Arc<Link>,
-    publish: Arc<Link>,
-    declarer: Arc<Declarer>,
-    republisher: Republisher,
-    publisher: Publisher,
-    registrar: Arc<Registrar>,
-    bindings: Arc<Bindings>,
-    delay_queues: DelayQueues,
-    /// Delay queues that the registry records, by group, one bit each.
-    rooms: Mutex<HashMap<Group, u32>>,
-    client_bus: Arc<ClientBus>,
-    /// Whether the queue of delayed publishes exists.
-    delays: tokio::sync::Mutex<bool>,
-    moving: AtomicBool,
-    /// Cancelled when closing begins: no new work is accepted.
-    closing: CancellationToken,
-    /// Cancelled when the connections end.
-    down: CancellationToken,
+    client: Arc<Client>,
+    mailbox: Arc<Mailbox>,
+    members: Arc<Members>,
+    publisher: Arc<Publisher>,
+    delayed: Arc<Delayed>,
+    subscriber: Subscriber,
+    broadcasts: Broadcasts,
+    caller: Caller,
+    server: Server,
+    administration: Administration,
 }
 
 impl RabbitTransport {
     /// Connects to the broker that `url` names.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for refused credentials,
-    /// permissions and vhosts, [`ErrorKind::Unavailable`] when no broker answers.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options,
+    /// [`ErrorKind::Denied`](crate::ErrorKind::Denied) for refused credentials, permissions and vhosts,
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) when no broker answers.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
-        let config = Arc::new(Config::from_url(url)?);
-        let mut capabilities = Capabilities::new("rabbitmq");
-        capabilities.persistent = true;
-        capabilities.shared = true;
-        capabilities.max_durability = Durability::Fsync;
-        capabilities.durability = Durability::Fsync;
-        capabilities.max_payload = config.max_payload;
-        capabilities.delayed = true;
-        capabilities.expiry = true;
-        capabilities.cross_topic = true;
-        capabilities.keyed_members = 1;
-        let names = Names::new(&config.namespace);
-        // When the connections end for good, all tasks that use them must end too.
-        let down = CancellationToken::new();
-        let closing = down.child_token();
-        let consume = Arc::new(Link::new(config.clone(), "consumes", down.clone()));
-        let publish = Arc::new(Link::new(config.clone(), "publishes", down.clone()));
-        // Connects now, so that an unreachable broker is an error at once.
-        let declarer = Arc::new(Declarer::new(consume.clone()));
-        consume.connection().await?;
-        let republisher = Republisher::start(publish.clone());
-        let registrar =
-            Arc::new(Registrar::new(names.clone(), consume.clone(), declarer.clone(), republisher.clone()));
-        let bindings = Arc::new(Bindings::new(
-            names.clone(),
-            publish.clone(),
-            declarer.clone(),
-            registrar.clone(),
-            config.provision,
-        ));
-        if config.provision.creates() {
+        let client = Client::connect(Config::from_url(url)?).await?;
+        let republisher = Republisher::start(client.publish.clone());
+        let registrar = Arc::new(Registrar::new(client.clone(), republisher.clone()));
+        let bindings = Arc::new(Bindings::new(client.clone(), registrar.clone()));
+        if client.config.provision.creates() {
             bindings.stand().await?;
         }
-        let publisher = {
-            let makes = config.provision.creates().then(|| (names.events(), bindings.clone()));
-            Publisher::start(publish.clone(), config.publish_timeout, makes, closing.clone())
+        tokio::spawn(bindings.clone().watch());
+        let publisher = Arc::new(Publisher::start(client.clone(), bindings.clone()));
+
+        let (asked, questions) = mpsc::unbounded_channel();
+        let queries = Arc::new(Queries::new(asked));
+        let (calls, served) = (Arc::new(Calls::default()), Arc::new(Served::default()));
+        let routes = Routes { queries: queries.clone(), calls: calls.clone(), served: served.clone() };
+        let mailbox = Arc::new(Mailbox::new(client.clone(), routes));
+        let members = Members::start(client.clone(), mailbox.clone(), queries, questions);
+
+        let (base, list, copier) = (|| client.clone(), || registrar.clone(), || republisher.clone());
+        let dead_letters = Arc::new(DeadLetters::new(base(), list(), copier()));
+        let delay_queues = Arc::new(DelayQueues::new(base(), list(), copier()));
+        let groups = Arc::new(Groups::new(base(), list(), bindings.clone(), dead_letters.clone()));
+        let delayed =
+            Arc::new(Delayed::new(base(), members.clone(), delay_queues.clone(), publisher.clone()));
+        let subscriber = Subscriber {
+            client: base(),
+            republisher: copier(),
+            mailbox: mailbox.clone(),
+            members: members.clone(),
+            groups: groups.clone(),
+            delay_queues: delay_queues.clone(),
+            dead_letters: dead_letters.clone(),
+            delayed: delayed.clone(),
         };
-        tokio::spawn(bindings.clone().watch(closing.clone()));
-        let client_bus = ClientBus::new(
-            names.clone(),
-            consume.clone(),
-            publish.clone(),
-            declarer.clone(),
-            closing.clone(),
-        );
         Ok(Self {
-            inner: Arc::new(Inner {
-                config,
-                capabilities,
-                names,
-                consume,
-                publish,
-                declarer,
-                republisher,
-                publisher,
-                registrar,
+            subscriber,
+            broadcasts: Broadcasts::new(base(), mailbox.clone(), delayed.clone()),
+            caller: Caller::new(base(), mailbox.clone(), calls),
+            server: Server::new(base(), mailbox.clone(), served),
+            administration: Administration {
+                client: base(),
+                registrar: list(),
                 bindings,
-                delay_queues: DelayQueues::default(),
-                rooms: Mutex::default(),
-                client_bus,
-                delays: tokio::sync::Mutex::default(),
-                moving: AtomicBool::new(false),
-                closing,
-                down,
-            }),
+                groups,
+                dead_letters,
+                delay_queues,
+                members: members.clone(),
+            },
+            client,
+            mailbox,
+            members,
+            publisher,
+            delayed,
         })
-    }
-}
-
-impl Inner {
-    fn check(&self) -> Result<()> {
-        if self.closing.is_cancelled() { Err(closed()) } else { Ok(()) }
-    }
-
-    /// Runs `step` until it succeeds or fails for good; waits for an unreachable broker as long as a publish does.
-    async fn patiently<'a, T>(&self, step: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
-        let end = Instant::now() + self.config.publish_timeout;
-        let mut backoff = Backoff::default();
-        loop {
-            match step().await {
-                Err(error) if is_passing(&error) && Instant::now() < end && !self.closing.is_cancelled() => {
-                    tracing::debug!(%error, "the operation failed; trying again in a moment");
-                    backoff.pause().await;
-                }
-                result => return result,
-            }
-        }
-    }
-
-    fn publish_now(&self, message: &Message) -> Confirm<Receipt> {
-        match codec::publication(message, Timestamp::now()) {
-            Ok(properties) => {
-                let (exchange, key) = (self.names.events(), message.subject.as_str().into());
-                self.publisher.publish(exchange, key, properties, message.payload.clone())
-            }
-            Err(error) => Confirm::ready(Err(error)),
-        }
-    }
-
-    async fn close(&self) {
-        self.closing.cancel();
-        // Publishes get their confirmations and held messages are given back, each within its own time limit.
-        let members = async {
-            while !self.client_bus.members.lock().expect("not poisoned").is_empty() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let calm = async {
-            tokio::join!(self.publisher.finished(), members, self.client_bus.calm());
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(12), calm).await;
-        self.down.cancel();
-        tokio::join!(self.consume.close(), self.publish.close());
     }
 }
 
 impl Transport for RabbitTransport {
     fn capabilities(&self) -> &Capabilities {
-        &self.inner.capabilities
+        &self.client.capabilities
     }
 
     fn publish(&self, message: Message) -> Confirm<Receipt> {
-        let inner = &self.inner;
-        if let Err(error) = inner.check().and_then(|()| inner.capabilities.check(&message)) {
+        if let Err(error) = self.client.check().and_then(|()| self.client.capabilities.check(&message)) {
             return Confirm::ready(Err(error.during("publish")));
         }
         if delay_queues::left(message.deliver_at).is_some() {
-            let (answer, confirm) = Confirm::channel();
-            let inner = inner.clone();
-            tokio::spawn(async move {
-                let result = inner.publish_later(message).await;
-                let _ = answer.send(result.map_err(|error| error.during("publish")));
-            });
-            return confirm;
+            return self.delayed.publish(message);
         }
-        inner.publish_now(&message)
+        self.publisher.publish(&message)
     }
 
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
             let open = async {
-                self.inner.check()?;
+                self.client.check()?;
                 let spec = spec.checked()?;
                 match spec.mode.clone() {
                     Mode::Group(group) => {
-                        let step = || Box::pin(self.inner.subscribe_group(group.clone(), spec.clone())) as _;
-                        self.inner.patiently(step).await
+                        let step = || Box::pin(self.subscriber.subscribe(group.clone(), spec.clone())) as _;
+                        self.client.patiently(step).await
                     }
                     Mode::Broadcast => {
-                        self.inner.patiently(|| Box::pin(self.inner.subscribe_all(spec.clone()))).await
+                        self.client.patiently(|| Box::pin(self.broadcasts.subscribe(spec.clone()))).await
                     }
                 }
             };
@@ -282,12 +216,18 @@ impl Transport for RabbitTransport {
     }
 
     fn admin(&self) -> &dyn Admin {
-        self
+        &self.administration
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async {
-            self.inner.close().await;
+            self.client.closing.cancel();
+            // Publishes get their confirmations and held messages are given back, each within its own time limit.
+            let calm = async {
+                tokio::join!(self.publisher.finished(), self.members.ended(), self.mailbox.calm());
+            };
+            let _ = tokio::time::timeout(GOODBYE, calm).await;
+            self.client.close().await;
             Ok(())
         })
     }
@@ -297,10 +237,9 @@ impl Requests for RabbitTransport {
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
         Box::pin(async move {
             let call = async {
-                self.inner.check()?;
-                self.inner.capabilities.check(&request)?;
-                let queue = self.inner.names.requests(request.subject.as_str());
-                requests::call(&self.inner.client_bus, queue, request, within).await
+                self.client.check()?;
+                self.client.capabilities.check(&request)?;
+                self.caller.call(request, within).await
             };
             call.await.map_err(|error| error.during("call"))
         })
@@ -308,16 +247,9 @@ impl Requests for RabbitTransport {
 
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
-            let member = || serve::Member {
-                client_bus: self.inner.client_bus.clone(),
-                link: self.inner.consume.clone(),
-                names: self.inner.names.clone(),
-                closed: self.inner.closing.clone(),
-                max_payload: self.inner.capabilities.max_payload,
-            };
             let serve = async {
-                self.inner.check()?;
-                self.inner.patiently(|| Box::pin(member().serve(spec.clone()))).await
+                self.client.check()?;
+                self.client.patiently(|| Box::pin(self.server.serve(spec.clone()))).await
             };
             serve.await.map_err(|error| error.during("serve"))
         })
@@ -326,7 +258,7 @@ impl Requests for RabbitTransport {
 
 impl Drop for RabbitTransport {
     fn drop(&mut self) {
-        self.inner.closing.cancel();
-        self.inner.down.cancel();
+        self.client.closing.cancel();
+        self.client.down.cancel();
     }
 }

@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, poll};
+use jiff::Timestamp;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
@@ -20,10 +20,13 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::bindings::Bindings;
-use super::connection::{Backoff, Link};
+use super::client::Client;
+use super::codec;
+use super::connection::Backoff;
 use super::error::{amqp, closed};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
+use crate::message::Message;
 use crate::supervise;
 use crate::transport::Receipt;
 
@@ -33,11 +36,10 @@ const WINDOW: usize = 2048;
 const WAITING: usize = 65_536;
 
 /// A message in flight.
-pub(super) struct Pending {
-    pub(super) exchange: ShortString,
-    pub(super) routing_key: ShortString,
-    pub(super) properties: BasicProperties,
-    pub(super) payload: Bytes,
+struct Pending {
+    routing_key: ShortString,
+    properties: BasicProperties,
+    payload: Bytes,
     answer: Answer<Receipt>,
     deadline: Instant,
     /// A missing exchange may be created again for this message, once.
@@ -47,54 +49,46 @@ pub(super) struct Pending {
 /// The queue of the publishing task.
 #[derive(Debug)]
 pub(super) struct Publisher {
+    client: Arc<Client>,
     parcels: mpsc::UnboundedSender<Pending>,
     waiting: Arc<AtomicUsize>,
-    within: Duration,
-    closed: CancellationToken,
     finished: CancellationToken,
 }
 
 impl Publisher {
-    /// `makes` is an exchange to create again, with its bindings, when it is missing: a user may delete it, and a
-    /// broker that is killed may lose declarations of the last moment.
-    pub(super) fn start(
-        link: Arc<Link>,
-        within: Duration,
-        makes: Option<(ShortString, Arc<Bindings>)>,
-        closed: CancellationToken,
-    ) -> Self {
+    /// Starts the task. A missing exchange is created again, with its bindings, if `provision` allows it: a user may
+    /// delete it, and a broker that is killed may lose declarations of the last moment.
+    pub(super) fn start(client: Arc<Client>, bindings: Arc<Bindings>) -> Self {
         let (parcels, incoming) = mpsc::unbounded_channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let finished = CancellationToken::new();
         let task = Task {
-            link,
+            exchange: client.names.events(),
+            makes: client.config.provision.creates().then_some(bindings),
+            client: client.clone(),
             incoming,
             waiting: waiting.clone(),
             under_way: VecDeque::new(),
-            closed: closed.clone(),
-            within,
-            makes,
             made: false,
             careful: false,
         };
         let done = finished.clone().drop_guard();
-        let died = task.link.closed.clone();
+        let died = client.down.clone();
         let publishing = async move {
             task.run().await;
             drop(done);
         };
         tokio::spawn(supervise::run("rabbitmq publish", publishing, move || died.cancel()));
-        Self { parcels, waiting, within, closed, finished }
+        Self { client, parcels, waiting, finished }
     }
 
-    pub(super) fn publish(
-        &self,
-        exchange: ShortString,
-        routing_key: ShortString,
-        properties: BasicProperties,
-        payload: Bytes,
-    ) -> Confirm<Receipt> {
-        if self.closed.is_cancelled() {
+    /// Publishes a message now, whatever its own time is.
+    pub(super) fn publish(&self, message: &Message) -> Confirm<Receipt> {
+        let properties = match codec::publication(message, Timestamp::now()) {
+            Ok(properties) => properties,
+            Err(error) => return Confirm::ready(Err(error)),
+        };
+        if self.client.closing.is_cancelled() {
             return Confirm::ready(Err(closed()));
         }
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING {
@@ -107,8 +101,14 @@ impl Publisher {
             )));
         }
         let (answer, confirm) = Confirm::channel();
-        let deadline = Instant::now() + self.within;
-        let parcel = Pending { exchange, routing_key, properties, payload, answer, deadline, mends: true };
+        let parcel = Pending {
+            routing_key: message.subject.as_str().into(),
+            properties,
+            payload: message.payload.clone(),
+            answer,
+            deadline: Instant::now() + self.client.config.publish_timeout,
+            mends: true,
+        };
         match self.parcels.send(parcel) {
             Ok(()) => confirm,
             Err(_) => Confirm::ready(Err(closed())),
@@ -124,14 +124,13 @@ impl Publisher {
 type Sending = BoxFuture<'static, lapin::Result<Confirmation>>;
 
 struct Task {
-    link: Arc<Link>,
+    client: Arc<Client>,
+    exchange: ShortString,
     incoming: mpsc::UnboundedReceiver<Pending>,
     waiting: Arc<AtomicUsize>,
     under_way: VecDeque<(Pending, Sending)>,
-    closed: CancellationToken,
-    within: Duration,
-    /// The exchange to create again, with its bindings, when it is missing; `None` where that is not allowed.
-    makes: Option<(ShortString, Arc<Bindings>)>,
+    /// Creates the exchange again, with its bindings, when it is missing; `None` where that is not allowed.
+    makes: Option<Arc<Bindings>>,
     /// The exchange must be created again.
     made: bool,
     /// The broker closed the channel because of one message of a batch without naming it: sends one at a time to find
@@ -151,9 +150,9 @@ fn stored(confirmation: Confirmation) -> Result<Receipt> {
 }
 
 /// Passes a message to the client. The first poll queues the frames, so the order is that of the calls.
-async fn send(channel: &Channel, parcel: &Pending) -> Sending {
+async fn send(channel: &Channel, exchange: &ShortString, parcel: &Pending) -> Sending {
     let (channel, payload) = (channel.clone(), parcel.payload.clone());
-    let (exchange, routing_key) = (parcel.exchange.clone(), parcel.routing_key.clone());
+    let (exchange, routing_key) = (exchange.clone(), parcel.routing_key.clone());
     let properties = parcel.properties.clone();
     let mut sending: Sending = Box::pin(async move {
         let options = BasicPublishOptions::default();
@@ -170,7 +169,7 @@ impl Task {
         let mut backoff = Backoff::default();
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
-            if let (true, Some((_, bindings))) = (std::mem::take(&mut self.made), &self.makes) {
+            if let (true, Some(bindings)) = (std::mem::take(&mut self.made), &self.makes) {
                 // If it fails, the next publish fails, too.
                 if let Err(error) = bindings.stand().await {
                     tracing::warn!(%error, "the exchange cannot be created again");
@@ -187,7 +186,7 @@ impl Task {
             }
             let again: Vec<_> = self.under_way.drain(..).map(|(parcel, _)| parcel).collect();
             for parcel in again {
-                let sending = send(&channel, &parcel).await;
+                let sending = send(&channel, &self.exchange, &parcel).await;
                 self.under_way.push_back((parcel, sending));
             }
             match self.work(&channel).await {
@@ -206,7 +205,7 @@ impl Task {
             if self.under_way.is_empty() {
                 let parcel = tokio::select! {
                     parcel = self.incoming.recv() => parcel?,
-                    () = self.closed.cancelled() => {
+                    () = self.client.closing.cancelled() => {
                         self.incoming.close();
                         self.incoming.recv().await?
                     }
@@ -215,7 +214,7 @@ impl Task {
                 self.under_way.push_back((parcel, Box::pin(std::future::pending())));
             }
             let first = self.under_way.front().map(|(parcel, _)| parcel.deadline)?;
-            let failure = match timeout_at(first, self.link.confirming()).await {
+            let failure = match timeout_at(first, self.client.publish.confirming()).await {
                 Ok(Ok(channel)) => {
                     backoff.reset();
                     return Some(channel);
@@ -223,7 +222,7 @@ impl Task {
                 Ok(Err(error)) => Some(error),
                 Err(_) => None,
             };
-            let hopeless = self.closed.is_cancelled()
+            let hopeless = self.client.closing.is_cancelled()
                 || failure
                     .as_ref()
                     .is_some_and(|e| matches!(e.kind(), ErrorKind::Denied | ErrorKind::Config));
@@ -292,13 +291,13 @@ impl Task {
                     }
                     self.waiting.fetch_sub(count, Ordering::Relaxed);
                     for parcel in batch.drain(..) {
-                        let sending = send(channel, &parcel).await;
+                        let sending = send(channel, &self.exchange, &parcel).await;
                         self.under_way.push_back((parcel, sending));
                     }
                 }
-                () = self.closed.cancelled(), if open && !self.incoming.is_closed() => self.incoming.close(),
+                () = self.client.closing.cancelled(), if open && !self.incoming.is_closed() => self.incoming.close(),
                 () = async { sleep_until(deadline.expect("checked")).await }, if deadline.is_some() => {
-                    let (link, within) = (self.link.clone(), self.within);
+                    let (link, within) = (self.client.publish.clone(), self.client.config.publish_timeout);
                     let late = || {
                         let text = format!("no confirmation within {within:?}; the outcome is unknown");
                         Error::new(ErrorKind::Timeout, text)
@@ -319,7 +318,7 @@ impl Task {
     /// Sends the unconfirmed messages one at a time; returns the error if the channel breaks.
     async fn one_by_one(&mut self, channel: &Channel) -> Option<Error> {
         while let Some((parcel, _)) = self.under_way.pop_front() {
-            let sending = send(channel, &parcel).await;
+            let sending = send(channel, &self.exchange, &parcel).await;
             let result = match timeout_at(parcel.deadline, sending).await {
                 Ok(Ok(confirmation)) => stored(confirmation),
                 Ok(Err(error)) => return self.broken(parcel, error),
@@ -341,9 +340,7 @@ impl Task {
             ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::TooLarge | ErrorKind::Unsupported
         );
         let shown = Error::new(ErrorKind::Unavailable, error.to_string());
-        let again = error.kind() == ErrorKind::NotFound
-            && parcel.mends
-            && self.makes.as_ref().is_some_and(|(exchange, _)| *exchange == parcel.exchange);
+        let again = error.kind() == ErrorKind::NotFound && parcel.mends && self.makes.is_some();
         if again {
             self.made = true;
             self.under_way.push_front((Pending { mends: false, ..parcel }, Box::pin(std::future::pending())));

@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::connection::{Link, command};
-use super::declare::{Declarer, arguments, number, word};
+use super::client::Client;
+use super::connection::command;
+use super::declare::{arguments, number, word};
 use super::error::is_missing;
-use super::names::Names;
 use super::republish::Republisher;
 use crate::error::{Error, ErrorKind, Result};
+use crate::subject::Pattern;
 
 /// How long to wait while other connections hold the lock.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -51,12 +52,16 @@ pub(super) struct Record {
     pub(super) rooms: u32,
 }
 
+impl Record {
+    pub(super) fn patterns(&self) -> Vec<Pattern> {
+        self.filters.iter().filter_map(|filter| Pattern::new(filter).ok()).collect()
+    }
+}
+
 /// One connection's access to the list.
 #[derive(Debug)]
 pub(super) struct Registrar {
-    names: Names,
-    link: Arc<Link>,
-    declarer: Arc<Declarer>,
+    client: Arc<Client>,
     republisher: Republisher,
     turn: Mutex<()>,
 }
@@ -69,13 +74,8 @@ pub(super) struct Turn<'a> {
 }
 
 impl Registrar {
-    pub(super) fn new(
-        names: Names,
-        link: Arc<Link>,
-        declarer: Arc<Declarer>,
-        republisher: Republisher,
-    ) -> Self {
-        Self { names, link, declarer, republisher, turn: Mutex::new(()) }
+    pub(super) fn new(client: Arc<Client>, republisher: Republisher) -> Self {
+        Self { client, republisher, turn: Mutex::new(()) }
     }
 
     /// Returns the list.
@@ -106,12 +106,12 @@ impl Registrar {
         &self,
         edit: impl AsyncFnOnce(&mut Registry) -> Result<bool>,
     ) -> Result<(Registry, bool)> {
-        let channel = self.link.channel().await?;
+        let channel = self.client.consume.channel().await?;
         let mut list = Registry::default();
         let mut tags = Vec::new();
         let empty = Instant::now();
         loop {
-            let get = channel.basic_get(self.names.registry(), BasicGetOptions::default());
+            let get = channel.basic_get(self.client.names.registry(), BasicGetOptions::default());
             let got = match tokio::time::timeout(super::connection::COMMAND, get).await {
                 Ok(Ok(got)) => got,
                 Ok(Err(error)) if is_missing(&error) => {
@@ -172,7 +172,7 @@ impl Registrar {
                 // Every read takes the message and returns it.
                 ("x-delivery-limit", number(1_000_000_000)),
             ]);
-            self.declarer.declare(self.names.registry(), arguments).await?;
+            self.client.declarer.declare(self.client.names.registry(), arguments).await?;
             list.version = 1;
             self.store(&list).await?;
         }
@@ -184,17 +184,17 @@ impl Registrar {
         let properties = lapin::BasicProperties::default()
             .with_delivery_mode(2)
             .with_content_type("application/json".into());
-        self.republisher.to_queue(self.names.registry(), properties, bytes.into()).await
+        self.republisher.to_queue(self.client.names.registry(), properties, bytes.into()).await
     }
 
     /// Waits for one of the namespace's locks.
     pub(super) async fn lock(&self, what: &'static str) -> Result<Turn<'_>> {
         let turn = self.turn.lock().await;
         let end = Instant::now() + PATIENCE;
-        while !self.declarer.claim(self.names.lock(what)).await? {
+        while !self.client.declarer.claim(self.client.names.lock(what)).await? {
             if Instant::now() > end {
                 return Err(Error::new(ErrorKind::Unavailable, "another process holds the lock")
-                    .with("lock", self.names.lock(what)));
+                    .with("lock", self.client.names.lock(what)));
             }
             tokio::time::sleep(Duration::from_millis(fastrand::u64(1..10))).await;
         }
@@ -204,8 +204,8 @@ impl Registrar {
 
 impl Turn<'_> {
     pub(super) async fn unlock(self) {
-        let lock = self.registrar.names.lock(self.what);
-        let freed = self.registrar.declarer.run("free a lock", async |channel| {
+        let lock = self.registrar.client.names.lock(self.what);
+        let freed = self.registrar.client.declarer.run("free a lock", async |channel| {
             channel.queue_delete(lock, QueueDeleteOptions::default()).await
         });
         if let Err(error) = freed.await {

@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{FieldTable, ShortString};
-use smol_str::SmolStr;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::client_bus::{ClientBus, numbered};
 use super::codec;
-use super::requests::WINDOW;
+use super::mailbox::{Mailbox, numbered};
+use super::served::{Caller, Served, WINDOW};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::status::Status;
@@ -67,21 +66,21 @@ impl Respond for Outgoing {
 
 /// Sends one request's answer.
 pub(super) struct Answering {
-    pub(super) client_bus: Arc<ClientBus>,
-    pub(super) at: (SmolStr, u64),
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) served: Arc<Served>,
+    pub(super) room: Arc<Semaphore>,
+    pub(super) at: Caller,
     /// The correlation id of a caller that does not use this library.
     pub(super) foreign: Option<ShortString>,
     pub(super) inbox: ShortString,
     pub(super) gone: CancellationToken,
     pub(super) deadline: Instant,
-    pub(super) closed: CancellationToken,
+    pub(super) closing: CancellationToken,
 }
 
 impl Answering {
     pub(super) async fn run(self, mut steps: mpsc::UnboundedReceiver<Step>) {
         let mut notice = Instant::now() + NOTICE;
-        let in_hand = self.client_bus.served.0.lock().expect("not poisoned").get(&self.at).cloned();
-        let room = in_hand.map(|request| request.room).expect("just put there");
         loop {
             let step = tokio::select! {
                 biased;
@@ -98,7 +97,7 @@ impl Answering {
                     self.gone.cancel();
                     continue;
                 }
-                () = self.closed.cancelled() => Some(Step::Abandon),
+                () = self.closing.cancelled() => Some(Step::Abandon),
             };
             match step {
                 Some(Step::Frame(frame, answer)) => {
@@ -106,9 +105,9 @@ impl Answering {
                     if !last {
                         // A caller that has ended reads nothing, so frames for it may be dropped.
                         tokio::select! {
-                            permit = room.acquire() => permit.expect("never closed").forget(),
+                            permit = self.room.acquire() => permit.expect("never closed").forget(),
                             () = self.gone.cancelled() => {}
-                            () = self.closed.cancelled() => {}
+                            () = self.closing.cancelled() => {}
                         }
                     }
                     let mut sent = Ok(());
@@ -154,7 +153,7 @@ impl Answering {
         }
         let mut tries = 0;
         loop {
-            match self.client_bus.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
+            match self.mailbox.tell(self.at.0.as_str().into(), properties.clone(), payload).await {
                 // The broker returns messages to its direct reply-to queue, and delivers them all the same.
                 Ok(taken) => {
                     if !taken && self.foreign.is_none() {
@@ -176,6 +175,6 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.client_bus.served.0.lock().expect("not poisoned").remove(&self.at);
+        self.served.end(&self.at);
     }
 }

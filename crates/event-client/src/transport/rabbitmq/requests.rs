@@ -10,178 +10,101 @@
 //!         ── more n │ gone ──▶                              returned: the member has ended
 //! ```
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use jiff::Timestamp;
-use lapin::message::Delivery;
 use lapin::types::{AMQPValue, ShortString};
 use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::client_bus::{ClientBus, number_of, numbered};
+use super::calls::{Calls, Event, unavailable};
+use super::client::Client;
 use super::codec;
+use super::mailbox::{Mailbox, numbered};
+use super::served::WINDOW;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::transport::headers;
 use crate::transport::{Frame, Replies};
 
-/// Maximum number of frames that are in flight and not yet read.
-pub(super) const WINDOW: usize = 64;
 /// How often a caller checks that its server still exists.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Outstanding calls of one connection.
-#[derive(Debug, Default)]
-pub(super) struct Calls(Mutex<HashMap<u64, Call>>);
-
+/// Calls of one connection.
 #[derive(Debug)]
-struct Call {
-    events: mpsc::UnboundedSender<Event>,
-    /// The inbox of the server that has the request.
-    server: Option<SmolStr>,
+pub(super) struct Caller {
+    client: Arc<Client>,
+    mailbox: Arc<Mailbox>,
+    calls: Arc<Calls>,
 }
 
-#[derive(Debug)]
-enum Event {
-    Frame(Frame),
-    Taken(SmolStr),
-    Failed(Error),
-}
-
-fn unavailable(text: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, text)
-}
-
-impl Calls {
-    fn send(&self, number: u64, event: Event) {
-        if let Some(call) = self.0.lock().expect("not poisoned").get(&number) {
-            let _ = call.events.send(event);
-        }
+impl Caller {
+    pub(super) fn new(client: Arc<Client>, mailbox: Arc<Mailbox>, calls: Arc<Calls>) -> Self {
+        Self { client, mailbox, calls }
     }
 
-    /// Ends a call whose subject has no member.
-    pub(super) fn nobody(&self, number: u64) {
-        self.send(
+    /// Sends the request to one member that serves its subject.
+    pub(super) async fn call(&self, request: Message, within: Duration) -> Result<Replies> {
+        let deadline = bounds::from_now(within);
+        let queue = self.client.names.requests(request.subject.as_str());
+        let inbox = self.mailbox.inbox().await?;
+        let number = self.mailbox.number();
+        let incoming = self.calls.open(number);
+        let (sender, frames) = mpsc::channel(1);
+        let gone = CancellationToken::new();
+        let mut waiting = Waiting {
+            client: self.client.clone(),
+            mailbox: self.mailbox.clone(),
+            calls: self.calls.clone(),
             number,
-            Event::Failed(Error::new(ErrorKind::NoResponder, "no responder serves this subject")),
-        );
-    }
-
-    /// Ends the calls of a server whose inbox no longer exists: a message to it was returned.
-    pub(super) fn lost(&self, server: &str) {
-        for call in self.0.lock().expect("not poisoned").values() {
-            if call.server.as_deref() == Some(server) {
-                let _ = call
-                    .events
-                    .send(Event::Failed(unavailable("the server ended before it answered the request")));
+            inbox: inbox.clone(),
+            queue: queue.clone(),
+            incoming,
+            server: None,
+            pending: VecDeque::new(),
+        };
+        let millis = bounds::millis(within).clamp(1, u64::from(u32::MAX));
+        let until =
+            Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
+        let mut table = lapin::types::FieldTable::default();
+        table.insert(headers::DEADLINE.into(), AMQPValue::LongLongInt(until));
+        let properties = codec::copy(&request, &codec::Facts::default(), table)?
+            .with_delivery_mode(1)
+            .with_type("request".into())
+            .with_correlation_id(number.to_string().into())
+            .with_reply_to(inbox)
+            .with_expiration(millis.to_string().into());
+        // The answer may arrive before the confirmation, and both may arrive after the deadline.
+        let sent = tokio::select! {
+            sent = self.mailbox.tell(queue, properties, &request.payload) => sent,
+            () = sleep_until(deadline) => Err(Error::new(ErrorKind::Timeout, "the deadline passed before the request was sent")),
+        };
+        if !sent? {
+            return Err(Error::new(ErrorKind::NoResponder, "no responder serves this subject"));
+        }
+        // The returned request may have arrived with the confirmation of another call.
+        if let Ok(event) = waiting.incoming.try_recv() {
+            match event {
+                Event::Failed(error) if error.kind() == ErrorKind::NoResponder => return Err(error),
+                event => drop(waiting.accept(event)),
             }
         }
+        let replies = Replies::new(frames, Some(gone.clone()));
+        tokio::spawn(waiting.run(sender, gone, deadline));
+        Ok(replies)
     }
-
-    /// Ends all calls, because the inbox is lost and no answer can arrive.
-    pub(super) fn end_all(&self) {
-        for call in self.0.lock().expect("not poisoned").values() {
-            let _ = call.events.send(Event::Failed(unavailable(
-                "the connection was lost while the request was in progress",
-            )));
-        }
-    }
-
-    pub(super) fn take(&self, kind: &str, delivery: Delivery) {
-        let Some(number) = number_of(&delivery.properties) else { return };
-        let server = delivery.properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
-        if let (Some(server), Some(call)) = (server, self.0.lock().expect("not poisoned").get_mut(&number))
-            && call.server.as_ref() != Some(&server)
-        {
-            call.server = Some(server.clone());
-            let _ = call.events.send(Event::Taken(server));
-        }
-        match kind {
-            "frame" => self.send(number, Event::Frame(frame(delivery))),
-            "abandoned" => self
-                .send(number, Event::Failed(unavailable("the server dropped the request without an answer"))),
-            _ => {}
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().expect("not poisoned").is_empty()
-    }
-
-    fn remove(&self, number: u64) {
-        self.0.lock().expect("not poisoned").remove(&number);
-    }
-}
-
-fn frame(delivery: Delivery) -> Frame {
-    let headers = codec::Fields(delivery.properties.headers().as_ref());
-    let last = headers.text(headers::FRAME).as_deref() != Some("more");
-    let (content_type, headers) = codec::read_frame(&delivery.properties);
-    Frame { headers, content_type, payload: Bytes::from(delivery.data), last }
-}
-
-/// Sends the request to one member that serves its subject.
-pub(super) async fn call(
-    client_bus: &Arc<ClientBus>,
-    queue: ShortString,
-    request: Message,
-    within: Duration,
-) -> Result<Replies> {
-    let deadline = bounds::from_now(within);
-    let inbox = client_bus.inbox().await?;
-    let number = client_bus.number();
-    let (events, incoming) = mpsc::unbounded_channel();
-    client_bus.calls.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
-    let (sender, frames) = mpsc::channel(1);
-    let gone = CancellationToken::new();
-    let mut waiting = Waiting {
-        client_bus: client_bus.clone(),
-        number,
-        inbox: inbox.clone(),
-        queue: queue.clone(),
-        incoming,
-        server: None,
-        pending: VecDeque::new(),
-    };
-    let millis = bounds::millis(within).clamp(1, u64::from(u32::MAX));
-    let until = Timestamp::now().as_millisecond().saturating_add(i64::try_from(millis).unwrap_or(i64::MAX));
-    let mut table = lapin::types::FieldTable::default();
-    table.insert(headers::DEADLINE.into(), AMQPValue::LongLongInt(until));
-    let properties = codec::copy(&request, &codec::Facts::default(), table)?
-        .with_delivery_mode(1)
-        .with_type("request".into())
-        .with_correlation_id(number.to_string().into())
-        .with_reply_to(inbox)
-        .with_expiration(millis.to_string().into());
-    // The answer may arrive before the confirmation, and both may arrive after the deadline.
-    let sent = tokio::select! {
-        sent = client_bus.tell(queue, properties, &request.payload) => sent,
-        () = sleep_until(deadline) => Err(Error::new(ErrorKind::Timeout, "the deadline passed before the request was sent")),
-    };
-    if !sent? {
-        return Err(Error::new(ErrorKind::NoResponder, "no responder serves this subject"));
-    }
-    // The returned request may have arrived with the confirmation of another call.
-    if let Ok(event) = waiting.incoming.try_recv() {
-        match event {
-            Event::Failed(error) if error.kind() == ErrorKind::NoResponder => return Err(error),
-            event => drop(waiting.accept(event)),
-        }
-    }
-    let replies = Replies::new(frames, Some(gone.clone()));
-    tokio::spawn(waiting.run(sender, gone, deadline));
-    Ok(replies)
 }
 
 /// One call, from the request to its end.
 struct Waiting {
-    client_bus: Arc<ClientBus>,
+    client: Arc<Client>,
+    mailbox: Arc<Mailbox>,
+    calls: Arc<Calls>,
     number: u64,
     inbox: ShortString,
     /// The queue of the request.
@@ -219,8 +142,13 @@ impl Waiting {
     async fn tell(&self, kind: &str, body: &str) {
         if let Some(server) = &self.server {
             let properties = numbered(kind, self.number).with_reply_to(self.inbox.clone());
-            let _ = self.client_bus.tell(server.as_str().into(), properties, body.as_bytes()).await;
+            let _ = self.mailbox.tell(server.as_str().into(), properties, body.as_bytes()).await;
         }
+    }
+
+    /// Whether the broker has no queue of the request.
+    async fn is_unserved(&self) -> bool {
+        matches!(self.client.declarer.counts(self.queue.clone()).await, Ok(None))
     }
 
     async fn run(mut self, sender: mpsc::Sender<Result<Frame>>, gone: CancellationToken, deadline: Instant) {
@@ -229,7 +157,7 @@ impl Waiting {
         let mut ended = self.ended();
         loop {
             if ended {
-                self.client_bus.calls.remove(self.number);
+                self.calls.remove(self.number);
                 if self.pending.is_empty() {
                     return;
                 }
@@ -257,7 +185,7 @@ impl Waiting {
                         ended = self.accept(event);
                     }
                 }
-                () = self.client_bus.closed().cancelled(), if !ended => {
+                () = self.client.closing.cancelled(), if !ended => {
                     self.tell("gone", "").await;
                     self.pending.push_back(Err(super::error::closed()));
                     ended = true;
@@ -270,7 +198,7 @@ impl Waiting {
                 _ = looks.tick(), if !ended => match &self.server {
                     Some(_) => self.tell("more", "0").await,
                     // The server died before it could send a notice, and it was the last one that served the subject.
-                    None if self.client_bus.is_gone(&self.queue).await => {
+                    None if self.is_unserved().await => {
                         self.pending.push_back(Err(unavailable("the server ended before it answered the request")));
                         ended = true;
                     }
@@ -283,6 +211,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.client_bus.calls.remove(self.number);
+        self.calls.remove(self.number);
     }
 }

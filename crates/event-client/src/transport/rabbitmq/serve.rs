@@ -1,8 +1,7 @@
 //! Serves requests: members of a service share one queue for each subject; when a member dies, the callers of its
 //! requests get an error.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,15 +13,14 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use smol_str::SmolStr;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_util::sync::CancellationToken;
 
-use super::client_bus::{ClientBus, number_of};
+use super::client::Client;
 use super::codec;
-use super::connection::{Backoff, Link, command};
+use super::connection::{Backoff, command};
 use super::declare::{DURABLE, arguments, number, word};
-use super::names::Names;
+use super::mailbox::{Mailbox, number_of};
 use super::reply::{Answering, Outgoing, Step};
-use super::requests::WINDOW;
+use super::served::{InProgress, Served};
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
@@ -34,82 +32,43 @@ use crate::transport::{IncomingRequest, Responder, Serve};
 /// a broker's restart.
 const UNUSED: u64 = 300_000;
 
-/// Requests in progress, by the caller's inbox and number.
-#[derive(Debug, Default)]
-pub(super) struct Served(pub(super) Mutex<HashMap<(SmolStr, u64), InHand>>);
-
+/// The service side of one connection.
 #[derive(Clone, Debug)]
-pub(super) struct InHand {
-    pub(super) room: Arc<Semaphore>,
-    gone: CancellationToken,
+pub(super) struct Server {
+    client: Arc<Client>,
+    mailbox: Arc<Mailbox>,
+    served: Arc<Served>,
 }
 
-impl Served {
-    pub(super) fn take(&self, kind: &str, delivery: &Delivery) {
-        let (Some(caller), Some(number)) = (delivery.properties.reply_to(), number_of(&delivery.properties))
-        else {
-            return;
-        };
-        let at = (SmolStr::new(caller.as_str()), number);
-        let served = self.0.lock().expect("not poisoned");
-        let Some(request) = served.get(&at) else { return };
-        match kind {
-            "gone" => request.gone.cancel(),
-            _ => {
-                let more = std::str::from_utf8(&delivery.data).ok().and_then(|text| text.parse().ok());
-                request.room.add_permits(more.unwrap_or(0_usize).min(WINDOW));
-            }
-        }
+impl Server {
+    pub(super) fn new(client: Arc<Client>, mailbox: Arc<Mailbox>, served: Arc<Served>) -> Self {
+        Self { client, mailbox, served }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().expect("not poisoned").is_empty()
-    }
-
-    /// Cancels the requests of a caller whose inbox no longer exists: a message to it was returned.
-    pub(super) fn lost(&self, caller: &str) {
-        let served = self.0.lock().expect("not poisoned");
-        served
-            .iter()
-            .filter(|((inbox, _), _)| inbox == caller)
-            .for_each(|(_, request)| request.gone.cancel());
-    }
-}
-
-/// One member of a service.
-pub(super) struct Member {
-    pub(super) client_bus: Arc<ClientBus>,
-    pub(super) link: Arc<Link>,
-    pub(super) names: Names,
-    pub(super) closed: CancellationToken,
-    /// Largest frame of an answer in bytes.
-    pub(super) max_payload: usize,
-}
-
-impl Member {
-    pub(super) async fn serve(self, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+    /// Opens one member of a service.
+    pub(super) async fn serve(&self, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
         if spec.subjects.is_empty() {
             return Err(Error::new(ErrorKind::Config, "a service serves at least one subject"));
         }
         let max_in_flight = spec.max_in_flight.clamp(1, 60_000);
-        let inbox = self.client_bus.inbox().await?;
+        let inbox = self.mailbox.inbox().await?;
         let open = self.open(&spec.subjects, max_in_flight).await?;
         let (sender, requests) = mpsc::channel(max_in_flight);
         let slots = Arc::new(Semaphore::new(max_in_flight));
-        let serving = self.run(spec, max_in_flight, inbox, open, sender, slots);
+        let serving = self.clone().run(spec, max_in_flight, inbox, open, sender, slots);
         tokio::spawn(supervise::run("rabbitmq serve", serving, || {}));
         Ok(requests)
     }
 
     async fn open(&self, subjects: &[Subject], max_in_flight: usize) -> Result<(Channel, Vec<Consumer>)> {
-        let channel = self.link.channel().await?;
+        let channel = self.client.consume.channel().await?;
         // All subjects together get no more than the limit, unless the subjects outnumber it, as each needs at least
         // one.
         let each = u16::try_from((max_in_flight / subjects.len()).max(1)).unwrap_or(u16::MAX);
         command("set the credit", channel.basic_qos(each, BasicQosOptions::default())).await?;
         let mut consumers = Vec::new();
         for subject in subjects {
-            let queue = self.names.requests(subject.as_str());
+            let queue = self.client.names.requests(subject.as_str());
             let options = QueueDeclareOptions { auto_delete: true, ..DURABLE };
             let arguments = arguments([("x-queue-type", word("classic")), ("x-expires", number(UNUSED))]);
             command("make a queue of requests", channel.queue_declare(queue.clone(), options, arguments))
@@ -139,7 +98,7 @@ impl Member {
                 Some(open) => open,
                 None => {
                     let made = async {
-                        inbox = self.client_bus.inbox().await?;
+                        inbox = self.mailbox.inbox().await?;
                         self.open(&spec.subjects, max_in_flight).await
                     };
                     tokio::select! {
@@ -158,7 +117,7 @@ impl Member {
                             }
                         },
                         () = sender.closed() => return,
-                        () = self.closed.cancelled() => return,
+                        () = self.client.closing.cancelled() => return,
                     }
                 }
             };
@@ -170,7 +129,7 @@ impl Member {
                         self.leave(&spec, &channel, &slots, max_in_flight).await;
                         return;
                     }
-                    () = self.closed.cancelled() => {
+                    () = self.client.closing.cancelled() => {
                         drop(sender);
                         // Requests in progress are abandoned, and their callers are notified.
                         self.leave(&spec, &channel, &slots, max_in_flight).await;
@@ -180,7 +139,7 @@ impl Member {
                 let Some(Ok(delivery)) = arrival else { break };
                 let slot = tokio::select! {
                     slot = slots.clone().acquire_owned() => slot.expect("never closed"),
-                    () = self.closed.cancelled() => continue,
+                    () = self.client.closing.cancelled() => continue,
                 };
                 self.begin(delivery, slot, &inbox, &sender);
             }
@@ -195,12 +154,12 @@ impl Member {
         }
         let all = u32::try_from(max_in_flight).unwrap_or(u32::MAX);
         let done = slots.clone().acquire_many_owned(all);
-        if self.closed.is_cancelled() {
+        if self.client.closing.is_cancelled() {
             let _ = tokio::time::timeout(Duration::from_secs(2), done).await;
         } else {
             tokio::select! {
                 _ = done => {}
-                () = self.closed.cancelled() => {}
+                () = self.client.closing.cancelled() => {}
             }
         }
     }
@@ -216,33 +175,28 @@ impl Member {
         let number = number_of(&properties);
         let caller = properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
         let subject =
-            routing_key.as_str().strip_prefix(&*format!("{}", self.names.requests(""))).unwrap_or("");
+            routing_key.as_str().strip_prefix(&*format!("{}", self.client.names.requests(""))).unwrap_or("");
         let until = codec::Fields(properties.headers().as_ref()).time(headers::DEADLINE);
         let read = codec::read(subject, &properties, data.into());
         let within = until.map_or(Duration::from_secs(60), bounds::left_until);
-        let gone = CancellationToken::new();
-        let room = Arc::new(Semaphore::new(WINDOW));
         let (frames, outgoing) = mpsc::unbounded_channel();
         let at = (caller.unwrap_or_default(), number.unwrap_or(0));
-        self.client_bus
-            .served
-            .0
-            .lock()
-            .expect("not poisoned")
-            .insert(at.clone(), InHand { room: room.clone(), gone: gone.clone() });
+        let InProgress { room, gone } = self.served.begin(at.clone());
         let answering = Answering {
-            client_bus: self.client_bus.clone(),
+            mailbox: self.mailbox.clone(),
+            served: self.served.clone(),
+            room: room.clone(),
             at,
             foreign: (number.is_none()).then(|| properties.correlation_id().clone()).flatten(),
             inbox: inbox.clone(),
             gone: gone.clone(),
             deadline: bounds::from_now(within),
-            closed: self.closed.clone(),
+            closing: self.client.closing.clone(),
         };
         let refuse = redelivered || within.is_zero() || read.is_err();
         if let (false, Ok(read)) = (refuse, read) {
             let outgoing = Outgoing { frames, room, unread: 0 };
-            let responder = Responder::new(Box::new(outgoing), gone, self.max_payload);
+            let responder = Responder::new(Box::new(outgoing), gone, self.client.capabilities.max_payload);
             let request = IncomingRequest { message: Arc::new(read.message), within, responder };
             // Fails only when no receiver is left; then the dropped responder reports to the caller that the request
             // was dropped.
