@@ -20,6 +20,7 @@ use super::declare::{arguments, number};
 use super::error::{amqp, is_missing, is_passing, timeout as late};
 use super::names::binding;
 use super::registry::{Registrar, Registry};
+use crate::backoff::jitter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::{Action, Change, Difference, Provision};
@@ -49,9 +50,8 @@ impl Bindings {
     /// Checks for the mark periodically.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
-            let pause = LOOK / 2 + LOOK.mul_f64(fastrand::f64() / 2.0);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(jitter(LOOK)) => {}
                 () = self.client.closing.cancelled() => return,
             }
             if let Err(error) = self.stand().await {

@@ -19,7 +19,7 @@ use lapin::{Channel, Consumer};
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
-use super::connection::{Backoff, command};
+use super::connection::{RETRY, command};
 use super::declare::{DURABLE, arguments, number, word};
 use super::delayed::Delayed;
 use super::mailbox::Mailbox;
@@ -130,7 +130,7 @@ struct Heard {
 
 async fn run(client: Arc<Client>, spec: Subscribe, feed: Feed, open: Open) {
     let mut open = Some(open);
-    let mut backoff = Backoff::default();
+    let mut backoff = RETRY;
     loop {
         let Open { channel, mut consumer, dropped } = match open.take() {
             Some(open) => open,
@@ -139,7 +139,7 @@ async fn run(client: Arc<Client>, spec: Subscribe, feed: Feed, open: Open) {
                     tracing::info!(
                         "the broadcast subscription is live again; messages published meanwhile are missed"
                     );
-                    backoff.reset();
+                    backoff = RETRY;
                     open
                 }
                 Err(error) => {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::codec;
 use crate::error::{Error, ErrorKind};
+use crate::sync::lock;
 use crate::transport::Frame;
 use crate::transport::headers;
 
@@ -40,20 +41,20 @@ impl Calls {
     /// Opens a call; its events arrive in the returned queue.
     pub(super) fn open(&self, number: u64) -> mpsc::UnboundedReceiver<Event> {
         let (events, incoming) = mpsc::unbounded_channel();
-        self.0.lock().expect("not poisoned").insert(number, Call { events, server: None });
+        lock(&self.0).insert(number, Call { events, server: None });
         incoming
     }
 
     pub(super) fn remove(&self, number: u64) {
-        self.0.lock().expect("not poisoned").remove(&number);
+        lock(&self.0).remove(&number);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().expect("not poisoned").is_empty()
+        lock(&self.0).is_empty()
     }
 
     fn send(&self, number: u64, event: Event) {
-        if let Some(call) = self.0.lock().expect("not poisoned").get(&number) {
+        if let Some(call) = lock(&self.0).get(&number) {
             let _ = call.events.send(event);
         }
     }
@@ -68,7 +69,7 @@ impl Calls {
 
     /// Ends the calls of a server whose inbox no longer exists: a message to it was returned.
     pub(super) fn lost(&self, server: &str) {
-        for call in self.0.lock().expect("not poisoned").values() {
+        for call in lock(&self.0).values() {
             if call.server.as_deref() == Some(server) {
                 let _ = call
                     .events
@@ -79,7 +80,7 @@ impl Calls {
 
     /// Ends all calls, because the inbox is lost and no answer can arrive.
     pub(super) fn end_all(&self) {
-        for call in self.0.lock().expect("not poisoned").values() {
+        for call in lock(&self.0).values() {
             let _ = call.events.send(Event::Failed(unavailable(
                 "the connection was lost while the request was in progress",
             )));
@@ -89,7 +90,7 @@ impl Calls {
     /// Handles a message of the server to the call.
     pub(super) fn take(&self, number: u64, kind: &str, delivery: Delivery) {
         let server = delivery.properties.reply_to().as_ref().map(|inbox| SmolStr::new(inbox.as_str()));
-        if let (Some(server), Some(call)) = (server, self.0.lock().expect("not poisoned").get_mut(&number))
+        if let (Some(server), Some(call)) = (server, lock(&self.0).get_mut(&number))
             && call.server.as_ref() != Some(&server)
         {
             call.server = Some(server.clone());

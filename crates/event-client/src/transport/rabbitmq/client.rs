@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
-use super::connection::{Backoff, Link};
+use super::connection::{Link, RETRY};
 use super::declare::Declarer;
 use super::error::{closed, is_passing};
 use super::names::Names;
@@ -74,7 +74,7 @@ impl Client {
     /// Runs `step` until it succeeds or fails for good; waits for an unreachable broker as long as a publish does.
     pub(super) async fn patiently<'a, T>(&self, step: impl Fn() -> BoxFuture<'a, Result<T>>) -> Result<T> {
         let end = Instant::now() + self.config.publish_timeout;
-        let mut backoff = Backoff::default();
+        let mut backoff = RETRY;
         loop {
             match step().await {
                 Err(error) if is_passing(&error) && Instant::now() < end && !self.closing.is_cancelled() => {

@@ -11,17 +11,22 @@ use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ConnectionProperties, ConnectionStatus, Event};
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
 use super::error::{amqp, closed};
 use super::handshake::{self, Version};
+use crate::backoff::Backoff;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// How long the broker may take for a command on an open connection.
 pub(super) const COMMAND: Duration = Duration::from_secs(10);
+
+/// Pauses between tries of everything that must be opened again.
+pub(super) const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(3200));
 
 /// The `x-consumer-timeout` that consumers request: the largest number that the broker accepts.
 const HELD: Duration = Duration::from_millis(i32::MAX as u64);
@@ -86,12 +91,12 @@ impl Link {
                 // keeps its thread and buffers for as long as a hanging server holds the socket. This handshake ends
                 // with its socket.
                 let told = handshake::version(uri, &self.config.tls).await?;
-                *self.version.lock().expect("not poisoned") = Some(told);
+                *lock(&self.version) = Some(told);
                 connecting.await.map_err(amqp)
             };
             match timeout(each, connecting).await {
                 Ok(Ok(connection)) => {
-                    *self.blocked.lock().expect("not poisoned") = None;
+                    *lock(&self.blocked) = None;
                     let (events, status) = (connection.events_listener(), connection.status().clone());
                     tokio::spawn(listen(events, status, self.blocked.clone(), host));
                     return Ok(connection);
@@ -112,7 +117,7 @@ impl Link {
 
     /// The version of the broker, once there was a connection.
     pub(super) fn version(&self) -> Option<Version> {
-        *self.version.lock().expect("not poisoned")
+        *lock(&self.version)
     }
 
     /// Opens a new channel.
@@ -146,7 +151,7 @@ impl Link {
     /// The error for operations that wait for a broker that has stopped reading from this connection; `None` when it
     /// reads.
     pub(super) fn blocked(&self) -> Option<Error> {
-        let reason = self.blocked.lock().expect("not poisoned").clone()?;
+        let reason = lock(&self.blocked).clone()?;
         let text = "the broker has stopped taking messages: its memory or disk alarm is on";
         Some(Error::new(ErrorKind::Unavailable, text).with("reason", reason))
     }
@@ -186,11 +191,11 @@ async fn listen(
         match event {
             Event::ConnectionBlocked(reason) => {
                 tracing::warn!(%broker, %reason, "the broker has stopped taking messages; publishes wait");
-                *blocked.lock().expect("not poisoned") = Some(reason);
+                *lock(&blocked) = Some(reason);
             }
             Event::ConnectionUnblocked => {
                 tracing::info!(%broker, "the broker takes messages again");
-                *blocked.lock().expect("not poisoned") = None;
+                *lock(&blocked) = None;
             }
             // A channel's error arrives here as well; the connection stays open then.
             Event::Error(_) if !status.connected() => return,
@@ -204,26 +209,5 @@ pub(super) async fn command<T>(what: &str, answer: impl Future<Output = lapin::R
     match timeout(COMMAND, answer).await {
         Ok(result) => result.map_err(amqp),
         Err(_) => Err(super::error::timeout(what)),
-    }
-}
-
-/// Pauses between tries: growing, with jitter, bounded.
-#[derive(Debug, Default)]
-pub(super) struct Backoff(u32);
-
-impl Backoff {
-    pub(super) async fn pause(&mut self) {
-        let most = 50_u64 << self.0.min(6);
-        self.0 += 1;
-        sleep(Duration::from_millis(most / 2 + fastrand::u64(..=most / 2))).await;
-    }
-
-    /// Number of tries since the last success.
-    pub(super) fn tries(&self) -> u32 {
-        self.0
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.0 = 0;
     }
 }

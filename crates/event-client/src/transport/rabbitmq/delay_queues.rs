@@ -24,6 +24,7 @@ use crate::bounds;
 use crate::error::{ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Group;
+use crate::sync::lock;
 
 const FIRST: u32 = 5;
 const LAST: u32 = 30;
@@ -124,7 +125,7 @@ impl DelayQueues {
     /// Records once that the group uses this delay queue, so that the administration of the group finds it.
     async fn record(&self, group: &Group, tier: u32) -> Result<()> {
         let known = |rooms: &u32| rooms & (1 << tier) != 0;
-        if self.recorded.lock().expect("not poisoned").get(group).is_some_and(known) {
+        if lock(&self.recorded).get(group).is_some_and(known) {
             return Ok(());
         }
         let (list, _) = self
@@ -137,13 +138,13 @@ impl DelayQueues {
             })
             .await?;
         let rooms = list.groups.get(group.as_str()).map_or(0, |record| record.rooms);
-        self.recorded.lock().expect("not poisoned").insert(group.clone(), rooms);
+        lock(&self.recorded).insert(group.clone(), rooms);
         Ok(())
     }
 
     /// Makes sure that the delay queue `room` exists; it moves its messages to the queue `to`.
     async fn ensure(&self, room: &ShortString, length: Duration, to: &ShortString) -> Result<()> {
-        let known = self.declared.lock().expect("not poisoned").get(room).copied();
+        let known = lock(&self.declared).get(room).copied();
         if known.is_some_and(|at| at.elapsed() < FRESH) {
             return Ok(());
         }
@@ -162,13 +163,13 @@ impl DelayQueues {
         if known.is_none() {
             self.client.declarer.settle_names().await;
         }
-        self.declared.lock().expect("not poisoned").insert(room.clone(), Instant::now());
+        lock(&self.declared).insert(room.clone(), Instant::now());
         Ok(())
     }
 
     /// Removes a delay queue that turned out to be missing.
     fn forget(&self, room: &ShortString) {
-        self.declared.lock().expect("not poisoned").remove(room);
+        lock(&self.declared).remove(room);
     }
 
     /// Deletes the delay queues of a group that was deleted; `used` has a bit for each of them.
@@ -178,7 +179,7 @@ impl DelayQueues {
             self.forget(&room);
             self.client.declarer.delete(room).await?;
         }
-        self.recorded.lock().expect("not poisoned").remove(group);
+        lock(&self.recorded).remove(group);
         Ok(())
     }
 }

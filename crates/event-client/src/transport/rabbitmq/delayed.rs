@@ -16,7 +16,7 @@ use tokio::time::sleep_until;
 
 use super::client::Client;
 use super::codec::{self, Facts};
-use super::connection::{Backoff, command};
+use super::connection::{RETRY, command};
 use super::declare::{arguments, number, word};
 use super::delay_queues::{self, DelayQueues};
 use super::members::Members;
@@ -97,7 +97,7 @@ impl Delayed {
     }
 
     async fn move_on(self: Arc<Self>) {
-        let mut backoff = Backoff::default();
+        let mut backoff = RETRY;
         loop {
             let result = tokio::select! {
                 result = self.move_until_broken() => result,
@@ -109,7 +109,7 @@ impl Delayed {
                     () = self.members.delays.notified() => {}
                     () = self.client.closing.cancelled() => return,
                 },
-                Ok(true) => backoff.reset(),
+                Ok(true) => backoff = RETRY,
                 Err(error) => tracing::debug!(%error, "delayed messages cannot be moved on at the moment"),
             }
             tokio::select! {

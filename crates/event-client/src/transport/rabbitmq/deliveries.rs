@@ -19,13 +19,14 @@ use super::journal::Journal;
 use super::ledger::{Item, Ledger, Next};
 use super::queries::Holding;
 use super::session::Session;
-use super::settle::{Asker, Settler, lost};
+use super::settle::{Asker, Settler};
 use crate::confirm::Answer;
-use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement, Token};
+use crate::delivery::{Delivery, DeliveryInfo, Reason, Rejection, Settlement, Token, lease_lost};
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::subject::{Group, Subject};
 use crate::subscription::Feed;
+use crate::telemetry::count_expired;
 use crate::transport::Subscribe;
 
 /// Pause before another try to store a copy of a keyed message.
@@ -130,7 +131,7 @@ impl Deliveries {
         loop {
             match self.ledger.next() {
                 Next::Expired(item) => {
-                    metrics::counter!("event_client_expired_total", "transport" => "rabbitmq").increment(1);
+                    count_expired("rabbitmq", 1);
                     acks.settle(item.tag, None);
                     self.ledger.finish(&item);
                 }
@@ -163,7 +164,7 @@ impl Deliveries {
         let Some(item) = self.ledger.take(token) else {
             let told = match settlement {
                 Settlement::Release | Settlement::Defer { .. } => Ok(()),
-                _ => Err(lost().during("settle")),
+                _ => Err(lease_lost()),
             };
             answer.tell(told);
             return;
@@ -206,7 +207,7 @@ impl Deliveries {
     }
 
     pub(super) fn renew(&mut self, token: Token) -> Result<()> {
-        if self.ledger.renew(token, self.lease) { Ok(()) } else { Err(lost().during("renew")) }
+        if self.ledger.renew(token, self.lease) { Ok(()) } else { Err(lease_lost().during("renew")) }
     }
 
     /// Returns a message to the group as if it had not been delivered: to its place if the broker supports that, as a

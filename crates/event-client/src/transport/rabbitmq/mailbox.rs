@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::Calls;
 use super::client::Client;
-use super::connection::{Backoff, COMMAND, command};
+use super::connection::{COMMAND, RETRY, command};
 use super::declare::DURABLE;
 use super::error::amqp;
 use super::queries::Queries;
@@ -128,7 +128,7 @@ impl Mailbox {
             // Responders do not know the name of the next inbox, so no answer can arrive for the open calls.
             inbox.broken.cancel();
             self.routes.calls.end_all();
-            let mut backoff = Backoff::default();
+            let mut backoff = RETRY;
             loop {
                 if self.client.closing.is_cancelled() {
                     return;

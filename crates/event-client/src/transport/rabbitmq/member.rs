@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::client::Client;
-use super::connection::Backoff;
+use super::connection::RETRY;
 use super::deliveries::Deliveries;
 use super::error::amqp;
 use super::group::Groups;
@@ -32,8 +32,9 @@ use super::handshake::Version;
 use super::members::Entry;
 use super::queries::Holding;
 use super::session::Session;
-use super::settle::{Command, lost};
-use crate::delivery::Settlement;
+use super::settle::Command;
+use crate::backoff::Backoff;
+use crate::delivery::{Settlement, lease_lost};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::subscription::{Feed, Health};
@@ -98,7 +99,7 @@ impl Member {
 
     pub(super) async fn run(mut self, session: Session) {
         let mut session = Some(session);
-        let mut backoff = Backoff::default();
+        let mut backoff = RETRY;
         loop {
             let Some(open) = session.take() else {
                 if self.deliveries.is_stopping() || self.over() {
@@ -107,7 +108,7 @@ impl Member {
                 match self.reopen().await {
                     Ok(Some(open)) => {
                         tracing::info!(group = %self.group, "the subscription is live again");
-                        backoff.reset();
+                        backoff = RETRY;
                         session = Some(open);
                     }
                     Ok(None) => break,
@@ -163,7 +164,9 @@ impl Member {
             Command::Settle(_, Settlement::Release | Settlement::Defer { .. }, answer) => {
                 drop(answer.send(Ok(())))
             }
-            Command::Settle(_, _, answer) | Command::Progress(_, answer) => drop(answer.send(Err(lost()))),
+            Command::Settle(_, _, answer) | Command::Progress(_, answer) => {
+                drop(answer.send(Err(lease_lost())))
+            }
             Command::Status(answer) | Command::GiveUp(answer) | Command::End(answer) => {
                 drop(answer.send(self.deliveries.holding()));
             }

@@ -15,6 +15,7 @@ use super::queries::{Ask, Holding, Queries, Question};
 use super::settle::Command;
 use crate::error::Result;
 use crate::subject::Group;
+use crate::sync::lock;
 
 /// How long members may take to answer a query.
 const ANSWERED: Duration = Duration::from_secs(1);
@@ -38,7 +39,7 @@ pub(super) struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.members.present.lock().expect("not poisoned").remove(&self.id);
+        lock(&self.members.present).remove(&self.id);
     }
 }
 
@@ -67,19 +68,19 @@ impl Members {
     /// Adds a member of the group, which receives its commands through `commands`.
     pub(super) fn join(self: &Arc<Self>, group: &Group, commands: mpsc::UnboundedSender<Command>) -> Entry {
         let id = self.mailbox.number();
-        self.present.lock().expect("not poisoned").insert(id, (group.to_string(), commands));
+        lock(&self.present).insert(id, (group.to_string(), commands));
         Entry { members: self.clone(), id }
     }
 
     /// Waits until this connection has no members.
     pub(super) async fn ended(&self) {
-        while !self.present.lock().expect("not poisoned").is_empty() {
+        while !lock(&self.present).is_empty() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     async fn answer(self: Arc<Self>, question: Question) {
-        let present: Vec<_> = self.present.lock().expect("not poisoned").values().cloned().collect();
+        let present: Vec<_> = lock(&self.present).values().cloned().collect();
         let mut answers = Vec::new();
         for (group, member) in present {
             let (answer, told) = oneshot::channel();

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::bindings::Bindings;
 use super::client::Client;
 use super::codec;
-use super::connection::Backoff;
+use super::connection::RETRY;
 use super::error::{amqp, closed};
+use crate::backoff::Backoff;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
@@ -166,7 +167,7 @@ async fn send(channel: &Channel, exchange: &ShortString, parcel: &Pending) -> Se
 
 impl Task {
     async fn run(mut self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = RETRY;
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
             if let (true, Some(bindings)) = (std::mem::take(&mut self.made), &self.makes) {
@@ -216,7 +217,7 @@ impl Task {
             let first = self.under_way.front().map(|(parcel, _)| parcel.deadline)?;
             let failure = match timeout_at(first, self.client.publish.confirming()).await {
                 Ok(Ok(channel)) => {
-                    backoff.reset();
+                    *backoff = RETRY;
                     return Some(channel);
                 }
                 Ok(Err(error)) => Some(error),

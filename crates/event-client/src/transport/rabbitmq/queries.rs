@@ -7,6 +7,8 @@ use lapin::message::Delivery;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::sync::lock;
+
 /// A query or command to every connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -64,12 +66,12 @@ impl Queries {
     /// Opens a query; its answers arrive in the returned queue.
     pub(super) fn open(&self, number: u64) -> mpsc::UnboundedReceiver<Vec<Holding>> {
         let (sender, answers) = mpsc::unbounded_channel();
-        self.open.lock().expect("not poisoned").insert(number, sender);
+        lock(&self.open).insert(number, sender);
         answers
     }
 
     pub(super) fn end(&self, number: u64) {
-        self.open.lock().expect("not poisoned").remove(&number);
+        lock(&self.open).remove(&number);
     }
 
     pub(super) fn asked(&self, delivery: &Delivery) {
@@ -80,7 +82,7 @@ impl Queries {
 
     pub(super) fn answered(&self, number: u64, delivery: &Delivery) {
         if let Ok(holdings) = serde_json::from_slice(&delivery.data)
-            && let Some(sender) = self.open.lock().expect("not poisoned").get(&number)
+            && let Some(sender) = lock(&self.open).get(&number)
         {
             let _ = sender.send(holdings);
         }

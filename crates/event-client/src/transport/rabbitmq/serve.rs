@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::client::Client;
 use super::codec;
-use super::connection::{Backoff, command};
+use super::connection::{RETRY, command};
 use super::declare::{DURABLE, arguments, number, word};
 use super::mailbox::{Mailbox, number_of};
 use super::reply::{Answering, Outgoing, Step};
@@ -92,7 +92,7 @@ impl Server {
         slots: Arc<Semaphore>,
     ) {
         let mut open = Some(open);
-        let mut backoff = Backoff::default();
+        let mut backoff = RETRY;
         loop {
             let (channel, consumers) = match open.take() {
                 Some(open) => open,
@@ -105,7 +105,7 @@ impl Server {
                         made = made => match made {
                             Ok(made) => {
                                 tracing::info!(service = %spec.service, "serving again");
-                                backoff.reset();
+                                backoff = RETRY;
                                 made
                             }
                             Err(error) => {

@@ -8,6 +8,8 @@ use smol_str::SmolStr;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::sync::lock;
+
 /// Maximum number of frames that are in flight and not yet read.
 pub(super) const WINDOW: usize = 64;
 
@@ -31,23 +33,23 @@ impl Served {
     /// Begins a request.
     pub(super) fn begin(&self, caller: Caller) -> InProgress {
         let request = InProgress { room: Arc::new(Semaphore::new(WINDOW)), gone: CancellationToken::new() };
-        self.0.lock().expect("not poisoned").insert(caller, request.clone());
+        lock(&self.0).insert(caller, request.clone());
         request
     }
 
     pub(super) fn end(&self, caller: &Caller) {
-        self.0.lock().expect("not poisoned").remove(caller);
+        lock(&self.0).remove(caller);
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.lock().expect("not poisoned").is_empty()
+        lock(&self.0).is_empty()
     }
 
     /// Handles a message of a caller: it no longer waits, or grants credit for more frames.
     pub(super) fn take(&self, number: u64, kind: &str, delivery: &Delivery) {
         let Some(caller) = delivery.properties.reply_to() else { return };
         let at = (SmolStr::new(caller.as_str()), number);
-        let served = self.0.lock().expect("not poisoned");
+        let served = lock(&self.0);
         let Some(request) = served.get(&at) else { return };
         match kind {
             "gone" => request.gone.cancel(),
@@ -60,7 +62,7 @@ impl Served {
 
     /// Cancels the requests of a caller whose inbox no longer exists: a message to it was returned.
     pub(super) fn lost(&self, caller: &str) {
-        let served = self.0.lock().expect("not poisoned");
+        let served = lock(&self.0);
         served
             .iter()
             .filter(|((inbox, _), _)| inbox == caller)

@@ -4,8 +4,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::queries::Holding;
 use crate::confirm::{Answer, Confirm};
-use crate::delivery::{Settle, Settlement, Token};
-use crate::error::{Error, ErrorKind, Result};
+use crate::delivery::{Settle, Settlement, Token, lease_lost};
+use crate::error::Result;
 
 /// A command to a member.
 pub(super) enum Command {
@@ -37,13 +37,9 @@ impl Asker {
 impl Drop for Asker {
     fn drop(&mut self) {
         if let Some(answer) = self.0.take() {
-            let _ = answer.send(Err(lost().during("settle")));
+            let _ = answer.send(Err(lease_lost()));
         }
     }
-}
-
-pub(super) fn lost() -> Error {
-    Error::new(ErrorKind::LeaseLost, "another consumer owns the delivery now")
 }
 
 impl Settle for Settler {
@@ -51,7 +47,7 @@ impl Settle for Settler {
         let (answer, confirm) = Confirm::channel();
         match self.0.send(Command::Settle(token, settlement, answer)) {
             Ok(()) => confirm,
-            Err(_) => Confirm::ready(Err(lost().during("settle"))),
+            Err(_) => Confirm::ready(Err(lease_lost())),
         }
     }
 
@@ -59,7 +55,7 @@ impl Settle for Settler {
         let (answer, confirm) = Confirm::channel();
         match self.0.send(Command::Progress(token, answer)) {
             Ok(()) => confirm,
-            Err(_) => Confirm::ready(Err(lost().during("renew"))),
+            Err(_) => Confirm::ready(Err(lease_lost().during("renew"))),
         }
     }
 }
