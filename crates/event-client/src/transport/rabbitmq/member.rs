@@ -197,7 +197,8 @@ impl Member {
             let stopping = self.deliveries.is_stopping();
             let written = self.deliveries.are_over() && !session.acks.owes();
             if stopping && written && (exhausted || self.spec.keyed) {
-                return Ok(self.leave(&mut session).await);
+                self.leave(&mut session).await;
+                return Ok(());
             }
             let next = self.deliveries.next_time(self.gone);
             tokio::select! {
@@ -213,7 +214,10 @@ impl Member {
                     None => return Err(Error::new(ErrorKind::Unavailable, "the broker cancelled the consumer")),
                 },
                 Ok(()) = bindings.changed() => self.feed.report(healthy(&bindings.borrow_and_update())),
-                () = closing.cancelled() => return Ok(self.hand_back(&mut session).await),
+                () = closing.cancelled() => {
+                    self.hand_back(&mut session).await;
+                    return Ok(());
+                }
                 () = stopped.cancelled(), if !stopping => {
                     // The next owner of a keyed group must not start before all messages of this one are back.
                     if !self.spec.keyed {
