@@ -1,5 +1,6 @@
 //! Operations for operators on the SQLite file: dead letters, groups and their lag, topology, seek and ping.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,10 +10,12 @@ use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Connection, Row};
 
 use super::codec::{self, Reader};
-use super::connection::{Open, Script, json};
+use super::connection::Open;
 use super::error::{Sql, damaged};
 use super::filters::Filters;
-use super::{SqliteTransport, group, lease, scan, subscribe};
+use super::handle::Handle;
+use super::script::{Script, json};
+use super::{group, lease, scan, subscribe};
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Group, Subject};
 use crate::transport::{Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus, Start, Topology};
@@ -20,42 +23,56 @@ use crate::transport::{Admin, Change, DeadLetter, DeadLetterFilter, GroupStatus,
 /// The number of dead letters that one query reads; the subject pattern is applied to them afterwards.
 const PAGE: i64 = 256;
 
-impl Admin for SqliteTransport {
+/// The operations for operators, of one handle.
+pub(super) struct Operations {
+    handle: Arc<Handle>,
+}
+
+impl Operations {
+    pub(super) fn new(handle: Arc<Handle>) -> Self {
+        Self { handle }
+    }
+}
+
+impl Admin for Operations {
     fn dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<Vec<DeadLetter>>> {
         Box::pin(async move {
-            let open = self.live("list dead letters")?;
+            let open = self.handle.live("list dead letters")?;
             read(&open, "list dead letters", |connection| Box::pin(letters(connection, filter))).await
         })
     }
 
     fn replay_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
-            let open = self.live("replay dead letters")?;
+            let open = self.handle.live("replay dead letters")?;
             let replayed = open
+                .database
                 .write("replay dead letters", |connection| Box::pin(replay(connection, filter)))
                 .await??;
-            open.wake_everywhere();
+            open.database.wake_everywhere();
             Ok(replayed)
         })
     }
 
     fn drop_dead_letters(&self, filter: DeadLetterFilter) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
-            let open = self.live("drop dead letters")?;
-            open.write("drop dead letters", |connection| Box::pin(drop_letters(connection, filter))).await
+            let open = self.handle.live("drop dead letters")?;
+            open.database
+                .write("drop dead letters", |connection| Box::pin(drop_letters(connection, filter)))
+                .await
         })
     }
 
     fn groups(&self) -> BoxFuture<'_, Result<Vec<GroupStatus>>> {
         Box::pin(async move {
-            let open = self.live("list groups")?;
+            let open = self.handle.live("list groups")?;
             read(&open, "list groups", |connection| Box::pin(groups(connection))).await
         })
     }
 
     fn plan(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
         Box::pin(async move {
-            let open = self.live("plan topology")?;
+            let open = self.handle.live("plan topology")?;
             let wanted = topology.subscriptions()?;
             read(&open, "plan topology", |connection| {
                 Box::pin(async move {
@@ -72,7 +89,7 @@ impl Admin for SqliteTransport {
 
     fn apply(&self, topology: Topology) -> BoxFuture<'_, Result<Vec<Change>>> {
         Box::pin(async move {
-            let open = self.live("apply topology")?;
+            let open = self.handle.live("apply topology")?;
             let mut changes = Vec::new();
             for spec in topology.subscriptions()? {
                 changes.extend(subscribe::provide(&open, spec).await?);
@@ -83,9 +100,9 @@ impl Admin for SqliteTransport {
 
     fn seek(&self, group: Group, start: Start) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let open = self.live("seek")?;
+            let open = self.handle.live("seek")?;
             let name = group.clone();
-            let found = open.write("seek", move |connection| {
+            let found = open.database.write("seek", move |connection| {
                 Box::pin(async move {
                     let cursor = group::resolve(connection, start).await?;
                     let mut script = Script::default();
@@ -110,9 +127,9 @@ impl Admin for SqliteTransport {
 
     fn delete_group(&self, group: Group) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let open = self.live("delete group")?;
+            let open = self.handle.live("delete group")?;
             let name = group.clone();
-            let found = open.write("delete group", move |connection| {
+            let found = open.database.write("delete group", move |connection| {
                 Box::pin(async move {
                     let mut script = Script::default();
                     for table in ["lease", "redelivery", "member"] {
@@ -133,7 +150,7 @@ impl Admin for SqliteTransport {
     }
 
     fn ping(&self) -> BoxFuture<'_, Result<Duration>> {
-        Box::pin(async move { super::ping(&*self.live("ping")?).await })
+        Box::pin(async move { self.handle.live("ping")?.database.ping().await })
     }
 }
 
@@ -147,14 +164,8 @@ fn found_or(found: bool, group: &Group, operation: &'static str) -> Result<()> {
 /// Makes the members in this process read their group's row again. Claims of members in other processes are refused,
 /// because the row's revision has changed.
 async fn forget_place(open: &Open) {
-    let feeds: Vec<_> = {
-        let groups = open.groups.lock().expect("not poisoned");
-        groups.values().filter_map(std::sync::Weak::upgrade).collect()
-    };
-    for feed in feeds {
-        feed.fresh.lock().await.cursor = None;
-    }
-    open.wake_everywhere();
+    open.groups.forget_places().await;
+    open.database.wake_everywhere();
 }
 
 /// Runs `job` on one snapshot of the file.
@@ -164,11 +175,11 @@ async fn read<T>(
     job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>>,
 ) -> Result<T> {
     let run = async {
-        let mut reader = open.readers.acquire().await?;
+        let mut reader = open.database.readers.acquire().await?;
         let mut snapshot = reader.begin().await?;
         job(&mut snapshot).await
     };
-    run.await.map_err(|error| open.explain(&error, operation))
+    run.await.map_err(|error| open.database.explain(&error, operation))
 }
 
 const LETTER: &str =

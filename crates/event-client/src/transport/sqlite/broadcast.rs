@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::connection::Open;
+use super::database::Database;
 use super::error::lost;
 use super::filters::Filters;
 use super::group::resolve;
 use super::scan::Scan;
-use super::subscribe::{PAUSE, POLL};
+use super::segment;
+use super::wake::PAUSE;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
 use crate::subject::Pattern;
@@ -26,13 +28,18 @@ pub(super) async fn broadcast(
     closing: CancellationToken,
 ) -> Result<Subscription> {
     let position = {
-        let mut reader = open.readers.acquire().await.map_err(|error| open.explain(&error, "subscribe"))?;
-        resolve(&mut reader, spec.start).await.map_err(|error| open.explain(&error, "subscribe"))?
+        let mut reader = open
+            .database
+            .readers
+            .acquire()
+            .await
+            .map_err(|error| open.database.explain(&error, "subscribe"))?;
+        resolve(&mut reader, spec.start).await.map_err(|error| open.database.explain(&error, "subscribe"))?
     };
     let (feed, subscription) = Subscription::channel(spec.max_in_flight);
     let reading = async move {
         tokio::select! {
-            () = tail(&open, &feed, position, spec.filters) => {}
+            () = tail(&open.database, &feed, position, spec.filters) => {}
             () = feed.stopped().cancelled() => {}
             () = closing.cancelled() => {}
         }
@@ -41,14 +48,17 @@ pub(super) async fn broadcast(
     Ok(subscription)
 }
 
-async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
-    let mut changed = open.changed.subscribe();
+async fn tail(database: &Database, feed: &Feed, position: i64, filters: Vec<Pattern>) {
+    let mut changed = database.wake.subscribe();
     let mut scan = Scan::default();
     scan.restart(0, position, Filters::new(filters));
-    while !open.inbox.is_closed() {
+    while !database.queue.is_closed() {
         changed.borrow_and_update();
-        let read = match open.still_intact() {
-            Ok(()) => scan.fill(open).await.map_err(|error| open.explain(&error, "fetch")),
+        let read = match database.file.still_intact() {
+            Ok(()) => scan
+                .fill(&database.readers, &database.tail)
+                .await
+                .map_err(|error| database.explain(&error, "fetch")),
             Err(gone) => Err(lost(&gone, "fetch")),
         };
         match read {
@@ -62,12 +72,12 @@ async fn tail(open: &Open, feed: &Feed, position: i64, filters: Vec<Pattern>) {
                     }
                     let slot = feed.slot().await;
                     let mut info = DeliveryInfo::new(1);
-                    info.position = Some(super::publish::position(stored.seq));
+                    info.position = Some(segment::position(stored.seq));
                     info.published_at = codec::timestamp(stored.published);
                     feed.push(Delivery::unleased(stored.message, info, Some(slot)));
                 }
                 if !more {
-                    let _ = timeout(POLL, changed.changed()).await;
+                    let _ = changed.changed().await;
                 }
             }
             Err(error) => {

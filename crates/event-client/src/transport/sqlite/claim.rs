@@ -3,18 +3,8 @@
 use sqlx::Row;
 
 use super::codec;
-use super::connection::{Answers, Script};
-use super::scan::Scan;
+use super::script::{Answers, Script};
 use crate::confirm::Answer;
-
-/// A group's position in the log as this process last knew it; other processes may have moved it further in the file.
-#[derive(Debug, Default)]
-pub(super) struct Fresh {
-    pub(super) scan: Scan,
-    /// The row's cursor; `None` when it must be read again.
-    pub(super) cursor: Option<i64>,
-    pub(super) revision: i64,
-}
 
 /// A claim of fresh messages.
 pub(super) struct Claim {

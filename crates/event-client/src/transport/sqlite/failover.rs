@@ -1,90 +1,16 @@
-//! Failover: returns the deliveries of a dead consumer to its group, and selects the active member of a keyed group.
+//! Failover: returns the deliveries of a dead consumer to its group.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
 use super::codec;
-use super::connection::{Database, Script, json};
+use super::database::Database;
 use super::error::{Sql, damaged};
-use super::member::Member;
+use super::script::{Script, json};
 use super::{lease, scan};
 use crate::error::Result;
-
-/// Makes `member` the active member of its keyed group if there is no other. Returns whether it is active.
-pub(super) async fn activate(member: &Arc<Member>) -> Result<bool> {
-    if member.active.load(Ordering::Acquire) {
-        return Ok(true);
-    }
-    let (group, id) = (member.feed.id, member.id.load(Ordering::Acquire));
-    const FREE: &str =
-        "(keyed = 0 OR active IS NULL OR active = ? OR NOT EXISTS (SELECT 1 FROM member WHERE id = active))";
-    let free = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT {FREE} FROM consumer_group WHERE id = ?")))
-        .bind(id)
-        .bind(group)
-        .fetch_optional(&member.database.readers)
-        .await
-        .and_then(|row| row.map(|row| row.try_get::<bool, _>(0)).transpose())
-        .map_err(|error| member.database.explain(&error, "fetch"))?;
-    match free {
-        None => {
-            super::group::restore(member).await?;
-            return Ok(false);
-        }
-        Some(false) => return Ok(false),
-        Some(true) => {}
-    }
-    let ours = member
-        .database
-        .write("fetch", move |connection| {
-            Box::pin(async move {
-                let sql = format!(
-                    "UPDATE consumer_group SET active = ? WHERE {FREE} AND id = ? AND EXISTS (SELECT 1 FROM member WHERE id = ?) RETURNING id"
-                );
-                let row = sqlx::query(sqlx::AssertSqlSafe(sql))
-                    .bind(id)
-                    .bind(id)
-                    .bind(group)
-                    .bind(id)
-                    .fetch_optional(connection)
-                    .await?;
-                Ok(row.is_some())
-            })
-        })
-        .await?;
-    if ours {
-        member.active.store(true, Ordering::Release);
-        member.feed.redeliver.store(true, Ordering::Release);
-    }
-    Ok(ours)
-}
-
-impl Member {
-    /// To be called after a refused claim: whether this member has lost its row or its active place, so that it must
-    /// not claim again.
-    pub(super) async fn is_fenced(&self) -> Sql<bool> {
-        let id = self.id.load(Ordering::Acquire);
-        let row = sqlx::query(
-            "SELECT EXISTS (SELECT 1 FROM member WHERE id = ?), \
-             (SELECT keyed = 0 OR active = ? FROM consumer_group WHERE id = ?)",
-        )
-        .bind(id)
-        .bind(id)
-        .bind(self.feed.id)
-        .fetch_one(&self.database.readers)
-        .await?;
-        let (exists, active): (bool, Option<bool>) = (row.try_get(0)?, row.try_get(1)?);
-        if !exists {
-            self.lost.store(true, Ordering::Release);
-        }
-        if active != Some(true) {
-            self.active.store(false, Ordering::Release);
-        }
-        Ok(!exists || active != Some(true))
-    }
-}
 
 /// A member's row as it was last read.
 pub(super) struct Seen {

@@ -1,14 +1,10 @@
-//! A consumer group's row in the file, and the state that its members in this process share.
-
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+//! A consumer group's row in the file: creates, compares, reads and restores it.
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
 
-use super::claim::Fresh;
 use super::codec;
-use super::connection::Database;
+use super::database::Database;
 use super::error::Sql;
 use super::failover::{self, Seen};
 use super::filters::Filters;
@@ -19,52 +15,6 @@ use crate::message::Position;
 use crate::subject::Group;
 use crate::transport::topology::compare_group;
 use crate::transport::{Change, Mode, Provision, Start, Subscribe};
-
-/// The state that the members of a group in this process share.
-#[derive(Debug)]
-pub(super) struct GroupFeed {
-    pub(super) id: i64,
-    pub(super) name: Group,
-    /// There may be due redeliveries that no member has looked for yet.
-    pub(super) redeliver: AtomicBool,
-    /// The time at which the next known redelivery is due, nanoseconds since 1970.
-    pub(super) next_due: AtomicI64,
-    /// The lock lets one member at a time claim fresh messages.
-    pub(super) fresh: tokio::sync::Mutex<Fresh>,
-    /// The row as it was last read, from which it can be created again if another program removes it.
-    known: Mutex<Known>,
-}
-
-/// A group's row as a member last read it.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    cursor: i64,
-    revision: i64,
-    /// `None` before it was read.
-    filters: Option<Filters>,
-}
-
-impl GroupFeed {
-    pub(super) fn new(id: i64, name: Group) -> Self {
-        Self {
-            id,
-            name,
-            redeliver: AtomicBool::new(true),
-            next_due: AtomicI64::new(PARKED),
-            fresh: Default::default(),
-            known: Mutex::default(),
-        }
-    }
-
-    /// Remembers the row's cursor, and its revision and filters if they were read too.
-    pub(super) fn note(&self, cursor: i64, row: Option<(i64, &Filters)>) {
-        let mut known = self.known.lock().expect("not poisoned");
-        known.cursor = cursor;
-        if let Some((revision, filters)) = row {
-            (known.revision, known.filters) = (revision, Some(filters.clone()));
-        }
-    }
-}
 
 /// The result of [`ensure_group`].
 pub(super) enum Ensured {
@@ -231,12 +181,12 @@ pub(super) fn group_gone(member: &Member) -> Error {
 /// Deleting a group through the library also deletes the rows of its members. A member whose own row is missing
 /// therefore returns that the group does not exist any more.
 pub(super) async fn restore(member: &Member) -> Result<()> {
-    let (id, me) = (member.feed.id, member.id.load(Ordering::Acquire));
+    let (id, me) = (member.feed.id, member.membership.id());
     let name = member.feed.name.to_string();
-    let known = member.feed.known.lock().expect("not poisoned").clone();
-    let filters = known.filters.unwrap_or_else(|| Filters::new(member.filters.clone())).to_text();
+    let known = member.feed.known();
+    let filters = known.filters.unwrap_or_else(|| Filters::new(member.terms.filters.clone())).to_text();
     let keyed = member.lanes.is_some();
-    let creates = member.provision.creates();
+    let creates = member.terms.provision.creates();
     let job = member.database.write("fetch", move |connection| {
         Box::pin(async move {
             let found = sqlx::query("SELECT 1 FROM member WHERE id = ?").bind(me).fetch_optional(&mut *connection);
@@ -273,7 +223,7 @@ pub(super) async fn restore(member: &Member) -> Result<()> {
         }
         Restored::Deleted => Err(group_gone(member)),
         Restored::Refused => {
-            let missing = member.provision.missing(format!("group {}", member.feed.name));
+            let missing = member.terms.provision.missing(format!("group {}", member.feed.name));
             Err(Error::new(ErrorKind::Unavailable, missing.to_string()).during("fetch"))
         }
     }

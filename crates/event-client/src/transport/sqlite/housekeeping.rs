@@ -1,20 +1,21 @@
 //! The periodic tasks: renew leases, remove dead members, release delayed messages, and apply the retention.
 
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::codec;
-use super::connection::{Database, Script};
+use super::database::Database;
 use super::error::{Sql, lost};
-use super::member::Member;
-use super::publish::{self, Segment};
+use super::membership::{Members, Membership};
 use super::schema::PARKED;
-use super::subscribe::POLL;
+use super::script::Script;
+use super::segment::{self, Segment};
+use super::wake::POLL;
 use super::{failover, rpc};
 use crate::bounds;
 use crate::error::Result;
@@ -28,33 +29,38 @@ const CHUNK: i64 = 256;
 /// The pause between two polls for signals of other processes when this process cannot watch its file.
 const DEAF: Duration = Duration::from_millis(20);
 
+/// The state of the periodic task.
+struct Housekeeping {
+    database: Arc<Database>,
+    members: Arc<Members>,
+    /// Whether the last check found the files at their path.
+    intact: bool,
+    /// The version of the file at the last check: it changes with each commit of another process.
+    version: Option<i64>,
+}
+
 /// Runs until the database closes.
-pub(super) async fn run(database: Arc<Database>) {
+pub(super) async fn run(database: Arc<Database>, members: Arc<Members>) {
+    let mut keeper = Housekeeping { database: database.clone(), members, intact: true, version: None };
     let mut purge = Instant::now() + POLL;
     let mut look = Instant::now();
     let mut failing = false;
     loop {
-        let members = members(&database);
-        let lease = members.iter().map(|member| member.lease).min();
+        let lease = keeper.members.all().iter().map(|member| member.lease).min();
         // A quarter of the lease, so that a delay of a third of the lease does no harm and time is left for the disk.
         let tick = lease.map_or(POLL, |lease| (lease / 4).min(POLL));
-        let now = codec::now();
-        let delayed = database.next_delayed.load(Ordering::Acquire).saturating_sub(now).max(0);
         tokio::select! {
-            () = tokio::time::sleep(tick.min(Duration::from_nanos(delayed as u64))) => {}
+            () = sleep(tick.min(database.wake.until_delayed())) => {}
             // A member joined or a delayed message was stored: compute the wait again.
-            () = database.keeper.notified() => {}
+            () = database.wake.housekeeping.notified() => {}
             () = database.closing.cancelled() => return,
         }
         let result = async {
             if look.elapsed() >= tick {
                 look = Instant::now();
-                database.intact().map_err(|gone| lost(&gone, "renew"))?;
-                renew(&database, &members).await?;
-                dead_letter(&database, &members).await?;
-                database.wake_all_here();
+                keeper.tick().await?;
             }
-            if database.next_delayed.load(Ordering::Acquire) <= codec::now() {
+            if database.wake.until_delayed().is_zero() {
                 release_delayed(&database).await?;
             }
             if Instant::now() >= purge {
@@ -72,54 +78,79 @@ pub(super) async fn run(database: Arc<Database>) {
                 tracing::warn!(%error, "the bus cannot renew leases or release delayed messages; retrying");
             }
             failing = true;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
         } else {
             failing = false;
         }
     }
 }
 
+impl Housekeeping {
+    /// Renews the leases, returns the deliveries of dead members, and wakes the other tasks if the file was changed by
+    /// another process: they do not poll.
+    async fn tick(&mut self) -> Result<()> {
+        let database = &self.database;
+        database.processes.refresh();
+        let intact = database.file.intact();
+        if std::mem::replace(&mut self.intact, intact.is_ok()) != intact.is_ok() {
+            database.wake.groups();
+        }
+        intact.map_err(|gone| lost(&gone, "renew"))?;
+        let members = self.members.all();
+        let version = database.queue.version();
+        renew(database, &members).await?;
+        dead_letter(database, &members).await?;
+        let version = version.await?;
+        if self.version.replace(version) != Some(version) {
+            database.wake.all();
+        }
+        Ok(())
+    }
+}
+
 /// Waits for signals of the other processes and wakes the tasks of this one.
 pub(super) async fn hear(database: Arc<Database>) {
-    let wait = if database.processes.is_watching() { POLL } else { DEAF };
     loop {
+        let called = async {
+            if database.processes.is_watching() {
+                database.processes.called.notified().await;
+            } else {
+                sleep(DEAF).await;
+            }
+        };
         tokio::select! {
-            _ = timeout(wait, database.processes.called.notified()) => {}
+            () = called => {}
             () = database.closing.cancelled() => return,
         }
         database.processes.refresh();
-        database.next_delayed.store(0, Ordering::Release);
-        database.keeper.notify_one();
-        database.wake_all_here();
-        database.calls.called.notify_one();
+        database.wake.all();
     }
 }
 
-fn members(database: &Database) -> Vec<Arc<Member>> {
-    let mut members = database.members.lock().expect("not poisoned");
-    members.retain(|_, member| member.strong_count() > 0);
-    members.values().filter_map(Weak::upgrade).collect()
-}
-
-async fn renew(database: &Arc<Database>, members: &[Arc<Member>]) -> Result<()> {
-    let mut renewals = Vec::new();
-    for member in members.iter().filter(|member| !member.lost.load(Ordering::Acquire)) {
-        let id = member.id.load(Ordering::Acquire);
-        let until = codec::now_and(member.lease);
-        renewals.push((member, database.inbox.renew(vec![id], until)));
+async fn renew(database: &Database, members: &[Arc<Membership>]) -> Result<()> {
+    let mut leases: HashMap<Duration, HashMap<i64, &Membership>> = HashMap::new();
+    for member in members.iter().filter(|member| !member.is_lost()) {
+        leases.entry(member.lease).or_default().insert(member.id(), member);
     }
-    for (member, renewal) in renewals {
-        if renewal.await?.is_empty() {
-            member.lost.store(true, Ordering::Release);
-            member.active.store(false, Ordering::Release);
+    let renew = |(lease, members): (Duration, HashMap<i64, _>)| {
+        (database.queue.renew(members.keys().copied().collect(), codec::now_and(lease)), members)
+    };
+    let renewals: Vec<_> = leases.into_iter().map(renew).collect();
+    for (renewal, mut members) in renewals {
+        for id in renewal.await? {
+            members.remove(&id);
+        }
+        for member in members.values() {
+            member.lose();
+            database.wake.subscriptions();
         }
     }
     Ok(())
 }
 
 /// Returns to their groups the deliveries of members whose lease ran out or whose process has ended.
-async fn dead_letter(database: &Arc<Database>, members: &[Arc<Member>]) -> Result<()> {
-    let mut groups: Vec<i64> = members.iter().map(|member| member.feed.id).collect();
+async fn dead_letter(database: &Arc<Database>, members: &[Arc<Membership>]) -> Result<()> {
+    let mut groups: Vec<i64> = members.iter().map(|member| member.group).collect();
     groups.sort_unstable();
     groups.dedup();
     if groups.is_empty() {
@@ -142,7 +173,7 @@ async fn release_delayed(database: &Arc<Database>) -> Result<()> {
         .and_then(|row| row.try_get(0))
         .map_err(|error| database.explain(&error, "deliver delayed"))?;
     if due > codec::now() {
-        database.next_delayed.store(due, Ordering::Release);
+        database.wake.set_next_delayed(due);
         return Ok(());
     }
     let moved = database.write("deliver delayed", |connection| Box::pin(move_delayed(connection)));
@@ -173,7 +204,7 @@ async fn move_delayed(connection: &mut SqliteConnection) -> Sql<usize> {
     due.sort_by_key(|(due, id, ..)| (*due, *id));
     let records = due.iter().map(|(_, _, subject, record)| (0, subject, record.as_slice()));
     let mut script = Script::default();
-    publish::insert(&mut script, Segment::pack(records), now);
+    segment::insert(&mut script, Segment::pack(records), now);
     script.run(connection).await?;
     Ok(due.len())
 }
@@ -181,42 +212,32 @@ async fn move_delayed(connection: &mut SqliteConnection) -> Sql<usize> {
 /// Deletes segments that exceed the retention's age or size and that no group needs, expired dedup ids, and the rows of
 /// expired calls.
 async fn purge_all(database: &Arc<Database>) -> Result<()> {
-    if !database.begin_purge() {
-        return Ok(());
-    }
-    let storage = database.storage.clone();
-    let result = async {
-        loop {
-            let storage = storage.clone();
-            let purged = database.write("purge", move |connection| {
-                Box::pin(async move {
-                    let now = codec::now();
-                    let window = bounds::signed_nanos(storage.dedup_window);
-                    let age = bounds::signed_nanos(storage.retention_age);
-                    let mut script = Script::default();
-                    script.statement("DELETE FROM dedup WHERE id IN (SELECT id FROM dedup WHERE at <= ? LIMIT 10000)");
-                    script.bind(now.saturating_sub(window));
-                    rpc::purge(&mut script, now);
-                    let size = script.statement(
-                        "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count), \
-                         (SELECT page_size FROM pragma_page_size)",
-                    );
-                    let answers = script.run(connection).await?;
-                    let row = answers[size].first().ok_or_else(|| super::error::damaged("the file has no size"))?;
-                    let bytes = row.try_get::<i64, _>(0)?.saturating_mul(row.try_get(1)?);
-                    let too_large = u64::try_from(bytes).unwrap_or(0) > storage.retention_bytes;
-                    purge_segments(connection, now.saturating_sub(age), too_large).await
-                })
-            });
-            match purged.await? {
-                rows if rows < CHUNK => return Ok(()),
-                _ => {}
-            }
+    loop {
+        let storage = database.storage.clone();
+        let purged = database.write("purge", move |connection| {
+            Box::pin(async move {
+                let now = codec::now();
+                let window = bounds::signed_nanos(storage.dedup_window);
+                let age = bounds::signed_nanos(storage.retention_age);
+                let mut script = Script::default();
+                script.statement("DELETE FROM dedup WHERE id IN (SELECT id FROM dedup WHERE at <= ? LIMIT 10000)");
+                script.bind(now.saturating_sub(window));
+                rpc::purge(&mut script, now);
+                let size = script.statement(
+                    "SELECT (SELECT page_count FROM pragma_page_count) - (SELECT freelist_count FROM pragma_freelist_count), \
+                     (SELECT page_size FROM pragma_page_size)",
+                );
+                let answers = script.run(connection).await?;
+                let row = answers[size].first().ok_or_else(|| super::error::damaged("the file has no size"))?;
+                let bytes = row.try_get::<i64, _>(0)?.saturating_mul(row.try_get(1)?);
+                let too_large = u64::try_from(bytes).unwrap_or(0) > storage.retention_bytes;
+                purge_segments(connection, now.saturating_sub(age), too_large).await
+            })
+        });
+        if purged.await? < CHUNK {
+            return Ok(());
         }
-    };
-    let result = result.await;
-    database.end_purge();
-    result
+    }
 }
 
 /// Deletes the oldest segments that no group needs and that are older than `before`, or of any age when the file is too

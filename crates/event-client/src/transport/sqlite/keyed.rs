@@ -1,14 +1,45 @@
 //! Order per key within the active member: the keys with a message in flight, and the messages that wait for them.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use smol_str::SmolStr;
+use tokio::sync::Notify;
 
-use super::member::{LeaseSlot, StoredMessage};
+use super::leased::Leased;
 
 /// The highest number of fresh messages in one claim.
 const MOST: usize = 256;
+
+/// The order per key of one member.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    queue: Mutex<KeyQueue>,
+    /// Signalled when a message of a key was settled: others may be delivered now.
+    pub(super) changed: Notify,
+    /// The highest number of messages that may wait in memory for others of their key.
+    pub(super) room: usize,
+}
+
+impl Lanes {
+    /// For a member with at most `max_in_flight` unsettled deliveries.
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        let room = max_in_flight.saturating_mul(4).clamp(256, 4096);
+        Self { queue: Mutex::default(), changed: Notify::new(), room }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, KeyQueue> {
+        self.queue.lock().expect("not poisoned")
+    }
+
+    /// To be called when the message of `key` in flight has been written back to the file or settled there: the next
+    /// message of the key may be claimed.
+    pub(super) fn release(&self, key: &SmolStr) {
+        self.lock().release(key);
+        self.changed.notify_one();
+    }
+}
 
 /// The keys with a message in flight. Idle keys need no memory.
 #[derive(Debug, Default)]
@@ -16,7 +47,7 @@ pub(super) struct KeyQueue {
     lanes: HashMap<SmolStr, Lane>,
     parked: usize,
     /// Messages that may be delivered now: no earlier message of their key is in flight.
-    ready: VecDeque<Parked>,
+    ready: VecDeque<Leased>,
     /// The time since when the number of waiting messages has been at its limit.
     full_since: Option<Instant>,
 }
@@ -30,24 +61,17 @@ const STUCK: Duration = Duration::from_secs(1);
 struct Lane {
     /// Later messages of the key wait in the file, so every message that follows must be written there too.
     in_file: bool,
-    waiting: VecDeque<Parked>,
-}
-
-/// A leased message that waits for an earlier one of its key.
-#[derive(Debug)]
-pub(super) struct Parked {
-    pub(super) held: LeaseSlot,
-    pub(super) entry: StoredMessage,
+    waiting: VecDeque<Leased>,
 }
 
 /// The decision about a fresh message of a key.
 pub(super) enum Turn {
     /// The key was idle: the message may be delivered, and the key is busy from now on.
-    Go(Parked),
+    Go(Leased),
     /// It waits in memory.
     Waits,
     /// It must wait in the file.
-    File(Parked),
+    File(Leased),
 }
 
 impl KeyQueue {
@@ -58,7 +82,7 @@ impl KeyQueue {
 
     /// Adds a message that was claimed from the file: it is ready, or waits for one of the same key that was claimed
     /// with it.
-    pub(super) fn take_row(&mut self, key: &SmolStr, parked: Parked) {
+    pub(super) fn take_row(&mut self, key: &SmolStr, parked: Leased) {
         match self.lanes.get_mut(key) {
             Some(lane) => {
                 lane.waiting.push_back(parked);
@@ -78,7 +102,7 @@ impl KeyQueue {
 
     /// Decides about a fresh message. `in_file` is true if earlier messages of the key are in the file; `room` is the
     /// highest number of messages that may wait in memory.
-    pub(super) fn turn(&mut self, key: &SmolStr, parked: Parked, in_file: bool, room: usize) -> Turn {
+    pub(super) fn turn(&mut self, key: &SmolStr, parked: Leased, in_file: bool, room: usize) -> Turn {
         match self.lanes.get_mut(key) {
             None if in_file => Turn::File(parked),
             None => {
@@ -130,12 +154,12 @@ impl KeyQueue {
     }
 
     /// Adds a message that may be delivered as soon as a permit is free.
-    pub(super) fn defer(&mut self, parked: Parked) {
+    pub(super) fn defer(&mut self, parked: Leased) {
         self.ready.push_back(parked);
     }
 
     /// Removes the next message that may be delivered.
-    pub(super) fn ready(&mut self) -> Option<Parked> {
+    pub(super) fn ready(&mut self) -> Option<Leased> {
         self.ready.pop_front()
     }
 
@@ -145,7 +169,7 @@ impl KeyQueue {
     }
 
     /// Removes the messages that wait for `key`: the message in flight goes back to the file, and they must follow it.
-    pub(super) fn unpark(&mut self, key: &str) -> VecDeque<Parked> {
+    pub(super) fn unpark(&mut self, key: &str) -> VecDeque<Leased> {
         let Some(lane) = self.lanes.get_mut(key) else { return VecDeque::new() };
         lane.in_file = true;
         self.parked -= lane.waiting.len();
@@ -158,7 +182,7 @@ impl KeyQueue {
     }
 
     /// Removes all waiting messages.
-    pub(super) fn drain(&mut self) -> Vec<Parked> {
+    pub(super) fn drain(&mut self) -> Vec<Leased> {
         self.parked = 0;
         let mut all: Vec<_> = self.ready.drain(..).collect();
         for lane in self.lanes.values_mut() {

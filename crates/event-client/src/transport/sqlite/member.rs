@@ -1,28 +1,27 @@
 //! One subscription's membership in its group: its unsettled deliveries, and how their settlements reach the writer.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use smol_str::SmolStr;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::codec;
-use super::connection::Database;
+use super::database::Database;
 use super::error::{closed, lease_lost};
-use super::group::GroupFeed;
-use super::keyed::{KeyQueue, Parked};
-use super::lease::Lease;
-use super::publish;
+use super::group_feed::GroupFeed;
+use super::keyed::{KeyQueue, Lanes};
+use super::leased::{LeaseSlot, Leased, StoredMessage};
+use super::membership::Membership;
 use super::schema::PARKED;
+use super::segment;
 use super::settle::{Copy, Dead, How, Lane, Settled};
 use crate::confirm::Confirm;
 use crate::delivery::{Delivery, DeliveryInfo, Settle, Settlement, Token};
-use crate::message::Message;
 use crate::subject::Pattern;
+use crate::subscription::Feed;
 use crate::transport::Provision;
 
 /// One subscription's membership in its group.
@@ -31,72 +30,41 @@ pub(super) struct Member {
     me: Weak<Self>,
     pub(super) database: Arc<Database>,
     pub(super) feed: Arc<GroupFeed>,
-    /// The id of its row; it has a new row after the leases were lost.
-    pub(super) id: AtomicI64,
-    pub(super) lease: Duration,
-    /// The time of the last `in_progress` call of a handler; it matters once the automatic renewal has ended.
-    pub(super) told: Mutex<Instant>,
-    /// Whether settlements are confirmed only after an fsync.
-    fsync: bool,
-    /// The subscription's patterns, and the permission to create its group again if another program removes it.
-    pub(super) filters: Vec<Pattern>,
-    pub(super) provision: Provision,
+    pub(super) membership: Arc<Membership>,
+    pub(super) terms: Terms,
     /// `Some` for a keyed subscription.
-    pub(super) lanes: Option<Mutex<KeyQueue>>,
-    state: Mutex<State>,
+    pub(super) lanes: Option<Arc<Lanes>>,
+    unsettled: Mutex<Unsettled>,
     /// Signalled when a delivery was settled.
     pub(super) settled: Notify,
-    /// Whether the leases ran out and the row was deleted.
-    pub(super) lost: AtomicBool,
-    /// Whether it is the active member of its keyed group.
-    pub(super) active: AtomicBool,
-    /// The highest number of messages that may wait in memory for others of their key.
-    pub(super) room: usize,
-    /// `stop` is cancelled to stop fetching, `idle` when fetching has stopped, `left` when the membership has ended.
+    pub(super) ends: Ends,
+}
+
+/// The stages in which a membership ends.
+pub(super) struct Ends {
+    /// Cancelled to stop fetching.
     pub(super) stop: CancellationToken,
+    /// Cancelled when fetching has stopped.
     pub(super) idle: CancellationToken,
+    /// Cancelled when the membership has ended.
     pub(super) left: CancellationToken,
 }
 
+/// The deliveries that are not settled yet.
 #[derive(Default)]
-struct State {
+struct Unsettled {
     next: Token,
-    outstanding: HashMap<Token, Outstanding>,
+    outstanding: HashMap<Token, Leased>,
     closed: bool,
-}
-
-struct Outstanding {
-    held: LeaseSlot,
-    entry: StoredMessage,
-}
-
-/// The place of a delivery's lease in the file.
-#[derive(Clone, Debug)]
-pub(super) enum LeaseSlot {
-    /// In a lease of fresh messages.
-    Fresh { lease: Arc<Lease>, index: usize },
-    /// In a row of `redelivery`.
-    Row { id: i64, member: i64 },
-}
-
-/// A message with its delivery history in this group.
-#[derive(Clone, Debug)]
-pub(super) struct StoredMessage {
-    pub(super) message: Arc<Message>,
-    pub(super) seq: i64,
-    /// The attempt number of this delivery.
-    pub(super) attempt: u32,
-    pub(super) published: i64,
-    pub(super) first_at: i64,
-    pub(super) replayed: bool,
 }
 
 /// The settings of a subscription.
 pub(super) struct Terms {
-    pub(super) lease: Duration,
+    /// Whether settlements are confirmed only after an fsync.
     pub(super) fsync: bool,
     pub(super) keyed: bool,
     pub(super) max_in_flight: usize,
+    /// The subscription's patterns, and the permission to create its group again if another program removes it.
     pub(super) filters: Vec<Pattern>,
     pub(super) provision: Provision,
 }
@@ -105,98 +73,82 @@ impl Member {
     pub(super) fn new(
         database: Arc<Database>,
         feed: Arc<GroupFeed>,
-        id: i64,
+        membership: Membership,
         terms: Terms,
         stop: CancellationToken,
     ) -> Arc<Self> {
-        let Terms { lease, fsync, keyed, max_in_flight, filters, provision } = terms;
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
             database,
             feed,
-            id: AtomicI64::new(id),
-            lease,
-            told: Mutex::new(Instant::now()),
-            fsync,
-            filters,
-            provision,
-            lanes: keyed.then(Mutex::default),
-            state: Mutex::default(),
+            membership: Arc::new(membership),
+            lanes: terms.keyed.then(|| Arc::new(Lanes::new(terms.max_in_flight))),
+            terms,
+            unsettled: Mutex::default(),
             settled: Notify::new(),
-            lost: AtomicBool::new(false),
-            active: AtomicBool::new(false),
-            room: max_in_flight.saturating_mul(4).clamp(256, 4096),
-            stop,
-            idle: CancellationToken::new(),
-            left: CancellationToken::new(),
+            ends: Ends { stop, idle: CancellationToken::new(), left: CancellationToken::new() },
         })
     }
 
-    /// Makes a delivery of `entry` and records it as outstanding until it is settled.
-    pub(super) fn deliver(
-        self: &Arc<Self>,
-        held: LeaseSlot,
-        entry: StoredMessage,
-        slot: OwnedSemaphorePermit,
-    ) -> Delivery {
-        let mut info = DeliveryInfo::new(entry.attempt);
-        info.position = Some(publish::position(entry.seq));
-        info.published_at = codec::timestamp(entry.published);
-        info.replayed = entry.replayed;
-        let message = entry.message.clone();
-        let mut state = self.state.lock().expect("not poisoned");
-        let token = state.next;
-        state.next += 1;
-        state.outstanding.insert(token, Outstanding { held, entry });
-        drop(state);
+    /// Makes a delivery of `leased` and records it as outstanding until it is settled.
+    pub(super) fn deliver(self: &Arc<Self>, leased: Leased, slot: OwnedSemaphorePermit) -> Delivery {
+        let StoredMessage { message, seq, attempt, published, replayed, .. } = &leased.message;
+        let mut info = DeliveryInfo::new(*attempt);
+        info.position = Some(segment::position(*seq));
+        info.published_at = codec::timestamp(*published);
+        info.replayed = *replayed;
+        let message = message.clone();
+        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        let token = unsettled.next;
+        unsettled.next += 1;
+        unsettled.outstanding.insert(token, leased);
+        drop(unsettled);
         Delivery::new(message, info, self.clone(), token, slot)
+    }
+
+    /// Delivers messages that waited in memory for their key and may be delivered now.
+    pub(super) fn hand_over_ready(self: &Arc<Self>, feed: &Feed) -> bool {
+        let Some(lanes) = &self.lanes else { return false };
+        let mut any = false;
+        while lanes.lock().has_ready() {
+            let Some(slot) = feed.try_slot() else { break };
+            let Some(leased) = lanes.lock().ready() else { break };
+            feed.push(self.deliver(leased, slot));
+            any = true;
+        }
+        any
     }
 
     /// The number of unsettled deliveries.
     pub(super) fn outstanding(&self) -> usize {
-        self.state.lock().expect("not poisoned").outstanding.len()
+        self.unsettled.lock().expect("not poisoned").outstanding.len()
     }
 
     /// Continues with the new row `id` and forgets the outstanding deliveries, which belong to other members now.
     pub(super) fn restart(&self, id: i64) {
-        self.state.lock().expect("not poisoned").outstanding.clear();
+        self.unsettled.lock().expect("not poisoned").outstanding.clear();
         if let Some(lanes) = &self.lanes {
-            *lanes.lock().expect("not poisoned") = KeyQueue::default();
+            *lanes.lock() = KeyQueue::default();
         }
-        self.id.store(id, Ordering::Release);
-        self.active.store(false, Ordering::Release);
-        self.lost.store(false, Ordering::Release);
-    }
-
-    /// To be called when the message of `key` in flight has been written back to the file or settled there: the next
-    /// message of the key may be claimed.
-    pub(super) fn release_lane(&self, key: &SmolStr) {
-        if let Some(lanes) = &self.lanes {
-            lanes.lock().expect("not poisoned").release(key);
-        }
-        self.settled.notify_one();
+        self.membership.restart(id);
     }
 
     /// Stops fetching, releases the unsettled deliveries and ends the membership.
     pub(super) async fn close(self: &Arc<Self>) {
-        self.stop.cancel();
-        self.idle.cancelled().await;
+        self.ends.stop.cancel();
+        self.ends.idle.cancelled().await;
         for confirm in self.give_up() {
             // A delivery that cannot be released goes to another member when the lease runs out.
             let _ = confirm.await;
         }
         self.settled.notify_one();
-        self.left.cancelled().await;
+        self.ends.left.cancelled().await;
     }
 
     /// Deletes the row of an expired message, which is not delivered.
     pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
-        let lane = key.filter(|_| self.lanes.is_some()).map(|key| Lane {
-            member: self.clone(),
-            key,
-            release: false,
-        });
-        self.database.inbox.settle(Settled {
+        let lane = key.and_then(|key| self.lane(key, false));
+        self.database.queue.settle(Settled {
             feed: self.feed.clone(),
             held: LeaseSlot::Row { id: row, member },
             how: How::Done,
@@ -208,71 +160,82 @@ impl Member {
 
     /// Releases all deliveries when the bus closes. Later settlements return that the bus is closed.
     fn give_up(self: &Arc<Self>) -> Vec<Confirm<()>> {
-        let mut state = self.state.lock().expect("not poisoned");
-        state.closed = true;
-        let given: Vec<_> = state.outstanding.drain().map(|(_, outstanding)| outstanding).collect();
-        drop(state);
+        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        unsettled.closed = true;
+        let given: Vec<_> = unsettled.outstanding.drain().map(|(_, leased)| leased).collect();
+        drop(unsettled);
         let mut confirms: Vec<_> =
-            given.into_iter().map(|outstanding| self.send(outstanding, Settlement::Release)).collect();
+            given.into_iter().map(|leased| self.send(leased, Settlement::Release)).collect();
         confirms.extend(self.unpark());
         confirms
     }
 
     /// Writes an undelivered message to the file, where it waits for an earlier one of its key.
-    pub(super) fn park(self: &Arc<Self>, parked: Parked) -> Confirm<()> {
-        let Parked { held, entry } = parked;
+    pub(super) fn park(self: &Arc<Self>, parked: Leased) -> Confirm<()> {
+        let Leased { held, message } = parked;
         let (answer, confirm) = Confirm::channel();
-        let how = How::again(&entry, entry.attempt - 1, PARKED, None);
-        let lane = entry.message.key.clone().map(|key| Lane { member: self.clone(), key, release: false });
+        let how = How::again(&message, message.attempt - 1, PARKED, None);
+        let lane = message.message.key.clone().and_then(|key| self.lane(key, false));
         let feed = self.feed.clone();
-        self.database.inbox.settle(Settled { feed, held, how, fsync: false, lane, answer: Some(answer) });
+        self.database.queue.settle(Settled { feed, held, how, fsync: false, lane, answer: Some(answer) });
         confirm
     }
 
     /// Moves all messages that wait in memory to the file.
     pub(super) fn unpark(self: &Arc<Self>) -> Vec<Confirm<()>> {
         let Some(lanes) = &self.lanes else { return Vec::new() };
-        let parked = lanes.lock().expect("not poisoned").drain();
+        let parked = lanes.lock().drain();
         parked.into_iter().map(|parked| self.park(parked)).collect()
     }
 
-    fn send(self: &Arc<Self>, outstanding: Outstanding, settlement: Settlement) -> Confirm<()> {
-        let Outstanding { held, entry } = outstanding;
+    /// The part of a settlement on which the order of `key` depends; `None` unless the subscription is keyed.
+    fn lane(&self, key: SmolStr, release: bool) -> Option<Lane> {
+        let lanes = self.lanes.clone()?;
+        Some(Lane { lanes, key, release })
+    }
+
+    fn send(self: &Arc<Self>, leased: Leased, settlement: Settlement) -> Confirm<()> {
+        let Leased { held, message } = leased;
         let (answer, confirm) = Confirm::channel();
         let how = match settlement {
             Settlement::Ack => How::Done,
-            Settlement::Retry { after, error } => How::again(&entry, entry.attempt, due(after), Some(error)),
-            Settlement::Defer { after } => How::again(&entry, entry.attempt - 1, due(after), None),
-            Settlement::Release => How::again(&entry, entry.attempt - 1, 0, None),
+            Settlement::Retry { after, error } => {
+                How::again(&message, message.attempt, due(after), Some(error))
+            }
+            Settlement::Defer { after } => How::again(&message, message.attempt - 1, due(after), None),
+            Settlement::Release => How::again(&message, message.attempt - 1, 0, None),
             Settlement::Reject(rejection) => How::Dead(Box::new(Dead {
-                copy: Copy::new(&entry),
-                attempts: entry.attempt,
+                copy: Copy::new(&message),
+                attempts: message.attempt,
                 reason: rejection.reason,
                 error: rejection.error,
             })),
         };
         let mut lane = None;
-        if let (Some(lanes), Some(key)) = (&self.lanes, &entry.message.key) {
+        if let (Some(lanes), Some(key)) = (&self.lanes, &message.message.key) {
             let done = matches!(how, How::Done | How::Dead(_));
             // If this message is done, the next of its key in memory may be delivered at once. If it goes back to the
             // file, it must be written before the next message of the key is read from the file, and the messages that
             // wait in memory must follow it there.
-            if !(done && lanes.lock().expect("not poisoned").finish(key)) {
-                let behind = lanes.lock().expect("not poisoned").unpark(key);
+            if !(done && lanes.lock().finish(key)) {
+                let behind = lanes.lock().unpark(key);
                 for parked in behind {
                     drop(self.park(parked));
                 }
-                lane = Some(Lane { member: self.clone(), key: key.clone(), release: true });
+                lane = self.lane(key.clone(), true);
             }
         }
-        self.database.inbox.settle(Settled {
+        self.database.queue.settle(Settled {
             feed: self.feed.clone(),
             held,
             how,
-            fsync: self.fsync,
+            fsync: self.terms.fsync,
             lane,
             answer: Some(answer),
         });
+        if let Some(lanes) = &self.lanes {
+            lanes.changed.notify_one();
+        }
         self.settled.notify_one();
         confirm
     }
@@ -286,22 +249,22 @@ fn due(after: Duration) -> i64 {
 // Settling needs an `Arc` of the member, which `me` provides.
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        let mut state = self.state.lock().expect("not poisoned");
-        let Some(outstanding) = state.outstanding.remove(&token) else {
-            let error = if state.closed { closed("settle") } else { lease_lost() };
+        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        let Some(leased) = unsettled.outstanding.remove(&token) else {
+            let error = if unsettled.closed { closed("settle") } else { lease_lost() };
             return Confirm::ready(Err(error));
         };
-        drop(state);
+        drop(unsettled);
         match self.me.upgrade() {
-            Some(me) => me.send(outstanding, settlement),
+            Some(me) => me.send(leased, settlement),
             None => Confirm::ready(Err(closed("settle"))),
         }
     }
 
     fn in_progress(&self, _: Token) -> Confirm<()> {
-        let id = self.id.load(Ordering::Acquire);
-        *self.told.lock().expect("not poisoned") = Instant::now();
-        let renewed = self.database.inbox.renew(vec![id], codec::now_and(self.lease));
+        self.membership.keep();
+        let until = codec::now_and(self.membership.lease);
+        let renewed = self.database.queue.renew(vec![self.membership.id()], until);
         Confirm::boxed(async move {
             if renewed.await?.is_empty() { Err(lease_lost().during("in progress")) } else { Ok(()) }
         })
@@ -310,6 +273,6 @@ impl Settle for Member {
 
 impl std::fmt::Debug for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Member").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Member").field("id", &self.membership.id()).finish_non_exhaustive()
     }
 }

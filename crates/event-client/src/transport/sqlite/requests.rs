@@ -1,29 +1,46 @@
-//! Request and reply: within a process over a private in-memory bus, to other processes through [`rpc`](super::rpc).
+//! Request and reply: within a process over a private in-memory bus, to other processes through tables.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use super::SqliteTransport;
-use super::rpc;
-use crate::error::{Error, ErrorKind, Result};
+use super::handle::Handle;
+use super::rpc::Local;
+use crate::error::{ErrorKind, Result};
 use crate::message::Message;
 use crate::supervise;
-use crate::transport::{IncomingRequest, Replies, Requests, Serve, Transport};
+use crate::transport::{IncomingRequest, Replies, Requests, Serve};
 
-impl Requests for SqliteTransport {
+/// The requests of one handle.
+pub(super) struct Calls {
+    handle: Arc<Handle>,
+    /// This handle's connection to the members in this process.
+    local: Local,
+}
+
+impl Calls {
+    pub(super) fn new(handle: Arc<Handle>, local: Local) -> Self {
+        Self { handle, local }
+    }
+
+    /// Ends the calls and the members of this handle.
+    pub(super) async fn close(&self) -> Result<()> {
+        self.local.close().await
+    }
+}
+
+impl Requests for Calls {
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
         Box::pin(async move {
-            let open = self.live("request")?;
-            if let Some(error) = self.refuse(&request) {
+            let open = self.handle.live("request")?;
+            if let Some(error) = self.handle.refuse(&request) {
                 return Err(error);
             }
-            match self.calls.requests().call(request.clone(), within).await {
+            match self.local.call(request.clone(), within).await {
                 // No member in this process serves the subject: try the other processes.
-                Err(error) if error.kind() == ErrorKind::NoResponder => {
-                    rpc::call(&open, request, within).await
-                }
+                Err(error) if error.kind() == ErrorKind::NoResponder => open.rpc.call(request, within).await,
                 answered => answered,
             }
         })
@@ -31,12 +48,12 @@ impl Requests for SqliteTransport {
 
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
-            let open = self.live("serve")?;
+            let open = self.handle.live("serve")?;
             let (max_in_flight, service, subjects) =
                 (spec.max_in_flight.max(1), spec.service.clone(), spec.subjects.clone());
-            let largest = self.capabilities.max_payload;
-            let mut incoming = self.calls.requests().serve(spec).await?;
-            let id = rpc::announce(&open, &service, &subjects).await?;
+            let largest = self.handle.capabilities.max_payload;
+            let mut incoming = self.local.serve(spec).await?;
+            let id = open.rpc.announce(&service, &subjects).await?;
             // A second queue, so that this task notices when the receiver is dropped and withdraws the announcement.
             // Each request's responder holds the permit of the member's `max_in_flight`, so this queue does not let the
             // member take more requests.
@@ -55,20 +72,13 @@ impl Requests for SqliteTransport {
                     }
                 }
                 drop(incoming);
-                rpc::withdraw(&open, id).await;
+                open.rpc.withdraw(id).await;
             };
             tokio::spawn(supervise::run("sqlite serve", serving, move || {
                 // After a panic, other processes must not send requests to a member that has ended.
-                tokio::spawn(async move { rpc::withdraw(&withdrawn.0, withdrawn.1).await });
+                tokio::spawn(async move { withdrawn.0.rpc.withdraw(withdrawn.1).await });
             }));
             Ok(receiver)
         })
     }
-}
-
-/// The error for a request whose subject no member serves, in this or another process.
-pub(super) fn nobody(request: &Message) -> Error {
-    Error::new(ErrorKind::NoResponder, "no member serves this subject")
-        .during("request")
-        .with("subject", &request.subject)
 }

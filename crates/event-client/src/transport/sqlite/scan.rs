@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::codec::{self, Reader};
-use super::connection::{Database, Script};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
-use super::tail_cache::Written;
+use super::script::Script;
+use super::tail_cache::{TailCache, Written};
 use crate::message::Message;
 use crate::subject::{Pattern, Subject};
 
@@ -72,11 +72,11 @@ impl Scan {
     }
 
     /// Fills the buffer if it is empty. Returns whether there may be more messages to read.
-    pub(super) async fn fill(&mut self, database: &Database) -> Sql<bool> {
+    pub(super) async fn fill(&mut self, readers: &SqlitePool, tail: &TailCache) -> Sql<bool> {
         if !self.buffer.is_empty() {
             return Ok(true);
         }
-        while let Some(Written { last, count, at, subjects, data }) = database.tail.after(self.seen) {
+        while let Some(Written { last, count, at, subjects, data }) = tail.after(self.seen) {
             self.take(last, count, at, &subjects, || data)?;
             self.seen = last;
             self.reading = true;
@@ -84,7 +84,7 @@ impl Scan {
                 return Ok(true);
             }
         }
-        let mut reader = database.readers.acquire().await?;
+        let mut reader = readers.acquire().await?;
         let rows = self.query().run(&mut reader).await?.pop().unwrap_or_default();
         let mut segments = 0;
         let mut last = self.seen;

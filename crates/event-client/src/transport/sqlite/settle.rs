@@ -2,18 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use smol_str::SmolStr;
 
 use super::codec;
-use super::connection::{Answers, Script, json};
 use super::error::lease_lost;
-use super::group::GroupFeed;
+use super::group_feed::GroupFeed;
+use super::keyed::Lanes;
 use super::lease::Lease;
-use super::member::{LeaseSlot, Member, StoredMessage};
+use super::leased::{LeaseSlot, StoredMessage};
 use super::schema::PARKED;
-use super::writer::ids;
+use super::script::{Answers, Script, ids, json};
 use crate::confirm::Answer;
 use crate::delivery::Reason;
 use crate::error::Error;
@@ -31,7 +30,7 @@ pub(super) struct Settled {
 
 /// A key whose order depends on this settlement.
 pub(super) struct Lane {
-    pub(super) member: Arc<Member>,
+    pub(super) lanes: Arc<Lanes>,
     pub(super) key: SmolStr,
     /// Whether the key becomes idle afterwards.
     pub(super) release: bool,
@@ -264,11 +263,11 @@ impl Plan {
                 LeaseSlot::Row { id, .. } => rows.contains(id),
             };
             if matches!(item.how, How::Again(_)) || item.lane.is_some() {
-                item.feed.redeliver.store(true, Ordering::Release);
+                item.feed.look_for_redeliveries();
                 again = true;
             }
             if let Some(lane) = item.lane.filter(|lane| lane.release) {
-                lane.member.release_lane(&lane.key);
+                lane.lanes.release(&lane.key);
             }
             if let Some(answer) = item.answer {
                 let _ = answer.send(if held { Ok(()) } else { Err(lease_lost()) });

@@ -12,18 +12,19 @@ use super::connection::Open;
 use super::error::lost;
 use super::failover;
 use super::fetch;
-use super::group::{self, Ensured, GroupFeed, ensure_group, group_gone, join};
+use super::group::{self, Ensured, ensure_group, group_gone, join};
 use super::member::{Member, Terms};
+use super::membership::Membership;
+use super::schema::PARKED;
+use super::wake::{PAUSE, POLL};
 use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
 use crate::subscription::{Feed, Health, Subscription};
 use crate::supervise;
 use crate::transport::{Change, Mode, Provision, Subscribe};
 
-/// The longest wait between two polls of the file, for lost wake-ups and dead members.
-pub(super) const POLL: Duration = Duration::from_secs(1);
-/// The pause after a failure.
-pub(super) const PAUSE: Duration = Duration::from_millis(200);
+/// The longest wait for a redelivery that is due later: the clock may be set meanwhile.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// Joins the group, creates it if necessary, and starts the task that fetches for the subscription.
 pub(super) async fn group(
@@ -33,13 +34,13 @@ pub(super) async fn group(
     fsync: bool,
     provision: Provision,
 ) -> Result<(Arc<Member>, Subscription)> {
-    let process = open.processes.me().to_owned();
+    let process = open.database.processes.me().to_owned();
     let Subscribe { lease, max_in_flight, keyed, .. } = spec;
     let filters = spec.filters.clone();
     let until = codec::now_and(lease);
     let attempt = async || {
         let (spec, process) = (spec.clone(), process.clone());
-        let job = open.write("subscribe", move |connection| {
+        let job = open.database.write("subscribe", move |connection| {
             Box::pin(async move {
                 Ok(match ensure_group(connection, &spec, provision).await? {
                     Ensured::Group(id) => Ok(Ok((id, join(connection, id, &process, until).await?))),
@@ -53,42 +54,28 @@ pub(super) async fn group(
     let mut joined = attempt().await?;
     if let Err(others) = &joined {
         // Dead members must not prevent the change, and their rows may still exist: remove them and try again.
-        failover::dead_letter(&open, others).await?;
+        failover::dead_letter(&open.database, others).await?;
         joined = attempt().await?;
     }
     let (id, member) = joined.map_err(|_| group::disagree(&group, keyed).during("subscribe"))?;
-    let feed = {
-        let mut groups = open.groups.lock().expect("not poisoned");
-        groups.retain(|_, feed| feed.strong_count() > 0);
-        match groups.get(&id).and_then(std::sync::Weak::upgrade) {
-            Some(feed) => feed,
-            None => {
-                let feed = Arc::new(GroupFeed::new(id, group));
-                groups.insert(id, Arc::downgrade(&feed));
-                feed
-            }
-        }
-    };
+    let feed = open.groups.join(id, group);
     // The row is remembered from the start, so that it can be created again if another program removes it.
     if let Some((cursor, revision, filters)) =
-        group::reload(&open, id).await.map_err(|error| open.explain(&error, "subscribe"))?
+        group::reload(&open.database, id).await.map_err(|error| open.database.explain(&error, "subscribe"))?
     {
         feed.note(cursor, Some((revision, &filters)));
     }
     let (sender, subscription) = Subscription::channel(max_in_flight);
     let member = Member::new(
-        Arc::clone(&open),
+        Arc::clone(&open.database),
         feed,
-        member,
-        Terms { lease, fsync, keyed, max_in_flight, filters, provision },
+        Membership::new(member, id, lease),
+        Terms { fsync, keyed, max_in_flight, filters, provision },
         sender.stopped().clone(),
     );
-    open.members
-        .lock()
-        .expect("not poisoned")
-        .insert(member.id.load(Ordering::Acquire), Arc::downgrade(&member));
-    open.keeper.notify_one();
-    let ended = (member.idle.clone(), member.left.clone());
+    open.members.add(&member.membership);
+    open.database.wake.housekeeping.notify_one();
+    let ended = (member.ends.idle.clone(), member.ends.left.clone());
     tokio::spawn(supervise::run("sqlite fetch", run(open, member.clone(), sender), move || {
         // After a panic the member's row is no longer renewed and expires with its lease.
         ended.0.cancel();
@@ -98,10 +85,10 @@ pub(super) async fn group(
 }
 
 /// Creates or changes a group as `spec` requires, without joining it. Returns the change that was necessary.
-pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<Change>> {
+pub(super) async fn provide(open: &Open, spec: Subscribe) -> Result<Option<Change>> {
     let attempt = async || {
         let spec = spec.clone();
-        let job = open.write("apply topology", move |connection| {
+        let job = open.database.write("apply topology", move |connection| {
             Box::pin(async move {
                 let change = group::compare(connection, &spec).await?;
                 Ok((change, ensure_group(connection, &spec, Provision::Update).await?))
@@ -111,7 +98,7 @@ pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<
     };
     let mut provided = attempt().await?;
     if let (_, Ensured::Others(others)) = &provided {
-        failover::dead_letter(open, others).await?;
+        failover::dead_letter(&open.database, others).await?;
         provided = attempt().await?;
     }
     match (provided, spec.mode) {
@@ -119,15 +106,19 @@ pub(super) async fn provide(open: &Arc<Open>, spec: Subscribe) -> Result<Option<
             Err(group::disagree(&group, spec.keyed).during("apply topology"))
         }
         ((_, Ensured::Refused(error)), _) => Err(error.during("apply topology")),
-        ((change, _), _) => Ok(change),
+        ((change, _), _) => {
+            open.database.wake_everywhere();
+            Ok(change)
+        }
     }
 }
 
 async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
-    let mut changed = open.changed.subscribe();
+    let database = &open.database;
+    let mut changed = database.wake.subscribe();
     let mut failing = false;
     loop {
-        if feed.stopped().is_cancelled() || open.inbox.is_closed() {
+        if feed.stopped().is_cancelled() || database.queue.is_closed() {
             break;
         }
         changed.borrow_and_update();
@@ -138,9 +129,10 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
             }
             continue;
         }
+        let was_active = member.membership.is_active();
         let fetched = async {
-            open.still_intact().map_err(|gone| lost(&gone, "fetch"))?;
-            if member.lost.load(Ordering::Acquire) {
+            database.file.still_intact().map_err(|gone| lost(&gone, "fetch"))?;
+            if member.membership.is_lost() {
                 rejoin(&open, &member).await?;
             }
             fetch::fetch(&member, &feed).await
@@ -149,15 +141,23 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
             Ok(fetched) => {
                 failing = false;
                 feed.report(Health::Live);
-                if fetched {
+                let fenced = was_active && !member.membership.is_active();
+                if fetched || fenced || member.membership.is_lost() {
                     continue;
                 }
                 let due = member.feed.next_due.load(Ordering::Acquire);
                 let wait = Duration::from_nanos(u64::try_from(due.saturating_sub(codec::now())).unwrap_or(0));
+                let key_changed = async {
+                    match &member.lanes {
+                        Some(lanes) => lanes.changed.notified().await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     _ = changed.changed() => {}
-                    () = member.settled.notified(), if member.lanes.is_some() => {}
-                    () = sleep_until(Instant::now() + wait.min(POLL)) => {}
+                    () = key_changed => {}
+                    // Without a redelivery that is due later, this task sleeps until it is woken.
+                    () = sleep_until(Instant::now() + wait.min(LONGEST)), if due < PARKED => {}
                     () = feed.stopped().cancelled() => {}
                 }
             }
@@ -181,11 +181,11 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
     }
     let gone = feed.gone().clone();
     drop(feed);
-    member.idle.cancel();
+    member.ends.idle.cancel();
     leave(&open, &member, &gone).await;
     // The order matters: the task that waits for `left` may hold the last other reference to the open file.
     drop(open);
-    member.left.cancel();
+    member.ends.left.cancel();
 }
 
 /// Ends the membership. Taken deliveries stay leased until they are settled, or until one lease time has passed since
@@ -193,13 +193,13 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
 async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken) {
     drop(member.unpark());
     let settled = async {
-        while member.outstanding() > 0 && !open.inbox.is_closed() {
+        while member.outstanding() > 0 && !open.database.queue.is_closed() {
             // The timeout only serves to check again whether the database is closed.
             let _ = timeout(POLL, member.settled.notified()).await;
         }
     };
-    let id = member.id.load(Ordering::Acquire);
-    let forget = || open.members.lock().expect("not poisoned").remove(&id);
+    let id = member.membership.id();
+    let forget = || open.members.remove(id);
     tokio::select! {
         () = settled => {}
         () = async {
@@ -209,28 +209,28 @@ async fn leave(open: &Arc<Open>, member: &Arc<Member>, gone: &CancellationToken)
             // `in_progress`.
             let mut since = Instant::now();
             loop {
-                sleep_until(since + member.lease).await;
-                let told = *member.told.lock().expect("not poisoned");
-                if told <= since {
+                sleep_until(since + member.membership.lease).await;
+                let kept = member.membership.kept();
+                if kept <= since {
                     break;
                 }
-                since = told;
+                since = kept;
             }
         } => {}
     }
     forget();
     // If this fails, the row expires with its lease.
-    let left = open.write("unsubscribe", move |connection| Box::pin(failover::reap(connection, id)));
+    let left = open.database.write("unsubscribe", move |connection| Box::pin(failover::reap(connection, id)));
     let _ = left.await;
-    open.wake_everywhere();
+    open.database.wake_everywhere();
 }
 
 /// Joins the group again, with a new member row, after the leases were lost.
 async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
-    let (group, old) = (member.feed.id, member.id.load(Ordering::Acquire));
-    let process = open.processes.me().to_owned();
-    let until = codec::now_and(member.lease);
-    let joined = open.write("subscribe", move |connection| {
+    let (group, old) = (member.feed.id, member.membership.id());
+    let process = open.database.processes.me().to_owned();
+    let until = codec::now_and(member.membership.lease);
+    let joined = open.database.write("subscribe", move |connection| {
         Box::pin(async move {
             let known = sqlx::query("SELECT 1 FROM consumer_group WHERE id = ?")
                 .bind(group)
@@ -245,8 +245,7 @@ async fn rejoin(open: &Arc<Open>, member: &Arc<Member>) -> Result<()> {
     let id = joined.await?.ok_or_else(|| group_gone(member))?;
     tracing::warn!(group = %member.feed.name, "the leases ran out because they were not renewed in time; joining the group again");
     member.restart(id);
-    let mut members = open.members.lock().expect("not poisoned");
-    members.remove(&old);
-    members.insert(id, Arc::downgrade(member));
+    open.members.remove(old);
+    open.members.add(&member.membership);
     Ok(())
 }

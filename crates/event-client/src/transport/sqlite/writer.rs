@@ -1,186 +1,24 @@
 //! The writer task of a database file: all work that waits at the same time shares one transaction and one fsync.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use sqlx::Connection;
+use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
-use tokio::sync::{Notify, oneshot};
 
 use super::claim::Claim;
-use super::connection::{self, Database, Script};
-use super::error::{Sql, closed, lost};
-use super::publish::{self, Publish};
-use super::settle::{self, Settled};
-use crate::confirm::{Answer, Confirm};
-use crate::error::{Error, ErrorKind, Result};
+use super::database::Database;
+use super::error::{Sql, lost};
+use super::publish::Batch;
+use super::script::{Answers, Script, ids, json};
+use super::settle;
+use super::write_queue::{Renewal, Work};
+use crate::confirm::Answer;
+use crate::error::Error;
 
-/// The highest number and size in bytes of waiting publishes; further publishes are refused.
-const MAX_WAITING: usize = 65_536;
-const MAX_WAITING_BYTES: usize = 64 << 20;
-/// The highest number of publishes in one transaction.
-const MAX_BATCH: usize = 8192;
 /// The pause before settlements that could not be stored are tried again.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// The queue of work for the writer.
-#[derive(Default)]
-pub(super) struct Inbox {
-    work: Mutex<Work>,
-    wake: Notify,
-}
-
-#[derive(Default)]
-struct Work {
-    publishes: Vec<Publish>,
-    bytes: usize,
-    claims: Vec<Claim>,
-    settles: Vec<Settled>,
-    renewals: Vec<Renewal>,
-    jobs: VecDeque<Job>,
-    closed: bool,
-}
-
-/// Extends the leases of `members` to the time `until`; the answer lists the members that still exist.
-pub(super) struct Renewal {
-    pub(super) members: Vec<i64>,
-    pub(super) until: i64,
-    pub(super) answer: Answer<Vec<i64>>,
-}
-
-/// Other work, which is rare and has its own transaction.
-type Job = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -> BoxFuture<'c, ()> + Send>;
-
-impl Inbox {
-    fn with<R>(&self, wake: bool, add: impl FnOnce(&mut Work) -> R) -> R {
-        let result = add(&mut self.work.lock().expect("not poisoned"));
-        if wake {
-            self.wake.notify_one();
-        }
-        result
-    }
-
-    /// Closes the queue and drops the waiting work: dropping its answers makes them report that the bus is closed.
-    pub(super) fn close(&self) {
-        drop(self.with(false, |work| std::mem::replace(work, Work { closed: true, ..Work::default() })));
-    }
-
-    /// Whether the queue is closed.
-    pub(super) fn is_closed(&self) -> bool {
-        self.with(false, |work| work.closed)
-    }
-
-    /// Adds a publish.
-    pub(super) fn publish(&self, publish: Publish) {
-        let refused = self.with(true, |work| {
-            if work.closed {
-                return Some((publish, closed("publish")));
-            }
-            if work.publishes.len() >= MAX_WAITING || work.bytes >= MAX_WAITING_BYTES {
-                return Some((
-                    publish,
-                    Error::new(
-                        ErrorKind::Full,
-                        "too many publishes wait for the disk; await some confirmations first",
-                    )
-                    .during("publish"),
-                ));
-            }
-            work.bytes += publish.record.len();
-            work.publishes.push(publish);
-            None
-        });
-        if let Some((publish, error)) = refused {
-            let _ = publish.answer.send(Err(error));
-        }
-    }
-
-    /// Adds a claim; a closed queue drops it without an answer.
-    pub(super) fn claim(&self, claim: Claim) {
-        self.with(true, |work| {
-            if !work.closed {
-                work.claims.push(claim);
-            }
-        });
-    }
-
-    /// Adds a settlement; a closed queue drops it without an answer.
-    pub(super) fn settle(&self, settled: Settled) {
-        self.with(true, |work| {
-            if !work.closed {
-                work.settles.push(settled);
-            }
-        });
-    }
-
-    /// Renews the leases of `members` until the time `until`. The confirmation lists the members that still exist.
-    pub(super) fn renew(&self, members: Vec<i64>, until: i64) -> Confirm<Vec<i64>> {
-        let (answer, confirm) = Confirm::channel();
-        self.with(true, |work| {
-            if !work.closed {
-                work.renewals.push(Renewal { members, until, answer });
-            }
-        });
-        confirm
-    }
-}
-
-impl Database {
-    /// Runs `job` in its own write transaction, which commits without an fsync.
-    pub(super) async fn write<T: Send + 'static>(
-        self: &Arc<Self>,
-        operation: &'static str,
-        job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>> + Send + 'static,
-    ) -> Result<T> {
-        let (answer, result) = oneshot::channel();
-        let database = Arc::clone(self);
-        let job: Job = Box::new(move |connection| {
-            Box::pin(async move {
-                let run = async {
-                    let connection = connection?;
-                    database.still_intact().map_err(|gone| lost(&gone, operation))?;
-                    let done = transact(connection, job).await;
-                    let done = done.map_err(|error| database.explain(&error, operation))?;
-                    database.intact().map_err(|gone| lost(&gone, operation))?;
-                    Ok(done)
-                };
-                let _ = answer.send(run.await);
-            })
-        });
-        self.inbox.with(true, |work| {
-            if !work.closed {
-                work.jobs.push_back(job);
-            }
-        });
-        match result.await {
-            Err(_) => Err(closed(operation)),
-            Ok(result) => result.map_err(|error: Error| error.during(operation)),
-        }
-    }
-}
-
-async fn transact<T>(
-    connection: &mut SqliteConnection,
-    job: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Sql<T>>,
-) -> Sql<T> {
-    let run = async |sql: &'static str, connection: &mut SqliteConnection| {
-        sqlx::query(sql).execute(connection).await
-    };
-    run("BEGIN IMMEDIATE", connection).await?;
-    let result = match job(connection).await {
-        Ok(value) => run("COMMIT", connection).await.map(|_| value),
-        Err(error) => Err(error),
-    };
-    if result.is_err() {
-        // This fails when the error has already ended the transaction.
-        let _ = run("ROLLBACK", connection).await;
-    }
-    result
-}
 
 /// The writer task.
 pub(super) struct Writer {
@@ -200,12 +38,12 @@ impl Writer {
         let database = self.database.clone();
         loop {
             tokio::select! {
-                () = database.inbox.wake.notified() => {}
+                () = database.queue.waiting() => {}
                 () = database.closing.cancelled() => {
                     if self.round().await {
                         continue;
                     }
-                    database.inbox.close();
+                    database.queue.close();
                     break;
                 }
             }
@@ -223,22 +61,12 @@ impl Writer {
 
     /// Takes the waiting work and writes it; `false` when there was none.
     async fn round(&mut self) -> bool {
-        let work = self.database.inbox.with(false, |work| {
-            let rest = if work.publishes.len() > MAX_BATCH {
-                work.publishes.split_off(MAX_BATCH)
-            } else {
-                Vec::new()
-            };
-            let taken = Work { bytes: 0, closed: false, ..std::mem::take(work) };
-            work.bytes = rest.iter().map(|publish| publish.record.len()).sum();
-            work.publishes = rest;
-            taken
-        });
-        let Work { publishes, claims, settles, renewals, jobs, .. } = work;
+        let mut work = self.database.queue.take();
+        let jobs = std::mem::take(&mut work.jobs);
         let mut worked = !jobs.is_empty();
-        if !(publishes.is_empty() && claims.is_empty() && settles.is_empty() && renewals.is_empty()) {
+        if !work.is_empty() {
             worked = true;
-            self.commit(publishes, claims, settles, renewals).await;
+            self.commit(work).await;
         }
         for job in jobs {
             match self.set_fsync(false).await {
@@ -260,93 +88,117 @@ impl Writer {
     }
 
     /// Writes all of it in one transaction.
-    async fn commit(
-        &mut self,
-        publishes: Vec<Publish>,
-        claims: Vec<Claim>,
-        settles: Vec<Settled>,
-        renewals: Vec<Renewal>,
-    ) {
+    async fn commit(&mut self, work: Work) {
+        let Work { publishes, claims, settles, renewals, looks, .. } = work;
         let fsync =
             publishes.iter().any(|publish| publish.fsync) || settles.iter().any(|settled| settled.fsync);
         let mut script = Script::default();
         if self.fsync != Some(fsync) {
             script.statement(synchronous(fsync));
         }
-        let mut batch = publish::Batch::new(publishes, self.database.storage.dedup_window);
-        let settles = settle::Plan::new(settles);
-        if let Err(gone) = self.database.still_intact() {
-            return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
+        let batch = Batch::new(publishes, self.database.storage.dedup_window);
+        let mut all = Transaction { batch, claims, settles: settle::Plan::new(settles), renewals, looks };
+        if let Err(gone) = self.database.file.still_intact() {
+            return self.fail(&|operation| lost(&gone, operation), all);
         }
+        let looked = (!all.looks.is_empty()).then(|| script.statement("PRAGMA data_version"));
         // A single statement is a transaction already; this saves `BEGIN` and `COMMIT`.
-        let alone =
-            claims.is_empty() && settles.is_empty() && renewals.is_empty() && batch.is_one_statement();
+        let alone = all.claims.is_empty()
+            && all.settles.is_empty()
+            && all.renewals.is_empty()
+            && all.batch.is_one_statement();
         if !alone {
             script.statement("BEGIN IMMEDIATE");
         }
-        let claimed: Vec<_> = claims.iter().map(|claim| claim.write(&mut script)).collect();
-        let settled = settles.write(&mut script);
-        let renewed: Vec<_> = renewals
+        let claimed: Vec<_> = all.claims.iter().map(|claim| claim.write(&mut script)).collect();
+        let settled = all.settles.write(&mut script);
+        let renewed: Vec<_> = all
+            .renewals
             .iter()
             .map(|renewal| {
                 let step = script.statement(
                     "UPDATE member SET until = ? WHERE id IN (SELECT value FROM json_each(?)) RETURNING id",
                 );
-                script.bind(renewal.until).bind(connection::json(renewal.members.iter().copied()));
+                script.bind(renewal.until).bind(json(renewal.members.iter().copied()));
                 step
             })
             .collect();
-        let result = batch.write(script, alone, &mut self.connection).await;
+        let result = self.write(script, alone, &mut all.batch).await;
         self.fsync = result.is_ok().then_some(fsync);
         let answers = match result {
             Ok(answers) => answers,
             Err(error) => {
                 // This fails when the error has already ended the transaction.
                 let _ = sqlx::raw_sql("ROLLBACK").execute(&mut self.connection).await;
-                let explain = |operation| self.database.explain(&error, operation);
-                return self.fail(&explain, batch, claims, settles, renewals);
+                return self.fail(&|operation| self.database.explain(&error, operation), all);
             }
         };
         // A commit into a file that is no longer at its path counts as not stored: no other process can find it.
-        if let Err(gone) = self.database.intact() {
-            return self.fail(&|operation| lost(&gone, operation), batch, claims, settles, renewals);
+        if let Err(gone) = self.database.file.intact() {
+            return self.fail(&|operation| lost(&gone, operation), all);
         }
+        let Transaction { batch, claims, settles, renewals, looks } = all;
         for (claim, step) in claims.into_iter().zip(claimed) {
             claim.finish(&answers, step);
         }
         for (renewal, step) in renewals.into_iter().zip(renewed) {
             let _ = renewal.answer.send(Ok(ids(&answers[step])));
         }
+        let version = looked.and_then(|step| answers[step].first()?.try_get(0).ok()).unwrap_or(0);
+        for look in looks {
+            let _ = look.send(Ok(version));
+        }
         let again = settles.finish(&answers, settled);
         let mut stored = batch.finish();
         self.database.tail.extend(std::mem::take(&mut stored.tail));
         if let Some(due) = stored.next_delayed {
-            self.database.next_delayed.fetch_min(due, Ordering::AcqRel);
-            self.database.keeper.notify_one();
+            self.database.wake.delayed(due);
         }
         if stored.any || again {
-            self.database.wake_here();
+            self.database.wake.subscriptions();
             self.database.processes.call();
         }
     }
 
+    /// Runs `script` and stores the batch, in one call to the connection's thread if no dedup id is involved. Returns
+    /// the results of the statements of `script`.
+    async fn write(&mut self, mut script: Script, alone: bool, batch: &mut Batch) -> Sql<Answers> {
+        // The known ids must be read under the write lock; then the messages must be stored to get their positions, and
+        // only then can the ids be stored with these positions.
+        if let Some(known) = batch.look_up(&mut script)? {
+            let answers = script.run(&mut self.connection).await?;
+            batch.mark_duplicates(&answers[known])?;
+            let mut script = Script::default();
+            let inserted = batch.store(&mut script);
+            batch.place(&inserted, &script.run(&mut self.connection).await?)?;
+            let mut script = Script::default();
+            batch.remember(&mut script);
+            script.statement("COMMIT");
+            script.run(&mut self.connection).await?;
+            return Ok(answers);
+        }
+        let inserted = batch.store(&mut script);
+        if !alone {
+            script.statement("COMMIT");
+        }
+        let answers = script.run(&mut self.connection).await?;
+        batch.place(&inserted, &answers)?;
+        Ok(answers)
+    }
+
     /// Resolves every answer with the error. Settlements are queued again after a pause.
-    fn fail(
-        &self,
-        explain: &(dyn Fn(&'static str) -> Error + Sync),
-        batch: publish::Batch,
-        claims: Vec<Claim>,
-        settles: settle::Plan,
-        renewals: Vec<Renewal>,
-    ) {
-        batch.fail(|| explain("publish"));
-        for claim in claims {
+    fn fail(&self, explain: &(dyn Fn(&'static str) -> Error + Sync), all: Transaction) {
+        all.batch.fail(|| explain("publish"));
+        for claim in all.claims {
             let _ = claim.answer.send(Err(explain("fetch")));
         }
-        for renewal in renewals {
+        for renewal in all.renewals {
             let _ = renewal.answer.send(Err(explain("renew")));
         }
-        let waiting = settles.fail(|| explain("settle"));
+        for look in all.looks {
+            let _ = look.send(Err(explain("renew")));
+        }
+        let waiting = all.settles.fail(|| explain("settle"));
         if !waiting.is_empty() {
             let database = self.database.clone();
             tokio::spawn(async move {
@@ -355,11 +207,20 @@ impl Writer {
                     () = database.closing.cancelled() => return,
                 }
                 for settled in waiting {
-                    database.inbox.settle(settled);
+                    database.queue.settle(settled);
                 }
             });
         }
     }
+}
+
+/// The work of one transaction.
+struct Transaction {
+    batch: Batch,
+    claims: Vec<Claim>,
+    settles: settle::Plan,
+    renewals: Vec<Renewal>,
+    looks: Vec<Answer<i64>>,
 }
 
 /// Truncates the write-ahead log and closes the connections to the file.
@@ -372,16 +233,4 @@ async fn finish(mut writer: SqliteConnection, readers: &SqlitePool) {
 
 fn synchronous(fsync: bool) -> &'static str {
     if fsync { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" }
-}
-
-/// The first column of each row.
-pub(super) fn ids(rows: &[sqlx::sqlite::SqliteRow]) -> Vec<i64> {
-    use sqlx::Row;
-    rows.iter().filter_map(|row| row.try_get(0).ok()).collect()
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").finish_non_exhaustive()
-    }
 }

@@ -11,23 +11,20 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::super::codec;
-use super::super::connection::{Database, Script, json};
+use super::super::database::Database;
 use super::super::error::closed;
-use super::super::requests::nobody;
-use super::super::subscribe::POLL;
+use super::super::script::{Script, json};
+use super::super::wake::POLL;
+use super::calls::{Call, Calls, FRAMES};
 use super::frame::read_frame;
-use super::{Call, FRAMES};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::{Frame, Replies};
 
 /// Sends `request` to the member that was used least recently.
-pub(in super::super) async fn call(
-    database: &Arc<Database>,
-    request: Message,
-    within: Duration,
-) -> Result<Replies> {
+pub(super) async fn call(calls: &Arc<Calls>, request: Message, within: Duration) -> Result<Replies> {
+    let database = &calls.database;
     let id = SmolStr::new(uuid::Uuid::now_v7().to_string());
     let expires = codec::now_and(within);
     let (frames, replies) = mpsc::channel(FRAMES + 1);
@@ -72,26 +69,27 @@ pub(in super::super) async fn call(
         forget_process(database, process).await?;
     };
     let waiting = Call { process, frames: frames.clone() };
-    database.calls.out.lock().expect("not poisoned").insert(id.clone(), waiting);
+    calls.out.lock().expect("not poisoned").insert(id.clone(), waiting);
     database.processes.call();
     // Frames may have arrived before the call was registered: read once more.
-    database.calls.called.notify_one();
-    tokio::spawn(watch(database.clone(), id, frames, gone.clone(), within, request.subject));
+    database.wake.requests.notify_one();
+    tokio::spawn(watch(calls.clone(), id, frames, gone.clone(), within, request.subject));
     Ok(Replies::new(replies, Some(gone)))
 }
 
 /// Waits for the end of a call (the last frame, a caller that dropped the replies, the deadline or the end of the
 /// database), then deletes its rows.
 async fn watch(
-    database: Arc<Database>,
+    calls: Arc<Calls>,
     id: SmolStr,
     frames: mpsc::Sender<Result<Frame>>,
     gone: CancellationToken,
     within: Duration,
     subject: Subject,
 ) {
+    let database = &calls.database;
     let answered = async {
-        while database.calls.out.lock().expect("not poisoned").contains_key(&id) {
+        while calls.out.lock().expect("not poisoned").contains_key(&id) {
             sleep(POLL).await;
         }
     };
@@ -103,7 +101,7 @@ async fn watch(
         ),
         () = database.closing.cancelled() => Some(closed("request")),
     };
-    database.calls.out.lock().expect("not poisoned").remove(&id);
+    calls.out.lock().expect("not poisoned").remove(&id);
     if let Some(error) = error {
         let _ = frames.try_send(Err(error.during("request")));
     }
@@ -124,9 +122,10 @@ async fn watch(
 }
 
 /// Passes frames to the callers that wait for them and have room.
-pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
+pub(super) async fn receive(calls: &Calls) -> Result<()> {
+    let database = &calls.database;
     let open: Vec<(SmolStr, String, usize)> = {
-        let mut out = database.calls.out.lock().expect("not poisoned");
+        let mut out = calls.out.lock().expect("not poisoned");
         out.retain(|_, call| !call.frames.is_closed());
         out.iter().map(|(id, call)| (id.clone(), call.process.clone(), call.frames.capacity())).collect()
     };
@@ -135,7 +134,7 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
     }
     for (id, process, _) in &open {
         if !database.processes.lives(process)
-            && let Some(call) = database.calls.out.lock().expect("not poisoned").remove(id)
+            && let Some(call) = calls.out.lock().expect("not poisoned").remove(id)
         {
             let error = Error::new(ErrorKind::Unavailable, "the server's process ended before it answered");
             let _ = call.frames.try_send(Err(error.during("request")));
@@ -162,7 +161,7 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
         *room -= 1;
         read.push(id);
         let last = frame.as_ref().map_or(true, |frame| frame.last);
-        let mut out = database.calls.out.lock().expect("not poisoned");
+        let mut out = calls.out.lock().expect("not poisoned");
         let Some(call) = out.get(&request) else { continue };
         let _ = call.frames.try_send(frame);
         if last {
@@ -170,14 +169,14 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
         }
     }
     for (request, _) in left.into_iter().filter(|(_, room)| *room == 0) {
-        let out = database.calls.out.lock().expect("not poisoned");
+        let out = calls.out.lock().expect("not poisoned");
         let Some(frames) = out.get(&request).map(|call| call.frames.clone()) else { continue };
         let database = database.clone();
         tokio::spawn(async move {
             // Two places, because one is reserved for an error. If the caller has dropped the replies, this fails and
             // nothing is signalled.
             if frames.reserve_many(2).await.is_ok() {
-                database.calls.called.notify_one();
+                database.wake.requests.notify_one();
             }
         });
     }
@@ -195,7 +194,7 @@ pub(super) async fn receive(database: &Arc<Database>) -> Result<()> {
     });
     deleted.await?;
     // There may be more frames than one query reads.
-    database.calls.called.notify_one();
+    database.wake.requests.notify_one();
     Ok(())
 }
 
@@ -212,4 +211,11 @@ async fn forget_process(database: &Arc<Database>, process: String) -> Result<()>
         })
     });
     forgotten.await
+}
+
+/// The error for a request whose subject no member serves, in this or another process.
+fn nobody(request: &Message) -> Error {
+    Error::new(ErrorKind::NoResponder, "no member serves this subject")
+        .during("request")
+        .with("subject", &request.subject)
 }

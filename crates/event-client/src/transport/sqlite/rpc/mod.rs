@@ -4,69 +4,89 @@
 //! it to its own members as a local call and writes the frames of the reply. Rows are deleted when they have been read,
 //! or when they expire.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use smol_str::SmolStr;
-use tokio::sync::{Notify, mpsc};
-use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::sleep;
 
-use super::connection::{Database, Script};
-use super::subscribe::POLL;
+use super::database::Database;
+use super::script::Script;
+use super::wake::POLL;
 use crate::error::{Error, Result};
-use crate::transport::{Frame, MemoryTransport};
+use crate::message::Message;
+use crate::subject::Subject;
+use crate::transport::Replies;
 
 mod caller;
+mod calls;
 mod frame;
+mod local;
 mod server;
 
-pub(super) use caller::call;
-pub(super) use server::{announce, withdraw};
+use calls::Calls;
+pub(super) use local::Local;
 
-/// The highest number of frames of one reply that the server has written and the caller has not taken.
-const FRAMES: usize = 64;
 /// Nanoseconds after its deadline at which the rows of a call are deleted: ten seconds.
 const GRACE: i64 = 10_000_000_000;
 
-/// The calls of this process to others, and of others to this one.
-#[derive(Debug, Default)]
-pub(super) struct Calls {
-    /// Callers in this process that wait for a reply, by request id.
-    out: Mutex<HashMap<SmolStr, Call>>,
-    /// Requests of other processes that members of this process handle, by request id.
-    running: Mutex<HashMap<SmolStr, CancellationToken>>,
-    /// The number of members that this process has announced: with zero it need not look for requests.
-    announced: AtomicUsize,
-    /// Signalled when another process wakes this one, or when there may be more requests or frames to read.
-    pub(super) called: Notify,
-}
-
+/// The requests of one database file.
 #[derive(Debug)]
-struct Call {
-    process: String,
-    frames: mpsc::Sender<Result<Frame>>,
+pub(super) struct Rpc {
+    calls: Arc<Calls>,
+    /// Transports requests within the process.
+    here: Arc<Local>,
 }
 
-/// Reads the frames for this process's callers and the requests for its members, until the database closes.
-pub(super) async fn run(database: Arc<Database>, here: Arc<MemoryTransport>) {
-    loop {
-        tokio::select! {
-            _ = timeout(POLL, database.calls.called.notified()) => {}
-            () = database.closing.cancelled() => return,
-        }
-        let round = async {
-            caller::receive(&database).await?;
-            if database.calls.announced.load(Ordering::Acquire) > 0 {
-                server::take(&database, &here).await?;
+impl Rpc {
+    pub(super) fn new(database: Arc<Database>) -> Result<Self> {
+        Ok(Self { calls: Arc::new(Calls::new(database)), here: Arc::new(Local::new()?) })
+    }
+
+    /// Opens a connection to the members in this process.
+    pub(super) fn connect(&self) -> Local {
+        self.here.connect()
+    }
+
+    /// Sends `request` to a member in another process.
+    pub(super) async fn call(&self, request: Message, within: Duration) -> Result<Replies> {
+        caller::call(&self.calls, request, within).await
+    }
+
+    /// Announces a new member to the other processes.
+    pub(super) async fn announce(&self, service: &str, subjects: &[Subject]) -> Result<SmolStr> {
+        server::announce(&self.calls, service, subjects).await
+    }
+
+    /// Deletes the announcement of a member that has ended.
+    pub(super) async fn withdraw(&self, id: SmolStr) {
+        server::withdraw(&self.calls, id).await;
+    }
+
+    /// Reads the frames for this process's callers and the requests for its members, until the database closes.
+    pub(super) async fn run(&self) {
+        let calls = &self.calls;
+        let database = &calls.database;
+        loop {
+            tokio::select! {
+                () = database.wake.requests.notified() => {}
+                // A server's process may have ended without an answer.
+                () = sleep(POLL), if calls.is_waiting() => {}
+                () = database.closing.cancelled() => return,
             }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = round.await {
-            tracing::warn!(%error, "cannot exchange requests with other processes; retrying");
-            sleep(Duration::from_millis(100)).await;
+            let round = async {
+                caller::receive(calls).await?;
+                if calls.announced.load(Ordering::Acquire) > 0 {
+                    server::take(calls, &self.here).await?;
+                }
+                Ok::<_, Error>(())
+            };
+            if let Err(error) = round.await {
+                tracing::warn!(%error, "cannot exchange requests with other processes; retrying");
+                sleep(Duration::from_millis(100)).await;
+                database.wake.requests.notify_one();
+            }
         }
     }
 }

@@ -12,14 +12,16 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::super::codec::{self, Reader};
-use super::super::connection::{Database, Script};
+use super::super::database::Database;
 use super::super::error::{Sql, damaged};
-use super::FRAMES;
+use super::super::script::Script;
+use super::calls::{Calls, FRAMES};
 use super::frame::write_frame;
+use super::local::Local;
 use crate::error::Result;
 use crate::message::Message;
 use crate::subject::Subject;
-use crate::transport::{Frame, MemoryTransport, Transport};
+use crate::transport::Frame;
 
 /// The highest number of requests that one query takes.
 const TAKEN: i64 = 256;
@@ -27,15 +29,12 @@ const TAKEN: i64 = 256;
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Announces a new member to the other processes.
-pub(in super::super) async fn announce(
-    database: &Arc<Database>,
-    service: &str,
-    subjects: &[Subject],
-) -> Result<SmolStr> {
+pub(super) async fn announce(calls: &Calls, service: &str, subjects: &[Subject]) -> Result<SmolStr> {
+    let database = &calls.database;
     let id = crate::transport::consumer_name();
     let (me, service) = (database.processes.me().to_owned(), service.to_owned());
     let (row, subjects) = (id.to_string(), subjects.to_vec());
-    database.calls.announced.fetch_add(1, Ordering::AcqRel);
+    calls.announced.fetch_add(1, Ordering::AcqRel);
     let announced = database.write("serve", move |connection| {
         Box::pin(async move {
             let mut script = Script::default();
@@ -56,8 +55,9 @@ pub(in super::super) async fn announce(
 }
 
 /// Deletes the announcement of a member that has ended.
-pub(in super::super) async fn withdraw(database: &Arc<Database>, id: SmolStr) {
-    database.calls.announced.fetch_sub(1, Ordering::AcqRel);
+pub(super) async fn withdraw(calls: &Calls, id: SmolStr) {
+    let database = &calls.database;
+    calls.announced.fetch_sub(1, Ordering::AcqRel);
     let gone = database.write("serve", move |connection| {
         Box::pin(async move {
             sqlx::query("DELETE FROM rpc_server WHERE id = ?")
@@ -72,7 +72,8 @@ pub(in super::super) async fn withdraw(database: &Arc<Database>, id: SmolStr) {
 }
 
 /// Takes requests of other processes, and cancels those whose caller has deleted them.
-pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) -> Result<()> {
+pub(super) async fn take(calls: &Arc<Calls>, here: &Arc<Local>) -> Result<()> {
+    let database = &calls.database;
     let explain = |error: sqlx::Error| database.explain(&error, "serve");
     let me = database.processes.me().to_owned();
     let rows = sqlx::query("SELECT id, taken FROM rpc_request WHERE process = ?")
@@ -83,7 +84,7 @@ pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) 
     let rows = rows.iter().map(|row| Ok((SmolStr::new(row.try_get::<&str, _>(0)?), row.try_get(1)?)));
     let rows = rows.collect::<Sql<Vec<(SmolStr, bool)>>>().map_err(explain)?;
     let asked: HashSet<&SmolStr> = rows.iter().map(|(id, _)| id).collect();
-    database.calls.running.lock().expect("not poisoned").retain(|id, gone| {
+    calls.running.lock().expect("not poisoned").retain(|id, gone| {
         let wanted = asked.contains(id);
         if !wanted {
             gone.cancel();
@@ -120,26 +121,27 @@ pub(super) async fn take(database: &Arc<Database>, here: &Arc<MemoryTransport>) 
         let (id, caller, expires, message) =
             read().ok_or_else(|| explain(damaged("a request cannot be read")))?;
         let gone = CancellationToken::new();
-        database.calls.running.lock().expect("not poisoned").insert(id.clone(), gone.clone());
-        let (database, here) = (database.clone(), here.clone());
+        calls.running.lock().expect("not poisoned").insert(id.clone(), gone.clone());
+        let (calls, here) = (calls.clone(), here.clone());
         tokio::spawn(async move {
+            let database = &calls.database;
             tokio::select! {
-                () = answer(&database, &here, &id, &caller, expires, message) => {}
+                () = answer(database, &here, &id, &caller, expires, message) => {}
                 () = gone.cancelled() => {}
                 () = database.closing.cancelled() => {}
             }
-            database.calls.running.lock().expect("not poisoned").remove(&id);
+            calls.running.lock().expect("not poisoned").remove(&id);
         });
     }
     // There may be more requests than one query takes.
-    database.calls.called.notify_one();
+    database.wake.requests.notify_one();
     Ok(())
 }
 
 /// Calls a local member with a request and writes the frames of its reply.
 async fn answer(
     database: &Arc<Database>,
-    here: &MemoryTransport,
+    here: &Local,
     id: &SmolStr,
     caller: &str,
     expires: i64,
@@ -148,7 +150,7 @@ async fn answer(
     let Ok(within) = u64::try_from(expires.saturating_sub(codec::now())).map(Duration::from_nanos) else {
         return;
     };
-    let mut replies = match here.requests().call(message, within).await {
+    let mut replies = match here.call(message, within).await {
         Ok(replies) => replies,
         Err(error) => return drop(send(database, id, caller, expires, vec![Err(error)]).await),
     };
