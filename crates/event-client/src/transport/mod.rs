@@ -29,7 +29,6 @@ mod key_queue;
 mod memory;
 #[cfg(feature = "nats")]
 mod nats;
-#[cfg(any(feature = "nats", feature = "redis", feature = "rabbitmq"))]
 mod outage;
 mod provision;
 #[cfg(feature = "rabbitmq")]

@@ -8,6 +8,7 @@ use crate::subscription::{Feed, Health};
 pub(crate) struct Outage(bool);
 
 impl Outage {
+    #[cfg(feature = "nats")]
     pub(crate) fn is_on(&self) -> bool {
         self.0
     }

@@ -54,31 +54,10 @@ async fn tail(database: &Database, feed: &Feed, position: i64, filters: Vec<Patt
     scan.restart(0, position, Filters::new(filters));
     while !database.queue.is_closed() {
         changed.borrow_and_update();
-        let read = match database.file.still_intact() {
-            Ok(()) => scan
-                .fill(&database.readers, &database.tail)
-                .await
-                .map_err(|error| database.explain(&error, "fetch")),
-            Err(gone) => Err(lost(&gone, "fetch")),
-        };
-        match read {
-            Ok(more) => {
-                feed.report(Health::Live);
-                feed.missed("sqlite", scan.passed_over());
-                let now = codec::now();
-                while let Some(stored) = scan.buffer.pop_front() {
-                    if stored.is_expired(now) {
-                        continue;
-                    }
-                    let slot = feed.slot().await;
-                    let mut info = DeliveryInfo::new(1);
-                    info.position = Some(segment::position(stored.seq));
-                    info.published_at = codec::timestamp(stored.published);
-                    feed.push(Delivery::unleased(stored.message, info, Some(slot)));
-                }
-                if !more {
-                    let _ = changed.changed().await;
-                }
+        match round(database, feed, &mut scan).await {
+            Ok(true) => {}
+            Ok(false) => {
+                let _ = changed.changed().await;
             }
             Err(error) => {
                 feed.report(Health::Rebuilding(error.to_string()));
@@ -86,4 +65,25 @@ async fn tail(database: &Database, feed: &Feed, position: i64, filters: Vec<Patt
             }
         }
     }
+}
+
+/// Delivers the messages of one read. Returns whether there may be more.
+async fn round(database: &Database, feed: &Feed, scan: &mut Scan) -> Result<bool> {
+    let explain = |error: sqlx::Error| database.explain(&error, "fetch");
+    database.file.still_intact().map_err(|gone| lost(&gone, "fetch"))?;
+    let more = scan.fill(&database.readers, &database.tail).await.map_err(explain)?;
+    feed.report(Health::Live);
+    feed.missed("sqlite", scan.passed_over());
+    let now = codec::now();
+    while let Some(stored) = scan.take().map_err(explain)? {
+        if stored.is_expired(now) {
+            continue;
+        }
+        let slot = feed.slot().await;
+        let mut info = DeliveryInfo::new(1);
+        info.position = Some(segment::position(stored.seq));
+        info.published_at = codec::timestamp(stored.published);
+        feed.push(Delivery::unleased(stored.message, info, Some(slot)));
+    }
+    Ok(more)
 }

@@ -87,6 +87,7 @@ pub(super) fn encode(out: &mut Vec<u8>, message: &Message, published: Option<i64
 }
 
 /// Reads records from stored bytes. Every method returns `None` for bytes that [`encode`] did not write.
+#[derive(Debug)]
 pub(super) struct Reader {
     bytes: Bytes,
     at: usize,

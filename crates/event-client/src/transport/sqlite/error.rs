@@ -28,15 +28,6 @@ pub(super) fn closed(operation: &'static str) -> Error {
     Error::new(ErrorKind::Closed, "the bus is closed; open it again").during(operation)
 }
 
-/// The error when another consumer may have the message now.
-pub(super) fn lease_lost() -> Error {
-    Error::new(
-        ErrorKind::LeaseLost,
-        "the lease expired or the group was moved, and the message belongs to another consumer now",
-    )
-    .during("settle")
-}
-
 /// The error for a row that this library did not write.
 pub(super) fn damaged(what: &'static str) -> sqlx::Error {
     sqlx::Error::Decode(what.into())

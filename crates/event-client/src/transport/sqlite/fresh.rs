@@ -14,10 +14,11 @@ use super::keyed::Turn;
 use super::lease::{self, Lease};
 use super::leased::{LeaseSlot, Leased, StoredMessage};
 use super::member::Member;
-use super::scan::Stored;
+use super::records::Stored;
 use crate::confirm::Confirm;
 use crate::error::Result;
 use crate::subscription::Feed;
+use crate::telemetry::count_expired;
 
 /// The highest number of non-matching messages by which the stored cursor may stay behind the scan. The limit exists
 /// because the retention does not delete messages after the cursor.
@@ -102,28 +103,30 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Vec<Leased>> {
         };
         let more = fresh.scan.fill(&database.readers, &database.tail).await.map_err(explain)?;
         let now = codec::now();
+        // Until a claim succeeds, an error or a lost race makes the member read the row again, and the scan begin anew
+        // at the cursor: the messages that were taken from the scan are not lost.
+        fresh.cursor = None;
         let mut taken: Vec<Stored> = Vec::new();
         let mut expired = 0;
         while taken.len() < want
-            && let Some(stored) = fresh.scan.buffer.pop_front()
+            && let Some(stored) = fresh.scan.take().map_err(explain)?
         {
             if stored.is_expired(now) { expired += 1 } else { taken.push(stored) }
         }
-        let to = match fresh.scan.buffer.front() {
+        let to = match fresh.scan.next_position().map_err(explain)? {
             // The cursor also passes the non-matching messages before the next matching one.
-            Some(next) => next.seq - 1,
+            Some(next) => next - 1,
             None => fresh.scan.seen,
         };
         if taken.is_empty() && expired == 0 && to - cursor < TRAIL {
-            if more {
-                continue;
+            // If the group's filters or cursor changed, or the group was deleted, a claim would fail and show this, but
+            // there was nothing to claim: the row is read again.
+            if more || fresh.scan.revision == fresh.revision {
+                fresh.cursor = Some(cursor);
             }
-            if fresh.scan.revision == fresh.revision {
+            if !more && fresh.cursor.is_some() {
                 return Ok(Vec::new());
             }
-            // The group's filters or cursor changed, or the group was deleted. A claim would fail and show this, but
-            // there was nothing to claim: read the row again.
-            fresh.cursor = None;
             continue;
         }
         let (answer, claimed) = Confirm::channel();
@@ -139,8 +142,6 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Vec<Leased>> {
             pending,
             answer,
         });
-        // Unless the claim succeeds, the row must be read again, also when this future is dropped while it waits.
-        fresh.cursor = None;
         match claimed.await? {
             Claimed::Refused => {
                 if activation::is_fenced(member).await.map_err(explain)? {
@@ -148,11 +149,11 @@ async fn claim(member: &Arc<Member>, want: usize) -> Result<Vec<Leased>> {
                 }
             }
             Claimed::Moved => {
-                metrics::counter!("event_client_expired_total").increment(expired);
+                count_expired("sqlite", expired);
                 keep(member, &mut fresh, to);
             }
             Claimed::Lease(lease) => {
-                metrics::counter!("event_client_expired_total").increment(expired);
+                count_expired("sqlite", expired);
                 keep(member, &mut fresh, to);
                 let lease = Lease::new(lease, id, taken.iter().map(|stored| stored.seq).collect());
                 let message = |stored: Stored| StoredMessage {

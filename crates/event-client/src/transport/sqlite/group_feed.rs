@@ -9,6 +9,7 @@ use super::filters::Filters;
 use super::scan::Scan;
 use super::schema::PARKED;
 use crate::subject::Group;
+use crate::sync::lock;
 
 /// A group's position in the log as this process last knew it; other processes may have moved it further in the file.
 #[derive(Debug, Default)]
@@ -74,12 +75,12 @@ impl GroupFeed {
 
     /// The row as a member last read it.
     pub(super) fn known(&self) -> Known {
-        self.known.lock().expect("not poisoned").clone()
+        lock(&self.known).clone()
     }
 
     /// Remembers the row's cursor, and its revision and filters if they were read too.
     pub(super) fn note(&self, cursor: i64, row: Option<(i64, &Filters)>) {
-        let mut known = self.known.lock().expect("not poisoned");
+        let mut known = lock(&self.known);
         known.cursor = cursor;
         if let Some((revision, filters)) = row {
             (known.revision, known.filters) = (revision, Some(filters.clone()));
@@ -94,7 +95,7 @@ pub(super) struct Groups(Mutex<HashMap<i64, Weak<GroupFeed>>>);
 impl Groups {
     /// The shared state of the group with the row `id`.
     pub(super) fn join(&self, id: i64, name: Group) -> Arc<GroupFeed> {
-        let mut groups = self.0.lock().expect("not poisoned");
+        let mut groups = lock(&self.0);
         groups.retain(|_, feed| feed.strong_count() > 0);
         if let Some(feed) = groups.get(&id).and_then(Weak::upgrade) {
             return feed;
@@ -107,7 +108,7 @@ impl Groups {
     /// Makes the members in this process read their group's row again.
     pub(super) async fn forget_places(&self) {
         let feeds: Vec<_> = {
-            let groups = self.0.lock().expect("not poisoned");
+            let groups = lock(&self.0);
             groups.values().filter_map(Weak::upgrade).collect()
         };
         for feed in feeds {

@@ -9,6 +9,7 @@ use super::database::Database;
 use super::error::{closed, lost};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message};
+use crate::sync::lock;
 use crate::transport::{Capabilities, Provision};
 
 /// One handle of a database file.
@@ -48,7 +49,7 @@ impl Handle {
 
     /// The open file, for `operation`.
     pub(super) fn live(&self, operation: &'static str) -> Result<Arc<Open>> {
-        let open = self.open.lock().expect("not poisoned").clone().ok_or_else(|| closed(operation))?;
+        let open = lock(&self.open).clone().ok_or_else(|| closed(operation))?;
         // The writer task has panicked: only a new handle, which opens the file again, can work.
         if open.database.queue.is_closed() {
             return Err(closed(operation));
@@ -81,6 +82,6 @@ impl Handle {
     /// Refuses further operations. Returns the open file, unless the handle was closed before.
     pub(super) fn close(&self) -> Option<Arc<Open>> {
         self.closed.store(true, Ordering::Release);
-        self.open.lock().expect("not poisoned").take()
+        lock(&self.open).take()
     }
 }

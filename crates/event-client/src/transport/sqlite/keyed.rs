@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 
 use super::leased::Leased;
 
+use crate::sync::lock;
+
 /// The highest number of fresh messages in one claim.
 const MOST: usize = 256;
 
@@ -30,7 +32,7 @@ impl Lanes {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, KeyQueue> {
-        self.queue.lock().expect("not poisoned")
+        lock(&self.queue)
     }
 
     /// To be called when the message of `key` in flight has been written back to the file or settled there: the next

@@ -4,6 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use super::codec::{Reader, put_number};
 
+use crate::sync::lock;
+
 /// The fresh messages that one claim leased to a member.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -43,7 +45,7 @@ impl Lease {
 
     /// The encoded positions that are still pending once the messages at `indexes` are settled; `None` if none are.
     pub(super) fn without(&self, indexes: &[usize]) -> Option<Vec<u8>> {
-        let mut settled = self.settled.lock().expect("not poisoned").clone();
+        let mut settled = lock(&self.settled).clone();
         indexes.iter().for_each(|index| settled.set(*index));
         (settled.left > 0).then(|| {
             encode((0..self.seqs.len()).filter(|index| !settled.has(*index)).map(|index| self.seqs[index]))
@@ -52,7 +54,7 @@ impl Lease {
 
     /// Marks the messages at `indexes` as settled.
     pub(super) fn settle(&self, indexes: &[usize]) {
-        let mut settled = self.settled.lock().expect("not poisoned");
+        let mut settled = lock(&self.settled);
         indexes.iter().for_each(|index| settled.set(*index));
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec;
 use super::database::Database;
-use super::error::{closed, lease_lost};
+use super::error::closed;
 use super::group_feed::GroupFeed;
 use super::keyed::{KeyQueue, Lanes};
 use super::leased::{LeaseSlot, Leased, StoredMessage};
@@ -19,9 +19,10 @@ use super::schema::PARKED;
 use super::segment;
 use super::settle::{Copy, Dead, How, Lane, Settled};
 use crate::confirm::Confirm;
-use crate::delivery::{Delivery, DeliveryInfo, Settle, Settlement, Token};
+use crate::delivery::{Delivery, DeliveryInfo, Settle, Settlement, Token, lease_lost};
 use crate::subject::Pattern;
 use crate::subscription::Feed;
+use crate::sync::lock;
 use crate::transport::Provision;
 
 /// One subscription's membership in its group.
@@ -98,7 +99,7 @@ impl Member {
         info.published_at = codec::timestamp(*published);
         info.replayed = *replayed;
         let message = message.clone();
-        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        let mut unsettled = lock(&self.unsettled);
         let token = unsettled.next;
         unsettled.next += 1;
         unsettled.outstanding.insert(token, leased);
@@ -121,12 +122,12 @@ impl Member {
 
     /// The number of unsettled deliveries.
     pub(super) fn outstanding(&self) -> usize {
-        self.unsettled.lock().expect("not poisoned").outstanding.len()
+        lock(&self.unsettled).outstanding.len()
     }
 
     /// Continues with the new row `id` and forgets the outstanding deliveries, which belong to other members now.
     pub(super) fn restart(&self, id: i64) {
-        self.unsettled.lock().expect("not poisoned").outstanding.clear();
+        lock(&self.unsettled).outstanding.clear();
         if let Some(lanes) = &self.lanes {
             *lanes.lock() = KeyQueue::default();
         }
@@ -160,7 +161,7 @@ impl Member {
 
     /// Releases all deliveries when the bus closes. Later settlements return that the bus is closed.
     fn give_up(self: &Arc<Self>) -> Vec<Confirm<()>> {
-        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        let mut unsettled = lock(&self.unsettled);
         unsettled.closed = true;
         let given: Vec<_> = unsettled.outstanding.drain().map(|(_, leased)| leased).collect();
         drop(unsettled);
@@ -249,7 +250,7 @@ fn due(after: Duration) -> i64 {
 // Settling needs an `Arc` of the member, which `me` provides.
 impl Settle for Member {
     fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        let mut unsettled = self.unsettled.lock().expect("not poisoned");
+        let mut unsettled = lock(&self.unsettled);
         let Some(leased) = unsettled.outstanding.remove(&token) else {
             let error = if unsettled.closed { closed("settle") } else { lease_lost() };
             return Confirm::ready(Err(error));

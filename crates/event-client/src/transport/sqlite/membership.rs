@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync::lock;
+
 /// The row of one member.
 #[derive(Debug)]
 pub(super) struct Membership {
@@ -66,12 +68,12 @@ impl Membership {
 
     /// A handler renews the lease.
     pub(super) fn keep(&self) {
-        *self.used.lock().expect("not poisoned") = Instant::now();
+        *lock(&self.used) = Instant::now();
     }
 
     /// The time at which a handler last renewed the lease.
     pub(super) fn kept(&self) -> Instant {
-        *self.used.lock().expect("not poisoned")
+        *lock(&self.used)
     }
 }
 
@@ -82,16 +84,16 @@ pub(super) struct Members(Mutex<HashMap<i64, Weak<Membership>>>);
 impl Members {
     /// Renews the lease of `member` from now on, under its present row.
     pub(super) fn add(&self, member: &Arc<Membership>) {
-        self.0.lock().expect("not poisoned").insert(member.id(), Arc::downgrade(member));
+        lock(&self.0).insert(member.id(), Arc::downgrade(member));
     }
 
     /// Renews the lease of the row `id` no more.
     pub(super) fn remove(&self, id: i64) {
-        self.0.lock().expect("not poisoned").remove(&id);
+        lock(&self.0).remove(&id);
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Membership>> {
-        let mut members = self.0.lock().expect("not poisoned");
+        let mut members = lock(&self.0);
         members.retain(|_, member| member.strong_count() > 0);
         members.values().filter_map(Weak::upgrade).collect()
     }

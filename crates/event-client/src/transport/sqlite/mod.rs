@@ -50,6 +50,7 @@ mod member;
 mod membership;
 mod processes;
 mod publish;
+mod records;
 mod redelivery;
 mod requests;
 mod rpc;

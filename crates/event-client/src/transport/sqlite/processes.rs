@@ -16,6 +16,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use smol_str::SmolStr;
 use tokio::sync::Notify;
 
+use crate::sync::lock;
 use crate::transport::consumer_name;
 
 /// This process among those that share the file.
@@ -75,7 +76,7 @@ impl Processes {
 
     /// Wakes every other process.
     pub(super) fn call(&self) {
-        for file in self.others.lock().expect("not poisoned").values() {
+        for file in lock(&self.others).values() {
             let mut file = file;
             // If the write fails, the other process still polls.
             let _ = file.rewind().and_then(|()| file.write_all(b"!"));
@@ -85,7 +86,7 @@ impl Processes {
     /// Updates the list of the other processes, and deletes the files of processes that have ended.
     pub(super) fn refresh(&self) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else { return };
-        let mut others = self.others.lock().expect("not poisoned");
+        let mut others = lock(&self.others);
         let mut found = HashMap::new();
         for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
             if name.starts_with('.') || name == self.me {

@@ -11,12 +11,13 @@ use super::codec::{self, Reader};
 use super::error::{Sql, damaged};
 use super::leased::{LeaseSlot, Leased, StoredMessage};
 use super::member::Member;
-use super::scan::is_expired;
+use super::records::is_expired;
 use super::schema::PARKED;
 use super::script::json;
 use crate::error::Result;
 use crate::subject::Subject;
 use crate::subscription::Feed;
+use crate::telemetry::count_expired;
 
 /// The highest number of redelivery rows of a keyed group that one query reads.
 const CANDIDATES: i64 = 256;
@@ -93,9 +94,7 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     let expired = claimed.extract_if(.., |(_, entry)| !entry.replayed && is_expired(&entry.message, now));
     let expired: Vec<_> = expired.map(|(id, entry)| (id, entry.message.key.clone())).collect();
-    if !expired.is_empty() {
-        metrics::counter!("event_client_expired_total").increment(expired.len() as u64);
-    }
+    count_expired("sqlite", expired.len() as u64);
     for (row, message) in claimed {
         let key = message.message.key.clone();
         let leased = Leased { held: LeaseSlot::Row { id: row, member: id }, message };

@@ -1,18 +1,16 @@
 //! Reads the log forward: buffers the matching messages after a position.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
-use super::codec::{self, Reader};
 use super::error::{Sql, damaged};
 use super::filters::Filters;
+use super::records::{Records, Stored};
 use super::script::Script;
 use super::tail_cache::{TailCache, Written};
-use crate::message::Message;
 use crate::subject::{Pattern, Subject};
 
 /// The highest number of segments that one query reads.
@@ -20,28 +18,8 @@ const ROWS: usize = 8;
 /// Up to this number of topics, the query selects segments by topic; with more topics it reads all segments.
 const TOPICS: usize = 8;
 
-/// A message in the log, with its position and publication time.
-#[derive(Clone, Debug)]
-pub(super) struct Stored {
-    pub(super) message: Arc<Message>,
-    pub(super) seq: i64,
-    pub(super) published: i64,
-}
-
-impl Stored {
-    /// Whether it has expired at the time `now`.
-    pub(super) fn is_expired(&self, now: i64) -> bool {
-        is_expired(&self.message, now)
-    }
-}
-
-/// Whether `message` has expired at the time `now` and must not be delivered.
-pub(super) fn is_expired(message: &Message, now: i64) -> bool {
-    message.expires_at.is_some_and(|at| codec::nanos(at) <= now)
-}
-
-/// A position in the log and a buffer of messages after it. The buffer is bounded, because a read happens only when it
-/// is empty.
+/// A position in the log and a buffer of segments after it. The buffer is bounded, because a read happens only when it
+/// is empty, and its messages are decoded only when they are taken: a group that has taken them all keeps no memory.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     /// The id of the group that the filters belong to; 0 for a broadcast.
@@ -51,12 +29,31 @@ pub(super) struct Scan {
     pub(super) filters: Filters,
     /// The last position that was checked.
     pub(super) seen: i64,
-    /// Matching messages up to `seen` that have not been taken yet.
-    pub(super) buffer: VecDeque<Stored>,
+    /// Segments up to `seen` whose matching messages have not all been taken yet.
+    segments: VecDeque<Wanted>,
+    /// Messages that were taken and put back; they come before those in `segments`.
+    back: VecDeque<Stored>,
     /// Whether a read has happened since the start: from then on deleted messages count as missed.
     reading: bool,
     /// The number of messages that the retention deleted before they were read.
     passed_over: u64,
+}
+
+/// A segment, and which of its messages match.
+#[derive(Debug)]
+struct Wanted {
+    records: Records,
+    /// For each subject of the segment, whether it matches.
+    subjects: Vec<bool>,
+    /// The position after which messages match.
+    after: i64,
+}
+
+impl Wanted {
+    fn seek(&mut self) -> Sql<Option<i64>> {
+        let (subjects, after) = (&self.subjects, self.after);
+        self.records.seek(|seq, subject| subjects[subject] && seq > after)
+    }
 }
 
 impl Scan {
@@ -73,14 +70,14 @@ impl Scan {
 
     /// Fills the buffer if it is empty. Returns whether there may be more messages to read.
     pub(super) async fn fill(&mut self, readers: &SqlitePool, tail: &TailCache) -> Sql<bool> {
-        if !self.buffer.is_empty() {
+        if self.next_position()?.is_some() {
             return Ok(true);
         }
         while let Some(Written { last, count, at, subjects, data }) = tail.after(self.seen) {
-            self.take(last, count, at, &subjects, || data)?;
+            self.add(last, count, at, subjects, || data);
             self.seen = last;
             self.reading = true;
-            if !self.buffer.is_empty() {
+            if self.next_position()?.is_some() {
                 return Ok(true);
             }
         }
@@ -144,35 +141,57 @@ impl Scan {
     fn read(&mut self, row: &SqliteRow, last: i64) -> Sql<()> {
         let (count, at): (i64, i64) = (row.try_get(2)?, row.try_get(3)?);
         let (subjects, data): (_, &[u8]) = (subjects(row.try_get(4)?)?, row.try_get(5)?);
-        self.take(last, count, at, &subjects, || Bytes::copy_from_slice(data))
+        self.add(last, count, at, subjects, || Bytes::copy_from_slice(data));
+        Ok(())
     }
 
-    /// Adds the matching messages of one segment to the buffer.
-    fn take(
+    /// Adds a segment to the buffer, if any of its messages match.
+    fn add(
         &mut self,
         last: i64,
         count: i64,
         at: i64,
-        subjects: &[(Subject, u64)],
+        subjects: Vec<(Subject, u64)>,
         data: impl FnOnce() -> Bytes,
-    ) -> Sql<()> {
+    ) {
         let wanted: Vec<bool> =
             subjects.iter().map(|(subject, _)| self.filters.matches(subject, last)).collect();
-        if !wanted.contains(&true) {
-            return Ok(());
+        if wanted.contains(&true) {
+            let records = Records::new(data(), last, count, at, subjects);
+            self.segments.push_back(Wanted { records, subjects: wanted, after: self.seen });
         }
-        let first = last + 1 - count;
-        for (index, message) in
-            unpack(data(), count, subjects, |index, subject| wanted[subject] && first + index > self.seen)?
-        {
-            let (message, published) = message;
-            self.buffer.push_back(Stored {
-                message: Arc::new(message),
-                seq: first + index,
-                published: published.unwrap_or(at),
-            });
+    }
+
+    /// The position of the next message in the buffer.
+    pub(super) fn next_position(&mut self) -> Sql<Option<i64>> {
+        if let Some(stored) = self.back.front() {
+            return Ok(Some(stored.seq));
         }
-        Ok(())
+        while let Some(segment) = self.segments.front_mut() {
+            if let Some(seq) = segment.seek()? {
+                return Ok(Some(seq));
+            }
+            self.segments.pop_front();
+        }
+        Ok(None)
+    }
+
+    /// Takes the next message from the buffer.
+    pub(super) fn take(&mut self) -> Sql<Option<Stored>> {
+        if let Some(stored) = self.back.pop_front() {
+            return Ok(Some(stored));
+        }
+        if self.next_position()?.is_none() {
+            return Ok(None);
+        }
+        self.segments.front_mut().map_or(Ok(None), |segment| segment.records.take())
+    }
+
+    /// Returns messages to the buffer that were taken from it; the first of `messages` was taken first.
+    pub(super) fn put_back(&mut self, messages: Vec<Stored>) {
+        for stored in messages.into_iter().rev() {
+            self.back.push_front(stored);
+        }
     }
 }
 
@@ -186,34 +205,6 @@ pub(super) fn subjects(column: &str) -> Sql<Vec<(Subject, u64)>> {
         })
         .collect::<Option<_>>()
         .ok_or_else(|| damaged("a segment's subjects cannot be read"))
-}
-
-type Unpacked = Vec<(i64, (Message, Option<i64>))>;
-
-/// Decodes the records of a segment for which `wanted` returns true, given the record's index and the index of its
-/// subject. Returns each record with its index.
-fn unpack(
-    data: Bytes,
-    count: i64,
-    subjects: &[(Subject, u64)],
-    wanted: impl Fn(i64, usize) -> bool,
-) -> Sql<Unpacked> {
-    let mut reader = Reader::new(data);
-    let mut unpacked = Vec::new();
-    let mut read = |index: i64| -> Option<()> {
-        let subject = usize::try_from(reader.number()?).ok()?;
-        let length = reader.number()?;
-        if wanted(index, subject.min(subjects.len().checked_sub(1)?)) {
-            unpacked.push((index, reader.record(subjects.get(subject)?.0.clone())?));
-        } else {
-            reader.skip(length)?;
-        }
-        Some(())
-    };
-    for index in 0..count {
-        read(index).ok_or_else(|| damaged("a segment's records cannot be read"))?;
-    }
-    Ok(unpacked)
 }
 
 /// Reads the messages at the positions `seqs` of a lease.
@@ -232,16 +223,10 @@ pub(super) async fn find(connection: &mut sqlx::sqlite::SqliteConnection, seqs: 
         let subjects = subjects(row.try_get(3)?)?;
         let end = at + seqs[at..].partition_point(|seq| *seq <= last);
         let here: BTreeSet<i64> = seqs[at..end].iter().copied().collect();
-        let first = last + 1 - count;
         let data = Bytes::copy_from_slice(row.try_get(4)?);
-        for (index, (message, published)) in
-            unpack(data, count, &subjects, |index, _| here.contains(&(first + index)))?
-        {
-            found.push(Stored {
-                message: Arc::new(message),
-                seq: first + index,
-                published: published.unwrap_or(time),
-            });
+        let mut records = Records::new(data, last, count, time, subjects);
+        while records.seek(|seq, _| here.contains(&seq))?.is_some() {
+            found.extend(records.take()?);
         }
         at = end;
     }
@@ -259,4 +244,46 @@ pub(super) async fn count_after(
     let found = find(connection, &seqs).await?;
     let matching = found.iter().filter(|stored| filters.matches(&stored.message.subject, stored.seq));
     Ok(matching.count() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec;
+    use super::*;
+    use crate::message::Message;
+
+    /// A segment with `count` messages of the subject `a.x`, of which the last is at the position `last`.
+    fn segment(last: i64, count: i64) -> (Vec<(Subject, u64)>, Bytes) {
+        let subject = Subject::new("a.x").unwrap();
+        let mut data = Vec::new();
+        for n in last + 1 - count..=last {
+            let mut record = Vec::new();
+            codec::encode(&mut record, &Message::new(subject.clone(), "text/plain", n.to_string()), None);
+            codec::put_number(&mut data, 0);
+            codec::put_number(&mut data, record.len() as u64);
+            data.extend_from_slice(&record);
+        }
+        (vec![(subject, count as u64)], data.into())
+    }
+
+    #[test]
+    fn a_burst_is_decoded_one_by_one_and_leaves_no_memory_behind() {
+        let mut scan = Scan::default();
+        scan.restart(0, 3, Filters::new(vec![Pattern::new("a.>").unwrap()]));
+        for n in 1..=8 {
+            let (subjects, data) = segment(n * 512, 512);
+            scan.add(n * 512, 512, 7, subjects, || data);
+        }
+        assert_eq!(scan.next_position().unwrap(), Some(4), "the scan begins after its position");
+        let taken: Vec<_> = (0..3).map(|_| scan.take().unwrap().unwrap()).collect();
+        assert_eq!(scan.next_position().unwrap(), Some(7));
+        scan.put_back(taken);
+        for seq in 4..=4096 {
+            let stored = scan.take().unwrap().unwrap();
+            assert_eq!((stored.seq, stored.published), (seq, 7));
+            assert_eq!(stored.message.payload, seq.to_string());
+        }
+        assert!(scan.take().unwrap().is_none());
+        assert!(scan.segments.is_empty() && scan.segments.capacity() <= 16 && scan.back.capacity() <= 16);
+    }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use smol_str::SmolStr;
 
 use super::codec;
-use super::error::lease_lost;
 use super::group_feed::GroupFeed;
 use super::keyed::Lanes;
 use super::lease::Lease;
@@ -14,7 +13,7 @@ use super::leased::{LeaseSlot, StoredMessage};
 use super::schema::PARKED;
 use super::script::{Answers, Script, ids, json};
 use crate::confirm::Answer;
-use crate::delivery::Reason;
+use crate::delivery::{Reason, lease_lost};
 use crate::error::Error;
 use crate::message::Message;
 

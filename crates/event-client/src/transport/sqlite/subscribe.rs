@@ -19,8 +19,9 @@ use super::schema::PARKED;
 use super::wake::{PAUSE, POLL};
 use crate::error::{ErrorKind, Result};
 use crate::subject::Group;
-use crate::subscription::{Feed, Health, Subscription};
+use crate::subscription::{Feed, Subscription};
 use crate::supervise;
+use crate::transport::outage::Outage;
 use crate::transport::{Change, Mode, Provision, Subscribe};
 
 /// The longest wait for a redelivery that is due later: the clock may be set meanwhile.
@@ -116,7 +117,7 @@ pub(super) async fn provide(open: &Open, spec: Subscribe) -> Result<Option<Chang
 async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
     let database = &open.database;
     let mut changed = database.wake.subscribe();
-    let mut failing = false;
+    let mut outage = Outage::default();
     loop {
         if feed.stopped().is_cancelled() || database.queue.is_closed() {
             break;
@@ -139,8 +140,7 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
         };
         match fetched.await {
             Ok(fetched) => {
-                failing = false;
-                feed.report(Health::Live);
+                outage.ends_for(&member.feed.name, &feed);
                 let fenced = was_active && !member.membership.is_active();
                 if fetched || fenced || member.membership.is_lost() {
                     continue;
@@ -167,11 +167,7 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
                 break;
             }
             Err(error) => {
-                if !failing {
-                    tracing::warn!(group = %member.feed.name, %error, "cannot fetch messages; retrying");
-                }
-                failing = true;
-                feed.report(Health::Rebuilding(error.to_string()));
+                outage.begins_for(&member.feed.name, &feed, &error.to_string());
                 tokio::select! {
                     () = sleep(PAUSE) => {}
                     () = feed.stopped().cancelled() => {}

@@ -10,6 +10,7 @@ use super::{broadcast, subscribe};
 use crate::error::Result;
 use crate::message::Durability;
 use crate::subscription::Subscription;
+use crate::sync::lock;
 use crate::transport::{Mode, Subscribe};
 
 /// The subscriptions of one handle.
@@ -34,7 +35,7 @@ impl Subscriptions {
             Mode::Group(group) => {
                 let (fsync, provision) = (self.handle.fsyncs(Durability::Default), self.handle.provision);
                 let (member, subscription) = subscribe::group(open, group, spec, fsync, provision).await?;
-                let mut members = self.members.lock().expect("not poisoned");
+                let mut members = lock(&self.members);
                 members.retain(|member| member.strong_count() > 0);
                 members.push(Arc::downgrade(&member));
                 Ok(subscription)
@@ -49,7 +50,7 @@ impl Subscriptions {
 
     /// Ends the memberships and releases their unsettled deliveries.
     pub(super) async fn leave_groups(&self) {
-        let members = std::mem::take(&mut *self.members.lock().expect("not poisoned"));
+        let members = std::mem::take(&mut *lock(&self.members));
         for member in members.iter().filter_map(Weak::upgrade) {
             member.close().await;
         }

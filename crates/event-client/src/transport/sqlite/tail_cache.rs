@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use bytes::Bytes;
 
 use crate::subject::Subject;
+use crate::sync::lock;
 
 /// Largest cached data of one commit, in bytes: as much as a few publishers store. Larger amounts are read from the
 /// file, where the cost per message is then low.
@@ -37,7 +38,7 @@ impl TailCache {
         if written.is_empty() {
             return;
         }
-        let mut tail = self.0.lock().expect("not poisoned");
+        let mut tail = lock(&self.0);
         tail.extend(written);
         let over = tail.len().saturating_sub(MAX_COUNT);
         tail.drain(..over);
@@ -45,7 +46,7 @@ impl TailCache {
 
     /// The segment whose first message directly follows position `seen`.
     pub(super) fn after(&self, seen: i64) -> Option<Written> {
-        let tail = self.0.lock().expect("not poisoned");
+        let tail = lock(&self.0);
         tail.iter().rev().find(|written| written.last - written.count == seen).cloned()
     }
 }

@@ -13,6 +13,7 @@ use super::publish::Publish;
 use super::settle::Settled;
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::lock;
 
 /// The highest number and size in bytes of waiting publishes; further publishes are refused.
 const MAX_WAITING: usize = 65_536;
@@ -64,7 +65,7 @@ pub(super) type Job = Box<dyn for<'c> FnOnce(Result<&'c mut SqliteConnection>) -
 
 impl WriteQueue {
     fn with<R>(&self, wake: bool, add: impl FnOnce(&mut Work) -> R) -> R {
-        let result = add(&mut self.work.lock().expect("not poisoned"));
+        let result = add(&mut lock(&self.work));
         if wake {
             self.wake.notify_one();
         }

@@ -20,6 +20,7 @@ use super::frame::read_frame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
+use crate::sync::lock;
 use crate::transport::{Frame, Replies};
 
 /// Sends `request` to the member that was used least recently.
@@ -69,7 +70,7 @@ pub(super) async fn call(calls: &Arc<Calls>, request: Message, within: Duration)
         forget_process(database, process).await?;
     };
     let waiting = Call { process, frames: frames.clone() };
-    calls.out.lock().expect("not poisoned").insert(id.clone(), waiting);
+    lock(&calls.out).insert(id.clone(), waiting);
     database.processes.call();
     // Frames may have arrived before the call was registered: read once more.
     database.wake.requests.notify_one();
@@ -89,7 +90,7 @@ async fn watch(
 ) {
     let database = &calls.database;
     let answered = async {
-        while calls.out.lock().expect("not poisoned").contains_key(&id) {
+        while lock(&calls.out).contains_key(&id) {
             sleep(POLL).await;
         }
     };
@@ -101,7 +102,7 @@ async fn watch(
         ),
         () = database.closing.cancelled() => Some(closed("request")),
     };
-    calls.out.lock().expect("not poisoned").remove(&id);
+    lock(&calls.out).remove(&id);
     if let Some(error) = error {
         let _ = frames.try_send(Err(error.during("request")));
     }
@@ -125,7 +126,7 @@ async fn watch(
 pub(super) async fn receive(calls: &Calls) -> Result<()> {
     let database = &calls.database;
     let open: Vec<(SmolStr, String, usize)> = {
-        let mut out = calls.out.lock().expect("not poisoned");
+        let mut out = lock(&calls.out);
         out.retain(|_, call| !call.frames.is_closed());
         out.iter().map(|(id, call)| (id.clone(), call.process.clone(), call.frames.capacity())).collect()
     };
@@ -134,7 +135,7 @@ pub(super) async fn receive(calls: &Calls) -> Result<()> {
     }
     for (id, process, _) in &open {
         if !database.processes.lives(process)
-            && let Some(call) = calls.out.lock().expect("not poisoned").remove(id)
+            && let Some(call) = lock(&calls.out).remove(id)
         {
             let error = Error::new(ErrorKind::Unavailable, "the server's process ended before it answered");
             let _ = call.frames.try_send(Err(error.during("request")));
@@ -161,7 +162,7 @@ pub(super) async fn receive(calls: &Calls) -> Result<()> {
         *room -= 1;
         read.push(id);
         let last = frame.as_ref().map_or(true, |frame| frame.last);
-        let mut out = calls.out.lock().expect("not poisoned");
+        let mut out = lock(&calls.out);
         let Some(call) = out.get(&request) else { continue };
         let _ = call.frames.try_send(frame);
         if last {
@@ -169,7 +170,7 @@ pub(super) async fn receive(calls: &Calls) -> Result<()> {
         }
     }
     for (request, _) in left.into_iter().filter(|(_, room)| *room == 0) {
-        let out = calls.out.lock().expect("not poisoned");
+        let out = lock(&calls.out);
         let Some(frames) = out.get(&request).map(|call| call.frames.clone()) else { continue };
         let database = database.clone();
         tokio::spawn(async move {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::database::Database;
 use crate::error::Result;
+use crate::sync::lock;
 use crate::transport::Frame;
 
 /// The highest number of frames of one reply that the server has written and the caller has not taken.
@@ -42,6 +43,6 @@ impl Calls {
 
     /// Whether callers in this process wait for a reply.
     pub(super) fn is_waiting(&self) -> bool {
-        !self.out.lock().expect("not poisoned").is_empty()
+        !lock(&self.out).is_empty()
     }
 }

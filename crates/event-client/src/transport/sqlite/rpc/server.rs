@@ -21,6 +21,7 @@ use super::local::Local;
 use crate::error::Result;
 use crate::message::Message;
 use crate::subject::Subject;
+use crate::sync::lock;
 use crate::transport::Frame;
 
 /// The highest number of requests that one query takes.
@@ -84,7 +85,7 @@ pub(super) async fn take(calls: &Arc<Calls>, here: &Arc<Local>) -> Result<()> {
     let rows = rows.iter().map(|row| Ok((SmolStr::new(row.try_get::<&str, _>(0)?), row.try_get(1)?)));
     let rows = rows.collect::<Sql<Vec<(SmolStr, bool)>>>().map_err(explain)?;
     let asked: HashSet<&SmolStr> = rows.iter().map(|(id, _)| id).collect();
-    calls.running.lock().expect("not poisoned").retain(|id, gone| {
+    lock(&calls.running).retain(|id, gone| {
         let wanted = asked.contains(id);
         if !wanted {
             gone.cancel();
@@ -121,7 +122,7 @@ pub(super) async fn take(calls: &Arc<Calls>, here: &Arc<Local>) -> Result<()> {
         let (id, caller, expires, message) =
             read().ok_or_else(|| explain(damaged("a request cannot be read")))?;
         let gone = CancellationToken::new();
-        calls.running.lock().expect("not poisoned").insert(id.clone(), gone.clone());
+        lock(&calls.running).insert(id.clone(), gone.clone());
         let (calls, here) = (calls.clone(), here.clone());
         tokio::spawn(async move {
             let database = &calls.database;
@@ -130,7 +131,7 @@ pub(super) async fn take(calls: &Arc<Calls>, here: &Arc<Local>) -> Result<()> {
                 () = gone.cancelled() => {}
                 () = database.closing.cancelled() => {}
             }
-            calls.running.lock().expect("not poisoned").remove(&id);
+            lock(&calls.running).remove(&id);
         });
     }
     // There may be more requests than one query takes.
