@@ -2,23 +2,18 @@
 
 use std::fmt;
 
+use event_client::Result;
 use event_client::codec::Codec;
 use event_client::envelope::{Envelope, Meta, Mode, write};
 use event_client::log::LogBatch;
 use event_client::message::{Message, MessageId};
 use event_client::subject::Subject;
-use event_client::{Event, Result};
 use jiff::Timestamp;
 use schemars::Schema;
 use uuid::Uuid;
 
+use crate::sample::Sample;
 use crate::{chat, edge, files, orders, platform};
-
-/// A fixed value of an event type, the same in every run.
-pub trait Sample: Event + PartialEq + fmt::Debug {
-    /// Returns the value.
-    fn sample() -> Self;
-}
 
 /// One version of one event.
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 /// Accounting has reserved credits for an answer.
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]

@@ -4,7 +4,7 @@ use event_client::Event;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 /// A service has answered an HTTP request: an entry of the audit log.
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 /// A file has arrived at the gateway.
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]

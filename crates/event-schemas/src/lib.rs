@@ -14,6 +14,8 @@ mod catalog;
 mod envelope;
 mod golden;
 mod logs;
+mod sample;
 
-pub use catalog::{Entry, Sample, catalog};
+pub use catalog::{Entry, catalog};
 pub use golden::{Drift, check, generate};
+pub use sample::Sample;

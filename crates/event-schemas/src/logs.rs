@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 impl Sample for LogBatch {
     /// Returns a batch of two records: one with every field that a service sets, and one with the fewest

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 /// An order was placed: the first version counted whole euros.
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]

@@ -4,7 +4,7 @@ use event_client::Event;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::Sample;
+use crate::sample::Sample;
 
 /// A service instance has come up.
 #[derive(Clone, Debug, PartialEq, Event, Serialize, Deserialize, JsonSchema)]

@@ -24,12 +24,9 @@ pub struct Rabbit {
 /// Options for a RabbitMQ server; by default there is the user `guest` with password `guest`.
 #[derive(Debug, Clone, Default)]
 pub struct RabbitOptions {
-    pub(crate) generation: Generation,
-    pub(crate) tls: Tls,
-    pub(crate) plugins: Vec<String>,
-    pub(crate) data_limit: Option<u32>,
-    pub(crate) schedulers: Option<u32>,
-    pub(crate) lines: String,
+    generation: Generation,
+    data_limit: Option<u32>,
+    node: rabbit_node::Options,
 }
 
 impl Rabbit {
@@ -57,7 +54,7 @@ impl Rabbit {
 
     /// Returns the URL with another name, password and vhost (letters, digits, `-`, `_`, or `/`).
     pub fn url_of(&self, user: &str, password: &str, vhost: &str) -> String {
-        let scheme = if self.options.tls == Tls::Off { "amqp" } else { "amqps" };
+        let scheme = if self.options.node.tls == Tls::Off { "amqp" } else { "amqps" };
         let vhost = vhost.replace('/', "%2F");
         format!("{scheme}://{user}:{password}@127.0.0.1:{}/{vhost}", self.port())
     }
@@ -163,14 +160,14 @@ impl RabbitOptions {
     /// Sets TLS; default off. With TLS on, there is no port without TLS.
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = tls;
+        self.node.tls = tls;
         self
     }
 
     /// Enables a plugin that comes with the server, such as `rabbitmq_auth_mechanism_ssl`.
     #[must_use]
     pub fn plugin(mut self, name: &str) -> Self {
-        self.plugins.push(name.to_owned());
+        self.node.plugins.push(name.to_owned());
         self
     }
 
@@ -186,15 +183,15 @@ impl RabbitOptions {
     /// Sets the number of threads of Erlang's scheduler; default one for each core.
     #[must_use]
     pub fn schedulers(mut self, count: u32) -> Self {
-        self.schedulers = Some(count);
+        self.node.schedulers = Some(count);
         self
     }
 
     /// Adds a line to the configuration file (`rabbitmq.conf`).
     #[must_use]
     pub fn line(mut self, line: &str) -> Self {
-        self.lines.push_str(line);
-        self.lines.push('\n');
+        self.node.lines.push_str(line);
+        self.node.lines.push('\n');
         self
     }
 
@@ -207,13 +204,13 @@ impl RabbitOptions {
         let process = started(|| {
             // One port for AMQP, and two for Erlang's distribution.
             let place = Place::new("rabbit", self.data_limit, 3)?;
-            if self.tls != Tls::Off {
+            if self.node.tls != Tls::Off {
                 Certificates::make(&place.folder)?;
             }
-            rabbit_node::process(&node, &self, place)
+            rabbit_node::process(&node, &self.node, place)
         })
         .await?;
-        let certificates = (self.tls != Tls::Off).then(|| Certificates::of(process.folder()));
+        let certificates = (self.node.tls != Tls::Off).then(|| Certificates::of(process.folder()));
         let (questions, shell) = (AtomicU64::new(0), Mutex::new(()));
         Ok(Rabbit { process, certificates, questions, shell, options: self })
     }

@@ -1,7 +1,7 @@
 //! The start of a RabbitMQ node: its files, its ports, and the arguments of Erlang.
 
 use crate::process::{Place, Process};
-use crate::{Certificates, Error, Generation, RabbitOptions, Result, Tls, spawner};
+use crate::{Certificates, Error, Generation, Result, Tls, spawner};
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -15,6 +15,17 @@ pub(crate) struct Files {
     home: PathBuf,
     erlang: PathBuf,
     runtime: PathBuf,
+}
+
+/// The settings of a node; by default there is the user `guest` with password `guest`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    pub(crate) tls: Tls,
+    pub(crate) plugins: Vec<String>,
+    /// Threads of Erlang's scheduler.
+    pub(crate) schedulers: Option<u32>,
+    /// Further lines of `rabbitmq.conf`.
+    pub(crate) lines: String,
 }
 
 impl Files {
@@ -36,7 +47,7 @@ fn first(folder: &Path, prefix: &str) -> Option<PathBuf> {
 }
 
 /// Creates a node with its own name, ports, configuration, data and log, and without a port mapper (epmd).
-pub(crate) fn process(files: &Files, options: &RabbitOptions, place: Place) -> Result<Process> {
+pub(crate) fn process(files: &Files, options: &Options, place: Place) -> Result<Process> {
     let folder = place.folder.path().to_path_buf();
     let [port, distribution, mapper] = [0, 1, 2].map(|index| place.ports[index].number());
     let libraries = libraries(files, options, &folder)?;
@@ -112,7 +123,7 @@ pub(crate) fn process(files: &Files, options: &RabbitOptions, place: Place) -> R
 /// Creates a folder with links to the libraries that the node needs. RabbitMQ's distribution contains about
 /// 90, and Erlang searches all of them in turn for each module: without the plugins the node starts in half
 /// the time.
-fn libraries(files: &Files, options: &RabbitOptions, folder: &Path) -> Result<PathBuf> {
+fn libraries(files: &Files, options: &Options, folder: &Path) -> Result<PathBuf> {
     let all = files.home.join("plugins");
     if !options.plugins.is_empty() {
         return Ok(all);
@@ -137,7 +148,7 @@ fn libraries(files: &Files, options: &RabbitOptions, folder: &Path) -> Result<Pa
 }
 
 /// Returns the text of `rabbitmq.conf`.
-fn configuration(options: &RabbitOptions, folder: &Path, port: u16) -> String {
+fn configuration(options: &Options, folder: &Path, port: u16) -> String {
     use std::fmt::Write;
     let mut text = "default_user = guest\ndefault_pass = guest\n".to_owned();
     if options.tls == Tls::Off {
