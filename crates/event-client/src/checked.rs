@@ -8,7 +8,9 @@ use serde::ser::{
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
-use crate::codec::MAX_DEPTH;
+/// The number of nested arrays and maps at which decoding stops, so that it does not exhaust the stack: the deepest
+/// value that can be read and written has one level less.
+pub const MAX_DEPTH: usize = 128;
 
 /// A value that is checked while it is serialized. `FINITE` is true for an encoding without NaN and infinity.
 pub(crate) struct Checked<'a, T: ?Sized, const FINITE: bool> {

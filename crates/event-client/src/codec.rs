@@ -6,11 +6,8 @@ use serde::de::DeserializeOwned;
 use smol_str::SmolStr;
 
 use crate::checked::Checked;
+pub use crate::checked::MAX_DEPTH;
 use crate::error::{Error, ErrorKind, Result};
-
-/// The number of nested arrays and maps at which decoding stops, so that it does not exhaust the stack: the deepest
-/// value that can be read and written has one level less.
-pub const MAX_DEPTH: usize = 128;
 
 /// A payload encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

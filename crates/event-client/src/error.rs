@@ -100,6 +100,20 @@ impl Error {
         }))
     }
 
+    /// Converts the error of any layer; an [`Error`] of this crate is returned unchanged.
+    pub(crate) fn of_layer(error: impl Into<tower::BoxError>) -> Self {
+        let error = match error.into().downcast::<Self>() {
+            Ok(ours) => return *ours,
+            Err(error) => error,
+        };
+        let kind = if error.is::<tower::timeout::error::Elapsed>() {
+            ErrorKind::Timeout
+        } else {
+            ErrorKind::Unavailable
+        };
+        Self::new(kind, "a layer refused the call").because(error)
+    }
+
     /// Names the failed operation. The first, innermost, name stays; later calls change nothing.
     #[must_use]
     pub fn during(mut self, operation: &'static str) -> Self {

@@ -3,17 +3,18 @@
 use std::future::IntoFuture;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
-use super::{Bus, subject_of};
+use super::connection::Connection;
+use super::publishing::Publishing;
 use crate::bounds;
 use crate::context::Context;
 use crate::envelope::{self, Meta};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::message::{Durability, Headers, Message, MessageId};
+use crate::subject::Subject;
 use crate::transport::Receipt;
 
 /// A publish under construction; `.await` sends the message and returns after the broker has confirmed it.
@@ -31,7 +32,7 @@ use crate::transport::Receipt;
 #[derive(Debug)]
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Publish<'a, E> {
-    bus: &'a Bus,
+    bus: &'a Connection,
     event: E,
     options: Options,
 }
@@ -51,7 +52,7 @@ pub(crate) struct Options {
 }
 
 impl<'a, E: Event> Publish<'a, E> {
-    pub(super) fn new(bus: &'a Bus, event: E) -> Self {
+    pub(super) fn new(bus: &'a Connection, event: E) -> Self {
         Self { bus, event, options: Options::default() }
     }
 
@@ -129,24 +130,22 @@ impl<'a, E: Event> Publish<'a, E> {
 
 impl<'a, E: Event> IntoFuture for Publish<'a, E> {
     type Output = Result<Receipt>;
-    type IntoFuture = BoxFuture<'a, Result<Receipt>>;
+    type IntoFuture = Publishing<'a>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let bus = self.bus;
         // Encoded now, so that the future does not own the event.
-        let message = self.into_message();
-        Box::pin(async move { bus.publish_message(message?).await })
+        Publishing::new(self.bus, self.into_message())
     }
 }
 
 /// Wraps an event in its envelope.
-pub(crate) fn message<E: Event>(bus: &Bus, event: &E, options: Options) -> Result<Message> {
+pub(crate) fn message<E: Event>(bus: &Connection, event: &E, options: Options) -> Result<Message> {
     let refuse = |error: Error| error.during("publish").with("subject", E::SUBJECT);
     if let Some(error) = options.refused {
         return Err(refuse(error));
     }
     let settings = bus.settings();
-    let subject = subject_of::<E>()?;
+    let subject = Subject::new(E::SUBJECT)?;
     let id = options.id.unwrap_or_else(MessageId::now);
     let key = options.key.or_else(|| event.key());
     let mut meta = Meta::new(id.clone(), settings.source.clone(), SmolStr::new_static(E::SUBJECT));

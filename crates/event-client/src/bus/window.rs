@@ -5,7 +5,8 @@ use std::fmt;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Bus, publish};
+use super::connection::Connection;
+use super::publish;
 use crate::confirm::Confirm;
 use crate::error::Result;
 use crate::event::Event;
@@ -17,14 +18,14 @@ use crate::transport::Receipt;
 /// Dropping the window discards the confirmations of its unconfirmed publishes: call [`Window::flush`] first.
 #[must_use = "flush it to know that everything was stored"]
 pub struct Window<'a> {
-    bus: &'a Bus,
+    bus: &'a Connection,
     size: usize,
     waiting: VecDeque<(OwnedSemaphorePermit, Confirm<Receipt>)>,
     receipts: Vec<Receipt>,
 }
 
 impl<'a> Window<'a> {
-    pub(super) fn new(bus: &'a Bus, size: usize) -> Self {
+    pub(super) fn new(bus: &'a Connection, size: usize) -> Self {
         // The bus's own window is a bound too: a window that held all of its places and waited for one more would
         // wait for ever.
         let size = size.clamp(1, bus.settings().window.max(1));
@@ -49,7 +50,7 @@ impl<'a> Window<'a> {
             self.settle_oldest().await?;
         }
         // Never wait for a place while holding some: another window may do the same, and neither would get a place.
-        while !self.waiting.is_empty() && self.bus.0.window.available_permits() == 0 {
+        while !self.waiting.is_empty() && self.bus.is_window_full() {
             self.settle_oldest().await?;
         }
         self.waiting.push_back(self.bus.send(message).await?);

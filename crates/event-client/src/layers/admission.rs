@@ -16,7 +16,6 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 use tower_service::Service;
 
-use super::into_error;
 use super::operation::{Classify, Operation};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -104,7 +103,7 @@ where
     type Future = AdmissionFuture<G::Permit, S, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(into_error)
+        self.inner.poll_ready(cx).map_err(Error::of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -170,7 +169,7 @@ where
                     Err(error) => return Poll::Ready(Err(error)),
                 },
                 StateProjection::Running { permit, call } => {
-                    let result = ready!(call.poll(cx)).map_err(into_error);
+                    let result = ready!(call.poll(cx)).map_err(Error::of_layer);
                     if let Some(permit) = permit.take() {
                         permit.leave(&result);
                     }

@@ -14,7 +14,6 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::into_error;
 use crate::error::{Error, Result};
 use crate::message::MessageId;
 use crate::service::{Incoming, Outcome};
@@ -107,7 +106,7 @@ where
     type Future = DeduplicateFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(into_error)
+        self.inner.poll_ready(cx).map_err(Error::of_layer)
     }
 
     fn call(&mut self, incoming: Incoming) -> Self::Future {
@@ -145,7 +144,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(call) = this.call.as_pin_mut() else { return Poll::Ready(Ok(Outcome::Ack)) };
-        let result = ready!(call.poll(cx)).map_err(into_error);
+        let result = ready!(call.poll(cx)).map_err(Error::of_layer);
         if let (Ok(Outcome::Ack), Some((memory, id))) = (&result, this.note.take()) {
             memory.lock().unwrap_or_else(PoisonError::into_inner).remember(id, Instant::now());
         }

@@ -13,7 +13,6 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::into_error;
 use super::operation::{Classify, Kind, Operation, label};
 use super::registry::Registry;
 use crate::error::{Error, Result};
@@ -115,7 +114,7 @@ where
     type Future = MetricsFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(into_error)
+        self.inner.poll_ready(cx).map_err(Error::of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -168,7 +167,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.call.poll(cx)).map_err(into_error);
+        let result = ready!(this.call.poll(cx)).map_err(Error::of_layer);
         let ending = this.under_way.instruments.ending(label(&result));
         ending.count.increment(1);
         ending.duration.record(this.under_way.started.elapsed().as_secs_f64());

@@ -44,19 +44,3 @@ pub use rate_limit::RateLimit;
 pub use retry::Retry;
 pub use timeout::Timeout;
 pub use trace::TraceLayer;
-
-use crate::error::{Error, ErrorKind};
-
-/// Converts the error of any layer; an [`Error`] of this crate is returned unchanged.
-pub(crate) fn into_error(error: impl Into<tower::BoxError>) -> Error {
-    let error = match error.into().downcast::<Error>() {
-        Ok(ours) => return *ours,
-        Err(error) => error,
-    };
-    let kind = if error.is::<tower::timeout::error::Elapsed>() {
-        ErrorKind::Timeout
-    } else {
-        ErrorKind::Unavailable
-    };
-    Error::new(kind, "a layer refused the call").because(error)
-}

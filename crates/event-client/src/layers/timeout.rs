@@ -11,7 +11,6 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::into_error;
 use super::operation::Operation;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -56,7 +55,7 @@ where
     type Future = TimeoutFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(into_error)
+        self.inner.poll_ready(cx).map_err(Error::of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -89,7 +88,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(result) = this.call.poll(cx) {
-            return Poll::Ready(result.map_err(into_error));
+            return Poll::Ready(result.map_err(Error::of_layer));
         }
         // Polled after the call, so that a call that never waits never registers a timer.
         this.sleep.poll(cx).map(|()| {

@@ -12,7 +12,6 @@ use tower_service::Service;
 use tracing::Span;
 use tracing::field::{Empty, display};
 
-use super::into_error;
 use super::operation::{Classify, Kind, Operation, label};
 use crate::error::{Error, Result};
 
@@ -50,7 +49,7 @@ where
     type Future = TraceFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(into_error)
+        self.inner.poll_ready(cx).map_err(Error::of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -117,7 +116,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _inside = this.span.enter();
-        let result = ready!(this.call.poll(cx)).map_err(into_error);
+        let result = ready!(this.call.poll(cx)).map_err(Error::of_layer);
         this.span.record("outcome", label(&result));
         Poll::Ready(result)
     }

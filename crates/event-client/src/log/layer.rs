@@ -13,11 +13,20 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::queue::Queue;
 use super::record::LogRecord;
-use super::ship::shipping_now;
 use crate::context::Context as Handling;
 
 /// The longest text of one field in bytes; a longer text is cut.
 const LONGEST: usize = 64 * 1024;
+
+tokio::task_local! {
+    /// Set while the shipper works: the log lines of this task are about shipping and are not shipped.
+    static SHIPPING: ();
+}
+
+/// Runs the shipper; the layer leaves its log lines out.
+pub(super) fn unshipped<F: Future>(shipper: F) -> impl Future<Output = F::Output> {
+    SHIPPING.scope((), shipper)
+}
 
 /// Converts logged events into records and queues them for the shipper. Created by [`shipping`](super::shipping).
 ///
@@ -54,7 +63,7 @@ where
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        if shipping_now() || is_below_the_bus(metadata.target(), *metadata.level()) {
+        if SHIPPING.try_with(|()| ()).is_ok() || is_below_the_bus(metadata.target(), *metadata.level()) {
             return;
         }
         let mut fields = Map::new();

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::layer::ShippingLayer;
+use super::layer::{ShippingLayer, unshipped};
 use super::queue::Queue;
 use super::record::{LogBatch, LogRecord};
 use crate::backoff::Backoff;
@@ -24,16 +24,6 @@ const LINGER: Duration = Duration::from_millis(200);
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// The longest time for one publish.
 const DEADLINE: Duration = Duration::from_secs(30);
-
-tokio::task_local! {
-    /// Set while the shipper works: the log lines of this task are about shipping and are not shipped.
-    static SHIPPING: ();
-}
-
-/// Whether the shipper itself writes the current log line.
-pub(super) fn shipping_now() -> bool {
-    SHIPPING.try_with(|()| ()).is_ok()
-}
 
 /// Creates a layer for the subscriber and the shipper that sends its records. Records wait in the queue until the
 /// shipper starts, so that logging can begin before the bus is connected.
@@ -57,7 +47,7 @@ impl Shipper {
         let (queue, service, counting) = (self.queue, self.service, Arc::clone(&stats));
         let work = Arc::new(Work { queue, service, bus, closing: closing.clone(), stats: counting });
         let shipping = supervise::again("log shipping", move || work.clone().run());
-        Shipping { closing, stats, task: tokio::spawn(SHIPPING.scope((), shipping)) }
+        Shipping { closing, stats, task: tokio::spawn(unshipped(shipping)) }
     }
 }
 

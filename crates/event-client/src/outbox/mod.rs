@@ -35,6 +35,7 @@
 //! # Ok(()) }
 //! ```
 
+mod claim;
 mod relay;
 mod send;
 mod set_aside;

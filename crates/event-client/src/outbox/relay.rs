@@ -1,6 +1,5 @@
 //! The relay: publishes staged events in order per key and marks them as published.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use sqlx::pool::PoolConnection;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::claim::Claim;
 use super::send::{Refused, Sent, send};
 use super::{Dialect, Notifier, Row, STAGED};
 use crate::bounds;
@@ -44,14 +44,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 pub struct Relay<D: Dialect> {
     pool: Pool<D>,
     bus: Bus,
-    holder: String,
     batch: u32,
     poll: Duration,
-    lease: Duration,
     keep: Duration,
     dedup: bool,
-    /// The end of this relay's claim, which is the right to publish, on this process's clock.
-    claimed: Option<Instant>,
+    claim: Claim,
     cursor: D::Cursor,
     notifier: D::Notifier,
     /// The results of the last batch that are not yet written to the database.
@@ -69,13 +66,11 @@ impl<D: Dialect> Relay<D> {
             sent: Sent::default(),
             pool,
             bus,
-            holder: crate::transport::consumer_name().into(),
             batch: 256,
             poll: Duration::from_secs(1),
-            lease: Duration::from_secs(10),
             keep: Duration::from_secs(3600),
             dedup,
-            claimed: None,
+            claim: Claim::new(crate::transport::consumer_name().into(), Duration::from_secs(10)),
             pruned: None,
         }
     }
@@ -99,7 +94,7 @@ impl<D: Dialect> Relay<D> {
     /// [`LONGEST`](crate::LONGEST). Default 10 s.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
-        self.lease = bounds::bounded(lease);
+        self.claim.set_lease(bounds::bounded(lease));
         self
     }
 
@@ -202,7 +197,7 @@ impl<D: Dialect> Relay<D> {
         };
         // Other tasks can use the connection while the bus confirms the batch.
         drop(connection);
-        let renewing = renew(&self.pool, &self.holder, self.lease, &mut self.claimed);
+        let renewing = self.claim.renew(&self.pool);
         self.sent = tokio::select! {
             sent = send(&self.bus, rows, self.dedup) => sent,
             never = renewing => match never {},
@@ -223,14 +218,11 @@ impl<D: Dialect> Relay<D> {
         self.note(connection).await?;
         let pruning = self.prune(connection).await?;
         // An idle relay writes nothing, so the claim is renewed only when there are events to publish.
-        let claimed = self.claimed.is_some_and(|until| until > Instant::now() + self.lease / 2);
+        let claimed = self.claim.is_fresh();
         let limit = if claimed { self.batch } else { 1 };
         let mut look = D::waiting(connection, &mut self.cursor, limit).await.map_err(&sql)?;
         if !claimed && !look.rows.is_empty() {
-            let asked = Instant::now();
-            let ours = D::claim(connection, &self.holder, self.lease).await.map_err(&sql)?;
-            self.claimed = ours.then(|| asked + self.lease);
-            if !ours {
+            if !self.claim.take::<D>(connection).await.map_err(&sql)? {
                 return Ok(Taken::None(Found::StandBy));
             }
             // Another relay may have published the rows that we read before we had the claim.
@@ -282,27 +274,7 @@ impl<D: Dialect> Relay<D> {
         self.notifier.disarm().await;
         let mut connection = self.pool.acquire().await.map_err(&sql)?;
         self.note(&mut connection).await?;
-        if self.claimed.is_some() {
-            D::yield_claim(&mut connection, &self.holder).await.map_err(&sql)?;
-        }
-        Ok(())
-    }
-}
-
-/// Renews the claim while the bus works on the batch. The batch continues even when the claim is lost.
-async fn renew<D: Dialect>(
-    pool: &Pool<D>,
-    holder: &str,
-    lease: Duration,
-    claimed: &mut Option<Instant>,
-) -> Infallible {
-    loop {
-        sleep(lease / 3).await;
-        let asked = Instant::now();
-        let Ok(mut connection) = pool.acquire().await else { continue };
-        if let Ok(ours) = D::claim(&mut connection, holder, lease).await {
-            *claimed = ours.then(|| asked + lease);
-        }
+        self.claim.give_back::<D>(&mut connection).await.map_err(&sql)
     }
 }
 
@@ -345,6 +317,9 @@ impl Failure {
 
 impl<D: Dialect> fmt::Debug for Relay<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Relay").field("bus", &self.bus).field("holder", &self.holder).finish_non_exhaustive()
+        f.debug_struct("Relay")
+            .field("bus", &self.bus)
+            .field("holder", &self.claim.holder())
+            .finish_non_exhaustive()
     }
 }

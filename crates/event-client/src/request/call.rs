@@ -8,8 +8,8 @@ use futures_util::future::BoxFuture;
 use smol_str::SmolStr;
 use tokio::time::Instant;
 
-use super::client::Door;
-use super::{CallError, Outgoing, ReplyStream, Request, Streaming, Unary, answer};
+use super::send::{Outgoing, Sender};
+use super::{CallError, ReplyStream, Request, Streaming, Unary, answer};
 use crate::bounds;
 use crate::context::{self, Context};
 use crate::envelope::{self, Meta};
@@ -29,7 +29,7 @@ pub const DEFAULT_STREAM_DEADLINE: Duration = Duration::from_secs(60);
 /// [`timeout`](Call::timeout) sets a longer time.
 #[must_use = "nothing is sent until it is awaited"]
 pub struct Call<'a, T> {
-    door: Door<'a>,
+    sender: Sender<'a>,
     request: T,
     within: Option<Duration>,
     headers: Headers,
@@ -38,8 +38,8 @@ pub struct Call<'a, T> {
 }
 
 impl<'a, T: Request> Call<'a, T> {
-    pub(crate) fn new(door: Door<'a>, request: T) -> Self {
-        Self { door, request, within: None, headers: Headers::new(), context: None, refused: None }
+    pub(crate) fn new(sender: Sender<'a>, request: T) -> Self {
+        Self { sender, request, within: None, headers: Headers::new(), context: None, refused: None }
     }
 
     /// Sets the time limit of the call, including the whole of a streamed answer; at most
@@ -64,19 +64,19 @@ impl<'a, T: Request> Call<'a, T> {
     }
 
     /// Builds the request to send, and the time until its deadline.
-    fn outgoing(self, default: Duration) -> (Door<'a>, Duration, Result<Outgoing>) {
+    fn outgoing(self, default: Duration) -> (Sender<'a>, Duration, Result<Outgoing>) {
         let now = Instant::now();
         let mut deadline = bounds::later(now, self.within.unwrap_or(default));
         if let Some(inherited) = context::deadline() {
             deadline = deadline.min(inherited);
         }
         let within = deadline.saturating_duration_since(now);
-        let door = self.door;
+        let sender = self.sender;
         let build = || {
             if let Some(error) = self.refused {
                 return Err(error);
             }
-            let settings = door.bus().settings();
+            let settings = sender.connection().settings();
             let id = MessageId::now();
             let mut meta = Meta::new(id.clone(), settings.source.clone(), SmolStr::new_static(T::SUBJECT));
             meta.caused_by(self.context.or_else(Context::current).as_ref());
@@ -101,11 +101,11 @@ impl<'a, T: Request> Call<'a, T> {
                 dedup: false,
                 durability: Durability::Default,
             };
-            let system = door.bus().capabilities().name;
+            let system = sender.connection().capabilities().name;
             Ok(Outgoing { message, context, deadline, idempotent: T::IDEMPOTENT, system })
         };
         let outgoing = build();
-        (door, within, outgoing)
+        (sender, within, outgoing)
     }
 }
 
@@ -115,10 +115,10 @@ impl<'a, T: Request<Shape = Unary>> IntoFuture for Call<'a, T> {
 
     fn into_future(self) -> Self::IntoFuture {
         // Encoded now, so that the future does not own the request.
-        let (door, within, outgoing) = self.outgoing(DEFAULT_DEADLINE);
+        let (sender, within, outgoing) = self.outgoing(DEFAULT_DEADLINE);
         Box::pin(async move {
             let failed = |error| CallError::new(error, T::SUBJECT, within);
-            let mut answer = door.send(outgoing.map_err(failed)?).await.map_err(failed)?;
+            let mut answer = sender.send(outgoing.map_err(failed)?).await.map_err(failed)?;
             let frame = answer.next().await.expect("an answer has a first frame").map_err(failed)?;
             match answer::read(&frame)? {
                 Some(reply) => Ok(reply),
@@ -137,9 +137,9 @@ impl<'a, T: Request<Shape = Streaming>> Call<'a, T> {
     /// # Errors
     /// The errors of awaiting a call. Errors after the first chunk arrive through the stream.
     pub async fn stream(self) -> std::result::Result<ReplyStream<T>, CallError<T::Error>> {
-        let (door, within, outgoing) = self.outgoing(DEFAULT_STREAM_DEADLINE);
+        let (sender, within, outgoing) = self.outgoing(DEFAULT_STREAM_DEADLINE);
         let failed = |error| CallError::new(error, T::SUBJECT, within);
-        let answer = door.send(outgoing.map_err(failed)?).await.map_err(failed)?;
+        let answer = sender.send(outgoing.map_err(failed)?).await.map_err(failed)?;
         if let Some(error) = answer.failure() {
             return Err(error);
         }

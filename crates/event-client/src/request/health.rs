@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bus::Bus;
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
+use crate::transport::Requests;
 
 /// The health report of a service; see [`Bus::health`](crate::Bus::health).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,25 +37,18 @@ pub(crate) fn is_health(subject: &Subject) -> bool {
     subject.as_str().starts_with("sys.health.")
 }
 
-impl Bus {
-    /// Requests the health of one member of a service. The library answers for every service, whatever handlers it
-    /// has.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NoResponder`] when no member runs, [`ErrorKind::Timeout`] when none answers within
-    /// [`HEALTH_DEADLINE`], and transport errors.
-    pub async fn health(&self, service: &str) -> Result<ServiceHealth> {
-        let ask = async {
-            let question = Message::new(subject(service)?, Codec::Json.content_type(), "{}");
-            let mut replies = self.transport().requests().call(question, HEALTH_DEADLINE).await?;
-            match replies.next().await {
-                Some(frame) => Codec::Json.decode(&frame?.payload),
-                None => Err(Error::new(ErrorKind::Unavailable, "the service disconnected without an answer")),
-            }
-        };
-        let answer = tokio::time::timeout(HEALTH_DEADLINE, ask).await;
-        answer
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer arrived within the deadline")))
-            .map_err(|error| error.during("ask for health").with("service", service))
-    }
+/// Requests the health of one member of a service.
+pub(crate) async fn ask(requests: &dyn Requests, service: &str) -> Result<ServiceHealth> {
+    let ask = async {
+        let question = Message::new(subject(service)?, Codec::Json.content_type(), "{}");
+        let mut replies = requests.call(question, HEALTH_DEADLINE).await?;
+        match replies.next().await {
+            Some(frame) => Codec::Json.decode(&frame?.payload),
+            None => Err(Error::new(ErrorKind::Unavailable, "the service disconnected without an answer")),
+        }
+    };
+    let answer = tokio::time::timeout(HEALTH_DEADLINE, ask).await;
+    answer
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "no answer arrived within the deadline")))
+        .map_err(|error| error.during("ask for health").with("service", service))
 }

@@ -43,6 +43,7 @@ mod call;
 mod client;
 mod error;
 pub(crate) mod health;
+mod send;
 mod stream;
 
 use std::fmt;
@@ -52,12 +53,13 @@ use serde::{Deserialize, Serialize};
 
 pub use answer::Answer;
 pub use call::{Call, DEFAULT_DEADLINE, DEFAULT_STREAM_DEADLINE};
-pub(crate) use client::Door;
-pub use client::{BoxCall, Client, Outgoing};
+pub use client::Client;
 pub use error::CallError;
 #[cfg(feature = "nats")]
 pub(crate) use health::is_health;
 pub use health::{HEALTH_DEADLINE, ServiceHealth};
+pub(crate) use send::Sender;
+pub use send::{BoxCall, Outgoing};
 pub use stream::ReplyStream;
 
 use crate::status::Code;

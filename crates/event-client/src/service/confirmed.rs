@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt;
 
-use super::worker::Stats;
+use super::stats::Stats;
 use crate::confirm::Confirm;
 use crate::error::Result;
 

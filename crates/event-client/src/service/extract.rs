@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::incoming::Incoming;
+use super::route::{Endpoint, Route};
 use super::versions::Versions;
 use crate::bus::{Bus, Publish};
 use crate::context::Context;
@@ -17,7 +18,6 @@ use crate::envelope;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, version_of};
 use crate::message::{Headers, Message, MessageId};
-use crate::subject::Pattern;
 
 /// An argument that a handler can take before its payload.
 #[diagnostic::on_unimplemented(
@@ -63,24 +63,6 @@ pub trait FromPayload: Sized {
     /// # Errors
     /// The errors of [`FromIncoming::from_incoming`].
     fn from_payload(incoming: &Incoming) -> Result<Self>;
-}
-
-/// A request that a handler answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The subject: `pricing.get-quote.v1`.
-    pub subject: &'static str,
-    /// Whether repeating the request is harmless.
-    pub idempotent: bool,
-}
-
-/// The name of a handler and the subjects that it receives.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// The handler's name within its service; part of the group's name.
-    pub name: SmolStr,
-    /// The subjects.
-    pub filters: Vec<Pattern>,
 }
 
 /// The decoded event; older versions are upcast.

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
-use tokio_util::sync::CancellationToken;
 
-use super::extract::{Endpoint, FromIncoming, FromPayload, Route};
+use super::extract::{FromIncoming, FromPayload};
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::reply::{AnswerTo, Req, RequestHandler};
 use super::retry::RetryPolicy;
+use super::route::{Endpoint, Route};
 use super::versions::Versions;
 use crate::error::Result;
 use crate::transport::{Start, Subscribe};
@@ -270,26 +270,6 @@ where
     fn options(&self) -> HandlerOptions {
         self.options.clone()
     }
-}
-
-/// The identity of a handler, which every message carries on its way to the handler.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Identity {
-    /// The service's name.
-    pub service: SmolStr,
-    /// The group's name, `<service>.<event>` unless it is set.
-    pub group: SmolStr,
-    /// The most attempts before a message becomes a dead letter.
-    pub attempts: u32,
-    /// Whether the handler takes broadcasts: a failed message is neither retried nor stored.
-    pub broadcast: bool,
-    /// Whether messages that are not CloudEvents are accepted as plain data.
-    pub plain: bool,
-    /// The number of calls of the handler at a time.
-    pub concurrency: usize,
-    /// Cancelled when the service stops fetching.
-    pub(crate) draining: CancellationToken,
 }
 
 macro_rules! functions {

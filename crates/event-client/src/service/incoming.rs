@@ -1,4 +1,4 @@
-//! An incoming message that passes through layers to a handler.
+//! An incoming message that passes through layers to a handler, and the identity of that handler.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use smol_str::{SmolStr, format_smolstr};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::handler::Identity;
 use super::reply_channel::Exchange;
 use crate::bus::Bus;
 use crate::context::Context;
@@ -18,6 +17,26 @@ use crate::message::Message;
 
 /// The characters that are escaped in a source, so that no two keys are equal.
 const SEPARATED: &AsciiSet = &CONTROLS.add(b':').add(b'%');
+
+/// The identity of a handler, which every message carries on its way to the handler.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Identity {
+    /// The service's name.
+    pub service: SmolStr,
+    /// The group's name, `<service>.<event>` unless it is set.
+    pub group: SmolStr,
+    /// The most attempts before a message becomes a dead letter.
+    pub attempts: u32,
+    /// Whether the handler takes broadcasts: a failed message is neither retried nor stored.
+    pub broadcast: bool,
+    /// Whether messages that are not CloudEvents are accepted as plain data.
+    pub plain: bool,
+    /// The number of calls of the handler at a time.
+    pub concurrency: usize,
+    /// Cancelled when the service stops fetching.
+    pub(crate) draining: CancellationToken,
+}
 
 /// The input of layers and extractors: the message, its envelope, and the handler that it is for.
 ///

@@ -37,7 +37,6 @@
 //! ```
 
 mod batch;
-mod collector;
 mod confirmed;
 mod extract;
 mod handler;
@@ -48,10 +47,12 @@ mod reply;
 mod reply_channel;
 mod reply_stream;
 mod retry;
+mod route;
 mod running;
 mod server;
 mod source;
 mod start;
+mod stats;
 mod topology;
 mod versions;
 mod worker;
@@ -68,23 +69,22 @@ use tower_layer::Layer;
 
 pub use event_macros::debug_handler;
 
-pub use batch::{Batch, BatchHandler, FromBatch, IntoOutcomes, Item};
-pub use collector::{Batched, Batching};
+pub use batch::{Batch, BatchHandler, Batched, Batching, FromBatch, IntoOutcomes, Item};
 pub use extract::{
-    Attempt, Deadline, Dynamic, Emitter, Endpoint, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, Route,
-    State,
+    Attempt, Deadline, Dynamic, Emitter, FromIncoming, FromPayload, FromRef, Meta, Msg, Raw, State,
 };
-pub use handler::{Configured, Handler, HandlerOptions, Identity};
-pub use incoming::Incoming;
+pub use handler::{Configured, Handler, HandlerOptions};
+pub use incoming::{Identity, Incoming};
 pub use outcome::{IntoOutcome, Outcome, OutcomeKind, Permanent, RetryAfter};
 pub use reply::{AnswerTo, IntoReplyError, OneWay, ReplyFailure, Req, RequestHandler};
 pub use reply_stream::ReplySink;
 pub use retry::RetryPolicy;
+pub use route::{Endpoint, Route};
 pub use running::{Running, ServiceHandle};
+pub use stats::{Counts, Stats};
 pub use versions::Versions;
 #[cfg(feature = "testing")]
 pub(crate) use worker::Observer;
-pub use worker::{Counts, Stats};
 
 use crate::bus::Bus;
 use crate::error::{Error, Result};
@@ -277,9 +277,7 @@ impl<S: Send + Sync + 'static> Service<S> {
                 Registration {
                     open: Box::new(move |state| {
                         let service = layer.layer(open(state).boxed());
-                        Box::new(tower::ServiceExt::map_err(service, |error| {
-                            crate::layers::into_error(error)
-                        }))
+                        Box::new(tower::ServiceExt::map_err(service, |error| Error::of_layer(error)))
                     }),
                     ..entry
                 }

@@ -2,10 +2,11 @@
 
 use smol_str::SmolStr;
 
-use super::extract::{Dynamic, Endpoint, FromPayload, Msg, Raw, Route};
+use super::extract::{Dynamic, FromPayload, Msg, Raw};
 use super::incoming::Incoming;
 use super::outcome::{IntoOutcome, Outcome};
 use super::reply_channel::Exchange;
+use super::route::{Endpoint, Route};
 use crate::error::{Error, ErrorKind, Result};
 use crate::request::{CallError, ReplyError, Request, Shape};
 use crate::status::{Code, Status};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::Endpoint;
+use super::route::Endpoint;
 use crate::codec::Codec;
 use crate::confirm::Confirm;
 use crate::error::Result;

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::health::{self, Pulse};
 use super::source::Events;
-use super::worker::{Counts, Stats};
+use super::stats::{Counts, Stats};
 use crate::bounds;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind, Result};

@@ -10,10 +10,10 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use super::extract::Endpoint;
 use super::incoming::Incoming;
 use super::outcome::Outcome;
 use super::reply_channel::Exchange;
+use super::route::Endpoint;
 use super::worker::HandlerRuntime;
 use crate::bounds;
 use crate::codec::Codec;

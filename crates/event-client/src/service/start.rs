@@ -8,8 +8,9 @@ use smol_str::SmolStr;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::extract::{Endpoint, Route};
-use super::handler::{HandlerOptions, Identity};
+use super::handler::HandlerOptions;
+use super::incoming::Identity;
+use super::route::{Endpoint, Route};
 use super::running::{self, Running};
 use super::source::Events;
 use super::versions::Patience;

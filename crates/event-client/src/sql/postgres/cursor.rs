@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Row as _, query};
 
-use super::read;
-use crate::sql::Look;
+use crate::sql::{Look, Row};
 
 /// The interval at which rows below the floor are queried again: an operator may have set one to wait again.
 const FROM_THE_BEGINNING: Duration = Duration::from_secs(2);
@@ -64,7 +63,7 @@ impl Cursor {
         }
     }
 
-    async fn rows(&self, connection: &mut PgConnection, limit: u32) -> sqlx::Result<Vec<crate::sql::Row>> {
+    async fn rows(&self, connection: &mut PgConnection, limit: u32) -> sqlx::Result<Vec<Row>> {
         let select = query(
             "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created FROM outbox
              WHERE published IS NULL AND error IS NULL AND position > $1 AND position <= $2
@@ -123,4 +122,18 @@ impl Next {
             "a transaction that has staged events stays open and delays the publication of later events"
         );
     }
+}
+
+/// Reads a row of the outbox, whose columns are selected in the order of [`Row`]'s fields.
+pub(super) fn read(row: &PgRow) -> sqlx::Result<Row> {
+    Ok(Row {
+        position: row.try_get(0)?,
+        id: row.try_get(1)?,
+        aggregatetype: row.try_get(2)?,
+        aggregateid: row.try_get(3)?,
+        kind: row.try_get(4)?,
+        payload: row.try_get(5)?,
+        headers: row.try_get(6)?,
+        created: row.try_get(7)?,
+    })
 }

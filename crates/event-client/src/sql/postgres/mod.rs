@@ -120,7 +120,7 @@ impl Dialect for Postgres {
             "SELECT position, id, aggregatetype, aggregateid, type, payload, headers, created, error FROM outbox
              WHERE published IS NULL AND error IS NOT NULL ORDER BY position LIMIT $1",
         );
-        let select = select.bind(i64::from(limit)).try_map(|row| Ok((read(&row)?, row.try_get(8)?)));
+        let select = select.bind(i64::from(limit)).try_map(|row| Ok((cursor::read(&row)?, row.try_get(8)?)));
         Box::pin(async move { select.fetch_all(connection).await })
     }
 
@@ -203,17 +203,4 @@ impl Dialect for Postgres {
             _ => return None,
         })
     }
-}
-
-fn read(row: &PgRow) -> sqlx::Result<Row> {
-    Ok(Row {
-        position: row.try_get(0)?,
-        id: row.try_get(1)?,
-        aggregatetype: row.try_get(2)?,
-        aggregateid: row.try_get(3)?,
-        kind: row.try_get(4)?,
-        payload: row.try_get(5)?,
-        headers: row.try_get(6)?,
-        created: row.try_get(7)?,
-    })
 }

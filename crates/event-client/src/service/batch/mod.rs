@@ -1,102 +1,27 @@
 //! Batch handlers: plain async functions whose last argument is a [`Batch`].
 
+mod collector;
+mod items;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::ops::Deref;
+use std::marker::PhantomData;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::collector::Batching;
-use super::extract::{Attempt, Deadline, Emitter, FromIncoming, FromRef, State};
+use collector::{Bounds, Collector};
+pub use items::{Batch, Item};
+
+use super::extract::{FromPayload, FromRef, Msg, State};
+use super::handler::{Handler, HandlerOptions};
 use super::incoming::Incoming;
 use super::outcome::{IntoOutcome, Outcome};
+use super::route::Route;
+use super::versions::Versions;
 use crate::bus::Bus;
-use crate::envelope::Meta;
 use crate::error::Result;
 use crate::event::Event;
-use crate::message::Headers;
-
-/// Events that are handled together. Dereferences to a slice of [`Item`]s, in the order of arrival.
-#[derive(Debug)]
-pub struct Batch<E>(pub(crate) Vec<Item<E>>);
-
-impl<E> Batch<E> {
-    /// Returns the events without their metadata.
-    pub fn events(&self) -> impl Iterator<Item = &E> {
-        self.0.iter().map(|item| &item.event)
-    }
-}
-
-impl<E> Deref for Batch<E> {
-    type Target = [Item<E>];
-    fn deref(&self) -> &[Item<E>] {
-        &self.0
-    }
-}
-
-impl<E> IntoIterator for Batch<E> {
-    type Item = Item<E>;
-    type IntoIter = std::vec::IntoIter<Item<E>>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
-/// One event of a batch, with everything that a plain handler can extract.
-pub struct Item<E> {
-    /// The event; older versions are upcast.
-    pub event: E,
-    incoming: Incoming,
-    emitter: OnceLock<Emitter>,
-}
-
-impl<E> Item<E> {
-    pub(crate) fn new(event: E, incoming: Incoming) -> Self {
-        Self { event, incoming, emitter: OnceLock::new() }
-    }
-
-    /// Returns the event's attributes.
-    pub fn meta(&self) -> &Meta {
-        &self.incoming.envelope.meta
-    }
-
-    /// Returns the attempt of this item; attempts are counted separately for each item.
-    pub fn attempt(&self) -> Attempt {
-        self.extract()
-    }
-
-    /// Returns the event's headers.
-    pub fn headers(&self) -> &Headers {
-        &self.incoming.message.headers
-    }
-
-    /// Returns the time until which the item's result is needed.
-    pub fn deadline(&self) -> Deadline {
-        self.extract()
-    }
-
-    /// Returns the emitter of this item: the events that it publishes take correlation, cause and trace from this
-    /// item, and their ids are the same in all attempts.
-    pub fn emitter(&self) -> &Emitter {
-        self.emitter.get_or_init(|| self.extract())
-    }
-
-    /// Returns the incoming message: context, position, idempotency key.
-    pub fn incoming(&self) -> &Incoming {
-        &self.incoming
-    }
-
-    fn extract<T: FromIncoming<()>>(&self) -> T {
-        T::from_incoming(&self.incoming, &()).expect("these extractors never fail")
-    }
-}
-
-impl<E: fmt::Debug> fmt::Debug for Item<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Item").field("event", &self.event).field("incoming", &self.incoming).finish()
-    }
-}
 
 /// The return type of a batch handler: one outcome for all items (`()`, [`Outcome`]), or a `Vec<Outcome>` with one
 /// outcome for each item in their order, or a `Result` of either with any error.
@@ -203,6 +128,95 @@ pub trait BatchHandler<M, S>: Clone + Send + Sync + Sized + 'static {
     /// busy: then every item of a key waits for `wait`, so keep it short.
     fn batch(self, max: usize, wait: Duration) -> Batching<Self, M, S> {
         Batching::new(self, max, wait)
+    }
+}
+
+/// A handler created by [`BatchHandler::batch`].
+pub struct Batching<H: BatchHandler<M, S>, M, S> {
+    handler: H,
+    max: usize,
+    wait: Duration,
+    /// Started by the first message; ends when the last clone is dropped.
+    collector: Arc<OnceLock<Collector<H::Event>>>,
+    _types: PhantomData<fn() -> (M, S)>,
+}
+
+impl<H: BatchHandler<M, S>, M, S> Batching<H, M, S> {
+    fn new(handler: H, max: usize, wait: Duration) -> Self {
+        Self { handler, max: max.max(1), wait, collector: Arc::default(), _types: PhantomData }
+    }
+}
+
+/// Marks the argument types of a batch handler, so that they differ from those of a plain handler.
+#[derive(Debug)]
+pub struct Batched<M>(PhantomData<M>);
+
+impl<H, M, S> Handler<Batched<M>, S> for Batching<H, M, S>
+where
+    H: BatchHandler<M, S>,
+    M: 'static,
+    S: Send + Sync + 'static,
+{
+    fn route(&self) -> Result<Route> {
+        Msg::<H::Event>::route()
+    }
+
+    fn versions(&self) -> Option<Versions> {
+        Msg::<H::Event>::versions()
+    }
+
+    fn call(self, incoming: Incoming, state: Arc<S>) -> impl Future<Output = Outcome> + Send + 'static {
+        // Decoded before it joins a batch, so that a message that cannot be decoded is settled alone.
+        let joined = Msg::<H::Event>::from_payload(&incoming).map(|Msg(event)| {
+            let queue = self.collector.get_or_init(|| self.collect(&incoming, state)).queue();
+            (queue, Item::new(event, incoming))
+        });
+        async move {
+            match joined {
+                Ok((queue, item)) => queue.handle(item).await,
+                Err(error) => error.into(),
+            }
+        }
+    }
+
+    fn options(&self) -> HandlerOptions {
+        HandlerOptions { concurrency: Some(1), batch: Some(self.max), ..HandlerOptions::default() }
+    }
+}
+
+impl<H, M, S> Batching<H, M, S>
+where
+    H: BatchHandler<M, S>,
+    M: 'static,
+    S: Send + Sync + 'static,
+{
+    fn collect(&self, first: &Incoming, state: Arc<S>) -> Collector<H::Event> {
+        let bounds = Bounds {
+            max: self.max,
+            wait: self.wait,
+            concurrency: first.handler.concurrency,
+            draining: first.handler.draining.clone(),
+        };
+        let (handler, bus) = (self.handler.clone(), first.bus.clone());
+        Collector::start(bounds, move |batch| handler.clone().call(batch, bus.clone(), state.clone()))
+    }
+}
+
+impl<H: BatchHandler<M, S>, M, S> Clone for Batching<H, M, S> {
+    fn clone(&self) -> Self {
+        Self {
+            handler: self.handler.clone(),
+            max: self.max,
+            wait: self.wait,
+            collector: self.collector.clone(),
+            _types: PhantomData,
+        }
+    }
+}
+
+impl<H: BatchHandler<M, S>, M, S> fmt::Debug for Batching<H, M, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batching").field("max", &self.max).field("wait", &self.wait).finish_non_exhaustive()
     }
 }
 
