@@ -277,7 +277,7 @@ impl<S: Send + Sync + 'static> Service<S> {
                 Registration {
                     open: Box::new(move |state| {
                         let service = layer.layer(open(state).boxed());
-                        Box::new(tower::ServiceExt::map_err(service, |error| Error::of_layer(error)))
+                        Box::new(tower::ServiceExt::map_err(service, Error::of_layer))
                     }),
                     ..entry
                 }
