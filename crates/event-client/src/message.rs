@@ -117,6 +117,14 @@ impl FromStr for Position {
     }
 }
 
+/// The header that has the MIME type of the body.
+pub(crate) const CONTENT_TYPE: &str = "content-type";
+
+/// Whether the library or a broker reserves `name`, so that it cannot be a free header.
+pub(crate) fn is_reserved(name: &str) -> bool {
+    name == CONTENT_TYPE || ["bus-", "nats-", "x-death"].iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// Free headers (those that the application sets), in the order in which they were added. Names are lower case.
 /// Lookup is linear, because a message rarely has more than a few headers.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -151,7 +159,7 @@ impl Headers {
             .with("header", format!("{:?}", &name[..name.floor_char_boundary(80)])));
         }
         let name = SmolStr::new(name.to_ascii_lowercase());
-        if crate::transport::is_reserved(&name) {
+        if is_reserved(&name) {
             return Err(Error::new(
                 ErrorKind::InvalidName,
                 "`content-type` and names that start with `bus-`, `nats-` or `x-death` are reserved; choose another name",

@@ -11,6 +11,10 @@ use jiff::SignedDuration;
 use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The URL forms of all transports, for error texts.
+pub(crate) const URLS: &str =
+    "`memory:`, `memory:NAME`, `sqlite:PATH`, `nats://HOST`, `redis://HOST` or `amqp://HOST`";
+
 /// A parsed bus URL such as `sqlite:data/bus.db?synchronous=full` or `memory:`.
 ///
 /// [`transport::docs`](crate::transport::docs) lists the URL forms and options of each transport. `Display` and `Debug`
@@ -164,7 +168,7 @@ impl FromStr for BusUrl {
         let refuse = |what: &str| {
             // The text may contain a password, so the error repeats only the part before the first colon.
             let shown: String = text.chars().take_while(|c| *c != ':').take(40).collect();
-            Error::new(ErrorKind::Config, format!("{what}; use {}", crate::transport::URLS))
+            Error::new(ErrorKind::Config, format!("{what}; use {}", URLS))
                 .during("connect")
                 .with("url", format!("{shown}:…"))
         };

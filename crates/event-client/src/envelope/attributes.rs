@@ -6,9 +6,13 @@ use std::borrow::Cow;
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
-use super::{MAX_EXTENSIONS, Meta, time};
+use super::meta::Meta;
+use super::time;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
+
+/// The most attributes of one event that this library does not know (extensions).
+pub const MAX_EXTENSIONS: usize = 64;
 
 /// The most bytes of a trace state that is passed on; percent-encoded it still fits into a header.
 const MAX_TRACE_STATE: usize = 1024;

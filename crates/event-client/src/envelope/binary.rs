@@ -6,7 +6,7 @@ use serde::Serialize;
 use smol_str::SmolStr;
 
 use super::attributes::{invalid, trace_state, unquote};
-use super::{Envelope, Meta};
+use super::meta::{Decoded, Meta};
 use crate::codec::Codec;
 use crate::error::{ErrorKind, Result};
 use crate::message::{Headers, Message};
@@ -41,7 +41,7 @@ pub(super) fn write<T: Serialize + ?Sized>(
     Ok((named.unwrap_or(SmolStr::new_static(codec.content_type())), headers, body.into()))
 }
 
-pub(super) fn read(message: &Message) -> Result<Envelope> {
+pub(super) fn read(message: &Message) -> Result<Decoded> {
     let mut meta = Meta::empty();
     let mut version = false;
     for (name, value) in message.headers.iter() {
@@ -67,7 +67,7 @@ pub(super) fn read(message: &Message) -> Result<Envelope> {
 /// Takes the body as the data. When neither the message nor the attributes contain a content type, the data is JSON
 /// as in a structured event, or MessagePack if its first byte cannot begin a JSON text. An empty body means that
 /// there is no data.
-pub(super) fn bare(mut meta: Meta, message: &Message) -> Envelope {
+pub(super) fn bare(mut meta: Meta, message: &Message) -> Decoded {
     // Some bindings carry the content type as an attribute, others as the message's own content type.
     if !message.content_type.is_empty() {
         meta.datacontenttype = Some(message.content_type.clone());
@@ -81,5 +81,5 @@ pub(super) fn bare(mut meta: Meta, message: &Message) -> Envelope {
         (Some(codec), true) => codec.nothing(),
         _ => message.payload.clone(),
     };
-    Envelope { meta, data, codec }
+    (meta, data, codec)
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::message::MessageId;
 use crate::subject::Subject;
 
 const VALID: &str = r#""specversion":"1.0","id":"1","source":"/others","type":"orders.placed.v1""#;

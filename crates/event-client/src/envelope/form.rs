@@ -2,10 +2,14 @@
 
 use memchr::memmem;
 
-use super::{STRUCTURED_JSON, STRUCTURED_MSGPACK};
 use crate::codec::essence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
+
+/// Content type of a structured JSON event.
+pub const STRUCTURED_JSON: &str = "application/cloudevents+json";
+/// Content type of a structured MessagePack event.
+pub const STRUCTURED_MSGPACK: &str = "application/cloudevents+msgpack";
 
 const CLOUD_EVENTS: &str = "application/cloudevents";
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use super::attributes::invalid;
-use super::{Envelope, Meta};
+use super::meta::{Decoded, Meta};
 use crate::codec::Codec;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -39,7 +39,7 @@ fn text(body: &mut Vec<u8>, text: &str) {
     }
 }
 
-pub(super) fn read(body: &Bytes) -> Result<Envelope> {
+pub(super) fn read(body: &Bytes) -> Result<Decoded> {
     let parts: Parts<'_> = serde_json::from_slice(body).map_err(|cause| {
         Error::new(ErrorKind::Decode, "the body is not a structured JSON event")
             .during("decode envelope")
@@ -84,7 +84,7 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
         }
         (Some(raw), None) => (body.slice_ref(raw.as_bytes()), Some(Codec::Json)),
     };
-    Ok(Envelope { meta, data, codec })
+    Ok((meta, data, codec))
 }
 
 #[derive(Default)]

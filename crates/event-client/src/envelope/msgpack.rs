@@ -12,7 +12,7 @@ use rmp::decode;
 use serde::Serialize;
 
 use super::attributes::invalid;
-use super::{Envelope, Meta};
+use super::meta::{Decoded, Meta};
 use crate::codec::{Codec, MAX_DEPTH};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,7 +29,7 @@ pub(super) fn write<T: Serialize + ?Sized>(meta: &Meta, data: &T) -> Result<Byte
     Ok(body.into())
 }
 
-pub(super) fn read(body: &Bytes) -> Result<Envelope> {
+pub(super) fn read(body: &Bytes) -> Result<Decoded> {
     let broken = |what: &str| {
         Error::new(ErrorKind::Decode, format!("the body is not a structured MessagePack event: {what}"))
             .during("decode envelope")
@@ -89,7 +89,7 @@ pub(super) fn read(body: &Bytes) -> Result<Envelope> {
     }
     meta.check(ErrorKind::Decode)?;
     let data = data.unwrap_or_else(|| Codec::MsgPack.nothing());
-    Ok(Envelope { meta, data, codec: Some(Codec::MsgPack) })
+    Ok((meta, data, Some(Codec::MsgPack)))
 }
 
 /// Skips one value; `None` when it is cut short or nested deeper than `depth`.

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::message::MessageId;
 use crate::subject::Subject;
 
 fn message(mode: Mode, codec: Codec, meta: &mut Meta, data: &Value) -> Message {

@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use super::{MemoryTransport, SqliteTransport, Transport};
 use crate::error::{Error, ErrorKind, Result};
-use crate::url::BusUrl;
-
-/// The supported URL forms, for error texts.
-pub(crate) const URLS: &str =
-    "`memory:`, `memory:NAME`, `sqlite:PATH`, `nats://HOST`, `redis://HOST` or `amqp://HOST`";
+use crate::url::{BusUrl, URLS};
 
 /// Opens the transport that `url` names. [`docs`](super::docs) has a page for each transport, with all its options.
 ///

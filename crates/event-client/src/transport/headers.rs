@@ -23,10 +23,10 @@ use smol_str::{SmolStr, format_smolstr};
 
 use crate::envelope::{is_structured, time as rfc3339, unquote};
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use crate::message::{CONTENT_TYPE, is_reserved};
 use crate::message::{Headers, Message, MessageId};
 use crate::subject::Subject;
 
-pub(crate) const CONTENT_TYPE: &str = "content-type";
 pub(crate) const ID: &str = "ce-id";
 pub(crate) const KEY: &str = "ce-partitionkey";
 pub(crate) const EXPIRES: &str = "ce-expirytime";
@@ -90,11 +90,6 @@ pub(crate) fn time(value: &str) -> Option<Timestamp> {
     let milliseconds: i64 = value.parse().ok()?;
     let nearest = if milliseconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Some(Timestamp::from_millisecond(milliseconds).unwrap_or(nearest))
-}
-
-/// Whether the library or a broker reserves `name`, so that it cannot be a free header.
-pub(crate) fn is_reserved(name: &str) -> bool {
-    name == CONTENT_TYPE || ["bus-", "nats-", "x-death"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether the message is an event in binary mode, whose attributes are headers.
