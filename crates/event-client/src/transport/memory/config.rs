@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::log::OVERHEAD;
 use crate::bounds::LONGEST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::Provision;
@@ -72,13 +73,10 @@ impl MemoryConfig {
         if self.max_messages == 0 {
             return Err(Error::new(ErrorKind::Config, "option `max_messages` must be at least 1"));
         }
-        if self.max_bytes < self.max_payload.saturating_add(super::log::OVERHEAD) {
+        if self.max_bytes < self.max_payload.saturating_add(OVERHEAD) {
             return Err(Error::new(
                 ErrorKind::Config,
-                format!(
-                    "option `max_bytes` must be at least `max_payload` plus {} bytes",
-                    super::log::OVERHEAD
-                ),
+                format!("option `max_bytes` must be at least `max_payload` plus {} bytes", OVERHEAD),
             )
             .with("max_bytes", self.max_bytes)
             .with("max_payload", self.max_payload));

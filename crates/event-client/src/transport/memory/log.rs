@@ -6,7 +6,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::message::Message;
+use crate::message::{Message, Position};
+use crate::transport::Start;
 
 /// Approximate bytes that a message takes in addition to its own: its place in the log, in a group and on the heap.
 pub(super) const OVERHEAD: usize = 512;
@@ -144,8 +145,20 @@ impl Log {
         self.records.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
+    /// Returns the number of the first record that a subscription with `start` receives.
+    pub(super) fn start(&self, start: Start) -> u64 {
+        match start {
+            Start::New => self.end(),
+            Start::Earliest => self.first(),
+            Start::Time(time) => self.find_time(time),
+            Start::Position(Position(at)) => {
+                u64::try_from(at).unwrap_or(u64::MAX).clamp(self.first(), self.end())
+            }
+        }
+    }
+
     /// Returns the number of the first record published at or after `time`.
-    pub(super) fn find_time(&self, time: Timestamp) -> u64 {
+    fn find_time(&self, time: Timestamp) -> u64 {
         let at = self.records.iter().position(|record| record.published_at >= time);
         self.first + at.unwrap_or(self.records.len()) as u64
     }

@@ -10,11 +10,35 @@
 //!                    │                          ▲          │                        settle ◀─── Delivery
 //!                    └─▶ broadcast listeners    └──────────┘ retry, release, end of lease
 //! ```
+//!
+//! Each file uses only files above it in this list:
+//!
+//! | file | concept |
+//! |---|---|
+//! | `log` | published messages in order, bounded; counts the groups and dead letters that need each one |
+//! | `config` | the options of a URL |
+//! | `dedup`, `delayed` | ids seen within the dedup window; messages that are not due yet |
+//! | `group/` | one group: the queue of its unsettled entries, and its members |
+//! | `groups`, `listeners` | all groups, all broadcast subscriptions |
+//! | `routes` | cache: the groups and listeners of a subject |
+//! | `dead_letters` | rejected messages |
+//! | `state` | all of the above under one lock, and the steps that change several parts together |
+//! | `servers` | the members that serve requests |
+//! | `bus` | state and servers, shared by the connections to one name |
+//! | `connection` | one connection: its rights and its end |
+//! | `publish`, `settle`, `admin` | short steps under the lock |
+//! | `feeding` | the waits of a task that feeds a subscription |
+//! | `member`, `broadcast`, `subscribe` | subscriptions to a group or to all messages, and their tasks |
+//! | `reply`, `requests` | one reply in frames; requests and their servers |
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use self::admin::MemoryAdmin;
+use self::bus::Bus;
+use self::connection::Connection;
+use self::requests::MemoryRequests;
 use super::{Admin, Capabilities, Provision, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
 use crate::error::Result;
@@ -23,25 +47,38 @@ use crate::subscription::Subscription;
 use crate::url::BusUrl;
 
 mod admin;
+mod broadcast;
+mod bus;
 mod config;
 mod connection;
+mod dead_letters;
+mod dedup;
+mod delayed;
+mod feeding;
 mod group;
+mod groups;
+mod listeners;
 mod log;
+mod member;
 mod publish;
+mod reply;
 mod requests;
+mod routes;
+mod servers;
 mod settle;
+mod state;
 mod subscribe;
 #[cfg(test)]
 mod tests;
 
 pub use config::MemoryConfig;
-use connection::{Bus, Connection};
 
 /// A connection to a bus in memory.
 #[derive(Debug)]
 pub struct MemoryTransport {
     connection: Arc<Connection>,
-    capabilities: Capabilities,
+    requests: MemoryRequests,
+    admin: MemoryAdmin,
 }
 
 impl MemoryTransport {
@@ -71,21 +108,14 @@ impl MemoryTransport {
     }
 
     fn on(bus: Arc<Bus>, provision: Provision) -> Self {
-        let mut capabilities = Capabilities::new("memory");
-        capabilities.max_payload = bus.config.max_payload;
-        capabilities.dedup_window = bus.config.dedup_window;
-        capabilities.delayed = true;
-        capabilities.expiry = true;
-        capabilities.replay = true;
-        capabilities.cross_topic = true;
-        capabilities.keyed_members = usize::MAX;
-        Self { connection: Connection::open(bus, provision), capabilities }
+        let connection = Connection::open(bus, provision);
+        Self { requests: MemoryRequests::new(&connection), admin: MemoryAdmin::new(&connection), connection }
     }
 }
 
 impl Transport for MemoryTransport {
     fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+        &self.connection.bus.capabilities
     }
 
     fn publish(&self, message: Message) -> Confirm<Receipt> {
@@ -99,11 +129,11 @@ impl Transport for MemoryTransport {
     }
 
     fn requests(&self) -> &dyn Requests {
-        self
+        &self.requests
     }
 
     fn admin(&self) -> &dyn Admin {
-        self
+        &self.admin
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {

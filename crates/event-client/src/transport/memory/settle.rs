@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::connection::{Connection, GroupRef, closed};
+use super::connection::{Connection, closed};
+use super::groups::GroupRef;
 use crate::bounds;
 use crate::confirm::Confirm;
 use crate::delivery::{Settle, Settlement, Token, lease_lost};
@@ -30,33 +31,35 @@ impl Settler {
         if self.connection.closed.is_cancelled() {
             return Err(closed().during("settle"));
         }
-        let group = state.groups.get_mut(self.group.place).filter(|group| group.uid == self.group.uid);
-        let Some(group) = group else { return Err(lease_lost()) };
-        let Some(index) = group.leased(token) else { return Err(lease_lost()) };
+        let group = state.groups.get(self.group).ok_or_else(lease_lost)?;
+        let index = group.leased(token).ok_or_else(lease_lost)?;
         match settlement {
-            Settlement::Ack => {
-                let entry = group.finish(index);
-                state.log.unpin(entry.number);
-            }
+            Settlement::Ack => state.log.unpin(group.finish(index).number),
             Settlement::Retry { after, .. } => {
                 let at = if after.is_zero() { None } else { Some(bounds::from_now(after)) };
                 group.retry(index, at);
-                if at.is_some() {
-                    group.wake_all(); // a member must watch the new timer
-                }
             }
             Settlement::Reject(rejection) => {
                 let name = group.name.clone();
                 // The dead letter takes over the entry's pin in the log.
-                state.dead.dead_letter(name, group.finish(index), rejection, Timestamp::now());
+                state.dead.add(name, group.finish(index), rejection, Timestamp::now());
             }
             Settlement::Release => group.release(index),
-            Settlement::Defer { after } => {
-                group.defer(index, bounds::from_now(after));
-                group.wake_all(); // a member must watch the new timer
-            }
+            Settlement::Defer { after } => group.defer(index, bounds::from_now(after)),
         }
         group.wake_one();
+        Ok(())
+    }
+
+    fn renew(&self, token: Token) -> Result<()> {
+        let until = bounds::from_now(self.lease);
+        let mut state = self.connection.bus.lock();
+        if self.connection.closed.is_cancelled() {
+            return Err(closed().during("renew"));
+        }
+        let group = state.groups.get(self.group).ok_or_else(lease_lost)?;
+        let index = group.leased(token).ok_or_else(lease_lost)?;
+        group.renew(index, until);
         Ok(())
     }
 }
@@ -67,19 +70,6 @@ impl Settle for Settler {
     }
 
     fn in_progress(&self, token: Token) -> Confirm<()> {
-        let until = bounds::from_now(self.lease);
-        let mut state = self.connection.bus.lock();
-        let renewed = if self.connection.closed.is_cancelled() {
-            Err(closed().during("renew"))
-        } else {
-            match state.group(self.group).and_then(|group| Some((group.leased(token)?, group))) {
-                Some((index, group)) => {
-                    group.renew(index, until);
-                    Ok(())
-                }
-                None => Err(lease_lost()),
-            }
-        };
-        Confirm::ready(renewed)
+        Confirm::ready(self.renew(token))
     }
 }

@@ -16,10 +16,10 @@ pub(in crate::transport::memory) struct Entry {
     pub(in crate::transport::memory) number: u64,
     pub(in crate::transport::memory) message: Arc<Message>,
     pub(in crate::transport::memory) published_at: Timestamp,
-    pub(in crate::transport::memory) expires: Option<Instant>,
+    pub(super) expires: Option<Instant>,
     pub(in crate::transport::memory) attempt: u32,
     pub(in crate::transport::memory) first_attempt_at: Option<Timestamp>,
-    pub(in crate::transport::memory) replayed: bool,
+    pub(super) replayed: bool,
     pub(super) state: State,
     /// Changes with every fetch and retry, so that an old token or timer no longer matches.
     pub(super) generation: u32,

@@ -1,98 +1,103 @@
-//! The members of a group: they join, wait for entries, are woken, stop and leave.
+//! The members of a group, and the queue of those that wait for an entry.
 
-use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
-
-use super::{GroupState, State, Timer};
 
 /// A live subscription.
 #[derive(Debug)]
-pub(in crate::transport::memory) struct Member {
-    pub(in crate::transport::memory) id: u64,
-    pub(in crate::transport::memory) connection: u64,
-    pub(in crate::transport::memory) wake: Arc<Notify>,
+pub(super) struct Member {
+    id: u64,
+    connection: u64,
+    wake: Arc<Notify>,
     /// A stopped member fetches no more entries but keeps the ones that it has in flight.
-    pub(in crate::transport::memory) stopped: bool,
+    stopped: bool,
     pub(super) in_flight: usize,
 }
 
-impl GroupState {
-    pub(in crate::transport::memory) fn member(&mut self, id: u64) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.id == id)
-    }
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    all: Vec<Member>,
+    /// Members that wait for an entry; the one that has waited longest comes first.
+    idle: VecDeque<u64>,
+}
 
-    pub(in crate::transport::memory) fn join(&mut self, id: u64, connection: u64) -> Arc<Notify> {
+impl Members {
+    pub(super) fn join(&mut self, id: u64, connection: u64) -> Arc<Notify> {
         let wake = Arc::new(Notify::new());
-        self.members.push(Member { id, connection, wake: wake.clone(), stopped: false, in_flight: 0 });
+        self.all.push(Member { id, connection, wake: wake.clone(), stopped: false, in_flight: 0 });
         wake
     }
 
+    pub(super) fn get(&mut self, id: u64) -> Option<&mut Member> {
+        self.all.iter_mut().find(|member| member.id == id)
+    }
+
+    pub(super) fn contains(&self, id: u64) -> bool {
+        self.all.iter().any(|member| member.id == id)
+    }
+
+    /// Returns a member that the connection has opened.
+    pub(super) fn of_connection(&self, connection: u64) -> Option<u64> {
+        self.all.iter().find(|member| member.connection == connection).map(|member| member.id)
+    }
+
+    /// Returns the number of members that fetch entries.
+    pub(super) fn live(&self) -> usize {
+        self.all.iter().filter(|member| !member.stopped).count()
+    }
+
     /// Marks the member as stopped: it fetches no more entries.
-    pub(in crate::transport::memory) fn stop(&mut self, id: u64) {
-        if let Some(member) = self.member(id) {
+    pub(super) fn stop(&mut self, id: u64) {
+        if let Some(member) = self.get(id) {
             member.stopped = true;
         }
-        self.idle.retain(|idle| *idle != id);
-        self.wake_one(); // the stopped member may have consumed a wake-up for an entry that it will not fetch
+        self.busy(id);
     }
 
-    /// Removes a member that has ended. Its entries in flight stay leased until `until`.
-    pub(in crate::transport::memory) fn part(&mut self, id: u64, until: Instant) {
-        self.stop(id);
-        let Some(at) = self.members.iter().position(|member| member.id == id) else { return };
-        if self.members.swap_remove(at).in_flight > 0 {
-            for (index, entry) in &mut self.entries {
-                if let State::InFlight { member, lease_until } = &mut entry.state
-                    && *member == id
-                {
-                    *lease_until = Some(until);
-                    let generation = entry.generation;
-                    self.timers.push(Reverse(Timer { at: until, index: index as u32, generation }));
-                }
-            }
+    pub(super) fn remove(&mut self, id: u64) -> Option<Member> {
+        let at = self.all.iter().position(|member| member.id == id)?;
+        Some(self.all.swap_remove(at))
+    }
+
+    /// Counts an entry of the member as no longer in flight.
+    pub(super) fn landed(&mut self, id: u64) {
+        if let Some(member) = self.get(id) {
+            member.in_flight = member.in_flight.saturating_sub(1);
         }
-        self.wake_all(); // another member must watch the new timers
     }
 
-    /// Removes a member whose connection closed. Its entries in flight are released at once.
-    pub(in crate::transport::memory) fn evict(&mut self, id: u64) {
-        let theirs: Vec<u32> = (self.entries.iter())
-            .filter(|(_, entry)| matches!(entry.state, State::InFlight { member, .. } if member == id))
-            .map(|(index, _)| index as u32)
-            .collect();
-        for index in theirs {
-            self.release(index);
-        }
-        self.stop(id);
-        self.members.retain(|member| member.id != id);
-        self.wake_all();
+    /// Counts no entry as in flight any more.
+    pub(super) fn all_landed(&mut self) {
+        self.all.iter_mut().for_each(|member| member.in_flight = 0);
     }
 
-    /// Records that a member waits for an entry.
-    pub(in crate::transport::memory) fn wait(&mut self, id: u64) {
+    /// Records that the member waits for an entry.
+    pub(super) fn wait(&mut self, id: u64) {
         if !self.idle.contains(&id) {
             self.idle.push_back(id);
         }
     }
 
-    /// Wakes one waiting member when an entry is ready.
-    pub(in crate::transport::memory) fn wake_one(&mut self) {
-        if self.has_ready() {
-            while let Some(id) = self.idle.pop_front() {
-                if let Some(member) = self.member(id) {
-                    return member.wake.notify_one();
-                }
+    /// Records that the member does not wait.
+    pub(super) fn busy(&mut self, id: u64) {
+        self.idle.retain(|idle| *idle != id);
+    }
+
+    /// Wakes the member that has waited longest.
+    pub(super) fn wake_one(&mut self) {
+        while let Some(id) = self.idle.pop_front() {
+            if let Some(member) = self.get(id) {
+                return member.wake.notify_one();
             }
         }
     }
 
-    /// Wakes all waiting members, so that they check the timers again.
-    pub(in crate::transport::memory) fn wake_all(&mut self) {
+    /// Wakes all members that wait.
+    pub(super) fn wake_all(&mut self) {
         while let Some(id) = self.idle.pop_front() {
-            if let Some(member) = self.member(id) {
+            if let Some(member) = self.get(id) {
                 member.wake.notify_one();
             }
         }

@@ -1,60 +1,22 @@
-//! A durable group: its unsettled entries, the order in which it delivers them, and its members.
+//! A durable group: its name and patterns, its members, and the queue of its unsettled entries.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use slab::Slab;
-use smol_str::SmolStr;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use self::entry::{NONE, State};
+use self::members::Members;
+use self::queue::Queue;
 use super::log::Log;
 use crate::delivery::Token;
-use crate::message::Message;
-use crate::subject::{Group, Pattern};
+use crate::subject::{Group, Pattern, Subject};
 
 mod entry;
 mod members;
+mod queue;
 
 pub(super) use entry::Entry;
-pub(super) use members::Member;
-
-/// Entries of one key, linked from head to tail; only the head may be delivered.
-#[derive(Debug)]
-struct Lane {
-    head: u32,
-    tail: u32,
-}
-
-/// Makes a delayed entry ready, or ends a lease.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Timer {
-    at: Instant,
-    index: u32,
-    generation: u32,
-}
-
-/// A fetched entry on its way to a consumer.
-#[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) message: Arc<Message>,
-    pub(super) token: Token,
-    pub(super) number: u64,
-    pub(super) attempt: u32,
-    pub(super) published_at: Timestamp,
-    pub(super) replayed: bool,
-}
-
-/// Number of entries in each state, and the publication time of the oldest one.
-#[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) waiting: usize,
-    pub(super) in_flight: usize,
-    pub(super) delayed: usize,
-    pub(super) oldest: Option<Timestamp>,
-}
+pub(super) use queue::{Counts, Fetched};
 
 #[derive(Debug)]
 pub(super) struct GroupState {
@@ -62,84 +24,75 @@ pub(super) struct GroupState {
     pub(super) uid: u64,
     pub(super) name: Group,
     pub(super) filters: Vec<Pattern>,
-    pub(super) members: Vec<Member>,
-    keyed: bool,
-    entries: Slab<Entry>,
-    ready: VecDeque<u32>,
-    lanes: HashMap<SmolStr, Lane>,
-    timers: BinaryHeap<Reverse<Timer>>,
-    /// Members that wait for an entry; the one that has waited longest comes first.
-    idle: VecDeque<u64>,
-    generation: u32,
+    members: Members,
+    queue: Queue,
 }
 
 impl GroupState {
     pub(super) fn new(uid: u64, name: Group, filters: Vec<Pattern>, keyed: bool) -> Self {
-        Self {
-            uid,
-            name,
-            filters,
-            members: Vec::new(),
-            keyed,
-            entries: Slab::new(),
-            ready: VecDeque::new(),
-            lanes: HashMap::new(),
-            timers: BinaryHeap::new(),
-            idle: VecDeque::new(),
-            generation: 0,
-        }
+        Self { uid, name, filters, members: Members::default(), queue: Queue::new(keyed) }
     }
 
     pub(super) fn keyed(&self) -> bool {
-        self.keyed
+        self.queue.keyed()
     }
 
     /// Returns the terms that a subscription may request differently: the patterns, and whether the group is keyed.
     pub(super) fn terms(&self) -> (&[Pattern], bool) {
-        (&self.filters, self.keyed)
+        (&self.filters, self.keyed())
     }
 
-    /// Changes whether entries of one key are delivered in order. Call it only while the group has no members.
+    pub(super) fn matches(&self, subject: &Subject) -> bool {
+        self.filters.iter().any(|filter| filter.matches(subject))
+    }
+
+    /// Changes whether entries of one key are delivered in order. Call it only while the group has no live members.
     pub(super) fn set_keyed(&mut self, keyed: bool) {
-        if self.keyed != keyed {
-            self.keyed = keyed;
-            let mut entries: Vec<Entry> = self.clear();
-            entries.sort_by_key(|entry| entry.number);
-            for mut entry in entries {
-                entry.state = State::Waiting;
-                self.add(entry);
-            }
+        if self.keyed() != keyed {
+            self.members.all_landed();
+            self.queue.set_keyed(keyed);
         }
     }
 
     /// Adds an entry behind all other entries of its key.
-    pub(super) fn add(&mut self, mut entry: Entry) {
-        entry.next = NONE;
-        let key = if self.keyed { entry.message.key.clone() } else { None };
-        let index = self.entries.insert(entry) as u32;
-        let Some(key) = key else { return self.ready.push_back(index) };
-        match self.lanes.get_mut(&key) {
-            Some(lane) => {
-                self.entries[lane.tail as usize].next = index;
-                lane.tail = index;
-            }
-            None => {
-                self.lanes.insert(key, Lane { head: index, tail: index });
-                self.ready.push_back(index);
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.queue.add(entry);
+    }
+
+    /// Adds all matching records of the log from `start` on, and pins them.
+    pub(super) fn add_from(&mut self, log: &mut Log, start: u64) {
+        for number in start..log.end() {
+            let Some(record) = log.get(number) else { continue };
+            if self.matches(&record.message.subject) {
+                self.add(Entry::new(number, record.message.clone(), record.published_at, record.expires));
+                log.pin(number);
             }
         }
     }
 
     /// Removes all entries and returns them. Tokens and timers from before no longer match.
     pub(super) fn clear(&mut self) -> Vec<Entry> {
-        self.ready.clear();
-        self.lanes.clear();
-        self.timers.clear();
-        for member in &mut self.members {
-            member.in_flight = 0;
-        }
-        // The generation is not reset, so a token from before the clear does not match an entry that reuses its slot.
-        self.entries.drain().collect()
+        self.members.all_landed();
+        self.queue.clear()
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.queue.counts()
+    }
+
+    // Members: they join, fetch, wait, stop and leave.
+
+    pub(super) fn join(&mut self, member: u64, connection: u64) -> Arc<Notify> {
+        self.members.join(member, connection)
+    }
+
+    pub(super) fn has_member(&self, member: u64) -> bool {
+        self.members.contains(member)
+    }
+
+    /// Returns the number of members that fetch entries.
+    pub(super) fn live_members(&self) -> usize {
+        self.members.live()
     }
 
     /// Leases up to `most` entries to `member` and returns the number of entries that had expired instead.
@@ -151,195 +104,121 @@ impl GroupState {
         log: &mut Log,
         out: &mut Vec<Fetched>,
     ) -> u64 {
-        self.idle.retain(|idle| *idle != member); // the member is fetching now and needs no wake-up
-        let mut expired = 0;
-        let mut wall = None;
-        let start = out.len();
-        while out.len() - start < most {
-            let Some(index) = self.ready.pop_front() else { break };
-            let entry = &mut self.entries[index as usize];
-            if entry.expired(now) {
-                expired += 1;
-                let entry = self.remove(index);
-                log.unpin(entry.number);
-                continue;
-            }
-            self.generation = self.generation.wrapping_add(1);
-            entry.generation = self.generation;
-            entry.attempt += 1;
-            entry.first_attempt_at.get_or_insert_with(|| *wall.get_or_insert_with(Timestamp::now));
-            entry.state = State::InFlight { member, lease_until: None };
-            out.push(Fetched {
-                message: entry.message.clone(),
-                token: u64::from(entry.generation) << 32 | u64::from(index),
-                number: entry.number,
-                attempt: entry.attempt,
-                published_at: entry.published_at,
-                replayed: entry.replayed,
-            });
-        }
-        if let Some(member) = self.member(member) {
-            member.in_flight += out.len() - start;
+        self.members.busy(member); // it is fetching now and needs no wake-up
+        let before = out.len();
+        let expired = self.queue.fetch(member, most, now, log, out);
+        if let Some(member) = self.members.get(member) {
+            member.in_flight += out.len() - before;
         }
         expired
     }
 
+    /// Records that a member waits for an entry.
+    pub(super) fn wait(&mut self, member: u64) {
+        self.members.wait(member);
+    }
+
+    /// Marks the member as stopped: it fetches no more entries.
+    pub(super) fn stop(&mut self, member: u64) {
+        self.members.stop(member);
+        self.wake_one(); // the stopped member may have consumed a wake-up for an entry that it will not fetch
+    }
+
+    /// Removes a member that has ended. Its entries in flight stay leased until `until`.
+    pub(super) fn part(&mut self, member: u64, until: Instant) {
+        self.stop(member);
+        let Some(gone) = self.members.remove(member) else { return };
+        if gone.in_flight > 0 {
+            self.queue.end_leases(member, until);
+        }
+        self.wake_all(); // another member must watch the new timers
+    }
+
+    /// Removes the members of a connection that closed. Their entries in flight are released at once.
+    pub(super) fn evict(&mut self, connection: u64) {
+        while let Some(member) = self.members.of_connection(connection) {
+            for index in self.queue.held_by(member) {
+                self.queue.release(index);
+            }
+            self.stop(member);
+            self.members.remove(member);
+            self.wake_all();
+        }
+    }
+
+    /// Wakes one waiting member when an entry is ready.
+    pub(super) fn wake_one(&mut self) {
+        if self.queue.has_ready() {
+            self.members.wake_one();
+        }
+    }
+
+    /// Wakes all waiting members, so that they check the timers again.
+    pub(super) fn wake_all(&mut self) {
+        self.members.wake_all();
+    }
+
+    // Settlements of leased entries.
+
     /// Returns the entry that `token` leases, if the lease is still valid.
-    pub(super) fn leased(&mut self, token: Token) -> Option<u32> {
-        let index = token as u32;
-        let entry = self.entries.get(index as usize)?;
-        let owned = entry.generation == (token >> 32) as u32 && matches!(entry.state, State::InFlight { .. });
-        owned.then_some(index)
+    pub(super) fn leased(&self, token: Token) -> Option<u32> {
+        self.queue.leased(token)
     }
 
     /// Removes a settled entry; the next entry of its key becomes ready.
     pub(super) fn finish(&mut self, index: u32) -> Entry {
         self.landed(index);
-        self.remove(index)
+        self.queue.remove(index)
     }
 
     /// Puts a leased entry back in its published order. It was not processed, so the attempt is not counted.
     pub(super) fn release(&mut self, index: u32) {
         self.landed(index);
-        self.entries[index as usize].attempt -= 1;
-        self.put_back(index);
+        self.queue.release(index);
     }
 
     /// Delays a leased entry until `at`. It was not processed, so the attempt is not counted.
     pub(super) fn defer(&mut self, index: u32, at: Instant) {
-        self.entries[index as usize].attempt -= 1;
-        self.retry(index, Some(at));
+        self.landed(index);
+        self.queue.defer(index, at);
+        self.wake_all(); // a member must watch the new timer
     }
 
     /// Puts a leased entry back for its next attempt at `at`, or at once when `at` is `None`.
     pub(super) fn retry(&mut self, index: u32, at: Option<Instant>) {
         self.landed(index);
-        self.generation = self.generation.wrapping_add(1);
-        let entry = &mut self.entries[index as usize];
-        entry.generation = self.generation;
-        match at {
-            Some(at) => {
-                entry.state = State::Delayed;
-                self.timers.push(Reverse(Timer { at, index, generation: self.generation }));
-            }
-            None => {
-                entry.state = State::Waiting;
-                self.ready.push_back(index);
-            }
+        self.queue.retry(index, at);
+        if at.is_some() {
+            self.wake_all(); // a member must watch the new timer
         }
     }
 
     /// Renews the lease of an entry whose member has left. A live member's lease has no end and needs no renewal.
     pub(super) fn renew(&mut self, index: u32, until: Instant) {
-        if let State::InFlight { lease_until: Some(at), .. } = &mut self.entries[index as usize].state {
-            *at = until;
-        }
-    }
-
-    /// Makes due delayed entries ready and puts entries with an ended lease back.
-    pub(super) fn advance(&mut self, now: Instant) {
-        while let Some(Reverse(timer)) = self.timers.peek() {
-            if timer.at > now {
-                break;
-            }
-            let Some(Reverse(timer)) = self.timers.pop() else { break };
-            let Some(entry) = self.entries.get_mut(timer.index as usize) else { continue };
-            if entry.generation != timer.generation {
-                continue;
-            }
-            match entry.state {
-                State::Waiting => {}
-                State::Delayed => {
-                    entry.state = State::Waiting;
-                    self.ready.push_back(timer.index);
-                }
-                State::InFlight { lease_until: Some(at), .. } if at > now => {
-                    self.timers.push(Reverse(Timer { at, ..timer }));
-                }
-                State::InFlight { .. } => {
-                    self.landed(timer.index);
-                    self.put_back(timer.index);
-                }
-            }
-        }
-    }
-
-    /// Returns the time at which [`GroupState::advance`] must run next.
-    pub(super) fn next_timer(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse(timer)| timer.at)
-    }
-
-    /// Removes ready entries that expired before any member fetched them, and returns their number.
-    pub(super) fn sweep(&mut self, now: Instant, log: &mut Log) -> u64 {
-        let mut expired = 0;
-        let mut left = self.ready.len();
-        // The removal of a key's first entry appends the next one to `ready`, so that entry is checked as well.
-        while left > 0 {
-            left -= 1;
-            let Some(index) = self.ready.pop_front() else { break };
-            if self.entries[index as usize].expired(now) {
-                let before = self.ready.len();
-                log.unpin(self.remove(index).number);
-                left += self.ready.len() - before;
-                expired += 1;
-            } else {
-                self.ready.push_back(index);
-            }
-        }
-        expired
-    }
-
-    pub(super) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
-    }
-
-    pub(super) fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for (_, entry) in &self.entries {
-            match entry.state {
-                State::Waiting => counts.waiting += 1,
-                State::Delayed => {
-                    counts.waiting += 1;
-                    counts.delayed += 1;
-                }
-                State::InFlight { .. } => counts.in_flight += 1,
-            }
-            counts.oldest = Some(counts.oldest.map_or(entry.published_at, |at| at.min(entry.published_at)));
-        }
-        counts
+        self.queue.renew(index, until);
     }
 
     /// Counts an entry as no longer in flight at its member.
     fn landed(&mut self, index: u32) {
-        if let State::InFlight { member, .. } = self.entries[index as usize].state
-            && let Some(member) = self.member(member)
-        {
-            member.in_flight = member.in_flight.saturating_sub(1);
+        if let Some(member) = self.queue.holder(index) {
+            self.members.landed(member);
         }
     }
 
-    /// Makes an entry ready again, among the first entries, in the order of publication.
-    fn put_back(&mut self, index: u32) {
-        self.entries[index as usize].state = State::Waiting;
-        let number = self.entries[index as usize].number;
-        let at =
-            (self.ready.iter()).take_while(|before| self.entries[**before as usize].number < number).count();
-        self.ready.insert(at, index);
+    // Timers.
+
+    /// Makes due delayed entries ready and puts entries with an ended lease back.
+    pub(super) fn advance(&mut self, now: Instant) {
+        self.queue.advance(now);
     }
 
-    /// Removes an entry that is neither linked behind another one nor in `ready`.
-    fn remove(&mut self, index: u32) -> Entry {
-        let entry = self.entries.remove(index as usize);
-        if self.keyed
-            && let Some(key) = &entry.message.key
-        {
-            if entry.next == NONE {
-                self.lanes.remove(key);
-            } else if let Some(lane) = self.lanes.get_mut(key) {
-                lane.head = entry.next;
-                self.ready.push_back(entry.next);
-            }
-        }
-        entry
+    /// Returns the time at which [`GroupState::advance`] must run next.
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.queue.next_timer()
+    }
+
+    /// Removes ready entries that expired before any member fetched them, and returns their number.
+    pub(super) fn sweep(&mut self, now: Instant, log: &mut Log) -> u64 {
+        self.queue.sweep(now, log)
     }
 }
