@@ -43,6 +43,14 @@ impl<T> Confirm<T> {
         (answer, Self(State::Waiting(waiting)))
     }
 
+    /// Takes the error of an operation that the transport has refused already.
+    pub(crate) fn refusal(&mut self) -> Option<Error> {
+        match &mut self.0 {
+            State::Ready(result) => result.take_if(|result| result.is_err())?.err(),
+            State::Waiting(_) | State::Boxed(_) => None,
+        }
+    }
+
     /// Whether the operation makes progress only while the confirmation is awaited.
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0, State::Boxed(_))

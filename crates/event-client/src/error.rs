@@ -123,10 +123,14 @@ impl Error {
         self
     }
 
-    /// Adds a fact, such as the subject or the file. Do not add a secret: the text goes into logs.
+    /// Adds a fact, such as the subject or the file, unless it is there already. Do not add a secret: the text goes
+    /// into logs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        self.0.context.push((key, value.to_string()));
+        let fact = (key, value.to_string());
+        if !self.0.context.contains(&fact) {
+            self.0.context.push(fact);
+        }
         self
     }
 
@@ -202,6 +206,7 @@ mod tests {
         let error = Error::new(ErrorKind::Unavailable, "cannot write")
             .during("publish")
             .during("outer")
+            .with("subject", "orders.placed.v1")
             .with("subject", "orders.placed.v1")
             .because(cause);
         assert_eq!(error.to_string(), "publish: cannot write (subject=orders.placed.v1): disk on fire");

@@ -81,18 +81,9 @@ impl Connection {
         self.transport.capabilities()
     }
 
-    pub(crate) fn check(&self, message: &Message) -> Result<()> {
-        self.capabilities().check(message)
-    }
-
     /// Whether the next [`send`](Self::send) would wait for a place.
     pub(super) fn is_window_full(&self) -> bool {
         self.window.available_permits() == 0
-    }
-
-    /// Checks a message before its publish.
-    pub(super) fn check_publish(&self, message: &Message) -> Result<()> {
-        self.check(message).map_err(|error| error.during("publish").with("subject", &message.subject))
     }
 
     /// Takes a place in the window if one is free and no other publish waits for it.
@@ -109,9 +100,14 @@ impl Connection {
 
     /// Waits for a [`place`](Self::place) and sends the message.
     pub(super) async fn send(&self, message: Message) -> Result<(OwnedSemaphorePermit, Confirm<Receipt>)> {
-        self.check_publish(&message)?;
         let slot = self.place().await;
-        Ok((slot, self.transport.publish(message)))
+        let subject = message.subject.clone();
+        let mut confirm = self.transport.publish(message);
+        // The transport refuses at once a message that it cannot store as requested.
+        match confirm.refusal() {
+            Some(error) => Err(error.during("publish").with("subject", subject)),
+            None => Ok((slot, confirm)),
+        }
     }
 }
 

@@ -63,7 +63,6 @@ impl Future for Publishing<'_> {
                         unreachable!("matched above");
                     };
                     let message = message?;
-                    self.connection.check_publish(&message)?;
                     self.step = match self.connection.try_place() {
                         Some(slot) => self.send(slot, message),
                         None => Step::Waiting(Box::pin(self.connection.place()), message),

@@ -90,7 +90,6 @@ pub(super) async fn send(connection: &Connection, outgoing: Outgoing) -> Result<
     if within.is_zero() {
         return Err(Error::new(ErrorKind::Timeout, "the deadline had passed before the request was sent"));
     }
-    connection.check(&message)?;
     let ask = async {
         let mut replies = connection.transport().requests().call(message, within).await?;
         match replies.next().await {
