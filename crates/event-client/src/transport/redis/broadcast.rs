@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use redis::{Pipeline, Value};
@@ -16,7 +15,7 @@ use tokio::sync::Notify;
 use super::blocking::{LONGEST, Reader};
 use super::client::{Client, Patience};
 use super::codec::{self, Entry, EntryId, args, number, parts, text};
-use super::connection::jitter;
+use super::connection::RETRY;
 use super::error::reply;
 use super::group::last_unwanted;
 use super::pubsub::Listening;
@@ -24,8 +23,9 @@ use crate::bounds;
 use crate::delivery::{Delivery, DeliveryInfo};
 use crate::error::Result;
 use crate::subject::Pattern;
-use crate::subscription::{Feed, Health, Subscription};
+use crate::subscription::{Feed, Subscription};
 use crate::supervise;
+use crate::transport::outage::Outage;
 use crate::transport::{Start, Subscribe};
 
 /// Maximum number of entries in one read.
@@ -103,28 +103,24 @@ async fn listen(client: &Arc<Client>, spec: Subscribe) -> Result<Subscription> {
 }
 
 async fn run(mut tails: Tails, listening: Vec<Listening>) {
-    let mut pause = Duration::from_millis(20);
-    let mut failing = false;
+    let mut backoff = RETRY;
+    let mut outage = Outage::default();
     while !tails.is_over() {
         match tails.step().await {
             Ok(()) => {
-                failing = false;
-                pause = Duration::from_millis(20);
-                tails.feed.report(Health::Live);
+                outage.ends(&tails.feed);
+                backoff = RETRY;
             }
             Err(error) => {
-                if !failing {
+                if outage.begins(&tails.feed, &error.to_string()) {
                     tracing::warn!(%error, "a broadcast subscription cannot read; trying again");
                 }
-                failing = true;
-                tails.feed.report(Health::Rebuilding(error.to_string()));
                 tails.reader = None;
                 tokio::select! {
-                    () = tokio::time::sleep(jitter(pause)) => {}
+                    () = backoff.pause() => {}
                     () = tails.feed.stopped().cancelled() => {}
                     () = tails.client.closing.cancelled() => {}
                 }
-                pause = (pause * 2).min(Duration::from_secs(2));
             }
         }
     }

@@ -1,6 +1,6 @@
-//! The state of one open Redis bus: its connections, its background tasks and the facts about the server.
+//! The ground of one open Redis bus: its connections, its names and the facts about the server. It knows no feature.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::{Pipeline, Value};
@@ -9,21 +9,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec::{parts, text};
 use super::config::Config;
-use super::connection::{Connection, jitter};
+use super::connection::Connection;
 use super::dial::Dialer;
+use super::error::closed;
 use super::keys::Keys;
-use super::member::Member;
-use super::publish::Outbox;
 use super::pubsub::Subscriber;
-use super::reply::ReplySender;
-use super::requests::Calls;
-use super::serve::Service;
+use super::scripts;
 use super::server_info::{Facts, Kept};
-use super::settle::Settler;
+use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::consumer_name;
 
-/// The state that all parts of one bus share.
+/// The parts of one bus that all features use.
 pub(super) struct Client {
     pub(super) config: Config,
     pub(super) keys: Keys,
@@ -33,36 +30,22 @@ pub(super) struct Client {
     pub(super) id: SmolStr,
     pub(super) facts: Facts,
     pub(super) kept: Kept,
-    pub(super) outbox: Mutex<Option<Outbox>>,
-    pub(super) settler: Settler,
-    pub(super) calls: Calls,
-    pub(super) reply_sender: ReplySender,
-    pub(super) members: Mutex<Vec<Weak<Member>>>,
-    pub(super) services: Mutex<Vec<Weak<Service>>>,
     /// Cancelled when closing begins: from then on new work is refused.
     pub(super) closing: CancellationToken,
 }
 
-/// The opened client and its writer task.
-pub(super) struct Opened {
-    pub(super) client: Arc<Client>,
-    pub(super) writer: tokio::task::JoinHandle<()>,
-}
-
 impl Client {
-    pub(super) async fn open(config: Config) -> Result<Opened> {
+    pub(super) async fn open(config: Config) -> Result<Arc<Self>> {
         let connection = Connection::open(Dialer::new(&config)?).await?;
         let guard = connection.closed.clone().drop_guard();
         let facts = Facts::ask(&connection, &config).await?;
         refuse_cluster(&connection).await?;
         let subscriber = Subscriber::open(connection.clone()).await?;
-        let keys = Keys::new(&config.namespace, config.db);
-        let (outbox, writer) = Outbox::open(connection.clone(), keys.clone(), &config);
+        let keys = Keys::new(&config.namespace, config.server.db);
         // When the connection ends for good, all tasks that use it must end too.
         let closing = connection.closed.child_token();
-        let client = Arc::new(Self {
-            settler: Settler::open(connection.clone()),
-            reply_sender: ReplySender::open(connection.clone()),
+        guard.disarm();
+        Ok(Arc::new(Self {
             id: consumer_name(),
             config,
             keys,
@@ -70,17 +53,14 @@ impl Client {
             subscriber,
             kept: Kept::new(facts.durability),
             facts,
-            outbox: Mutex::new(Some(outbox)),
-            calls: Calls::default(),
-            members: Mutex::default(),
-            services: Mutex::default(),
             closing,
-        });
-        super::delayed::start(&client).await?;
-        super::requests::start(&client).await?;
-        super::housekeeping::start(&client);
-        guard.disarm();
-        Ok(Opened { client, writer })
+        }))
+    }
+
+    /// # Errors
+    /// When the bus is closed or is about to close.
+    pub(super) fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closing.is_cancelled() { Err(closed().during(operation)) } else { Ok(()) }
     }
 
     /// Returns every topic that was ever published to or subscribed to, sorted.
@@ -104,7 +84,7 @@ impl Client {
     pub(super) async fn register(&self, topics: &[SmolStr]) -> Result<()> {
         let mut pipeline = Pipeline::new();
         for topic in topics {
-            let mut register = super::scripts::TOPIC.on(&[&self.keys.topics()]);
+            let mut register = scripts::TOPIC.on(&[&self.keys.topics()]);
             register.arg(topic.as_str()).arg(self.keys.system().as_str());
             pipeline.add_command(register);
         }
@@ -134,17 +114,20 @@ async fn refuse_cluster(connection: &Connection) -> Result<()> {
     }
 }
 
+/// The pauses between the tries of [`Patience`].
+const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
+
 /// Repeats an operation that an outage interrupted, for as long as a publish would wait; only for operations that may
 /// run twice.
 pub(super) struct Patience<'a> {
     client: &'a Client,
     since: Instant,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl<'a> Patience<'a> {
     pub(super) fn new(client: &'a Client) -> Self {
-        Self { client, since: Instant::now(), pause: Duration::from_millis(20) }
+        Self { client, since: Instant::now(), backoff: RETRY }
     }
 
     /// Waits before the next try; `false` when another try is useless: other errors, too much time, or a closing bus.
@@ -154,10 +137,8 @@ impl<'a> Patience<'a> {
             return false;
         }
         tokio::select! {
-            () = tokio::time::sleep(jitter(self.pause)) => {}
-            () = self.client.closing.cancelled() => return false,
+            () = self.backoff.pause() => true,
+            () = self.client.closing.cancelled() => false,
         }
-        self.pause = (self.pause * 2).min(Duration::from_secs(1));
-        true
     }
 }

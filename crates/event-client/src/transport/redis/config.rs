@@ -17,26 +17,39 @@ use crate::url::BusUrl;
 /// The settings in a URL, as described in `docs.md`.
 #[derive(Clone, PartialEq)]
 pub(super) struct Config {
+    pub(super) server: Server,
+    pub(super) namespace: SmolStr,
+    pub(super) provision: Provision,
+    pub(super) max_payload: usize,
+    pub(super) dedup_window: Duration,
+    pub(super) retention: Retention,
+    /// The option `durability`; `None` uses the server's report.
+    pub(super) durability: Option<Durability>,
+    pub(super) may_evict: bool,
+    pub(super) wait_replicas: u32,
+    pub(super) publish_timeout: Duration,
+}
+
+/// The server, and how to log in to it.
+#[derive(Clone, PartialEq)]
+pub(super) struct Server {
     pub(super) hosts: Vec<Host>,
     pub(super) tls: Option<Tls>,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) db: i64,
     pub(super) sentinel: Option<Sentinel>,
-    pub(super) namespace: SmolStr,
-    pub(super) provision: Provision,
-    pub(super) max_payload: usize,
-    pub(super) dedup_window: Duration,
-    pub(super) retention_age: Duration,
-    pub(super) retention_messages: u64,
-    pub(super) housekeeping_interval: Duration,
-    pub(super) max_dead_letters: u64,
-    /// The option `durability`; `None` uses the server's report.
-    pub(super) durability: Option<Durability>,
-    pub(super) may_evict: bool,
-    pub(super) wait_replicas: u32,
-    pub(super) publish_timeout: Duration,
     pub(super) connect_timeout: Duration,
+}
+
+/// The limits of housekeeping, and its interval.
+#[derive(Clone, PartialEq)]
+pub(super) struct Retention {
+    pub(super) age: Duration,
+    pub(super) messages: u64,
+    pub(super) dead_letters: u64,
+    /// The time between two trims of a topic.
+    pub(super) interval: Duration,
 }
 
 /// The address of a server or sentinel.
@@ -88,11 +101,11 @@ impl Config {
         let patience = Duration::from_millis(100)..=300 * SECOND;
         let day = 86_400 * SECOND;
         let dedup_window = url.take_duration("dedup_window", 600 * SECOND, Duration::ZERO..=day)?;
-        let retention_age = url.take_duration("retention_age", 7 * day, Duration::ZERO..=LONGEST)?;
+        let age = url.take_duration("retention_age", 7 * day, Duration::ZERO..=LONGEST)?;
         let publish_timeout = url.take_duration("publish_timeout", 10 * SECOND, patience.clone())?;
         let connect_timeout = url.take_duration("connect_timeout", 5 * SECOND, patience)?;
         let interval = Duration::from_millis(100)..=3600 * SECOND;
-        let housekeeping_interval = url.take_duration("housekeeping_interval", 60 * SECOND, interval)?;
+        let interval = url.take_duration("housekeeping_interval", 60 * SECOND, interval)?;
         let durability = match url.take::<String>("durability", "fsync, page-cache or none")?.as_deref() {
             None => None,
             Some("fsync") => Some(Durability::Fsync),
@@ -106,9 +119,9 @@ impl Config {
             Some(_) => return Err(wrong("option `eviction` takes allow or refuse")),
         };
         let count = "a number";
-        let retention_messages = url.take("retention_messages", count)?.unwrap_or(1_000_000);
-        let max_dead_letters = url.take("max_dead_letters", count)?.unwrap_or(100_000);
-        if max_dead_letters == 0 {
+        let messages = url.take("retention_messages", count)?.unwrap_or(1_000_000);
+        let dead_letters = url.take("max_dead_letters", count)?.unwrap_or(100_000);
+        if dead_letters == 0 {
             return Err(wrong("option `max_dead_letters` takes at least 1"));
         }
         let wait_replicas = url.take("wait_replicas", count)?.unwrap_or(0);
@@ -148,25 +161,24 @@ impl Config {
             return Err(wrong("a socket file needs no TLS; use `redis:///PATH`"));
         }
         Ok(Self {
-            hosts: place.hosts,
-            tls,
-            user: place.user,
-            password: place.password,
-            db: place.db,
-            sentinel,
+            server: Server {
+                hosts: place.hosts,
+                tls,
+                user: place.user,
+                password: place.password,
+                db: place.db,
+                sentinel,
+                connect_timeout,
+            },
             namespace,
             provision,
             max_payload: max_payload as usize,
             dedup_window,
-            retention_age,
-            retention_messages,
-            housekeeping_interval,
-            max_dead_letters,
+            retention: Retention { age, messages, dead_letters, interval },
             durability,
             may_evict,
             wait_replicas,
             publish_timeout,
-            connect_timeout,
         })
     }
 }
@@ -254,28 +266,34 @@ mod tests {
     #[test]
     fn a_whole_url() {
         let config = read("rediss://app:p%40ss@h1:7000/3?namespace=shop&max_payload=64k&ca=/c.pem").unwrap();
-        assert_eq!(config.hosts, [Host::Tcp("h1".into(), 7000)]);
-        assert_eq!((config.user.as_deref(), config.password.as_deref()), (Some("app"), Some("p@ss")));
-        assert_eq!((config.db, config.max_payload, config.namespace.as_str()), (3, 65536, "shop"));
-        assert_eq!(config.tls.unwrap().ca, Some("/c.pem".into()));
+        assert_eq!(config.server.hosts, [Host::Tcp("h1".into(), 7000)]);
+        assert_eq!(
+            (config.server.user.as_deref(), config.server.password.as_deref()),
+            (Some("app"), Some("p@ss"))
+        );
+        assert_eq!((config.server.db, config.max_payload, config.namespace.as_str()), (3, 65536, "shop"));
+        assert_eq!(config.server.tls.unwrap().ca, Some("/c.pem".into()));
     }
 
     #[test]
     fn hosts_and_defaults() {
         let config = read("redis://:secret@localhost").unwrap();
-        assert_eq!(config.hosts, [Host::Tcp("localhost".into(), 6379)]);
-        assert_eq!((config.user, config.password.as_deref()), (None, Some("secret")));
+        assert_eq!(config.server.hosts, [Host::Tcp("localhost".into(), 6379)]);
+        assert_eq!((config.server.user, config.server.password.as_deref()), (None, Some("secret")));
         let config = read("redis://a,b:1?sentinel=mymaster").unwrap();
-        assert_eq!(config.hosts, [Host::Tcp("a".into(), 26379), Host::Tcp("b".into(), 1)]);
-        assert_eq!(read("redis:///run/redis.sock").unwrap().hosts, [Host::Socket("/run/redis.sock".into())]);
-        assert_eq!(read("redis://[::1]:7").unwrap().hosts, [Host::Tcp("[::1]".into(), 7)]);
-        assert_eq!(read("redis://[::1]").unwrap().hosts, [Host::Tcp("[::1]".into(), 6379)]);
+        assert_eq!(config.server.hosts, [Host::Tcp("a".into(), 26379), Host::Tcp("b".into(), 1)]);
+        assert_eq!(
+            read("redis:///run/redis.sock").unwrap().server.hosts,
+            [Host::Socket("/run/redis.sock".into())]
+        );
+        assert_eq!(read("redis://[::1]:7").unwrap().server.hosts, [Host::Tcp("[::1]".into(), 7)]);
+        assert_eq!(read("redis://[::1]").unwrap().server.hosts, [Host::Tcp("[::1]".into(), 6379)]);
     }
 
     #[test]
     fn old_names_of_options_are_accepted() {
         let config = read("redis://a?housekeeping=2m&dead_letters=7").unwrap();
-        assert_eq!((config.housekeeping_interval, config.max_dead_letters), (Duration::from_secs(120), 7));
+        assert_eq!((config.retention.interval, config.retention.dead_letters), (Duration::from_secs(120), 7));
         assert!(read("redis://a?dead_letters=7&max_dead_letters=7").is_err());
     }
 

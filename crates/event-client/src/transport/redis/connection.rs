@@ -16,11 +16,15 @@ use tokio_util::sync::CancellationToken;
 use super::dial::Dialer;
 use super::error::{Failure, closed, explain, is_code, is_misplaced, reply};
 use super::scripts;
+use crate::backoff::Backoff;
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
+use crate::sync::lock;
 
 /// Interval of the `PING` that detects a dead connection.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// The pauses between the tries of everything that must work again after an outage: connections and reads.
+pub(super) const RETRY: Backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(2));
 static PROBE: LazyLock<Cmd> = LazyLock::new(|| redis::cmd("PING"));
 
 #[derive(Clone)]
@@ -80,7 +84,7 @@ impl Connection {
                 Err(_) => Err(Failure::Unsent(closed())),
             },
             () = tokio::time::sleep_until(late) => {
-                let why = self.why.lock().expect("not poisoned").clone();
+                let why = lock(&self.why).clone();
                 Err(Failure::Unsent(Error::new(ErrorKind::Unavailable, "the server cannot be reached").because(why)))
             }
             () = self.closed.cancelled() => Err(Failure::Unsent(closed())),
@@ -96,7 +100,7 @@ impl Connection {
             same
         });
         if condemned {
-            *self.why.lock().expect("not poisoned") = why;
+            *lock(&self.why) = why;
             self.broken.notify_one();
         }
     }
@@ -218,9 +222,9 @@ async fn keep(shared: Arc<Connection>) {
             }
         }
         let since = Instant::now();
-        let why = shared.why.lock().expect("not poisoned").clone();
+        let why = lock(&shared.why).clone();
         tracing::warn!(error = why, "the connection to Redis was lost; reconnecting");
-        let mut pause = Duration::from_millis(20);
+        let mut backoff = RETRY;
         loop {
             let attempt = tokio::select! {
                 () = shared.closed.cancelled() => return,
@@ -233,18 +237,12 @@ async fn keep(shared: Arc<Connection>) {
                     tracing::info!(outage = ?since.elapsed(), "the connection to Redis is back");
                     break;
                 }
-                Err(error) => *shared.why.lock().expect("not poisoned") = error.to_string(),
+                Err(error) => *lock(&shared.why) = error.to_string(),
             }
             tokio::select! {
                 () = shared.closed.cancelled() => return,
-                () = tokio::time::sleep(jitter(pause)) => {}
+                () = backoff.pause() => {}
             }
-            pause = (pause * 2).min(Duration::from_secs(2));
         }
     }
-}
-
-/// A random duration from half of `pause` to all of it, so that many clients do not reconnect at the same moment.
-pub(super) fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

@@ -1,5 +1,7 @@
 //! Dead letters: one stream for each group and topic; lists, replays and drops letters by their ids.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use redis::{Pipeline, Value};
 use smol_str::{SmolStr, format_smolstr};
@@ -7,6 +9,7 @@ use smol_str::{SmolStr, format_smolstr};
 use super::client::Client;
 use super::codec::{self, Entry, number, parts, text};
 use super::error::reply;
+use super::group::Definitions;
 use super::scripts;
 use crate::delivery::Reason;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,18 +29,28 @@ pub(super) struct Letter {
     pub(super) letter: DeadLetter,
 }
 
-impl Client {
+/// The dead letters of all groups.
+pub(super) struct DeadLetters {
+    client: Arc<Client>,
+    definitions: Definitions,
+}
+
+impl DeadLetters {
+    pub(super) fn new(client: Arc<Client>, definitions: Definitions) -> Self {
+        Self { client, definitions }
+    }
+
     /// Returns the letters that match the filter, oldest first.
-    pub(super) async fn letters(&self, filter: &DeadLetterFilter) -> Result<Vec<Letter>> {
+    pub(super) async fn list(&self, filter: &DeadLetterFilter) -> Result<Vec<Letter>> {
         let topics = match filter.subject.as_ref().and_then(|pattern| pattern.topic()) {
             Some(topic) => vec![SmolStr::new(topic)],
-            None => self.topics().await?,
+            None => self.client.topics().await?,
         };
         let mut letters = Vec::new();
         for topic in topics {
             let mut ask = redis::cmd("SMEMBERS");
-            ask.arg(self.keys.dead_groups(&topic));
-            for group in parts(self.connection.ask(ask).await?) {
+            ask.arg(self.client.keys.dead_groups(&topic));
+            for group in parts(self.client.connection.ask(ask).await?) {
                 let Ok(group) = Group::new(text(&group)) else { continue };
                 if filter.group.as_ref().is_none_or(|wanted| *wanted == group) {
                     self.letters_of(&topic, &group, filter, &mut letters).await?;
@@ -58,14 +71,14 @@ impl Client {
         filter: &DeadLetterFilter,
         letters: &mut Vec<Letter>,
     ) -> Result<()> {
-        let key = self.keys.dead(topic, group.as_str());
+        let key = self.client.keys.dead(topic, group.as_str());
         let prefix = format!("{topic}/{group}/");
         if !filter.ids.is_empty() {
             for id in filter.ids.iter().filter_map(|id| id.strip_prefix(&prefix)) {
                 let Ok(id) = id.parse::<codec::EntryId>() else { continue };
                 let mut ask = redis::cmd("XRANGE");
                 ask.arg(&key).arg(id).arg(id);
-                choose(self.connection.ask(ask).await?, topic, group, filter, letters);
+                choose(self.client.connection.ask(ask).await?, topic, group, filter, letters);
             }
             return Ok(());
         }
@@ -74,7 +87,7 @@ impl Client {
         loop {
             let mut ask = redis::cmd("XRANGE");
             ask.arg(&key).arg(&from).arg("+").arg("COUNT").arg(PAGE);
-            let page = self.connection.ask(ask).await?;
+            let page = self.client.connection.ask(ask).await?;
             let ids: Vec<_> = match &page {
                 Value::Array(entries) => entries.iter().filter_map(id).collect(),
                 _ => Vec::new(),
@@ -93,7 +106,7 @@ impl Client {
     pub(super) async fn replay(&self, letters: Vec<Letter>) -> Result<u64> {
         // All or nothing: a letter without a group would be lost.
         for letter in &letters {
-            if self.definition(&letter.group).await?.is_none() {
+            if self.definitions.get(&letter.group).await?.is_none() {
                 return Err(unknown(&letter.group).with("dead_letter", &letter.letter.id));
             }
         }
@@ -101,7 +114,7 @@ impl Client {
         for page in letters.chunks(PAGE) {
             let mut pipeline = Pipeline::with_capacity(page.len());
             for Letter { topic, group, entry, .. } in page {
-                let keys = &self.keys;
+                let keys = &self.client.keys;
                 let replay = keys.source(topic, group.as_str(), true);
                 let mut command = scripts::REPLAY.on(&[
                     &keys.dead(topic, group.as_str()),
@@ -112,21 +125,21 @@ impl Client {
                 command.arg(format!("due {topic} 0"));
                 pipeline.add_command(command);
             }
-            for value in self.connection.run(&pipeline).await? {
+            for value in self.client.connection.run(&pipeline).await? {
                 replayed += number(&reply(value)?) as u64;
             }
         }
         Ok(replayed)
     }
 
-    pub(super) async fn drop_letters(&self, letters: Vec<Letter>) -> Result<u64> {
+    pub(super) async fn drop(&self, letters: Vec<Letter>) -> Result<u64> {
         let mut dropped = 0;
         for page in letters.chunks(PAGE) {
             let mut pipeline = Pipeline::with_capacity(page.len());
             for Letter { topic, group, entry, .. } in page {
-                pipeline.cmd("XDEL").arg(self.keys.dead(topic, group.as_str())).arg(entry);
+                pipeline.cmd("XDEL").arg(self.client.keys.dead(topic, group.as_str())).arg(entry);
             }
-            for value in self.connection.run(&pipeline).await? {
+            for value in self.client.connection.run(&pipeline).await? {
                 dropped += number(&reply(value)?) as u64;
             }
         }

@@ -2,6 +2,7 @@
 //! it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::codec::number;
 use super::scripts;
 use crate::error::Result;
 use crate::supervise;
+use crate::sync::lock;
 
 /// Maximum number of messages that one step moves.
 const BATCH: usize = 100;
@@ -24,14 +26,14 @@ const SWEEP: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Hints {
     topics: Mutex<Vec<SmolStr>>,
-    all: std::sync::atomic::AtomicBool,
+    all: AtomicBool,
     wake: Notify,
 }
 
 /// Starts the task that moves due messages.
 pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
     let hints = Arc::new(Hints::default());
-    hints.all.store(true, std::sync::atomic::Ordering::Relaxed);
+    hints.all.store(true, Ordering::Relaxed);
     let told = hints.clone();
     let listening = client
         .subscriber
@@ -39,13 +41,13 @@ pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
             let text = std::str::from_utf8(message).unwrap_or_default();
             match text.split_once(' ') {
                 Some(("delay", topic)) => {
-                    let mut topics = told.topics.lock().expect("not poisoned");
+                    let mut topics = lock(&told.topics);
                     if !topics.iter().any(|known| known == topic) {
                         topics.push(topic.into());
                     }
                 }
                 Some(_) => return,
-                None => told.all.store(true, std::sync::atomic::Ordering::Relaxed),
+                None => told.all.store(true, Ordering::Relaxed),
             }
             told.wake.notify_one();
         })
@@ -65,7 +67,7 @@ async fn run(client: Weak<Client>, hints: Arc<Hints>) {
         let Some(client) = client.upgrade() else { return };
         let closing = client.closing.clone();
         let now = Instant::now();
-        if hints.all.swap(false, std::sync::atomic::Ordering::Relaxed) || now >= sweep {
+        if hints.all.swap(false, Ordering::Relaxed) || now >= sweep {
             sweep = now + SWEEP;
             if let Err(error) = client.kept.look(&client.connection).await {
                 tracing::debug!(%error, "cannot read the server's durability settings");
@@ -75,7 +77,7 @@ async fn run(client: Weak<Client>, hints: Arc<Hints>) {
                 Err(error) => tracing::debug!(%error, "cannot list topics"),
             }
         }
-        for topic in std::mem::take(&mut *hints.topics.lock().expect("not poisoned")) {
+        for topic in std::mem::take(&mut *lock(&hints.topics)) {
             due.insert(topic, now);
         }
         let ready: Vec<_> =

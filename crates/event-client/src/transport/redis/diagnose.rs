@@ -13,54 +13,54 @@ use crate::message::Durability;
 use crate::transport::Finding;
 use crate::transport::diagnosis::{clock, plain_text, room};
 
-impl Client {
-    /// # Errors
-    /// When the server cannot be queried.
-    pub(super) async fn diagnose(&self) -> Result<Vec<Finding>> {
-        let mut findings = Vec::new();
-        let hosts = self.config.hosts.iter().map(|host| match host {
-            Host::Tcp(name, _) => name.as_str(),
-            Host::Socket(_) => "localhost",
-        });
-        findings.extend(plain_text(self.config.tls.is_some(), hosts, "connect with rediss://"));
-        match self.connection.ask(redis::cmd("INFO")).await {
-            Ok(info) => diagnose_info(&parse_info(&info), &mut findings),
-            Err(error) if error.kind() == ErrorKind::Denied => findings.push(Finding::advice(
-                "server",
-                "the ACL forbids INFO: version, memory and persistence cannot be checked; allow `+info`",
-            )),
-            Err(error) => return Err(error),
-        }
-        findings.push(self.diagnose_durability());
-        if self.config.password.is_none() && matches!(self.config.hosts.first(), Some(Host::Tcp(..))) {
-            findings.push(Finding::advice(
-                "access",
-                "any client that reaches the server may run any command; set `requirepass` or ACL users there",
-            ));
-        }
-        let before = Timestamp::now();
-        let told = parts(self.connection.ask(redis::cmd("TIME")).await?);
-        let after = Timestamp::now();
-        if let [seconds, micros] = told.as_slice()
-            && let Ok(server) = Timestamp::from_microsecond(number(seconds) * 1_000_000 + number(micros))
-        {
-            findings.push(clock(before, server, after));
-        }
-        Ok(findings)
+/// # Errors
+/// When the server cannot be queried.
+pub(super) async fn diagnose(client: &Client) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let hosts = client.config.server.hosts.iter().map(|host| match host {
+        Host::Tcp(name, _) => name.as_str(),
+        Host::Socket(_) => "localhost",
+    });
+    findings.extend(plain_text(client.config.server.tls.is_some(), hosts, "connect with rediss://"));
+    match client.connection.ask(redis::cmd("INFO")).await {
+        Ok(info) => diagnose_info(&parse_info(&info), &mut findings),
+        Err(error) if error.kind() == ErrorKind::Denied => findings.push(Finding::advice(
+            "server",
+            "the ACL forbids INFO: version, memory and persistence cannot be checked; allow `+info`",
+        )),
+        Err(error) => return Err(error),
     }
+    findings.push(durability(client.facts.durability));
+    if client.config.server.password.is_none()
+        && matches!(client.config.server.hosts.first(), Some(Host::Tcp(..)))
+    {
+        findings.push(Finding::advice(
+            "access",
+            "any client that reaches the server may run any command; set `requirepass` or ACL users there",
+        ));
+    }
+    let before = Timestamp::now();
+    let told = parts(client.connection.ask(redis::cmd("TIME")).await?);
+    let after = Timestamp::now();
+    if let [seconds, micros] = told.as_slice()
+        && let Ok(server) = Timestamp::from_microsecond(number(seconds) * 1_000_000 + number(micros))
+    {
+        findings.push(clock(before, server, after));
+    }
+    Ok(findings)
+}
 
-    fn diagnose_durability(&self) -> Finding {
-        match self.facts.durability {
-            Durability::Fsync => Finding::good("fsync", "`appendonly yes` and `appendfsync always`"),
-            Durability::PageCache => Finding::advice(
-                "fsync",
-                "confirmed messages reach the disk within a second; if a power failure must lose no message, set `appendfsync always`",
-            ),
-            Durability::Default => Finding::bad(
-                "fsync",
-                "the server keeps no append-only file: confirmed messages are lost when it stops; set `appendonly yes`",
-            ),
-        }
+fn durability(is: Durability) -> Finding {
+    match is {
+        Durability::Fsync => Finding::good("fsync", "`appendonly yes` and `appendfsync always`"),
+        Durability::PageCache => Finding::advice(
+            "fsync",
+            "confirmed messages reach the disk within a second; if a power failure must lose no message, set `appendfsync always`",
+        ),
+        Durability::Default => Finding::bad(
+            "fsync",
+            "the server keeps no append-only file: confirmed messages are lost when it stops; set `appendonly yes`",
+        ),
     }
 }
 

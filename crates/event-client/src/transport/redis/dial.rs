@@ -9,7 +9,7 @@ use redis::{
     RedisConnectionInfo, TlsCertificates, Value,
 };
 
-use super::config::{Config, Host, Tls};
+use super::config::{Config, Host, Server, Tls};
 use super::error::{explain, odd, reply};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,6 +26,7 @@ pub(super) struct Dialer {
 
 impl Dialer {
     pub(super) fn new(config: &Config) -> Result<Self> {
+        let Server { hosts, tls, user, password, db, sentinel, connect_timeout } = &config.server;
         let login = |user: &Option<String>, password: &Option<String>, db| {
             let mut login = RedisConnectionInfo::default().set_db(db);
             if let Some(user) = user {
@@ -36,11 +37,10 @@ impl Dialer {
                 None => login,
             }
         };
-        let sentinel = config
-            .sentinel
+        let sentinel = sentinel
             .as_ref()
             .map(|sentinel| (sentinel.master.clone(), login(&sentinel.user, &sentinel.password, 0)));
-        let tls = match &config.tls {
+        let tls = match tls {
             None => None,
             Some(files) => {
                 // The client uses the process's default provider. If another one is already installed, that one works
@@ -50,11 +50,11 @@ impl Dialer {
             }
         };
         Ok(Self {
-            hosts: config.hosts.clone(),
+            hosts: hosts.clone(),
             tls,
-            login: login(&config.user, &config.password, config.db),
+            login: login(user, password, *db),
             sentinel,
-            connect_timeout: config.connect_timeout,
+            connect_timeout: *connect_timeout,
             answer_timeout: config.publish_timeout,
         })
     }

@@ -111,15 +111,6 @@ pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Closed, "the bus is closed; open it again")
 }
 
-/// The error of a settlement whose message another consumer owns now.
-pub(super) fn lease_lost() -> Error {
-    Error::new(
-        ErrorKind::LeaseLost,
-        "the lease ended and the message went to another consumer, or its group was moved or deleted",
-    )
-    .during("settle")
-}
-
 /// The error for a reply that the server should never send; `what` names the expected value.
 pub(super) fn odd(what: &'static str) -> Error {
     Error::new(ErrorKind::Corrupt, "the server sent a reply that this library cannot interpret")

@@ -3,6 +3,8 @@
 //! Any client can write a request: `bus-subject`, `bus-reply-to` (a channel), `bus-request` (an id for it),
 //! `bus-deadline` (Unix milliseconds), and the headers of [`headers`].
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use smol_str::SmolStr;
 
@@ -11,6 +13,12 @@ use crate::subject::Subject;
 use crate::transport::Frame;
 use crate::transport::headers::{self, Reader};
 
+/// Maximum number of frames of one answer that are in flight or wait for the caller.
+pub(super) const WINDOW: usize = 64;
+/// Interval in which a server reports that it is alive and working.
+pub(super) const BEAT: Duration = Duration::from_secs(2);
+/// A server without a report for this time counts as dead.
+pub(super) const LIFE: Duration = Duration::from_secs(8);
 /// Header: the id of the request to which a frame belongs.
 pub(super) const REQUEST: &str = "bus-request";
 /// Header of the first frame: the channel on which the responder receives credit.

@@ -65,11 +65,37 @@ pub(super) struct Joining<'a> {
     pub(super) life: u64,
 }
 
-impl Client {
-    pub(super) async fn definition(&self, group: &Group) -> Result<Option<(String, Definition)>> {
+/// The definitions of all groups.
+#[derive(Clone)]
+pub(super) struct Definitions {
+    client: Arc<Client>,
+}
+
+impl Definitions {
+    pub(super) fn new(client: Arc<Client>) -> Self {
+        Self { client }
+    }
+
+    /// Returns the definition of a group, with its text.
+    pub(super) async fn get(&self, group: &Group) -> Result<Option<(String, Definition)>> {
         let mut ask = redis::cmd("HGET");
-        ask.arg(self.keys.groups()).arg(group.as_str());
-        read_definition(&self.connection.ask(ask).await?)
+        ask.arg(self.client.keys.groups()).arg(group.as_str());
+        read_definition(&self.client.connection.ask(ask).await?)
+    }
+
+    /// Returns every group with its definition, sorted.
+    pub(super) async fn all(&self) -> Result<Vec<(Group, Definition)>> {
+        let mut ask = redis::cmd("HGETALL");
+        ask.arg(self.client.keys.groups());
+        let mut all = Vec::new();
+        for pair in parts(self.client.connection.ask(ask).await?).chunks(2) {
+            let (Ok(group), Some(value)) = (Group::new(text(&pair[0])), pair.get(1)) else { continue };
+            if let Some((_, definition)) = read_definition(value)? {
+                all.push((group, definition));
+            }
+        }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(all)
     }
 
     /// Creates or changes the group as `spec` requires, as far as that is allowed, and returns its places. `forced`
@@ -83,10 +109,13 @@ impl Client {
     ) -> Result<(Definition, Vec<Place>)> {
         // Other clients may change it at the same time; each round one of them succeeds.
         for _ in 0..50 {
-            let was = self.definition(group).await?;
+            let was = self.get(group).await?;
             let change = compare(spec, was.as_ref().map(|(_, definition)| definition));
-            let follows =
-                if forced { change.is_some() } else { self.config.provision.group(change.as_ref())? };
+            let follows = if forced {
+                change.is_some()
+            } else {
+                self.client.config.provision.group(change.as_ref())?
+            };
             let mut wanted = was.as_ref().map(|(_, definition)| definition.clone()).unwrap_or_default();
             if follows {
                 wanted.filters = spec.filters.iter().map(|filter| filter.as_str().into()).collect();
@@ -94,11 +123,11 @@ impl Client {
             }
             let named: Vec<_> = wanted.named().collect();
             if follows {
-                self.register(&named).await?;
+                self.client.register(&named).await?;
             }
             wanted.topics.extend(named);
             if wanted.is_wild() {
-                wanted.topics.extend(self.topics().await?);
+                wanted.topics.extend(self.client.topics().await?);
             }
             let (seen, before) = match &was {
                 Some((text, definition)) => (text.as_str(), Some(definition)),
@@ -113,7 +142,7 @@ impl Client {
                         .because(error)
                 })?
             };
-            let keys = &self.keys;
+            let keys = &self.client.keys;
             let mut command = scripts::JOIN.on(&[
                 &keys.groups(),
                 &keys.members(group.as_str()),
@@ -124,7 +153,7 @@ impl Client {
                 Some(joining) => command.arg(joining.consumer).arg(joining.life),
                 None => command.arg("").arg(0),
             };
-            match self.connection.ask(command).await? {
+            match self.client.connection.ask(command).await? {
                 Value::Int(1) => {
                     let filters_change = before.is_some_and(|before| before.filters != wanted.filters);
                     let start = |topic: &SmolStr| match before {
@@ -134,13 +163,13 @@ impl Client {
                         Some(_) => Start::Earliest,
                     };
                     let may_create = match before {
-                        _ if forced || self.config.provision.creates() => Create::Any,
+                        _ if forced || self.client.config.provision.creates() => Create::Any,
                         None => Create::Any,
                         Some(_) => Create::New,
                     };
                     let places = self.places(group, &wanted, start, may_create).await?;
                     if before.is_some_and(|before| *before != wanted) {
-                        self.signal(&keys.wake(group.as_str()), "changed").await?;
+                        self.client.signal(&keys.wake(group.as_str()), "changed").await?;
                     }
                     return Ok((wanted, places));
                 }
@@ -174,14 +203,14 @@ impl Client {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
-        let replies = self.connection.run(&pipeline).await?;
+        let replies = self.client.connection.run(&pipeline).await?;
         definition
             .topics
             .iter()
             .zip(replies)
             .map(|(topic, value)| {
                 let answer = match reply(value)? {
-                    Value::Nil => return Err(self.config.provision.missing(self.place_name(group, topic))),
+                    Value::Nil => return Err(self.client.config.provision.missing(self.place_name(group, topic))),
                     answer => parts(answer),
                 };
                 let [name, filters, version, delivered, lost] = answer.as_slice() else {
@@ -195,8 +224,8 @@ impl Client {
                     );
                 }
                 Ok(Place {
-                    log: self.keys.source(topic, group.as_str(), false),
-                    replay: self.keys.source(topic, group.as_str(), true),
+                    log: self.client.keys.source(topic, group.as_str(), false),
+                    replay: self.client.keys.source(topic, group.as_str(), true),
                     name: text(name).into(),
                     filters: Filters::parse(text(filters)),
                     version: text(version).into(),
@@ -208,7 +237,7 @@ impl Client {
     }
 
     fn ensure(&self, group: &Group, topic: &str, start: Start, filters: &str, may: Create) -> redis::Cmd {
-        let keys = &self.keys;
+        let keys = &self.client.keys;
         let mut command = scripts::ENSURE.on(&[
             &keys.log(topic),
             &keys.settings(topic, group.as_str()),
@@ -219,7 +248,7 @@ impl Client {
     }
 
     fn place_name(&self, group: &Group, topic: &str) -> String {
-        format!("group {group} of stream {}", self.keys.log(topic))
+        format!("group {group} of stream {}", self.client.keys.log(topic))
     }
 
     /// Topics on which a group should exist and does not.
@@ -227,47 +256,12 @@ impl Client {
         let mut missing = Vec::new();
         for topic in &definition.topics {
             let look = self.ensure(group, topic, Start::New, "", Create::No);
-            if self.connection.ask(look).await? == Value::Nil {
+            if self.client.connection.ask(look).await? == Value::Nil {
                 let of = Difference::new("topic", None, topic.to_string());
                 missing.push(Change::new(self.place_name(group, topic), Action::Create, vec![of]));
             }
         }
         Ok(missing)
-    }
-
-    /// Returns the group's present places, for a member that received a change signal; `None` when the group was
-    /// deleted.
-    pub(super) async fn look_again(
-        &self,
-        group: &Group,
-        spec: &Subscribe,
-        joining: Joining<'_>,
-    ) -> Result<Option<Vec<Place>>> {
-        let mut as_it_is = spec.clone();
-        match self.definition(group).await? {
-            Some((_, definition)) => {
-                as_it_is.filters = definition.patterns();
-                as_it_is.keyed = definition.keyed;
-            }
-            None => {
-                let mut ask = redis::cmd("EXISTS");
-                ask.arg(self.keys.tombstone(group.as_str()));
-                if self.connection.ask(ask).await? != Value::Int(0) {
-                    return Ok(None);
-                }
-                tracing::error!(%group, "the server has lost this group and its waiting messages; was it emptied, or restarted without persistence?");
-                // All entries that exist by now are newer than the group.
-                as_it_is.start = Start::Earliest;
-            }
-        }
-        match self.define(group, &as_it_is, Some(joining), false).await {
-            Ok((_, places)) => Ok(Some(places)),
-            // The reader takes `NotFound` for a group that is about to be created.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Err(Error::new(ErrorKind::Unavailable, error.to_string()))
-            }
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -280,8 +274,8 @@ enum Create {
     New = 2,
 }
 
-/// Parses a definition that [`Client::define`] wrote; returns it with its text.
-pub(super) fn read_definition(value: &Value) -> Result<Option<(String, Definition)>> {
+/// Parses a definition that [`Definitions::define`] wrote; returns it with its text.
+fn read_definition(value: &Value) -> Result<Option<(String, Definition)>> {
     if *value == Value::Nil {
         return Ok(None);
     }

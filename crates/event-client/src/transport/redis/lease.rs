@@ -2,7 +2,6 @@
 //! handled.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use redis::Pipeline;
 use tokio::time::Instant;
@@ -11,26 +10,14 @@ use super::codec::{args, number, parts};
 use super::error::reply;
 use super::keys::Source;
 use super::member::Member;
+use super::ownership::releasing;
 use super::scripts;
 use crate::bounds;
 use crate::error::Result;
+use crate::sync::lock;
 
 /// Maximum number of leases that one script renews.
 const CHUNK: usize = 500;
-/// Shortest life of a member without a beat. A member counts as dead after two leases without a beat, but not before
-/// this time.
-const SHORTEST_LIFE: Duration = Duration::from_secs(3);
-
-impl Member {
-    fn life(&self) -> Duration {
-        (self.lease * 2).max(SHORTEST_LIFE)
-    }
-
-    pub(super) fn life_millis(&self) -> u64 {
-        bounds::millis(self.life())
-    }
-}
-
 /// Renews until the last clone of the subscription is dropped; then waits up to one lease for the last deliveries.
 pub(super) async fn keep(member: Arc<Member>, gone: tokio_util::sync::CancellationToken) {
     let mut beat = tokio::time::interval(member.lease / 3);
@@ -81,7 +68,7 @@ pub(super) async fn part(member: &Member) {
 }
 
 fn is_idle(member: &Member) -> bool {
-    member.table.lock().expect("not poisoned").is_empty()
+    member.unsettled() == 0
 }
 
 /// Ends the membership: the member takes no more entries.
@@ -95,16 +82,12 @@ async fn leave(member: &Member) {
 
 /// Releases its ownerships, and removes its consumers that have no pending entries.
 async fn give_up(member: &Member) {
-    let owned = std::mem::take(&mut *member.owned.lock().expect("not poisoned"));
+    let owned = std::mem::take(&mut *lock(&member.keyed.owned));
     let mut pipeline = Pipeline::new();
-    let keys = &member.client.keys;
-    let wake = keys.wake(member.group.as_str());
     for owned in owned {
-        let mut command = scripts::OWN.on(&[&keys.owner(&owned.topic, member.group.as_str())]);
-        command.arg(member.consumer.as_str()).arg(0).arg(wake.as_str()).arg("owner");
-        pipeline.add_command(command);
+        pipeline.add_command(releasing(member, &owned.topic));
     }
-    let joined = std::mem::take(&mut *member.joined.lock().expect("not poisoned"));
+    let joined = std::mem::take(&mut *lock(&member.joined));
     for (source, name) in joined {
         let mut command = scripts::LEAVE.on(&[&source.stream]);
         command.arg(&*name).arg(member.consumer.as_str());
@@ -120,7 +103,7 @@ type Batch = (Arc<Source>, Arc<str>, Vec<(usize, super::codec::EntryId)>);
 
 async fn renew(member: &Member, lives: bool) -> Result<()> {
     let mut batches: Vec<Batch> = Vec::new();
-    for (token, held) in &*member.table.lock().expect("not poisoned") {
+    for (token, held) in &*lock(&member.table) {
         let same = |batch: &&mut Batch| {
             Arc::ptr_eq(&batch.0, &held.source) && batch.1 == held.name && batch.2.len() < CHUNK
         };
@@ -138,8 +121,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
         args(&mut command, entries.iter().map(|(_, id)| *id));
         pipeline.add_command(command);
     }
-    let owned: Vec<_> =
-        member.owned.lock().expect("not poisoned").iter().map(|owned| owned.topic.clone()).collect();
+    let owned: Vec<_> = lock(&member.keyed.owned).iter().map(|owned| owned.topic.clone()).collect();
     for topic in &owned {
         let mut command = scripts::OWN.on(&[&keys.owner(topic, member.group.as_str())]);
         command.arg(consumer).arg(bounds::millis(member.lease)).arg("").arg("");
@@ -157,7 +139,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
     let mut replies = member.client.connection.run(&pipeline).await?.into_iter();
     for (_, _, entries) in batches {
         let answer = parts(reply(replies.next().unwrap_or_default()).unwrap_or_default());
-        let mut table = member.table.lock().expect("not poisoned");
+        let mut table = lock(&member.table);
         for ((token, id), ours) in entries.into_iter().zip(answer) {
             if let Some(held) = table.get_mut(token)
                 && held.id == id
@@ -169,7 +151,7 @@ async fn renew(member: &Member, lives: bool) -> Result<()> {
     }
     for (topic, answer) in owned.into_iter().zip(replies) {
         let ours = number(&answer) > 0;
-        let mut owned = member.owned.lock().expect("not poisoned");
+        let mut owned = lock(&member.keyed.owned);
         match owned.iter().position(|owned| owned.topic == topic) {
             Some(at) if !ours => {
                 owned.remove(at);

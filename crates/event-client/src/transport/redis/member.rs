@@ -1,21 +1,24 @@
 //! One member of a group: its unsettled deliveries, and the signals that make its reader check the server again.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use slab::Slab;
-use smol_str::SmolStr;
+use smol_str::{SmolStr, format_smolstr};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::Client;
 use super::codec::EntryId;
+use super::group::Place;
 use super::keys::Source;
 use crate::bounds;
-use crate::confirm::Confirm;
-use crate::delivery::{Settle, Settlement, Token};
+use crate::delivery::Token;
 use crate::subject::Group;
+use crate::sync::lock;
+use crate::transport::Subscribe;
 
 /// A subscription's membership in its group.
 pub(super) struct Member {
@@ -26,19 +29,26 @@ pub(super) struct Member {
     pub(super) consumer: SmolStr,
     pub(super) lease: Duration,
     pub(super) max_in_flight: usize,
-    pub(super) keyed: bool,
     pub(super) table: Mutex<Slab<Unsettled>>,
     pub(super) signals: Signals,
     /// Cancelled when its deliveries are given back because the bus closes.
     pub(super) closed: CancellationToken,
     /// Cancelled when its reader task has ended.
     pub(super) ended: CancellationToken,
-    /// Keyed: settlements that the reader has to process.
-    pub(super) lanes: Mutex<Vec<Settled>>,
-    /// Keyed: topics on which this member is active.
-    pub(super) owned: Mutex<Vec<Owned>>,
     /// The streams from which its consumer must be removed at the end.
     pub(super) joined: Mutex<Vec<(Arc<Source>, Arc<str>)>>,
+    pub(super) keyed: KeyedState,
+}
+
+/// The additional state of a member of a keyed group.
+#[derive(Default)]
+pub(super) struct KeyedState {
+    /// Settlements that the reader has to process.
+    pub(super) settled: Mutex<Vec<Settled>>,
+    /// Topics on which this member is active.
+    pub(super) owned: Mutex<Vec<Owned>>,
+    /// The number of the next item that the reader keeps.
+    pub(super) next_item: AtomicU64,
 }
 
 /// The right to deliver a topic's messages.
@@ -82,13 +92,27 @@ pub(super) enum How {
 }
 
 /// Reasons for the reader to check the server again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Signals {
     events: Mutex<Events>,
     /// An event that must be handled at once.
     pub(super) wake: Notify,
     /// There may be room for another delivery.
     pub(super) room: Notify,
+    /// `room` is notified only when no more deliveries than this are unsettled: a reader that waits for much room would
+    /// otherwise be woken by each settlement.
+    room_at: AtomicUsize,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self {
+            events: Mutex::default(),
+            wake: Notify::new(),
+            room: Notify::new(),
+            room_at: AtomicUsize::new(usize::MAX),
+        }
+    }
 }
 
 #[derive(Debug, Default, Clone)]
@@ -106,7 +130,7 @@ pub(super) struct Events {
 impl Signals {
     pub(super) fn due(&self, topic: &str, after: Duration) {
         let at = bounds::from_now(after);
-        let mut events = self.events.lock().expect("not poisoned");
+        let mut events = lock(&self.events);
         match events.due.iter_mut().find(|(known, _)| known == topic) {
             Some((_, known)) if *known <= at => return,
             Some((_, known)) => *known = at,
@@ -117,17 +141,22 @@ impl Signals {
     }
 
     pub(super) fn changed(&self) {
-        self.events.lock().expect("not poisoned").changed = true;
+        lock(&self.events).changed = true;
         self.wake.notify_one();
     }
 
     pub(super) fn all(&self) {
-        self.events.lock().expect("not poisoned").all = true;
+        lock(&self.events).all = true;
         self.wake.notify_one();
     }
 
+    /// Limits the notifications of `room` to settlements that leave at most this number of deliveries unsettled.
+    pub(super) fn want_room_at(&self, unsettled: usize) {
+        self.room_at.store(unsettled, Ordering::Relaxed);
+    }
+
     pub(super) fn take(&self) -> Events {
-        std::mem::take(&mut *self.events.lock().expect("not poisoned"))
+        std::mem::take(&mut *lock(&self.events))
     }
 
     /// Handles a message on the group's channel: `due TOPIC MS`, `changed` or `owner`; any other message, also an empty
@@ -141,7 +170,7 @@ impl Signals {
             }
             (Some("changed"), ..) => self.changed(),
             (Some("owner"), ..) => {
-                self.events.lock().expect("not poisoned").owner = true;
+                lock(&self.events).owner = true;
                 self.wake.notify_one();
             }
             _ => self.all(),
@@ -149,10 +178,53 @@ impl Signals {
     }
 }
 
+/// Shortest life of a member without a beat. A member counts as dead after two leases without a beat, but not before
+/// this time.
+const SHORTEST_LIFE: Duration = Duration::from_secs(3);
+
 impl Member {
+    pub(super) fn new(client: &Arc<Client>, group: Group, spec: &Subscribe) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let lease = bounds::millis(spec.lease);
+        Self {
+            consumer: format_smolstr!("{}-{number}.{lease}", client.id),
+            client: client.clone(),
+            group,
+            lease: spec.lease,
+            max_in_flight: spec.max_in_flight.max(1),
+            table: Mutex::default(),
+            signals: Signals::default(),
+            closed: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            joined: Mutex::default(),
+            keyed: KeyedState::default(),
+        }
+    }
+
+    /// The time for which it counts as alive after a beat.
+    pub(super) fn life_millis(&self) -> u64 {
+        bounds::millis((self.lease * 2).max(SHORTEST_LIFE))
+    }
+
+    /// Records the streams from which its consumer must be removed at the end.
+    pub(super) fn joins(&self, places: &[Place]) {
+        *lock(&self.joined) = places
+            .iter()
+            .flat_map(|place| {
+                [(place.log.clone(), place.name.clone()), (place.replay.clone(), place.name.clone())]
+            })
+            .collect();
+    }
+
+    /// Number of deliveries that are not settled; settlements in flight still count.
+    pub(super) fn unsettled(&self) -> usize {
+        lock(&self.table).len()
+    }
+
     /// Number of further deliveries that may be fetched: settlements in flight still count as unsettled.
     pub(super) fn room(&self, free: usize) -> usize {
-        free.min(self.max_in_flight.saturating_sub(self.table.lock().expect("not poisoned").len()))
+        free.min(self.max_in_flight.saturating_sub(self.unsettled()))
     }
 
     /// The latest time at which no other consumer can have claimed an entry that was fetched or renewed at `asked`.
@@ -160,54 +232,34 @@ impl Member {
         asked + self.lease - self.lease / 8
     }
 
-    pub(super) fn held(&self, token: Token) -> Option<Unsettled> {
-        self.table.lock().expect("not poisoned").get(token as usize).cloned()
+    /// Registers a delivery that is not settled.
+    pub(super) fn hold(&self, unsettled: Unsettled) -> Token {
+        lock(&self.table).insert(unsettled) as Token
     }
 
-    /// Removes a delivery that is settled, with any result; the caller must signal that there may be room.
-    pub(super) fn finish(&self, token: Token) {
-        self.table.lock().expect("not poisoned").try_remove(token as usize);
+    pub(super) fn held(&self, token: Token) -> Option<Unsettled> {
+        lock(&self.table).get(token as usize).cloned()
+    }
+
+    /// Removes deliveries that are settled, with any result; returns the number of those that are left.
+    pub(super) fn finish(&self, tokens: impl Iterator<Item = Token>) -> usize {
+        let mut table = lock(&self.table);
+        tokens.for_each(|token| drop(table.try_remove(token as usize)));
+        table.len()
+    }
+
+    /// Signals that there may be room, as `left` deliveries are unsettled.
+    pub(super) fn has_room(&self, left: usize) {
+        if left <= self.signals.room_at.load(Ordering::Relaxed) {
+            self.signals.room.notify_one();
+        }
     }
 
     /// Keyed: reports the result to the reader.
     pub(super) fn settled(&self, item: Option<u64>, how: How) {
         if let Some(item) = item {
-            self.lanes.lock().expect("not poisoned").push(Settled { item, how });
+            lock(&self.keyed.settled).push(Settled { item, how });
             self.signals.wake.notify_one();
         }
-    }
-}
-
-/// Settles the deliveries of a subscription.
-pub(super) struct Holder(pub(super) Arc<Member>);
-
-impl Settle for Holder {
-    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
-        self.0.client.settler.settle(&self.0, token, settlement)
-    }
-
-    fn in_progress(&self, token: Token) -> Confirm<()> {
-        self.0.client.settler.renew(&self.0, token)
-    }
-}
-
-impl Member {
-    /// Gives all deliveries back to the group, because the bus closes.
-    pub(super) async fn hand_back(self: &Arc<Self>) {
-        self.closed.cancel();
-        // The reader itself releases entries that it was just fetching.
-        let patience = self.client.config.publish_timeout;
-        let _ = tokio::time::timeout(patience, self.ended.cancelled()).await;
-        let held: Vec<Token> =
-            self.table.lock().expect("not poisoned").iter().map(|(token, _)| token as Token).collect();
-        let released: Vec<_> = held
-            .into_iter()
-            .map(|token| self.client.settler.settle(self, token, Settlement::Release))
-            .collect();
-        for confirm in released {
-            let _ = confirm.await;
-        }
-        let left = super::lease::part(self);
-        let _ = tokio::time::timeout(patience, left).await;
     }
 }

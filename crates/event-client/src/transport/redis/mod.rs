@@ -15,13 +15,13 @@
 //! lost: a reader that misses one finds the change at its next periodic check.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
 use super::{Admin, Capabilities, Mode, Receipt, Requests, Subscribe, Transport};
 use crate::confirm::Confirm;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::message::Message;
 use crate::subscription::Subscription;
 use crate::url::BusUrl;
@@ -30,47 +30,66 @@ mod admin;
 mod backlog;
 mod blocking;
 mod broadcast;
+mod call;
+mod claim;
 mod client;
 mod codec;
 mod config;
 mod connection;
+mod cursor;
 mod dead_letters;
 mod delayed;
 mod deliver;
 mod diagnose;
 mod dial;
+mod direct;
 mod error;
 mod fetch;
 mod filters;
 mod frame;
 mod group;
 mod housekeeping;
+mod in_progress;
 mod keyed;
+mod keyed_topic;
 mod keys;
 mod lease;
 mod member;
+mod membership;
+mod new_entries;
 mod ownership;
 mod publish;
 mod pubsub;
+mod receive;
 mod reply;
 mod requests;
 mod scripts;
 mod serve;
 mod server_info;
 mod settle;
+mod settlement;
 mod status;
 mod subscribe;
 mod unmatched;
+mod unread;
+mod writer;
 
-use client::{Client, Opened};
+use admin::Administrator;
+use client::Client;
 use config::Config;
-use error::closed;
+use group::Definitions;
+use publish::Publisher;
+use requests::Rpc;
+use subscribe::Groups;
 
 /// An open bus on a Redis server.
 pub(super) struct RedisTransport {
     client: Arc<Client>,
     capabilities: Capabilities,
-    writer: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    publisher: Publisher,
+    groups: Groups,
+    rpc: Rpc,
+    admin: Administrator,
     /// `true` once the bus is closed. The lock makes later calls of `close` wait for the first one.
     finished: tokio::sync::Mutex<bool>,
 }
@@ -79,32 +98,49 @@ impl RedisTransport {
     /// Connects to the server that `url` names.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for unknown or impossible options and for a server that may evict messages,
-    /// [`ErrorKind::Denied`] for wrong credentials or rights, [`ErrorKind::Unsupported`] for a server that is too old,
-    /// [`ErrorKind::Unavailable`] when it cannot be reached.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for unknown or impossible options and for a server that may
+    /// evict messages, [`Denied`](crate::ErrorKind::Denied) for wrong credentials or rights,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a server that is too old,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) when it cannot be reached.
     pub(super) async fn open(url: BusUrl) -> Result<Self> {
-        let config = Config::read(url)?;
-        let Opened { client, writer } = Client::open(config).await?;
-        let mut capabilities = Capabilities::new("redis");
-        capabilities.persistent = true;
-        capabilities.shared = true;
-        capabilities.max_durability = client.facts.durability;
-        capabilities.durability = client.facts.durability;
-        capabilities.max_payload = client.config.max_payload;
-        capabilities.dedup_window = client.config.dedup_window;
-        capabilities.delayed = true;
-        capabilities.expiry = true;
-        capabilities.replay = true;
-        capabilities.cross_topic = true;
-        capabilities.keyed_members = 1;
-        capabilities.persistent = client.facts.persistent;
-        let finished = tokio::sync::Mutex::default();
-        Ok(Self { client, capabilities, writer: Mutex::new(Some(writer)), finished })
+        let client = Client::open(Config::read(url)?).await?;
+        // Ends all tasks if one of the features cannot be started.
+        let guard = client.connection.closed.clone().drop_guard();
+        let capabilities = capabilities(&client);
+        let definitions = Definitions::new(client.clone());
+        let publisher = Publisher::open(client.clone());
+        let groups = Groups::new(client.clone(), definitions.clone());
+        delayed::start(&client).await?;
+        let rpc = Rpc::open(client.clone(), capabilities.clone()).await?;
+        housekeeping::start(&client);
+        let admin = Administrator::new(client.clone(), definitions);
+        guard.disarm();
+        Ok(Self {
+            client,
+            capabilities,
+            publisher,
+            groups,
+            rpc,
+            admin,
+            finished: tokio::sync::Mutex::default(),
+        })
     }
+}
 
-    fn live(&self, operation: &'static str) -> Result<&Arc<Client>> {
-        if self.client.closing.is_cancelled() { Err(closed().during(operation)) } else { Ok(&self.client) }
-    }
+fn capabilities(client: &Client) -> Capabilities {
+    let mut capabilities = Capabilities::new("redis");
+    capabilities.persistent = client.facts.persistent;
+    capabilities.shared = true;
+    capabilities.max_durability = client.facts.durability;
+    capabilities.durability = client.facts.durability;
+    capabilities.max_payload = client.config.max_payload;
+    capabilities.dedup_window = client.config.dedup_window;
+    capabilities.delayed = true;
+    capabilities.expiry = true;
+    capabilities.replay = true;
+    capabilities.cross_topic = true;
+    capabilities.keyed_members = 1;
+    capabilities
 }
 
 impl Transport for RedisTransport {
@@ -113,38 +149,30 @@ impl Transport for RedisTransport {
     }
 
     fn publish(&self, message: Message) -> Confirm<Receipt> {
-        if let Err(error) = self.capabilities.check(&message) {
-            return Confirm::ready(Err(error.during("publish").with("subject", &message.subject)));
-        }
-        if !self.client.kept.covers(message.durability) {
-            let text = "the server's durability was reduced after this bus was opened; set `appendonly yes` and `appendfsync always` on the server for `fsync`";
-            let error = Error::new(ErrorKind::Unsupported, text).with("subject", &message.subject);
-            return Confirm::ready(Err(error.during("publish")));
-        }
-        match &*self.client.outbox.lock().expect("not poisoned") {
-            Some(outbox) => outbox.publish(&message, &self.client.keys, &self.client.config),
-            None => Confirm::ready(Err(closed().during("publish"))),
+        match self.capabilities.check(&message) {
+            Ok(()) => self.publisher.publish(&message),
+            Err(error) => Confirm::ready(Err(error.during("publish").with("subject", &message.subject))),
         }
     }
 
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {
         Box::pin(async move {
-            let client = self.live("subscribe")?;
+            self.client.check_open("subscribe")?;
             let spec = spec.checked().map_err(|error| error.during("subscribe"))?;
             match spec.mode.clone() {
-                Mode::Broadcast => broadcast::broadcast(client, spec).await,
-                Mode::Group(group) => subscribe::group(client, group, spec).await,
+                Mode::Broadcast => broadcast::broadcast(&self.client, spec).await,
+                Mode::Group(group) => self.groups.subscribe(group, spec).await,
             }
             .map_err(|error| error.during("subscribe"))
         })
     }
 
     fn requests(&self) -> &dyn Requests {
-        self
+        &self.rpc
     }
 
     fn admin(&self) -> &dyn Admin {
-        self
+        &self.admin
     }
 
     fn close(&self) -> BoxFuture<'_, Result<()>> {
@@ -153,29 +181,11 @@ impl Transport for RedisTransport {
             if *finished {
                 return Ok(());
             }
-            let client = &self.client;
-            client.closing.cancel();
-            let services: Vec<_> =
-                client.services.lock().expect("not poisoned").iter().filter_map(Weak::upgrade).collect();
-            for service in services {
-                service.close();
-                let _ = tokio::time::timeout(client.config.publish_timeout, service.ended.cancelled()).await;
-            }
-            client.calls.close(client).await;
-            let members: Vec<_> = std::mem::take(&mut *client.members.lock().expect("not poisoned"))
-                .iter()
-                .filter_map(Weak::upgrade)
-                .collect();
-            for member in &members {
-                member.hand_back().await;
-            }
-            // Without its queue, the writer ends when every publish has its reply.
-            drop(client.outbox.lock().expect("not poisoned").take());
-            let writer = self.writer.lock().expect("not poisoned").take();
-            if let Some(writer) = writer {
-                let _ = tokio::time::timeout(client.config.publish_timeout, writer).await;
-            }
-            client.connection.closed.cancel();
+            self.client.closing.cancel();
+            self.rpc.close().await;
+            self.groups.close().await;
+            self.publisher.close().await;
+            self.client.connection.closed.cancel();
             *finished = true;
             Ok(())
         })
@@ -185,16 +195,14 @@ impl Transport for RedisTransport {
 impl Drop for RedisTransport {
     fn drop(&mut self) {
         self.client.closing.cancel();
-        for member in self.client.members.lock().expect("not poisoned").iter().filter_map(Weak::upgrade) {
-            member.closed.cancel();
-        }
+        self.groups.abandon();
         self.client.connection.closed.cancel();
     }
 }
 
 impl fmt::Debug for RedisTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hosts: Vec<_> = self.client.config.hosts.iter().map(ToString::to_string).collect();
+        let hosts: Vec<_> = self.client.config.server.hosts.iter().map(ToString::to_string).collect();
         f.debug_struct("RedisTransport").field("hosts", &hosts).finish_non_exhaustive()
     }
 }

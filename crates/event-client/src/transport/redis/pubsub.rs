@@ -13,10 +13,11 @@ use smol_str::SmolStr;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, jitter};
+use super::connection::{Connection, RETRY};
 use super::error::{closed, explain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
+use crate::sync::lock;
 
 /// A callback for each message on a channel; an empty message means that messages may have been missed.
 pub(super) type Listener = Arc<dyn Fn(&[u8]) + Send + Sync>;
@@ -60,16 +61,11 @@ impl Subscriber {
         listener: impl Fn(&[u8]) + Send + Sync + 'static,
     ) -> Result<Listening> {
         let id = {
-            let mut next = self.next.lock().expect("not poisoned");
+            let mut next = lock(&self.next);
             *next += 1;
             *next
         };
-        self.listeners
-            .lock()
-            .expect("not poisoned")
-            .entry(channel.clone())
-            .or_default()
-            .push((id, Arc::new(listener)));
+        lock(&self.listeners).entry(channel.clone()).or_default().push((id, Arc::new(listener)));
         let listening = Listening { subscriber: self.clone(), channel: channel.clone(), id };
         let (answer, answered) = oneshot::channel();
         self.commands.send(Command::Listen(channel, answer)).map_err(|_| closed())?;
@@ -80,7 +76,7 @@ impl Subscriber {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let mut listeners = self.subscriber.listeners.lock().expect("not poisoned");
+        let mut listeners = lock(&self.subscriber.listeners);
         if let Some(those) = listeners.get_mut(&self.channel) {
             those.retain(|(id, _)| *id != self.id);
             if those.is_empty() {
@@ -92,7 +88,7 @@ impl Drop for Listening {
 }
 
 fn notify(listeners: &Mutex<Listeners>, channel: &str, message: &[u8]) {
-    let those: Vec<_> = match listeners.lock().expect("not poisoned").get(channel) {
+    let those: Vec<_> = match lock(listeners).get(channel) {
         Some(those) => those.iter().map(|(_, listener)| listener.clone()).collect(),
         None => return,
     };
@@ -106,7 +102,7 @@ async fn listen(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
     let mut connection = Some(first);
-    let mut pause = Duration::from_millis(20);
+    let mut backoff = RETRY;
     loop {
         let heard = match connection.take() {
             Some(connection) => Ok(connection),
@@ -114,7 +110,7 @@ async fn listen(
         };
         match heard {
             Ok(connection) => {
-                pause = Duration::from_millis(20);
+                backoff = RETRY;
                 if on_message(connection, &listeners, &mut commands, &shared.closed).await {
                     return;
                 }
@@ -123,16 +119,15 @@ async fn listen(
         }
         tokio::select! {
             () = shared.closed.cancelled() => return,
-            () = tokio::time::sleep(jitter(pause)) => {}
+            () = backoff.pause() => {}
         }
-        pause = (pause * 2).min(Duration::from_secs(2));
     }
 }
 
 /// Opens another connection and subscribes it to all channels.
 async fn resume(shared: &Connection, listeners: &Mutex<Listeners>) -> Result<PubSub> {
     let mut connection = shared.server.listening().await?;
-    let channels: Vec<SmolStr> = listeners.lock().expect("not poisoned").keys().cloned().collect();
+    let channels: Vec<SmolStr> = lock(listeners).keys().cloned().collect();
     for channel in &channels {
         within(connection.subscribe(channel.as_str())).await?;
     }
@@ -176,7 +171,7 @@ async fn on_message(
                     }
                 }
                 Some(Command::Forget(channel)) => {
-                    let wanted = listeners.lock().expect("not poisoned").contains_key(&channel);
+                    let wanted = lock(listeners).contains_key(&channel);
                     if !wanted && within(sink.unsubscribe(channel.as_str())).await.is_err() {
                         return false;
                     }

@@ -19,17 +19,24 @@ use super::codec::number;
 use super::connection::Connection;
 use super::error::{Failure, reply};
 use super::frame;
-use super::serve::{Active, Service};
+use super::in_progress::{Active, InProgress, RequestKey};
 use crate::confirm::{Answer, Confirm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::{Frame, Respond};
 
+/// The parts that all answers of one server share.
+pub(super) struct Answers {
+    pub(super) requests: InProgress,
+    pub(super) sender: Arc<ReplySender>,
+    /// The channel on which this bus receives credit.
+    pub(super) inbox: SmolStr,
+}
+
 /// The responder's end of one answer.
 pub(super) struct Reply {
-    pub(super) service: Arc<Service>,
-    /// The caller's channel and the caller's number of the request.
-    pub(super) key: (SmolStr, SmolStr),
+    pub(super) answers: Arc<Answers>,
+    pub(super) key: RequestKey,
     pub(super) active: Arc<Active>,
     /// `true` until the first frame is sent; that frame names the channel that receives credit.
     pub(super) first: bool,
@@ -52,21 +59,19 @@ impl Respond for Reply {
                 "the caller reads slower than frames are sent; await each confirmation before the next frame",
             );
         }
-        let inbox = self.service.client.keys.inbox(&self.service.client.id);
-        let from = std::mem::take(&mut self.first).then_some(inbox.as_str());
+        let from = std::mem::take(&mut self.first).then_some(self.answers.inbox.as_str());
         let bytes = frame::frame(&frame, &self.key.1, from);
         if frame.last {
             self.active.finished.store(true, Ordering::Relaxed);
-            self.service.active.lock().expect("not poisoned").remove(&self.key);
+            self.answers.requests.end(&self.key);
         }
         let (answer, confirm) = Confirm::channel();
         let letter =
             Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: Some(answer) };
-        let reply_sender = &self.service.client.reply_sender;
         match self.active.window.try_acquire() {
             Ok(room) => {
                 room.forget();
-                reply_sender.send(letter);
+                self.answers.sender.send(letter);
             }
             Err(_) => self.park(letter),
         }
@@ -74,15 +79,15 @@ impl Respond for Reply {
     }
 
     fn abandoned(&mut self) {
-        self.service.active.lock().expect("not poisoned").remove(&self.key);
+        self.answers.requests.end(&self.key);
         if self.active.finished.swap(true, Ordering::Relaxed) || self.active.gone.is_cancelled() {
             return;
         }
         let bytes = frame::notice("abandoned", &self.key.1);
         let letter = Letter { caller: self.key.0.clone(), bytes, active: self.active.clone(), answer: None };
-        let (client, parked) = (self.service.client.clone(), self.parked.clone());
+        let (sender, parked) = (self.answers.sender.clone(), self.parked.clone());
         if !parked.load(Ordering::Acquire) {
-            client.reply_sender.send(letter);
+            sender.send(letter);
             return;
         }
         tokio::spawn(async move {
@@ -90,7 +95,7 @@ impl Respond for Reply {
             while parked.load(Ordering::Acquire) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            client.reply_sender.send(letter);
+            sender.send(letter);
         });
     }
 }
@@ -98,14 +103,14 @@ impl Respond for Reply {
 impl Reply {
     /// The caller's credit is used up: the frame waits until the caller grants more.
     fn park(&self, letter: Letter) {
-        let (client, active, parked) =
-            (self.service.client.clone(), self.active.clone(), self.parked.clone());
+        let (sender, active, parked) =
+            (self.answers.sender.clone(), self.active.clone(), self.parked.clone());
         parked.store(true, Ordering::Release);
         tokio::spawn(async move {
             tokio::select! {
                 room = active.window.acquire() => {
                     room.expect("the window is never closed").forget();
-                    client.reply_sender.send(letter);
+                    sender.send(letter);
                 }
                 () = active.gone.cancelled() => letter.conclude(Ok(0)),
             }
@@ -144,11 +149,11 @@ type Sent = (Vec<Letter>, Result<Vec<Value>, Failure>);
 type Sending = Pin<Box<dyn Future<Output = Sent> + Send>>;
 
 impl ReplySender {
-    pub(super) fn open(connection: Arc<Connection>) -> Self {
+    pub(super) fn open(connection: Arc<Connection>) -> Arc<Self> {
         let (queue, received) = mpsc::unbounded_channel();
         let died = connection.closed.clone();
         tokio::spawn(supervise::run("redis reply", run(connection, received), move || died.cancel()));
-        Self(queue)
+        Arc::new(Self(queue))
     }
 
     pub(super) fn send(&self, letter: Letter) {

@@ -1,327 +1,78 @@
-//! Calls: queues each request in its subject's list, and receives the frames of the answer on the inbox channel of this
-//! bus.
+//! Requests and answers: receives on the inbox channel of this bus the frames of its calls and the credit for its
+//! servers.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use jiff::Timestamp;
-use redis::{Pipeline, Value};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use super::call::Calls;
 use super::client::{Client, Patience};
-use super::error::closed;
 use super::frame::{self, Packet};
-use super::{RedisTransport, scripts, serve};
-use crate::bounds;
-use crate::error::{Error, ErrorKind, Result};
+use super::serve::Services;
+use crate::error::Result;
 use crate::message::Message;
-use crate::subject::Subject;
-use crate::transport::headers;
-use crate::transport::{Frame, IncomingRequest, Replies, Requests, Serve};
+use crate::transport::{Capabilities, IncomingRequest, Replies, Requests, Serve};
 
-/// Maximum number of frames of one answer that are in flight or wait for the caller.
-pub(super) const WINDOW: usize = 64;
-/// Interval in which a server reports that it is alive and working.
-pub(super) const BEAT: Duration = Duration::from_secs(2);
-/// A server without a report for this time counts as dead.
-pub(super) const LIFE: Duration = Duration::from_secs(8);
-/// A caller checks its request when it received nothing for this time: longer than [`LIFE`], so that a dead server does
-/// not count as a responder by then.
-const SUSPICION: Duration = Duration::from_millis(10_500);
-
-/// Calls that wait for frames.
-#[derive(Default)]
-pub(super) struct Calls {
-    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<Packet>>>,
-    next: AtomicU64,
-    running: tokio_util::task::TaskTracker,
+pub(super) struct Rpc {
+    client: Arc<Client>,
+    capabilities: Capabilities,
+    calls: Arc<Calls>,
+    services: Arc<Services>,
 }
 
-impl Calls {
-    /// Passes a packet to the call to which it belongs.
-    fn on_message(&self, packet: Packet) {
-        let Some(number) = packet.get(frame::REQUEST).and_then(|number| number.parse().ok()) else { return };
-        let waiting = self.waiting.lock().expect("not poisoned");
-        if let Some(call) = waiting.get(&number) {
-            let _ = call.send(packet);
-        }
-    }
-
-    /// Waits until every call has reported to its caller that the bus closes.
-    pub(super) async fn close(&self, client: &Client) {
-        self.running.close();
-        let _ = tokio::time::timeout(client.config.publish_timeout, self.running.wait()).await;
-    }
-}
-
-/// Subscribes to the inbox channel of this bus.
-pub(super) async fn start(client: &Arc<Client>) -> Result<()> {
-    let told = Arc::downgrade(client);
-    let listening = client
-        .subscriber
-        .on(client.keys.inbox(&client.id), move |message| {
-            let Some(client) = told.upgrade() else { return };
+impl Rpc {
+    /// Subscribes to the inbox channel of this bus.
+    pub(super) async fn open(client: Arc<Client>, capabilities: Capabilities) -> Result<Self> {
+        let calls = Arc::new(Calls::new(client.clone()));
+        let services = Arc::new(Services::new(client.clone()));
+        let told = (Arc::downgrade(&calls), Arc::downgrade(&services));
+        let on = client.subscriber.on(client.keys.inbox(&client.id), move |message| {
+            let (Some(calls), Some(services)) = (told.0.upgrade(), told.1.upgrade()) else { return };
             let packet = Packet::read(Bytes::copy_from_slice(message));
             if packet.get(frame::CREDIT).is_some() {
-                serve::credit(&client, &packet);
+                services.grant(&packet);
             } else {
-                client.calls.on_message(packet);
+                calls.on_message(packet);
             }
-        })
-        .await?;
-    let closing = client.connection.closed.clone();
-    tokio::spawn(async move {
-        closing.cancelled().await;
-        drop(listening);
-    });
-    Ok(())
+        });
+        let listening = on.await?;
+        let closing = client.connection.closed.clone();
+        tokio::spawn(async move {
+            closing.cancelled().await;
+            drop(listening);
+        });
+        Ok(Self { client, capabilities, calls, services })
+    }
+
+    /// Ends the servers, which notify their callers, and then the calls.
+    pub(super) async fn close(&self) {
+        self.services.close().await;
+        self.calls.close().await;
+    }
 }
 
-impl Requests for RedisTransport {
+impl Requests for Rpc {
     fn call(&self, request: Message, within: Duration) -> BoxFuture<'_, Result<Replies>> {
         Box::pin(async move {
-            let client = self.live("request")?;
+            self.client.check_open("request")?;
             self.capabilities.check(&request).map_err(|error| error.during("request"))?;
-            call(client, request, within).await.map_err(|error| error.during("request"))
+            self.calls.call(request, within).await.map_err(|error| error.during("request"))
         })
     }
 
     fn serve(&self, spec: Serve) -> BoxFuture<'_, Result<mpsc::Receiver<IncomingRequest>>> {
         Box::pin(async move {
-            let client = self.live("serve")?;
-            let mut patience = Patience::new(client);
+            self.client.check_open("serve")?;
+            let mut patience = Patience::new(&self.client);
             loop {
-                match serve::serve(client, spec.clone()).await {
+                match self.services.serve(spec.clone()).await {
                     Err(error) if patience.lasts(&error).await => {}
                     result => return result.map_err(|error| error.during("serve")),
                 }
             }
         })
-    }
-}
-
-/// One call in progress.
-struct Call {
-    client: Arc<Client>,
-    number: u64,
-    subject: Subject,
-    /// The bytes of the request in the queue, which identify it there.
-    request: Bytes,
-    deadline: Instant,
-    incoming: mpsc::UnboundedReceiver<Packet>,
-    frames: mpsc::Sender<Result<Frame>>,
-    gone: CancellationToken,
-    /// A server has taken the request.
-    taken: bool,
-    /// The channel on which the server receives credit.
-    server: Option<String>,
-    unpaid: usize,
-    heard: Instant,
-}
-
-async fn call(client: &Arc<Client>, request: Message, within: Duration) -> Result<Replies> {
-    let start = Instant::now();
-    let within = bounds::bounded(within);
-    let number = client.calls.next.fetch_add(1, Ordering::Relaxed);
-    let inbox = client.keys.inbox(&client.id);
-    let deadline = Timestamp::now().as_millisecond().saturating_add(bounds::signed_millis(within));
-    let bytes = frame::request(&request, number, &inbox, deadline);
-    let (sender, incoming) = mpsc::unbounded_channel();
-    client.calls.waiting.lock().expect("not poisoned").insert(number, sender);
-    // Removed wherever this future is dropped.
-    let place = Place { client: client.clone(), number };
-    let subject = request.subject;
-    let mut command =
-        scripts::CALL.on(&[&client.keys.queue(subject.as_str()), &client.keys.servers(subject.as_str())]);
-    command.arg(&bytes[..]).arg(bounds::millis(within).max(1));
-    let queued = match tokio::time::timeout(within, client.connection.ask(command)).await {
-        Ok(answer) => answer?,
-        Err(_) => return Err(timeout(&subject)),
-    };
-    if queued != Value::Int(1) {
-        return Err(
-            Error::new(ErrorKind::NoResponder, "no responder serves this subject").with("subject", subject)
-        );
-    }
-    // One slot more than frames may use, so that an error always fits.
-    let (frames, replies) = mpsc::channel(WINDOW + 1);
-    let gone = CancellationToken::new();
-    let call = Call {
-        client: client.clone(),
-        number,
-        subject,
-        request: bytes,
-        deadline: start + within,
-        incoming,
-        frames,
-        gone: gone.clone(),
-        taken: false,
-        server: None,
-        unpaid: 0,
-        heard: start,
-    };
-    client.calls.running.spawn(async move {
-        let _place = place;
-        call.run().await;
-    });
-    Ok(Replies::new(replies, Some(gone)))
-}
-
-/// The registration of a call that waits for frames; dropping it removes the call.
-struct Place {
-    client: Arc<Client>,
-    number: u64,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.client.calls.waiting.lock().expect("not poisoned").remove(&self.number);
-    }
-}
-
-fn timeout(subject: &Subject) -> Error {
-    Error::new(ErrorKind::Timeout, "no answer within the deadline").with("subject", subject)
-}
-
-/// The next event of a call.
-enum Next {
-    Frame(Packet),
-    Ask,
-    End(Option<Error>),
-}
-
-impl Call {
-    async fn run(mut self) {
-        loop {
-            let suspicion = self.heard + SUSPICION;
-            let next = tokio::select! {
-                biased;
-                Some(packet) = self.incoming.recv() => Next::Frame(packet),
-                () = self.gone.cancelled() => Next::End(None),
-                () = self.client.closing.cancelled() => Next::End(Some(closed())),
-                () = tokio::time::sleep_until(self.deadline) => Next::End(Some(timeout(&self.subject))),
-                () = tokio::time::sleep_until(suspicion) => Next::Ask,
-            };
-            let end = match next {
-                Next::Frame(packet) => match self.take(packet).await {
-                    Some(ended) => ended,
-                    None => continue,
-                },
-                Next::Ask => match self.ask().await {
-                    Some(error) => Some(error),
-                    None => continue,
-                },
-                Next::End(error) => error,
-            };
-            self.end(end).await;
-            return;
-        }
-    }
-
-    /// Passes a frame to the caller; `Some` when it was the last one.
-    async fn take(&mut self, packet: Packet) -> Option<Option<Error>> {
-        self.heard = Instant::now();
-        self.taken = true;
-        if let Some(from) = packet.get(frame::FROM) {
-            self.server = Some(from.to_owned());
-        }
-        match packet.get(headers::FRAME) {
-            Some("working") => None,
-            Some("abandoned") => {
-                let text = "the server dropped the request without an answer";
-                self.send(Err(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))).await;
-                self.gone.cancel();
-                // No server is left that could be notified.
-                self.client.calls.waiting.lock().expect("not poisoned").remove(&self.number);
-                self.taken = false;
-                self.request = Bytes::new();
-                Some(None)
-            }
-            word => {
-                let last = word != Some("more");
-                self.send(Ok(packet.frame(last))).await;
-                if last {
-                    self.request = Bytes::new();
-                    return Some(None);
-                }
-                self.unpaid += 1;
-                if self.unpaid >= WINDOW / 2 {
-                    self.pay().await;
-                }
-                None
-            }
-        }
-    }
-
-    async fn send(&self, frame: Result<Frame>) {
-        tokio::select! {
-            // Reserves two slots, so that one is left for an error.
-            room = self.frames.reserve_many(2) => if let Ok(mut room) = room && let Some(room) = room.next() {
-                room.send(frame.map_err(|error| error.during("request")));
-            },
-            () = self.gone.cancelled() => {}
-            () = self.client.closing.cancelled() => {}
-            () = tokio::time::sleep_until(self.deadline) => {}
-        }
-    }
-
-    /// Grants credit: the server may send as many further frames as the caller has taken.
-    async fn pay(&mut self) {
-        let Some(server) = &self.server else { return };
-        let mut writer = frame::Writer::default();
-        writer.header(headers::REPLY_TO, self.client.keys.inbox(&self.client.id));
-        writer.header(frame::REQUEST, self.number.to_string());
-        let credit = writer.header(frame::CREDIT, self.unpaid.to_string()).finish(b"");
-        self.unpaid = 0;
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(server).arg(&credit[..]);
-        let _ = self.client.connection.ask(command).await;
-    }
-
-    /// Runs after a long time without a message: checks whether the request is still queued or its server has died.
-    async fn ask(&mut self) -> Option<Error> {
-        self.heard = Instant::now();
-        let keys = &self.client.keys;
-        let mut command =
-            scripts::QUEUED.on(&[&keys.queue(self.subject.as_str()), &keys.servers(self.subject.as_str())]);
-        command.arg(&self.request[..]);
-        match self.client.connection.ask(command).await {
-            Ok(Value::Int(0)) => {
-                self.request = Bytes::new();
-                let text = "the server stopped before it answered";
-                Some(Error::new(ErrorKind::Unavailable, text).with("subject", &self.subject))
-            }
-            Ok(_) => None,
-            Err(error) if error.kind() == ErrorKind::Closed => Some(error),
-            // The deadline still ends the call.
-            Err(_) => None,
-        }
-    }
-
-    /// Reports the error to the caller, and to the server that the caller no longer waits.
-    async fn end(&mut self, error: Option<Error>) {
-        if let Some(error) = error {
-            let _ = self.frames.try_send(Err(error.during("request")));
-        }
-        self.gone.cancel();
-        if self.request.is_empty() {
-            return;
-        }
-        let keys = &self.client.keys;
-        let mut pipeline = Pipeline::new();
-        if !self.taken {
-            pipeline.cmd("LREM").arg(keys.queue(self.subject.as_str())).arg(1).arg(&self.request[..]);
-        }
-        let mut writer = frame::Writer::default();
-        writer.header(headers::REPLY_TO, keys.inbox(&self.client.id));
-        let cancel = writer.header(frame::REQUEST, self.number.to_string()).finish(b"");
-        pipeline.cmd("PUBLISH").arg(keys.cancels(self.subject.as_str()).as_str()).arg(&cancel[..]);
-        let _ = self.client.connection.run(&pipeline).await;
     }
 }

@@ -20,6 +20,7 @@ scripts! {
     JOIN = "join.lua";
     BEAT = "beat.lua";
     ENSURE = "ensure.lua";
+    SURVEY = "survey.lua";
     TAKE = "take.lua";
     PARK = "park.lua";
     ACK = "ack.lua";

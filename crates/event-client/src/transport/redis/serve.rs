@@ -1,121 +1,136 @@
 //! Serves requests: a member takes requests from its subjects' lists, no more than it has room for, and answers over
 //! channels.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use redis::{Pipeline, Value};
 use smol_str::{SmolStr, format_smolstr};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::blocking::{LONGEST, Reader};
 use super::client::Client;
 use super::codec::parts;
-use super::connection::jitter;
-use super::frame::{self, Packet};
+use super::connection::RETRY;
+use super::frame::{self, BEAT, LIFE, Packet};
+use super::in_progress::InProgress;
 use super::pubsub::Listening;
-use super::reply::Reply;
-use super::requests::{BEAT, LIFE, WINDOW};
+use super::reply::{Answers, Reply, ReplySender};
 use super::scripts;
 use crate::bounds;
 use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Subject;
 use crate::supervise;
+use crate::sync::lock;
 use crate::transport::headers;
 use crate::transport::{IncomingRequest, Responder, Serve};
 
 /// Maximum number of requests taken at once.
 const BATCH: usize = 8;
 
+/// The members of services that this bus has started.
+pub(super) struct Services {
+    client: Arc<Client>,
+    sender: Arc<ReplySender>,
+    members: Mutex<Vec<Weak<Service>>>,
+}
+
 /// One member of a service.
-pub(super) struct Service {
-    pub(super) client: Arc<Client>,
+struct Service {
+    client: Arc<Client>,
     name: SmolStr,
     subjects: Vec<Subject>,
     requests: mpsc::Sender<IncomingRequest>,
-    credit: Arc<Semaphore>,
-    /// Requests in progress, by the caller's channel and the caller's number.
-    pub(super) active: Mutex<HashMap<(SmolStr, SmolStr), Arc<Active>>>,
+    max_in_flight: Arc<Semaphore>,
+    answers: Arc<Answers>,
     closed: CancellationToken,
     /// Cancelled when every caller has been notified.
-    pub(super) ended: CancellationToken,
+    ended: CancellationToken,
     wake: Notify,
 }
 
-/// A request in progress.
-pub(super) struct Active {
-    since: Instant,
-    pub(super) gone: CancellationToken,
-    /// Number of frames that may be sent before the caller grants more.
-    pub(super) window: Arc<Semaphore>,
-    /// The last frame was sent or the request was abandoned: the caller needs no further notice.
-    pub(super) finished: AtomicBool,
-}
+impl Services {
+    pub(super) fn new(client: Arc<Client>) -> Self {
+        let sender = ReplySender::open(client.connection.clone());
+        Self { client, sender, members: Mutex::default() }
+    }
 
-pub(super) async fn serve(client: &Arc<Client>, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
-    if spec.subjects.is_empty() {
-        return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
-            .with("service", spec.service));
-    }
-    let credit = spec.max_in_flight.max(1);
-    let (requests, incoming) = mpsc::channel(credit);
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let service = Arc::new(Service {
-        name: format_smolstr!("{}-{}-{}", spec.service, client.id, NEXT.fetch_add(1, Ordering::Relaxed)),
-        client: client.clone(),
-        subjects: spec.subjects,
-        requests,
-        credit: Arc::new(Semaphore::new(credit)),
-        active: Mutex::default(),
-        closed: CancellationToken::new(),
-        ended: CancellationToken::new(),
-        wake: Notify::new(),
-    });
-    let mut listening = Vec::new();
-    for subject in &service.subjects {
-        let told = Arc::downgrade(&service);
-        let on = client.subscriber.on(client.keys.cancels(subject.as_str()), move |message| {
-            if let Some(service) = told.upgrade() {
-                service.cancelled(&Packet::read(Bytes::copy_from_slice(message)));
-            }
-        });
-        listening.push(on.await?);
-    }
-    let reader = Reader::open(&client.connection).await?;
-    service.beat().await?;
-    {
-        let mut services = client.services.lock().expect("not poisoned");
-        services.retain(|service| service.strong_count() > 0);
-        services.push(Arc::downgrade(&service));
-    }
-    let (closed, ended) = (service.closed.clone(), service.ended.clone());
-    let serving = run(service, reader, listening);
-    tokio::spawn(supervise::run("redis serve", serving, move || {
-        closed.cancel();
-        ended.cancel();
-    }));
-    Ok(incoming)
-}
-
-/// Adds credit to one of the answers of this bus.
-pub(super) fn credit(client: &Client, packet: &Packet) {
-    let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) else {
-        return;
-    };
-    let frames = packet.get(frame::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
-    let key = (SmolStr::new(caller), SmolStr::new(request));
-    let services: Vec<_> =
-        client.services.lock().expect("not poisoned").iter().filter_map(std::sync::Weak::upgrade).collect();
-    for service in services {
-        if let Some(active) = service.active.lock().expect("not poisoned").get(&key) {
-            active.window.add_permits(std::cmp::min(frames, WINDOW));
+    pub(super) async fn serve(&self, spec: Serve) -> Result<mpsc::Receiver<IncomingRequest>> {
+        if spec.subjects.is_empty() {
+            return Err(Error::new(ErrorKind::Config, "a member of a service needs at least one subject")
+                .with("service", spec.service));
         }
+        let client = &self.client;
+        let max_in_flight = spec.max_in_flight.max(1);
+        let (requests, incoming) = mpsc::channel(max_in_flight);
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let service = Arc::new(Service {
+            name: format_smolstr!("{}-{}-{number}", spec.service, client.id),
+            client: client.clone(),
+            subjects: spec.subjects,
+            requests,
+            max_in_flight: Arc::new(Semaphore::new(max_in_flight)),
+            answers: Arc::new(Answers {
+                requests: InProgress::default(),
+                sender: self.sender.clone(),
+                inbox: client.keys.inbox(&client.id),
+            }),
+            closed: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            wake: Notify::new(),
+        });
+        let mut listening = Vec::new();
+        for subject in &service.subjects {
+            let told = Arc::downgrade(&service);
+            let on = client.subscriber.on(client.keys.cancels(subject.as_str()), move |message| {
+                let packet = Packet::read(Bytes::copy_from_slice(message));
+                if let (Some(service), Some(key)) = (told.upgrade(), InProgress::key(&packet)) {
+                    service.answers.requests.cancel(&key);
+                }
+            });
+            listening.push(on.await?);
+        }
+        let reader = Reader::open(&client.connection).await?;
+        service.beat().await?;
+        {
+            let mut members = lock(&self.members);
+            members.retain(|service| service.strong_count() > 0);
+            members.push(Arc::downgrade(&service));
+        }
+        let (closed, ended) = (service.closed.clone(), service.ended.clone());
+        let serving = run(service, reader, listening);
+        tokio::spawn(supervise::run("redis serve", serving, move || {
+            closed.cancel();
+            ended.cancel();
+        }));
+        Ok(incoming)
+    }
+
+    /// Grants further frames to one of the answers of this bus.
+    pub(super) fn grant(&self, packet: &Packet) {
+        let Some(key) = InProgress::key(packet) else { return };
+        let frames = packet.get(frame::CREDIT).and_then(|frames| frames.parse().ok()).unwrap_or(0);
+        for service in self.living() {
+            service.answers.requests.grant(&key, frames);
+        }
+    }
+
+    /// Ends all members because the bus closes: waits until every caller has been notified.
+    pub(super) async fn close(&self) {
+        for service in self.living() {
+            service.close();
+            let patience = self.client.config.publish_timeout;
+            let _ = tokio::time::timeout(patience, service.ended.cancelled()).await;
+        }
+    }
+
+    fn living(&self) -> Vec<Arc<Service>> {
+        lock(&self.members).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -127,7 +142,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
     let _beating = AbortOnDropHandle::new(tokio::spawn(beats));
     let mut reader = Some(reader);
     let mut turn = 0;
-    let mut pause = Duration::from_millis(20);
+    let mut backoff = RETRY;
     let told = service.clone();
     let _watching = AbortOnDropHandle::new(tokio::spawn(async move {
         tokio::select! {
@@ -140,13 +155,13 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
     }));
     while !service.closed.is_cancelled() {
         let mut room = tokio::select! {
-            permit = service.credit.clone().acquire_owned() => permit.expect("the credit is never closed"),
+            permit = service.max_in_flight.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             () = service.closed.cancelled() => break,
         };
         // Takes more than one only where they are already queued, and only a few, so that other members get requests,
         // too.
-        let more = service.credit.available_permits().min(BATCH - 1);
-        if let Ok(permits) = service.credit.clone().try_acquire_many_owned(more as u32) {
+        let more = service.max_in_flight.available_permits().min(BATCH - 1);
+        if let Ok(permits) = service.max_in_flight.clone().try_acquire_many_owned(more as u32) {
             room.merge(permits);
         }
         let taken = match &mut reader {
@@ -162,7 +177,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         turn += 1;
         match taken {
             Ok(Some((subject, requests))) => {
-                pause = Duration::from_millis(20);
+                backoff = RETRY;
                 if service.closed.is_cancelled() {
                     service.put_back(&subject, &requests).await;
                     break;
@@ -171,15 +186,14 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
                     service.begin(&subject, bytes, permit);
                 }
             }
-            Ok(None) => pause = Duration::from_millis(20),
+            Ok(None) => backoff = RETRY,
             Err(error) => {
                 tracing::debug!(%error, "cannot take requests; trying again");
                 reader = None;
                 tokio::select! {
-                    () = tokio::time::sleep(jitter(pause)) => {}
+                    () = backoff.pause() => {}
                     () = service.closed.cancelled() => {}
                 }
-                pause = (pause * 2).min(Duration::from_secs(2));
             }
         }
     }
@@ -188,7 +202,7 @@ async fn run(service: Arc<Service>, reader: Reader, listening: Vec<Listening>) {
         service.abandon_all().await;
     } else {
         // Requests in progress may still be answered.
-        let empty = || service.active.lock().expect("not poisoned").is_empty();
+        let empty = || service.answers.requests.is_empty();
         while !empty() && !service.client.closing.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}
@@ -213,21 +227,13 @@ async fn beat(service: Arc<Service>) {
         {
             tracing::debug!(%error, "cannot report that this server is alive");
         }
-        let mut pipeline = Pipeline::new();
-        for ((caller, request), active) in &*service.active.lock().expect("not poisoned") {
-            if active.since.elapsed() >= BEAT && !active.finished.load(Ordering::Relaxed) {
-                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&frame::notice("working", request)[..]);
-            }
-        }
-        if !pipeline.is_empty() {
-            let _ = service.client.connection.run(&pipeline).await;
-        }
+        service.notify(service.answers.requests.working()).await;
     }
 }
 
 impl Service {
     /// Ends the member when the bus closes.
-    pub(super) fn close(&self) {
+    fn close(&self) {
         self.closed.cancel();
         self.wake.notify_one();
     }
@@ -252,17 +258,13 @@ impl Service {
             let Ok(queued) = self.client.connection.ask(command).await else { continue };
             for request in parts(queued) {
                 let Value::BulkString(bytes) = request else { continue };
-                let packet = Packet::read(Bytes::from(bytes));
-                if let (Some(caller), Some(request)) =
-                    (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST))
-                {
-                    notices.cmd("PUBLISH").arg(caller).arg(&frame::notice("abandoned", request)[..]);
+                if let Some((caller, request)) = InProgress::key(&Packet::read(Bytes::from(bytes))) {
+                    let notice = frame::notice("abandoned", &request);
+                    notices.cmd("PUBLISH").arg(caller.as_str()).arg(&notice[..]);
                 }
             }
         }
-        if !notices.is_empty() {
-            let _ = self.client.connection.run(&notices).await;
-        }
+        self.notify(notices).await;
     }
 
     /// Takes the next requests of any one subject, at most `most`; subjects take turns at being first.
@@ -305,7 +307,7 @@ impl Service {
         let _ = self.client.connection.run(&pipeline).await;
     }
 
-    fn begin(self: &Arc<Self>, subject: &Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
+    fn begin(&self, subject: &Subject, bytes: Bytes, permit: OwnedSemaphorePermit) {
         let packet = Packet::read(bytes);
         let within = packet
             .get(headers::DEADLINE)
@@ -317,13 +319,7 @@ impl Service {
         let caller = SmolStr::new(packet.get(headers::REPLY_TO).unwrap_or_default());
         let request = SmolStr::new(packet.get(frame::REQUEST).unwrap_or_default());
         let key = (caller, request);
-        let active = Arc::new(Active {
-            since: Instant::now(),
-            gone: CancellationToken::new(),
-            window: Arc::new(Semaphore::new(WINDOW)),
-            finished: AtomicBool::new(false),
-        });
-        self.active.lock().expect("not poisoned").insert(key.clone(), active.clone());
+        let active = self.answers.requests.begin(key.clone());
         let gone = active.gone.clone();
         let watch = tokio::spawn({
             let gone = gone.clone();
@@ -335,9 +331,9 @@ impl Service {
             }
         });
         let reply = Reply {
-            service: self.clone(),
+            answers: self.answers.clone(),
             key,
-            active: active.clone(),
+            active,
             first: true,
             parked: Arc::default(),
             watch: watch.abort_handle(),
@@ -349,27 +345,14 @@ impl Service {
         drop(self.requests.try_send(IncomingRequest { message, within, responder }));
     }
 
-    /// Cancels a request whose caller no longer waits.
-    fn cancelled(&self, packet: &Packet) {
-        if let (Some(caller), Some(request)) = (packet.get(headers::REPLY_TO), packet.get(frame::REQUEST)) {
-            let key = (SmolStr::new(caller), SmolStr::new(request));
-            if let Some(active) = self.active.lock().expect("not poisoned").get(&key) {
-                active.gone.cancel();
-            }
-        }
-    }
-
     /// Notifies the callers of all requests in progress that no answer will come.
     async fn abandon_all(&self) {
-        let mut pipeline = Pipeline::new();
-        for ((caller, request), active) in self.active.lock().expect("not poisoned").drain() {
-            active.gone.cancel();
-            if !active.finished.swap(true, Ordering::Relaxed) {
-                pipeline.cmd("PUBLISH").arg(caller.as_str()).arg(&frame::notice("abandoned", &request)[..]);
-            }
-        }
-        if !pipeline.is_empty() {
-            let _ = self.client.connection.run(&pipeline).await;
+        self.notify(self.answers.requests.abandon_all()).await;
+    }
+
+    async fn notify(&self, notices: Pipeline) {
+        if !notices.is_empty() {
+            let _ = self.client.connection.run(&notices).await;
         }
     }
 }

@@ -1,29 +1,26 @@
 //! Sends settlements: waiting settlements share a pipeline, and acknowledgements of one group share a command.
 //!
-//! A plain `XACK` does not check who owns the entry, so it is used only while no other consumer can have claimed it;
-//! all other settlements are scripts that check the owner first.
+//! When no settlement waits or is in flight, a settlement goes to the connection directly from the caller's thread.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::codec::{args, number, parts};
-use super::connection::Connection;
-use super::error::{Failure, closed, lease_lost, reply};
-use super::member::{How, Member, Unsettled};
-use super::scripts;
-use crate::bounds::millis;
-use crate::confirm::{Answer, Confirm};
-use crate::delivery::{Rejection, Settlement, Token};
-use crate::error::{Error, ErrorKind, Result};
+use super::connection::{Connection, Live};
+use super::direct::{Direct, Sending};
+use super::error::{Failure, closed};
+use super::member::Member;
+use super::settlement::{Batch, Job, What, conclude, gather};
+use crate::confirm::Confirm;
+use crate::delivery::{Settle, Settlement, Token, lease_lost};
+use crate::error::Result;
 use crate::supervise;
 
 /// Maximum number of settlements in one pipeline.
@@ -32,51 +29,45 @@ const BATCH: usize = 512;
 /// them, each carries fewer settlements and costs as much.
 const WINDOW: usize = 2;
 
-/// The queue of the task that sends settlements.
-pub(super) struct Settler(mpsc::UnboundedSender<Job>);
-
-struct Job {
-    member: Arc<Member>,
-    token: Token,
-    held: Unsettled,
-    what: What,
-    answer: Option<Answer<()>>,
-    at: Instant,
-    /// An earlier try may have succeeded.
-    again: bool,
+/// Accepts settlements and passes them to the connection or to the task that sends them.
+pub(super) struct Settler {
+    queue: mpsc::UnboundedSender<Job>,
+    outbound: Arc<Outbound>,
+    /// The runtime of the connection's task and its timers.
+    runtime: Handle,
 }
 
-enum What {
-    Ack,
-    Park { after: Duration, error: Option<String> },
-    Reject(Rejection),
-    Renew,
+/// Settles the deliveries of a subscription.
+pub(super) struct Holder {
+    pub(super) member: Arc<Member>,
+    pub(super) settler: Arc<Settler>,
+}
+
+impl Settle for Holder {
+    fn settle(&self, token: Token, settlement: Settlement) -> Confirm<()> {
+        self.settler.settle(&self.member, token, settlement.into())
+    }
+
+    fn in_progress(&self, token: Token) -> Confirm<()> {
+        self.settler.settle(&self.member, token, What::Renew)
+    }
 }
 
 impl Settler {
-    pub(super) fn open(connection: Arc<Connection>) -> Self {
+    pub(super) fn open(connection: Arc<Connection>) -> Arc<Self> {
         let (queue, received) = mpsc::unbounded_channel();
         let died = connection.closed.clone();
-        tokio::spawn(supervise::run("redis settle", run(connection, received), move || died.cancel()));
-        Self(queue)
+        let outbound = Arc::new(Outbound { connection, waiting: AtomicUsize::new(0), direct: Direct::new() });
+        let orphaned = outbound.clone();
+        let sending = supervise::run("redis settle", run(outbound.clone(), received), move || {
+            died.cancel();
+            drop(orphaned.direct.take());
+        });
+        tokio::spawn(sending);
+        Arc::new(Self { queue, outbound, runtime: Handle::current() })
     }
 
-    pub(super) fn settle(&self, member: &Arc<Member>, token: Token, settlement: Settlement) -> Confirm<()> {
-        let what = match settlement {
-            Settlement::Ack => What::Ack,
-            Settlement::Retry { after, error } => What::Park { after, error: Some(error.to_string()) },
-            Settlement::Release => What::Park { after: Duration::ZERO, error: None },
-            Settlement::Defer { after } => What::Park { after, error: None },
-            Settlement::Reject(rejection) => What::Reject(rejection),
-        };
-        self.order(member, token, what)
-    }
-
-    pub(super) fn renew(&self, member: &Arc<Member>, token: Token) -> Confirm<()> {
-        self.order(member, token, What::Renew)
-    }
-
-    fn order(&self, member: &Arc<Member>, token: Token, what: What) -> Confirm<()> {
+    pub(super) fn settle(&self, member: &Arc<Member>, token: Token, what: What) -> Confirm<()> {
         let Some(held) = member.held(token) else {
             let error = if member.closed.is_cancelled() { closed().during("settle") } else { lease_lost() };
             return Confirm::ready(Err(error));
@@ -91,15 +82,79 @@ impl Settler {
             at: Instant::now(),
             again: false,
         };
-        drop(self.0.send(job));
+        let rest = match self.outbound.waiting.fetch_add(1, Ordering::AcqRel) {
+            0 => {
+                let _timers = self.runtime.enter();
+                let rest = self.outbound.send_direct(job);
+                if self.queue.is_closed() {
+                    // The task has ended and reads no reply; the dropped `Answer` reports the error.
+                    drop(self.outbound.direct.take());
+                }
+                rest
+            }
+            _ => Some(job),
+        };
+        if let Some(job) = rest {
+            // Fails only after close; then the dropped `Answer` reports the error.
+            drop(self.queue.send(job));
+        }
         confirm
     }
 }
 
-type Sent = (Vec<Batch>, Result<Vec<Value>, Failure>);
+/// The state that the task and the callers share.
+struct Outbound {
+    connection: Arc<Connection>,
+    /// Number of settlements without a reply.
+    waiting: AtomicUsize,
+    direct: Arc<Direct<Sent>>,
+}
 
-async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Job>) {
-    let mut flying: FuturesUnordered<Pin<Box<dyn Future<Output = Sent> + Send>>> = FuturesUnordered::new();
+struct Sent {
+    groups: Vec<Batch>,
+    replies: Result<Vec<Value>, Failure>,
+}
+
+impl Outbound {
+    /// Sends a settlement at once, if there is a connection; the task reads its reply. Returns a settlement that was
+    /// not sent.
+    fn send_direct(&self, job: Job) -> Option<Job> {
+        let Some(live) = self.connection.now() else { return Some(job) };
+        match self.direct.start(self.pipeline(vec![job], Some(live))) {
+            // The connection had ended; another one will follow.
+            Some(Sent { groups, replies: Err(Failure::Unsent(_)) }) => {
+                groups.into_iter().next().and_then(Batch::into_job)
+            }
+            Some(sent) => self.conclude(sent).pop(),
+            None => None,
+        }
+    }
+
+    /// Sends settlements on this connection, or on the next one.
+    fn pipeline(&self, batch: Vec<Job>, live: Option<Live>) -> Sending<Sent> {
+        let groups = gather(batch);
+        let mut pipeline = Pipeline::with_capacity(groups.len());
+        groups.iter().for_each(|group| group.write(&mut pipeline));
+        let connection = self.connection.clone();
+        Box::pin(async move {
+            let replies = match live {
+                Some(live) => connection.run_on(live, &pipeline).await,
+                None => connection.run(&pipeline).await,
+            };
+            Sent { groups, replies }
+        })
+    }
+
+    /// Reports the results; returns the settlements that must be tried again.
+    fn conclude(&self, sent: Sent) -> Vec<Job> {
+        conclude(&self.connection, sent.groups, sent.replies, |finished| {
+            self.waiting.fetch_sub(finished, Ordering::AcqRel);
+        })
+    }
+}
+
+async fn run(outbound: Arc<Outbound>, mut queue: mpsc::UnboundedReceiver<Job>) {
+    let mut flying: FuturesUnordered<Sending<Sent>> = FuturesUnordered::new();
     let mut again: VecDeque<Job> = VecDeque::new();
     let mut open = true;
     while open || !flying.is_empty() || !again.is_empty() {
@@ -109,236 +164,16 @@ async fn run(connection: Arc<Connection>, mut queue: mpsc::UnboundedReceiver<Job
         } else {
             tokio::select! {
                 biased;
-                Some((groups, replies)) = flying.next() => again.extend(conclude(&connection, groups, replies)),
-                count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => open = count > 0,
+                Some(sent) = flying.next() => again.extend(outbound.conclude(sent)),
+                () = outbound.direct.ready() => flying.extend(outbound.direct.take()),
+                count = queue.recv_many(&mut batch, BATCH), if open && flying.len() < WINDOW => if count == 0 {
+                    open = false;
+                    flying.extend(outbound.direct.take());
+                },
             }
         }
-        if batch.is_empty() {
-            continue;
-        }
-        let groups = gather(batch);
-        let mut pipeline = Pipeline::with_capacity(groups.len());
-        groups.iter().for_each(|group| group.write(&mut pipeline));
-        let connection = connection.clone();
-        flying.push(Box::pin(async move {
-            let replies = connection.run(&pipeline).await;
-            (groups, replies)
-        }));
-    }
-}
-
-/// Jobs that share a command.
-struct Batch {
-    kind: Kind,
-    jobs: Vec<Job>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    /// `XACK`, for entries that this consumer certainly owns.
-    Plain,
-    Checked,
-    Park,
-    Reject,
-    Renew,
-}
-
-fn gather(batch: Vec<Job>) -> Vec<Batch> {
-    let now = Instant::now();
-    let mut groups: Vec<Batch> = Vec::new();
-    for job in batch {
-        let kind = match &job.what {
-            What::Ack
-                if job.held.attempt == 1
-                    && !job.held.source.replay
-                    && !job.again
-                    && now < job.held.safe_until =>
-            {
-                Kind::Plain
-            }
-            What::Ack => Kind::Checked,
-            What::Park { .. } => Kind::Park,
-            What::Reject(_) => Kind::Reject,
-            What::Renew => Kind::Renew,
-        };
-        let same = |group: &&mut Batch| {
-            let first = &group.jobs[0];
-            kind != Kind::Reject
-                && group.kind == kind
-                && Arc::ptr_eq(&first.member, &job.member)
-                && Arc::ptr_eq(&first.held.source, &job.held.source)
-                && first.held.name == job.held.name
-        };
-        match groups.iter_mut().find(same) {
-            Some(group) => group.jobs.push(job),
-            None => groups.push(Batch { kind, jobs: vec![job] }),
-        }
-    }
-    groups
-}
-
-impl Batch {
-    fn write(&self, pipeline: &mut Pipeline) {
-        let Job { member, held, .. } = &self.jobs[0];
-        let source = &held.source;
-        let keys = [source.stream.as_str(), &source.due, &source.notes];
-        let copy = i32::from(source.replay);
-        let consumer = member.consumer.as_str();
-        let command = match self.kind {
-            Kind::Plain => {
-                let mut command = redis::cmd("XACK");
-                command.arg(&source.stream).arg(&*held.name);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id));
-                command
-            }
-            Kind::Checked => {
-                let mut command = scripts::ACK.on(&keys);
-                command.arg(&*held.name).arg(consumer).arg(copy);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id));
-                command
-            }
-            Kind::Park => {
-                let mut command = scripts::PARK.on(&keys);
-                command.arg(&*held.name).arg(consumer);
-                command.arg(member.client.keys.wake(member.group.as_str()).as_str());
-                command.arg(format!("due {}", source.topic));
-                for job in &self.jobs {
-                    let What::Park { after, error } = &job.what else { continue };
-                    let made = job.held.attempt - u32::from(error.is_none());
-                    let error = error.as_ref().map(|error| format!("{error} "));
-                    command.arg(job.held.id).arg(made).arg(millis(*after));
-                    command.arg(error.unwrap_or_default()).arg(millis(job.held.since.elapsed()));
-                }
-                command
-            }
-            Kind::Reject => {
-                let dead = member.client.keys.dead(&source.topic, member.group.as_str());
-                let groups = member.client.keys.dead_groups(&source.topic);
-                let mut command = scripts::REJECT.on(&[keys[0], keys[1], keys[2], &dead, &groups]);
-                command.arg(&*held.name).arg(consumer).arg(copy).arg(member.group.as_str());
-                command.arg(member.client.config.max_dead_letters).arg(held.id).arg(held.attempt);
-                if let What::Reject(rejection) = &self.jobs[0].what {
-                    command.arg(rejection.reason.as_str());
-                    command.arg(crate::transport::headers::escape(&rejection.error).to_string());
-                }
-                command.arg(millis(held.since.elapsed()));
-                command
-            }
-            Kind::Renew => {
-                let mut command = scripts::RENEW.on(&keys[..1]);
-                command.arg(&*held.name).arg(consumer);
-                args(&mut command, self.jobs.iter().map(|job| job.held.id));
-                command
-            }
-        };
-        pipeline.add_command(command);
-    }
-
-    /// Returns whether this consumer owned each job's entry; an error when the command failed.
-    fn outcomes(&self, value: Value) -> Result<Vec<bool>> {
-        let value = reply(value)?;
-        let count = self.jobs.len();
-        let done = |value: i64, again: bool| value > 0 || (again && value < 0);
-        Ok(match self.kind {
-            Kind::Plain => vec![number(&value) as usize == count; count],
-            Kind::Reject => {
-                warn_of_full_letters(&self.jobs[0], number(&value));
-                vec![done(number(&value), self.jobs[0].again)]
-            }
-            // An entry that an earlier try has parked no longer belongs to this consumer.
-            Kind::Park => {
-                parts(value).iter().zip(&self.jobs).map(|(v, job)| number(v) > 0 || job.again).collect()
-            }
-            Kind::Checked => {
-                parts(value).iter().zip(&self.jobs).map(|(v, job)| done(number(v), job.again)).collect()
-            }
-            Kind::Renew => parts(value).iter().map(|v| number(v) > 0).collect(),
-        })
-    }
-}
-
-fn warn_of_full_letters(job: &Job, letters: i64) {
-    let most = job.member.client.config.max_dead_letters;
-    if letters > 0 && letters as u64 >= most && (letters as u64).is_multiple_of(100) {
-        tracing::warn!(
-            group = %job.member.group, topic = %job.held.source.topic, dead_letters = letters,
-            "the dead letters have reached their limit: the oldest are deleted; replay or drop some"
-        );
-    }
-}
-
-/// Reports each result to its caller; returns the jobs that must be tried again.
-fn conclude(connection: &Connection, groups: Vec<Batch>, replies: Result<Vec<Value>, Failure>) -> Vec<Job> {
-    let mut again = Vec::new();
-    let failed = |error: &Error, text: &'static str| {
-        Err(Error::new(error.kind(), text).because(error.to_string()).during("settle"))
-    };
-    match replies {
-        Ok(replies) => {
-            for (group, value) in groups.into_iter().zip(replies) {
-                let outcomes = group.outcomes(value);
-                group.finish(|at| match &outcomes {
-                    Ok(outcomes) if outcomes.get(at).copied().unwrap_or(false) => Ok(()),
-                    Ok(_) => Err(lease_lost()),
-                    // The group was moved or deleted.
-                    Err(error) if error.kind() == ErrorKind::NotFound => Err(lease_lost()),
-                    Err(error) => failed(error, "not settled"),
-                });
-            }
-        }
-        Err(Failure::Unknown(error)) => {
-            for mut group in groups {
-                let in_time = |job: &mut Job| {
-                    job.again = job.at.elapsed() < connection.server.answer_timeout
-                        && !connection.closed.is_cancelled();
-                    job.again
-                };
-                again.extend(group.jobs.extract_if(.., in_time));
-                group.finish(|_| failed(&error, "the outcome of the settlement is unknown"));
-            }
-        }
-        Err(Failure::Unsent(error)) => {
-            groups.into_iter().for_each(|group| group.finish(|_| failed(&error, "not settled")));
-        }
-    }
-    again
-}
-
-impl Batch {
-    /// Finishes each of its jobs, and signals once that there may be room.
-    fn finish(self, result: impl Fn(usize) -> Result<()>) {
-        let Some(member) = self.jobs.first().map(|job| job.member.clone()) else { return };
-        for (at, job) in self.jobs.into_iter().enumerate().rev() {
-            job.finish(result(at));
-        }
-        member.signals.room.notify_one();
-    }
-}
-
-impl Job {
-    fn finish(mut self, result: Result<()>) {
-        let member = &self.member;
-        if let What::Renew = self.what {
-            if result.is_ok() {
-                let safe = member.safe_from(self.at);
-                if let Some(held) = member.table.lock().expect("not poisoned").get_mut(self.token as usize) {
-                    held.safe_until = held.safe_until.max(safe);
-                }
-            }
-        } else {
-            member.finish(self.token);
-            let how = match (&result, &self.what) {
-                (Err(_), _) => How::Lost,
-                (Ok(()), What::Park { after, error }) => {
-                    member.signals.due(&self.held.source.topic, *after);
-                    How::Again(*after, self.held.attempt - u32::from(error.is_none()))
-                }
-                (Ok(()), _) => How::Done,
-            };
-            member.settled(self.held.item, how);
-        }
-        if let Some(answer) = self.answer.take() {
-            let _ = answer.send(result);
+        if !batch.is_empty() {
+            flying.push(outbound.pipeline(batch, None));
         }
     }
 }

@@ -1,41 +1,76 @@
 //! Reports the progress of groups: pending lists, lags, and the number of unread entries that they want.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use redis::Pipeline;
+use smol_str::SmolStr;
 
 use super::client::Client;
 use super::codec::{EntryId, number, parts, text};
 use super::error::{odd, reply};
 use super::filters::Filters;
-use super::group::{Definition, read_definition};
+use super::group::{Definition, Definitions};
 use super::scripts;
+use super::unread::{self, Wanted};
 use crate::error::Result;
-use crate::subject::{Group, Subject};
+use crate::subject::Group;
 use crate::transport::GroupStatus;
 
-/// Number of entries whose subjects are read in one step.
-const PAGE: usize = 1000;
-/// Beyond this number of unread entries of a topic, the rest is estimated.
-const EXACT: usize = 50_000;
+/// Number of groups and of topics that are looked at together.
+const TOGETHER: usize = 4;
 
-impl Client {
-    /// Returns every group with its definition.
-    pub(super) async fn definitions(&self) -> Result<Vec<(Group, Definition)>> {
-        let mut ask = redis::cmd("HGETALL");
-        ask.arg(self.keys.groups());
-        let mut all = Vec::new();
-        for pair in parts(self.connection.ask(ask).await?).chunks(2) {
-            let (Ok(group), Some(value)) = (Group::new(text(&pair[0])), pair.get(1)) else { continue };
-            if let Some((_, definition)) = read_definition(value)? {
-                all.push((group, definition));
-            }
-        }
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(all)
+pub(super) struct Status {
+    client: Arc<Client>,
+    definitions: Definitions,
+}
+
+/// The status of one group as the server reports it, before entries are read for it.
+struct Progress {
+    status: GroupStatus,
+    oldest: Option<EntryId>,
+    /// Topics with unread entries that the group wants only in part.
+    partial: Vec<(SmolStr, Wanted)>,
+}
+
+impl Status {
+    pub(super) fn new(client: Arc<Client>, definitions: Definitions) -> Self {
+        Self { client, definitions }
     }
 
-    pub(super) async fn status(&self, group: &Group, definition: &Definition) -> Result<GroupStatus> {
+    /// Returns the status of every group.
+    pub(super) async fn all(&self) -> Result<Vec<GroupStatus>> {
+        let definitions = self.definitions.all().await?;
+        let mut groups: Vec<Progress> = stream::iter(definitions.into_iter().enumerate())
+            .map(|(index, (group, definition))| self.progress(index, group, definition))
+            .buffered(TOGETHER)
+            .try_collect()
+            .await?;
+        let mut topics: BTreeMap<SmolStr, Vec<Wanted>> = BTreeMap::new();
+        for (topic, wanted) in groups.iter_mut().flat_map(|group| group.partial.drain(..)) {
+            topics.entry(topic).or_default().push(wanted);
+        }
+        let counts: Vec<_> = stream::iter(topics)
+            .map(|(topic, wanted)| async move { unread::count(&self.client, &topic, wanted).await })
+            .buffered(TOGETHER)
+            .try_collect()
+            .await?;
+        for unread in counts.into_iter().flatten() {
+            let group = &mut groups[unread.group];
+            group.status.waiting += unread.count;
+            group.oldest = older(group.oldest, unread.first);
+        }
+        let finish = |Progress { mut status, oldest, .. }| {
+            status.oldest_unsettled = oldest.and_then(EntryId::time);
+            status
+        };
+        Ok(groups.into_iter().map(finish).collect())
+    }
+
+    async fn progress(&self, index: usize, group: Group, definition: Definition) -> Result<Progress> {
         let mut status = GroupStatus::new(group.clone(), definition.patterns());
-        let keys = &self.keys;
+        let keys = &self.client.keys;
         let mut pipeline = Pipeline::new();
         for topic in &definition.topics {
             let replay = keys.source(topic, group.as_str(), true);
@@ -54,7 +89,7 @@ impl Client {
         // Members whose membership has not expired, by the server's clock.
         pipeline.cmd("TIME");
         pipeline.cmd("ZRANGE").arg(keys.members(group.as_str())).arg(0).arg(-1).arg("WITHSCORES");
-        let mut replies = self.connection.run(&pipeline).await?;
+        let mut replies = self.client.connection.run(&pipeline).await?;
         let members = parts(reply(replies.pop().unwrap_or_default())?);
         let now = parts(reply(replies.pop().unwrap_or_default())?).first().map_or(0, number) * 1000;
         status.members = members
@@ -62,12 +97,13 @@ impl Client {
             .filter(|pair| pair.get(1).is_some_and(|end| text(end).parse().unwrap_or(0.0) > now as f64))
             .count() as u64;
         let mut oldest: Option<EntryId> = None;
+        let mut partial = Vec::new();
         for (topic, value) in definition.topics.iter().zip(replies) {
             let place = parts(reply(value)?);
             if place.is_empty() {
                 continue; // another member is about to create it
             }
-            let [_, filters, parked, hand, retrying, first, delivered, lag, dead, replays, last] =
+            let [_, filters, parked, hand, retrying, first, delivered, lag, dead, replays, last, unread] =
                 place.as_slice()
             else {
                 return Err(odd("a group's status"));
@@ -78,54 +114,20 @@ impl Client {
             status.dead += number(dead) as u64;
             oldest = older(oldest, text(first).parse().ok());
             let (delivered, last): (EntryId, EntryId) = (text(delivered).parse()?, text(last).parse()?);
-            if delivered < last && number(lag) != 0 {
-                let filters = Filters::parse(text(filters));
-                let (unread, first) = self.unread(topic, &filters, delivered, number(lag)).await?;
-                status.waiting += unread;
-                oldest = older(oldest, first);
+            let lag = number(lag);
+            if delivered >= last || lag == 0 {
+                continue;
             }
-        }
-        status.oldest_unsettled = oldest.and_then(EntryId::time);
-        Ok(status)
-    }
-
-    /// Returns the number of unread entries of a topic that the group wants, and the first of them.
-    async fn unread(
-        &self,
-        topic: &str,
-        filters: &Filters,
-        delivered: EntryId,
-        lag: i64,
-    ) -> Result<(u64, Option<EntryId>)> {
-        let (mut after, mut seen, mut wanted) = (delivered, 0, 0);
-        let mut first = None;
-        loop {
-            let mut command = scripts::SCAN.on(&[&self.keys.log(topic)]);
-            command.arg(after).arg(PAGE);
-            let page = parts(self.connection.ask(command).await?);
-            let count = page.len() / 2;
-            for pair in page.chunks(2) {
-                let [id, subject] = pair else { continue };
-                after = text(id).parse()?;
-                // A foreign entry without a subject has its topic's name.
-                let subject = match text(subject) {
-                    "" => Subject::new(topic),
-                    subject => Subject::new(subject),
-                };
-                if subject.is_ok_and(|subject| filters.matches(&subject, after)) {
-                    wanted += 1;
-                    first = first.or(Some(after));
+            let filters = Filters::parse(text(filters));
+            match u64::try_from(lag) {
+                Ok(lag) if filters.take_all_after(delivered) => {
+                    status.waiting += lag;
+                    oldest = older(oldest, text(unread).parse().ok());
                 }
-            }
-            seen += count;
-            if count < PAGE {
-                return Ok((wanted, first));
-            }
-            if seen >= EXACT {
-                let rest = u64::try_from(lag).unwrap_or(0).saturating_sub(seen as u64);
-                return Ok((wanted + rest * wanted / seen as u64, first));
+                _ => partial.push((topic.clone(), Wanted { group: index, filters, delivered, lag })),
             }
         }
+        Ok(Progress { status, oldest, partial })
     }
 }
 

@@ -6,12 +6,13 @@ use redis::{Pipeline, Value};
 use tokio::time::Instant;
 
 use super::codec::{Entry, EntryId, args};
-use super::fetch::run_all;
 use super::group::Place;
 use super::keys::Source;
 use super::member::{Member, Unsettled};
 use super::scripts;
-use crate::delivery::{Settlement, Token};
+use crate::delivery::{Settle, Settlement};
+use crate::sync::lock;
+use crate::telemetry;
 
 /// Entries that were checked against outdated patterns: source, the group's name, entries with attempts, and the time
 /// of the read.
@@ -21,9 +22,9 @@ pub(super) type Misjudged = (Arc<Source>, Arc<str>, Vec<(Entry, u32)>, Instant);
 pub(super) type Stale = Arc<Mutex<Option<Vec<Misjudged>>>>;
 
 /// Gives entries back to the group when the member reads no more and so cannot check them.
-pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Misjudged) {
+pub(super) fn hand_back(member: &Member, settle: &dyn Settle, (source, name, entries, asked): Misjudged) {
     for (entry, attempt) in entries {
-        let held = Unsettled {
+        let token = member.hold(Unsettled {
             source: source.clone(),
             name: name.clone(),
             id: entry.id,
@@ -31,15 +32,15 @@ pub(super) fn hand_back(member: &Arc<Member>, (source, name, entries, asked): Mi
             since: asked,
             safe_until: member.safe_from(asked),
             item: None,
-        };
-        let token = member.table.lock().expect("not poisoned").insert(held) as Token;
-        drop(member.client.settler.settle(member, token, Settlement::Release));
+        });
+        drop(settle.settle(token, Settlement::Release));
     }
 }
 
 /// Acknowledges entries that the patterns do not match; if the patterns have changed, the entries are checked again.
 pub(super) fn skip(
     member: &Arc<Member>,
+    settle: &Arc<dyn Settle>,
     place: &Place,
     entries: Vec<(Entry, u32)>,
     asked: Instant,
@@ -50,15 +51,15 @@ pub(super) fn skip(
     let mut command = scripts::SKIP.on(&[&place.log.stream, &settings]);
     command.arg(place.version.as_str()).arg(&*place.name);
     args(&mut command, entries.iter().map(|(entry, _)| entry.id));
-    let (member, stale) = (member.clone(), stale.clone());
+    let (member, settle, stale) = (member.clone(), settle.clone(), stale.clone());
     let (source, name) = (place.log.clone(), place.name.clone());
     tokio::spawn(async move {
         match member.client.connection.ask(command).await {
             Ok(Value::Int(0)) => {
                 let misjudged = (source, name, entries, asked);
-                match &mut *stale.lock().expect("not poisoned") {
+                match &mut *lock(&stale) {
                     Some(stale) => stale.push(misjudged),
-                    None => return hand_back(&member, misjudged),
+                    None => return hand_back(&member, &*settle, misjudged),
                 }
                 member.signals.changed();
             }
@@ -73,7 +74,7 @@ pub(super) fn skip(
 
 /// Acknowledges entries that have expired, and counts them.
 pub(super) fn expire(member: &Arc<Member>, source: &Arc<Source>, name: &Arc<str>, ids: &[EntryId]) {
-    metrics::counter!("event_client_expired_total", "transport" => "redis").increment(ids.len() as u64);
+    telemetry::count_expired("redis", ids.len() as u64);
     let mut pipeline = Pipeline::new();
     let mut command = redis::cmd("XACK");
     command.arg(&source.stream).arg(&**name);
@@ -87,7 +88,7 @@ pub(super) fn expire(member: &Arc<Member>, source: &Arc<Source>, name: &Arc<str>
     }
     let member = member.clone();
     tokio::spawn(async move {
-        if let Err(error) = run_all(&member, &pipeline).await {
+        if let Err(error) = member.client.connection.ask_all(&pipeline).await {
             tracing::debug!(group = %member.group, %error, "cannot acknowledge expired entries");
         }
     });

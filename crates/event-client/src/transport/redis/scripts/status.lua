@@ -1,7 +1,7 @@
 -- Reports the progress of a group on a topic. KEYS: log, settings, due, dead letters, replay, replay's due. ARGV:
 -- group.
 -- Returns name, filters, parked, in flight, retrying, oldest pending, last delivered, lag (-1: unknown), dead, replays
--- waiting, last generated.
+-- waiting, last generated, first unread.
 local now = now_ms()
 local epoch = tonumber(redis.call('HGET', KEYS[2], 'epoch') or '0')
 local name = ARGV[1]
@@ -31,8 +31,10 @@ if copies then replays = tonumber(copies['lag'] or 0) elseif redis.call('EXISTS'
 local last = '0-0'
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do if info[i] == 'last-generated-id' then last = info[i + 1] end end
+local unread = redis.call('XRANGE', KEYS[1], '(' .. is['last-delivered-id'], '+', 'COUNT', 1)[1]
 return {
   name, redis.call('HGET', KEYS[2], 'filters') or '', parked, hand,
   redis.call('ZCOUNT', KEYS[3], '(' .. int(now), '+inf') + redis.call('ZCOUNT', KEYS[6], '(' .. int(now), '+inf'),
   first or '', is['last-delivered-id'], is['lag'] or -1, redis.call('XLEN', KEYS[4]), replays, last,
+  unread and unread[1] or '',
 }
