@@ -8,6 +8,7 @@ use crate::broker::{group, message, open, refused};
 mod failover;
 mod foreign;
 mod janitor;
+mod lag;
 mod promises;
 mod refusals;
 mod removed;
