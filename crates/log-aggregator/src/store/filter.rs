@@ -6,7 +6,7 @@ use event_client::log::{LogRecord, Severity};
 use jiff::Timestamp;
 
 use super::search::Search;
-use super::{nanoseconds, place_of};
+use super::time::{nanoseconds, place_of};
 
 /// Conditions that a record has to meet, all of them; an empty filter matches every record.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -3,6 +3,7 @@
 mod filter;
 pub(crate) mod search;
 mod sqlite;
+mod time;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use crate::error::Result;
 
 pub use filter::Filter;
 pub use sqlite::{Options as SqliteOptions, SqliteStore};
+pub(crate) use time::nanoseconds;
+pub use time::place_of;
 
 /// A record's position in the order of arrival: unique and increasing, the arrival in microseconds since 1970;
 /// records of the same microsecond get the next free numbers. A JavaScript number holds it exactly.
@@ -100,20 +103,6 @@ pub struct RecordBatch {
     pub delivery: Option<Uuid>,
     /// The records, in their order of arrival.
     pub records: Vec<LogRecord>,
-}
-
-/// Returns a record's position in the order of event time, in nanoseconds since 1970: its event time, but no later
-/// than its arrival. An event cannot happen after its record arrived; without this limit, records of a sender whose
-/// clock is years ahead would fill the first page for years.
-pub fn place_of(record: &LogRecord) -> i64 {
-    nanoseconds(record.arrived.map_or(record.time, |arrived| record.time.min(arrived)))
-}
-
-/// Converts a time to nanoseconds since 1970, as stores and cursors count it. A time before 1677 or after 2262
-/// becomes the nearest representable value.
-pub(crate) fn nanoseconds(time: Timestamp) -> i64 {
-    let nanoseconds = time.as_nanosecond();
-    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
 /// The order of a query's result.

@@ -21,7 +21,7 @@ pub use schedule::Schedule;
 pub use timing::Timing;
 
 use crate::{
-    Error, Result,
+    Result,
     store::{Channel, Firing, NewTask, ScheduleRecord, TaskStore},
 };
 
@@ -196,9 +196,4 @@ fn until(at: Timestamp) -> Duration {
     // One millisecond is added, because timers may fire within their last millisecond.
     Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
         + Duration::from_millis(1)
-}
-
-/// The error for a schedule without a task to enqueue.
-fn no_call(name: &str) -> Error {
-    Error::invalid(format!("schedule `{name}` has no task: give it one with `.call(..)` or `.task(..)`"))
 }

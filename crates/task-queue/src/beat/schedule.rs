@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Missed, Timing, no_call, timing};
+use super::{Missed, Timing, timing};
 use crate::{
     Error, Result,
     bounds::LONGEST,
@@ -152,4 +152,9 @@ impl Schedule {
         record.next = self.timing.next(record.start, &tz, record.start);
         record
     }
+}
+
+/// The error for a schedule without a task to enqueue.
+fn no_call(name: &str) -> Error {
+    Error::invalid(format!("schedule `{name}` has no task: give it one with `.call(..)` or `.task(..)`"))
 }
