@@ -1,9 +1,14 @@
 //! The project's rules as tests, so that no reviewer has to check them.
 
+mod arrows;
 mod broker_types;
+mod circles;
+mod code;
 mod english;
+mod fields;
 mod floors;
 mod source;
+mod tokens;
 mod words;
 
 use std::path::{Path, PathBuf};
