@@ -78,7 +78,7 @@ pub(super) async fn read(folder: &Path) {
     };
     let found = query("tea").await;
     assert_eq!(found.len(), 1, "{found:?}");
-    assert_eq!((&found[0]["level"], &found[0]["message"]), (&json!("error"), &json!("no tea left")));
+    assert_eq!((&found[0]["level"], &found[0]["message"]), (&json!("ERROR"), &json!("no tea left")));
     log(&up, "INFO", "open again").await;
     eventually(Duration::from_secs(30), "the earlier records and the new one", async || {
         query("open").await.len() == 2
