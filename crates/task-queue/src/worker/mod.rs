@@ -224,7 +224,8 @@ impl Worker {
             () = cutoff => false,
         };
         drop(apalis);
-        // The fetcher and the apalis worker have dropped all senders of ends; the acker settles the rest and stops. The store refuses a settlement that comes later than a lease, so waiting longer is useless.
+        // The fetcher and the apalis worker have dropped all senders of ends; the acker settles the rest and stops. The
+        // store refuses a settlement that comes later than a lease, so waiting longer is useless.
         let settled = async {
             let _ = reader.await;
             let _ = acker.await;

@@ -70,15 +70,26 @@ impl Observed {
             published: Published::watch(&stack.bus).await?,
             before: Now::default(),
         };
-        observed.before = observed.read().await?;
+        observed.before = observed.start().await?;
         // Use the counts from the start: this process has shipped some records since, which belong to this run.
         observed.before.logs = stack.stored_before.clone();
         Ok(observed)
     }
 
+    /// Returns the counts at the start, read while no schedule fired. A task that a schedule has enqueued counts even
+    /// if it still runs: its firing is counted, and it will be done in the later counts.
+    async fn start(&self) -> anyhow::Result<Now> {
+        loop {
+            let now = self.read(true).await?;
+            if self.fired().await? == now.fired {
+                return Ok(now);
+            }
+        }
+    }
+
     /// Returns the counts since the start.
     pub(super) async fn now(&self) -> anyhow::Result<Now> {
-        let mut now = self.read().await?;
+        let mut now = self.read(false).await?;
         for (map, before) in [
             (&mut now.dead, &self.before.dead),
             (&mut now.tasks, &self.before.tasks),
@@ -94,7 +105,14 @@ impl Observed {
         Ok(now)
     }
 
-    async fn read(&self) -> anyhow::Result<Now> {
+    /// Returns the number of firings of each schedule.
+    async fn fired(&self) -> anyhow::Result<BTreeMap<String, u64>> {
+        let schedules = self.tasks.schedules().await?;
+        Ok(schedules.into_iter().map(|schedule| (schedule.name, schedule.fired)).collect())
+    }
+
+    /// Reads all counts; with `running`, tasks of schedules that still run are counted as done.
+    async fn read(&self, running: bool) -> anyhow::Result<Now> {
         let mut now = Now::default();
         for (group, stats) in &self.stats {
             let counts = stats.counts();
@@ -106,11 +124,10 @@ impl Observed {
         for letter in self.bus.admin().dead_letters(DeadLetterFilter::default()).await? {
             *now.dead.entry(letter.group.to_string()).or_default() += 1;
         }
-        for schedule in self.tasks.schedules().await? {
-            now.fired.insert(schedule.name.clone(), schedule.fired);
-        }
+        now.fired = self.fired().await?;
         for task in self.tasks.list(Filter { limit: u32::MAX, ..Filter::default() }).await? {
-            let finished = matches!(task.state, State::Succeeded);
+            let finished = matches!(task.state, State::Succeeded)
+                || running && task.headers.contains_key("schedule");
             if !finished {
                 now.unfinished += 1;
             } else if let Some(schedule) = task.headers.get("schedule") {
