@@ -63,7 +63,8 @@ pub(super) async fn read(folder: &Path) {
     let waiting = cli.json(&["task", "inspect", "query-task", &id("waiting")]).await;
     assert_eq!((&waiting[0]["name"], &waiting[0]["args"]), (&json!("shop.restock"), &json!([7])));
     let dead = cli.json(&["task", "dead", "ls"]).await;
-    assert_eq!((dead.len(), &dead[0]["id"]), (1, &ids["dead"]));
+    // The waiting task is dead as well once no worker has registered it for a week.
+    assert!(dead.iter().any(|task| task["id"] == ids["dead"]), "{dead:?}");
     assert!(cli.run(&["task", "dead", "replay", &id("dead")]).await.ok);
     eventually(DEADLINE, "the replayed task to fail again", async || {
         let task = &cli.json(&["task", "inspect", "query-task", &id("dead")]).await[0];

@@ -126,8 +126,8 @@ impl Observed {
         }
         now.fired = self.fired().await?;
         for task in self.tasks.list(Filter { limit: u32::MAX, ..Filter::default() }).await? {
-            let finished = matches!(task.state, State::Succeeded)
-                || running && task.headers.contains_key("schedule");
+            let finished =
+                matches!(task.state, State::Succeeded) || running && task.headers.contains_key("schedule");
             if !finished {
                 now.unfinished += 1;
             } else if let Some(schedule) = task.headers.get("schedule") {
