@@ -192,27 +192,15 @@ pub(super) struct Incoming {
     pub(super) named: bool,
 }
 
-/// The subject of a delivery.
-///
-/// # Errors
-/// [`ErrorKind::InvalidName`] when the routing key is not a valid subject.
-pub(super) fn subject(routing_key: &str, properties: &BasicProperties) -> Result<Subject> {
-    let told = Fields(properties.headers().as_ref()).text(headers::SUBJECT);
-    Subject::new(told.as_deref().unwrap_or(routing_key))
-}
-
-/// Decodes a delivery.
+/// Decodes a delivery. A foreign message without an id gets a new one: equal bytes need not be the same event, and the
+/// broker provides nothing that identifies a message when it is delivered again.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidName`] when the routing key is not a valid subject.
 pub(super) fn read(routing_key: &str, properties: &BasicProperties, payload: Bytes) -> Result<Incoming> {
-    Ok(read_to(subject(routing_key, properties)?, properties, payload))
-}
-
-/// Decodes a delivery to this subject. A foreign message without an id gets a new one: equal bytes need not be the same event, and the
-/// broker provides nothing that identifies a message when it is delivered again.
-pub(super) fn read_to(subject: Subject, properties: &BasicProperties, payload: Bytes) -> Incoming {
     let headers = Fields(properties.headers().as_ref());
+    let subject = headers.text(headers::SUBJECT);
+    let subject = Subject::new(subject.as_deref().unwrap_or(routing_key))?;
     let mut reader = headers::Reader::default();
     for (name, value) in headers.iter() {
         let name = name.as_str();
@@ -245,7 +233,7 @@ pub(super) fn read_to(subject: Subject, properties: &BasicProperties, payload: B
         due: headers.time(headers::DELIVER_AT),
     };
     let returns = headers.number("x-delivery-count").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
-    Incoming { message, facts, returns, named }
+    Ok(Incoming { message, facts, returns, named })
 }
 
 /// Returns the attribute in a header that has a prefix of the AMQP binding, with its value percent-encoded as in the

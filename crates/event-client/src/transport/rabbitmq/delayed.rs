@@ -166,6 +166,6 @@ impl Delayed {
             }
             sleep_until(bounds::from_now(left)).await;
         }
-        self.publisher.publish(message).await.map(drop)
+        self.publisher.publish(&message).await.map(drop)
     }
 }

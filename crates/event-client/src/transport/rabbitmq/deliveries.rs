@@ -79,11 +79,10 @@ impl Deliveries {
         }
         let Arrival { delivery_tag: tag, redelivered, routing_key, properties, data, .. } = arrival;
         let payload = Bytes::from(data);
-        let subject = match codec::subject(routing_key.as_str(), &properties) {
-            Ok(subject) => subject,
+        let read = match codec::read(routing_key.as_str(), &properties, payload.clone()) {
+            Ok(read) => read,
             Err(error) => return self.undecodable(tag, routing_key.as_str(), payload, &error),
         };
-        let read = codec::read_to(subject, &properties, payload);
         if self.keyed && (redelivered || read.returns > 0) {
             self.journal.load(&mut self.ledger.notes).await;
         }
@@ -126,12 +125,11 @@ impl Deliveries {
 
     /// Delivers messages as far as consumers have room.
     pub(super) fn hand_out(&mut self, feed: &Feed, acks: &mut Acks) {
-        if !self.waits_for_room() {
+        if self.stopping {
             return;
         }
-        let now = Timestamp::now();
         loop {
-            match self.ledger.next(now) {
+            match self.ledger.next() {
                 Next::Expired(item) => {
                     count_expired("rabbitmq", 1);
                     acks.settle(item.tag, None);
@@ -139,7 +137,7 @@ impl Deliveries {
                 }
                 Next::Ready => {
                     let Some(slot) = feed.try_slot() else { return };
-                    let Some((token, item)) = self.ledger.deliver(now) else { return };
+                    let Some((token, item)) = self.ledger.deliver() else { return };
                     let mut info = DeliveryInfo::new(item.attempt);
                     info.published_at = item.facts.published_at;
                     info.replayed = item.facts.replayed;

@@ -43,8 +43,8 @@ impl Item {
         Facts { attempt, due: None, ..self.facts.clone() }
     }
 
-    fn is_expired(&self, now: Timestamp) -> bool {
-        !self.facts.replayed && self.message.expires_at.is_some_and(|at| at <= now)
+    fn is_expired(&self) -> bool {
+        !self.facts.replayed && self.message.expires_at.is_some_and(|at| at <= Timestamp::now())
     }
 }
 
@@ -186,18 +186,18 @@ impl Ledger {
     }
 
     /// Looks at the next message for a consumer.
-    pub(super) fn next(&mut self, now: Timestamp) -> Next {
+    pub(super) fn next(&mut self) -> Next {
         match self.ready.front() {
-            Some(item) if item.is_expired(now) => Next::Expired(self.ready.pop_front().expect("just seen")),
+            Some(item) if item.is_expired() => Next::Expired(self.ready.pop_front().expect("just seen")),
             Some(_) => Next::Ready,
             None => Next::None,
         }
     }
 
     /// Delivers the front of the ready messages.
-    pub(super) fn deliver(&mut self, now: Timestamp) -> Option<(Token, &Item)> {
+    pub(super) fn deliver(&mut self) -> Option<(Token, &Item)> {
         let mut item = self.ready.pop_front()?;
-        item.facts.first_attempt_at.get_or_insert(now);
+        item.facts.first_attempt_at.get_or_insert_with(Timestamp::now);
         let token = self.token();
         let out = self.out.entry(token).or_insert(Out { item, lease: None });
         Some((token, &out.item))

@@ -33,7 +33,6 @@ use super::members::Entry;
 use super::queries::Holding;
 use super::session::Session;
 use super::settle::Command;
-use super::signals::{Signal, Signals};
 use crate::backoff::Backoff;
 use crate::delivery::{Settlement, lease_lost};
 use crate::error::{Error, ErrorKind, Result};
@@ -67,8 +66,8 @@ pub(super) struct Member {
 type Fences = FuturesUnordered<BoxFuture<'static, oneshot::Sender<Holding>>>;
 
 /// The health of a member with an open channel: without bindings its queue stays empty, although it is read.
-fn healthy(trouble: Option<String>) -> Health {
-    trouble.map_or(Health::Live, Health::Rebuilding)
+fn healthy(bindings: &Option<String>) -> Health {
+    bindings.clone().map_or(Health::Live, Health::Rebuilding)
 }
 
 impl Member {
@@ -181,9 +180,11 @@ impl Member {
         // Messages are acknowledged together when this number is reached, and when there is no other work.
         let bundle = usize::from(self.prefetch()).div_ceil(4).min(BUNDLE);
         let mut exhausted = false;
-        let mut trouble = self.groups.trouble();
-        self.feed.report(healthy(trouble.borrow_and_update().clone()));
-        let mut signals = Signals::new(&self.feed, &self.client.closing, trouble);
+        let stopped = self.feed.stopped().clone();
+        let gone = self.feed.gone().clone();
+        let closing = self.client.closing.clone();
+        let mut bindings = self.groups.trouble();
+        self.feed.report(healthy(&bindings.borrow_and_update()));
         loop {
             if let Some(tag) = session.gap() {
                 return Err(session.mistrust(&self.group, tag).await);
@@ -212,20 +213,24 @@ impl Member {
                     Some(Err(error)) => return Err(amqp(error)),
                     None => return Err(Error::new(ErrorKind::Unavailable, "the broker cancelled the consumer")),
                 },
-                signal = signals.next() => match signal {
-                    Signal::Exchange(trouble) => self.feed.report(healthy(trouble)),
-                    Signal::Closing => {
-                        self.hand_back(&mut session).await;
-                        return Ok(());
+                Ok(()) = bindings.changed() => self.feed.report(healthy(&bindings.borrow_and_update())),
+                () = closing.cancelled() => {
+                    self.hand_back(&mut session).await;
+                    return Ok(());
+                }
+                () = stopped.cancelled(), if !stopping => {
+                    // The next owner of a keyed group must not start before all messages of this one are back.
+                    if !self.spec.keyed {
+                        self.stop_consuming(&mut session).await?;
+                        self.deliveries.release_untaken(&mut session.acks);
                     }
-                    Signal::Stopped => self.stop(&mut session).await?,
-                    Signal::Gone => {
-                        self.gone = true;
-                        self.deliveries.start_leases();
-                    }
-                },
-                // Settlements that arrive while a bundle is written go with the next one, so nothing wakes for them.
-                count = self.commands.recv_many(&mut batch, BATCH), if !session.acks.is_writing() => {
+                    self.deliveries.stop();
+                }
+                () = gone.cancelled(), if !self.gone => {
+                    self.gone = true;
+                    self.deliveries.start_leases();
+                }
+                count = self.commands.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
                         return Ok(());
                     }
@@ -250,17 +255,6 @@ impl Member {
                 }
             }
         }
-    }
-
-    /// The subscription was stopped. The next owner of a keyed group must not start before all messages of this one are
-    /// back.
-    async fn stop(&mut self, session: &mut Session) -> Result<()> {
-        if !self.spec.keyed {
-            self.stop_consuming(session).await?;
-            self.deliveries.release_untaken(&mut session.acks);
-        }
-        self.deliveries.stop();
-        Ok(())
     }
 
     /// Carries out a command; returns whether the member ends.

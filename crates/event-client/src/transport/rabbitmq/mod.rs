@@ -71,7 +71,6 @@ mod serve;
 mod served;
 mod session;
 mod settle;
-mod signals;
 mod subscribe;
 mod writing;
 
@@ -190,7 +189,7 @@ impl Transport for RabbitTransport {
         if delay_queues::left(message.deliver_at).is_some() {
             return self.delayed.publish(message);
         }
-        self.publisher.publish(message)
+        self.publisher.publish(&message)
     }
 
     fn subscribe(&self, spec: Subscribe) -> BoxFuture<'_, Result<Subscription>> {

@@ -4,11 +4,13 @@
 //! may have stored them already, so they may be delivered twice, with the same id.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use futures_util::FutureExt;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, poll};
 use jiff::Timestamp;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
@@ -34,27 +36,22 @@ const WINDOW: usize = 2048;
 /// Maximum number of messages that wait for a place in the window.
 const WAITING: usize = 65_536;
 
-/// A message in flight. Its properties are not kept: they are made again if it must be sent again.
+/// A message in flight.
 struct Pending {
-    message: Message,
-    published_at: Timestamp,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    payload: Bytes,
     answer: Answer<Receipt>,
     deadline: Instant,
     /// A missing exchange may be created again for this message, once.
     mends: bool,
 }
 
-impl Pending {
-    fn properties(&self) -> BasicProperties {
-        codec::publication(&self.message, self.published_at).expect("it was encoded before")
-    }
-}
-
 /// The queue of the publishing task.
 #[derive(Debug)]
 pub(super) struct Publisher {
     client: Arc<Client>,
-    parcels: mpsc::UnboundedSender<(Pending, BasicProperties)>,
+    parcels: mpsc::UnboundedSender<Pending>,
     waiting: Arc<AtomicUsize>,
     finished: CancellationToken,
 }
@@ -87,9 +84,8 @@ impl Publisher {
     }
 
     /// Publishes a message now, whatever its own time is.
-    pub(super) fn publish(&self, message: Message) -> Confirm<Receipt> {
-        let published_at = Timestamp::now();
-        let properties = match codec::publication(&message, published_at) {
+    pub(super) fn publish(&self, message: &Message) -> Confirm<Receipt> {
+        let properties = match codec::publication(message, Timestamp::now()) {
             Ok(properties) => properties,
             Err(error) => return Confirm::ready(Err(error)),
         };
@@ -106,9 +102,15 @@ impl Publisher {
             )));
         }
         let (answer, confirm) = Confirm::channel();
-        let deadline = Instant::now() + self.client.config.publish_timeout;
-        let parcel = Pending { message, published_at, answer, deadline, mends: true };
-        match self.parcels.send((parcel, properties)) {
+        let parcel = Pending {
+            routing_key: message.subject.as_str().into(),
+            properties,
+            payload: message.payload.clone(),
+            answer,
+            deadline: Instant::now() + self.client.config.publish_timeout,
+            mends: true,
+        };
+        match self.parcels.send(parcel) {
             Ok(()) => confirm,
             Err(_) => Confirm::ready(Err(closed())),
         }
@@ -125,7 +127,7 @@ type Sending = BoxFuture<'static, lapin::Result<Confirmation>>;
 struct Task {
     client: Arc<Client>,
     exchange: ShortString,
-    incoming: mpsc::UnboundedReceiver<(Pending, BasicProperties)>,
+    incoming: mpsc::UnboundedReceiver<Pending>,
     waiting: Arc<AtomicUsize>,
     under_way: VecDeque<(Pending, Sending)>,
     /// Creates the exchange again, with its bindings, when it is missing; `None` where that is not allowed.
@@ -148,23 +150,18 @@ fn stored(confirmation: Confirmation) -> Result<Receipt> {
     }
 }
 
-/// Passes a message to the client. The first poll queues the frames, so the order is that of the calls. It registers no
-/// waker: the task waits for its oldest message only, and would otherwise also wake when each of the others is written.
-fn send(
-    channel: &Arc<Channel>,
-    exchange: &ShortString,
-    parcel: &Pending,
-    properties: BasicProperties,
-) -> Sending {
-    let (channel, exchange, payload) = (channel.clone(), exchange.clone(), parcel.message.payload.clone());
-    let routing_key = parcel.message.subject.as_str().into();
+/// Passes a message to the client. The first poll queues the frames, so the order is that of the calls.
+async fn send(channel: &Channel, exchange: &ShortString, parcel: &Pending) -> Sending {
+    let (channel, payload) = (channel.clone(), parcel.payload.clone());
+    let (exchange, routing_key) = (exchange.clone(), parcel.routing_key.clone());
+    let properties = parcel.properties.clone();
     let mut sending: Sending = Box::pin(async move {
         let options = BasicPublishOptions::default();
         channel.basic_publish(exchange, routing_key, options, &payload, properties).await?.await
     });
-    match (&mut sending).now_or_never() {
-        Some(result) => Box::pin(std::future::ready(result)),
-        None => sending,
+    match poll!(Pin::new(&mut sending)) {
+        std::task::Poll::Ready(result) => Box::pin(std::future::ready(result)),
+        std::task::Poll::Pending => sending,
     }
 }
 
@@ -173,7 +170,6 @@ impl Task {
         let mut backoff = RETRY;
         loop {
             let Some(channel) = self.channel(&mut backoff).await else { return };
-            let channel = Arc::new(channel);
             if let (true, Some(bindings)) = (std::mem::take(&mut self.made), &self.makes) {
                 // If it fails, the next publish fails, too.
                 if let Err(error) = bindings.stand().await {
@@ -191,7 +187,7 @@ impl Task {
             }
             let again: Vec<_> = self.under_way.drain(..).map(|(parcel, _)| parcel).collect();
             for parcel in again {
-                let sending = send(&channel, &self.exchange, &parcel, parcel.properties());
+                let sending = send(&channel, &self.exchange, &parcel).await;
                 self.under_way.push_back((parcel, sending));
             }
             match self.work(&channel).await {
@@ -208,7 +204,7 @@ impl Task {
         loop {
             // Without a message to send no connection is needed.
             if self.under_way.is_empty() {
-                let (parcel, _) = tokio::select! {
+                let parcel = tokio::select! {
                     parcel = self.incoming.recv() => parcel?,
                     () = self.client.closing.cancelled() => {
                         self.incoming.close();
@@ -257,16 +253,10 @@ impl Task {
 
     /// Sends and confirms until the channel breaks (returns its error), or until the bus is closed and every publish
     /// has its result.
-    async fn work(&mut self, channel: &Arc<Channel>) -> Option<Error> {
+    async fn work(&mut self, channel: &Channel) -> Option<Error> {
         let mut batch = Vec::with_capacity(256);
         let mut confirmed = Vec::new();
         let mut open = true;
-        let within = self.client.config.publish_timeout;
-        let closing = self.client.closing.clone();
-        // Both are registered once, not for each batch. The timer may be earlier than the oldest message's deadline.
-        let mut closed = std::pin::pin!(closing.cancelled());
-        let first = self.under_way.front().map(|(parcel, _)| parcel.deadline);
-        let mut timer = std::pin::pin!(sleep_until(first.unwrap_or_else(|| Instant::now() + within)));
         loop {
             let room = WINDOW.saturating_sub(self.under_way.len()).min(256);
             let deadline = self.under_way.front().map(|(parcel, _)| parcel.deadline);
@@ -301,27 +291,23 @@ impl Task {
                         open = false;
                     }
                     self.waiting.fetch_sub(count, Ordering::Relaxed);
-                    for (parcel, properties) in batch.drain(..) {
-                        let sending = send(channel, &self.exchange, &parcel, properties);
+                    for parcel in batch.drain(..) {
+                        let sending = send(channel, &self.exchange, &parcel).await;
                         self.under_way.push_back((parcel, sending));
                     }
                 }
-                () = &mut closed, if open && !self.incoming.is_closed() => self.incoming.close(),
-                () = &mut timer, if deadline.is_some() => {
-                    if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                        let link = self.client.publish.clone();
-                        let late = || {
-                            let text = format!("no confirmation within {within:?}; the outcome is unknown");
-                            Error::new(ErrorKind::Timeout, text)
-                        };
-                        self.expire(|| link.blocked().unwrap_or_else(late), false);
-                        if link.blocked().is_none() {
-                            link.abandon().await;
-                            return Some(late());
-                        }
+                () = self.client.closing.cancelled(), if open && !self.incoming.is_closed() => self.incoming.close(),
+                () = async { sleep_until(deadline.expect("checked")).await }, if deadline.is_some() => {
+                    let (link, within) = (self.client.publish.clone(), self.client.config.publish_timeout);
+                    let late = || {
+                        let text = format!("no confirmation within {within:?}; the outcome is unknown");
+                        Error::new(ErrorKind::Timeout, text)
+                    };
+                    self.expire(|| link.blocked().unwrap_or_else(late), false);
+                    if link.blocked().is_none() {
+                        link.abandon().await;
+                        return Some(late());
                     }
-                    let first = self.under_way.front().map(|(parcel, _)| parcel.deadline);
-                    timer.as_mut().reset(first.unwrap_or_else(|| Instant::now() + within));
                 }
             }
             if !open && self.under_way.is_empty() {
@@ -331,9 +317,9 @@ impl Task {
     }
 
     /// Sends the unconfirmed messages one at a time; returns the error if the channel breaks.
-    async fn one_by_one(&mut self, channel: &Arc<Channel>) -> Option<Error> {
+    async fn one_by_one(&mut self, channel: &Channel) -> Option<Error> {
         while let Some((parcel, _)) = self.under_way.pop_front() {
-            let sending = send(channel, &self.exchange, &parcel, parcel.properties());
+            let sending = send(channel, &self.exchange, &parcel).await;
             let result = match timeout_at(parcel.deadline, sending).await {
                 Ok(Ok(confirmation)) => stored(confirmation),
                 Ok(Err(error)) => return self.broken(parcel, error),
