@@ -10,9 +10,9 @@
 //! - by a command-line flag: [`Loader::flag`].
 //!
 //! Unknown keys are errors that suggest the most similar known key, and every error names the source of the value:
-//! `http.port: expected a number from 0 to 65535, got "many" (from the variable PORT)`. An empty variable counts as
-//! unset. A struct with `#[serde(flatten)]` accepts unknown keys without an error. Values of type [`Secret`] and
-//! [`Url`] are never shown. [`duration`] reads and writes durations such as `2h 30m`.
+//! `http.port: expected a number, got "many" (from the variable PORT)`. An empty variable counts as
+//! unset. A struct with `#[serde(flatten)]` accepts unknown keys without an error. A [`Secret`] is never shown,
+//! and a [`Url`] is shown without its password. [`duration`] reads and writes durations such as `2h 30m`.
 
 mod deserialize;
 pub mod duration;

@@ -11,7 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("private-files", 0), // every store keeps its files from other users the same way
     ("terminal", 0),      // every program prints the same way
     ("sqlite-kit", 0),    // every store in a file detects that the file was removed
-    ("settings", 0),      // every crate reads settings and durations the same way
+    ("settings", 0),      // service-kit and task-queue read settings and durations the same way
     ("event-client", 1),
     ("service-kit", 1),
     ("event-conformance", 2),

@@ -1,12 +1,12 @@
 //! The project's rules as tests, so that no reviewer has to check them.
 
-mod arrows;
 mod broker_types;
-mod circles;
 mod code;
+mod cycles;
 mod english;
 mod fields;
 mod floors;
+mod graph;
 mod source;
 mod tokens;
 mod words;

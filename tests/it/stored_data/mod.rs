@@ -1,8 +1,9 @@
 //! Tests that this build opens the files and keys that version 0.1 stored, and reads, settles and replays them.
 //!
-//! The folder `v0.1` holds the stored data. The ignored test `records_the_stored_data` writes such a folder again:
-//! `cargo test -p backbone-tests --test it -- --ignored records_the_stored_data`. In `bus-tasks.db` of `v0.1` the time until
-//! which the dead task is kept was then set to the year 2100.
+//! The folder `v0.1` holds the stored data. The ignored test `records_the_stored_data` writes such a folder to `RECORD_TO`,
+//! or over `v0.1` when that variable is not set:
+//! `RECORD_TO=DIR cargo test -p backbone-tests --test it -- --ignored records_the_stored_data`. In `bus-tasks.db` of
+//! `v0.1` the time until which the dead task is kept was then set to the year 2100.
 
 mod bus;
 mod data_dir;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tower_service::Service;
 use crate::error::{Error, Result};
 use crate::message::MessageId;
 use crate::service::{Incoming, Outcome};
+use crate::sync::lock;
 
 /// Acknowledges an event without calling its handler when that handler has already acknowledged the same id in this
 /// process. The memory is bounded: 10 000 ids for 10 minutes by default. Each handler has its own memory.
@@ -114,7 +115,7 @@ where
             return DeduplicateFuture { call: Some(self.inner.call(incoming)), note: None };
         }
         let id = incoming.envelope().meta.id.clone();
-        if self.memory.lock().unwrap_or_else(PoisonError::into_inner).knows(&id, Instant::now()) {
+        if lock(&self.memory).knows(&id, Instant::now()) {
             tracing::debug!(
                 group = %incoming.handler().group, message.id = %id, "skipped a message that was handled before"
             );
@@ -146,7 +147,7 @@ where
         let Some(call) = this.call.as_pin_mut() else { return Poll::Ready(Ok(Outcome::Ack)) };
         let result = ready!(call.poll(cx)).map_err(Error::of_layer);
         if let (Ok(Outcome::Ack), Some((memory, id))) = (&result, this.note.take()) {
-            memory.lock().unwrap_or_else(PoisonError::into_inner).remember(id, Instant::now());
+            lock(&memory).remember(id, Instant::now());
         }
         Poll::Ready(result)
     }

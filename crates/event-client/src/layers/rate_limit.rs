@@ -1,7 +1,7 @@
 //! Rate limit: bounds the number of calls in a period; further calls wait for their turn.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
 use super::operation::{Classify, Operation};
 use crate::bounds;
 use crate::error::{Error, ErrorKind};
+use crate::sync::lock;
 
 /// Admits calls at an even rate, with bursts of a size that can be set. All services and clients that this value and
 /// its clones wrap share one rate.
@@ -49,7 +50,7 @@ impl RateLimit {
 
     /// Books the next turn and returns the wait until it; `None` when the turn would come after `deadline`.
     fn book(&self, now: Instant, deadline: Option<Instant>) -> Option<Duration> {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut due = lock(&self.due);
         let next = due.unwrap_or(now).max(now);
         let ahead = self.interval.saturating_mul(self.burst - 1);
         let wait = next.saturating_duration_since(now).saturating_sub(ahead);

@@ -1,9 +1,11 @@
 //! A registry that holds one value for each name, such as a circuit or a set of counters.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use smol_str::SmolStr;
+
+use crate::sync::lock;
 
 /// The most names whose values are kept. Names are event types and subjects, so normal use never reaches this number.
 const MOST: usize = 4096;
@@ -20,7 +22,7 @@ impl<V> Registry<V> {
     /// Returns the value of `name`; creates it on first use.
     pub(super) fn get(&mut self, name: &str, make: impl FnOnce() -> V) -> &Arc<V> {
         if self.last.as_ref().is_none_or(|(last, _)| last != name) {
-            let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.all);
             let (name, value) = match all.get_key_value(name) {
                 Some((name, value)) => (name.clone(), value.clone()),
                 None => {
@@ -39,7 +41,7 @@ impl<V> Registry<V> {
 
     /// Returns the value of `name`, if there is one.
     pub(super) fn find(&self, name: &str) -> Option<Arc<V>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        lock(&self.all).get(name).cloned()
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::record::{Dropped, LogRecord};
 use super::severity::Severity;
+use crate::sync::lock;
 
 /// The most records that wait.
 const MOST_RECORDS: usize = 8192;
@@ -123,7 +124,7 @@ impl Queue {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         // A panic in another thread must not stop logging.
-        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

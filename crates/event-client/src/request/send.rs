@@ -53,7 +53,7 @@ impl Outgoing {
 /// The tower service that a client's layers wrap: it takes one request and returns its answer.
 pub type BoxCall = BoxCloneSyncService<Outgoing, Answer, Error>;
 
-/// The way of a call to the transport.
+/// Sends a call to the transport, through the layers of the client if there are any.
 #[derive(Clone, Copy)]
 pub(crate) struct Sender<'a> {
     connection: &'a Connection,

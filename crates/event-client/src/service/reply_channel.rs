@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use serde::Serialize;
 use smol_str::SmolStr;
@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::message::Headers;
 use crate::request::ReplyError;
 use crate::status::{Code, STATUS_DETAILS, Status};
+use crate::sync::lock;
 use crate::transport::{Frame, Responder};
 
 /// The state of one request, shared by the server, the handler and a streaming handler's sink.
@@ -55,16 +56,16 @@ impl Exchange {
 
     /// Stores the frame that will end the answer.
     pub(crate) fn keep(&self, frame: Frame) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
+        *lock(&self.answer) = Some(frame);
     }
 
     /// Takes the frame that was stored last.
     pub(crate) fn kept(&self) -> Option<Frame> {
-        self.answer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.answer).take()
     }
 
     fn responder(&self) -> MutexGuard<'_, Responder> {
-        self.responder.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.responder)
     }
 
     /// Sends a frame at once.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use smol_str::SmolStr;
 use tokio::sync::Notify;
@@ -15,6 +15,7 @@ use crate::event::{Event, version_of};
 use crate::message::{Message, MessageId};
 use crate::service::{Identity, Observer, Outcome, OutcomeKind};
 use crate::subject::{Pattern, Subject};
+use crate::sync::lock;
 
 /// Everything recorded since the start.
 #[derive(Default)]
@@ -38,7 +39,7 @@ struct Seen {
 
 impl Records {
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.seen)
     }
 
     /// Resolves at the next settlement or publish after this call.

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
+
+use crate::sync::lock;
 
 /// The notification that ends each task, by runtime and name.
 type Tasks = HashMap<(Id, &'static str), Vec<Arc<Notify>>>;
@@ -19,7 +21,7 @@ static TASKS: LazyLock<Mutex<Tasks>> = LazyLock::new(Mutex::default);
 /// Outside of a runtime.
 pub fn tasks() -> Vec<&'static str> {
     let here = Handle::current().id();
-    let tasks = TASKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let tasks = lock(&TASKS);
     let mut names: Vec<_> = tasks.keys().filter(|(id, _)| *id == here).map(|(_, name)| *name).collect();
     names.sort_unstable();
     names
@@ -31,7 +33,7 @@ pub fn tasks() -> Vec<&'static str> {
 /// Outside of a runtime.
 pub fn kill(name: &str) -> usize {
     let here = Handle::current().id();
-    let tasks = TASKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let tasks = lock(&TASKS);
     let marked = tasks.iter().filter(|((id, task), _)| *id == here && *task == name).flat_map(|(_, all)| all);
     marked.inspect(|kill| kill.notify_one()).count()
 }
@@ -61,7 +63,7 @@ struct Life {
 impl Life {
     fn begin(name: &'static str) -> Self {
         let (key, kill) = ((Handle::current().id(), name), Arc::new(Notify::new()));
-        let mut tasks = TASKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&TASKS);
         tasks.entry(key).or_default().push(kill.clone());
         Self { key, kill }
     }
@@ -69,7 +71,7 @@ impl Life {
 
 impl Drop for Life {
     fn drop(&mut self) {
-        let mut tasks = TASKS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = lock(&TASKS);
         if let Some(those) = tasks.get_mut(&self.key) {
             those.retain(|kill| !Arc::ptr_eq(kill, &self.kill));
             if those.is_empty() {

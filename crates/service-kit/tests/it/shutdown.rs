@@ -148,7 +148,7 @@ async fn a_second_signal_stops_at_once() {
 }
 
 #[tokio::test]
-async fn the_longest_bound_and_notice_are_no_overflow() {
+async fn the_longest_bound_and_notice_do_not_overflow() {
     let shutdown = Shutdown::new();
     let mut parts = Parts::new(shutdown.clone(), Settings { drain: Duration::MAX, notice: Duration::MAX });
     parts.add("part", |stop| async move {

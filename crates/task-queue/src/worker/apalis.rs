@@ -37,7 +37,7 @@ pub(super) async fn run(
     let jobs = Jobs(Arc::new(Mutex::new(jobs)));
     let mut restarts = 0u32;
     while !stopping.is_cancelled() {
-        match one_life(format!("{name}#{restarts}"), jobs.clone(), ends.clone(), stopping.clone()).await {
+        match run_once(format!("{name}#{restarts}"), jobs.clone(), ends.clone(), stopping.clone()).await {
             Ok(()) => tracing::debug!(worker = name, "apalis worker stopped"),
             Err(error) => tracing::error!(worker = name, %error, "apalis worker ended, starting another"),
         }
@@ -50,7 +50,7 @@ pub(super) async fn run(
 
 /// Runs one apalis worker. Handlers are spawned, so that none can delay the loop. The future is boxed here, where its
 /// type is concrete, because the compiler cannot prove across an await that it is `Send`.
-fn one_life(
+fn run_once(
     name: String,
     jobs: Jobs,
     ends: mpsc::Sender<End>,

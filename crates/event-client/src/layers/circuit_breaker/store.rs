@@ -1,10 +1,12 @@
 //! The states of circuits, kept in this process or in a store that the replicas of a service share.
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
+
+use crate::sync::lock;
 
 /// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -85,11 +87,11 @@ impl CircuitStore for MemoryCircuits {
 
 impl CircuitCell for Mutex<CircuitState> {
     fn load(&self) -> CircuitState {
-        *self.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(self)
     }
 
     fn swap(&self, seen: CircuitState, next: CircuitState) -> bool {
-        let mut state = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(self);
         let unchanged = *state == seen;
         if unchanged {
             *state = next;

@@ -55,7 +55,7 @@ impl<E: Send + 'static> Collector<E> {
     }
 }
 
-/// The way of an item into a batch.
+/// Adds items to the batches of a collector.
 pub(super) struct Queue<E>(mpsc::Sender<Pending<E>>);
 
 impl<E> Queue<E> {

@@ -70,7 +70,7 @@ struct Dedup {
     /// Each id with the index of the publish that stores it; `None` if it was stored before.
     seen: HashMap<SmolStr, Option<usize>>,
     /// Publishes that repeat an earlier one of the batch, and that earlier one.
-    twins: Vec<(usize, usize)>,
+    repeats: Vec<(usize, usize)>,
 }
 
 /// The changes of a committed batch.
@@ -151,7 +151,7 @@ impl Batch {
                 Some(first) => {
                     let position = positions.get(id).copied().flatten().map(position);
                     self.receipts[index] = Receipt { position, duplicate: true };
-                    dedup.twins.extend(first.map(|first| (index, first)));
+                    dedup.repeats.extend(first.map(|first| (index, first)));
                 }
             }
         }
@@ -215,8 +215,8 @@ impl Batch {
         for (source, at) in positions {
             self.receipts[source].position = Some(position(at));
         }
-        for (twin, first) in self.dedup.iter().flat_map(|dedup| &dedup.twins) {
-            self.receipts[*twin].position = self.receipts[*first].position;
+        for (repeat, first) in self.dedup.iter().flat_map(|dedup| &dedup.repeats) {
+            self.receipts[*repeat].position = self.receipts[*first].position;
         }
         Ok(())
     }

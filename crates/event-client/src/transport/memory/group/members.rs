@@ -62,14 +62,14 @@ impl Members {
     }
 
     /// Counts an entry of the member as no longer in flight.
-    pub(super) fn landed(&mut self, id: u64) {
+    pub(super) fn remove_in_flight(&mut self, id: u64) {
         if let Some(member) = self.get(id) {
             member.in_flight = member.in_flight.saturating_sub(1);
         }
     }
 
     /// Counts no entry as in flight any more.
-    pub(super) fn all_landed(&mut self) {
+    pub(super) fn reset_in_flight(&mut self) {
         self.all.iter_mut().for_each(|member| member.in_flight = 0);
     }
 

@@ -49,7 +49,7 @@ impl GroupState {
     /// Changes whether entries of one key are delivered in order. Call it only while the group has no live members.
     pub(super) fn set_keyed(&mut self, keyed: bool) {
         if self.keyed() != keyed {
-            self.members.all_landed();
+            self.members.reset_in_flight();
             self.queue.set_keyed(keyed);
         }
     }
@@ -72,7 +72,7 @@ impl GroupState {
 
     /// Removes all entries and returns them. Tokens and timers from before no longer match.
     pub(super) fn clear(&mut self) -> Vec<Entry> {
-        self.members.all_landed();
+        self.members.reset_in_flight();
         self.queue.clear()
     }
 
@@ -167,26 +167,26 @@ impl GroupState {
 
     /// Removes a settled entry; the next entry of its key becomes ready.
     pub(super) fn finish(&mut self, index: u32) -> Entry {
-        self.landed(index);
+        self.remove_in_flight(index);
         self.queue.remove(index)
     }
 
     /// Puts a leased entry back in its published order. It was not processed, so the attempt is not counted.
     pub(super) fn release(&mut self, index: u32) {
-        self.landed(index);
+        self.remove_in_flight(index);
         self.queue.release(index);
     }
 
     /// Delays a leased entry until `at`. It was not processed, so the attempt is not counted.
     pub(super) fn defer(&mut self, index: u32, at: Instant) {
-        self.landed(index);
+        self.remove_in_flight(index);
         self.queue.defer(index, at);
         self.wake_all(); // a member must watch the new timer
     }
 
     /// Puts a leased entry back for its next attempt at `at`, or at once when `at` is `None`.
     pub(super) fn retry(&mut self, index: u32, at: Option<Instant>) {
-        self.landed(index);
+        self.remove_in_flight(index);
         self.queue.retry(index, at);
         if at.is_some() {
             self.wake_all(); // a member must watch the new timer
@@ -199,9 +199,9 @@ impl GroupState {
     }
 
     /// Counts an entry as no longer in flight at its member.
-    fn landed(&mut self, index: u32) {
+    fn remove_in_flight(&mut self, index: u32) {
         if let Some(member) = self.queue.holder(index) {
-            self.members.landed(member);
+            self.members.remove_in_flight(member);
         }
     }
 

@@ -1,19 +1,19 @@
 //! Checks that the imports between the files of a crate run one way: a file never uses, directly or through others,
 //! a file that uses it.
 //!
-//! An arrow runs from a file to the file that *defines* an item which its code names in a `use` or in a path that
+//! An edge leads from a file to the file that *defines* an item which its code names in a `use` or in a path that
 //! begins with `crate`, `self`, `super` or a module in scope. Re-exports are followed; one that its own file does not
-//! use is no arrow, and neither is a `mod` declaration. Test code does not count.
+//! use is no edge, and neither is a `mod` declaration. Test code does not count.
 //!
-//! An `impl` block in another file than its type gives an arrow from that file to the type's. Two kinds of use cannot
+//! An `impl` block in another file than its type gives an edge from that file to the type's. Two kinds of use cannot
 //! be seen, because they name no path: calls of methods, and of macros by their textual scope.
 
-use super::arrows::Arrows;
 use super::code::{Crate, crates, modules};
+use super::graph::Graph;
 use super::{SourceFile, assert_none};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Circles that must stay, each with its reason: the files, relative to `crates/`.
+/// Cycles that must stay, each with its reason: the files, relative to `crates/`.
 const ALLOWED: &[(&[&str], &str)] = &[];
 
 #[test]
@@ -24,35 +24,35 @@ fn imports_within_a_crate_run_one_way() {
         .collect();
     let mut findings = Vec::new();
     let mut found = BTreeSet::new();
-    for arrows in arrows() {
-        for circle in arrows.circles() {
-            if !allowed.contains(&circle) {
-                findings.push(describe(&arrows, &circle));
+    for graph in graphs() {
+        for cycle in graph.cycles() {
+            if !allowed.contains(&cycle) {
+                findings.push(describe(&graph, &cycle));
             }
-            found.insert(circle);
+            found.insert(cycle);
         }
     }
-    for circle in allowed.difference(&found) {
+    for cycle in allowed.difference(&found) {
         findings
-            .push(format!("ALLOWED names a circle that is no longer there, or has other files: {circle:?}"));
+            .push(format!("ALLOWED names a cycle that is no longer there, or has other files: {cycle:?}"));
     }
-    assert_none("import circles: move what both sides need to a file below them:", findings);
+    assert_none("import cycles: move what both sides need to a file below them:", findings);
 }
 
-/// Draws the arrows of each crate.
-fn arrows() -> Vec<Arrows> {
-    let mut all: BTreeMap<&str, Arrows> = BTreeMap::new();
+/// Builds the graph of each crate.
+fn graphs() -> Vec<Graph> {
+    let mut all: BTreeMap<&str, Graph> = BTreeMap::new();
     for Crate { folder, modules } in crates() {
         all.entry(folder).or_default().add(&folder.replace('-', "_"), modules);
     }
     all.into_values().collect()
 }
 
-/// Names the files of a circle and the arrows between them.
-fn describe(arrows: &Arrows, circle: &BTreeSet<String>) -> String {
-    let mut text = format!("{} files:", circle.len());
-    for from in circle {
-        for (to, paths) in arrows.from(from).filter(|(to, _)| circle.contains(*to)) {
+/// Names the files of a cycle and the edges between them.
+fn describe(graph: &Graph, cycle: &BTreeSet<String>) -> String {
+    let mut text = format!("{} files:", cycle.len());
+    for from in cycle {
+        for (to, paths) in graph.from(from).filter(|(to, _)| cycle.contains(*to)) {
             let paths: Vec<_> = paths.iter().map(String::as_str).collect();
             text += &format!("\n    {from} -> {to}: {}", paths.join(", "));
         }
@@ -61,7 +61,7 @@ fn describe(arrows: &Arrows, circle: &BTreeSet<String>) -> String {
 }
 
 #[test]
-fn a_circle_is_found_wherever_it_hides() {
+fn a_cycle_is_found_in_every_form_of_import() {
     let through = |first: &str, second: &str| {
         [("lib", "mod a; mod b; mod c;"), ("a", first), ("b", second), ("c", "")].map(own)
     };
@@ -72,7 +72,7 @@ fn a_circle_is_found_wherever_it_hides() {
         ("use super::{b::{B as C}, c}; fn a() {}", "struct B; impl crate::a::A for B {}"),
         ("fn a() { use super::b::*; }", "use crate::a::a;"),
     ] {
-        assert_eq!(circles_of(&through(first, second)), ["a b"], "not found: {first} {second}");
+        assert_eq!(cycles_of(&through(first, second)), ["a b"], "not found: {first} {second}");
     }
     for (first, second) in [
         ("use crate::b::B;", "use std::a; struct B;"),
@@ -81,36 +81,36 @@ fn a_circle_is_found_wherever_it_hides() {
         ("fn a(&self) { self.b::<u8>() }", "use crate::a::a; fn b() {}"),
         ("/// See [`crate::b`].\nfn a() {}", "use crate::a::a;"),
     ] {
-        assert_eq!(circles_of(&through(first, second)), [""; 0], "wrongly found: {first} {second}");
+        assert_eq!(cycles_of(&through(first, second)), [""; 0], "wrongly found: {first} {second}");
     }
 }
 
 #[test]
-fn an_arrow_leads_to_the_defining_file() {
+fn an_edge_leads_to_the_defining_file() {
     let child = "use super::{Parent, Lower}; struct Child;";
     let uses = [("lib", "mod a; pub use a::Child; struct Parent; fn f(_: Child) {}"), ("a", child)].map(own);
-    assert_eq!(circles_of(&uses), ["a lib"], "the parent uses the child, which uses the parent");
+    assert_eq!(cycles_of(&uses), ["a lib"], "the parent uses the child, which uses the parent");
     let passes = [("lib", "mod a; pub use a::Child; struct Parent;"), ("a", child)].map(own);
-    assert_eq!(circles_of(&passes), [""; 0], "a re-export alone is no use");
+    assert_eq!(cycles_of(&passes), [""; 0], "a re-export alone is no use");
     let lower = [
         ("lib", "mod a; mod b; pub use a::Child; pub use b::Lower; fn f(_: Child) {}"),
         ("a", "use super::Lower;"),
         ("b", "pub struct Lower;"),
     ]
     .map(own);
-    assert_eq!(circles_of(&lower), [""; 0], "the name is defined below both");
+    assert_eq!(cycles_of(&lower), [""; 0], "the name is defined below both");
 }
 
 fn own((name, text): (&str, &str)) -> SourceFile {
     SourceFile { path: format!("src/{name}.rs"), text: text.to_owned() }
 }
 
-/// Returns the circles of a crate with these files, as lists of their names.
-fn circles_of(files: &[SourceFile]) -> Vec<String> {
+/// Returns the cycles of a crate with these files, as lists of their names.
+fn cycles_of(files: &[SourceFile]) -> Vec<String> {
     let by_path = files.iter().map(|file| (file.path.as_str(), file)).collect();
-    let mut arrows = Arrows::default();
-    arrows.add("sample", &modules(&by_path, "src/lib.rs"));
+    let mut graph = Graph::default();
+    graph.add("sample", &modules(&by_path, "src/lib.rs"));
     let short = |file: &String| file.trim_start_matches("src/").trim_end_matches(".rs").to_owned();
-    let joined = |circle: &BTreeSet<String>| circle.iter().map(short).collect::<Vec<_>>().join(" ");
-    arrows.circles().iter().map(joined).collect()
+    let joined = |cycle: &BTreeSet<String>| cycle.iter().map(short).collect::<Vec<_>>().join(" ");
+    graph.cycles().iter().map(joined).collect()
 }

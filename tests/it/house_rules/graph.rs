@@ -1,12 +1,12 @@
-//! Draws an arrow from each file of a crate to the files that define the items it uses, and finds the circles among
-//! the arrows.
+//! The graph of a crate's imports: an edge leads from each file to the files that define the items it uses. Finds the
+//! cycles.
 
 use super::code::{Import, Meaning, Module, Path};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The files of one crate, and the arrows between them.
+/// The files of one crate, and the edges between them.
 #[derive(Debug, Default)]
-pub(super) struct Arrows(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
+pub(super) struct Graph(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 /// The longest chain of re-exports that is followed. A longer one is an import of itself.
 const LONGEST_CHAIN: usize = 32;
@@ -19,8 +19,8 @@ enum Target {
     Module(Path),
 }
 
-impl Arrows {
-    /// Adds the arrows between the modules of one root file; `crate_name` is its crate's name in code.
+impl Graph {
+    /// Adds the edges between the modules of one root file; `crate_name` is its crate's name in code.
     pub(super) fn add(&mut self, crate_name: &str, modules: &[Module]) {
         let scope = Scope {
             crate_name,
@@ -30,43 +30,43 @@ impl Arrows {
             let imports = module.imports.iter().filter(|import| is_used(import, module));
             for path in imports.map(|import| &import.path).chain(&module.paths) {
                 if let Some(Target::File(to)) = scope.resolve(module, path, 0) {
-                    self.draw(&module.file, to, path);
+                    self.add_edge(&module.file, to, path);
                 }
             }
             // An import of all names is an import from the module that has them.
             for path in &module.globs {
                 if let Some(Target::Module(path)) = scope.resolve(module, path, 0) {
-                    self.draw(&module.file, scope.modules[&path].file.clone(), &path);
+                    self.add_edge(&module.file, scope.modules[&path].file.clone(), &path);
                 }
             }
         }
     }
 
-    fn draw(&mut self, from: &str, to: String, path: &Path) {
+    fn add_edge(&mut self, from: &str, to: String, path: &Path) {
         if from != to {
             self.0.entry(from.to_owned()).or_default().entry(to).or_default().insert(path.join("::"));
         }
     }
 
-    /// Returns the arrows from `from` with the paths that they stand for.
+    /// Returns the edges from `from` with the paths that they stand for.
     pub(super) fn from(&self, from: &str) -> impl Iterator<Item = (&String, &BTreeSet<String>)> {
         self.0.get(from).into_iter().flatten()
     }
 
-    /// Returns the circles: the largest sets of files in which each file uses each other file, directly or through
+    /// Returns the cycles: the largest sets of files in which each file uses each other file, directly or through
     /// others of the set.
-    pub(super) fn circles(&self) -> Vec<BTreeSet<String>> {
+    pub(super) fn cycles(&self) -> Vec<BTreeSet<String>> {
         let reached: BTreeMap<&String, BTreeSet<&String>> =
             self.0.keys().map(|file| (file, self.reached(file))).collect();
-        let mut circles = BTreeSet::new();
+        let mut cycles = BTreeSet::new();
         for (file, targets) in &reached {
             let back = |other: &&&String| reached.get(*other).is_some_and(|theirs| theirs.contains(file));
-            let circle: BTreeSet<String> = targets.iter().filter(back).map(|file| (*file).clone()).collect();
-            if circle.len() > 1 {
-                circles.insert(circle);
+            let cycle: BTreeSet<String> = targets.iter().filter(back).map(|file| (*file).clone()).collect();
+            if cycle.len() > 1 {
+                cycles.insert(cycle);
             }
         }
-        circles.into_iter().collect()
+        cycles.into_iter().collect()
     }
 
     fn reached<'a>(&'a self, start: &'a String) -> BTreeSet<&'a String> {
