@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::supervise;
 use crate::transport::Provision;
 
-/// What all handles of one file in this process share. Dropping the last `Arc` of it closes the database.
+/// The state that all handles of one file in this process share. Dropping the last `Arc` of it closes the database.
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) database: Arc<Database>,
