@@ -5,6 +5,7 @@ use sqlx::Row;
 use super::error::Sql;
 use super::group;
 use super::member::Member;
+use super::postponed::Postponed;
 use crate::error::Result;
 
 /// Makes `member` the active member of its keyed group if there is no other. Returns whether it is active.
@@ -49,6 +50,10 @@ pub(super) async fn activate(member: &Member) -> Result<bool> {
         })
         .await?;
     if ours {
+        // Another member may have been active meanwhile.
+        if let Some(lanes) = &member.lanes {
+            lanes.lock().set_postponed(Postponed::default());
+        }
         member.membership.set_active(true);
         member.feed.look_for_redeliveries();
     }

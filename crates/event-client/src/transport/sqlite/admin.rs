@@ -14,6 +14,7 @@ use super::connection::Open;
 use super::error::{Sql, damaged};
 use super::filters::Filters;
 use super::handle::Handle;
+use super::schema::{NEVER, POSTPONED};
 use super::script::{Script, json};
 use super::{group, lease, scan, subscribe};
 use crate::error::{Error, ErrorKind, Result};
@@ -296,9 +297,10 @@ async fn drop_letters(connection: &mut SqliteConnection, filter: DeadLetterFilte
 async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
     let mut statuses = Vec::new();
     let rows = sqlx::query(
-        "SELECT id, name, filters, cursor, (SELECT count(*) FROM member WHERE grp = consumer_group.id), \
+        "SELECT id, name, filters, cursor, (SELECT count(*) FROM member WHERE grp = consumer_group.id AND process <> ?), \
          (SELECT count(*) FROM dead WHERE grp = name) FROM consumer_group ORDER BY name",
     )
+    .bind(POSTPONED)
     .fetch_all(&mut *connection)
     .await?;
     for row in rows {
@@ -325,7 +327,7 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
         status.retrying = count(&back, 2)?;
         oldest = earlier(oldest, back.try_get(3)?);
         let leases = sqlx::query(
-            "SELECT pending, (SELECT at FROM segment WHERE last >= lease.first ORDER BY last LIMIT 1) FROM lease WHERE grp = ?",
+            "SELECT pending, (SELECT at FROM segment WHERE last >= lease.first ORDER BY last LIMIT 1), at FROM lease WHERE grp = ?",
         )
         .bind(id)
         .fetch_all(&mut *connection)
@@ -333,7 +335,8 @@ async fn groups(connection: &mut SqliteConnection) -> Sql<Vec<GroupStatus>> {
         for lease in leases {
             let pending =
                 lease::decode(lease.try_get(0)?).ok_or_else(|| damaged("a lease cannot be read"))?;
-            status.in_flight += pending.len() as u64;
+            let postponed = lease.try_get::<i64, _>(2)? == NEVER;
+            *(if postponed { &mut status.waiting } else { &mut status.in_flight }) += pending.len() as u64;
             oldest = earlier(oldest, lease.try_get(1)?);
         }
         status.oldest_unsettled = oldest.and_then(codec::timestamp);

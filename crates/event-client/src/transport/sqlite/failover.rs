@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnection;
 use super::codec;
 use super::database::Database;
 use super::error::{Sql, damaged};
+use super::schema::{NEVER, POSTPONED};
 use super::script::{Script, json};
 use super::{lease, scan};
 use crate::error::Result;
@@ -22,8 +23,9 @@ pub(super) struct Seen {
 /// Reads the members of `groups`.
 pub(super) async fn members(connection: &mut SqliteConnection, groups: &[i64]) -> Sql<Vec<Seen>> {
     let rows =
-        sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?))")
+        sqlx::query("SELECT id, process, until FROM member WHERE grp IN (SELECT value FROM json_each(?)) AND process <> ?")
             .bind(json(groups.iter().copied()))
+            .bind(POSTPONED)
             .fetch_all(connection)
             .await?;
     rows.iter()
@@ -63,7 +65,8 @@ pub(super) async fn dead_letter(database: &Arc<Database>, seen: &[Seen]) -> Resu
     Ok(())
 }
 
-/// Returns the deliveries of `member` to its group and deletes its rows. Each of these deliveries counts as an attempt.
+/// Returns the deliveries of `member` to its group and deletes its rows. Each of these deliveries counts as an attempt,
+/// apart from postponed messages.
 pub(super) async fn reap(connection: &mut SqliteConnection, member: i64) -> Sql<()> {
     let leases = sqlx::query("SELECT grp, at, pending FROM lease WHERE member = ?")
         .bind(member)
@@ -71,6 +74,7 @@ pub(super) async fn reap(connection: &mut SqliteConnection, member: i64) -> Sql<
         .await?;
     for row in leases {
         let (group, at): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let delivered = at != NEVER;
         let seqs = lease::decode(row.try_get(2)?).ok_or_else(|| damaged("a lease cannot be read"))?;
         let found = scan::find(connection, &seqs).await?;
         let mut script = Script::default();
@@ -84,8 +88,10 @@ pub(super) async fn reap(connection: &mut SqliteConnection, member: i64) -> Sql<
                 codec::encode(&mut record, &stored.message, None);
                 script.bind(group).bind(stored.seq);
                 script.bind(stored.message.key.as_ref().map(|key| key.to_string()));
-                script.bind(1).bind(0).bind(stored.message.subject.as_str()).bind(stored.published);
-                script.bind(at).bind(0).bind("the consumer went away").bind(record);
+                script.bind(i64::from(delivered)).bind(0);
+                script.bind(stored.message.subject.as_str()).bind(stored.published);
+                script.bind(delivered.then_some(at)).bind(0);
+                script.bind(if delivered { "the consumer went away" } else { "" }).bind(record);
             },
         );
         script.run(connection).await?;

@@ -1,9 +1,10 @@
-//! One round of fetching for a member: first due redeliveries, then fresh messages, up to its free permits.
+//! One round of fetching for a member: first due redeliveries, then postponed messages, then fresh ones, up to its
+//! free permits.
 
 use std::sync::Arc;
 
 use super::member::Member;
-use super::{activation, fresh, redelivery};
+use super::{activation, fresh, redelivery, resume};
 use crate::error::Result;
 use crate::subscription::Feed;
 
@@ -14,6 +15,9 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     let mut fetched = member.hand_over_ready(feed);
     if member.feed.takes_look(member.database.wake.redeliveries()) {
+        if let Some(lanes) = &member.lanes {
+            lanes.lock().postponed.unblock();
+        }
         match redelivery::fetch(member, feed).await {
             Ok(any) => fetched |= any,
             Err(error) => {
@@ -21,6 +25,10 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
                 return Err(error);
             }
         }
+    }
+    if let Some(lanes) = &member.lanes {
+        resume::load(member, lanes).await?;
+        fetched |= resume::fetch(member, lanes, feed).await?;
     }
     if feed.free() > 0 {
         fetched |= fresh::fetch(member, feed).await?;

@@ -9,7 +9,7 @@ use super::error::Sql;
 use super::failover::{self, Seen};
 use super::filters::Filters;
 use super::member::Member;
-use super::schema::PARKED;
+use super::schema::{PARKED, POSTPONED};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Position;
 use crate::subject::Group;
@@ -85,6 +85,14 @@ pub(super) async fn ensure_group(
         let others = failover::members(connection, &[id]).await?;
         if !others.is_empty() {
             return Ok(Ensured::Others(others));
+        }
+        let postponed = sqlx::query("SELECT id FROM member WHERE grp = ? AND process = ?")
+            .bind(id)
+            .bind(POSTPONED)
+            .fetch_optional(&mut *connection)
+            .await?;
+        if let Some(row) = postponed {
+            failover::reap(connection, row.try_get(0)?).await?;
         }
         // Messages that waited for an earlier one of their key need not wait any more; a keyed member checks the order
         // itself.

@@ -61,8 +61,12 @@ impl Lease {
 
 /// Encodes ascending positions as runs: the gap before each run and its length.
 pub(super) fn encode(seqs: impl Iterator<Item = i64>) -> Vec<u8> {
+    encode_after(0, seqs)
+}
+
+/// Encodes further ascending positions, to be appended to encoded positions of which the last is before `end`.
+pub(super) fn encode_after(mut end: i64, seqs: impl Iterator<Item = i64>) -> Vec<u8> {
     let mut out = Vec::new();
-    let mut end = 0; // one after the last run
     let mut run: Option<(i64, i64)> = None;
     let mut write = |(first, next): (i64, i64)| {
         put_number(&mut out, (first - end) as u64);
@@ -131,6 +135,16 @@ mod tests {
                 seqs.iter().enumerate().filter(|(index, _)| !settle.contains(index)).map(|(_, seq)| *seq).collect();
             let pending = lease.without(after).map(|bytes| decode(&bytes).unwrap()).unwrap_or_default();
             prop_assert_eq!(pending, left.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn positions_can_be_appended(seqs in proptest::collection::btree_set(1i64..400, 1..200), cut in 0usize..200) {
+            let seqs: Vec<i64> = seqs.into_iter().collect();
+            let (before, after) = seqs.split_at(cut.min(seqs.len() - 1));
+            let mut bytes = encode(before.iter().copied());
+            let end = before.last().map_or(0, |last| last + 1);
+            bytes.extend(encode_after(end, after.iter().copied()));
+            prop_assert_eq!(decode(&bytes), Some(seqs));
         }
 
         #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::lease::Lease;
+use super::records::Stored;
 use crate::message::Message;
 
 /// A leased message with the place of its lease.
@@ -31,4 +32,12 @@ pub(super) struct StoredMessage {
     pub(super) published: i64,
     pub(super) first_at: i64,
     pub(super) replayed: bool,
+}
+
+impl StoredMessage {
+    /// The first delivery of a message of the log.
+    pub(super) fn fresh(stored: Stored, now: i64) -> Self {
+        let Stored { message, seq, published } = stored;
+        Self { message, seq, attempt: 1, published, first_at: now, replayed: false }
+    }
 }

@@ -146,12 +146,12 @@ impl Member {
         self.ends.left.cancelled().await;
     }
 
-    /// Deletes the row of an expired message, which is not delivered.
-    pub(super) fn discard_row(self: &Arc<Self>, row: i64, member: i64, key: Option<SmolStr>) {
+    /// Settles an expired message, which is not delivered. `key` is its key if it has a row of its own.
+    pub(super) fn discard(self: &Arc<Self>, held: LeaseSlot, key: Option<SmolStr>) {
         let lane = key.and_then(|key| self.lane(key, false));
         self.database.queue.settle(Settled {
             feed: self.feed.clone(),
-            held: LeaseSlot::Row { id: row, member },
+            held,
             how: How::Done,
             fsync: false,
             lane,

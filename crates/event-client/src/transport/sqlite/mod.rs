@@ -48,16 +48,19 @@ mod lease;
 mod leased;
 mod member;
 mod membership;
+mod postponed;
 mod processes;
 mod publish;
 mod records;
 mod redelivery;
 mod requests;
+mod resume;
 mod rpc;
 mod scan;
 mod schema;
 mod script;
 mod segment;
+mod selection;
 mod settle;
 mod subscribe;
 mod subscriptions;
@@ -158,5 +161,37 @@ impl fmt::Debug for SqliteTransport {
         f.debug_struct("SqliteTransport")
             .field("file", &self.handle.database.file.path())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sqlx::{ConnectOptions, Connection};
+
+    use super::wake::POLL;
+    use super::*;
+    use crate::subject::{Group, Pattern};
+
+    #[tokio::test]
+    async fn an_idle_bus_wakes_no_subscription_until_another_process_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bus.db");
+        let bus = SqliteTransport::open(format!("sqlite:{}", path.display()).parse().unwrap()).await.unwrap();
+        let spec = Subscribe::group(Group::new("g").unwrap(), [Pattern::new("a.>").unwrap()]);
+        let member = bus.subscribe(spec).await.unwrap();
+        let mut changed = bus.handle.database.wake.subscribe();
+        // The first look at the file wakes the tasks.
+        tokio::time::sleep(2 * POLL).await;
+        changed.borrow_and_update();
+        tokio::time::sleep(2 * POLL).await;
+        assert!(!changed.has_changed().unwrap());
+        let mut other = sqlx::sqlite::SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+        sqlx::raw_sql("DELETE FROM dedup; PRAGMA user_version = 1").execute(&mut other).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), changed.changed()).await.unwrap().unwrap();
+        other.close().await.unwrap();
+        drop(member);
+        bus.close().await.unwrap();
     }
 }

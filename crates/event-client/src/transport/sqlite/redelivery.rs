@@ -110,7 +110,7 @@ pub(super) async fn fetch(member: &Arc<Member>, feed: &Feed) -> Result<bool> {
     }
     member.hand_over_ready(feed);
     for (row, key) in expired {
-        member.discard_row(row, id, key);
+        member.discard(LeaseSlot::Row { id: row, member: id }, key);
     }
     Ok(any)
 }

@@ -31,6 +31,8 @@ pub(super) struct Scan {
     pub(super) seen: i64,
     /// Segments up to `seen` whose matching messages have not all been taken yet.
     segments: VecDeque<Wanted>,
+    /// Messages that were taken and put back; they come before those in `segments`.
+    back: VecDeque<Stored>,
     /// Whether a read has happened since the start: from then on deleted messages count as missed.
     reading: bool,
     /// The number of messages that the retention deleted before they were read.
@@ -162,6 +164,9 @@ impl Scan {
 
     /// The position of the next message in the buffer.
     pub(super) fn next_position(&mut self) -> Sql<Option<i64>> {
+        if let Some(stored) = self.back.front() {
+            return Ok(Some(stored.seq));
+        }
         while let Some(segment) = self.segments.front_mut() {
             if let Some(seq) = segment.seek()? {
                 return Ok(Some(seq));
@@ -173,10 +178,20 @@ impl Scan {
 
     /// Takes the next message from the buffer.
     pub(super) fn take(&mut self) -> Sql<Option<Stored>> {
+        if let Some(stored) = self.back.pop_front() {
+            return Ok(Some(stored));
+        }
         if self.next_position()?.is_none() {
             return Ok(None);
         }
         self.segments.front_mut().map_or(Ok(None), |segment| segment.records.take())
+    }
+
+    /// Returns messages to the buffer that were taken from it; the first of `messages` was taken first.
+    pub(super) fn put_back(&mut self, messages: Vec<Stored>) {
+        for stored in messages.into_iter().rev() {
+            self.back.push_front(stored);
+        }
     }
 }
 
@@ -260,12 +275,15 @@ mod tests {
             scan.add(n * 512, 512, 7, subjects, || data);
         }
         assert_eq!(scan.next_position().unwrap(), Some(4), "the scan begins after its position");
+        let taken: Vec<_> = (0..3).map(|_| scan.take().unwrap().unwrap()).collect();
+        assert_eq!(scan.next_position().unwrap(), Some(7));
+        scan.put_back(taken);
         for seq in 4..=4096 {
             let stored = scan.take().unwrap().unwrap();
             assert_eq!((stored.seq, stored.published), (seq, 7));
             assert_eq!(stored.message.payload, seq.to_string());
         }
         assert!(scan.take().unwrap().is_none());
-        assert!(scan.segments.is_empty() && scan.segments.capacity() <= 16);
+        assert!(scan.segments.is_empty() && scan.segments.capacity() <= 16 && scan.back.capacity() <= 16);
     }
 }

@@ -12,6 +12,12 @@ const APPLICATION: i64 = 0x426b_426e;
 /// The value of `due` for a message that waits for an earlier one of its key.
 pub(super) const PARKED: i64 = i64::MAX;
 
+/// The process of the member row of a keyed group that has its postponed messages; no process has this name. A build
+/// that does not know it takes it for a member whose process has ended, and returns its messages to the group.
+pub(super) const POSTPONED: &str = "(postponed)";
+/// The value of `lease.at` for postponed messages, which were never delivered.
+pub(super) const NEVER: i64 = 0;
+
 /// Times are nanoseconds since 1970; `seq` is a message's position, counted over the whole file.
 const TABLES: &str = "
 -- Messages of one topic that were stored together; positions last-count+1 ..= last. `subjects` lists the distinct
@@ -32,7 +38,8 @@ CREATE TABLE consumer_group (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT
 CREATE TABLE member (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, process TEXT NOT NULL,
   until INTEGER NOT NULL);
 CREATE INDEX member_grp ON member (grp);
--- Fresh messages that a member has claimed; `pending` has the positions that are not settled yet, as runs.
+-- Fresh messages that a member has claimed; `pending` has the positions that are not settled yet, as runs. A row of the
+-- member with the process `(postponed)` has positions of one key whose earlier messages are not settled; its `at` is 0.
 CREATE TABLE lease (id INTEGER PRIMARY KEY AUTOINCREMENT, grp INTEGER NOT NULL, member INTEGER NOT NULL,
   first INTEGER NOT NULL, at INTEGER NOT NULL, pending BLOB NOT NULL);
 CREATE INDEX lease_grp ON lease (grp, first);

@@ -147,6 +147,10 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
                 }
                 let due = member.feed.next_due.load(Ordering::Acquire);
                 let wait = Duration::from_nanos(u64::try_from(due.saturating_sub(codec::now())).unwrap_or(0));
+                // Without a redelivery that is due later, this task sleeps until it is woken.
+                let due_at = (due < PARKED).then(|| Instant::now() + wait.min(LONGEST));
+                let look_at = member.lanes.as_ref().and_then(|lanes| lanes.lock().wakes_at());
+                let at = due_at.into_iter().chain(look_at.map(Instant::from_std)).min();
                 let key_changed = async {
                     match &member.lanes {
                         Some(lanes) => lanes.changed.notified().await,
@@ -156,8 +160,7 @@ async fn run(open: Arc<Open>, member: Arc<Member>, feed: Feed) {
                 tokio::select! {
                     _ = changed.changed() => {}
                     () = key_changed => {}
-                    // Without a redelivery that is due later, this task sleeps until it is woken.
-                    () = sleep_until(Instant::now() + wait.min(LONGEST)), if due < PARKED => {}
+                    () = sleep_until(at.unwrap_or_else(Instant::now)), if at.is_some() => {}
                     () = feed.stopped().cancelled() => {}
                 }
             }

@@ -1,5 +1,6 @@
 //! Tests the embedded transport on real files, with second processes that are killed.
 
+mod backlog;
 mod damage;
 mod members;
 mod moved;
