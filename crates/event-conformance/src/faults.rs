@@ -25,6 +25,7 @@ cases! {
     a_subscription_resumes_after_a_half_open_connection.own_server().within(180);
     a_broadcast_resumes_after_a_kill.own_server().within(120);
     what_was_in_hand_at_a_kill_is_not_lost.own_server().within(120);
+    a_retry_that_is_being_stored_at_a_cut_does_not_stop_its_group.own_server().within(120);
     the_order_of_keys_survives_kills_and_cuts.own_server().within(240);
 }
 
@@ -284,6 +285,29 @@ async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
         assert!(again.info().attempt > 1, "a second delivery is a second attempt");
         settle(again).await;
     }
+    flows(&exam, &subscription, "after").await;
+    settled(&exam, "g").await;
+}
+
+/// The connection is cut while a transport stores the retry of a keyed message, for which it may hold a resource that
+/// it needs again after the cut.
+async fn a_retry_that_is_being_stored_at_a_cut_does_not_stop_its_group(exam: Exam) {
+    let subscription = exam.subscribe(group("g", 4).keyed().lease(SHORT)).await;
+    exam.publish(keyed("k", "tried again")).await;
+    let delivery = exam.next(&subscription).await;
+    exam.server().slow(Duration::from_millis(300));
+    let retried = delivery.retry(Duration::ZERO, "once more");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    exam.server().cut();
+    exam.server().heal();
+    exam.waits_for("the answer to a retry at a cut");
+    if let Err(error) = retried.await {
+        assert!(passes(&error) || error.kind() == ErrorKind::LeaseLost, "a retry at a cut: {error:?}");
+    }
+    let again = exam.next_of(&subscription, "the next attempt").await;
+    assert_eq!(text(&again), "tried again");
+    assert!(again.info().attempt > 1, "a second delivery is a second attempt");
+    settle(again).await;
     flows(&exam, &subscription, "after").await;
     settled(&exam, "g").await;
 }

@@ -11,6 +11,7 @@ use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicRejectOptions};
 use lapin::types::ShortString;
 use smol_str::SmolStr;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::attempts::{Note, Notes};
 use super::client::Client;
@@ -18,7 +19,7 @@ use super::declare::{arguments, number, word};
 use super::republish::Republisher;
 use super::settle::Asker;
 use super::writing::Writing;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::subject::Group;
 use crate::transport::consumer_name;
 
@@ -125,13 +126,18 @@ impl Journal {
 
     /// Starts to write the notes if a caller waits for it, one write after the other so that the newest is stored last;
     /// retries since the last write share the next one.
+    ///
+    /// The write runs in its own task: it may hold the control channel while the member waits for that channel in
+    /// [`load`](Self::load), and a member that waits does not poll its own write.
     pub(super) fn write(&mut self, notes: &Notes) {
         if self.writing.is_busy() || self.to_write.is_empty() {
             return;
         }
         let told = std::mem::take(&mut self.to_write);
-        let stored = self.store(notes);
-        self.writing.start(told, stored);
+        let stored = AbortOnDropHandle::new(tokio::spawn(self.store(notes)));
+        let cancelled =
+            |error| Err(Error::new(ErrorKind::Internal, "the write was cancelled").because(error));
+        self.writing.start(told, async move { stored.await.unwrap_or_else(cancelled) });
     }
 
     pub(super) fn is_writing(&self) -> bool {
