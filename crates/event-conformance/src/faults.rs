@@ -296,7 +296,7 @@ async fn a_retry_that_is_being_stored_at_a_cut_does_not_stop_its_group(exam: Exa
     exam.publish(keyed("k", "tried again")).await;
     let delivery = exam.next(&subscription).await;
     exam.server().slow(Duration::from_millis(300));
-    let retried = delivery.retry(Duration::ZERO, "once more");
+    let retried = delivery.retry(Duration::from_millis(500), "once more");
     tokio::time::sleep(Duration::from_millis(150)).await;
     exam.server().cut();
     exam.server().heal();
