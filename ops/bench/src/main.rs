@@ -1,25 +1,32 @@
-//! Benchmarks our transports against the raw clients and other Rust libraries, on the same servers.
+//! Benchmarks our transports against the raw clients and other Rust libraries, on the same servers, and at growing
+//! sizes.
 //!
-//! `cargo run --release -- --broker nats --rounds 3`; README.md explains the rows.
+//! `cargo run --release -- --broker nats --rounds 3` compares, `cargo run --release -- growth` measures the growth;
+//! README.md explains the rows.
 
 mod child;
 mod contestant;
 mod contestants;
+mod growth;
 mod plan;
 mod report;
 mod rounds;
 mod servers;
+mod spawn;
 mod usage;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use contestant::Durability;
-use plan::{Broker, Row};
+use plan::{Broker, Generation, Row};
 
 /// Measures our transports against raw clients and other libraries.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The brokers; all by default.
     #[arg(long, value_enum)]
     broker: Vec<Broker>,
@@ -40,7 +47,7 @@ pub struct Args {
     durability: Durability,
     /// The system's servers, or the newer ones of `ops/dev/install --new`.
     #[arg(long, value_enum, default_value = "old")]
-    generation: Which,
+    generation: Generation,
     /// A factor for the usual number of messages.
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
@@ -58,19 +65,10 @@ pub struct Args {
     child: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Which {
-    Old,
-    New,
-}
-
-impl From<Which> for test_servers::Generation {
-    fn from(which: Which) -> Self {
-        match which {
-            Which::Old => Self::Old,
-            Which::New => Self::New,
-        }
-    }
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures how the cost of our transports grows with the amount of work.
+    Growth(growth::GrowthArgs),
 }
 
 impl Args {
@@ -79,12 +77,15 @@ impl Args {
     }
 
     fn brokers(&self) -> Vec<Broker> {
-        if self.broker.is_empty() { Broker::value_variants().to_vec() } else { self.broker.clone() }
+        if self.broker.is_empty() { Broker::ALL.to_vec() } else { self.broker.clone() }
     }
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(Command::Growth(growth)) = args.command {
+        return growth::run(&growth);
+    }
     if let Some(task) = &args.child {
         let task: child::Task = serde_json::from_str(task)?;
         let mut runtime = match task.threads {

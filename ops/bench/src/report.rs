@@ -36,7 +36,7 @@ pub struct Summary {
 }
 
 /// Returns the median of `values`; not a number when there are none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

@@ -1,0 +1,99 @@
+//! Starts the store behind a transport, and gives each measurement an empty place in it.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use test_servers::Generation;
+
+use super::row::Bus;
+use crate::contestant::Durability;
+use crate::servers::Server;
+
+/// The place of one measurement, which no other measurement uses.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// The name of the place in the store.
+    pub name: String,
+    /// The URL of the transport.
+    pub url: String,
+    /// The process of the broker, if there is one.
+    pub server: Option<u32>,
+    /// The SQLite file, if there is one.
+    pub file: Option<PathBuf>,
+}
+
+/// A running store.
+pub struct Store {
+    bus: Bus,
+    durability: Durability,
+    server: Option<Server>,
+    folder: TempDir,
+}
+
+impl Store {
+    /// Starts the broker of `bus`, if it needs one.
+    pub async fn start(bus: Bus, generation: Generation, durability: Durability) -> Result<Self> {
+        let server = match bus.broker() {
+            Some(broker) => Some(Server::start(broker, generation, durability).await?),
+            None => None,
+        };
+        Ok(Self { bus, durability, server, folder: tempfile::Builder::new().prefix("bus-bench-").tempdir()? })
+    }
+
+    /// Returns the transport of this store.
+    pub fn bus(&self) -> Bus {
+        self.bus
+    }
+
+    /// Returns an empty place.
+    pub async fn place(&self, name: &str) -> Result<Place> {
+        let fsync = self.durability == Durability::Fsync;
+        let mut place = Place { name: name.to_owned(), url: String::new(), server: None, file: None };
+        place.url = match (&self.server, self.bus) {
+            // The defaults of `memory:` would refuse a backlog of a million messages.
+            (None, Bus::Memory) => "memory:growth?max_messages=8000000&max_bytes=17179869184".to_owned(),
+            (None, _) => {
+                let file = self.folder.path().join(name).join("bus.db");
+                std::fs::create_dir(self.folder.path().join(name))?;
+                let synchronous = if fsync { "full" } else { "normal" };
+                let url = format!("sqlite:{}?synchronous={synchronous}", file.display());
+                place.file = Some(file);
+                url
+            }
+            (Some(server), bus) => {
+                place.server = Some(server.process()?);
+                let url = server.url(name).await?;
+                // JetStream does not report to its clients how it syncs.
+                if fsync && bus == Bus::Nats { format!("{url}?sync=always") } else { url }
+            }
+        };
+        Ok(place)
+    }
+
+    /// Removes everything in `place`.
+    pub async fn clear(&self, place: &Place) -> Result<()> {
+        if let Some(server) = &self.server {
+            server.clear(&place.name).await?;
+        } else if place.file.is_some() {
+            std::fs::remove_dir_all(self.folder.path().join(&place.name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Place {
+    /// Returns the bytes of the SQLite file and its write-ahead log, or `None` for another transport.
+    pub fn file_size(&self) -> Result<Option<u64>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let mut bytes = std::fs::metadata(file)?.len();
+        let Some(name) = file.file_name() else { bail!("a file without a name") };
+        let mut log = name.to_owned();
+        log.push("-wal");
+        if let Ok(log) = std::fs::metadata(file.with_file_name(log)) {
+            bytes += log.len();
+        }
+        Ok(Some(bytes))
+    }
+}
