@@ -18,10 +18,11 @@ pub fn own_peak() -> Result<u64> {
     Ok(own()?.max_rss() as u64 * 1024)
 }
 
-/// Returns the present memory of this process, in bytes.
+/// Returns the present memory of this process without pages of files, in bytes. The pages of the program itself are read
+/// when their code runs for the first time, and would count as growth.
 pub fn own_memory() -> Result<u64> {
     let text = std::fs::read_to_string("/proc/self/status")?;
-    Ok(field(&text, "VmRSS:")? * 1024)
+    Ok(field(&text, "RssAnon:")? * 1024)
 }
 
 /// Returns how often the threads of this process have waited for an event so far, ended threads included.

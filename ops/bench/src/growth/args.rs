@@ -91,7 +91,7 @@ pub struct Load {
     #[arg(long, default_value_t = 256)]
     pub body: usize,
     /// Seconds for which idle groups are observed.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 5.0)]
     pub idle: f64,
     /// Seconds for which the processes of the row `processes` publish.
     #[arg(long, default_value_t = 3.0)]

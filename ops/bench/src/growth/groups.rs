@@ -31,7 +31,7 @@ pub async fn measure(place: &Place, load: &Load, size: usize) -> Result<Vec<Figu
     let opened = start.elapsed();
 
     let burst = (load.messages / 10).max(1);
-    let (memory, file) = (usage::own_memory()?, place.file_size()?);
+    let (memory, file) = (usage::own_memory()?, place.file_size().await?);
     let meter = Meter::start(place.server)?;
     let mut running = JoinSet::new();
     for member in &members {
@@ -48,7 +48,7 @@ pub async fn measure(place: &Place, load: &Load, size: usize) -> Result<Vec<Figu
     figures.extend(cost.per_message("burst", burst * size));
     let per_group = |before: u64, after: u64| after.saturating_sub(before) as f64 / 1024.0 / size as f64;
     figures.push(figure("memory kept KiB/group", per_group(memory, usage::own_memory()?)));
-    if let (Some(before), Some(after)) = (file, place.file_size()?) {
+    if let (Some(before), Some(after)) = (file, place.file_size().await?) {
         figures.push(figure("file kept KiB/group", per_group(before, after)));
     }
     figures.push(millis("lag of all", traffic.lag().await?));

@@ -42,7 +42,7 @@ async fn backlog(
     traffic.publish(waiting, message).await?;
     let published = meter.stop()?;
 
-    let file = place.file_size()?;
+    let file = place.file_size().await?;
     let start = Instant::now();
     let member = traffic.subscribe(&GROUP).await?;
     let first = next(&member).await?;
@@ -58,7 +58,7 @@ async fn backlog(
         millis("first delivery", waited),
     ];
     figures.extend(drained.per_message("drain", handled));
-    if let (Some(before), Some(after)) = (file, place.file_size()?) {
+    if let (Some(before), Some(after)) = (file, place.file_size().await?) {
         // A store that copies the messages behind a busy key grows while it is drained.
         figures.push(figure("file growth KiB", after.saturating_sub(before) as f64 / 1024.0));
     }

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _};
 use tempfile::TempDir;
 use test_servers::Generation;
 
@@ -84,16 +86,14 @@ impl Store {
 }
 
 impl Place {
-    /// Returns the bytes of the SQLite file and its write-ahead log, or `None` for another transport.
-    pub fn file_size(&self) -> Result<Option<u64>> {
+    /// Returns the bytes of all pages of the SQLite file, or `None` for another transport. Pages that are still in the
+    /// write-ahead log are included, so that a checkpoint between two calls makes no difference.
+    pub async fn file_size(&self) -> Result<Option<u64>> {
         let Some(file) = &self.file else { return Ok(None) };
-        let mut bytes = std::fs::metadata(file)?.len();
-        let Some(name) = file.file_name() else { bail!("a file without a name") };
-        let mut log = name.to_owned();
-        log.push("-wal");
-        if let Ok(log) = std::fs::metadata(file.with_file_name(log)) {
-            bytes += log.len();
-        }
-        Ok(Some(bytes))
+        let mut connection = SqliteConnectOptions::new().filename(file).read_only(true).connect().await?;
+        let pages = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+        let bytes: i64 = sqlx::query_scalar(pages).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(Some(bytes.try_into()?))
     }
 }
