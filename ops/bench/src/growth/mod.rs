@@ -17,7 +17,7 @@ mod store;
 mod topics;
 mod traffic;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 pub use args::GrowthArgs;
 use row::{Bus, Row};
@@ -43,7 +43,12 @@ pub fn run(args: &GrowthArgs) -> Result<()> {
         for bus in args.buses() {
             points.extend(children.block_on(points_of(args, bus))?);
         }
-        return report::print(args, &points);
+        report::print(args, &points)?;
+        let failed = points.iter().filter(|point| point.error.is_some()).count();
+        if failed > 0 {
+            bail!("{failed} of {} sizes failed", points.len());
+        }
+        return Ok(());
     }
     // The background tasks of a transport are not awaited: the process ends.
     children.shutdown_background();
