@@ -13,6 +13,10 @@ use super::row::Bus;
 use crate::contestant::Durability;
 use crate::servers::Server;
 
+/// The option of the brokers' URLs for measurements. The last publish of a full window waits for all before it, each of
+/// which may create a topic or reach a hundred queues: that takes longer than the default on a busy machine.
+const PATIENT: &str = "publish_timeout=2m";
+
 /// The place of one measurement, which no other measurement uses.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Place {
@@ -66,9 +70,9 @@ impl Store {
             }
             (Some(server), bus) => {
                 place.server = Some(server.process()?);
-                let url = server.url(name).await?;
                 // JetStream does not report to its clients how it syncs.
-                if fsync && bus == Bus::Nats { format!("{url}?sync=always") } else { url }
+                let sync = if fsync && bus == Bus::Nats { "&sync=always" } else { "" };
+                format!("{}?{PATIENT}{sync}", server.url(name).await?)
             }
         };
         Ok(place)

@@ -22,8 +22,9 @@ pub async fn measure(place: &Place, load: &Load, size: usize) -> Result<Vec<Figu
     let subjects: Vec<Subject> = subjects.collect::<Result<_, _>>()?;
     let message = |number: usize| traffic.message(&subjects[number % size]);
 
+    // The first message of a topic creates it.
     let meter = Meter::start(place.server)?;
-    traffic.create_topics(size, message).await?;
+    traffic.publish(size, message).await?;
     let created = meter.stop()?;
     let meter = Meter::start(place.server)?;
     traffic.publish(load.messages, message).await?;

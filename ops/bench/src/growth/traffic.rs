@@ -19,9 +19,6 @@ use crate::contestant::{CONTENT_TYPE, PREFETCH};
 
 /// Publishes that are not confirmed yet.
 const WINDOW: usize = 1024;
-/// The same for the first messages of topics. A publish that creates a stream on NATS takes many milliseconds on a busy
-/// machine, and the last one of a large window would exceed `publish_timeout`.
-const NEW_TOPICS: usize = 16;
 /// Acknowledgements that are not confirmed yet.
 const AT_ONCE: usize = 64;
 /// How long a delivery or the end of a backlog may take.
@@ -78,18 +75,9 @@ impl Traffic {
 
     /// Publishes `total` messages and returns when all are confirmed; `make` gets their numbers.
     pub async fn publish(&self, total: usize, make: impl Fn(usize) -> Message) -> Result<()> {
-        self.publish_in(WINDOW, total, make).await
-    }
-
-    /// Publishes the first message of each of `topics` topics.
-    pub async fn create_topics(&self, topics: usize, make: impl Fn(usize) -> Message) -> Result<()> {
-        self.publish_in(NEW_TOPICS, topics, make).await
-    }
-
-    async fn publish_in(&self, window: usize, total: usize, make: impl Fn(usize) -> Message) -> Result<()> {
-        let mut waiting: VecDeque<Confirm<Receipt>> = VecDeque::with_capacity(window);
+        let mut waiting: VecDeque<Confirm<Receipt>> = VecDeque::with_capacity(WINDOW);
         for number in 0..total {
-            if waiting.len() == window {
+            if waiting.len() == WINDOW {
                 waiting.pop_front().context("a full window")?.await?;
             }
             waiting.push_back(self.transport.publish(make(number)));
