@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::Args;
+use crate::args::Args;
 use crate::contestants;
 use crate::plan::{Broker, Row};
 use crate::rounds::Run;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::Args;
+use crate::args::Args;
 use crate::child::{Outcome, Task};
 use crate::contestants::{self, Entry};
 use crate::plan::{Broker, Row, messages};
