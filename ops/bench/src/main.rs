@@ -1,90 +1,48 @@
-//! Benchmarks our transports against the raw clients and other Rust libraries, on the same servers.
+//! Benchmarks our transports against the raw clients and other Rust libraries, on the same servers, and at growing
+//! sizes.
 //!
-//! `cargo run --release -- --broker nats --rounds 3`; README.md explains the rows.
+//! `cargo run --release -- --broker nats --rounds 3` compares, `cargo run --release -- growth` measures the growth;
+//! README.md explains the rows.
 
+mod args;
 mod child;
 mod contestant;
 mod contestants;
+mod growth;
 mod plan;
 mod report;
 mod rounds;
 mod servers;
+mod spawn;
 mod usage;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 
-use contestant::Durability;
-use plan::{Broker, Row};
+use args::Args;
 
 /// Measures our transports against raw clients and other libraries.
 #[derive(Debug, Parser)]
-pub struct Args {
-    /// The brokers; all by default.
-    #[arg(long, value_enum)]
-    broker: Vec<Broker>,
-    /// How often each contestant runs each row.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// The rows; all by default.
-    #[arg(long, value_enum)]
-    row: Vec<Row>,
-    /// Bytes of a message's body.
-    #[arg(long, value_delimiter = ',', default_value = "256,4096")]
-    size: Vec<usize>,
-    /// Only these contestants.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// The guarantee of a confirmed publish.
-    #[arg(long, value_enum, default_value = "page-cache")]
-    durability: Durability,
-    /// The system's servers, or the newer ones of `ops/dev/install --new`.
-    #[arg(long, value_enum, default_value = "old")]
-    generation: Which,
-    /// A factor for the usual number of messages.
-    #[arg(long, default_value_t = 1.0)]
-    scale: f64,
-    /// Threads of each contestant's runtime; 0 means the current thread only.
-    #[arg(long, default_value_t = 2)]
-    threads: usize,
-    /// Prints every run and the summary as JSON instead of tables.
-    #[arg(long)]
-    json: bool,
-    /// Print no line per run on standard error.
-    #[arg(long)]
-    quiet: bool,
-    /// The task of a child of this program.
-    #[arg(long, hide = true)]
-    child: Option<String>,
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    compare: Args,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Which {
-    Old,
-    New,
-}
-
-impl From<Which> for test_servers::Generation {
-    fn from(which: Which) -> Self {
-        match which {
-            Which::Old => Self::Old,
-            Which::New => Self::New,
-        }
-    }
-}
-
-impl Args {
-    fn rows(&self) -> Vec<Row> {
-        if self.row.is_empty() { Row::ALL.to_vec() } else { self.row.clone() }
-    }
-
-    fn brokers(&self) -> Vec<Broker> {
-        if self.broker.is_empty() { Broker::value_variants().to_vec() } else { self.broker.clone() }
-    }
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures how the cost of our transports grows with the amount of work.
+    Growth(growth::GrowthArgs),
 }
 
 fn main() -> Result<()> {
-    let args = Args::parse();
+    let cli = Cli::parse();
+    if let Some(Command::Growth(growth)) = cli.command {
+        return growth::run(&growth);
+    }
+    let args = cli.compare;
     if let Some(task) = &args.child {
         let task: child::Task = serde_json::from_str(task)?;
         let mut runtime = match task.threads {

@@ -1,4 +1,4 @@
-//! Defines the measurements: brokers, rows, sizes, and the number of messages of each run.
+//! Defines the measurements: brokers and their generations, rows, sizes, and the number of messages of each run.
 
 use std::fmt;
 
@@ -11,6 +11,28 @@ pub enum Broker {
     Nats,
     Redis,
     Rabbitmq,
+}
+
+impl Broker {
+    pub const ALL: [Self; 3] = [Self::Nats, Self::Redis, Self::Rabbitmq];
+}
+
+/// The generation of the servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Generation {
+    /// The system's servers.
+    Old,
+    /// The newer ones of `ops/dev/install --new`.
+    New,
+}
+
+impl From<Generation> for test_servers::Generation {
+    fn from(generation: Generation) -> Self {
+        match generation {
+            Generation::Old => Self::Old,
+            Generation::New => Self::New,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::Args;
+use crate::args::Args;
 use crate::contestants;
 use crate::plan::{Broker, Row};
 use crate::rounds::Run;
@@ -36,7 +36,7 @@ pub struct Summary {
 }
 
 /// Returns the median of `values`; not a number when there are none.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

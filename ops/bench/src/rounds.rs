@@ -1,19 +1,17 @@
 //! Runs interleaved rounds: in each, every contestant runs once, in turn, so that other load on the machine
 //! slows all of them.
 
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
-use tokio::time::timeout;
 
-use crate::Args;
+use crate::args::Args;
 use crate::child::{Outcome, Task};
 use crate::contestants::{self, Entry};
 use crate::plan::{Broker, Row, messages};
 use crate::servers::Server;
+use crate::spawn;
 
 /// The maximum duration of a child.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -95,18 +93,5 @@ async fn one(args: &Args, server: &Server, run: &Run, name: &str, messages: usiz
 
 /// Runs `task` in a separate process.
 async fn child(task: &Task) -> Result<Outcome> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--child").arg(serde_json::to_string(task)?);
-    // Without a backtrace the reason is the last line of standard error.
-    command.env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let Ok(done) = timeout(PATIENCE, command.output()).await else {
-        bail!("not done within {PATIENCE:?}");
-    };
-    let done = done?;
-    if !done.status.success() {
-        let text = String::from_utf8_lossy(&done.stderr);
-        bail!("{}", text.lines().next_back().unwrap_or("no reason given"));
-    }
-    Ok(serde_json::from_slice(&done.stdout)?)
+    spawn::json(&["--child", &serde_json::to_string(task)?], PATIENCE).await
 }

@@ -1,4 +1,4 @@
-//! Reads the CPU time and the memory of a process.
+//! Reads the CPU time, the memory and the wake-ups of a process.
 
 use std::time::Duration;
 
@@ -16,6 +16,38 @@ pub fn own_cpu() -> Result<Duration> {
 /// Returns the peak memory of this process, in bytes.
 pub fn own_peak() -> Result<u64> {
     Ok(own()?.max_rss() as u64 * 1024)
+}
+
+/// Returns the present memory of this process without pages of files, in bytes. The pages of the program itself are read
+/// when their code runs for the first time, and would count as growth.
+pub fn own_memory() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    Ok(field(&text, "RssAnon:")? * 1024)
+}
+
+/// Returns how often the threads of this process have waited for an event so far, ended threads included.
+pub fn own_wake_ups() -> Result<u64> {
+    Ok(own()?.voluntary_context_switches() as u64)
+}
+
+/// Returns how often the present threads of another process have waited for an event so far.
+pub fn wake_ups_of(process: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may have ended since the folder was read.
+        if let Ok(text) = std::fs::read_to_string(thread?.path().join("status")) {
+            sum += field(&text, "voluntary_ctxt_switches:")?;
+        }
+    }
+    Ok(sum)
+}
+
+/// Returns the number behind `name` in a `status` file of `/proc`.
+fn field(status: &str, name: &str) -> Result<u64> {
+    let rest = status.lines().find_map(|line| line.strip_prefix(name));
+    let number =
+        rest.and_then(|rest| rest.split_whitespace().next()).with_context(|| format!("no {name}"))?;
+    Ok(number.parse()?)
 }
 
 fn own() -> Result<Usage> {

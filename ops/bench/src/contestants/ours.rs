@@ -27,7 +27,8 @@ impl<const SURE: bool> Ours<SURE> {
         let mut spec = Subscribe::group(Group::new(self.place.group())?, [filter]);
         spec.start = if self.transport.capabilities().replay { Start::Earliest } else { Start::New };
         // The raw NATS client pulls again when half of its messages have arrived: the same number here.
-        spec.max_in_flight = if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
+        spec.max_in_flight =
+            if self.place.url.starts_with("nats") { PREFETCH + PREFETCH / 2 } else { PREFETCH };
         Ok(spec)
     }
 }
