@@ -33,12 +33,7 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            // Each `Display` contains the direct cause.
-            let causes = std::iter::successors(error.source(), |cause| cause.source());
-            eprintln!(
-                "log-aggregator: {}",
-                causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-            );
+            eprintln!("log-aggregator: {}", service_kit::chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -55,8 +50,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
     let bound = listener.local_addr()?;
     let aggregator = Arc::new(Aggregator::open(config).await?);
     let mut parts = Parts::new(shutdown, service_kit::shutdown::Settings::default());
-    // The aggregator also works without a bus. An unset URL therefore means no bus, not the default bus.
-    if std::env::var_os("EVENT_BUS_URL").is_some() {
+    // The aggregator also works without a bus. An unset or empty URL therefore means no bus, not the default bus.
+    if std::env::var_os("EVENT_BUS_URL").is_some_and(|url| !url.is_empty()) {
         let bus = Bus::from_env("log-aggregator").await?;
         aggregator.consume(&bus).await?;
         parts.add("bus", |stop| async move {
