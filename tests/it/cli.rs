@@ -36,7 +36,7 @@ async fn an_empty_bus_variable_counts_as_unset_for_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());
     for arguments in
-        [&["pub", "orders.placed.v1", "{}"][..], &["lag"], &["doctor"], &["task", "inspect", "stats"]]
+        [&["pub", "orders.placed.v1", "{}"][..], &["lag"], &["doctor"], &["task", "inspect", "active"]]
     {
         let mut command = cli.command(arguments);
         let output =
