@@ -32,6 +32,23 @@ async fn an_event_goes_from_one_process_to_another() {
 }
 
 #[tokio::test]
+async fn an_empty_bus_variable_counts_as_unset_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let cli = Cli::new(folder.path());
+    for arguments in
+        [&["pub", "orders.placed.v1", "{}"][..], &["lag"], &["doctor"], &["task", "inspect", "active"]]
+    {
+        let mut command = cli.command(arguments);
+        let output =
+            command.env("EVENT_BUS_URL", "").env_remove("CELERY_BROKER_URL").current_dir(folder.path());
+        let output = output.output().await.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    }
+    assert!(folder.path().join("backbone-data/bus.db").is_file(), "the default bus was used");
+}
+
+#[tokio::test]
 async fn numbers_keep_their_digits() {
     let folder = tempfile::tempdir().unwrap();
     let cli = Cli::new(folder.path());

@@ -43,13 +43,19 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// Returns the URL of the bus.
+    /// Returns the URL of the bus: of `--url`, else of `EVENT_BUS_URL`, else the default. Every command that reads no
+    /// settings file uses it, so that the bus and the task store beside it belong together.
     pub(crate) fn bus_url(&self) -> String {
-        let given = self.url.as_ref().map(|url| url.expose().to_owned());
-        given
-            .or_else(|| std::env::var("EVENT_BUS_URL").ok())
-            .unwrap_or_else(|| event_client::Bus::DEFAULT_URL.to_owned())
+        chosen(self.url.as_ref(), std::env::var("EVENT_BUS_URL").ok())
     }
+}
+
+/// Chooses a bus URL. An empty variable counts as unset, as in the settings of `up`.
+fn chosen(flag: Option<&Url>, variable: Option<String>) -> String {
+    let given = flag.map(|url| url.expose().to_owned());
+    given
+        .or(variable.filter(|url| !url.is_empty()))
+        .unwrap_or_else(|| event_client::Bus::DEFAULT_URL.to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -358,4 +364,19 @@ pub(crate) enum Schema {
         #[arg(long, default_value = "schemas")]
         dir: PathBuf,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_counts_as_unset() {
+        let variable = |text: &str| Some(text.to_owned());
+        assert_eq!(chosen(Some(&Url::new("memory:")), variable("nats://h")), "memory:");
+        assert_eq!(chosen(None, variable("nats://h")), "nats://h");
+        for unset in [None, variable("")] {
+            assert_eq!(chosen(None, unset), event_client::Bus::DEFAULT_URL);
+        }
+    }
 }

@@ -84,6 +84,7 @@ impl Stack {
         TaskClient::new(tasks.clone()).install();
         let mut config = options.logs.clone();
         config.dir = dir.join("logs");
+        let pages = console::Settings::of(&config);
         let aggregator = Arc::new(Aggregator::open(config).await?);
 
         let health = Health::new("backbone", env!("CARGO_PKG_VERSION")).metrics(metrics).watch(&shutdown);
@@ -121,8 +122,9 @@ impl Stack {
         parts.add("worker", |stop| running.run_until(async move { stop.requested().await }));
         let beat = schedules.into_iter().fold(Beat::new(tasks.clone()), Beat::schedule);
         parts.add("beat", |stop| beat.run_until(async move { stop.requested().await }));
-        let (serving, probes) = (aggregator.clone(), health.probes());
-        parts.add("http", |stop| async move { serving.serve(listener, probes, stop).await });
+        let router = console::mount(aggregator.router(), &pages).merge(health.probes());
+        let serving = aggregator.clone();
+        parts.add("http", |stop| async move { serving.serve(listener, router, stop).await });
         Ok(Self { bus, tasks, aggregator, shipped, stored_before, address, parts })
     }
 

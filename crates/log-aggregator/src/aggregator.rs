@@ -22,7 +22,7 @@ const LEAVING: Duration = Duration::from_secs(2);
 /// Upper bound of the setting `max_viewers`.
 const MOST_VIEWERS: usize = 100_000;
 
-/// Receives, stores and shows log records.
+/// Receives and stores log records, and serves them to viewers.
 #[derive(Debug)]
 pub struct Aggregator {
     app: Arc<App>,
@@ -73,29 +73,29 @@ impl Aggregator {
         Ok(this)
     }
 
-    /// Returns every route, for merging at the root of a server: Logthon's API under all its paths, `/api/v1/query`,
-    /// `/api/v1/tail`, and the page. The router does not check the origin or host of a request; the server has to, as
-    /// [`serve`](Self::serve) does.
+    /// Returns every route of the API, for merging at the root of a server: Logthon's API under all its paths,
+    /// `/api/v1/query` and `/api/v1/tail`. The router does not check the origin or host of a request; the server has
+    /// to, as [`serve`](Self::serve) does.
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.app))
     }
 
-    /// Serves every route, and those of `beside`, by the rules of [`service_kit::http`] until `stop` is requested;
-    /// then it disconnects the viewers and finishes the open requests.
+    /// Serves `router`, which contains the routes of [`router`](Self::router), by the rules of [`service_kit::http`]
+    /// until `stop` is requested; then it disconnects the viewers and finishes the open requests.
     ///
     /// # Errors
     /// When the server fails.
     pub async fn serve(
         &self,
         listener: service_kit::http::Listener,
-        beside: Router,
+        router: Router,
         stop: Stop,
     ) -> std::result::Result<(), service_kit::Error> {
         let parting = async {
             stop.requested().await;
             self.dismiss_viewers().await;
         };
-        let serving = service_kit::http::serve(listener, self.router().merge(beside), stop.clone());
+        let serving = service_kit::http::serve(listener, router, stop.clone());
         tokio::join!(serving, parting).0
     }
 

@@ -53,14 +53,7 @@ impl Error {
 
     /// Returns the error and all its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        service_kit::chain(self)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Collects structured logs from the bus and over HTTP, stores and shows them.
+//! Collects structured logs from the bus and over HTTP, stores them and serves them as JSON and as live streams. The
+//! web page that shows them is in the crate `console`.
 //!
 //! The HTTP API is that of Logthon, the log server of the Django platform that this crate replaces: its clients work
 //! unchanged.
@@ -13,14 +14,15 @@
 //! let listener = http::bind(&config.http).await?;
 //! let aggregator = Aggregator::open(config).await?;
 //! let mut parts = Parts::new(Shutdown::on_signals()?, Default::default());
-//! parts.add("http", |stop| async move { aggregator.serve(listener, axum::Router::new(), stop).await });
+//! let router = aggregator.router();
+//! parts.add("http", |stop| async move { aggregator.serve(listener, router, stop).await });
 //! parts.run().await;
 //! # Ok(()) }
 //! ```
 //!
 //! A record passes through these modules: `ingest` makes it from the submitted body or log batch, repairs it if
 //! necessary, and queues it; one writer commits all queued records to the `store` in one transaction; after the
-//! commit the sender receives its answer, and `live` passes the record to the viewers. `http` serves all routes.
+//! commit the sender receives its answer, and `live` passes the record to the viewers. `http` serves the API.
 //!
 //! Invariants: no sender receives a success before the fsync; the writer never waits for a viewer; every queue and
 //! buffer is bounded in number and in bytes; a stored record is never changed.
@@ -61,3 +63,4 @@ pub mod store;
 pub use aggregator::Aggregator;
 pub use config::Config;
 pub use error::{Error, ErrorKind, Result};
+pub use http::paths;

@@ -71,13 +71,7 @@ impl fmt::Display for Error {
 /// Writes the message and its causes, because `fn main() -> Result<(), Error>` prints an error with `Debug`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")?;
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        f.write_str(&chain(self))
     }
 }
 
@@ -86,6 +80,18 @@ impl StdError for Error {
         // `Display` already prints the direct cause, so the chain continues below it.
         self.source.as_ref().and_then(|source| source.source())
     }
+}
+
+/// Returns an error and its causes on one line, in the form `message: cause: cause`. The error types of the backbone
+/// print their direct cause themselves, and their `source` continues below it, so no cause is repeated.
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

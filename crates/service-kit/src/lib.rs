@@ -45,5 +45,5 @@ pub mod http;
 pub mod shutdown;
 pub mod telemetry;
 
-pub use error::{Error, ErrorKind};
+pub use error::{Error, ErrorKind, chain};
 pub use settings as config;

@@ -6,8 +6,8 @@ use settings::duration;
 
 use crate::{Error, Result};
 
-/// The longest duration that is stored or waited for: a hundred years. Longer times to live are reduced to it.
-pub(crate) const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+/// The longest duration that is stored or waited for. Longer times to live are reduced to it.
+pub(crate) use settings::duration::LONGEST;
 /// The largest number of tasks that one worker runs at once.
 pub(crate) const SLOTS: usize = 65_536;
 /// The longest name of a task kind or a queue, and the longest unique key, in bytes.

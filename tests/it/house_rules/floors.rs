@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("event-schemas", 2),
     ("task-queue", 2),
     ("log-aggregator", 3),
+    ("console", 4), // the pages stand over every API that they read
     ("reference-systems", 4),
     ("backbone", 5),
     ("backbone-tests", 5),

@@ -2,6 +2,7 @@
 
 mod broker_types;
 mod code;
+mod code_map;
 mod cycles;
 mod english;
 mod fields;

@@ -2,12 +2,11 @@
 
 use event_client::Bus;
 use event_client::bus::Settings;
-use service_kit::config::Url;
 
 use crate::args::Global;
 
-/// Opens the bus of `--url`.
+/// Opens the bus of `--url`, of the environment or of the default.
 pub(super) async fn connect(global: &Global) -> anyhow::Result<Bus> {
     let settings = Settings { source: "/backbone-cli".into(), ..Settings::default() };
-    Ok(Bus::from_env_with(global.url.as_ref().map(Url::expose), settings).await?)
+    Ok(Bus::from_env_with(Some(&global.bus_url()), settings).await?)
 }

@@ -3,7 +3,7 @@
 /// Returns every path under which `path` is served: unchanged, with the prefixes of the platform's gateway
 /// (`/api/logs/…`, `/api/logthon/…`), with the prefix of older releases (`/api/…`), each with and without a trailing
 /// slash.
-pub(super) fn aliases(path: &str) -> Vec<String> {
+pub fn paths(path: &str) -> Vec<String> {
     let mut all = Vec::new();
     for prefix in ["", "/api", "/api/logs", "/api/logthon"] {
         let bare = format!("{prefix}{}", path.trim_end_matches('/'));
@@ -15,15 +15,15 @@ pub(super) fn aliases(path: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::aliases;
+    use super::paths;
 
     #[test]
     fn logs_have_eight_names() {
-        let logs = aliases("/logs");
+        let logs = paths("/logs");
         for name in ["/logs", "/logs/", "/api/logs", "/api/logs/", "/api/logs/logs", "/api/logthon/logs/"] {
             assert!(logs.iter().any(|alias| alias == name), "{name}");
         }
         assert_eq!(logs.len(), 8);
-        assert_eq!(aliases("/")[0], "/");
+        assert_eq!(paths("/")[0], "/");
     }
 }

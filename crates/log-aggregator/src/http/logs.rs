@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use event_client::log::LogRecord;
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::pages::{Document, Pages};
 use super::query::{self, Parameters};
-use super::{App, error_response, logthon_entry, page};
+use super::{App, error_response, logthon_entry};
 use crate::error::Result;
 use crate::ingest::problem::Problem;
 use crate::ingest::submission;
@@ -107,19 +107,8 @@ impl Which {
     }
 }
 
-/// GET: returns the last records, the oldest first. The page has the same path, so browsers receive the page there.
-pub(super) async fn list(
-    State(app): State<Arc<App>>,
-    uri: Uri,
-    headers: HeaderMap,
-    Query(parameters): Parameters,
-) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
-    let shared = matches!(uri.path(), "/api/logs" | "/api/logs/");
-    let wants_page = accept.contains("text/html") || (uri.path().ends_with('/') && !accept.contains("json"));
-    if shared && wants_page {
-        return page::page(State(app)).await;
-    }
+/// GET: returns the last records, the oldest first.
+pub(super) async fn list(State(app): State<Arc<App>>, Query(parameters): Parameters) -> Response {
     let which = match Which::of(parameters) {
         Ok(which) => which,
         Err(error) => return error.into_response(),

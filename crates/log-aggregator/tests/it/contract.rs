@@ -236,61 +236,6 @@ async fn how_things_stand_is_told_under_every_spelling() {
 }
 
 #[tokio::test]
-async fn the_page_and_the_list_share_an_address() {
-    let served = Served::new().await;
-    let kind = async |path: &str, accept: &str| {
-        let response = served
-            .at
-            .client
-            .get(served.at.url(path))
-            .header("accept", accept)
-            .send()
-            .await
-            .expect("an answer");
-        assert_eq!(response.status(), 200, "{path} {accept}");
-        response.headers()["content-type"]
-            .to_str()
-            .expect("text")
-            .split(';')
-            .next()
-            .expect("a kind")
-            .to_owned()
-    };
-    let browser = "text/html,application/xhtml+xml,*/*;q=0.8";
-    for (path, accept, expected) in [
-        ("/", "*/*", "text/html"),
-        ("/api/logs/", "*/*", "text/html"),
-        ("/api/logs/?x=1&y", "*/*", "text/html"),
-        ("/api/logs/", "application/json", "application/json"),
-        ("/api/logs", "*/*", "application/json"),
-        ("/api/logs", browser, "text/html"),
-        ("/api/logthon/", "*/*", "text/html"),
-        ("/logs", browser, "application/json"),
-        ("/api/logs/logs", browser, "application/json"),
-    ] {
-        assert_eq!(kind(path, accept).await, expected, "{path} {accept}");
-    }
-}
-
-#[tokio::test]
-async fn the_page_allows_nothing_but_its_own_files() {
-    let served = Served::new().await;
-    for path in ["/", "/ui/app.js", "/ui/app.css", "/api/logs/ui/app.js", "/api/ui/icon.svg"] {
-        let response = served.at.get(path).await;
-        assert_eq!(response.status(), 200, "{path}");
-        let policy = response.headers()["content-security-policy"].to_str().expect("text").to_owned();
-        assert!(policy.starts_with("default-src 'none'; script-src 'self';"), "{path}");
-        assert!(!policy.contains("unsafe"), "{path}");
-        assert_eq!(response.headers()["x-content-type-options"], "nosniff", "{path}");
-    }
-    let page = served.at.get("/").await.text().await.expect("text");
-    for inline in ["style=", "onclick", "<script>", "href=\"/", "src=\"/", "http:"] {
-        assert!(!page.contains(inline), "{inline}");
-    }
-    assert_eq!(served.at.get("/ui/../Cargo.toml").await.status(), 404);
-}
-
-#[tokio::test]
 async fn files_are_handed_on() {
     use axum::Router;
     use axum::http::StatusCode;

@@ -1,12 +1,11 @@
-//! Integration tests of the aggregator with real HTTP, files, processes and a real browser.
+//! Integration tests of the aggregator with real HTTP and files. The tests that need its program, with the page, are in
+//! the crate `console`.
 
 mod bad_input;
 mod bodies;
 mod bounds;
-mod browser;
 mod bus;
 mod contract;
-mod crash;
 mod exam;
 mod faults;
 mod layout;

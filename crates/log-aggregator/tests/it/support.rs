@@ -1,9 +1,7 @@
-//! Test support: an aggregator in this process or in a separate process that can be killed, and the fixtures.
+//! Test support: an aggregator in this process, and the fixtures.
 
-use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +38,8 @@ impl Served {
         let aggregator = Arc::new(Aggregator::open(config).await.expect("the aggregator opens"));
         let shutdown = Shutdown::new();
         let mut parts = Parts::new(shutdown.clone(), Default::default());
-        let serving = Arc::clone(&aggregator);
-        parts.add("http", |stop| async move { serving.serve(listener, axum::Router::new(), stop).await });
+        let (serving, router) = (Arc::clone(&aggregator), aggregator.router());
+        parts.add("http", |stop| async move { serving.serve(listener, router, stop).await });
         Self { aggregator, at, shutdown, server: tokio::spawn(parts.run()), _dir: dir }
     }
 
@@ -55,77 +53,6 @@ impl Served {
 impl Drop for Served {
     fn drop(&mut self) {
         self.server.abort();
-    }
-}
-
-/// An aggregator in a separate process.
-pub(crate) struct Process {
-    child: Child,
-    pub(crate) at: Door,
-}
-
-impl Process {
-    pub(crate) fn start(dir: &Path) -> Self {
-        Self::start_on(dir, 0)
-    }
-
-    /// Starts the process on the given port; 0 for any free port.
-    pub(crate) fn start_on(dir: &Path, port: u16) -> Self {
-        Self::launch(dir, port, None)
-    }
-
-    /// Starts a process that also consumes log batches from the bus at `url`.
-    pub(crate) fn consuming(dir: &Path, url: &str) -> Self {
-        Self::launch(dir, 0, Some(url))
-    }
-
-    fn launch(dir: &Path, port: u16, bus: Option<&str>) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_log-aggregator"));
-        match bus {
-            Some(url) => command.env("EVENT_BUS_URL", url),
-            None => command.env_remove("EVENT_BUS_URL"),
-        };
-        let mut child = command
-            .arg(dir)
-            .env("LOGTHON_PORT", port.to_string())
-            .env("LOGTHON_RECONNECT_DELAY", "200")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let mut line = String::new();
-        let stdout = child.stdout.take().expect("its output is piped");
-        BufReader::new(stdout).read_line(&mut line).expect("it prints its address");
-        let address = line.trim().strip_prefix("listening on http://").expect("an address").parse();
-        Self { child, at: Door::to(address.expect("an address")) }
-    }
-
-    /// Returns the peak memory of the process, in bytes.
-    pub(crate) fn peak(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kib * 1024
-    }
-
-    /// Sends SIGKILL: no handler runs, and nothing is flushed.
-    pub(crate) fn kill(mut self) {
-        self.child.kill().expect("it can be killed");
-        self.child.wait().expect("it ends");
-    }
-
-    /// Sends SIGTERM; returns whether the process exited with success.
-    pub(crate) fn terminate(mut self) -> bool {
-        let kill = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
-        assert!(kill.success());
-        self.child.wait().expect("it ends").success()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

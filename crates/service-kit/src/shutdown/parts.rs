@@ -2,6 +2,8 @@
 //! order.
 
 use super::{Report, Settings, Shutdown};
+use crate::error::chain;
+use settings::duration::LONGEST;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -12,9 +14,6 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Longest time that is reserved for each part whose turn to drain has not come yet.
 const RESERVE: Duration = Duration::from_secs(1);
-
-/// Longest bound and notice, so that adding one to a time cannot overflow: about 100 years.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The stop request for one part.
 #[derive(Debug, Clone)]
@@ -171,17 +170,6 @@ impl Parts {
         }
         Some((name, ended))
     }
-}
-
-/// Returns an error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn panicked(error: JoinError) -> String {

@@ -105,7 +105,7 @@ impl Schedule {
     /// Sets the task to enqueue, by name; each run is a copy of it.
     ///
     /// # Errors
-    /// When the arguments are no JSON array, the arguments by name are no JSON object, or the task has its own
+    /// When the arguments are not a JSON array, the arguments by name are not a JSON object, or the task has its own
     /// time.
     pub fn task(mut self, task: NewTask) -> Result<Self> {
         let name = &self.record.name;
@@ -125,7 +125,7 @@ impl Schedule {
         }
         let args = Json::parse(&task.args)?;
         if !args.as_str().starts_with('[') {
-            return Err(Error::invalid(format!("the arguments are no json array: {args}")));
+            return Err(Error::invalid(format!("the arguments are not a JSON array: {args}")));
         }
         if let Some(kwargs) = &task.kwargs {
             by_name(kwargs)?;

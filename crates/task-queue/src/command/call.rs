@@ -118,7 +118,7 @@ impl CallArgs {
     }
 }
 
-/// Refuses text that is no JSON of the right shape, before it is stored.
+/// Refuses text that is not JSON of the right shape, before it is stored.
 pub(super) fn check_json(
     text: &str,
     option: &str,

@@ -142,8 +142,9 @@ fn shown(kwargs: Option<&str>) -> String {
 
 /// Puts named arguments in their positions; `None` when the array is complete already.
 pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Result<Option<String>> {
-    let given: Vec<&RawValue> = serde_json::from_str(args)
-        .map_err(|error| Error::invalid(format!("the arguments are no json array: {args}")).because(error))?;
+    let given: Vec<&RawValue> = serde_json::from_str(args).map_err(|error| {
+        Error::invalid(format!("the arguments are not a JSON array: {args}")).because(error)
+    })?;
     let takes = || match parameters.len() {
         0 => "takes no arguments".to_owned(),
         _ => format!("takes {}", parameters.join(", ")),
@@ -181,10 +182,10 @@ pub(crate) fn place(parameters: &[&str], args: &str, kwargs: Option<&str>) -> Re
 /// Parses arguments by name; each value keeps its original text.
 ///
 /// # Errors
-/// Fails when the text is no JSON object, or when a name occurs twice.
+/// Fails when the text is not a JSON object, or when a name occurs twice.
 pub(crate) fn by_name(kwargs: &str) -> Result<BTreeMap<Cow<'_, str>, &RawValue>> {
     serde_json::from_str::<Named<'_>>(kwargs).map(|named| named.0).map_err(|error| {
-        Error::invalid(format!("the arguments by name are no json object: {kwargs}")).because(error)
+        Error::invalid(format!("the arguments by name are not a JSON object: {kwargs}")).because(error)
     })
 }
 
@@ -248,8 +249,8 @@ mod tests {
             ("[1]", Some(r#"{"whom":"a"}"#), "no argument `whom`"),
             ("[1]", Some(r#"{"id":2,"to":"a"}"#), "`id` is given twice"),
             ("[\"x\",\"a\"]", None, "do not fit (id, to, loud)"),
-            ("{}", None, "no json array"),
-            ("[1]", Some("[]"), "no json object"),
+            ("{}", None, "not a JSON array"),
+            ("[1]", Some("[]"), "not a JSON object"),
             ("[1]", Some(r#"{"to":"a","to":"b"}"#), "`to` is given twice"),
         ] {
             let error = decode::<Args>(NAMES, args, kwargs).unwrap_err().to_string();

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! store -> fetcher --bounded channel--> apalis worker -> handler (spawned) -> acker -> store
-//!          heartbeat (its own thread): renew, stop, self-fencing   maintain: housekeeping every second
+//!          heartbeat (its own thread): renew, stop, self-fencing   housekeeping: every second
 //! ```
-//! The fetcher (`reader` in error texts) claims a task only for a free slot. apalis sees a backend (`apalis.rs`) that
+//! These names are the parts of a worker in error texts: `fetcher`, `executor` (the apalis worker), `acker`,
+//! `housekeeping` and `heartbeat`. The fetcher claims a task only for a free slot. apalis sees a backend (`apalis.rs`) that
 //! never fails: only the fetcher, the acker, the heartbeat and housekeeping call the store, and they retry its errors.
 //! A task is settled outside every user layer, by its result alone, under the fence of its lease.
 
@@ -169,9 +170,9 @@ impl Worker {
         // When the caller drops this future, the guards end all its parts.
         let (_no_work, _no_lease) = (stopping.clone().drop_guard(), lease_over.clone().drop_guard());
         let mut acker = AbortOnDropHandle::new(tokio::spawn(acker::run(self.store.clone(), ended)));
-        let mut maintain =
+        let mut housekeeping =
             AbortOnDropHandle::new(tokio::spawn(housekeeping::run(self.store.clone(), stopping.clone())));
-        let mut reader = AbortOnDropHandle::new(tokio::spawn(
+        let mut fetcher = AbortOnDropHandle::new(tokio::spawn(
             fetch::Fetcher {
                 store: self.store.clone(),
                 registry: Arc::new(self.registry),
@@ -192,9 +193,9 @@ impl Worker {
         let broken = tokio::select! {
             () = shutdown => None,
             () = &mut apalis => Some("executor"),
-            _ = &mut reader => Some("reader"),
+            _ = &mut fetcher => Some("fetcher"),
             _ = &mut acker => Some("acker"),
-            _ = &mut maintain => Some("housekeeping"),
+            _ = &mut housekeeping => Some("housekeeping"),
             _ = &mut heartbeat => Some("heartbeat"),
         };
         stopping.cancel();
@@ -227,9 +228,9 @@ impl Worker {
         // The fetcher and the apalis worker have dropped all senders of ends; the acker settles the rest and stops. The
         // store refuses a settlement that comes later than a lease, so waiting longer is useless.
         let settled = async {
-            let _ = reader.await;
+            let _ = fetcher.await;
             let _ = acker.await;
-            let _ = maintain.await;
+            let _ = housekeeping.await;
             lease_over.cancel();
             let _ = heartbeat.await;
         };

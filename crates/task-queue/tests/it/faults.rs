@@ -161,7 +161,7 @@ async fn broken(at: &'static str) -> Error {
 #[tokio::test]
 async fn a_part_that_dies_ends_the_worker() {
     for (at, part) in
-        [("claim", "reader"), ("settle", "acker"), ("maintain", "housekeeping"), ("renew", "heartbeat")]
+        [("claim", "fetcher"), ("settle", "acker"), ("maintain", "housekeeping"), ("renew", "heartbeat")]
     {
         let error = broken(at).await;
         assert_eq!(error.kind(), ErrorKind::Unavailable);

@@ -16,9 +16,9 @@ impl Json {
     /// Parses a text and removes the white space between its parts.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) when the text is no JSON.
+    /// [`Invalid`](crate::ErrorKind::Invalid) when the text is not valid JSON.
     pub fn parse(text: &str) -> Result<Self> {
-        let bad = |error| Error::invalid(format!("`{text}` is no json")).because(error);
+        let bad = |error| Error::invalid(format!("`{text}` is not valid JSON")).because(error);
         let raw: &RawValue = serde_json::from_str(text).map_err(bad)?;
         RawValue::from_string(compact(raw.get())).map(Self).map_err(bad)
     }

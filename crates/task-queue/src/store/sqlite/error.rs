@@ -35,7 +35,7 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(code(error), Some(5 | 6))
 }
 
-/// Whether SQLite refused the values of one row: too large, of another type, against a constraint, or no JSON. Then
+/// Whether SQLite refused the values of one row: too large, of another type, against a constraint, or not JSON. Then
 /// the statement has changed nothing, and its transaction continues.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
     match code(error) {

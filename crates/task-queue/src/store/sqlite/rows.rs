@@ -17,7 +17,7 @@ fn json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T> {
     })
 }
 
-/// JSON from a caller. A text that is no JSON is shown as a string, so that an operator sees why it does not
+/// JSON from a caller. A text that is not JSON is shown as a string, so that an operator sees why it does not
 /// decode.
 fn given(text: &str) -> Json {
     Json::parse(text).unwrap_or_else(|_| Json::string(text))

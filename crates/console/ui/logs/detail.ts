@@ -1,6 +1,6 @@
 // The details of an opened row: a table of all fields of the record.
 
-import { copier, button, make } from "./dom";
+import { copier, button, make } from "../shell/dom";
 import { ID_NAMES, type IdName } from "./filter";
 import { members, pretty, shown } from "./exact";
 import { type LogRecord, isAhead } from "./record";

@@ -2,7 +2,7 @@
 // the top.
 
 import { detail } from "./detail";
-import { make, marked } from "./dom";
+import { make, marked } from "../shell/dom";
 import type { IdName } from "./filter";
 import { type LogRecord, colourOf, datingOf, firstLine, levelOf, levelWord, shortTime } from "./record";
 

@@ -1,6 +1,6 @@
 // The messages in place of an empty list: the reason, and the next step.
 
-import { button, copier, make } from "./dom";
+import { button, copier, make } from "../shell/dom";
 
 /** For a store without records of a service: shows a command line that sends one. */
 export function teach(box: HTMLElement): void {

@@ -1,4 +1,4 @@
-//! Builds the viewer's JavaScript with Node.js. If the build fails, the embedded page explains how to get the viewer.
+//! Builds the log viewer's JavaScript with Node.js. If the build fails, the embedded page explains how to get the viewer.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,27 +14,21 @@ const WITHOUT: &str = r#"<!doctype html>
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for path in [
-        "build.rs",
-        "ui/index.html",
-        "ui/app.css",
-        "ui/icon.svg",
-        "ui/src",
-        "ui/package.json",
-        "ui/package-lock.json",
-    ] {
+    for path in
+        ["build.rs", "ui/shell", "ui/logs", "ui/package.json", "ui/package-lock.json", "ui/tsconfig.json"]
+    {
         println!("cargo::rerun-if-changed={path}");
     }
     let files = out.join("ui");
     fs::create_dir_all(&files).expect("OUT_DIR can be written");
-    let copy = |name: &str| {
-        _ = fs::copy(Path::new("ui").join(name), files.join(name)).expect("the viewer's files can be copied")
-    };
-    copy("app.css");
-    copy("icon.svg");
+    fs::copy("ui/shell/icon.svg", files.join("icon.svg")).expect("the icon can be copied");
+    // The shell's rules come first, so that a page's rules override them.
+    let styles = ["ui/shell/shell.css", "ui/logs/logs.css"]
+        .map(|path| fs::read_to_string(path).expect("a file of styles"));
+    fs::write(files.join("app.css"), styles.concat()).expect("OUT_DIR can be written");
     match script(&out.join("ui-build")) {
         Ok(script) => {
-            copy("index.html");
+            fs::copy("ui/logs/index.html", files.join("index.html")).expect("the page can be copied");
             fs::write(files.join("app.js"), script).expect("OUT_DIR can be written");
         }
         Err(why) => {
@@ -50,13 +44,16 @@ fn main() {
 /// Bundles the TypeScript in a copy of the folder, so that the source tree stays as it is.
 fn script(work: &Path) -> Result<String, String> {
     let text = |e: std::io::Error| e.to_string();
-    fs::create_dir_all(work.join("src")).map_err(text)?;
+    fs::create_dir_all(work).map_err(text)?;
     for name in ["package.json", "package-lock.json", "tsconfig.json"] {
         fs::copy(Path::new("ui").join(name), work.join(name)).map_err(text)?;
     }
-    for entry in fs::read_dir("ui/src").map_err(text)? {
-        let entry = entry.map_err(text)?;
-        fs::copy(entry.path(), work.join("src").join(entry.file_name())).map_err(text)?;
+    for folder in ["shell", "logs"] {
+        fs::create_dir_all(work.join(folder)).map_err(text)?;
+        for entry in fs::read_dir(Path::new("ui").join(folder)).map_err(text)? {
+            let entry = entry.map_err(text)?;
+            fs::copy(entry.path(), work.join(folder).join(entry.file_name())).map_err(text)?;
+        }
     }
     // Types are not checked here: run `npm run check` after a change to the viewer.
     let quick = [

@@ -1,4 +1,4 @@
-//! Runs the aggregator alone, as a drop-in replacement for Logthon: `log-aggregator [DIRECTORY]`; Logthon's
+//! Runs the log aggregator alone with its page, as a drop-in replacement for Logthon: `log-aggregator [DIRECTORY]`; Logthon's
 //! environment variables set everything else. With `EVENT_BUS_URL` it also receives the log batches that services
 //! publish on that bus. `backbone up` runs the same aggregator beside the bus and the task workers.
 
@@ -33,12 +33,7 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            // Each `Display` contains the direct cause.
-            let causes = std::iter::successors(error.source(), |cause| cause.source());
-            eprintln!(
-                "log-aggregator: {}",
-                causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-            );
+            eprintln!("log-aggregator: {}", service_kit::chain(&*error));
             ExitCode::FAILURE
         }
     }
@@ -50,12 +45,13 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
     let mut config = Config::from_env(arguments.directory)?;
     config.http.allow_unauthenticated |= arguments.allow_unauthenticated;
     let shutdown = Shutdown::on_signals()?;
+    let pages = console::Settings::of(&config);
     let listener = http::bind(&config.http).await?;
     let bound = listener.local_addr()?;
     let aggregator = Arc::new(Aggregator::open(config).await?);
     let mut parts = Parts::new(shutdown, service_kit::shutdown::Settings::default());
-    // The aggregator also works without a bus. An unset URL therefore means no bus, not the default bus.
-    if std::env::var_os("EVENT_BUS_URL").is_some() {
+    // The aggregator also works without a bus. An unset or empty URL therefore means no bus, not the default bus.
+    if std::env::var_os("EVENT_BUS_URL").is_some_and(|url| !url.is_empty()) {
         let bus = Bus::from_env("log-aggregator").await?;
         aggregator.consume(&bus).await?;
         parts.add("bus", |stop| async move {
@@ -68,7 +64,8 @@ async fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn std::error::Error
         stop.requested().await;
         draining.drain(Duration::from_secs(10)).await
     });
-    parts.add("http", |stop| async move { aggregator.serve(listener, axum::Router::new(), stop).await });
+    let router = console::mount(aggregator.router(), &pages);
+    parts.add("http", |stop| async move { aggregator.serve(listener, router, stop).await });
     println!("listening on http://{bound}");
     std::io::stdout().flush()?;
     let report = parts.run().await;

@@ -1,6 +1,6 @@
 // The filter controls above the list: level, services and selected ids.
 
-import { button, make } from "./dom";
+import { button, make } from "../shell/dom";
 import { type Filter, ID_NAMES } from "./filter";
 import { type Level, colourOf } from "./record";
 

@@ -320,7 +320,7 @@ async fn it_works_under_any_prefix() {
         *request.uri_mut() = path.strip_prefix("/some/deep").unwrap_or("/none").parse().expect("a path");
         request
     };
-    let inner = tower::ServiceBuilder::new().map_request(strip).service(served.aggregator.router());
+    let inner = tower::ServiceBuilder::new().map_request(strip).service(served.router.clone());
     let router = axum::Router::new().fallback_service(inner);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");

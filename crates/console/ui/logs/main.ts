@@ -1,13 +1,13 @@
 // The viewer: follows newly stored records, lists them, and shows their details.
 
 import { showLevels, showServices } from "./bar";
-import { find } from "./dom";
+import { find } from "../shell/dom";
 import { failed, nothing, teach } from "./empty";
 import { fromAddress, toAddress, toParameters, wordsOf } from "./filter";
 import { type LogRecord } from "./record";
 import { MOST_ROWS, Rows } from "./rows";
 import { Tail, page, services } from "./source";
-import { startTheme } from "./theme";
+import { startTheme } from "../shell/theme";
 
 const FIRST_PAGE = 300;
 const STATES = { connecting: "Connecting", connected: "Live", disconnected: "Disconnected" } as const;
