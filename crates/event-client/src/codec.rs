@@ -7,7 +7,8 @@ use smol_str::SmolStr;
 
 use crate::checked::Checked;
 pub use crate::checked::MAX_DEPTH;
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::cloudevents::essence;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// A payload encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -100,11 +101,6 @@ impl Codec {
         let is = |known: &str| suffix.eq_ignore_ascii_case(known);
         ["msgpack", "x-msgpack", "vnd.msgpack"].into_iter().any(is).then_some(Self::MsgPack)
     }
-}
-
-/// A MIME type without its parameters.
-pub(crate) fn essence(content_type: &str) -> &str {
-    content_type.split(';').next().unwrap_or_default().trim()
 }
 
 impl std::str::FromStr for Codec {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use smol_str::SmolStr;
 use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// W3C trace context, level 1: a trace and a span in it.
 ///

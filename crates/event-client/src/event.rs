@@ -45,8 +45,8 @@ use serde::de::DeserializeOwned;
 use smol_str::SmolStr;
 
 use crate::envelope::Envelope;
-use crate::error::{Error, ErrorKind, Result};
 use crate::subject::{Pattern, Subject};
+use event_transport::error::{Error, ErrorKind, Result};
 
 pub use schemars::{JsonSchema, Schema};
 

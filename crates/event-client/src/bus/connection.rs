@@ -10,9 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::codec::Codec;
 use crate::confirm::Confirm;
 use crate::envelope::Mode;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Durability, Message};
 use crate::transport::{Capabilities, Receipt, Transport};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The settings with which a service uses its bus.
 #[derive(Clone, Debug)]

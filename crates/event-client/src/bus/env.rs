@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::{Bus, Settings};
-use crate::error::{Error, ErrorKind, Result};
 use crate::transport;
 use crate::url::BusUrl;
+use event_transport::error::{Error, ErrorKind, Result};
 
 impl Bus {
     /// The environment variables that [`Bus::from_env`] reads, each with its description.

@@ -8,9 +8,9 @@ use smol_str::SmolStr;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Bus;
-use crate::bounds::LONGEST;
 use crate::telemetry;
 use crate::transport::GroupStatus;
+use event_transport::bounds::LONGEST;
 
 /// A running export of lag metrics. The export stops when this value is dropped.
 #[derive(Debug)]

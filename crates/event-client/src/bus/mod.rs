@@ -20,13 +20,13 @@ pub use publishing::Publishing;
 pub use window::Window;
 
 use crate::confirm::Confirm;
-use crate::error::Result;
 use crate::event::Event;
 use crate::message::Message;
 use crate::request::{Call, Client, Request, Sender, ServiceHealth, health};
 use crate::subscription::Subscription;
 use crate::transport::{self, Admin, Capabilities, Receipt, Subscribe, Transport};
 use crate::url::BusUrl;
+use event_transport::error::Result;
 
 /// A connection to the bus; clones share it.
 #[derive(Clone)]

@@ -8,14 +8,14 @@ use smol_str::SmolStr;
 
 use super::connection::Connection;
 use super::publishing::Publishing;
-use crate::bounds;
 use crate::context::Context;
 use crate::envelope::{self, Meta};
-use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::message::{Durability, Headers, Message, MessageId};
 use crate::subject::Subject;
 use crate::transport::Receipt;
+use event_transport::bounds;
+use event_transport::error::{Error, Result};
 
 /// A publish under construction; `.await` sends the message and returns after the broker has confirmed it.
 ///

@@ -11,10 +11,10 @@ use tokio::task::coop;
 
 use super::connection::Connection;
 use crate::confirm::Confirm;
-use crate::error::Result;
 use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::Receipt;
+use event_transport::error::Result;
 
 /// Sends a message when it is awaited, and resolves when the transport has confirmed it.
 ///

@@ -8,10 +8,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::connection::Connection;
 use super::publish;
 use crate::confirm::Confirm;
-use crate::error::Result;
 use crate::event::Event;
 use crate::message::Message;
 use crate::transport::Receipt;
+use event_transport::error::Result;
 
 /// A sliding window of unconfirmed publishes: a push beyond the size waits only for the oldest publish.
 ///

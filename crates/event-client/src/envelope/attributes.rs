@@ -1,15 +1,13 @@
 //! The attributes by name: the values that each may have, checked in the same way when it is read and when it is
 //! written.
 
-use std::borrow::Cow;
-
 use jiff::Timestamp;
 use smol_str::SmolStr;
 
 use super::meta::Meta;
-use super::time;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::MessageId;
+use event_transport::error::{Error, ErrorKind, Result};
+use event_transport::rfc3339;
 
 /// The most attributes of one event that this library does not know (extensions).
 pub const MAX_EXTENSIONS: usize = 64;
@@ -22,7 +20,7 @@ const NAMED: &str = "named with a-z and 0-9 only, and neither `data` nor the nam
 impl Meta {
     /// Sets a known attribute or an extension from text, as read from a header or from a string in the body.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        let time = || time::read(value).map(Some).ok_or_else(|| invalid(name, TIME));
+        let time = || rfc3339::read(value).map(Some).ok_or_else(|| invalid(name, TIME));
         match name {
             "specversion" if value == "1.0" => {}
             "specversion" => {
@@ -131,25 +129,6 @@ fn is_extension(name: &str) -> bool {
 pub(super) fn trace_state(value: &str) -> Option<SmolStr> {
     let fits = (1..=MAX_TRACE_STATE).contains(&value.len());
     (fits && value.bytes().all(|byte| matches!(byte, b' '..=b'~'))).then(|| value.into())
-}
-
-/// Returns a header's value without the quotes that the HTTP and NATS bindings allow around it.
-pub(crate) fn unquote(value: &str) -> Cow<'_, str> {
-    match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-        None => value.into(),
-        Some(inner) if !inner.contains('\\') => inner.into(),
-        Some(inner) => {
-            let mut text = String::with_capacity(inner.len());
-            let mut characters = inner.chars();
-            while let Some(character) = characters.next() {
-                text.push(match character {
-                    '\\' => characters.next().unwrap_or('\\'),
-                    other => other,
-                });
-            }
-            text.into()
-        }
-    }
 }
 
 fn text(name: &str, takes: &str) -> String {

@@ -5,11 +5,12 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 use serde::Serialize;
 use smol_str::SmolStr;
 
-use super::attributes::{invalid, trace_state, unquote};
+use super::attributes::{invalid, trace_state};
 use super::meta::{Decoded, Meta};
 use crate::codec::Codec;
-use crate::error::{ErrorKind, Result};
 use crate::message::{Headers, Message};
+use event_transport::cloudevents::unquote;
+use event_transport::error::{ErrorKind, Result};
 
 const PREFIX: &str = "ce-";
 

@@ -2,22 +2,9 @@
 
 use memchr::memmem;
 
-use crate::codec::essence;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
-
-/// Content type of a structured JSON event.
-pub const STRUCTURED_JSON: &str = "application/cloudevents+json";
-/// Content type of a structured MessagePack event.
-pub const STRUCTURED_MSGPACK: &str = "application/cloudevents+msgpack";
-
-const CLOUD_EVENTS: &str = "application/cloudevents";
-
-/// Whether a content type declares that the body is a whole event.
-pub(crate) fn is_structured(content_type: &str) -> bool {
-    let start = essence(content_type).get(..CLOUD_EVENTS.len());
-    start.is_some_and(|start| start.eq_ignore_ascii_case(CLOUD_EVENTS))
-}
+use event_transport::cloudevents::{STRUCTURED, STRUCTURED_JSON, STRUCTURED_MSGPACK, essence, is_structured};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The form in which a message carries its event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +32,7 @@ impl Form {
         let binary = message.headers.iter().any(|(name, _)| name.starts_with("ce-"));
         let essence = essence(content_type);
         if is_structured(content_type) {
-            return match essence[CLOUD_EVENTS.len()..].to_ascii_lowercase().as_str() {
+            return match essence[STRUCTURED.len()..].to_ascii_lowercase().as_str() {
                 "" | "+json" => Ok(Self::Json),
                 "+msgpack" | "+x-msgpack" | "+vnd.msgpack" => Ok(Self::MsgPack),
                 _ if binary => Ok(Self::Binary),

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use super::attributes::invalid;
 use super::meta::{Decoded, Meta};
 use crate::codec::Codec;
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::error::{Error, ErrorKind, Result};
 
 pub(super) fn write<T: Serialize + ?Sized>(meta: &Meta, data: &T) -> Result<Bytes> {
     let mut body = Vec::with_capacity(512);

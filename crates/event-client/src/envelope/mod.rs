@@ -27,7 +27,6 @@ mod json;
 mod meta;
 mod msgpack;
 mod text;
-pub(crate) mod time;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -37,13 +36,11 @@ use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use crate::codec::Codec;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::{Headers, Message};
 pub use attributes::MAX_EXTENSIONS;
-pub(crate) use attributes::unquote;
+pub use event_transport::cloudevents::{STRUCTURED_JSON, STRUCTURED_MSGPACK};
+use event_transport::error::{Error, ErrorKind, Result};
 use form::Form;
-pub(crate) use form::is_structured;
-pub use form::{STRUCTURED_JSON, STRUCTURED_MSGPACK};
 use meta::Decoded;
 pub use meta::Meta;
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::attributes::invalid;
 use super::meta::{Decoded, Meta};
 use crate::codec::{Codec, MAX_DEPTH};
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::error::{Error, ErrorKind, Result};
 
 pub(super) fn write<T: Serialize + ?Sized>(meta: &Meta, data: &T) -> Result<Bytes> {
     let mut body = Vec::with_capacity(512);

@@ -48,9 +48,9 @@ use std::time::Duration;
 use smol_str::SmolStr;
 use sqlx::{Pool, Transaction};
 
-use crate::error::Result;
 use crate::service::{FromIncoming, FromRef, Incoming};
 use crate::sql::{ago, explain, now};
+use event_transport::error::Result;
 
 pub use crate::sql::{Dialect, create_tables};
 

@@ -16,8 +16,9 @@ use pin_project_lite::pin_project;
 use tower::BoxError;
 use tower_service::Service;
 
+use super::error::of_layer;
 use super::operation::{Classify, Operation};
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// Decides whether and when a call may start.
 pub trait Admission: Clone + Send + 'static {
@@ -103,7 +104,7 @@ where
     type Future = AdmissionFuture<G::Permit, S, T>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(Error::of_layer)
+        self.inner.poll_ready(cx).map_err(of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -169,7 +170,7 @@ where
                     Err(error) => return Poll::Ready(Err(error)),
                 },
                 StateProjection::Running { permit, call } => {
-                    let result = ready!(call.poll(cx)).map_err(Error::of_layer);
+                    let result = ready!(call.poll(cx)).map_err(of_layer);
                     if let Some(permit) = permit.take() {
                         permit.leave(&result);
                     }

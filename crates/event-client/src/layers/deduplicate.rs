@@ -14,10 +14,11 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::error::{Error, Result};
+use super::error::of_layer;
 use crate::message::MessageId;
 use crate::service::{Incoming, Outcome};
-use crate::sync::lock;
+use event_transport::error::{Error, Result};
+use event_transport::sync::lock;
 
 /// Acknowledges an event without calling its handler when that handler has already acknowledged the same id in this
 /// process. The memory is bounded: 10 000 ids for 10 minutes by default. Each handler has its own memory.
@@ -107,7 +108,7 @@ where
     type Future = DeduplicateFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(Error::of_layer)
+        self.inner.poll_ready(cx).map_err(of_layer)
     }
 
     fn call(&mut self, incoming: Incoming) -> Self::Future {
@@ -145,7 +146,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(call) = this.call.as_pin_mut() else { return Poll::Ready(Ok(Outcome::Ack)) };
-        let result = ready!(call.poll(cx)).map_err(Error::of_layer);
+        let result = ready!(call.poll(cx)).map_err(of_layer);
         if let (Ok(Outcome::Ack), Some((memory, id))) = (&result, this.note.take()) {
             lock(&memory).remember(id, Instant::now());
         }

@@ -13,10 +13,11 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::error::of_layer;
 use super::operation::{Classify, Kind, Operation, label};
 use super::registry::Registry;
-use crate::error::{Error, Result};
 use crate::telemetry;
+use event_transport::error::{Error, Result};
 
 /// Counts and times every call through the `metrics` facade, under the names in [`telemetry`].
 ///
@@ -114,7 +115,7 @@ where
     type Future = MetricsFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(Error::of_layer)
+        self.inner.poll_ready(cx).map_err(of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -167,7 +168,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.call.poll(cx)).map_err(Error::of_layer);
+        let result = ready!(this.call.poll(cx)).map_err(of_layer);
         let ending = this.under_way.instruments.ending(label(&result));
         ending.count.increment(1);
         ending.duration.record(this.under_way.started.elapsed().as_secs_f64());

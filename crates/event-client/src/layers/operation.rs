@@ -7,10 +7,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
-use crate::error::{Error, ErrorKind};
 use crate::message::Message;
 use crate::request::{Answer, Outgoing};
 use crate::service::{Incoming, Outcome};
+use event_transport::error::{Error, ErrorKind};
 
 /// The work that passes through layers: an [`Incoming`] message or an [`Outgoing`] request.
 pub trait Operation: Clone + Send + 'static {

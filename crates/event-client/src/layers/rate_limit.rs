@@ -9,9 +9,9 @@ use tower_layer::Layer;
 
 use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
 use super::operation::{Classify, Operation};
-use crate::bounds;
-use crate::error::{Error, ErrorKind};
-use crate::sync::lock;
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind};
+use event_transport::sync::lock;
 
 /// Admits calls at an even rate, with bursts of a size that can be set. All services and clients that this value and
 /// its clones wrap share one rate.

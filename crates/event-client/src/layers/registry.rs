@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use smol_str::SmolStr;
 
-use crate::sync::lock;
+use event_transport::sync::lock;
 
 /// The most names whose values are kept. Names are event types and subjects, so normal use never reaches this number.
 const MOST: usize = 4096;

@@ -7,9 +7,9 @@ use tower::retry::Policy;
 use tower_layer::Layer;
 
 use super::operation::{Class, Classify, Operation, classify};
-use crate::bounds;
-use crate::error::{Error, ErrorKind};
 use crate::service::RetryPolicy;
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind};
 
 /// Repeats a call in the same process when it failed through no fault of its own, for faults that last less than a
 /// few seconds.

@@ -11,8 +11,9 @@ use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::error::of_layer;
 use super::operation::Operation;
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// Drops a call that takes longer than this, including the waits in inner layers.
 ///
@@ -55,7 +56,7 @@ where
     type Future = TimeoutFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(Error::of_layer)
+        self.inner.poll_ready(cx).map_err(of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -88,7 +89,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         if let Poll::Ready(result) = this.call.poll(cx) {
-            return Poll::Ready(result.map_err(Error::of_layer));
+            return Poll::Ready(result.map_err(of_layer));
         }
         // Polled after the call, so that a call that never waits never registers a timer.
         this.sleep.poll(cx).map(|()| {

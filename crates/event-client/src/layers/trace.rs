@@ -12,8 +12,9 @@ use tower_service::Service;
 use tracing::Span;
 use tracing::field::{Empty, display};
 
+use super::error::of_layer;
 use super::operation::{Classify, Kind, Operation, label};
-use crate::error::{Error, Result};
+use event_transport::error::{Error, Result};
 
 /// Puts a span of level INFO around every call. The span has OpenTelemetry's messaging fields, `trace_id` and
 /// `span_id` of the message's W3C trace context, and `outcome` when the call has ended. Everything that the call logs
@@ -49,7 +50,7 @@ where
     type Future = TraceFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.inner.poll_ready(cx).map_err(Error::of_layer)
+        self.inner.poll_ready(cx).map_err(of_layer)
     }
 
     fn call(&mut self, operation: T) -> Self::Future {
@@ -116,7 +117,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _inside = this.span.enter();
-        let result = ready!(this.call.poll(cx)).map_err(Error::of_layer);
+        let result = ready!(this.call.poll(cx)).map_err(of_layer);
         this.span.record("outcome", label(&result));
         Poll::Ready(result)
     }

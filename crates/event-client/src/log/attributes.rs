@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// Objects and lists nested deeper than this are refused; serde_json itself reads up to 128 levels.
 const MOST_LEVELS: usize = 126;

@@ -101,8 +101,13 @@ where
 /// Whether a line comes from the bus or its storage at a level below INFO. They log such lines for each message;
 /// shipping a line would cause more lines of the same kind, without end.
 fn is_below_the_bus(target: &str, level: Level) -> bool {
-    const CRATES: [&str; 11] = [
+    const CRATES: [&str; 16] = [
         "event_client",
+        "event_transport",
+        "transport_sqlite",
+        "transport_nats",
+        "transport_redis",
+        "transport_rabbitmq",
         "sqlx",
         "async_nats",
         "redis",

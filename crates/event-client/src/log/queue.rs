@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::record::{Dropped, LogRecord};
 use super::severity::Severity;
-use crate::sync::lock;
+use event_transport::sync::lock;
 
 /// The most records that wait.
 const MOST_RECORDS: usize = 8192;

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::layer::{ShippingLayer, unshipped};
 use super::queue::Queue;
 use super::record::{LogBatch, LogRecord};
-use crate::backoff::Backoff;
 use crate::bus::Bus;
-use crate::error::{Error, ErrorKind};
 use crate::message::MessageId;
-use crate::supervise;
+use event_transport::backoff::Backoff;
+use event_transport::error::{Error, ErrorKind};
+use event_transport::supervise;
 
 /// The longest time that a record waits for other records of its batch.
 const LINGER: Duration = Duration::from_millis(200);

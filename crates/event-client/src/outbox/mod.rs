@@ -50,7 +50,7 @@ pub use relay::Relay;
 pub use set_aside::{SetAside, counts, discard, retry, set_aside};
 pub use stage::{Stage, stage, stage_all};
 
-use crate::error::Result;
+use event_transport::error::Result;
 
 /// Counts the stagings and commits of this process, to wake the relays that run in it.
 static STAGED: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));

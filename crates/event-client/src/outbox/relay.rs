@@ -12,12 +12,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::claim::Claim;
 use super::send::{Refused, Sent, send};
 use super::{Dialect, Notifier, Row, STAGED};
-use crate::bounds;
 use crate::bus::Bus;
-use crate::error::{Error, ErrorKind, Result};
 use crate::service::RetryPolicy;
 use crate::sql::{ago, explain, now};
 use crate::trail::Trail;
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The most rows that one statement deletes, so that pruning never holds a lock for long.
 const PRUNE: u32 = 1000;
@@ -70,7 +70,7 @@ impl<D: Dialect> Relay<D> {
             poll: Duration::from_secs(1),
             keep: Duration::from_secs(3600),
             dedup,
-            claim: Claim::new(crate::transport::consumer_name().into(), Duration::from_secs(10)),
+            claim: Claim::new(event_transport::consumer_name().into(), Duration::from_secs(10)),
             pruned: None,
         }
     }

@@ -8,8 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{Row, stage};
 use crate::bus::Bus;
 use crate::confirm::Confirm;
-use crate::error::{Error, ErrorKind};
 use crate::transport::Receipt;
+use event_transport::error::{Error, ErrorKind};
 
 /// The result of a batch.
 #[derive(Default)]

@@ -4,8 +4,8 @@
 use sqlx::Pool;
 
 use super::{Counts, Dialect, Row, announce};
-use crate::error::Result;
 use crate::sql::explain;
+use event_transport::error::Result;
 
 /// An event that cannot be published: it is too large for the bus, or its form is one that the bus refuses.
 #[derive(Clone, Debug, PartialEq)]

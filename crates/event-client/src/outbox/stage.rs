@@ -13,11 +13,11 @@ use crate::bus::Settings;
 use crate::codec::Codec;
 use crate::context::Context;
 use crate::envelope::{self, Envelope, Meta, Mode};
-use crate::error::{Error, ErrorKind, Result};
 use crate::event::Event;
 use crate::message::{Headers, Message, MessageId};
 use crate::sql::{Dialect, Row, explain, now};
 use crate::subject::Subject;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// A placeholder for the source until the relay writes the source of its bus.
 const SOURCE: &str = "/outbox";

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::{CallError, ReplyError};
 use crate::codec::Codec;
-use crate::error::{Error, ErrorKind, Result};
 use crate::status::{Code, STATUS, STATUS_DETAILS, Status};
 use crate::transport::{Frame, Replies};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The answer to a request, as the client's layers receive it. The first frame has arrived; the other frames of a
 /// stream may still be in flight.

@@ -10,12 +10,12 @@ use tokio::time::Instant;
 
 use super::send::{Outgoing, Sender};
 use super::{CallError, ReplyStream, Request, Streaming, Unary, answer};
-use crate::bounds;
 use crate::context::{self, Context};
 use crate::envelope::{self, Meta};
-use crate::error::{Error, Result};
 use crate::message::{Durability, Headers, Message, MessageId};
 use crate::subject::Subject;
+use event_transport::bounds;
+use event_transport::error::{Error, Result};
 
 /// The default time limit of a call: 5 s.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);

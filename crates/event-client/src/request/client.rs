@@ -10,7 +10,6 @@ use tower_layer::Layer;
 use super::send::{BoxCall, Outgoing, Sender, send};
 use super::{Answer, Call, Request};
 use crate::bus::Connection;
-use crate::error::Error;
 
 /// Sends requests through layers such as [`Timeout`](crate::layers::Timeout) and
 /// [`CircuitBreaker`](crate::layers::CircuitBreaker). Clones share the layers' state.
@@ -39,7 +38,7 @@ impl Client {
         <L::Service as tower_service::Service<Outgoing>>::Error: Into<tower::BoxError>,
         <L::Service as tower_service::Service<Outgoing>>::Future: Send,
     {
-        let service = layer.layer(self.service).map_err(Error::of_layer);
+        let service = layer.layer(self.service).map_err(crate::layers::of_layer);
         Self { bus: self.bus, service: BoxCloneSyncService::new(service) }
     }
 

@@ -4,8 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::{NoError, ReplyError};
-use crate::error::{Error, ErrorKind};
 use crate::status::{Code, Status};
+use event_transport::error::{Error, ErrorKind};
 
 /// The reason why a call failed; `E` is the request's own error type.
 #[derive(Debug)]

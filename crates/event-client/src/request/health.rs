@@ -6,10 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Codec;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::subject::Subject;
 use crate::transport::Requests;
+use event_transport::HEALTH_SUBJECTS;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The health report of a service; see [`Bus::health`](crate::Bus::health).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,13 +29,7 @@ pub const HEALTH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The subject on which the members of a service answer health requests: `sys.health.<service>`.
 pub(crate) fn subject(service: &str) -> Result<Subject> {
-    Subject::new(format!("sys.health.{service}"))
-}
-
-/// Whether a subject is for health requests, which this library answers and not a handler.
-#[cfg(feature = "nats")]
-pub(crate) fn is_health(subject: &Subject) -> bool {
-    subject.as_str().starts_with("sys.health.")
+    Subject::new(format!("{HEALTH_SUBJECTS}{service}"))
 }
 
 /// Requests the health of one member of a service.

@@ -55,8 +55,6 @@ pub use answer::Answer;
 pub use call::{Call, DEFAULT_DEADLINE, DEFAULT_STREAM_DEADLINE};
 pub use client::Client;
 pub use error::CallError;
-#[cfg(feature = "nats")]
-pub(crate) use health::is_health;
 pub use health::{HEALTH_DEADLINE, ServiceHealth};
 pub(crate) use send::Sender;
 pub use send::{BoxCall, Outgoing};

@@ -7,9 +7,9 @@ use tower::util::BoxCloneSyncService;
 use super::Answer;
 use crate::bus::Connection;
 use crate::context::Context;
-use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::status::Code;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// A request that passes through a client's layers to the bus.
 ///

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 
 use super::stats::Stats;
 use crate::confirm::Confirm;
-use crate::error::Result;
+use event_transport::error::Result;
 
 /// The most unconfirmed settlements of one worker.
 const UNCONFIRMED: usize = 1024;

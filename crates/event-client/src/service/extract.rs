@@ -15,9 +15,9 @@ use super::versions::Versions;
 use crate::bus::{Bus, Publish};
 use crate::context::Context;
 use crate::envelope;
-use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, version_of};
 use crate::message::{Headers, Message, MessageId};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// An argument that a handler can take before its payload.
 #[diagnostic::on_unimplemented(

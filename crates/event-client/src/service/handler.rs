@@ -15,8 +15,8 @@ use super::reply::{AnswerTo, Req, RequestHandler};
 use super::retry::RetryPolicy;
 use super::route::{Endpoint, Route};
 use super::versions::Versions;
-use crate::error::Result;
 use crate::transport::{Start, Subscribe};
+use event_transport::error::Result;
 
 /// A function that handles messages. Implemented for async functions of extractors; `M` is the list of their types.
 #[diagnostic::on_unimplemented(

@@ -9,11 +9,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::source::Beat;
 use crate::bus::Bus;
 use crate::codec::Codec;
-use crate::error::{ErrorKind, Result};
 use crate::message::Headers;
 use crate::request::{ServiceHealth, health};
 use crate::subscription::Health;
 use crate::transport::{Frame, IncomingRequest, Serve};
+use event_transport::error::{ErrorKind, Result};
 
 /// The most health requests that are answered at a time; each takes microseconds.
 const CREDIT: usize = 8;

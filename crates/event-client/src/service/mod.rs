@@ -87,9 +87,9 @@ pub use versions::Versions;
 pub(crate) use worker::Observer;
 
 use crate::bus::Bus;
-use crate::error::{Error, Result};
 use crate::subject::Pattern;
 use crate::transport::IncomingRequest;
+use event_transport::error::{Error, Result};
 use source::Taker;
 use worker::HandlerRuntime;
 
@@ -277,7 +277,7 @@ impl<S: Send + Sync + 'static> Service<S> {
                 Registration {
                     open: Box::new(move |state| {
                         let service = layer.layer(open(state).boxed());
-                        Box::new(tower::ServiceExt::map_err(service, Error::of_layer))
+                        Box::new(tower::ServiceExt::map_err(service, crate::layers::of_layer))
                     }),
                     ..entry
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use smol_str::SmolStr;
 
 use crate::delivery::Reason;
-use crate::error::{Error, ErrorKind};
+use event_transport::error::{Error, ErrorKind};
 
 /// The result of handling one message.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,10 +7,10 @@ use super::incoming::Incoming;
 use super::outcome::{IntoOutcome, Outcome};
 use super::reply_channel::Exchange;
 use super::route::{Endpoint, Route};
-use crate::error::{Error, ErrorKind, Result};
 use crate::request::{CallError, ReplyError, Request, Shape};
 use crate::status::{Code, Status};
 use crate::transport::Frame;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The last argument of a handler that answers requests: the decoded request.
 ///

@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::route::Endpoint;
 use crate::codec::Codec;
 use crate::confirm::Confirm;
-use crate::error::Result;
 use crate::message::Headers;
 use crate::request::ReplyError;
 use crate::status::{Code, STATUS_DETAILS, Status};
-use crate::sync::lock;
 use crate::transport::{Frame, Responder};
+use event_transport::error::Result;
+use event_transport::sync::lock;
 
 /// The state of one request, shared by the server, the handler and a streaming handler's sink.
 pub struct Exchange {

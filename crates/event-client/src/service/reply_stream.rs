@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::extract::FromIncoming;
 use super::incoming::Incoming;
 use super::reply_channel::Exchange;
-use crate::error::{Error, ErrorKind, Result};
 use crate::request::{Request, Streaming};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// Sends the chunks of the answer to a request that is declared with `stream`.
 ///

@@ -14,10 +14,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::health::{self, Pulse};
 use super::source::Events;
 use super::stats::{Counts, Stats};
-use crate::bounds;
 use crate::bus::Bus;
-use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::Health;
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// A started service. Dropping it stops the workers at once; their unsettled messages return to their groups.
 #[must_use = "dropping it stops the service"]

@@ -15,15 +15,15 @@ use super::outcome::Outcome;
 use super::reply_channel::Exchange;
 use super::route::Endpoint;
 use super::worker::HandlerRuntime;
-use crate::bounds;
 use crate::codec::Codec;
 use crate::delivery::{DeliveryInfo, Reason};
 use crate::envelope::Envelope;
-use crate::error::{Error, ErrorKind};
 use crate::status::Status;
-use crate::supervise::{self, panic_text};
 use crate::trail::Trail;
 use crate::transport::{Frame, IncomingRequest};
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind};
+use event_transport::supervise::{self, panic_text};
 
 /// The queue of a handler's requests. The workers receive from it in turn, so no request waits for a new task.
 type Inbox = Arc<Mutex<mpsc::Receiver<IncomingRequest>>>;

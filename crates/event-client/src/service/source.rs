@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::versions::Patience;
 use crate::bus::Bus;
 use crate::delivery::Delivery;
-use crate::error::{Error, ErrorKind, Result};
 use crate::subscription::{Health, Subscription};
 use crate::transport::{Mode, Subscribe};
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// The time for which a member that stands back leaves the group: standby members look for a free place once a
 /// second.

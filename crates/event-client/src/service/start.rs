@@ -17,9 +17,9 @@ use super::versions::Patience;
 use super::worker::HandlerRuntime;
 use super::{Service, Work};
 use crate::bus::{Bus, Settings};
-use crate::error::{Error, Result};
 use crate::subject::{Group, Pattern, Subject};
 use crate::transport::{IncomingRequest, Serve, Subscribe};
+use event_transport::error::{Error, Result};
 
 impl Service {
     /// Subscribes every handler and starts its workers.

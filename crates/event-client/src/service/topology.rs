@@ -1,9 +1,9 @@
 //! The durable groups that a service needs on its bus, listed before the service starts.
 
 use super::Service;
-use crate::error::{Error, Result};
 use crate::subject::Group;
 use crate::transport::{Subscribe, Topology};
+use event_transport::error::{Error, Result};
 
 impl<S> Service<S> {
     /// Returns the durable groups of its handlers, for `backbone topology plan|apply`: print them as JSON from a flag

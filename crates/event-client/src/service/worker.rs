@@ -18,16 +18,16 @@ use super::retry::RetryPolicy;
 use super::source::Taker;
 use super::stats::Stats;
 use super::versions::{Fate, Patience, Reader};
-use crate::bounds;
 use crate::bus::Bus;
 use crate::confirm::Confirm;
 use crate::context::Context;
 use crate::delivery::{Delivery, Reason, Rejection, Settlement};
 use crate::envelope::Envelope;
-use crate::error::Error;
 use crate::message::Message;
-use crate::supervise::{self, panic_text};
 use crate::trail::Trail;
+use event_transport::bounds;
+use event_transport::error::Error;
+use event_transport::supervise::{self, panic_text};
 
 /// The number of deliveries beyond the last attempt after which a message counts as one that crashes its consumers.
 const CRASH_MARGIN: u32 = 5;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::bounds;
-use crate::error::{Error, ErrorKind, Result};
+use event_transport::bounds;
+use event_transport::error::{Error, ErrorKind, Result};
 
 /// A staged event: one row of the outbox.
 ///

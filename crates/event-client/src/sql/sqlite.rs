@@ -8,8 +8,8 @@ use sqlx::sqlite::{Sqlite, SqliteConnection, SqlitePool, SqliteRow};
 use sqlx::{Row as _, query};
 
 use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Notifier, Row, now};
-use crate::bounds;
-use crate::error::ErrorKind;
+use event_transport::bounds;
+use event_transport::error::ErrorKind;
 
 const TABLES: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS outbox (

@@ -33,7 +33,6 @@
 //! ```
 
 mod record;
-pub(crate) mod tasks;
 mod watched;
 
 use std::fmt;
@@ -43,17 +42,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use event_transport::tasks::{kill, tasks};
 use record::Records;
 pub use record::{Attempted, Emitted, Handled};
-pub use tasks::{kill, tasks};
 use watched::Watched;
 
-use crate::bounds;
 use crate::bus::{Bus, Settings};
-use crate::error::Result;
 use crate::event::Event;
 use crate::service::{Running, Service};
 use crate::transport::{DeadLetter, DeadLetterFilter, MemoryConfig, MemoryTransport};
+use event_transport::bounds;
+use event_transport::error::Result;
 
 /// The longest time that [`TestBus::until_idle`] waits on a paused clock: far longer than any sum of backoffs.
 const PAUSED_BOUND: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -15,7 +15,7 @@ use crate::event::{Event, version_of};
 use crate::message::{Message, MessageId};
 use crate::service::{Identity, Observer, Outcome, OutcomeKind};
 use crate::subject::{Pattern, Subject};
-use crate::sync::lock;
+use event_transport::sync::lock;
 
 /// Everything recorded since the start.
 #[derive(Default)]

@@ -6,13 +6,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::record::Records;
-use crate::bounds;
 use crate::bus::{Bus, Settings};
 use crate::confirm::Confirm;
-use crate::error::Result;
 use crate::message::Message;
 use crate::subscription::Subscription;
 use crate::transport::{Admin, Capabilities, MemoryTransport, Mode, Receipt, Requests, Subscribe, Transport};
+use event_transport::bounds;
+use event_transport::error::Result;
 
 pub(super) struct Watched {
     memory: Arc<MemoryTransport>,

@@ -21,8 +21,8 @@ pub use store::{CircuitCell, CircuitState, CircuitStore, MemoryCircuits};
 use super::admission::{Admission, AdmissionService, Decision, Permit, wait_for};
 use super::operation::{Class, Classify, Kind, Operation, classify};
 use super::registry::Registry;
-use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry;
+use event_transport::error::{Error, ErrorKind, Result};
 use store::{now, until};
 
 /// A waiting event checks the circuit at least this often, because another process may have changed a shared store.

@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::items::{Batch, Item};
 use crate::service::outcome::Outcome;
-use crate::supervise::panic_text;
+use event_transport::supervise::panic_text;
 
 /// The bounds of the batches of one handler.
 pub(super) struct Bounds {

@@ -20,8 +20,8 @@ use super::outcome::{IntoOutcome, Outcome};
 use super::route::Route;
 use super::versions::Versions;
 use crate::bus::Bus;
-use crate::error::Result;
 use crate::event::Event;
+use event_transport::error::Result;
 
 /// The return type of a batch handler: one outcome for all items (`()`, [`Outcome`]), or a `Vec<Outcome>` with one
 /// outcome for each item in their order, or a `Result` of either with any error.

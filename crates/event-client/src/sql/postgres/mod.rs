@@ -19,8 +19,8 @@ use sqlx::postgres::{PgConnection, PgPool, PgRow, Postgres};
 use sqlx::{Row as _, query};
 
 use super::{COUNTS, Counts, Dialect, Look, MISSING_TABLE, Row};
-use crate::bounds;
-use crate::error::ErrorKind;
+use event_transport::bounds;
+use event_transport::error::ErrorKind;
 
 impl Dialect for Postgres {
     type Cursor = cursor::Cursor;
