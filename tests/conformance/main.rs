@@ -10,6 +10,7 @@ use test_servers::Generation;
 
 mod memory;
 mod nats;
+mod outside;
 mod rabbitmq;
 mod redis;
 mod servers;
@@ -21,11 +22,13 @@ use tally::Tally;
 fn main() -> std::process::ExitCode {
     // Cases with several processes start this program again.
     play_if_asked();
+    outside::register();
     let mut arguments = Arguments::from_args();
     // Cases mostly wait for leases, delays and restarts, and compute little.
     arguments.test_threads.get_or_insert(AT_ONCE);
     let fixtures: Vec<Arc<dyn Fixture>> = vec![
         Arc::new(memory::Memory),
+        Arc::new(outside::OutsideTransport),
         Arc::new(sqlite::Sqlite),
         Arc::new(nats::Nats(Generation::Old)),
         Arc::new(nats::Nats(Generation::New)),

@@ -15,16 +15,19 @@ use tokio::time::Instant;
 pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Returns `duration`, but at most [`LONGEST`].
+#[inline]
 pub fn bounded(duration: Duration) -> Duration {
     duration.min(LONGEST)
 }
 
 /// The time `duration` after `start`.
+#[inline]
 pub fn later(start: Instant, duration: Duration) -> Instant {
     start + bounded(duration)
 }
 
 /// The time `duration` from now.
+#[inline]
 pub fn from_now(duration: Duration) -> Instant {
     later(Instant::now(), duration)
 }
@@ -42,22 +45,26 @@ pub fn left_until(time: Timestamp) -> Duration {
 }
 
 /// Whole milliseconds, rounded up, so that a wait never ends early.
+#[inline]
 pub fn millis(duration: Duration) -> u64 {
     let duration = bounded(duration);
     duration.as_secs() * 1000 + u64::from(duration.subsec_nanos().div_ceil(1_000_000))
 }
 
 /// Whole milliseconds, rounded up, for stores and brokers with signed numbers.
+#[inline]
 pub fn signed_millis(duration: Duration) -> i64 {
     millis(duration).cast_signed()
 }
 
 /// `duration` in whole milliseconds, rounded up.
+#[inline]
 pub fn whole_millis(duration: Duration) -> Duration {
     Duration::from_millis(millis(duration))
 }
 
 /// Nanoseconds, for stores and brokers with signed numbers.
+#[inline]
 pub fn signed_nanos(duration: Duration) -> i64 {
     let duration = bounded(duration);
     duration.as_secs().cast_signed() * 1_000_000_000 + i64::from(duration.subsec_nanos())

@@ -33,17 +33,20 @@ pub type Answer<T> = oneshot::Sender<Result<T>>;
 
 impl<T> Confirm<T> {
     /// A confirmation that is already resolved to `result`.
+    #[inline]
     pub fn ready(result: Result<T>) -> Self {
         Self(State::Ready(Some(result)))
     }
 
     /// A sender and the confirmation that it resolves. The transport keeps the sender.
+    #[inline]
     pub fn channel() -> (Answer<T>, Self) {
         let (answer, waiting) = oneshot::channel();
         (answer, Self(State::Waiting(waiting)))
     }
 
     /// Takes the error of an operation that the transport has refused already.
+    #[inline]
     pub fn refusal(&mut self) -> Option<Error> {
         match &mut self.0 {
             State::Ready(result) => result.take_if(|result| result.is_err())?.err(),
@@ -52,6 +55,7 @@ impl<T> Confirm<T> {
     }
 
     /// Whether the operation makes progress only while the confirmation is awaited.
+    #[inline]
     pub fn is_question(&self) -> bool {
         matches!(self.0, State::Boxed(_))
     }
@@ -69,6 +73,7 @@ impl<T> Unpin for Confirm<T> {}
 impl<T> Future for Confirm<T> {
     type Output = Result<T>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
         match &mut self.0 {
             State::Ready(result) => Poll::Ready(result.take().expect("polled after completion")),

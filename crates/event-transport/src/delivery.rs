@@ -45,6 +45,7 @@ pub struct DeliveryInfo {
 
 impl DeliveryInfo {
     /// Data of attempt number `attempt`; position and time are unknown.
+    #[inline]
     pub fn new(attempt: u32) -> Self {
         Self { attempt, ..Self::default() }
     }
@@ -174,6 +175,7 @@ pub fn lease_lost() -> Error {
 
 impl Delivery {
     /// A delivery of a leased message; `slot` is one of the subscription's `max_in_flight` permits.
+    #[inline]
     pub fn new(
         message: Arc<Message>,
         info: DeliveryInfo,
@@ -185,26 +187,31 @@ impl Delivery {
     }
 
     /// A delivery of a broadcast subscription: it has no lease, and settling it has no effect.
+    #[inline]
     pub fn unleased(message: Arc<Message>, info: DeliveryInfo, slot: Option<OwnedSemaphorePermit>) -> Self {
         Self { message, info, settle: None, _slot: slot }
     }
 
     /// The message.
+    #[inline]
     pub fn message(&self) -> &Arc<Message> {
         &self.message
     }
 
     /// Attempt number, position and publication time.
+    #[inline]
     pub fn info(&self) -> &DeliveryInfo {
         &self.info
     }
 
     /// Whether the consumer may start to handle it: the lease was not lost while the delivery was queued.
+    #[inline]
     pub fn is_ours(&self) -> bool {
         self.settle.as_ref().is_none_or(|(settle, token)| settle.is_ours(*token))
     }
 
     /// Settles it as handled. Await the confirmation to know that the transport has stored the acknowledgement.
+    #[inline]
     pub fn ack(self) -> Confirm<()> {
         self.settle(Settlement::Ack)
     }
@@ -220,6 +227,7 @@ impl Delivery {
     }
 
     /// Returns it untried to the group, which may receive it again at once; the attempt is not counted.
+    #[inline]
     pub fn release(self) -> Confirm<()> {
         self.settle(Settlement::Release)
     }
@@ -230,6 +238,7 @@ impl Delivery {
     }
 
     /// Renews the lease now, in addition to the automatic renewal by the transport.
+    #[inline]
     pub fn in_progress(&self) -> Confirm<()> {
         match &self.settle {
             Some((settle, token)) => settle.in_progress(*token),
@@ -238,6 +247,7 @@ impl Delivery {
     }
 
     /// Settles it with `settlement`.
+    #[inline]
     pub fn settle(mut self, mut settlement: Settlement) -> Confirm<()> {
         // In every transport one task settles for many deliveries: a duration that overflows there would end that task
         // for all of them.
@@ -252,6 +262,7 @@ impl Delivery {
 }
 
 impl Drop for Delivery {
+    #[inline]
     fn drop(&mut self) {
         if let Some((settle, token)) = self.settle.take() {
             drop(settle.settle(token, Settlement::Release));

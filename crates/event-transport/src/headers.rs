@@ -83,6 +83,7 @@ pub fn foreign(value: &str) -> SmolStr {
 }
 
 /// A time as a header value: Unix milliseconds.
+#[inline]
 pub fn millis(at: Timestamp) -> SmolStr {
     format_smolstr!("{}", at.as_millisecond())
 }
@@ -95,6 +96,7 @@ pub fn time(value: &str) -> Option<Timestamp> {
 }
 
 /// Whether the message is an event in binary mode, whose attributes are headers.
+#[inline]
 pub fn is_binary(message: &Message) -> bool {
     message.headers.get("ce-type").is_some()
 }

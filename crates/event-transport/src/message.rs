@@ -22,12 +22,14 @@ pub enum MessageId {
 
 impl MessageId {
     /// A fresh UUIDv7.
+    #[inline]
     pub fn now() -> Self {
         Self::Uuid(Uuid::now_v7())
     }
 }
 
 impl From<Uuid> for MessageId {
+    #[inline]
     fn from(id: Uuid) -> Self {
         Self::Uuid(id)
     }
@@ -132,11 +134,13 @@ pub struct Headers(Vec<(SmolStr, SmolStr)>);
 
 impl Headers {
     /// No headers.
+    #[inline]
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
     /// Returns the value of `name`; the case of `name` does not matter.
+    #[inline]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(have, _)| have.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -192,6 +196,7 @@ impl Headers {
     }
 
     /// Adds a stored header without checking it: `set` checked it before it was stored.
+    #[inline]
     pub fn restore(&mut self, name: SmolStr, value: SmolStr) {
         self.0.push((name, value));
     }
@@ -209,16 +214,19 @@ impl Headers {
     }
 
     /// All headers in order.
+    #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Whether there are no headers.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// The number of headers.
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.len()
     }
@@ -279,6 +287,7 @@ impl Message {
     }
 
     /// A message with a given id and no options, as a transport builds it from stored data.
+    #[inline]
     pub fn with_id(id: MessageId, subject: Subject, content_type: SmolStr, payload: Bytes) -> Self {
         Self {
             subject,
@@ -295,6 +304,7 @@ impl Message {
     }
 
     /// The number of bytes it takes in a transport's buffer: payload, subject, content type, key and headers.
+    #[inline]
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.subject.as_str().len()

@@ -81,6 +81,7 @@ impl Frame {
 
     /// The number of bytes it takes in a transport's buffer: payload, content type and headers, as [`Message::size`]
     /// counts them.
+    #[inline]
     pub fn size(&self) -> usize {
         self.payload.len()
             + self.content_type.len()
@@ -156,6 +157,7 @@ impl Responder {
     }
 
     /// Checks the size of a frame.
+    #[inline]
     pub fn check(&self, frame: &Frame) -> Result<()> {
         let bytes = frame.size();
         if bytes <= self.largest {
@@ -186,11 +188,13 @@ impl Responder {
     }
 
     /// The status that ended the reply instead of a frame that was too large.
+    #[inline]
     pub fn refused(&self) -> Option<&Status> {
         self.refused.as_ref()
     }
 
     /// Cancelled when the caller no longer waits or its deadline has passed.
+    #[inline]
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }

@@ -29,11 +29,13 @@ impl Subject {
     }
 
     /// The subject as text.
+    #[inline]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The first token: the unit of storage and of order.
+    #[inline]
     pub fn topic(&self) -> &str {
         self.0.split('.').next().unwrap_or_default()
     }
@@ -57,21 +59,25 @@ impl Pattern {
     }
 
     /// The pattern as text.
+    #[inline]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Whether it has no wildcard and so matches one subject only.
+    #[inline]
     pub fn is_exact(&self) -> bool {
         !self.0.contains(['*', '>'])
     }
 
     /// The topic, when the first token is not a wildcard.
+    #[inline]
     pub fn topic(&self) -> Option<&str> {
         self.0.split('.').next().filter(|token| !matches!(*token, "*" | ">"))
     }
 
     /// Whether `subject` matches the pattern.
+    #[inline]
     pub fn matches(&self, subject: &Subject) -> bool {
         let mut tokens = subject.as_str().split('.');
         for want in self.0.split('.') {
@@ -108,6 +114,7 @@ impl Group {
     }
 
     /// The group name as text.
+    #[inline]
     pub fn as_str(&self) -> &str {
         &self.0
     }

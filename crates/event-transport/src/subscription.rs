@@ -112,6 +112,7 @@ impl Subscription {
     }
 
     /// Returns a delivery that is already queued, without waiting.
+    #[inline]
     pub fn try_next(&self) -> Option<Delivery> {
         std::iter::from_fn(|| self.queue.try_recv().ok()).find(Delivery::is_ours)
     }
@@ -159,26 +160,31 @@ impl Feed {
     }
 
     /// The number of deliveries that may be unsettled at a time.
+    #[inline]
     pub fn max_in_flight(&self) -> usize {
         self.queue.capacity().expect("it is bounded")
     }
 
     /// Takes a permit for one delivery if one is free now.
+    #[inline]
     pub fn try_slot(&self) -> Option<OwnedSemaphorePermit> {
         self.max_in_flight.clone().try_acquire_owned().ok()
     }
 
     /// The number of free permits: deliveries that the transport may fetch now.
+    #[inline]
     pub fn free(&self) -> usize {
         self.max_in_flight.available_permits()
     }
 
     /// The number of queued deliveries that no consumer has taken yet.
+    #[inline]
     pub fn untaken(&self) -> usize {
         self.untaken.len()
     }
 
     /// Queues a delivery that holds a permit. If the consumer has dropped the subscription, the delivery is released.
+    #[inline]
     pub fn push(&self, delivery: Delivery) {
         // `try_send` fails only when the queue is closed; dropping the delivery then releases it.
         drop(self.queue.try_send(delivery));
@@ -193,11 +199,13 @@ impl Feed {
 
     /// Cancelled when the consumer stops or drops the subscription: the transport must fetch no more. It still renews
     /// the leases of taken deliveries.
+    #[inline]
     pub fn stopped(&self) -> &CancellationToken {
         &self.stop
     }
 
     /// Cancelled when the last clone of the subscription is dropped: the transport must stop renewing leases.
+    #[inline]
     pub fn gone(&self) -> &CancellationToken {
         &self.gone
     }

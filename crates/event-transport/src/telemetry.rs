@@ -81,6 +81,7 @@ names! {
 }
 
 /// Counts messages that `transport` skipped because they had expired.
+#[inline]
 pub fn count_expired(transport: &'static str, messages: u64) {
     if messages > 0 {
         metrics::counter!(EXPIRED, TRANSPORT => transport).increment(messages);

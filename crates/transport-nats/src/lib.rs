@@ -92,6 +92,8 @@ mod subscribe;
 mod topics;
 
 /// One connection to a NATS server or cluster.
+///
+#[doc = include_str!("docs.md")]
 pub struct NatsTransport {
     client: Arc<Client>,
     capabilities: Capabilities,
@@ -104,6 +106,16 @@ pub struct NatsTransport {
 
 impl NatsTransport {
     /// Connects to the server that `url` names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for unknown or impossible options, [`ErrorKind::Denied`] for refused credentials,
+    /// [`ErrorKind::Unsupported`] for a server that is too old or has no JetStream, [`ErrorKind::Unavailable`] when no
+    /// server answers.
+    ///
+    /// [`ErrorKind::Config`]: event_transport::ErrorKind::Config
+    /// [`ErrorKind::Denied`]: event_transport::ErrorKind::Denied
+    /// [`ErrorKind::Unsupported`]: event_transport::ErrorKind::Unsupported
+    /// [`ErrorKind::Unavailable`]: event_transport::ErrorKind::Unavailable
     pub async fn open(url: BusUrl) -> Result<Self> {
         let client = Client::open(Config::read(url)?).await?;
         let capabilities = capabilities(&client);

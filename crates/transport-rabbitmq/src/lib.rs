@@ -8,14 +8,14 @@
 //!                                         NS.dlq.GROUP ◀────────┘ reject: a copy, then ack
 //! ```
 //!
-//! - A group is one quorum queue ([`group`]); one message stores the list of groups ([`registry`]).
-//! - The broker confirms publishes after the quorum has fsynced them ([`publish`]). Copies are `mandatory`, and
-//!   returned copies are detected ([`republish`]). Publishing and consuming use separate connections ([`connection`]).
+//! - A group is one quorum queue (`group`); one message stores the list of groups (`registry`).
+//! - The broker confirms publishes after the quorum has fsynced them (`publish`). Copies are `mandatory`, and
+//!   returned copies are detected (`republish`). Publishing and consuming use separate connections (`connection`).
 //! - **Keyed groups have a single active consumer**: the broker gives the queue to the next member only after all
 //!   messages of the previous one are back in their places, so a take-over loses no order. The owner holds a failed
-//!   message and, behind it, the next ones of its key ([`ledger`], [`journal`]); other keys continue, up to
+//!   message and, behind it, the next ones of its key (`ledger`, `journal`); other keys continue, up to
 //!   `keyed_backlog` held messages.
-//! - Only the members have the state of messages in flight; other connections query them ([`members`]).
+//! - Only the members have the state of messages in flight; other connections query them (`members`).
 //!
 //! Not supported: history (`Start::Earliest` and the like), positions, and publish deduplication.
 
@@ -99,6 +99,8 @@ use subscribe::Subscriber;
 const GOODBYE: Duration = Duration::from_secs(12);
 
 /// An open bus on RabbitMQ.
+///
+#[doc = include_str!("docs.md")]
 #[derive(Debug)]
 pub struct RabbitTransport {
     client: Arc<Client>,

@@ -83,6 +83,8 @@ use requests::Rpc;
 use subscribe::Groups;
 
 /// An open bus on a Redis server.
+///
+#[doc = include_str!("docs.md")]
 pub struct RedisTransport {
     client: Arc<Client>,
     capabilities: Capabilities,
@@ -98,10 +100,14 @@ impl RedisTransport {
     /// Connects to the server that `url` names.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](event_transport::ErrorKind::Config) for unknown or impossible options and for a server that may
-    /// evict messages, [`Denied`](event_transport::ErrorKind::Denied) for wrong credentials or rights,
-    /// [`Unsupported`](event_transport::ErrorKind::Unsupported) for a server that is too old,
-    /// [`Unavailable`](event_transport::ErrorKind::Unavailable) when it cannot be reached.
+    /// [`ErrorKind::Config`] for unknown or impossible options and for a server that may evict messages,
+    /// [`ErrorKind::Denied`] for wrong credentials or rights, [`ErrorKind::Unsupported`] for a server that is too old,
+    /// [`ErrorKind::Unavailable`] when it cannot be reached.
+    ///
+    /// [`ErrorKind::Config`]: event_transport::ErrorKind::Config
+    /// [`ErrorKind::Denied`]: event_transport::ErrorKind::Denied
+    /// [`ErrorKind::Unsupported`]: event_transport::ErrorKind::Unsupported
+    /// [`ErrorKind::Unavailable`]: event_transport::ErrorKind::Unavailable
     pub async fn open(url: BusUrl) -> Result<Self> {
         let client = Client::open(Config::read(url)?).await?;
         // Ends all tasks if one of the features cannot be started.

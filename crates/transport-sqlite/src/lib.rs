@@ -77,6 +77,8 @@ use requests::Calls;
 use subscriptions::Subscriptions;
 
 /// The SQLite transport: one handle of a database file.
+///
+#[doc = include_str!("docs.md")]
 pub struct SqliteTransport {
     handle: Arc<Handle>,
     subscriptions: Subscriptions,

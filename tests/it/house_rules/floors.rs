@@ -12,16 +12,21 @@ const FLOORS: &[(&str, u8)] = &[
     ("terminal", 0),      // every program prints the same way
     ("sqlite-kit", 0),    // every store in a file detects that the file was removed
     ("settings", 0),      // service-kit and task-queue read settings and durations the same way
-    ("event-client", 1),
+    ("event-transport", 1),
     ("service-kit", 1),
-    ("event-conformance", 2),
-    ("event-schemas", 2),
-    ("task-queue", 2),
-    ("log-aggregator", 3),
-    ("console", 4), // the pages stand over every API that they read
-    ("reference-systems", 4),
-    ("backbone", 5),
-    ("backbone-tests", 5),
+    ("transport-sqlite", 2),
+    ("transport-nats", 2),
+    ("transport-redis", 2),
+    ("transport-rabbitmq", 2),
+    ("event-client", 3),
+    ("event-conformance", 4),
+    ("event-schemas", 4),
+    ("task-queue", 4),
+    ("log-aggregator", 5),
+    ("console", 6), // the pages stand over every API that they read
+    ("reference-systems", 6),
+    ("backbone", 7),
+    ("backbone-tests", 7),
 ];
 
 /// Dev-dependencies on a higher floor, each with the reason that no lower place is possible: (user, used).
