@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Span};
 
-/// The longest duration that a setting is given: 100 years of 365 days. Code that adds a duration of a user to a time
-/// reduces it to this one first, so that the sum cannot overflow.
+/// The longest duration that anything waits or is kept: 100 years of 365 days. Code that adds a user's duration to a
+/// time reduces it to this one first, so that the sum cannot overflow.
 pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Parses `30s`, `5 minutes`, `PT1M`; days are 24 hours. Returns `None` for any other text or for a negative
