@@ -41,7 +41,8 @@ impl Outside {
         url.finish()?;
         let inner = format!("memory:outside-{}?{}", url.rest(), options.join("&"));
         let store = MemoryTransport::open(inner.parse()?)?;
-        let capabilities = Capabilities { name: SCHEME, ..store.capabilities().clone() };
+        let mut capabilities = store.capabilities().clone();
+        capabilities.name = SCHEME;
         Ok(Self { capabilities, store })
     }
 }
