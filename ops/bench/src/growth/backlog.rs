@@ -23,7 +23,7 @@ pub async fn measure(place: &Place, load: &Load, size: usize) -> Result<Vec<Figu
     let meter = Meter::start(place.server)?;
     traffic.publish(size, |_| traffic.message(&subject)).await?;
     let published = meter.stop()?;
-    let lag = traffic.lag().await?;
+    let lag = traffic.lag(size).await?;
 
     let start = Instant::now();
     let member = traffic.subscribe(&GROUP).await?;
@@ -41,6 +41,6 @@ pub async fn measure(place: &Place, load: &Load, size: usize) -> Result<Vec<Figu
         millis("first delivery", waited),
     ];
     figures.extend(drained.per_message("drain", handled));
-    figures.push(millis("lag", lag));
+    figures.extend(lag);
     Ok(figures)
 }

@@ -15,6 +15,7 @@ use event_client::transport::{self, Receipt, Subscribe, Topology, Transport};
 use tokio::time::timeout;
 
 use super::args::Load;
+use super::figures::{Figure, figure, millis};
 use crate::contestant::{CONTENT_TYPE, PREFETCH};
 
 /// Publishes that are not confirmed yet.
@@ -102,11 +103,15 @@ impl Traffic {
         Ok(())
     }
 
-    /// Returns the time that the operator's list of groups and their lag takes.
-    pub async fn lag(&self) -> Result<Duration> {
+    /// Reads the operator's list of groups and their lag while `expected` messages are unsettled. Returns its time, and
+    /// the part of the messages that it counted.
+    pub async fn lag(&self, expected: usize) -> Result<Vec<Figure>> {
         let start = Instant::now();
-        self.transport.admin().groups().await?;
-        Ok(start.elapsed())
+        let groups = self.transport.admin().groups().await?;
+        let time = start.elapsed();
+        let counted: u64 = groups.iter().map(|group| group.waiting + group.in_flight).sum();
+        let percent = counted as f64 / expected.max(1) as f64 * 100.0;
+        Ok(vec![millis("lag", time), figure("lag counted %", percent)])
     }
 }
 
