@@ -8,6 +8,7 @@
 //! |---|---|
 //! | implement a transport | [`Transport`], [`Requests`], [`Admin`], [`Capabilities`] |
 //! | read the options of a URL | [`url::BusUrl`], [`Provision`] |
+//! | set the options of `memory:` | [`memory_docs`] |
 //! | pass messages to a consumer | [`subscription::Subscription::channel`], [`delivery::Delivery`] |
 //! | see a transport that is complete | the folder `memory/` of this crate: the reference for what every transport means |
 //!
@@ -41,6 +42,8 @@ pub mod error;
 pub mod headers;
 pub mod key_queue;
 mod memory;
+#[doc = include_str!("memory/docs.md")]
+pub mod memory_docs {}
 pub mod message;
 pub mod options_page;
 pub mod outage;

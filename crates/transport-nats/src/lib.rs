@@ -48,6 +48,9 @@ use event_transport::subscription::Subscription;
 use event_transport::url::BusUrl;
 use event_transport::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
 
+#[doc = include_str!("docs.md")]
+pub mod docs {}
+
 mod ack_log;
 mod admin;
 mod api;
@@ -93,7 +96,7 @@ mod topics;
 
 /// One connection to a NATS server or cluster.
 ///
-#[doc = include_str!("docs.md")]
+/// [`docs`] has all options of its URL.
 pub struct NatsTransport {
     client: Arc<Client>,
     capabilities: Capabilities,

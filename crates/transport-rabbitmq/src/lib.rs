@@ -34,6 +34,9 @@ use event_transport::{
     Admin, Capabilities, IncomingRequest, Mode, Receipt, Replies, Requests, Serve, Subscribe, Transport,
 };
 
+#[doc = include_str!("docs.md")]
+pub mod docs {}
+
 mod acks;
 mod admin;
 mod attempts;
@@ -100,7 +103,7 @@ const GOODBYE: Duration = Duration::from_secs(12);
 
 /// An open bus on RabbitMQ.
 ///
-#[doc = include_str!("docs.md")]
+/// [`docs`] has all options of its URL.
 #[derive(Debug)]
 pub struct RabbitTransport {
     client: Arc<Client>,

@@ -26,6 +26,9 @@ use event_transport::subscription::Subscription;
 use event_transport::url::BusUrl;
 use event_transport::{Admin, Capabilities, Mode, Receipt, Requests, Subscribe, Transport};
 
+#[doc = include_str!("docs.md")]
+pub mod docs {}
+
 mod admin;
 mod backlog;
 mod blocking;
@@ -84,7 +87,7 @@ use subscribe::Groups;
 
 /// An open bus on a Redis server.
 ///
-#[doc = include_str!("docs.md")]
+/// [`docs`] has all options of its URL.
 pub struct RedisTransport {
     client: Arc<Client>,
     capabilities: Capabilities,

@@ -25,6 +25,9 @@ use event_transport::subscription::Subscription;
 use event_transport::url::BusUrl;
 use event_transport::{Admin, Capabilities, Receipt, Requests, Subscribe, Transport};
 
+#[doc = include_str!("docs.md")]
+pub mod docs {}
+
 mod activation;
 mod admin;
 mod broadcast;
@@ -78,7 +81,7 @@ use subscriptions::Subscriptions;
 
 /// The SQLite transport: one handle of a database file.
 ///
-#[doc = include_str!("docs.md")]
+/// [`docs`] has all options of its URL.
 pub struct SqliteTransport {
     handle: Arc<Handle>,
     subscriptions: Subscriptions,

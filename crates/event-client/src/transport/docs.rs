@@ -8,19 +8,19 @@
 //! | [`redis`] | `redis://HOST`, `rediss://HOST` |
 //! | [`rabbitmq`] | `amqp://HOST`, `amqps://HOST` |
 //!
-//! The pages are the same whatever features of this crate are enabled. The modules contain no code.
+//! The pages of the brokers exist when their feature is enabled. The modules contain no code: each transport's crate has
+//! its page.
 
-#[doc = include_str!("../../../event-transport/src/memory/docs.md")]
-pub mod memory {}
-
-#[doc = include_str!("../../../transport-sqlite/src/docs.md")]
-pub mod sqlite {}
-
-#[doc = include_str!("../../../transport-nats/src/docs.md")]
-pub mod nats {}
-
-#[doc = include_str!("../../../transport-redis/src/docs.md")]
-pub mod redis {}
-
-#[doc = include_str!("../../../transport-rabbitmq/src/docs.md")]
-pub mod rabbitmq {}
+#[doc(inline)]
+pub use event_transport::memory_docs as memory;
+#[cfg(feature = "nats")]
+#[doc(inline)]
+pub use transport_nats::docs as nats;
+#[cfg(feature = "rabbitmq")]
+#[doc(inline)]
+pub use transport_rabbitmq::docs as rabbitmq;
+#[cfg(feature = "redis")]
+#[doc(inline)]
+pub use transport_redis::docs as redis;
+#[doc(inline)]
+pub use transport_sqlite::docs as sqlite;
