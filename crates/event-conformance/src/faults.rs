@@ -25,6 +25,7 @@ cases! {
     a_subscription_resumes_after_a_half_open_connection.own_server().within(180);
     a_broadcast_resumes_after_a_kill.own_server().within(120);
     what_was_in_hand_at_a_kill_is_not_lost.own_server().within(120);
+    retries_that_wait_at_a_kill_are_delivered.own_server().within(150);
     a_retry_that_is_being_stored_at_a_cut_does_not_stop_its_group.own_server().within(120);
     the_order_of_keys_survives_kills_and_cuts.own_server().within(240);
 }
@@ -54,10 +55,12 @@ async fn insist(exam: &Exam, message: Message) -> usize {
 /// Repeats a call until it succeeds: just after a fault, a call may fail that succeeds later.
 async fn again<T, F: Future<Output = Result<T, Error>>>(exam: &Exam, what: &str, call: impl Fn() -> F) -> T {
     loop {
-        exam.waits_for(what);
         match call().await {
             Ok(value) => return value,
-            Err(error) => assert!(passes(&error), "{what} after a fault: {error:?}"),
+            Err(error) => {
+                assert!(passes(&error), "{what} after a fault: {error:?}");
+                exam.waits_for(format!("{what}, after {error}"));
+            }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -287,6 +290,41 @@ async fn what_was_in_hand_at_a_kill_is_not_lost(exam: Exam) {
     }
     flows(&exam, &subscription, "after").await;
     settled(&exam, "g").await;
+}
+
+/// The server is killed while retries wait in the store, are due, or are on their way back to the group: each of them
+/// is delivered, and soon.
+async fn retries_that_wait_at_a_kill_are_delivered(exam: Exam) {
+    const MESSAGES: usize = 64;
+    let subscription = exam.subscribe(group("g", MESSAGES)).await;
+    for round in 0..2 {
+        let name = |n: usize| format!("{round}/{n}");
+        let mut retries = Vec::new();
+        for n in 0..MESSAGES {
+            exam.publish(message(name(n))).await;
+        }
+        for n in 0..MESSAGES {
+            let delivery = exam.next_of(&subscription, &format!("message {n} of round {round}")).await;
+            let after = Duration::from_millis(20 + 5 * n as u64);
+            retries.push(delivery.retry(after, "later"));
+        }
+        for retry in retries {
+            exam.waits_for("a retry to be stored");
+            retry.await.expect("the server is there");
+        }
+        exam.ok("a kill", exam.server().kill()).await;
+        exam.ok("the server to start", exam.server().start()).await;
+        let mut missing: HashSet<String> = (0..MESSAGES).map(name).collect();
+        while !missing.is_empty() {
+            let delivery = exam.next_of(&subscription, &format!("{} retries", missing.len())).await;
+            // A kill may lose the server's record of the attempt, or of the acknowledgement of an original whose copy
+            // waits.
+            let text = text(&delivery);
+            if settle(delivery).await {
+                missing.remove(&text);
+            }
+        }
+    }
 }
 
 /// The connection is cut while a transport stores the retry of a keyed message, for which it may hold a resource that
