@@ -8,7 +8,7 @@ use crate::url::BusUrl;
 use event_transport::error::{Error, ErrorKind, Result};
 
 impl Bus {
-    /// The environment variables that [`Bus::from_env`] reads, each with its description.
+    /// The environment variables that [`Bus::from_env`] reads, each with its description. An empty one counts as unset.
     pub const VARIABLES: [(&'static str, &'static str); 5] = [
         ("EVENT_BUS_URL", "URL of the bus; default `sqlite:backbone-data/bus.db`"),
         ("EVENT_BUS_CODEC", "`json` (default) or `msgpack`"),
@@ -45,7 +45,7 @@ impl Bus {
     pub async fn from_env(service: &str) -> Result<Self> {
         let mut settings =
             Settings { source: smol_str::format_smolstr!("/{service}"), ..Settings::default() };
-        if let Ok(codec) = std::env::var("EVENT_BUS_CODEC") {
+        if let Some(codec) = variable("EVENT_BUS_CODEC") {
             settings.codec =
                 codec.parse().map_err(|error: crate::Error| error.with("variable", "EVENT_BUS_CODEC"))?;
         }
@@ -58,7 +58,7 @@ impl Bus {
     /// # Errors
     /// The errors of [`Bus::connect_with`].
     pub async fn from_env_with(url: Option<&str>, settings: Settings) -> Result<Self> {
-        let given = std::env::var("EVENT_BUS_URL").ok();
+        let given = variable("EVENT_BUS_URL");
         let text = url.or(given.as_deref()).unwrap_or(Self::DEFAULT_URL);
         if text == Self::DEFAULT_URL {
             private_files::create_folder(Path::new(Self::DEFAULT_FOLDER)).map_err(|error| {
@@ -69,10 +69,15 @@ impl Bus {
         }
         let mut url: BusUrl = text.parse()?;
         for (variable, option) in Self::OPTIONS {
-            if let Ok(value) = std::env::var(variable) {
+            if let Some(value) = self::variable(variable) {
                 url.default_option(option, value);
             }
         }
         Self::with_transport(transport::open(url).await?, settings)
     }
+}
+
+/// Returns the value of a variable; an empty one counts as unset, as compose files write it.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
