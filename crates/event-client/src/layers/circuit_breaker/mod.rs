@@ -28,7 +28,7 @@ use store::{now, until};
 /// A waiting event checks the circuit at least this often, because another process may have changed a shared store.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Stops calls after a number of failures in a row; see the [module](self).
+/// Stops calls after a number of failures in a row.
 ///
 /// There is one circuit for each handler or requested subject. With [`named`](CircuitBreaker::named) there is one
 /// circuit for all services and clients that this value and its clones wrap. Only failures that the message itself
