@@ -11,6 +11,7 @@ use crate::message::{With, broadcast, group, message, on};
 cases! {
     truth_table_within_a_topic;
     truth_table_across_topics.when(|can| can.cross_topic);
+    a_group_without_members_counts_topics_that_are_newer.when(|can| can.cross_topic);
     a_wildcard_topic_is_refused.when(|can| !can.cross_topic);
     several_patterns_deliver_a_message_once;
     broadcast_takes_the_same_patterns;
@@ -49,6 +50,33 @@ const ACROSS: [(&str, &[usize]); 5] = [
     ("*.*.v1", &[2, 4, 5, 6, 7]),
     ("*.>", &[1, 2, 3, 4, 5, 6, 7]),
 ];
+
+/// A topic appears while nobody reads the group: its messages wait for the group, and the status of the group counts them.
+async fn a_group_without_members_counts_topics_that_are_newer(exam: Exam) {
+    for (name, pattern) in [("all", ">"), ("part", "*.placed.>")] {
+        drop(exam.subscribe(group(name, 16).filters(&[pattern])).await);
+    }
+    for topic in ["orders", "billing"] {
+        for event in ["placed", "paid"] {
+            exam.publish(on(&format!("{topic}.{event}.v1"), "x")).await;
+        }
+    }
+    for (name, pattern, messages) in [("all", ">", 4), ("part", "*.placed.>", 2)] {
+        let waiting = || async {
+            let groups = exam.ok("the groups", exam.admin().groups()).await;
+            groups.iter().find(|status| status.group.as_str() == name).map(|status| status.waiting)
+        };
+        while waiting().await != Some(messages) {
+            exam.waits_for(format!("{messages} messages to wait for {name}; now {:?}", waiting().await));
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let subscription = exam.subscribe(group(name, 16).filters(&[pattern])).await;
+        for n in 0..messages {
+            let delivery = exam.next_of(&subscription, &format!("message {n} of {name}")).await;
+            exam.ok("an ack", delivery.ack()).await;
+        }
+    }
+}
 
 async fn check(exam: &Exam, table: &[(&str, &[usize])]) {
     let mut subscriptions = Vec::new();

@@ -127,7 +127,47 @@ impl Status {
                 _ => partial.push((topic.clone(), Wanted { group: index, filters, delivered, lag })),
             }
         }
-        Ok(Progress { status, oldest, partial })
+        let mut progress = Progress { status, oldest, partial };
+        self.add_newer_topics(index, &definition, &mut progress).await?;
+        Ok(progress)
+    }
+
+    /// Counts the messages of topics that are newer than the group and that no member has seen yet: its next member
+    /// creates the group on them and reads them from their beginning.
+    async fn add_newer_topics(
+        &self,
+        index: usize,
+        definition: &Definition,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        if !definition.is_wild() {
+            return Ok(());
+        }
+        let mut topics = self.client.topics().await?;
+        topics.retain(|topic| !definition.topics.contains(topic));
+        let mut pipeline = Pipeline::new();
+        for topic in &topics {
+            let log = self.client.keys.log(topic);
+            pipeline.cmd("XLEN").arg(&log).cmd("XRANGE").arg(log).arg("-").arg("+").arg("COUNT").arg(1);
+        }
+        if topics.is_empty() {
+            return Ok(());
+        }
+        let replies = self.client.connection.run(&pipeline).await?;
+        let filters = || Filters::parse(&format!("0-0 {}", definition.filters.join(" ")));
+        for (topic, replies) in topics.into_iter().zip(replies.chunks(2)) {
+            let [length, first] = replies else { return Err(odd("the length of a topic")) };
+            let lag = number(&reply(length.clone())?);
+            let (filters, delivered) = (filters(), EntryId::default());
+            if lag > 0 && filters.take_all_after(delivered) {
+                let first = parts(reply(first.clone())?).into_iter().next().map(parts).unwrap_or_default();
+                progress.status.waiting += lag as u64;
+                progress.oldest = older(progress.oldest, first.first().and_then(|id| text(id).parse().ok()));
+            } else if lag > 0 {
+                progress.partial.push((topic, Wanted { group: index, filters, delivered, lag }));
+            }
+        }
+        Ok(())
     }
 }
 
