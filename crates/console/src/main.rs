@@ -1,6 +1,6 @@
-//! Runs the log aggregator alone with its page, as a drop-in replacement for Logthon: `log-aggregator [DIRECTORY]`; Logthon's
-//! environment variables set everything else. With `EVENT_BUS_URL` it also receives the log batches that services
-//! publish on that bus. `backbone up` runs the same aggregator beside the bus and the task workers.
+//! Runs the log aggregator alone with its page, as a drop-in replacement for Logthon: `log-aggregator [DIRECTORY]`.
+//! Logthon's environment variables set everything else. With `EVENT_BUS_URL` it also receives the log batches that
+//! services publish on that bus. `backbone up` runs the same aggregator beside the bus and the task workers.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -42,8 +42,10 @@ impl Status {
     /// Returns the status of every group.
     pub(super) async fn all(&self) -> Result<Vec<GroupStatus>> {
         let definitions = self.definitions.all().await?;
+        let is_wild = definitions.iter().any(|(_, definition)| definition.is_wild());
+        let topics = if is_wild { self.client.topics().await? } else { Vec::new() };
         let mut groups: Vec<Progress> = stream::iter(definitions.into_iter().enumerate())
-            .map(|(index, (group, definition))| self.progress(index, group, definition))
+            .map(|(index, (group, definition))| self.progress(index, group, definition, &topics))
             .buffered(TOGETHER)
             .try_collect()
             .await?;
@@ -68,7 +70,13 @@ impl Status {
         Ok(groups.into_iter().map(finish).collect())
     }
 
-    async fn progress(&self, index: usize, group: Group, definition: Definition) -> Result<Progress> {
+    async fn progress(
+        &self,
+        index: usize,
+        group: Group,
+        definition: Definition,
+        topics: &[SmolStr],
+    ) -> Result<Progress> {
         let mut status = GroupStatus::new(group.clone(), definition.patterns());
         let keys = &self.client.keys;
         let mut pipeline = Pipeline::new();
@@ -128,7 +136,7 @@ impl Status {
             }
         }
         let mut progress = Progress { status, oldest, partial };
-        self.add_newer_topics(index, &definition, &mut progress).await?;
+        self.add_newer_topics(index, &definition, topics, &mut progress).await?;
         Ok(progress)
     }
 
@@ -138,33 +146,37 @@ impl Status {
         &self,
         index: usize,
         definition: &Definition,
+        topics: &[SmolStr],
         progress: &mut Progress,
     ) -> Result<()> {
         if !definition.is_wild() {
             return Ok(());
         }
-        let mut topics = self.client.topics().await?;
-        topics.retain(|topic| !definition.topics.contains(topic));
+        let newer = |topic: &&SmolStr| !definition.topics.contains(*topic);
+        let topics: Vec<&SmolStr> = topics.iter().filter(newer).collect();
+        if topics.is_empty() {
+            return Ok(());
+        }
         let mut pipeline = Pipeline::new();
         for topic in &topics {
             let log = self.client.keys.log(topic);
             pipeline.cmd("XLEN").arg(&log).cmd("XRANGE").arg(log).arg("-").arg("+").arg("COUNT").arg(1);
         }
-        if topics.is_empty() {
-            return Ok(());
-        }
         let replies = self.client.connection.run(&pipeline).await?;
-        let filters = || Filters::parse(&format!("0-0 {}", definition.filters.join(" ")));
+        // As `ensure.lua` writes the filters of a new group on a topic: they hold from the first entry on.
+        let filters = Filters::parse(&format!("0-0 {}", definition.filters.join(" ")));
+        let delivered = EntryId::default();
+        let takes_all = filters.take_all_after(delivered);
         for (topic, replies) in topics.into_iter().zip(replies.chunks(2)) {
             let [length, first] = replies else { return Err(odd("the length of a topic")) };
             let lag = number(&reply(length.clone())?);
-            let (filters, delivered) = (filters(), EntryId::default());
-            if lag > 0 && filters.take_all_after(delivered) {
+            if lag > 0 && takes_all {
                 let first = parts(reply(first.clone())?).into_iter().next().map(parts).unwrap_or_default();
                 progress.status.waiting += lag as u64;
                 progress.oldest = older(progress.oldest, first.first().and_then(|id| text(id).parse().ok()));
             } else if lag > 0 {
-                progress.partial.push((topic, Wanted { group: index, filters, delivered, lag }));
+                let filters = filters.clone();
+                progress.partial.push((topic.clone(), Wanted { group: index, filters, delivered, lag }));
             }
         }
         Ok(())
